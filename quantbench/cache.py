@@ -1,0 +1,79 @@
+"""Content-addressed artifacts: made once, written beside their place and renamed into it, never read half-written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import platformdirs
+
+CACHE_VARIABLE = "QUANTBENCH_CACHE"
+_CHUNK_BYTES = 1 << 22
+
+
+def cache_root() -> Path:
+    """The cache folder: ``QUANTBENCH_CACHE``, else the user's cache folder."""
+    return Path(os.environ.get(CACHE_VARIABLE) or platformdirs.user_cache_path("quantbench"))
+
+
+def digest(asked: Mapping[str, object]) -> str:
+    """A short content address of what an artifact is made from."""
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def artifact(kind: str, asked: Mapping[str, object], make: Callable[[Path], None]) -> Path:
+    """The folder of the artifact described by ``asked``, made by ``make(folder)`` if it is not there.
+
+    ``make`` fills an empty folder that is renamed into place when it returns, so a reader sees all of it or nothing;
+    ``asked.json`` in the folder says what it was made from. When two processes race, the first one wins.
+    """
+    place = cache_root() / kind / digest(asked)
+    if place.is_dir():
+        return place
+    place.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{place.name}-", dir=place.parent))
+    try:
+        make(partial)
+        (partial / "asked.json").write_text(json.dumps(asked, indent=1, sort_keys=True))
+        try:
+            partial.rename(place)
+        except OSError:
+            if not place.is_dir():
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return place
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file's bytes, remembered by path, size and time so that large checkpoints are read once."""
+    stat = path.stat()
+    note = cache_root() / "sha256" / digest({"path": str(path.resolve()), "size": stat.st_size, "mtime": stat.st_mtime_ns})
+    if note.is_file():
+        return note.read_text()
+    hasher = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(_CHUNK_BYTES):
+            hasher.update(chunk)
+    write_atomically(note, hasher.hexdigest().encode())
+    return hasher.hexdigest()
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write beside ``path``, flush to disk, rename: a reader sees the old file, the new one, or none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, partial = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        Path(partial).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,62 @@
+"""Engines: one file each. An engine runs a job folder somewhere and says how that ended."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from quantbench.record import Status
+from quantbench.registry import Registry
+from quantbench.trace import Trace
+from quantbench.worker import FAILURE_FILE, TRACE_FILE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """Why a job, or the rest of it, has no results."""
+
+    status: Status
+    reason: str
+    traceback: str = ""
+
+
+class Runner(Protocol):
+    """An opened engine."""
+
+    @property
+    def preloaded(self) -> Mapping[str, float]:
+        """Seconds of imports, by package, that a worker inherits instead of doing them itself."""
+
+    def run(self, folder: Path, timeout_s: float) -> Failure | None:
+        """Run the job in ``folder``; None when it ended well."""
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """A registered engine; ``open(device)`` starts what it needs and stops it again."""
+
+    name: str
+    about: str
+    open: Callable[[str], AbstractContextManager[Runner]]
+
+
+ENGINES: Registry[Engine] = Registry("quantbench.engines", Engine, "engine")
+
+
+def reported_failure(folder: Path) -> Failure | None:
+    """The failure that the worker itself wrote down, if it did."""
+    path = folder / FAILURE_FILE
+    if not path.is_file():
+        return None
+    body = json.loads(path.read_text())
+    return Failure(status=Status(body["status"]), reason=body["reason"], traceback=body["traceback"])
+
+
+def collected_trace(folder: Path, index: int) -> Trace | None:
+    """The trace of the job's ``index``-th prompt set, if the worker got that far."""
+    path = folder / TRACE_FILE.format(index)
+    return Trace.load(path) if path.is_file() else None

@@ -1,0 +1,113 @@
+"""The fork server: imports once, then forks a worker per request. Requests and answers are JSON lines on its pipes.
+
+In: ``{"folder": DIR, "fork": true}``. Out: a greeting, then per request ``{"pid": N}`` and ``{"returncode": N}``.
+When its standard input closes it kills the worker it still runs and ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import select
+import signal
+import sys
+import time
+import traceback
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NoReturn
+
+PRELOADED = ("numpy", "torch", "transformers", "transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto")
+
+
+def main() -> None:
+    """Serve until standard input closes."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever an import prints must not land between the answers
+    _answer(answers, {"preloaded": _preload(), "cuda_initialized": _cuda_initialized()})
+    wake_read, wake_write = os.pipe()
+    os.set_blocking(wake_write, False)
+    signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    while line := sys.stdin.readline():
+        request = json.loads(line)
+        pid = _start(Path(request["folder"]), fork=request["fork"])
+        _answer(answers, {"pid": pid})
+        _answer(answers, {"returncode": _wait(pid, wake_read)})
+
+
+def _preload() -> dict[str, float]:
+    """Import what workers need; seconds by top-level package."""
+    seconds: dict[str, float] = {}
+    for name in PRELOADED:
+        package = name.partition(".")[0]
+        if find_spec(package):
+            started = time.perf_counter()
+            importlib.import_module(name)
+            seconds[package] = seconds.get(package, 0.0) + time.perf_counter() - started
+    return seconds
+
+
+def _answer(stream: Any, message: dict[str, Any]) -> None:
+    stream.write(json.dumps(message) + "\n")
+    stream.flush()
+
+
+def _cuda_initialized() -> bool:
+    torch = sys.modules.get("torch")
+    return bool(torch and torch.cuda.is_initialized())
+
+
+def _start(folder: Path, *, fork: bool) -> int:
+    pid = os.fork()
+    if pid == 0:
+        _become_worker(folder, fork=fork)
+    return pid
+
+
+def _become_worker(folder: Path, *, fork: bool) -> NoReturn:
+    code = 1
+    try:
+        os.setsid()
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for name, number in (("stdout.log", 1), ("stderr.log", 2)):
+            handle = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            os.dup2(handle, number)
+            os.close(handle)
+        null = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(null, 0)
+        if not fork:
+            os.execv(sys.executable, [sys.executable, "-m", "quantbench.worker", str(folder)])
+        from quantbench.worker import run_job, sacrifice_first
+
+        sacrifice_first()
+        code = run_job(folder)
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except BaseException:  # noqa: BLE001 - this process must end here, whatever happens
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def _wait(pid: int, wake: int) -> int:
+    """The worker's exit code, minus the signal's number if one ended it; kills it when the other side goes away."""
+    while True:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        ready, _, _ = select.select([wake, sys.stdin], [], [])
+        if wake in ready:
+            os.read(wake, 4096)
+        elif sys.stdin in ready:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

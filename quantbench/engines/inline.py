@@ -1,0 +1,29 @@
+"""The inline engine: no process of its own. For debugging; one crash ends everything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from quantbench.engines import Engine, Failure, Runner, reported_failure
+from quantbench.worker import run_job
+
+
+class InlineRunner:
+    """Runs jobs in this process; a timeout cannot be kept here."""
+
+    preloaded: Mapping[str, float] = {}
+
+    def run(self, folder: Path, timeout_s: float) -> Failure | None:
+        """See Runner; ``timeout_s`` is not enforced."""
+        return reported_failure(folder) if run_job(folder) else None
+
+
+@contextmanager
+def open_inline(device: str) -> Iterator[Runner]:
+    """Nothing to start."""
+    yield InlineRunner()
+
+
+INLINE = Engine("inline", "in this process, for debugging: no isolation, no timeout", open_inline)

@@ -1,0 +1,161 @@
+"""The process engine: every job in a fresh process, forked from a server that has torch and transformers imported.
+
+A worker starts in 0.15 s instead of 5 s and decodes as fast as a spawned one. On a GPU the fork is only safe while nothing
+preloaded has initialized CUDA; the server says so, and otherwise each job is spawned.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from quantbench.engines import Engine, Failure, Runner, reported_failure
+from quantbench.errors import QuantbenchError
+from quantbench.record import Status
+
+_VMSTAT = Path("/proc/vmstat")
+_CGROUP_EVENTS = (Path("/sys/fs/cgroup/memory.events"), Path("/sys/fs/cgroup/memory/memory.oom_control"))
+_ENVIRONMENT = {
+    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # asking whether CUDA is there must not initialize it before the fork
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+
+
+class ProcessRunner:
+    """Talks JSON lines with the fork server over pipes; jobs and results travel as files."""
+
+    def __init__(self, device: str) -> None:
+        """Start the server; it imports while the caller goes on, and the first job waits for it."""
+        environment = {**os.environ, **_ENVIRONMENT}
+        self._device = device
+        self._server = subprocess.Popen(
+            [sys.executable, "-m", "quantbench.engines._fork_server"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, start_new_session=True,
+        )  # fmt: skip
+        self._hello: dict[str, Any] | None = None
+        self._received = b""
+
+    @property
+    def preloaded(self) -> Mapping[str, float]:
+        """See Runner."""
+        seconds: dict[str, float] = self._greeting()["preloaded"]
+        return seconds
+
+    def run(self, folder: Path, timeout_s: float) -> Failure | None:
+        """See Runner. SIGKILL with a rising count of the kernel's OOM kills is ``oom``, any other signal ``crashed``."""
+        killed_before = oom_kills()
+        self._send({"folder": str(folder), "fork": self._may_fork()})
+        pid = int(self._receive(None)["pid"])
+        try:
+            answer = self._receive(timeout_s)
+        except TimeoutError:
+            _kill(pid)
+            self._receive(None)
+            return Failure(status=Status.TIMEOUT, reason=f"no result within {timeout_s:g} s; raise the timeout, or ask for less")
+        except BaseException:
+            _kill(pid)
+            raise
+        return _ending(folder, int(answer["returncode"]), oom_kills() > killed_before)
+
+    def close(self) -> None:
+        """Stop the server and whatever it still runs."""
+        with contextlib.suppress(OSError, ValueError):
+            _pipe(self._server.stdin).close()
+        try:
+            self._server.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            os.killpg(self._server.pid, signal.SIGKILL)
+            self._server.wait()
+        _pipe(self._server.stdout).close()
+
+    def _greeting(self) -> dict[str, Any]:
+        if self._hello is None:
+            self._hello = self._receive(None)
+        return self._hello
+
+    def _may_fork(self) -> bool:
+        greeting = self._greeting()
+        return not (self._device.startswith("cuda") and greeting["cuda_initialized"])
+
+    def _send(self, message: dict[str, Any]) -> None:
+        self._greeting()
+        stream = _pipe(self._server.stdin)
+        stream.write(json.dumps(message).encode() + b"\n")
+        stream.flush()
+
+    def _receive(self, timeout_s: float | None) -> dict[str, Any]:
+        handle = _pipe(self._server.stdout).fileno()
+        while b"\n" not in self._received:
+            if not select.select([handle], [], [], timeout_s)[0]:
+                raise TimeoutError
+            chunk = os.read(handle, 1 << 16)
+            if not chunk:
+                raise QuantbenchError("the fork server ended unexpectedly; run again, or use --engine inline to see why")
+            self._received += chunk
+        line, _, self._received = self._received.partition(b"\n")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+
+def oom_kills() -> int:
+    """How often the kernel has killed a process for lack of memory, on the machine and in this control group."""
+    total = 0
+    for path in (_VMSTAT, *_CGROUP_EVENTS):
+        with contextlib.suppress(OSError):
+            for line in path.read_text().splitlines():
+                name, _, count = line.partition(" ")
+                total += int(count) if name == "oom_kill" else 0
+    return total
+
+
+@contextmanager
+def open_process(device: str) -> Iterator[Runner]:
+    """Start the fork server, and stop it at the end."""
+    runner = ProcessRunner(device)
+    try:
+        yield runner
+    finally:
+        runner.close()
+
+
+PROCESS = Engine("process", "each variant in a fresh process, forked from a server with torch imported", open_process)
+
+
+def _pipe(stream: IO[bytes] | None) -> IO[bytes]:
+    assert stream is not None
+    return stream
+
+
+def _kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
+
+
+def _ending(folder: Path, returncode: int, oom_killed: bool) -> Failure | None:
+    if returncode == 0:
+        return None
+    if reported := reported_failure(folder):
+        return reported
+    last_words = _last_line(folder / "stderr.log")
+    if returncode == -signal.SIGKILL and oom_killed:
+        return Failure(status=Status.OOM, reason="the kernel killed the worker because memory ran out; use a smaller model or precision")
+    if returncode < 0:
+        name = signal.Signals(-returncode).name
+        return Failure(status=Status.CRASHED, reason=f"the worker was ended by {name}{last_words}")
+    return Failure(status=Status.CRASHED, reason=f"the worker ended with exit code {returncode}{last_words}")
+
+
+def _last_line(path: Path) -> str:
+    lines = path.read_text(errors="replace").strip().splitlines() if path.is_file() else []
+    return f"; its last line was: {lines[-1][:300]}" if lines else ""

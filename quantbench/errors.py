@@ -1,0 +1,53 @@
+"""Everything quantbench raises on purpose, each with one sentence: what, why, and what to do.
+
+QuantbenchError              exit code 2, status ``error``
+├── UsageError               bad input of a person: options, names, files
+│   └── MatrixError          a matrix file: names the file, the place and the key
+├── ModelError               a model or checkpoint that cannot be used
+├── UnsupportedError         this cannot run here; status ``skipped``
+│   └── MissingDependency    an extra is not installed; the sentence holds the pip line
+└── StoreError               results cannot be read or written
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class QuantbenchError(Exception):
+    """Base of all errors that are meant to be read by a person."""
+
+    exit_code = 2
+
+
+class UsageError(QuantbenchError):
+    """Bad input of a person."""
+
+
+class MatrixError(UsageError):
+    """A matrix file that cannot be read or that asks for something impossible."""
+
+
+class ModelError(QuantbenchError):
+    """A model or checkpoint that cannot be used."""
+
+
+class UnsupportedError(QuantbenchError):
+    """Something that cannot run here; its scenario is skipped with this sentence as the reason."""
+
+
+class MissingDependency(UnsupportedError):  # noqa: N818 - reads as the state it reports
+    """A method needs a package that is not installed."""
+
+
+class StoreError(QuantbenchError):
+    """Results cannot be read or written."""
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:
+    """The error for a name that nobody registered, with the nearest known names."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name.lower(), names, n=2, cutoff=0.5)
+    hint = f"did you mean {' or '.join(repr(candidate) for candidate in near)}?" if near else "known: " + ", ".join(names)
+    return UsageError(f"unknown {kind} {name!r}; {hint}")

@@ -1,0 +1,85 @@
+"""What a worker is told: one variant with all its prompt sets, as a file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from quantbench.scenario import Conditions, Effort, Scenario, Variant
+
+JOB_VERSION = 1
+JOB_FILE = "job.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """Where a model's files lie. ``kind`` is ``hf`` (a folder with config.json) or ``gguf`` (one file)."""
+
+    name: str
+    kind: Literal["hf", "gguf"]
+    path: Path
+    revision: str
+    content_hash: str
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """One prompt set of a job; ``reference`` is the folder of the reference's artifact, made before any variant runs."""
+
+    prompts_name: str
+    prompts: tuple[str, ...]
+    reference: Path | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One process's work. ``kind``: ``measure`` the variant, ``prepare`` its artifacts outside any timing, or make the
+    ``reference`` artifact that variants are compared with.
+    """
+
+    kind: Literal["measure", "prepare", "reference"]
+    checkpoint: Checkpoint
+    variant: Variant
+    conditions: Conditions
+    effort: Effort
+    tasks: tuple[Task, ...]
+    preloaded: Mapping[str, float] = field(default_factory=dict)
+    """Seconds that the fork server spent on imports which this worker inherits, by package."""
+
+    @property
+    def scenario(self) -> Scenario:
+        """The scenario of the first prompt set; methods look at model, variant and conditions only."""
+        return self.scenario_of(self.tasks[0])
+
+    def scenario_of(self, task: Task) -> Scenario:
+        """The scenario that ``task`` measures."""
+        return Scenario(
+            model=self.checkpoint.name, variant=self.variant, prompts=task.prompts_name, conditions=self.conditions
+        )
+
+    def save(self, folder: Path) -> None:
+        """Write ``job.json`` into ``folder``."""
+        (folder / JOB_FILE).write_text(json.dumps({"version": JOB_VERSION, **asdict(self)}, default=str, indent=1))
+
+    @classmethod
+    def load(cls, folder: Path) -> Job:
+        """Read what ``save`` wrote."""
+        body: dict[str, Any] = json.loads((folder / JOB_FILE).read_text())
+        body.pop("version")
+        body["checkpoint"] = Checkpoint(**{**body["checkpoint"], "path": Path(body["checkpoint"]["path"])})
+        body["variant"] = Variant(**body["variant"])
+        body["conditions"] = Conditions(**body["conditions"])
+        body["effort"] = Effort(**body["effort"])
+        body["tasks"] = tuple(
+            Task(
+                prompts_name=entry["prompts_name"],
+                prompts=tuple(entry["prompts"]),
+                reference=Path(entry["reference"]) if entry["reference"] else None,
+            )
+            for entry in body["tasks"]
+        )
+        return cls(**body)

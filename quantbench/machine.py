@@ -1,0 +1,101 @@
+"""Facts about this machine: CPU, memory, instruction sets, GPU, versions, commit."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+from dataclasses import asdict, dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+TRACKED_PACKAGES = (
+    "quantbench", "torch", "transformers", "accelerate", "bitsandbytes", "gptqmodel", "optimum", "torchao",
+    "llama-cpp-python", "gguf", "peft", "numpy", "pandas", "pyarrow", "pytest", "pytest-benchmark",
+)  # fmt: skip
+"""Distributions whose versions belong to a measurement."""
+
+_ISA_FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "sve")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """What must agree before two timings may be compared. ``memory_bytes`` is physical memory."""
+
+    cpu: str
+    cpus: int
+    memory_bytes: int
+    isa: str
+    system: str
+    gpus: tuple[str, ...] = ()
+    driver: str = ""
+
+    @property
+    def fingerprint(self) -> str:
+        """A short hash of the hardware facts; memory is rounded to GiB since firmware takes a varying bit of it."""
+        facts = {**asdict(self), "memory_bytes": round(self.memory_bytes / 2**30)}
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+@cache
+def describe() -> Machine:
+    """The facts about this machine, read once."""
+    info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    gpus, driver = _nvidia()
+    return Machine(
+        cpu=_cpuinfo(info, "model name") or platform.processor() or platform.machine(),
+        cpus=available_cpus(),
+        memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        isa=" ".join(flag for flag in _ISA_FLAGS if flag in (_cpuinfo(info, "flags") + _cpuinfo(info, "Features")).split()),
+        system=f"{platform.system()} {platform.machine()}",
+        gpus=gpus,
+        driver=driver,
+    )
+
+
+def available_cpus() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of the tracked packages; what is not installed is left out."""
+    found = {"python": platform.python_version()}
+    for name in TRACKED_PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def git_commit(folder: Path) -> str:
+    """The commit checked out in ``folder``, with ``-dirty`` when files differ; empty outside a repository."""
+    if not shutil.which("git"):
+        return ""
+    described = subprocess.run(
+        ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return described.stdout.strip()
+
+
+def _cpuinfo(text: str, key: str) -> str:
+    for line in text.splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() == key:
+            return value.strip()
+    return ""
+
+
+def _nvidia() -> tuple[tuple[str, ...], str]:
+    if not shutil.which("nvidia-smi"):
+        return (), ""
+    asked = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    answer = subprocess.run(asked, capture_output=True, text=True, check=False)
+    rows = [line.split(", ") for line in answer.stdout.splitlines() if ", " in line]
+    return tuple(row[0] for row in rows), rows[0][1] if rows else ""

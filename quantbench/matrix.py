@@ -1,0 +1,159 @@
+"""From a TOML file or options to scenarios: model x method x precision x prompt set.
+
+A matrix file::
+
+    models = ["canary"]
+    prompts = ["ten"]
+    control = true                        # the reference measured once more
+
+    [methods]
+    torch = ["fp32", "bf16"]
+    gguf = ["q4_k_m", "q8_0"]
+
+    [conditions]                          # optional: any field of Conditions
+    output_tokens = 32
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from quantbench import models, prompts
+from quantbench.errors import MatrixError, UsageError, unknown_name
+from quantbench.methods import METHODS
+from quantbench.scenario import Conditions, Scenario, Variant
+
+_KEYS = {"models": list, "prompts": list, "control": bool, "methods": dict, "conditions": dict}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Matrix:
+    """Axes and conditions; ``source`` names the file for messages."""
+
+    models: tuple[str, ...]
+    prompts: tuple[str, ...]
+    variants: tuple[Variant, ...]
+    control: bool = True
+    conditions: Conditions = field(default_factory=Conditions)
+    source: str = ""
+
+
+def default_matrix() -> Matrix:
+    """Every method at every precision, on the canary with ten prompts."""
+    variants = tuple(Variant(method=method.name, precision=each.name) for method in METHODS for each in method.precisions)
+    return Matrix(models=("canary",), prompts=("ten",), variants=variants)
+
+
+def read_matrix(path: Path) -> Matrix:
+    """Read a matrix file. MatrixError names the file and the line or key of whatever is wrong in it."""
+    try:
+        body = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise MatrixError(f"matrix file {path} does not exist; give a TOML file with --matrix") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise MatrixError(f"matrix file {path} is not valid TOML: {error}") from error
+    for key, value in body.items():
+        if key not in _KEYS:
+            raise MatrixError(f"matrix file {path}: {unknown_name('key', key, _KEYS)}")
+        if not isinstance(value, _KEYS[key]):
+            raise MatrixError(f"matrix file {path}, key {key!r}: expected a {_KEYS[key].__name__}, found {value!r}")
+    for key in ("models", "prompts"):
+        if not all(isinstance(name, str) for name in body.get(key, [])):
+            raise MatrixError(f"matrix file {path}, key {key!r}: expected a list of names, found {body[key]!r}")
+    default = default_matrix()
+    return Matrix(
+        models=tuple(body.get("models", default.models)),
+        prompts=tuple(body.get("prompts", default.prompts)),
+        variants=_variants(path, body["methods"]) if "methods" in body else default.variants,
+        control=body.get("control", True),
+        conditions=_conditions(path, body.get("conditions", {})),
+        source=str(path),
+    )
+
+
+def select(matrix: Matrix, *, models: Sequence[str], methods: Sequence[str], precisions: Sequence[str], prompts: Sequence[str]) -> Matrix:
+    """Narrow a matrix by options. Models and prompt sets replace the matrix's own; methods and precisions filter it,
+    a method that the matrix lacks is added with all its precisions.
+    """
+    variants = matrix.variants
+    if methods:
+        held = {variant.method for variant in variants}
+        extra = [Variant(method=name, precision=each.name) for name in methods if name not in held for each in METHODS[name].precisions]
+        variants = tuple(variant for variant in variants if variant.method in methods) + tuple(extra)
+    if precisions:
+        known = {each.name for method in METHODS for each in method.precisions}
+        for name in precisions:
+            if name not in known:
+                raise unknown_name("precision", name, known)
+        chosen = tuple(variant for variant in variants if variant.precision in precisions)
+        if not chosen:
+            offered = sorted({variant.precision for variant in variants})
+            raise UsageError(f"no method asked for has precision {' or '.join(precisions)}; it would be one of {', '.join(offered)}")
+        variants = chosen
+    return replace(matrix, models=tuple(models) or matrix.models, prompts=tuple(prompts) or matrix.prompts, variants=variants)
+
+
+def scenarios(matrix: Matrix) -> list[Scenario]:
+    """All scenarios: per model the reference first, its control after it, then the other variants in order.
+
+    Raises UsageError for a model, method, precision or prompt set that does not exist, and for an id that occurs twice.
+    """
+    conditions = matrix.conditions
+    method, _, precision = conditions.reference.partition("/")
+    METHODS[method].precision(precision)
+    for name in matrix.models:
+        models.check_name(name)
+    for name in matrix.prompts:
+        prompts.check_name(name)
+    for variant in matrix.variants:
+        METHODS[variant.method].precision(variant.precision)
+    reference = Variant(method=method, precision=precision)
+    ordered = sorted(matrix.variants, key=lambda variant: variant != reference)
+    if matrix.control and reference in ordered:
+        ordered.insert(1, replace(reference, control=True))
+    planned = [
+        Scenario(model=model, variant=variant, prompts=name, conditions=conditions)
+        for model in matrix.models
+        for variant in ordered
+        for name in matrix.prompts
+    ]
+    _check_unique(planned)
+    return planned
+
+
+def _check_unique(planned: Sequence[Scenario]) -> None:
+    seen: set[str] = set()
+    for scenario in planned:
+        identifier = scenario.id
+        if identifier in seen:
+            raise UsageError(f"scenario {identifier!r} is planned twice; name each model, precision and prompt set once")
+        seen.add(identifier)
+
+
+def _variants(path: Path, table: Mapping[str, Any]) -> tuple[Variant, ...]:
+    variants = []
+    for name, precisions in table.items():
+        if not isinstance(precisions, list) or not all(isinstance(each, str) for each in precisions):
+            raise MatrixError(f"matrix file {path}, key 'methods.{name}': expected a list of precisions, found {precisions!r}")
+        try:
+            variants += [Variant(method=name, precision=METHODS[name].precision(each).name) for each in precisions]
+        except UsageError as error:
+            raise MatrixError(f"matrix file {path}, key 'methods.{name}': {error}") from error
+    return tuple(variants)
+
+
+def _conditions(path: Path, table: Mapping[str, Any]) -> Conditions:
+    known = {each.name: type(each.default) for each in fields(Conditions)}
+    for key, value in table.items():
+        if key not in known:
+            raise MatrixError(f"matrix file {path}: {unknown_name('key', key, known)}")
+        if type(value) is not known[key]:
+            raise MatrixError(f"matrix file {path}, key 'conditions.{key}': expected {known[key].__name__}, found {value!r}")
+    try:
+        return Conditions(**table)
+    except UsageError as error:
+        raise MatrixError(f"matrix file {path}: {error}") from error

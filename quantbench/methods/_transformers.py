@@ -1,0 +1,118 @@
+"""What the methods that load through transformers share: decoding, scoring and byte counts of a causal LM."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from quantbench.methods import Sampling, Settings
+from quantbench.trace import WeightMemory
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+_SCORE_LOGIT_BYTES = 64 * 2**20
+"""Logits of one scoring chunk take at most this much."""
+
+
+def load_pretrained(settings: Settings, device: str, **options: Any) -> Any:
+    """``AutoModelForCausalLM.from_pretrained`` with what every method here wants: safetensors, eval mode, one device."""
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    torch.set_num_threads(settings.threads)
+    checkpoint = settings.checkpoint
+    model = AutoModelForCausalLM.from_pretrained(
+        checkpoint.path,
+        use_safetensors=True,
+        trust_remote_code=checkpoint.trust_remote_code,
+        device_map=None if device == "cpu" else device,
+        **options,
+    )
+    return model.eval()
+
+
+class TransformersModel:
+    """A LoadedModel over a transformers causal LM: batch of one, KV cache of the model's own dtype, no sampling warper."""
+
+    def __init__(self, model: Any, quantization_state: Mapping[str, int] | None = None, kernel: str = "aten") -> None:
+        """``quantization_state`` are bytes by kind that are neither parameters nor buffers; ``kernel`` names what runs."""
+        self.model = model
+        self._state = dict(quantization_state or {})
+        self._kernel = kernel
+
+    @property
+    def facts(self) -> Mapping[str, str]:
+        """Kernel class, KV cache dtype and attention implementation."""
+        return {
+            "kernel": self._kernel,
+            "kv_dtype": str(self.model.dtype).removeprefix("torch."),
+            "attention": str(self.model.config._attn_implementation),
+        }
+
+    def generate(self, prompt: Sequence[int], limit: int, sampling: Sampling | None = None) -> Iterator[int]:
+        """See LoadedModel."""
+        import torch
+        from transformers import DynamicCache
+
+        choose = _chooser(sampling)
+        cache = DynamicCache(config=self.model.config)
+        ids = torch.tensor([list(prompt)], device=self.model.device)
+        with torch.inference_mode():
+            for _ in range(limit):
+                logits = self.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+                ids = choose(logits[:, -1])
+                yield int(ids)
+
+    def score(self, tokens: Sequence[int], first: int = 0) -> Iterator[NDArray[np.float32]]:
+        """See LoadedModel. One forward pass over all tokens; the vocabulary projection is done in bounded chunks."""
+        import torch
+
+        ids = torch.tensor([list(tokens)], device=self.model.device)
+        with torch.inference_mode():
+            hidden = self.model.model(input_ids=ids, use_cache=False).last_hidden_state[0, first:]
+            head = self.model.get_output_embeddings()
+            for rows in hidden.split(max(1, _SCORE_LOGIT_BYTES // (4 * self.model.config.vocab_size))):
+                yield head(rows).float().cpu().numpy()
+
+    def memory(self) -> WeightMemory:
+        """Bytes of distinct parameter and buffer storages, plus the quantization state."""
+        by_kind = {
+            "parameters": sum(_distinct_bytes(self.model.parameters())),
+            "buffers": sum(_distinct_bytes(self.model.buffers())),
+            **self._state,
+        }
+        return WeightMemory(by_kind=by_kind, footprint_bytes=self.model.get_memory_footprint())
+
+    def synchronize(self) -> None:
+        """Wait for CUDA; the CPU works synchronously."""
+        if self.model.device.type == "cuda":
+            import torch
+
+            torch.cuda.synchronize(self.model.device)
+
+
+def _distinct_bytes(tensors: Any) -> Iterator[int]:
+    seen: set[int] = set()
+    for tensor in tensors:
+        if tensor.data_ptr() not in seen:
+            seen.add(tensor.data_ptr())
+            yield tensor.numel() * tensor.element_size()
+
+
+def _chooser(sampling: Sampling | None) -> Any:
+    """A function from logits [1, vocabulary] to the next id [1, 1]."""
+    import torch
+
+    if sampling is None:
+        return lambda logits: logits.argmax(dim=-1, keepdim=True)
+    generator = torch.Generator().manual_seed(sampling.seed)
+
+    def draw(logits: Any) -> Any:
+        probabilities = torch.softmax(logits.float().cpu() / sampling.temperature, dim=-1)
+        return torch.multinomial(probabilities, 1, generator=generator).to(logits.device)
+
+    return draw

@@ -1,0 +1,56 @@
+"""Metrics: one file each. A metric turns a Trace, and what the reference said, into columns.
+
+A new metric is one file here (or an entry point in the group ``quantbench.metrics``)::
+
+    @metric(Column("answer_tokens_mean", "tokens"))
+    def answer_length(trace, reference):
+        return {"answer_tokens_mean": fmean(len(answer.tokens) for answer in trace.answers)}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from quantbench.record import Column, Value
+from quantbench.registry import Registry
+from quantbench.trace import Reference, Trace
+
+Compute = Callable[[Trace, Reference | None], Mapping[str, Value]]
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A function with the columns it fills. It must fill each of them, with a Missing where there is no figure."""
+
+    name: str
+    about: str
+    columns: tuple[Column, ...]
+    compute: Compute
+
+
+def metric(*columns: Column) -> Callable[[Compute], Metric]:
+    """Register a function of (trace, reference) as the metric that fills ``columns``."""
+
+    def register(compute: Compute) -> Metric:
+        about = (compute.__doc__ or "").strip().splitlines()
+        return Metric(compute.__name__, about[0] if about else "", columns, compute)
+
+    return register
+
+
+METRICS: Registry[Metric] = Registry("quantbench.metrics", Metric, "metric")
+
+
+def all_columns() -> tuple[Column, ...]:
+    """The columns of every registered metric, by metric name."""
+    return tuple(column for each in METRICS for column in each.columns)
+
+
+def evaluate(trace: Trace, reference: Reference | None) -> dict[str, Value]:
+    """All columns of all metrics for one trace."""
+    values: dict[str, Value] = {}
+    for each in METRICS:
+        computed = each.compute(trace, reference)
+        values.update({column.name: computed[column.name] for column in each.columns})
+    return values

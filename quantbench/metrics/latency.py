@@ -1,0 +1,93 @@
+"""Latency and throughput of fixed-length answers, batch 1, and their ratio to the anchor of the same process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from statistics import median
+
+from quantbench.metrics import metric
+from quantbench.record import Column, Missing, Value
+from quantbench.statistics import mad, median_interval, percentile
+from quantbench.trace import Generation, Reference, Round, Trace
+
+_PER_ANSWER: Mapping[str, tuple[str, Callable[[Generation], float]]] = {
+    "prefill_s": ("prompt pass to the first token", lambda answer: answer.prefill_s),
+    "ttft_s": ("time to first token; no queue here, so it equals prefill_s", lambda answer: answer.prefill_s),
+    "tpot_s": ("(e2e - ttft) / (n - 1)", lambda answer: sum(answer.gaps_s) / len(answer.gaps_s)),
+    "e2e_s": ("request to last token", lambda answer: answer.e2e_s),
+}
+
+
+def _columns() -> tuple[Column, ...]:
+    columns = [Column("rounds", "rounds", kind="int", doc="timed rounds; one round answers every prompt once")]
+    for name, (doc, _) in _PER_ANSWER.items():
+        columns += [
+            Column(name, "s", "lower", doc=f"{doc}; median over answers"),
+            Column(name.removesuffix("_s") + "_mad_s", "s", doc=f"median absolute deviation of {name} x 1.4826"),
+            Column(name.removesuffix("_s") + "_p90_s", "s", "lower", doc=f"90th percentile of {name}"),
+        ]
+    for name, doc in (
+        ("prefill_tps", "prompt tokens / prefill time of a round; median over rounds"),
+        ("decode_tps", "tokens after the first / time between tokens of a round; median over rounds"),
+        ("tps", "all output tokens / end-to-end time of a round; median over rounds"),
+    ):
+        columns += [
+            Column(name, "tokens/s", "higher", doc=doc),
+            Column(f"{name}_low", "tokens/s", doc=f"lower end of the 95 % confidence interval of {name}"),
+            Column(f"{name}_high", "tokens/s", doc=f"upper end of the 95 % confidence interval of {name}"),
+        ]
+    for name in ("prefill", "decode"):
+        columns += [
+            Column(f"anchor_{name}_tps", "tokens/s", doc=f"the anchor's {name} throughput in the same process"),
+            Column(f"{name}_ratio", "ratio", "higher", doc=f"{name} throughput over the anchor's; median of paired rounds"),
+            Column(f"{name}_ratio_low", "ratio", doc=f"lower end of the 95 % confidence interval of {name}_ratio"),
+            Column(f"{name}_ratio_high", "ratio", doc=f"upper end of the 95 % confidence interval of {name}_ratio"),
+        ]
+    return tuple(columns)
+
+
+@metric(*_columns())
+def latency(trace: Trace, reference: Reference | None) -> Mapping[str, Value]:
+    """TTFT, TPOT, end-to-end latency and tokens per second, raw and relative to the anchor"""
+    answers = [answer for each in trace.rounds for answer in each.variant]
+    values: dict[str, Value] = {"rounds": len(trace.rounds)}
+    for name, (_, take) in _PER_ANSWER.items():
+        numbers = [take(answer) for answer in answers]
+        stem = name.removesuffix("_s")
+        values |= {name: median(numbers), f"{stem}_mad_s": mad(numbers), f"{stem}_p90_s": percentile(numbers, 0.9)}
+    for name, rate in (("prefill_tps", prefill_tps), ("decode_tps", decode_tps), ("tps", output_tps)):
+        values |= _with_interval(name, [rate(each.variant) for each in trace.rounds])
+    paired = [each for each in trace.rounds if each.anchor]
+    for name, rate in (("prefill", prefill_tps), ("decode", decode_tps)):
+        values[f"anchor_{name}_tps"] = median(rate(each.anchor) for each in paired)
+        values |= _with_interval(f"{name}_ratio", [_matched_ratio(each, rate) for each in paired])
+    return values
+
+
+def prefill_tps(answers: Sequence[Generation]) -> float:
+    """Prompt tokens over prefill time."""
+    return sum(answer.prompt_tokens for answer in answers) / sum(answer.prefill_s for answer in answers)
+
+
+def decode_tps(answers: Sequence[Generation]) -> float:
+    """Tokens after the first over the time between tokens."""
+    return sum(len(answer.gaps_s) for answer in answers) / sum(sum(answer.gaps_s) for answer in answers)
+
+
+def output_tps(answers: Sequence[Generation]) -> float:
+    """Output tokens over end-to-end time."""
+    return sum(len(answer.gaps_s) + 1 for answer in answers) / sum(answer.e2e_s for answer in answers)
+
+
+def _matched_ratio(each: Round, rate: Callable[[Sequence[Generation]], float]) -> float:
+    """The variant's rate over the anchor's on the prompts that the anchor answered, so that lengths cancel."""
+    prompts = {answer.prompt for answer in each.anchor}
+    matched = [answer for answer in each.variant if answer.prompt in prompts]
+    return rate(matched) / rate(each.anchor)
+
+
+def _with_interval(name: str, numbers: Sequence[float]) -> dict[str, Value]:
+    interval: tuple[Value, Value] = median_interval(numbers) or (
+        Missing(f"{len(numbers)} rounds are too few for a 95 % interval of the median; it takes 6"),
+    ) * 2
+    return {name: median(numbers), f"{name}_low": interval[0], f"{name}_high": interval[1]}

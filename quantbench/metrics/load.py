@@ -1,0 +1,24 @@
+"""How long it takes until the model can be used."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from quantbench.metrics import metric
+from quantbench.record import Column, Missing, Value
+from quantbench.trace import Reference, Trace
+
+
+@metric(
+    Column("import_s", "s", "lower", doc="imports of the method's libraries, those of the fork server included"),
+    Column("load_s", "s", "lower", doc="opening the model, files in the page cache; on-load quantization included"),
+    Column("quantize_s", "s", "lower", doc="making the quantized file, when it was made; conversion not included"),
+)
+def load(trace: Trace, reference: Reference | None) -> Mapping[str, Value]:
+    """Import, load and quantization time"""
+    separate = Missing("this method has no separate quantization step: what it does, it does while loading (load_s)")
+    return {
+        "import_s": trace.import_s,
+        "load_s": trace.load_s,
+        "quantize_s": separate if trace.quantize_s is None else trace.quantize_s,
+    }

@@ -1,0 +1,65 @@
+"""Free-running greedy answers against the reference's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import median
+
+from quantbench.metrics import metric
+from quantbench.record import Column, Missing, Output, Value
+from quantbench.statistics import mean_by_cluster
+from quantbench.trace import Answer, Reference, Trace
+
+_COLUMNS = (
+    Column("exact_match", "ratio", "higher", doc="share of prompts answered with the same tokens"),
+    Column("exact_match_se", "ratio", doc="standard error of exact_match"),
+    Column("first_divergence", "tokens", "higher", doc="median position of the first different token; a match counts as its length"),
+    Column("token_match", "ratio", "higher", doc="share of positions with the same token, mean over prompts"),
+    Column("token_match_se", "ratio", doc="standard error of token_match"),
+    Column("chrf", "chrF", "higher", doc="sacrebleu sentence chrF2 of the answers, 0 to 100, mean over prompts"),
+    Column("chrf_se", "chrF", doc="standard error of chrf"),
+)
+
+
+@metric(*_COLUMNS)
+def text(trace: Trace, reference: Reference | None) -> Mapping[str, Value]:
+    """Exact match, first divergence, token match and chrF of greedy answers"""
+    if reference is None:
+        return {column.name: Missing("no reference to compare with") for column in _COLUMNS}
+    outputs = compare_answers(trace.answers, reference.answers)
+    lengths = (len(output.reference_tokens) for output in outputs)
+    firsts = [length if output.first_divergence is None else output.first_divergence for output, length in zip(outputs, lengths, strict=True)]
+    values: dict[str, Value] = {"first_divergence": float(median(firsts))}
+    for name in ("exact_match", "token_match", "chrf"):
+        mean, error = mean_by_cluster([float(getattr(output, name)) for output in outputs], range(len(outputs)))
+        values[name] = mean
+        values[f"{name}_se"] = Missing("one prompt has no spread between prompts") if error is None else error
+    return values
+
+
+def compare_answers(variant: Sequence[Answer], reference: Sequence[Answer]) -> tuple[Output, ...]:
+    """The rows of the ``outputs`` table: each prompt's two answers with their similarity."""
+    from sacrebleu.metrics.chrf import CHRF
+
+    chrf = CHRF()
+    outputs = []
+    for index, (ours, theirs) in enumerate(zip(variant, reference, strict=True)):
+        longest = max(len(ours.tokens), len(theirs.tokens))
+        equal = [a == b for a, b in zip(ours.tokens, theirs.tokens, strict=False)]
+        exact = ours.tokens == theirs.tokens
+        outputs.append(
+            Output(
+                index=index,
+                prompt=ours.prompt,
+                prompt_tokens=ours.prompt_tokens,
+                reference_tokens=theirs.tokens,
+                variant_tokens=ours.tokens,
+                reference_text=theirs.text,
+                variant_text=ours.text,
+                exact_match=exact,
+                first_divergence=None if exact else (equal.index(False) if False in equal else len(equal)),
+                token_match=sum(equal) / longest if longest else 1.0,
+                chrf=100.0 if ours.text == theirs.text else chrf.sentence_score(ours.text, [theirs.text]).score,
+            )
+        )
+    return tuple(outputs)

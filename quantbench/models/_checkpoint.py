@@ -1,0 +1,106 @@
+"""From a model's name to checked files: which, where, and what they contain, without loading any weight."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from pathlib import Path
+
+from quantbench.cache import file_sha256
+from quantbench.errors import ModelError
+from quantbench.job import Checkpoint
+from quantbench.models import MODELS, check_name, looks_like_path
+
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_GGUF_MAGIC = b"GGUF"
+_HUB_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
+
+
+def resolve(name: str, *, trust_remote_code: bool = False) -> Checkpoint:
+    """The checkpoint behind a model's name, downloaded from the hub if it must be.
+
+    Raises UsageError for a name that can be no model, ModelError for files that cannot be used: no config.json, only
+    pickled weights, a truncated safetensors or GGUF file, a hub that cannot be reached.
+    """
+    check_name(name)
+    if name in MODELS:
+        return _folder(name, MODELS[name].folder(), "built-in", trust_remote_code)
+    if looks_like_path(name):
+        path = Path(name).expanduser().resolve()
+        return _gguf(name, path) if path.is_file() else _folder(name, path, "local", trust_remote_code)
+    return _hub(name, trust_remote_code)
+
+
+def checkpoint_dtype(folder: Path) -> str:
+    """The dtype that most bytes of the checkpoint's tensors are stored in, for example ``bf16``."""
+    totals: dict[str, int] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        for entry in safetensors_header(path).values():
+            start, end = entry["data_offsets"]
+            dtype = str(entry["dtype"]).lower()
+            totals[dtype] = totals.get(dtype, 0) + end - start
+    names = {"f32": "fp32", "f16": "fp16"}
+    largest = max(totals, key=totals.__getitem__)
+    return names.get(largest, largest)
+
+
+def safetensors_header(path: Path) -> dict[str, dict[str, list[int]]]:
+    """Tensor entries of a safetensors file (dtype, shape, data_offsets); ModelError if the file is cut short."""
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        prefix = stream.read(8)
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
+        if 8 + length > size:
+            raise ModelError(f"{path} is truncated: its header is incomplete; download or copy it again")
+        try:
+            header: dict[str, dict[str, list[int]]] = json.loads(stream.read(length))
+        except ValueError as error:
+            raise ModelError(f"{path} is no safetensors file: its header is not JSON; download or copy it again") from error
+    header.pop("__metadata__", None)
+    needed = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    if size < needed:
+        raise ModelError(f"{path} is truncated: it has {size} of {needed} bytes; download or copy it again")
+    return header
+
+
+def _hub(name: str, trust_remote_code: bool) -> Checkpoint:
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise ModelError(f"model {name!r} is on the hub and huggingface_hub is missing; pip install 'quantbench[torch]'") from error
+    repository, _, revision = name.partition("@")
+    try:
+        folder = Path(snapshot_download(repository, revision=revision or None, allow_patterns=_HUB_FILES))
+    except Exception as error:  # noqa: BLE001 - the hub client raises many kinds; each means the same to a user
+        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelError(
+            f"model {name!r} could not be fetched from the hub ({first_line}); check the name, the network and HF_TOKEN"
+        ) from error
+    return _folder(name, folder, folder.name, trust_remote_code)
+
+
+def _folder(name: str, folder: Path, revision: str, trust_remote_code: bool) -> Checkpoint:
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{folder} has no config.json, so it is no checkpoint; give the folder that save_pretrained wrote")
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        pickled = [path.name for pattern in _PICKLES for path in folder.glob(pattern)]
+        why = f"only pickled weights ({pickled[0]}), which can run code when loaded" if pickled else "no weights"
+        raise ModelError(f"{folder} has {why}; quantbench reads safetensors: save_pretrained writes them")
+    for path in weights:
+        safetensors_header(path)
+    content = hashlib.sha256()
+    for path in (*weights, folder / "config.json", *sorted(folder.glob("tokenizer*"))):
+        content.update(f"{path.name} {file_sha256(path)}\n".encode())
+    return Checkpoint(
+        name=name, kind="hf", path=folder, revision=revision,
+        content_hash=content.hexdigest(), trust_remote_code=trust_remote_code,
+    )  # fmt: skip
+
+
+def _gguf(name: str, path: Path) -> Checkpoint:
+    with path.open("rb") as stream:
+        if stream.read(4) != _GGUF_MAGIC:
+            raise ModelError(f"{path} is no GGUF file (its first bytes are not GGUF); download or copy it again")
+    return Checkpoint(name=name, kind="gguf", path=path, revision="local", content_hash=file_sha256(path))

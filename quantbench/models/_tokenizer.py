@@ -1,0 +1,82 @@
+"""Text to ids and back, once, so that every method sees the same ids."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from quantbench.errors import ModelError
+from quantbench.job import Checkpoint
+
+
+class Tokenizer(Protocol):
+    """A model's own tokenizer. ``ends`` are its end-of-sequence ids; ``context_limit`` is what it was trained at."""
+
+    ends: frozenset[int]
+    context_limit: int | None
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of ``text``, with BOS in front where the model was trained with one."""
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Text of ``tokens``."""
+
+
+def open_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+    """The tokenizer of a checkpoint: transformers' for a folder, llama.cpp's for a GGUF file."""
+    return _GgufTokenizer(checkpoint) if checkpoint.kind == "gguf" else _FolderTokenizer(checkpoint)
+
+
+class _FolderTokenizer:
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        from transformers import AutoTokenizer
+
+        try:
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(
+                checkpoint.path, trust_remote_code=checkpoint.trust_remote_code
+            )
+        except (OSError, ValueError) as error:
+            first_line = (str(error).strip().splitlines() or ["no message"])[0]
+            raise ModelError(f"{checkpoint.path} has no tokenizer that transformers can load ({first_line})") from error
+        config: dict[str, Any] = json.loads((checkpoint.path / "config.json").read_text())
+        ends = config.get("eos_token_id")
+        generation = checkpoint.path / "generation_config.json"
+        if generation.is_file():
+            ends = json.loads(generation.read_text()).get("eos_token_id", ends)
+        self.ends = frozenset(ends if isinstance(ends, list) else [] if ends is None else [ends])
+        self.context_limit = config.get("max_position_embeddings")
+
+    def encode(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=True)
+        bos = self._tokenizer.bos_token_id
+        if getattr(self._tokenizer, "add_bos_token", False) and bos is not None and ids[:1] != [bos]:
+            return [bos, *ids]
+        return ids
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
+class _GgufTokenizer:
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        from gguf import GGUFReader
+        from llama_cpp import Llama
+
+        try:
+            reader = GGUFReader(checkpoint.path)
+            self._llama = Llama(str(checkpoint.path), vocab_only=True, verbose=False)
+        except (ValueError, IndexError, KeyError) as error:
+            raise ModelError(
+                f"{checkpoint.path} is cut short or damaged: llama.cpp cannot read its vocabulary; make or download it again"
+            ) from error
+        architecture = reader.get_field("general.architecture")
+        limit = reader.get_field(f"{architecture.contents()}.context_length") if architecture else None
+        self.context_limit = int(limit.contents()) if limit else None
+        self.ends = frozenset({self._llama.token_eos()} - {-1})
+
+    def encode(self, text: str) -> list[int]:
+        return list(self._llama.tokenize(text.encode(), add_bos=True, special=True))
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return self._llama.detokenize(list(tokens)).decode("utf-8", "replace")

@@ -1,0 +1,110 @@
+"""One table of settings: pytest options, ini keys and ``quantbench run`` options are all made from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from quantbench.engines import ENGINES
+from quantbench.errors import UsageError, unknown_name
+from quantbench.matrix import Matrix, default_matrix, read_matrix, scenarios, select
+from quantbench.runner import Plan
+from quantbench.scenario import PROFILES, Effort, Scenario
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One setting. ``kind`` ``list`` is comma-separated or repeated; a default of None means: not given."""
+
+    name: str
+    kind: Literal["text", "list", "int", "float", "flag"]
+    default: str | None
+    metavar: str
+    help: str
+
+    @property
+    def key(self) -> str:
+        """The name as a Python identifier."""
+        return self.name.replace("-", "_")
+
+
+OPTIONS = (
+    Option("model", "list", None, "MODEL", "built-in name, checkpoint folder, .gguf file or hub id (ORG/NAME[@REVISION])"),
+    Option("method", "list", None, "METHOD", "only these methods"),
+    Option("precision", "list", None, "PRECISION", "only these precisions"),
+    Option("prompts", "list", None, "SET", "prompt sets: shipped names or text files with one prompt a line"),
+    Option("matrix", "text", None, "FILE", "TOML file with the scenarios (without one: every method on the canary)"),
+    Option("reference", "text", None, "METHOD/PRECISION", "what the variants are compared with (torch/fp32)"),
+    Option("results", "text", "results", "PATH", "where the parquet tables go: a folder or any URI that pyarrow knows"),
+    Option("device", "text", None, "DEVICE", "cpu, cuda or cuda:N"),
+    Option("threads", "int", None, "N", "worker threads (default: all cores this process may use)"),
+    Option("context", "int", None, "TOKENS", "context length (default: the shortest that holds every prompt with its answer)"),
+    Option("output-tokens", "int", None, "TOKENS", "length of the timed answers (32)"),
+    Option("seed", "int", None, "N", "seed of everything that is sampled (0)"),
+    Option("engine", "text", "process", "ENGINE", "process or inline"),
+    Option("profile", "text", "default", "PROFILE", "how hard to try: quick, default or thorough"),
+    Option("timeout", "float", None, "SECONDS", "limit for one variant with all its prompt sets"),
+    Option("keep-jobs", "text", None, "DIR", "keep the job folders; rerun one with python -m quantbench.worker DIR/JOB"),
+    Option("trust-remote-code", "flag", None, "", "let a checkpoint run its own Python code"),
+)
+
+Values = Mapping[str, Any]
+_CONVERT: Mapping[str, Callable[[str], Any]] = {"text": str, "int": int, "float": float}
+
+
+def convert(option: Option, raw: str | Sequence[str] | bool | None) -> Any:
+    """A raw option or ini value as the option's type; UsageError when it is none such."""
+    if option.kind == "flag":
+        return raw is True or str(raw).lower() in ("1", "true", "yes", "on")
+    if option.kind == "list":
+        parts = [raw] if isinstance(raw, str) else list(raw or [])  # type: ignore[arg-type]  # flags were handled above
+        return tuple(name.strip() for part in parts for name in part.split(",") if name.strip())
+    if raw is None or raw == "":
+        return None
+    try:
+        return _CONVERT[option.kind](str(raw))
+    except ValueError:
+        raise UsageError(f"--{option.name} {raw!r} is no {option.kind}; give a number") from None
+
+
+def plan(values: Values, root: Path) -> Plan:
+    """The plan that a set of option values asks for. UsageError for anything that does not exist or cannot be."""
+    if values["engine"] not in ENGINES:
+        raise unknown_name("engine", values["engine"], (engine.name for engine in ENGINES))
+    return Plan(
+        scenarios=tuple(_scenarios(values, root)),
+        effort=_effort(values),
+        engine=values["engine"],
+        keep_jobs=Path(values["keep_jobs"]) if values["keep_jobs"] else None,
+        trust_remote_code=values["trust_remote_code"],
+    )
+
+
+def _scenarios(values: Values, root: Path) -> list[Scenario]:
+    matrix = read_matrix(root / values["matrix"]) if values["matrix"] else default_matrix()
+    matrix = select(
+        matrix, models=values["model"], methods=values["method"], precisions=values["precision"], prompts=values["prompts"]
+    )
+    return scenarios(_with_conditions(matrix, values))
+
+
+def _with_conditions(matrix: Matrix, values: Values) -> Matrix:
+    asked = {
+        name: values[name]
+        for name in ("reference", "device", "threads", "context", "output_tokens", "seed")
+        if values[name] is not None
+    }
+    return replace(matrix, conditions=replace(matrix.conditions, **asked))
+
+
+def _effort(values: Values) -> Effort:
+    if values["profile"] not in PROFILES:
+        raise unknown_name("profile", values["profile"], PROFILES)
+    effort = PROFILES[values["profile"]]
+    if values["timeout"] is None:
+        return effort
+    if values["timeout"] <= 0:
+        raise UsageError(f"--timeout {values['timeout']:g} is not positive; give seconds")
+    return replace(effort, timeout_s=values["timeout"])

@@ -1,0 +1,104 @@
+"""The latency pass: rounds of fixed-length answers, alternating with short rounds of the anchor.
+
+Between fresh processes the raw figure moves by 3 to 15 %; the ratio to an anchor in the same process by 1 to 2 %.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import time
+from collections.abc import Sequence
+
+from quantbench.methods import LoadedModel
+from quantbench.scenario import Effort
+from quantbench.statistics import median_interval
+from quantbench.trace import Generation, Round
+
+_ANCHOR_SHARE = 0.25
+"""At most this share of the time goes to the anchor."""
+
+Prompts = Sequence[Sequence[int]]
+
+
+def measure_rounds(
+    model: LoadedModel, anchor: LoadedModel, prompts: Prompts, length: int, effort: Effort
+) -> tuple[Round, ...]:
+    """Timed rounds after the warm-up, until the median's confidence interval is narrow enough or the budget is spent."""
+    for _ in range(effort.warmup_rounds):
+        spent = sum(answer.e2e_s for answer in timed_round(model, prompts, length))
+        anchor_spent = sum(answer.e2e_s for answer in timed_round(anchor, prompts[:1], length))
+    share, every = anchor_schedule(spent, anchor_spent, len(prompts))
+    rounds: list[Round] = []
+    deadline = time.perf_counter() + effort.budget_s
+    gc.collect()
+    gc.disable()
+    try:
+        while not _done(rounds, effort, deadline):
+            index = len(rounds)
+            variant = timed_round(model, prompts, length)
+            chosen = _anchor_prompts(index, share, every, len(prompts))
+            opposite = tuple(timed_answer(anchor, each, prompts[each], length) for each in chosen)
+            rounds.append(Round(index=index, variant=variant, anchor=opposite))
+    finally:
+        gc.enable()
+    return tuple(rounds)
+
+
+def timed_round(model: LoadedModel, prompts: Prompts, length: int) -> tuple[Generation, ...]:
+    """Answer every prompt once with exactly ``length`` tokens."""
+    return tuple(timed_answer(model, index, prompt, length) for index, prompt in enumerate(prompts))
+
+
+def timed_answer(model: LoadedModel, index: int, prompt: Sequence[int], length: int) -> Generation:
+    """One answer; the clock is read at each token, the device synchronized at the edges of the phases."""
+    clock = time.perf_counter
+    stamps = [0.0] * length
+    model.synchronize()
+    tokens = model.generate(prompt, length)
+    started = clock()
+    next(tokens)
+    model.synchronize()
+    stamps[0] = clock()
+    for position, _ in enumerate(tokens, start=1):
+        stamps[position] = clock()
+    model.synchronize()
+    ended = clock()
+    return Generation(
+        prompt=index,
+        prompt_tokens=len(prompt),
+        prefill_s=stamps[0] - started,
+        gaps_s=tuple(after - before for before, after in zip(stamps, stamps[1:], strict=False)),
+        e2e_s=ended - started,
+    )
+
+
+def anchor_schedule(variant_s: float, anchor_prompt_s: float, prompts: int) -> tuple[int, int]:
+    """How many prompts the anchor answers, and every how many rounds, so that it keeps to its share of the time.
+
+    ``variant_s`` is one variant round, ``anchor_prompt_s`` one answer of the anchor.
+    """
+    allowed = _ANCHOR_SHARE / (1 - _ANCHOR_SHARE) * variant_s
+    if anchor_prompt_s <= allowed:
+        return min(prompts, int(allowed / anchor_prompt_s)), 1
+    return 1, math.ceil(anchor_prompt_s / allowed)
+
+
+def _anchor_prompts(index: int, share: int, every: int, prompts: int) -> list[int]:
+    """The prompts that the anchor answers in a round; they rotate, so that all are used."""
+    if index % every:
+        return []
+    return [(index // every * share + offset) % prompts for offset in range(share)]
+
+
+def _done(rounds: Sequence[Round], effort: Effort, deadline: float) -> bool:
+    if len(rounds) < effort.min_rounds:
+        return False
+    if len(rounds) >= effort.max_rounds or time.perf_counter() >= deadline:
+        return True
+    totals = sorted(sum(answer.e2e_s for answer in each.variant) for each in rounds)
+    interval = median_interval(totals)
+    if interval is None:
+        return False
+    low, high = interval
+    return high - low <= 2 * effort.precision * totals[len(totals) // 2]

@@ -1,0 +1,57 @@
+"""The memory pass: the kernel's high-water mark of resident memory, reset before a round of generation.
+
+``ru_maxrss`` is inherited through exec and would count the parent; VmHWM, reset through clear_refs, does not.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from quantbench.errors import UnsupportedError
+from quantbench.methods import LoadedModel
+from quantbench.passes.latency import timed_round
+from quantbench.trace import PeakMemory
+
+_STATUS = Path("/proc/self/status")
+_CLEAR_REFS = Path("/proc/self/clear_refs")
+_RESET_HIGH_WATER = "5"
+_FIELDS = ("VmHWM", "VmRSS", "RssAnon", "RssFile")
+
+
+def resident() -> dict[str, int]:
+    """VmHWM, VmRSS, RssAnon and RssFile of this process in bytes; UnsupportedError where there is no /proc."""
+    if not _STATUS.exists():
+        raise UnsupportedError("peak memory is read from /proc/self/status, which this system lacks; measure on Linux")
+    found = dict(re.findall(r"^(\w+):\s+(\d+) kB$", _STATUS.read_text(), flags=re.MULTILINE))
+    return {name: int(found[name]) * 1024 for name in _FIELDS}
+
+
+def reset_high_water() -> None:
+    """Set VmHWM back to what is resident now."""
+    _CLEAR_REFS.write_text(_RESET_HIGH_WATER)
+
+
+def measure_peak(
+    model: LoadedModel, prompts: Sequence[Sequence[int]], length: int, before: dict[str, int], device: str
+) -> PeakMemory:
+    """Peak memory of answering every prompt once. ``before`` is ``resident()`` from before the model was opened."""
+    load_peak = resident()["VmHWM"]
+    reset_high_water()
+    cuda = device.startswith("cuda")
+    if cuda:
+        import torch
+
+        torch.cuda.reset_peak_memory_stats()
+    timed_round(model, prompts, length)
+    after = resident()
+    return PeakMemory(
+        peak_rss_bytes=after["VmHWM"],
+        start_rss_bytes=before["VmRSS"],
+        load_peak_rss_bytes=load_peak,
+        rss_anon_bytes=after["RssAnon"],
+        rss_file_bytes=after["RssFile"],
+        device_allocated_bytes=torch.cuda.max_memory_allocated() if cuda else None,
+        device_reserved_bytes=torch.cuda.max_memory_reserved() if cuda else None,
+    )

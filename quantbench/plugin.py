@@ -1,0 +1,241 @@
+"""The pytest plugin: options, parametrization, the ``quantbench`` fixture, and the summary. Glue only."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from quantbench.errors import QuantbenchError
+from quantbench.options import OPTIONS, convert, plan
+from quantbench.replay import ReplayClock
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from quantbench.record import Record
+    from quantbench.runner import Plan, Runner
+    from quantbench.scenario import Scenario
+    from quantbench.store import Store
+    from quantbench.trace import Trace
+
+PARAMETER = "quantbench_scenario"
+_CLOCK = pytest.StashKey[ReplayClock]()
+_SESSION = pytest.StashKey["Session"]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Every setting as ``--quantbench-NAME`` and as ini key ``quantbench_name``."""
+    group = parser.getgroup("quantbench", "measure quantized models")
+    for option in OPTIONS:
+        action = {"list": "append", "flag": "store_true"}.get(option.kind, "store")
+        extra: dict[str, Any] = {} if option.kind == "flag" else {"metavar": option.metavar}
+        group.addoption(
+            f"--quantbench-{option.name}", dest=f"quantbench_{option.key}", action=action, default=None, help=option.help, **extra
+        )
+        parser.addini(f"quantbench_{option.key}", option.help, type="string", default=option.default or "")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the markers and the fixture, and make the folder that ``--benchmark-json`` will be written to."""
+    config.addinivalue_line("markers", "gpu: needs a CUDA device")
+    has_benchmark = config.pluginmanager.hasplugin("benchmark")
+    if not has_benchmark:
+        config.addinivalue_line("markers", "benchmark: settings of pytest-benchmark, which is not active")
+    config.pluginmanager.register(_WithBenchmark() if has_benchmark else _WithoutBenchmark(), "quantbench-fixture")
+    json_file: Path | None = getattr(config.option, "benchmark_json", None)
+    if json_file is not None:
+        json_file.parent.mkdir(parents=True, exist_ok=True)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """One test per planned scenario, with the scenario's id as the test's id."""
+    if PARAMETER in metafunc.fixturenames:
+        try:
+            ids = list(_session(metafunc.config).planned)
+        except QuantbenchError as error:
+            pytest.exit(f"quantbench: {error}", returncode=pytest.ExitCode.USAGE_ERROR)
+        metafunc.parametrize(PARAMETER, ids, ids=ids)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give each scenario's test its clock and its group before pytest-benchmark looks at them."""
+    for item in items:
+        callspec = getattr(item, "callspec", None)
+        if callspec is not None and PARAMETER in callspec.params:
+            clock = item.stash[_CLOCK] = ReplayClock()
+            model, _, prompts = callspec.params[PARAMETER].rsplit("/", 2)
+            phase = getattr(item, "originalname", item.name).removeprefix("test_")
+            item.add_marker(pytest.mark.benchmark(group=f"{model} {prompts} {phase}", timer=clock), append=False)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Open the store for what was selected, before anything is measured."""
+    if session.config.option.collectonly:
+        return
+    selected = [item.callspec.params[PARAMETER] for item in session.items if _has_scenario(item)]
+    if selected:
+        try:
+            _session(session.config).start(list(dict.fromkeys(selected)))
+        except QuantbenchError as error:
+            pytest.exit(f"quantbench: {error}", returncode=pytest.ExitCode.USAGE_ERROR)
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Stop the engine and write the run's row."""
+    state = session.config.stash.get(_SESSION, None)
+    if state is not None:
+        state.finish(interrupted=exitstatus == pytest.ExitCode.INTERRUPTED)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """The decision, the table behind it, what failed, and where the results are."""
+    state = config.stash.get(_SESSION, None)
+    if state is None or not state.records:
+        return
+    from quantbench.tables.summary import run_summary
+
+    terminalreporter.section("quantbench")
+    for line in run_summary(state.results, state.run_id):
+        terminalreporter.write_line(line)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
+    """Add the hardware facts that decide whether two runs may be compared."""
+    from dataclasses import asdict
+
+    from quantbench.machine import describe
+
+    machine_info["quantbench"] = {**asdict(describe()), "gpus": list(describe().gpus), "fingerprint": describe().fingerprint}
+
+
+class Session:
+    """What one pytest session plans and measures."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        """Read the options; UsageError when they ask for something that does not exist."""
+        values = {option.key: convert(option, _raw(config, option.key)) for option in OPTIONS}
+        self._plan: Plan = plan(values, config.rootpath)
+        self._profile = values["profile"]
+        self.results: str = values["results"]
+        self.planned: dict[str, Scenario] = {scenario.id: scenario for scenario in self._plan.scenarios}
+        self._command = " ".join(["pytest", *config.invocation_params.args])
+        self._root = config.rootpath
+        self._runner: Runner | None = None
+        self._store: Store | None = None
+        self._selected = 0
+        self.run_id = ""
+
+    def start(self, selected: Sequence[str]) -> None:
+        """Open the store and the runner for the selected scenarios."""
+        from quantbench.machine import describe, git_commit, versions
+        from quantbench.runner import Runner
+        from quantbench.store import Run, Store
+
+        chosen = tuple(self.planned[identifier] for identifier in selected)
+        self._selected = len(chosen)
+        run = Run(
+            machine=describe(), versions=versions(), command=self._command, commit=git_commit(self._root),
+            profile=self._profile, engine=self._plan.engine,
+        )  # fmt: skip
+        self._store = Store(self.results, run)
+        self._runner = Runner(replace(self._plan, scenarios=chosen), self._store)
+        self.run_id = run.run_id
+
+    @property
+    def runner(self) -> Runner:
+        """The open runner."""
+        assert self._runner is not None
+        return self._runner
+
+    @property
+    def records(self) -> Sequence[Record]:
+        """What has been measured so far."""
+        return self._runner.records if self._runner else ()
+
+    def finish(self, *, interrupted: bool) -> None:
+        """Close the engine and write the run's row."""
+        if self._runner and self._store:
+            self._runner.__exit__(None, None, None)
+            ok = sum(record.status == "ok" for record in self.records)
+            self._store.finish(planned=self._selected, finished=len(self.records), ok=ok, interrupted=interrupted)
+
+
+class Measured:
+    """The ``quantbench`` fixture: one scenario's record, and its durations for pytest-benchmark."""
+
+    def __init__(self, request: pytest.FixtureRequest, identifier: str, benchmark: Any) -> None:
+        """``benchmark`` is pytest-benchmark's fixture, or None without that plugin."""
+        self._session = _session(request.config)
+        self._clock = request.node.stash[_CLOCK]
+        self._benchmark = benchmark
+        self.scenario: Scenario = self._session.planned[identifier]
+
+    @property
+    def record(self) -> Record:
+        """The scenario's record, measured now if it was not yet; skips or fails the test unless its status is ok."""
+        __tracebackhide__ = True
+        try:
+            record = self._session.runner.measure(self.scenario)
+        except QuantbenchError as error:
+            pytest.fail(str(error), pytrace=False)
+        if record.status == "skipped":
+            pytest.skip(record.reason)
+        if record.status != "ok":
+            pytest.fail(f"{record.status}: {record.reason}", pytrace=False)
+        return record
+
+    @property
+    def trace(self) -> Trace:
+        """What the worker saw of the scenario; skips or fails the test like ``record``."""
+        __tracebackhide__ = True
+        trace = self._session.runner.trace(self.record.scenario)
+        assert trace is not None
+        return trace
+
+    def replay(self, samples: Sequence[float]) -> None:
+        """Hand the worker's durations to pytest-benchmark, with the record's figures as ``extra_info``."""
+        if self._benchmark is None:
+            return
+        from quantbench.record import Missing
+
+        record = self.record
+        self._benchmark.extra_info.update(
+            {name: value for name, value in record.values.items() if not isinstance(value, Missing)}
+            | {"scenario_id": record.scenario.id, "scenario_key": record.scenario_key, "status": str(record.status)}
+        )
+        self._clock.load(samples)
+        self._benchmark.pedantic(self._clock.advance, rounds=len(samples), iterations=1, warmup_rounds=0)
+
+
+class _WithBenchmark:
+    @pytest.fixture
+    def quantbench(self, request: pytest.FixtureRequest, quantbench_scenario: str, benchmark: Any) -> Measured:
+        """One scenario's measurement."""
+        return Measured(request, quantbench_scenario, benchmark)
+
+
+class _WithoutBenchmark:
+    @pytest.fixture
+    def quantbench(self, request: pytest.FixtureRequest, quantbench_scenario: str) -> Measured:
+        """One scenario's measurement."""
+        return Measured(request, quantbench_scenario, None)
+
+
+def _session(config: pytest.Config) -> Session:
+    if _SESSION not in config.stash:
+        config.stash[_SESSION] = Session(config)
+    return config.stash[_SESSION]
+
+
+def _raw(config: pytest.Config, key: str) -> Any:
+    given = config.getoption(f"quantbench_{key}")
+    return config.getini(f"quantbench_{key}") if given is None else given
+
+
+def _has_scenario(item: pytest.Item) -> bool:
+    callspec = getattr(item, "callspec", None)
+    return callspec is not None and PARAMETER in callspec.params

@@ -1,0 +1,55 @@
+"""Named prompt sets: text files shipped here, one prompt a line, or a file of the user's own."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+from quantbench.errors import UsageError, unknown_name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptSet:
+    """Prompts under one name."""
+
+    name: str
+    prompts: tuple[str, ...]
+
+    @property
+    def content_hash(self) -> str:
+        """sha256 of the prompts."""
+        return hashlib.sha256("\0".join(self.prompts).encode()).hexdigest()
+
+
+def names() -> list[str]:
+    """The prompt sets that are shipped."""
+    return sorted(entry.name.removesuffix(".txt") for entry in files(__name__).iterdir() if entry.name.endswith(".txt"))
+
+
+def check_name(name: str) -> None:
+    """UsageError with the nearest names unless ``name`` is shipped or is a file."""
+    if name not in names() and not Path(name).is_file():
+        if name.endswith(".txt") or "/" in name:
+            raise UsageError(f"prompt file {name!r} does not exist; give a text file with one prompt a line")
+        raise unknown_name("prompt set", name, names())
+
+
+def load(name: str) -> PromptSet:
+    """A shipped prompt set by name, or a text file with one prompt a line (blank lines and ``#`` lines are left out).
+
+    In a line, ``\\n`` stands for a newline. Raises UsageError for an unknown name, a file that is no UTF-8 text, or one
+    without prompts.
+    """
+    check_name(name)
+    try:
+        source = (files(__name__) / f"{name}.txt") if name in names() else Path(name)
+        text = source.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"prompt file {name!r} is not UTF-8 text ({error.reason}); save it as UTF-8") from error
+    lines = (line.strip() for line in text.splitlines())
+    prompts = tuple(line.replace("\\n", "\n") for line in lines if line and not line.startswith("#"))
+    if not prompts:
+        raise UsageError(f"prompt set {name!r} has no prompts; write one prompt a line")
+    return PromptSet(name=name, prompts=prompts)

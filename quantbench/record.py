@@ -1,0 +1,93 @@
+"""What is kept: one record per planned scenario, made of typed columns with units."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Literal
+
+from quantbench.scenario import Scenario
+
+SCHEMA_VERSION = 1
+"""History: 1 - scenarios, samples, outputs, runs. Columns are only ever added."""
+
+
+class Status(StrEnum):
+    """How a planned scenario ended."""
+
+    OK = "ok"
+    SKIPPED = "skipped"
+    OOM = "oom"
+    TIMEOUT = "timeout"
+    CRASHED = "crashed"
+    ERROR = "error"
+
+    @property
+    def failed(self) -> bool:
+        """Whether the scenario counts as a failure; a skip does not."""
+        return self not in (Status.OK, Status.SKIPPED)
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """A value that was not measured, and why."""
+
+    reason: str
+
+
+Value = float | int | str | bool | Missing
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column: its unit and direction drive the parquet schema, table headers and the regression check."""
+
+    name: str
+    unit: str
+    better: Literal["lower", "higher"] | None = None
+    kind: Literal["float", "int", "string", "bool", "time", "ids"] = "float"
+    doc: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One raw number: ``index`` counts inside its round; for gaps it is prompt x (output length - 1) + position."""
+
+    phase: str
+    round: int
+    index: int
+    value_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Output:
+    """Greedy answers of the reference and the variant to one prompt. Texts are model output: untrusted."""
+
+    index: int
+    prompt: str
+    prompt_tokens: tuple[int, ...]
+    reference_tokens: tuple[int, ...]
+    variant_tokens: tuple[int, ...]
+    reference_text: str
+    variant_text: str
+    exact_match: bool
+    first_divergence: int | None
+    token_match: float
+    chrf: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """One row of ``scenarios`` with the rows that hang on it. ``values`` holds a Missing where nothing was measured."""
+
+    scenario: Scenario
+    scenario_key: str
+    status: Status
+    reason: str = ""
+    traceback: str = ""
+    repeat: int = 0
+    values: Mapping[str, Value] = field(default_factory=dict)
+    facts: Mapping[str, str] = field(default_factory=dict)
+    samples: tuple[Sample, ...] = ()
+    outputs: tuple[Output, ...] = ()

@@ -1,0 +1,71 @@
+"""Find plug-ins: every module of a package and every entry point of a group, once, on first use."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Iterator
+from functools import cached_property
+from importlib.metadata import entry_points
+from typing import Generic, Protocol, TypeVar
+
+from quantbench.errors import UsageError, unknown_name
+
+
+class Named(Protocol):
+    """What a registry holds: anything with a name."""
+
+    @property
+    def name(self) -> str:
+        """The name people use for it."""
+
+
+T = TypeVar("T", bound=Named)
+
+
+class Registry(Generic[T]):
+    """Plug-ins of one kind: the module-level objects of that kind in the modules of ``package`` and in entry points.
+
+    Modules whose name starts with an underscore are helpers and are not scanned. An entry point of the group named like
+    the package names an object of that kind, or a module that holds some.
+    """
+
+    def __init__(self, package: str, kind: type[T], noun: str) -> None:
+        """``noun`` is the word for one such thing in an error message."""
+        self._package = package
+        self._kind = kind
+        self._noun = noun
+
+    def __getitem__(self, name: str) -> T:
+        """The plug-in of that name; UsageError with the nearest names if there is none."""
+        try:
+            return self._found[name]
+        except KeyError:
+            raise unknown_name(self._noun, name, self._found) from None
+
+    def __contains__(self, name: object) -> bool:
+        """Whether there is a plug-in of that name."""
+        return name in self._found
+
+    def __iter__(self) -> Iterator[T]:
+        """All plug-ins, by name."""
+        return iter(self._found[name] for name in sorted(self._found))
+
+    @cached_property
+    def _found(self) -> dict[str, T]:
+        found: dict[str, T] = {}
+        package = importlib.import_module(self._package)
+        for info in pkgutil.iter_modules(package.__path__):
+            if not info.name.startswith("_"):
+                self._collect(importlib.import_module(f"{self._package}.{info.name}"), found)
+        for point in entry_points(group=self._package):
+            self._collect(point.load(), found)
+        return found
+
+    def _collect(self, source: object, found: dict[str, T]) -> None:
+        candidates = [source] if isinstance(source, self._kind) else list(vars(source).values())
+        for candidate in candidates:
+            if isinstance(candidate, self._kind):
+                other = found.setdefault(candidate.name, candidate)
+                if other is not candidate:
+                    raise UsageError(f"two {self._noun}s are named {candidate.name!r}; rename or uninstall one of them")

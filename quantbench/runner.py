@@ -1,0 +1,261 @@
+"""From planned scenarios to records: references first, one job per variant, every row flushed as it is known."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+
+from quantbench import cache, prompts
+from quantbench.engines import ENGINES, Failure, collected_trace
+from quantbench.engines import Runner as OpenedEngine
+from quantbench.errors import QuantbenchError, UnsupportedError
+from quantbench.job import Checkpoint, Job, Task
+from quantbench.machine import versions
+from quantbench.methods import METHODS
+from quantbench.metrics import evaluate
+from quantbench.metrics.text import compare_answers
+from quantbench.models import MODELS
+from quantbench.models._checkpoint import resolve
+from quantbench.passes.similarity import REFERENCE_FILE
+from quantbench.record import Record, Sample, Status
+from quantbench.scenario import Conditions, Effort, Scenario, Variant
+from quantbench.store import Store
+from quantbench.trace import Generation, Reference, Trace
+
+JobKey = tuple[str, Variant, Conditions]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What a session wants measured, and how hard to try. ``keep_jobs``: leave job folders there for a rerun by hand."""
+
+    scenarios: tuple[Scenario, ...]
+    effort: Effort
+    engine: str
+    keep_jobs: Path | None = None
+    trust_remote_code: bool = False
+
+
+class Runner:
+    """Measures scenarios on demand: asking for one runs its whole job, and the others of that job are answered from it.
+
+    Use as a context manager. ``progress`` is told, in a few words, what is being done.
+    """
+
+    def __init__(self, plan: Plan, store: Store, progress: Callable[[str], None] = lambda _: None) -> None:
+        """Nothing is started before the first scenario is asked for."""
+        self._plan = plan
+        self._store = store
+        self._progress = progress
+        self._stack = ExitStack()
+        self._records: dict[Scenario, Record] = {}
+        self._traces: dict[Scenario, Trace] = {}
+        self._jobs: dict[JobKey, list[Scenario]] = {}
+        for scenario in plan.scenarios:
+            self._jobs.setdefault(scenario.job, []).append(scenario)
+        self._checkpoints: dict[str, Checkpoint | QuantbenchError] = {}
+        self._references: dict[Scenario, Path | Failure | None] = {}
+        self._job_count = 0
+
+    def __enter__(self) -> Runner:
+        """Open the scratch folder."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Stop the engine and remove the scratch folder."""
+        self._stack.close()
+
+    @property
+    def records(self) -> Sequence[Record]:
+        """All records so far, in the order they were made."""
+        return tuple(self._records.values())
+
+    def measure(self, scenario: Scenario) -> Record:
+        """The record of a planned scenario; its rows are stored before this returns."""
+        if scenario not in self._records:
+            made = list(self._run_job(self._jobs[scenario.job]))
+            self._records |= {record.scenario: record for record in made}
+            for record in made:
+                builtin = record.scenario.model in MODELS and MODELS[record.scenario.model].instrument_check
+                self._store.append(record, instrument_check=builtin)
+        return self._records[scenario]
+
+    def trace(self, scenario: Scenario) -> Trace | None:
+        """What the worker saw, for a scenario that was measured well."""
+        return self._traces.get(scenario)
+
+    @cached_property
+    def _scratch(self) -> Path:
+        if self._plan.keep_jobs:
+            self._plan.keep_jobs.mkdir(parents=True, exist_ok=True)
+            return self._plan.keep_jobs
+        folder = Path(tempfile.mkdtemp(prefix="quantbench-"))
+        self._stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        return folder
+
+    @cached_property
+    def _engine(self) -> OpenedEngine:
+        device = self._plan.scenarios[0].conditions.device
+        return self._stack.enter_context(ENGINES[self._plan.engine].open(device))
+
+    def _run_job(self, group: Sequence[Scenario]) -> Iterable[Record]:
+        first = group[0]
+        try:
+            checkpoint = self._checkpoint(first.model)
+            METHODS[first.variant.method].check(checkpoint)
+        except QuantbenchError as error:
+            status = Status.SKIPPED if isinstance(error, UnsupportedError) else Status.ERROR
+            return [self._failed(scenario, Failure(status=status, reason=str(error)), None) for scenario in group]
+        ready: list[tuple[Scenario, Task]] = []
+        records: list[Record] = []
+        for scenario in group:
+            found = self._task(scenario, checkpoint)
+            if isinstance(found, Task):
+                ready.append((scenario, found))
+            else:
+                records.append(self._failed(scenario, found, checkpoint))
+        if ready:
+            records += self._measure_ready(ready, checkpoint)
+        return records
+
+    def _measure_ready(self, ready: Sequence[tuple[Scenario, Task]], checkpoint: Checkpoint) -> list[Record]:
+        first = ready[0][0]
+        if METHODS[first.variant.method].preparer:
+            self._progress(f"{first.variant.label}: preparing")
+            _, failure = self._work("prepare", first, checkpoint, [task for _, task in ready])
+            if failure:
+                return [self._failed(scenario, failure, checkpoint) for scenario, _ in ready]
+        self._progress(f"{first.variant.label}: measuring")
+        folder, failure = self._work("measure", first, checkpoint, [task for _, task in ready])
+        records = []
+        for index, (scenario, task) in enumerate(ready):
+            trace = collected_trace(folder, index)
+            if trace:
+                self._traces[scenario] = trace
+                records.append(self._measured(scenario, trace, task, checkpoint))
+            else:
+                unknown = Failure(status=Status.ERROR, reason="the worker left no trace of this prompt set")
+                records.append(self._failed(scenario, failure or unknown, checkpoint))
+        return records
+
+    def _task(self, scenario: Scenario, checkpoint: Checkpoint) -> Task | Failure:
+        try:
+            chosen = prompts.load(scenario.prompts)
+        except QuantbenchError as error:
+            return Failure(status=Status.ERROR, reason=str(error))
+        reference = self._reference(scenario, checkpoint, chosen)
+        if isinstance(reference, Failure):
+            return reference
+        return Task(prompts_name=scenario.prompts, prompts=chosen.prompts, reference=reference)
+
+    def _reference(self, scenario: Scenario, checkpoint: Checkpoint, chosen: prompts.PromptSet) -> Path | Failure | None:
+        """The folder of the reference's artifact; None where the reference cannot open such a checkpoint at all."""
+        wanted = scenario.reference()
+        if wanted not in self._references:
+            self._references[wanted] = self._make_reference(wanted, checkpoint, chosen)
+        return self._references[wanted]
+
+    def _make_reference(self, wanted: Scenario, checkpoint: Checkpoint, chosen: prompts.PromptSet) -> Path | Failure | None:
+        try:
+            METHODS[wanted.variant.method].check(checkpoint)
+        except UnsupportedError:
+            return None
+        asked: dict[str, object] = {
+            "content": checkpoint.content_hash, "prompts": chosen.content_hash, "variant": wanted.variant.name,
+            "conditions": asdict(wanted.conditions), "versions": _runtime_versions(),
+        }  # fmt: skip
+        failures: list[Failure] = []
+
+        def make(folder: Path) -> None:
+            self._progress(f"{wanted.variant.label}: making the reference")
+            task = Task(prompts_name=wanted.prompts, prompts=chosen.prompts, reference=None)
+            if METHODS[wanted.variant.method].preparer:
+                self._work("prepare", wanted, checkpoint, [task])
+            done, failure = self._work("reference", wanted, checkpoint, [task])
+            if failure:
+                failures.append(failure)
+                raise QuantbenchError(failure.reason)
+            shutil.copytree(done / "reference-0", folder, dirs_exist_ok=True)
+
+        try:
+            return cache.artifact("reference", asked, make)
+        except (QuantbenchError, OSError) as error:
+            failure = failures[0] if failures else Failure(status=Status.ERROR, reason=str(error))
+            return replace(failure, reason=f"the reference {wanted.variant.name} could not be made: {failure.reason}")
+
+    def _work(self, kind: str, first: Scenario, checkpoint: Checkpoint, tasks: Sequence[Task]) -> tuple[Path, Failure | None]:
+        folder = self._scratch / f"{self._job_count:03d}-{first.variant.label}-{kind}"
+        self._job_count += 1
+        folder.mkdir()
+        Job(
+            kind=kind,  # type: ignore[arg-type]  # mypy does not narrow a str to its literals
+            checkpoint=checkpoint,
+            variant=first.variant,
+            conditions=first.conditions,
+            effort=self._plan.effort,
+            tasks=tuple(tasks),
+            preloaded=dict(self._engine.preloaded),
+        ).save(folder)
+        return folder, self._engine.run(folder, self._plan.effort.timeout_s)
+
+    def _checkpoint(self, name: str) -> Checkpoint:
+        if name not in self._checkpoints:
+            try:
+                self._checkpoints[name] = resolve(name, trust_remote_code=self._plan.trust_remote_code)
+            except QuantbenchError as error:
+                self._checkpoints[name] = error
+        found = self._checkpoints[name]
+        if isinstance(found, QuantbenchError):
+            raise found
+        return found
+
+    def _measured(self, scenario: Scenario, trace: Trace, task: Task, checkpoint: Checkpoint) -> Record:
+        reference = Reference.load(task.reference / REFERENCE_FILE) if task.reference else None
+        return Record(
+            scenario=scenario,
+            scenario_key=scenario.key(_identity(checkpoint, task)),
+            status=Status.OK,
+            values=evaluate(trace, reference),
+            facts={**trace.facts, "anchor": trace.anchor},
+            samples=tuple(_samples(trace)),
+            outputs=compare_answers(trace.answers, reference.answers) if reference else (),
+        )
+
+    def _failed(self, scenario: Scenario, failure: Failure, checkpoint: Checkpoint | None) -> Record:
+        identity = {"content": checkpoint.content_hash, "revision": checkpoint.revision} if checkpoint else {}
+        return Record(
+            scenario=scenario,
+            scenario_key=scenario.key(identity),
+            status=failure.status,
+            reason=failure.reason,
+            traceback=failure.traceback,
+        )
+
+
+def _identity(checkpoint: Checkpoint, task: Task) -> Mapping[str, str]:
+    chosen = prompts.PromptSet(name=task.prompts_name, prompts=task.prompts)
+    return {"content": checkpoint.content_hash, "revision": checkpoint.revision, "prompts": chosen.content_hash}
+
+
+def _runtime_versions() -> dict[str, str]:
+    return {name: number for name, number in versions().items() if name in ("torch", "transformers", "llama-cpp-python")}
+
+
+def _samples(trace: Trace) -> Iterable[Sample]:
+    for each in trace.rounds:
+        for prefix, answers in (("", each.variant), ("anchor_", each.anchor)):
+            yield from _round_samples(prefix, each.index, answers)
+
+
+def _round_samples(prefix: str, index: int, answers: Sequence[Generation]) -> Iterable[Sample]:
+    for answer in answers:
+        yield Sample(f"{prefix}prefill", index, answer.prompt, answer.prefill_s)
+        yield Sample(f"{prefix}e2e", index, answer.prompt, answer.e2e_s)
+        for position, gap in enumerate(answer.gaps_s):
+            yield Sample(f"{prefix}gap", index, answer.prompt * len(answer.gaps_s) + position, gap)

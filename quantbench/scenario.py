@@ -1,0 +1,137 @@
+"""What is measured: a model, a variant of it, a prompt set, and the conditions that change the result."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import PurePath
+
+from quantbench.errors import UsageError
+
+MIN_LENGTH = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Precision:
+    """One precision that a method offers; ``bits`` is the nominal figure its name promises."""
+
+    name: str
+    bits: float
+    title: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variant:
+    """A method at a precision. A control is the reference measured once more in a process of its own: the noise floor."""
+
+    method: str
+    precision: str
+    control: bool = False
+
+    @property
+    def label(self) -> str:
+        """The middle part of a scenario id, for example ``gguf-q4_k_m``."""
+        return f"{self.method}-{self.precision}" + ("-control" if self.control else "")
+
+    @property
+    def name(self) -> str:
+        """``method/precision``, as options and columns spell it."""
+        return f"{self.method}/{self.precision}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conditions:
+    """What is asked besides the three axes, and changes what is measured.
+
+    Lengths are in tokens: ``output_tokens`` are timed, ``answer_tokens`` are compared as greedy text,
+    ``continuation_tokens`` are scored teacher-forced. ``context`` 0 stands for the shortest that holds all of these.
+    ``threads`` 0 stands for every core that this process may use.
+    """
+
+    reference: str = "torch/fp32"
+    device: str = "cpu"
+    threads: int = 0
+    context: int = 0
+    output_tokens: int = 32
+    answer_tokens: int = 64
+    continuation_tokens: int = 128
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Raise UsageError for figures that cannot be measured."""
+        for name in ("output_tokens", "answer_tokens", "continuation_tokens"):
+            if getattr(self, name) < MIN_LENGTH:
+                raise UsageError(f"{name} is {getattr(self, name)}; ask for at least {MIN_LENGTH} tokens, so that there is a gap to time")
+        for name in ("threads", "context", "seed"):
+            if getattr(self, name) < 0:
+                raise UsageError(f"{name} is {getattr(self, name)}; it cannot be negative")
+        if self.device != "cpu" and not self.device.startswith("cuda"):
+            raise UsageError(f"device {self.device!r} is not known; use cpu, cuda or cuda:N")
+
+
+def short_name(name: str) -> str:
+    """A model or prompt set as an id shows it: names and hub ids as they are, of a path its last part."""
+    is_path = name.startswith((".", "/", "~")) or name.endswith((".gguf", ".txt"))
+    return PurePath(name).name.removesuffix(".gguf").removesuffix(".txt") if is_path else name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scenario:
+    """Model x method x precision x prompt set. ``id`` is the pytest id and the row key."""
+
+    model: str
+    variant: Variant
+    prompts: str
+    conditions: Conditions = field(default_factory=Conditions)
+
+    @property
+    def id(self) -> str:
+        """``model/method-precision/prompts``, for example ``canary/gguf-q4_k_m/ten``; of a path, its last part."""
+        return f"{short_name(self.model)}/{self.variant.label}/{short_name(self.prompts)}"
+
+    @property
+    def is_reference(self) -> bool:
+        """Whether this is the unquantized model that the others are compared with (a control is not)."""
+        return self.variant.name == self.conditions.reference and not self.variant.control
+
+    @property
+    def job(self) -> tuple[str, Variant, Conditions]:
+        """Scenarios with an equal job share one load of the model."""
+        return self.model, self.variant, self.conditions
+
+    def reference(self) -> Scenario:
+        """The scenario of the reference for the same model and prompts."""
+        method, _, precision = self.conditions.reference.partition("/")
+        return replace(self, variant=Variant(method=method, precision=precision))
+
+    def key(self, identity: Mapping[str, str]) -> str:
+        """sha256 of what was asked and changes what is measured.
+
+        ``identity`` names the content behind the names (model revision and hash, prompt set hash), known at run time only.
+        """
+        asked = {**asdict(self), "identity": dict(identity)}
+        return hashlib.sha256(json.dumps(asked, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Effort:
+    """How long to try; stays out of the scenario key.
+
+    ``precision`` is the half-width of the confidence interval of the median, relative, at which rounds stop.
+    """
+
+    warmup_rounds: int = 1
+    min_rounds: int = 6
+    max_rounds: int = 30
+    budget_s: float = 8.0
+    precision: float = 0.02
+    timeout_s: float = 900.0
+
+
+PROFILES: Mapping[str, Effort] = {
+    "quick": Effort(min_rounds=3, max_rounds=5, budget_s=2.0),
+    "default": Effort(),
+    "thorough": Effort(warmup_rounds=2, min_rounds=10, max_rounds=100, budget_s=60.0, precision=0.01, timeout_s=3600.0),
+}

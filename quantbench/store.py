@@ -1,0 +1,326 @@
+"""Records to parquet and back: one explicit schema, one file per flush, nothing ever rewritten."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+from quantbench.errors import StoreError
+from quantbench.machine import Machine
+from quantbench.methods import METHODS
+from quantbench.metrics import all_columns
+from quantbench.record import SCHEMA_VERSION, Column, Missing, Record
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+    from pyarrow import fs
+
+TABLES = ("scenarios", "samples", "outputs", "runs")
+_VERSION_KEY = b"quantbench_schema_version"
+
+IDENTITY_COLUMNS = (
+    Column("run_id", "", kind="string", doc="one pytest session"),
+    Column("started_at", "UTC", kind="time", doc="start of the run"),
+    Column("scenario_id", "", kind="string", doc="model/method-precision/prompts: the pytest id"),
+    Column("scenario_key", "", kind="string", doc="sha256 of what was asked and changes what is measured"),
+    Column("model", "", kind="string", doc="as asked for"),
+    Column("method", "", kind="string"),
+    Column("precision", "", kind="string"),
+    Column("prompts", "", kind="string", doc="prompt set"),
+    Column("repeat", "", kind="int"),
+    Column("status", "", kind="string", doc="ok, skipped, oom, timeout, crashed or error"),
+    Column("reason", "", kind="string", doc="why the status is not ok"),
+    Column("traceback", "", kind="string"),
+    Column("control", "", kind="bool", doc="the reference measured once more: the noise floor"),
+    Column("reference", "", kind="string", doc="the variant compared with"),
+    Column("is_reference", "", kind="bool"),
+    Column("bits", "bits", doc="nominal"),
+    Column("device", "", kind="string"),
+    Column("threads", "", kind="int", doc="as used"),
+    Column("context", "tokens", kind="int", doc="as used"),
+    Column("output_tokens", "tokens", kind="int", doc="timed answer length"),
+    Column("answer_tokens", "tokens", kind="int", doc="greedy answer length at most"),
+    Column("continuation_tokens", "tokens", kind="int", doc="teacher-forced positions per prompt"),
+    Column("seed", "", kind="int"),
+    Column("anchor", "", kind="string", doc="what the rounds alternated with"),
+    Column("kernel", "", kind="string", doc="kernel class found in use"),
+    Column("kv_dtype", "", kind="string"),
+    Column("checkpoint_dtype", "", kind="string", doc="a bf16 checkpoint loses nothing in bf16 by construction"),
+    Column("instrument_check", "", kind="bool", doc="the model only checks the instrument"),
+    Column("facts", "", kind="string", doc="JSON: whatever else was found rather than asked"),
+    Column("null_reasons", "", kind="string", doc="JSON: why each null metric of an ok row is null"),
+    Column("machine", "", kind="string", doc="fingerprint of the hardware"),
+    Column("cpu", "", kind="string"),
+    Column("gpus", "", kind="string"),
+    Column("isa", "", kind="string"),
+    Column("versions", "", kind="string", doc="JSON: library versions"),
+    Column("schema_version", "", kind="int"),
+)
+SAMPLE_COLUMNS = (
+    Column("run_id", "", kind="string"),
+    Column("scenario_id", "", kind="string"),
+    Column("scenario_key", "", kind="string"),
+    Column("repeat", "", kind="int"),
+    Column("phase", "", kind="string", doc="prefill, gap, e2e, and the same of the anchor"),
+    Column("round", "", kind="int"),
+    Column("index", "", kind="int", doc="prompt; for gaps prompt x (output_tokens - 1) + position"),
+    Column("value_s", "s", "lower"),
+)
+OUTPUT_COLUMNS = (
+    Column("run_id", "", kind="string"),
+    Column("scenario_id", "", kind="string"),
+    Column("scenario_key", "", kind="string"),
+    Column("repeat", "", kind="int"),
+    Column("index", "", kind="int", doc="prompt"),
+    Column("prompt", "", kind="string"),
+    Column("prompt_tokens", "", kind="ids"),
+    Column("reference_tokens", "", kind="ids"),
+    Column("variant_tokens", "", kind="ids"),
+    Column("reference_text", "", kind="string", doc="model output: untrusted"),
+    Column("variant_text", "", kind="string", doc="model output: untrusted"),
+    Column("exact_match", "", kind="bool"),
+    Column("first_divergence", "tokens", kind="int", doc="null when the answers are equal"),
+    Column("token_match", "ratio", "higher"),
+    Column("chrf", "chrF", "higher"),
+)
+RUN_COLUMNS = (
+    Column("run_id", "", kind="string"),
+    Column("started_at", "UTC", kind="time"),
+    Column("finished_at", "UTC", kind="time"),
+    Column("command", "", kind="string"),
+    Column("commit", "", kind="string"),
+    Column("planned", "scenarios", kind="int"),
+    Column("finished", "scenarios", kind="int"),
+    Column("ok", "scenarios", kind="int"),
+    Column("interrupted", "", kind="bool"),
+    Column("profile", "", kind="string"),
+    Column("engine", "", kind="string"),
+    Column("machine", "", kind="string"),
+    Column("machine_facts", "", kind="string", doc="JSON"),
+    Column("versions", "", kind="string", doc="JSON"),
+    Column("schema_version", "", kind="int"),
+)
+
+
+def table_columns(table: str) -> tuple[Column, ...]:
+    """The columns of one of the four tables."""
+    match table:
+        case "scenarios":
+            return IDENTITY_COLUMNS + all_columns()
+        case "samples":
+            return SAMPLE_COLUMNS
+        case "outputs":
+            return OUTPUT_COLUMNS
+        case "runs":
+            return RUN_COLUMNS
+        case _:
+            raise StoreError(f"there is no table {table!r}; the tables are {', '.join(TABLES)}")
+
+
+def schema(table: str) -> pa.Schema:
+    """The explicit parquet schema of a table; each field carries its unit, direction and meaning as metadata."""
+    import pyarrow as pa
+
+    types = {
+        "float": pa.float64(), "int": pa.int64(), "string": pa.string(), "bool": pa.bool_(),
+        "time": pa.timestamp("us", tz="UTC"), "ids": pa.list_(pa.int32()),
+    }  # fmt: skip
+    fields = [
+        pa.field(column.name, types[column.kind], metadata={"unit": column.unit, "better": column.better or "", "doc": column.doc})
+        for column in table_columns(table)
+    ]
+    return pa.schema(fields, metadata={_VERSION_KEY: str(SCHEMA_VERSION).encode()})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """What all rows of one session share."""
+
+    machine: Machine
+    versions: Mapping[str, str]
+    command: str
+    commit: str
+    profile: str
+    engine: str
+    run_id: str = field(default_factory=lambda: f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid4().hex[:6]}")
+    started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+
+
+class Store:
+    """Appends to ``root/<table>/date=YYYY-MM-DD/<run_id>-<n>.parquet``; ``root`` is a path or any URI pyarrow knows."""
+
+    def __init__(self, root: str, run: Run) -> None:
+        """Check that the place can be written; StoreError if it cannot."""
+        self._run = run
+        self._count = 0
+        try:
+            self._files, self._root = _filesystem(root)
+            self._files.create_dir(self._root, recursive=True)
+            probe = f"{self._root}/.{run.run_id}"
+            with self._files.open_output_stream(probe) as stream:
+                stream.write(b"")
+            self._files.delete_file(probe)
+        except OSError as error:
+            raise StoreError(f"results cannot be written to {root!r} ({_plain(error)}); choose another place with --results") from error
+
+    def append(self, record: Record, *, instrument_check: bool) -> None:
+        """Flush one record's rows to the three tables. StoreError when the disk is full or the place went away."""
+        shared = {
+            "run_id": self._run.run_id,
+            "scenario_id": record.scenario.id,
+            "scenario_key": record.scenario_key,
+            "repeat": record.repeat,
+        }
+        self._write("samples", [{**shared, **asdict(sample)} for sample in record.samples])
+        self._write("outputs", [{**shared, **asdict(output)} for output in record.outputs])
+        self._write("scenarios", [{**shared, **_scenario_row(record, self._run), "instrument_check": instrument_check}])
+        self._count += 1
+
+    def finish(self, *, planned: int, finished: int, ok: int, interrupted: bool) -> None:
+        """Write the run's own row."""
+        run = self._run
+        row = {
+            "run_id": run.run_id, "started_at": run.started_at, "finished_at": datetime.now(UTC),
+            "command": run.command, "commit": run.commit, "profile": run.profile, "engine": run.engine,
+            "planned": planned, "finished": finished, "ok": ok, "interrupted": interrupted,
+            "machine": run.machine.fingerprint, "machine_facts": json.dumps(asdict(run.machine)),
+            "versions": json.dumps(dict(run.versions)), "schema_version": SCHEMA_VERSION,
+        }  # fmt: skip
+        self._write("runs", [row])
+
+    def _write(self, table: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        if not rows:
+            return
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        folder = f"{self._root}/{table}/date={self._run.started_at:%Y-%m-%d}"
+        name = f"{self._run.run_id}-{self._count}.parquet"
+        partial = f"{folder}/.{name}.partial"
+        try:
+            self._files.create_dir(folder, recursive=True)
+            with self._files.open_output_stream(partial) as stream:
+                pq.write_table(pa.Table.from_pylist(list(rows), schema=schema(table)), stream, compression="zstd")
+            _flush_to_disk(self._files, partial)
+            self._files.move(partial, f"{folder}/{name}")
+        except OSError as error:
+            raise StoreError(
+                f"results of this scenario could not be written to {folder!r} ({_plain(error)}); make room or choose another "
+                "place with --results; rows written before are safe"
+            ) from error
+
+
+def load(path: str = "results", table: str = "scenarios") -> pd.DataFrame:
+    """A table of all runs under ``path`` as a DataFrame with the schema's dtypes.
+
+    Integers with nulls have pandas' nullable Int64. Files that cannot be read (cut short, not parquet) are skipped with a
+    warning. Raises StoreError when there is no such table or no readable file.
+    """
+    import pandas as pd
+    import pyarrow as pa
+
+    wanted = schema(table)
+    files, root = _filesystem(path)
+    tables = list(_readable(files, f"{root}/{table}", wanted))
+    if not tables:
+        raise StoreError(f"no results of table {table!r} under {path!r}; run the benchmark first, or give --results")
+    whole = pa.concat_tables(tables)
+    integers = {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype(), pa.string(): pd.StringDtype(na_value=float("nan"))}
+    frame: pd.DataFrame = whole.to_pandas(types_mapper=integers.get)
+    return frame
+
+
+def _readable(files: fs.FileSystem, folder: str, wanted: pa.Schema) -> Iterable[pa.Table]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from pyarrow import fs
+
+    selector = fs.FileSelector(folder, recursive=True, allow_not_found=True)
+    infos = sorted(files.get_file_info(selector), key=lambda info: info.path)
+    for info in infos:
+        if info.type == fs.FileType.File and info.path.endswith(".parquet"):
+            try:
+                with files.open_input_file(info.path) as stream:
+                    found = pq.read_table(stream)
+            except (pa.ArrowInvalid, OSError) as error:
+                warnings.warn(f"{info.path} cannot be read and is left out ({_plain(error)})", stacklevel=3)
+                continue
+            yield _conform(found, wanted)
+
+
+def _conform(found: pa.Table, wanted: pa.Schema) -> pa.Table:
+    """Add the columns that an older file lacks, as nulls; columns are only ever added, so nothing is dropped."""
+    import pyarrow as pa
+
+    columns = [
+        found.column(field.name).cast(field.type) if field.name in found.column_names else pa.nulls(len(found), field.type)
+        for field in wanted
+    ]
+    return pa.Table.from_arrays(columns, schema=wanted)
+
+
+def _scenario_row(record: Record, run: Run) -> dict[str, Any]:
+    scenario = record.scenario
+    values = {name: None if isinstance(value, Missing) else value for name, value in record.values.items()}
+    reasons = {name: value.reason for name, value in record.values.items() if isinstance(value, Missing)}
+    conditions = asdict(scenario.conditions)
+    facts = dict(record.facts)
+    used = {name: facts.pop(name, None) for name in ("kernel", "kv_dtype", "checkpoint_dtype", "anchor")}
+    return {
+        **{name: conditions[name] for name in ("reference", "device", "output_tokens", "answer_tokens", "continuation_tokens", "seed")},
+        **{name: used[name] or None for name in used},
+        "threads": int(facts.pop("threads", 0)) or None,
+        "context": int(facts.pop("context", 0)) or None,
+        "started_at": run.started_at,
+        "model": scenario.model,
+        "method": scenario.variant.method,
+        "precision": scenario.variant.precision,
+        "prompts": scenario.prompts,
+        "status": str(record.status),
+        "reason": record.reason or None,
+        "traceback": record.traceback or None,
+        "control": scenario.variant.control,
+        "is_reference": scenario.is_reference,
+        "bits": METHODS[scenario.variant.method].precision(scenario.variant.precision).bits,
+        "facts": json.dumps(facts),
+        "null_reasons": json.dumps(reasons),
+        "machine": run.machine.fingerprint,
+        "cpu": run.machine.cpu,
+        "gpus": ", ".join(run.machine.gpus),
+        "isa": run.machine.isa,
+        "versions": json.dumps(dict(run.versions)),
+        "schema_version": SCHEMA_VERSION,
+        **values,
+    }
+
+
+def _filesystem(root: str) -> tuple[fs.FileSystem, str]:
+    from pathlib import Path
+
+    from pyarrow import fs
+
+    if "://" in root:
+        found: tuple[fs.FileSystem, str] = fs.FileSystem.from_uri(root)
+        return found
+    return fs.LocalFileSystem(), str(Path(root).resolve())
+
+
+def _flush_to_disk(files: fs.FileSystem, path: str) -> None:
+    import os
+
+    if files.type_name == "local":
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _plain(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,1 @@
+"""The benchmarks that ``quantbench run`` runs and ``bench/`` imports: one pytest-benchmark entry per scenario and phase."""

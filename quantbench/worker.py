@@ -1,0 +1,235 @@
+"""Run one job in this process: ``python -m quantbench.worker DIR`` reads ``job.json`` there and writes the traces beside it.
+
+Everything travels as files: ``job.json`` in; ``trace-N.json`` and ``columns-N.npz`` out, one per prompt set, or
+``failure.json``. So any cell can be run again by hand.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from quantbench.errors import ModelError, QuantbenchError, UnsupportedError
+from quantbench.job import Checkpoint, Job, Task
+from quantbench.machine import available_cpus
+from quantbench.methods import METHODS, LoadedModel, Method, Settings
+from quantbench.models._tokenizer import Tokenizer, open_tokenizer
+from quantbench.passes.latency import measure_rounds
+from quantbench.passes.memory import measure_peak, resident
+from quantbench.passes.reference import count_parameters, make_reference
+from quantbench.passes.similarity import REFERENCE_FILE, answer_greedily, score_continuations
+from quantbench.record import Status
+from quantbench.scenario import Conditions, Scenario
+from quantbench.trace import Answer, Reference, Trace
+
+FAILURE_FILE = "failure.json"
+TRACE_FILE = "trace-{}.json"
+_CONTEXT_STEP = 64
+_OOM_SCORE_ADJ = Path("/proc/self/oom_score_adj")
+_OUT_OF_MEMORY = ("can't allocate memory", "cannot allocate memory", "out of memory", "failed to allocate")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Prompts:
+    """A task with its ids; ``reference`` is None where nothing can be compared."""
+
+    task: Task
+    ids: tuple[tuple[int, ...], ...]
+    reference: Reference | None
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the job in the folder named on the command line; 0 when its results were written, 1 when it failed."""
+    (folder,) = sys.argv[1:] if arguments is None else arguments
+    return run_job(Path(folder))
+
+
+def run_job(folder: Path) -> int:
+    """Run the job in ``folder``; whatever goes wrong ends up in its ``failure.json``."""
+    try:
+        job = Job.load(folder)
+        match job.kind:
+            case "prepare":
+                _prepare(job)
+            case "reference":
+                _make_references(job, folder)
+            case "measure":
+                _measure(job, folder)
+    except Exception as error:  # noqa: BLE001 - the whole point: any failure of one cell becomes its row
+        failure = {"status": _status(error), "reason": _reason(error), "traceback": traceback.format_exc()}
+        (folder / FAILURE_FILE).write_text(json.dumps(failure))
+        print(f"{failure['status']}: {failure['reason']}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def sacrifice_first() -> None:
+    """Ask the kernel to kill this process first when memory runs out, not the one that keeps the results."""
+    if _OOM_SCORE_ADJ.exists():
+        _OOM_SCORE_ADJ.write_text("1000")
+
+
+def _status(error: Exception) -> Status:
+    text = str(error).lower()
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or any(each in text for each in _OUT_OF_MEMORY):
+        return Status.OOM
+    return Status.SKIPPED if isinstance(error, UnsupportedError) else Status.ERROR
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, QuantbenchError):
+        return str(error)
+    first_line = (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__}: {first_line}"
+
+
+def _prepare(job: Job) -> None:
+    settings = _settings(job, context=0)
+    for variant in (job.scenario, _anchor_scenario(job.scenario)):
+        method = METHODS[variant.variant.method]
+        if method.preparer and not method.missing():
+            method.check(settings.checkpoint)
+            method.preparer(variant, settings)
+
+
+def _make_references(job: Job, folder: Path) -> None:
+    method = METHODS[job.variant.method]
+    tokenizer = open_tokenizer(job.checkpoint)
+    prompts = [_Prompts(task=task, ids=_encode(tokenizer, task), reference=None) for task in job.tasks]
+    context = _context(job, prompts, tokenizer.context_limit)
+    with method.open(job.scenario, _settings(job, context)) as model:
+        for index, task in enumerate(job.tasks):
+            out = folder / f"reference-{index}"
+            out.mkdir()
+            make_reference(model, tokenizer, job.checkpoint, task, job.conditions, out)
+
+
+def _measure(job: Job, folder: Path) -> None:
+    method = METHODS[job.variant.method]
+    method.check(job.checkpoint)
+    import_s = _import(method) + sum(job.preloaded.get(module, 0.0) for module in method.requires)
+    prompts, context = _read_prompts(job)
+    settings = _settings(job, context)
+    scenario = job.scenario
+    artifact = method.preparer(scenario, settings) if method.preparer else None
+    before = resident()
+    with ExitStack() as stack:
+        started = time.perf_counter()
+        model = stack.enter_context(method.open(scenario, settings))
+        model.synchronize()
+        load_s = time.perf_counter() - started
+        weights = model.memory()
+        length = job.conditions.output_tokens
+        peaks = [measure_peak(model, each.ids, length, before, job.conditions.device) for each in prompts]
+        running = model.memory().weight_bytes
+        tokenizer = open_tokenizer(job.checkpoint)
+        compared = [_compare(model, each, tokenizer, job.conditions, folder, index) for index, each in enumerate(prompts)]
+        anchor = _open_anchor(stack, model, scenario, settings)
+        facts = {**model.facts, "threads": str(settings.threads), "context": str(context)}
+        for index, (each, peak, (answers, columns)) in enumerate(zip(prompts, peaks, compared, strict=True)):
+            rounds = measure_rounds(model, anchor, each.ids, length, job.effort)
+            Trace(
+                import_s=import_s,
+                load_s=load_s,
+                quantize_s=artifact.quantize_s if artifact else None,
+                parameters=each.reference.parameters if each.reference else count_parameters(job.checkpoint),
+                weights=weights,
+                weight_bytes_running=running,
+                artifact_bytes=artifact.file_bytes if artifact else _checkpoint_bytes(job.checkpoint),
+                peak=peak,
+                anchor=method.anchor,
+                rounds=rounds,
+                answers=answers,
+                columns=columns,
+                facts={**facts, "checkpoint_dtype": each.reference.checkpoint_dtype if each.reference else ""},
+            ).save(folder / TRACE_FILE.format(index))
+
+
+def _import(method: Method) -> float:
+    started = time.perf_counter()
+    for module in method.requires:
+        importlib.import_module(module)
+    return time.perf_counter() - started
+
+
+def _read_prompts(job: Job) -> tuple[list[_Prompts], int]:
+    prompts = []
+    limit = None
+    tokenizer = None
+    for task in job.tasks:
+        if task.reference:
+            reference = Reference.load(task.reference / REFERENCE_FILE)
+            limit = reference.context_limit
+            prompts.append(_Prompts(task=task, ids=reference.prompt_tokens, reference=reference))
+        else:
+            tokenizer = tokenizer or open_tokenizer(job.checkpoint)
+            limit = tokenizer.context_limit
+            prompts.append(_Prompts(task=task, ids=_encode(tokenizer, task), reference=None))
+    return prompts, _context(job, prompts, limit)
+
+
+def _encode(tokenizer: Tokenizer, task: Task) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(tokenizer.encode(text)) for text in task.prompts)
+
+
+def _context(job: Job, prompts: Sequence[_Prompts], limit: int | None) -> int:
+    """The context in tokens: what was asked, or the shortest that holds everything. ModelError when a prompt is too long."""
+    conditions = job.conditions
+    answer = max(conditions.output_tokens, conditions.answer_tokens, conditions.continuation_tokens)
+    available = min(bound for bound in (conditions.context or limit, limit or conditions.context, sys.maxsize) if bound)
+    needed = 0
+    for each in prompts:
+        for number, ids in enumerate(each.ids, start=1):
+            needed = max(needed, len(ids) + answer)
+            if len(ids) + answer > available:
+                raise ModelError(
+                    f"prompt {number} of {each.task.prompts_name!r} has {len(ids)} tokens and its answer {answer}, more than "
+                    f"the context of {available} tokens; shorten the prompt or use a model with a longer context"
+                )
+    return conditions.context or min(available, -(-needed // _CONTEXT_STEP) * _CONTEXT_STEP)
+
+
+def _settings(job: Job, context: int) -> Settings:
+    return Settings(checkpoint=job.checkpoint, threads=job.conditions.threads or available_cpus(), context=context)
+
+
+def _anchor_scenario(scenario: Scenario) -> Scenario:
+    name, _, precision = METHODS[scenario.variant.method].anchor.partition("/")
+    return replace(scenario, variant=replace(scenario.variant, method=name, precision=precision, control=False))
+
+
+def _open_anchor(stack: ExitStack, model: LoadedModel, scenario: Scenario, settings: Settings) -> LoadedModel:
+    """The anchor in this process; the model itself where it is its own anchor."""
+    anchor = _anchor_scenario(scenario)
+    if anchor.variant.name == scenario.variant.name:
+        return model
+    return stack.enter_context(METHODS[anchor.variant.method].open(anchor, settings))
+
+
+def _compare(
+    model: LoadedModel, prompts: _Prompts, tokenizer: Tokenizer, conditions: Conditions, folder: Path, index: int
+) -> tuple[tuple[Answer, ...], Path | None]:
+    answers = answer_greedily(
+        model, list(zip(prompts.task.prompts, prompts.ids, strict=True)), conditions.answer_tokens, tokenizer
+    )
+    if prompts.reference is None or prompts.task.reference is None:
+        return answers, None
+    columns = folder / f"columns-{index}.npz"
+    score_continuations(model, prompts.reference, prompts.task.reference, columns)
+    return answers, columns
+
+
+def _checkpoint_bytes(checkpoint: Checkpoint) -> int:
+    return sum(path.stat().st_size for path in checkpoint.path.glob("*.safetensors"))
+
+
+if __name__ == "__main__":
+    sacrifice_first()
+    sys.exit(main())
