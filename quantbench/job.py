@@ -37,8 +37,10 @@ class Task:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One process's work. ``kind``: ``measure`` the variant, ``prepare`` its artifacts outside any timing, or make the
-    ``reference`` artifact that variants are compared with.
+    """One process's work.
+
+    ``kind``: ``measure`` the variant, ``prepare`` its artifacts outside any timing, or make the ``reference`` artifact
+    that variants are compared with.
     """
 
     kind: Literal["measure", "prepare", "reference"]
@@ -57,9 +59,7 @@ class Job:
 
     def scenario_of(self, task: Task) -> Scenario:
         """The scenario that ``task`` measures."""
-        return Scenario(
-            model=self.checkpoint.name, variant=self.variant, prompts=task.prompts_name, conditions=self.conditions
-        )
+        return Scenario(model=self.checkpoint.name, variant=self.variant, prompts=task.prompts_name, conditions=self.conditions)
 
     def save(self, folder: Path) -> None:
         """Write ``job.json`` into ``folder``."""

@@ -75,14 +75,23 @@ def read_matrix(path: Path) -> Matrix:
     )
 
 
-def select(matrix: Matrix, *, models: Sequence[str], methods: Sequence[str], precisions: Sequence[str], prompts: Sequence[str]) -> Matrix:
-    """Narrow a matrix by options. Models and prompt sets replace the matrix's own; methods and precisions filter it,
-    a method that the matrix lacks is added with all its precisions.
+def select(
+    matrix: Matrix, *, models: Sequence[str], methods: Sequence[str], precisions: Sequence[str], prompts: Sequence[str]
+) -> Matrix:
+    """Narrow a matrix by options.
+
+    Models and prompt sets replace the matrix's own; methods and precisions filter it; a method that the matrix lacks is
+    added with all its precisions.
     """
     variants = matrix.variants
     if methods:
         held = {variant.method for variant in variants}
-        extra = [Variant(method=name, precision=each.name) for name in methods if name not in held for each in METHODS[name].precisions]
+        extra = [
+            Variant(method=name, precision=each.name)
+            for name in methods
+            if name not in held
+            for each in METHODS[name].precisions
+        ]
         variants = tuple(variant for variant in variants if variant.method in methods) + tuple(extra)
     if precisions:
         known = {each.name for method in METHODS for each in method.precisions}
@@ -92,7 +101,8 @@ def select(matrix: Matrix, *, models: Sequence[str], methods: Sequence[str], pre
         chosen = tuple(variant for variant in variants if variant.precision in precisions)
         if not chosen:
             offered = sorted({variant.precision for variant in variants})
-            raise UsageError(f"no method asked for has precision {' or '.join(precisions)}; it would be one of {', '.join(offered)}")
+            wanted = " or ".join(precisions)
+            raise UsageError(f"no method asked for has precision {wanted}; it would be one of {', '.join(offered)}")
         variants = chosen
     return replace(matrix, models=tuple(models) or matrix.models, prompts=tuple(prompts) or matrix.prompts, variants=variants)
 

@@ -33,7 +33,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action = {"list": "append", "flag": "store_true"}.get(option.kind, "store")
         extra: dict[str, Any] = {} if option.kind == "flag" else {"metavar": option.metavar}
         group.addoption(
-            f"--quantbench-{option.name}", dest=f"quantbench_{option.key}", action=action, default=None, help=option.help, **extra
+            f"--quantbench-{option.name}",
+            dest=f"quantbench_{option.key}",
+            action=action,
+            default=None,
+            help=option.help,
+            **extra,
         )
         parser.addini(f"quantbench_{option.key}", option.help, type="string", default=option.default or "")
 
@@ -63,10 +68,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Give each scenario's test its clock and its group before pytest-benchmark looks at them."""
     for item in items:
-        callspec = getattr(item, "callspec", None)
-        if callspec is not None and PARAMETER in callspec.params:
+        if identifier := _scenario_of(item):
             clock = item.stash[_CLOCK] = ReplayClock()
-            model, _, prompts = callspec.params[PARAMETER].rsplit("/", 2)
+            model, _, prompts = identifier.rsplit("/", 2)
             phase = getattr(item, "originalname", item.name).removeprefix("test_")
             item.add_marker(pytest.mark.benchmark(group=f"{model} {prompts} {phase}", timer=clock), append=False)
 
@@ -75,7 +79,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     """Open the store for what was selected, before anything is measured."""
     if session.config.option.collectonly:
         return
-    selected = [item.callspec.params[PARAMETER] for item in session.items if _has_scenario(item)]
+    selected = [identifier for item in session.items if (identifier := _scenario_of(item))]
     if selected:
         try:
             _session(session.config).start(list(dict.fromkeys(selected)))
@@ -236,6 +240,7 @@ def _raw(config: pytest.Config, key: str) -> Any:
     return config.getini(f"quantbench_{key}") if given is None else given
 
 
-def _has_scenario(item: pytest.Item) -> bool:
+def _scenario_of(item: pytest.Item) -> str | None:
+    """The id of the scenario that a test measures, or None for any other test."""
     callspec = getattr(item, "callspec", None)
-    return callspec is not None and PARAMETER in callspec.params
+    return callspec.params.get(PARAMETER) if callspec is not None else None

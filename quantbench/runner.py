@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 from quantbench import cache, prompts
 from quantbench.engines import ENGINES, Failure, collected_trace
@@ -63,8 +64,8 @@ class Runner:
         self._references: dict[Scenario, Path | Failure | None] = {}
         self._job_count = 0
 
-    def __enter__(self) -> Runner:
-        """Open the scratch folder."""
+    def __enter__(self) -> Self:
+        """Nothing is started yet."""
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

@@ -63,7 +63,7 @@ class Conditions:
         """Raise UsageError for figures that cannot be measured."""
         for name in ("output_tokens", "answer_tokens", "continuation_tokens"):
             if getattr(self, name) < MIN_LENGTH:
-                raise UsageError(f"{name} is {getattr(self, name)}; ask for at least {MIN_LENGTH} tokens, so that there is a gap to time")
+                raise UsageError(f"{name} is {getattr(self, name)}; ask for at least {MIN_LENGTH} tokens")
         for name in ("threads", "context", "seed"):
             if getattr(self, name) < 0:
                 raise UsageError(f"{name} is {getattr(self, name)}; it cannot be negative")
@@ -122,7 +122,6 @@ class Effort:
     ``precision`` is the half-width of the confidence interval of the median, relative, at which rounds stop.
     """
 
-    warmup_rounds: int = 1
     min_rounds: int = 6
     max_rounds: int = 30
     budget_s: float = 8.0
@@ -133,5 +132,5 @@ class Effort:
 PROFILES: Mapping[str, Effort] = {
     "quick": Effort(min_rounds=3, max_rounds=5, budget_s=2.0),
     "default": Effort(),
-    "thorough": Effort(warmup_rounds=2, min_rounds=10, max_rounds=100, budget_s=60.0, precision=0.01, timeout_s=3600.0),
+    "thorough": Effort(min_rounds=10, max_rounds=100, budget_s=60.0, precision=0.01, timeout_s=3600.0),
 }

@@ -132,7 +132,9 @@ def schema(table: str) -> pa.Schema:
         "time": pa.timestamp("us", tz="UTC"), "ids": pa.list_(pa.int32()),
     }  # fmt: skip
     fields = [
-        pa.field(column.name, types[column.kind], metadata={"unit": column.unit, "better": column.better or "", "doc": column.doc})
+        pa.field(
+            column.name, types[column.kind], metadata={"unit": column.unit, "better": column.better or "", "doc": column.doc}
+        )
         for column in table_columns(table)
     ]
     return pa.schema(fields, metadata={_VERSION_KEY: str(SCHEMA_VERSION).encode()})
@@ -167,7 +169,9 @@ class Store:
                 stream.write(b"")
             self._files.delete_file(probe)
         except OSError as error:
-            raise StoreError(f"results cannot be written to {root!r} ({_plain(error)}); choose another place with --results") from error
+            raise StoreError(
+                f"results cannot be written to {root!r} ({_plain(error)}); choose another place with --results"
+            ) from error
 
     def append(self, record: Record, *, instrument_check: bool) -> None:
         """Flush one record's rows to the three tables. StoreError when the disk is full or the place went away."""
@@ -273,7 +277,10 @@ def _scenario_row(record: Record, run: Run) -> dict[str, Any]:
     facts = dict(record.facts)
     used = {name: facts.pop(name, None) for name in ("kernel", "kv_dtype", "checkpoint_dtype", "anchor")}
     return {
-        **{name: conditions[name] for name in ("reference", "device", "output_tokens", "answer_tokens", "continuation_tokens", "seed")},
+        **{
+            name: conditions[name]
+            for name in ("reference", "device", "output_tokens", "answer_tokens", "continuation_tokens", "seed")
+        },
         **{name: used[name] or None for name in used},
         "threads": int(facts.pop("threads", 0)) or None,
         "context": int(facts.pop("context", 0)) or None,

@@ -106,8 +106,10 @@ class PeakMemory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trace:
-    """Everything seen of one scenario. ``columns`` is an .npz of equally long arrays, one entry per scored position:
-    ``prompt`` int32, ``kld``, ``nll``, ``nll_reference`` float64, ``top1`` bool.
+    """Everything seen of one scenario.
+
+    ``columns`` is an .npz of equally long arrays, one entry per scored position: ``prompt`` int32, ``kld``, ``nll`` and
+    ``nll_reference`` float64, ``top1`` bool.
     """
 
     import_s: float

@@ -6,7 +6,6 @@ Everything travels as files: ``job.json`` in; ``trace-N.json`` and ``columns-N.n
 
 from __future__ import annotations
 
-import importlib
 import json
 import sys
 import time
@@ -19,14 +18,15 @@ from pathlib import Path
 from quantbench.errors import ModelError, QuantbenchError, UnsupportedError
 from quantbench.job import Checkpoint, Job, Task
 from quantbench.machine import available_cpus
-from quantbench.methods import METHODS, LoadedModel, Method, Settings
+from quantbench.methods import METHODS, LoadedModel, Settings
 from quantbench.models._tokenizer import Tokenizer, open_tokenizer
 from quantbench.passes.latency import measure_rounds
 from quantbench.passes.memory import measure_peak, resident
 from quantbench.passes.reference import count_parameters, make_reference
 from quantbench.passes.similarity import REFERENCE_FILE, answer_greedily, score_continuations
+from quantbench.preload import import_library
 from quantbench.record import Status
-from quantbench.scenario import Conditions, Scenario
+from quantbench.scenario import Scenario
 from quantbench.trace import Answer, Reference, Trace
 
 FAILURE_FILE = "failure.json"
@@ -78,7 +78,8 @@ def sacrifice_first() -> None:
 
 def _status(error: Exception) -> Status:
     text = str(error).lower()
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or any(each in text for each in _OUT_OF_MEMORY):
+    known = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"  # torch's, without importing it
+    if known or any(each in text for each in _OUT_OF_MEMORY):
         return Status.OOM
     return Status.SKIPPED if isinstance(error, UnsupportedError) else Status.ERROR
 
@@ -108,13 +109,13 @@ def _make_references(job: Job, folder: Path) -> None:
         for index, task in enumerate(job.tasks):
             out = folder / f"reference-{index}"
             out.mkdir()
-            make_reference(model, tokenizer, job.checkpoint, task, job.conditions, out)
+            make_reference(model, tokenizer, checkpoint=job.checkpoint, task=task, conditions=job.conditions, folder=out)
 
 
 def _measure(job: Job, folder: Path) -> None:
     method = METHODS[job.variant.method]
     method.check(job.checkpoint)
-    import_s = _import(method) + sum(job.preloaded.get(module, 0.0) for module in method.requires)
+    import_s = sum(import_library(name) + job.preloaded.get(name, 0.0) for name in method.requires)
     prompts, context = _read_prompts(job)
     settings = _settings(job, context)
     scenario = job.scenario
@@ -130,7 +131,10 @@ def _measure(job: Job, folder: Path) -> None:
         peaks = [measure_peak(model, each.ids, length, before, job.conditions.device) for each in prompts]
         running = model.memory().weight_bytes
         tokenizer = open_tokenizer(job.checkpoint)
-        compared = [_compare(model, each, tokenizer, job.conditions, folder, index) for index, each in enumerate(prompts)]
+        compared = [
+            _compare(model, each, tokenizer, job.conditions.answer_tokens, folder / f"columns-{index}.npz")
+            for index, each in enumerate(prompts)
+        ]
         anchor = _open_anchor(stack, model, scenario, settings)
         facts = {**model.facts, "threads": str(settings.threads), "context": str(context)}
         for index, (each, peak, (answers, columns)) in enumerate(zip(prompts, peaks, compared, strict=True)):
@@ -150,13 +154,6 @@ def _measure(job: Job, folder: Path) -> None:
                 columns=columns,
                 facts={**facts, "checkpoint_dtype": each.reference.checkpoint_dtype if each.reference else ""},
             ).save(folder / TRACE_FILE.format(index))
-
-
-def _import(method: Method) -> float:
-    started = time.perf_counter()
-    for module in method.requires:
-        importlib.import_module(module)
-    return time.perf_counter() - started
 
 
 def _read_prompts(job: Job) -> tuple[list[_Prompts], int]:
@@ -214,14 +211,11 @@ def _open_anchor(stack: ExitStack, model: LoadedModel, scenario: Scenario, setti
 
 
 def _compare(
-    model: LoadedModel, prompts: _Prompts, tokenizer: Tokenizer, conditions: Conditions, folder: Path, index: int
+    model: LoadedModel, prompts: _Prompts, tokenizer: Tokenizer, length: int, columns: Path
 ) -> tuple[tuple[Answer, ...], Path | None]:
-    answers = answer_greedily(
-        model, list(zip(prompts.task.prompts, prompts.ids, strict=True)), conditions.answer_tokens, tokenizer
-    )
+    answers = answer_greedily(model, list(zip(prompts.task.prompts, prompts.ids, strict=True)), length, tokenizer)
     if prompts.reference is None or prompts.task.reference is None:
         return answers, None
-    columns = folder / f"columns-{index}.npz"
     score_continuations(model, prompts.reference, prompts.task.reference, columns)
     return answers, columns
 

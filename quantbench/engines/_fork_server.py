@@ -7,26 +7,23 @@ When its standard input closes it kills the worker it still runs and ends.
 from __future__ import annotations
 
 import contextlib
-import importlib
 import json
 import os
 import select
 import signal
 import sys
-import time
 import traceback
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
-PRELOADED = ("numpy", "torch", "transformers", "transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto")
+from quantbench.preload import import_shared
 
 
 def main() -> None:
     """Serve until standard input closes."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever an import prints must not land between the answers
-    _answer(answers, {"preloaded": _preload(), "cuda_initialized": _cuda_initialized()})
+    _answer(answers, {"preloaded": import_shared(), "cuda_initialized": _cuda_initialized()})
     wake_read, wake_write = os.pipe()
     os.set_blocking(wake_write, False)
     signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
@@ -36,18 +33,6 @@ def main() -> None:
         pid = _start(Path(request["folder"]), fork=request["fork"])
         _answer(answers, {"pid": pid})
         _answer(answers, {"returncode": _wait(pid, wake_read)})
-
-
-def _preload() -> dict[str, float]:
-    """Import what workers need; seconds by top-level package."""
-    seconds: dict[str, float] = {}
-    for name in PRELOADED:
-        package = name.partition(".")[0]
-        if find_spec(package):
-            started = time.perf_counter()
-            importlib.import_module(name)
-            seconds[package] = seconds.get(package, 0.0) + time.perf_counter() - started
-    return seconds
 
 
 def _answer(stream: Any, message: dict[str, Any]) -> None:
@@ -80,7 +65,7 @@ def _become_worker(folder: Path, *, fork: bool) -> NoReturn:
         null = os.open(os.devnull, os.O_RDONLY)
         os.dup2(null, 0)
         if not fork:
-            os.execv(sys.executable, [sys.executable, "-m", "quantbench.worker", str(folder)])
+            os.execv(sys.executable, [sys.executable, "-m", "quantbench.worker", str(folder)])  # noqa: S606 - no shell is the point
         from quantbench.worker import run_job, sacrifice_first
 
         sacrifice_first()

@@ -62,7 +62,9 @@ class ProcessRunner:
         except TimeoutError:
             _kill(pid)
             self._receive(None)
-            return Failure(status=Status.TIMEOUT, reason=f"no result within {timeout_s:g} s; raise the timeout, or ask for less")
+            return Failure(
+                status=Status.TIMEOUT, reason=f"no result within {timeout_s:g} s; raise the timeout, or ask for less"
+            )
         except BaseException:
             _kill(pid)
             raise
@@ -149,7 +151,9 @@ def _ending(folder: Path, returncode: int, oom_killed: bool) -> Failure | None:
         return reported
     last_words = _last_line(folder / "stderr.log")
     if returncode == -signal.SIGKILL and oom_killed:
-        return Failure(status=Status.OOM, reason="the kernel killed the worker because memory ran out; use a smaller model or precision")
+        return Failure(
+            status=Status.OOM, reason="the kernel killed the worker: memory ran out; use a smaller model or precision"
+        )
     if returncode < 0:
         name = signal.Signals(-returncode).name
         return Failure(status=Status.CRASHED, reason=f"the worker was ended by {name}{last_words}")

@@ -151,4 +151,4 @@ def _read(path: Path) -> Any:
     try:
         return GGUFReader(path)
     except (ValueError, IndexError, KeyError) as error:
-        raise ModelError(f"{path} is cut short or damaged: its tensors reach past its end; make or download it again") from error
+        raise ModelError(f"{path} is cut short or damaged; make or download it again") from error

@@ -31,11 +31,11 @@ def library() -> Any:
     """llama_cpp with its backend started and its log kept to errors."""
     import llama_cpp
 
-    @llama_cpp.llama_log_callback
-    def silent(level: int, text: bytes, data: ctypes.c_void_p) -> None:
+    def errors_only(level: int, text: bytes, _data: ctypes.c_void_p) -> None:
         if level == _LOG_LEVEL_ERROR:
             sys.stderr.write(text.decode("utf-8", "replace"))
 
+    silent = llama_cpp.llama_log_callback(errors_only)
     llama_cpp.llama_log_set(silent, ctypes.c_void_p(0))
     llama_cpp.quantbench_log = silent  # the library keeps a bare pointer: the callback must outlive it
     llama_cpp.llama_backend_init()
@@ -43,9 +43,7 @@ def library() -> Any:
 
 
 @contextmanager
-def open_gguf_file(
-    path: Path, *, threads: int, context: int, device: str, extra_buffers: bool
-) -> Iterator[LlamaCppModel]:
+def open_gguf_file(path: Path, *, threads: int, context: int, device: str, extra_buffers: bool) -> Iterator[LlamaCppModel]:
     """Load ``path`` without memory mapping, so that its memory compares with other methods'.
 
     ``extra_buffers``: let llama.cpp repack weights for AMX and wide vector units, its own default.
@@ -165,7 +163,7 @@ class LlamaCppModel:
             chunk = tokens[start : start + PREFILL_BATCH]
             cells = (self._lib.llama_token * len(chunk))(*chunk)
             if self._lib.llama_decode(self._context, self._lib.llama_batch_get_one(cells, len(chunk))):
-                raise ModelError(f"llama.cpp could not read a prompt of {len(tokens)} tokens with {self._path}; ask for more context")
+                raise ModelError(f"llama.cpp could not read {len(tokens)} tokens with {self._path}; ask for more context")
 
     def _sampler(self, sampling: Sampling | None) -> Any:
         lib = self._lib

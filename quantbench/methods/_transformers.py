@@ -50,7 +50,7 @@ class TransformersModel:
         return {
             "kernel": self._kernel,
             "kv_dtype": str(self.model.dtype).removeprefix("torch."),
-            "attention": str(self.model.config._attn_implementation),
+            "attention": str(self.model.config._attn_implementation),  # noqa: SLF001 - it has no public name
         }
 
     def generate(self, prompt: Sequence[int], limit: int, sampling: Sampling | None = None) -> Iterator[int]:

@@ -69,15 +69,11 @@ def _state_bytes(model: Any) -> int:
     for module in model.modules():
         weight = getattr(module, "weight", None)
         state = getattr(weight, "quant_state", None)
-        nested = getattr(state, "state2", None)
-        for owner in (state, nested):
+        for owner in (state, getattr(state, "state2", None)):
             for name in ("absmax", "code", "offset"):
                 add(getattr(owner, name, None))
-        for name in ("SCB", "CB"):
-            value = getattr(weight, name, None)
-            if isinstance(value, torch.Tensor) and value.data_ptr() != weight.data_ptr():
-                add(value)
-            held = getattr(getattr(module, "state", None), name, None)
-            if isinstance(held, torch.Tensor) and held.data_ptr() != weight.data_ptr():
-                add(held)
-    return sum(seen.values())
+        for owner in (weight, getattr(module, "state", None)):
+            for name in ("SCB", "CB"):
+                add(getattr(owner, name, None))
+    packed = {weight.data_ptr() for weight in model.parameters()}
+    return sum(count for pointer, count in seen.items() if pointer not in packed)

@@ -57,7 +57,7 @@ def prepare_gguf(scenario: Scenario, settings: Settings) -> Artifact:
         if own == precision:
             return Artifact(path=settings.checkpoint.path, file_bytes=settings.checkpoint.path.stat().st_size, quantize_s=None)
         if own not in ("f16", "bf16", "f32"):
-            raise UnsupportedError(f"{settings.checkpoint.path} is {own} already; ask for gguf/{own}, or give an F16 file to quantize")
+            raise UnsupportedError(f"{settings.checkpoint.path} is {own}; ask for gguf/{own}, or give an F16 file")
     return files.quantized_file(settings.checkpoint, precision)
 
 

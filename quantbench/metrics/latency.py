@@ -87,7 +87,8 @@ def _matched_ratio(each: Round, rate: Callable[[Sequence[Generation]], float]) -
 
 
 def _with_interval(name: str, numbers: Sequence[float]) -> dict[str, Value]:
-    interval: tuple[Value, Value] = median_interval(numbers) or (
-        Missing(f"{len(numbers)} rounds are too few for a 95 % interval of the median; it takes 6"),
-    ) * 2
+    interval: tuple[Value, Value] = (
+        median_interval(numbers)
+        or (Missing(f"{len(numbers)} rounds are too few for a 95 % interval of the median; it takes 6"),) * 2
+    )
     return {name: median(numbers), f"{name}_low": interval[0], f"{name}_high": interval[1]}

@@ -11,13 +11,21 @@ from quantbench.trace import Reference, Trace
 
 @metric(
     Column("parameters", "parameters", kind="int", doc="of the reference"),
-    Column("weight_bytes", "bytes", "lower", "int", doc="everything that stores weights, as loaded, quantization state included"),
+    Column(
+        "weight_bytes", "bytes", "lower", "int", doc="everything that stores weights, as loaded, quantization state included"
+    ),
     Column("weight_bytes_running", "bytes", "lower", "int", doc="the same after generating: some kernels repack on first use"),
     Column("bits_per_weight", "bits", "lower", doc="8 x weight_bytes / parameters"),
     Column("footprint_bytes", "bytes", None, "int", doc="get_memory_footprint() as transformers says it"),
     Column("artifact_bytes", "bytes", "lower", "int", doc="on disk: the files the variant is loaded from"),
     Column("peak_rss_bytes", "bytes", "lower", "int", doc="VmHWM while answering every prompt once"),
-    Column("peak_rss_growth_bytes", "bytes", "lower", "int", doc="peak_rss_bytes less what was resident before the model was opened"),
+    Column(
+        "peak_rss_growth_bytes",
+        "bytes",
+        "lower",
+        "int",
+        doc="peak_rss_bytes less what was resident before the model was opened",
+    ),
     Column("load_peak_rss_bytes", "bytes", "lower", "int", doc="VmHWM while the model was opened"),
     Column("rss_anon_bytes", "bytes", "lower", "int", doc="anonymous part of resident memory after the round"),
     Column("rss_file_bytes", "bytes", None, "int", doc="file-backed part of resident memory after the round"),

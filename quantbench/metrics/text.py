@@ -13,7 +13,9 @@ from quantbench.trace import Answer, Reference, Trace
 _COLUMNS = (
     Column("exact_match", "ratio", "higher", doc="share of prompts answered with the same tokens"),
     Column("exact_match_se", "ratio", doc="standard error of exact_match"),
-    Column("first_divergence", "tokens", "higher", doc="median position of the first different token; a match counts as its length"),
+    Column(
+        "first_divergence", "tokens", "higher", doc="median position of the first different token; a match counts as its length"
+    ),
     Column("token_match", "ratio", "higher", doc="share of positions with the same token, mean over prompts"),
     Column("token_match_se", "ratio", doc="standard error of token_match"),
     Column("chrf", "chrF", "higher", doc="sacrebleu sentence chrF2 of the answers, 0 to 100, mean over prompts"),
@@ -28,7 +30,10 @@ def text(trace: Trace, reference: Reference | None) -> Mapping[str, Value]:
         return {column.name: Missing("no reference to compare with") for column in _COLUMNS}
     outputs = compare_answers(trace.answers, reference.answers)
     lengths = (len(output.reference_tokens) for output in outputs)
-    firsts = [length if output.first_divergence is None else output.first_divergence for output, length in zip(outputs, lengths, strict=True)]
+    firsts = [
+        length if output.first_divergence is None else output.first_divergence
+        for output, length in zip(outputs, lengths, strict=True)
+    ]
     values: dict[str, Value] = {"first_divergence": float(median(firsts))}
     for name in ("exact_match", "token_match", "chrf"):
         mean, error = mean_by_cluster([float(getattr(output, name)) for output in outputs], range(len(outputs)))

@@ -68,11 +68,13 @@ def _hub(name: str, trust_remote_code: bool) -> Checkpoint:
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
-        raise ModelError(f"model {name!r} is on the hub and huggingface_hub is missing; pip install 'quantbench[torch]'") from error
+        raise ModelError(
+            f"model {name!r} is on the hub and huggingface_hub is missing; pip install 'quantbench[torch]'"
+        ) from error
     repository, _, revision = name.partition("@")
     try:
         folder = Path(snapshot_download(repository, revision=revision or None, allow_patterns=_HUB_FILES))
-    except Exception as error:  # noqa: BLE001 - the hub client raises many kinds; each means the same to a user
+    except Exception as error:
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(
             f"model {name!r} could not be fetched from the hub ({first_line}); check the name, the network and HF_TOKEN"

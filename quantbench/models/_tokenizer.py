@@ -79,4 +79,5 @@ class _GgufTokenizer:
         return list(self._llama.tokenize(text.encode(), add_bos=True, special=True))
 
     def decode(self, tokens: Sequence[int]) -> str:
-        return self._llama.detokenize(list(tokens)).decode("utf-8", "replace")
+        text: bytes = self._llama.detokenize(list(tokens))
+        return text.decode("utf-8", "replace")

@@ -9,6 +9,7 @@ import gc
 import math
 import time
 from collections.abc import Sequence
+from itertools import pairwise
 
 from quantbench.methods import LoadedModel
 from quantbench.scenario import Effort
@@ -21,14 +22,14 @@ _ANCHOR_SHARE = 0.25
 Prompts = Sequence[Sequence[int]]
 
 
-def measure_rounds(
-    model: LoadedModel, anchor: LoadedModel, prompts: Prompts, length: int, effort: Effort
-) -> tuple[Round, ...]:
-    """Timed rounds after the warm-up, until the median's confidence interval is narrow enough or the budget is spent."""
-    for _ in range(effort.warmup_rounds):
-        spent = sum(answer.e2e_s for answer in timed_round(model, prompts, length))
-        anchor_spent = sum(answer.e2e_s for answer in timed_round(anchor, prompts[:1], length))
-    share, every = anchor_schedule(spent, anchor_spent, len(prompts))
+def measure_rounds(model: LoadedModel, anchor: LoadedModel, prompts: Prompts, length: int, effort: Effort) -> tuple[Round, ...]:
+    """Timed rounds, until the median's confidence interval is narrow enough or the budget is spent.
+
+    The other passes came before and warmed the variant up; one prompt warms the anchor and tells how long both take.
+    """
+    timed_answer(anchor, 0, prompts[0], length)
+    spent = timed_answer(model, 0, prompts[0], length).e2e_s * len(prompts)
+    share, every = anchor_schedule(spent, timed_answer(anchor, 0, prompts[0], length).e2e_s, len(prompts))
     rounds: list[Round] = []
     deadline = time.perf_counter() + effort.budget_s
     gc.collect()
@@ -68,7 +69,7 @@ def timed_answer(model: LoadedModel, index: int, prompt: Sequence[int], length: 
         prompt=index,
         prompt_tokens=len(prompt),
         prefill_s=stamps[0] - started,
-        gaps_s=tuple(after - before for before, after in zip(stamps, stamps[1:], strict=False)),
+        gaps_s=tuple(after - before for before, after in pairwise(stamps)),
         e2e_s=ended - started,
     )
 

@@ -14,7 +14,7 @@ from quantbench.trace import Reference
 
 
 def make_reference(
-    model: LoadedModel, tokenizer: Tokenizer, checkpoint: Checkpoint, task: Task, conditions: Conditions, folder: Path
+    model: LoadedModel, tokenizer: Tokenizer, *, checkpoint: Checkpoint, task: Task, conditions: Conditions, folder: Path
 ) -> None:
     """Sample, answer and score with the loaded reference; fill ``folder`` with reference.json and logprobs.npy.
 
@@ -33,7 +33,9 @@ def make_reference(
         for logits in model.score([*prompt, *continuation[:-1]], first=len(prompt) - 1):
             if file is None:
                 shape = (len(prompts) * conditions.continuation_tokens, logits.shape[1])
-                file = np.lib.format.open_memmap(folder / LOGPROBS_FILE, mode="w+", dtype=np.float32, shape=shape)
+                file = np.lib.format.open_memmap(  # type: ignore[no-untyped-call]  # numpy has no annotation here
+                    folder / LOGPROBS_FILE, mode="w+", dtype=np.float32, shape=shape
+                )
             file[row : row + len(logits)] = log_softmax(logits)
             row += len(logits)
     if file is not None:

@@ -28,7 +28,8 @@ def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
 
     shifted = logits - logits.max(axis=1, keepdims=True)
     normalizer = np.log(np.exp(shifted).sum(axis=1, keepdims=True, dtype=np.float64))
-    return (shifted - normalizer).astype(np.float32)
+    result: NDArray[np.float32] = (shifted - normalizer).astype(np.float32)
+    return result
 
 
 def score_continuations(model: LoadedModel, reference: Reference, folder: Path, out: Path) -> None:
@@ -48,7 +49,8 @@ def score_continuations(model: LoadedModel, reference: Reference, folder: Path, 
         for logits in model.score([*prompt, *continuation[:-1]], first=len(prompt) - 1):
             if logits.shape[1] < expected.shape[1]:
                 raise ModelError(
-                    f"the variant has {logits.shape[1]} vocabulary entries and the reference {expected.shape[1]}; they cannot be compared"
+                    f"the variant has {logits.shape[1]} vocabulary entries and the reference {expected.shape[1]}; "
+                    "give a reference with the same vocabulary"
                 )
             count = len(logits)
             variant = log_softmax(logits[:, : expected.shape[1]])

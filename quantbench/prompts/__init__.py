@@ -37,9 +37,9 @@ def check_name(name: str) -> None:
 
 
 def load(name: str) -> PromptSet:
-    """A shipped prompt set by name, or a text file with one prompt a line (blank lines and ``#`` lines are left out).
+    r"""A shipped prompt set by name, or a text file with one prompt a line (blank lines and ``#`` lines are left out).
 
-    In a line, ``\\n`` stands for a newline. Raises UsageError for an unknown name, a file that is no UTF-8 text, or one
+    In a line, ``\n`` stands for a newline. Raises UsageError for an unknown name, a file that is no UTF-8 text, or one
     without prompts.
     """
     check_name(name)

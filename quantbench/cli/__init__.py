@@ -1,0 +1,43 @@
+"""The command ``quantbench``: results go to stdout, messages to stderr.
+
+Exit codes: 0 ok, 1 scenarios failed, 2 usage, 3 regression, 4 insufficient data, 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+
+from quantbench.cli._catalogue import methods, metrics, models
+from quantbench.cli._doctor import doctor
+from quantbench.cli._guard import DEBUG, guarded
+from quantbench.cli._quantize import quantize
+#from quantbench.cli._results import recommend, tables
+from quantbench.cli._run import run
+
+app = typer.Typer(name="quantbench", no_args_is_help=True, add_completion=False, rich_markup_mode=None)
+for command in (run, methods, metrics, models, quantize, doctor):
+    app.command(command.__name__)(guarded(command))
+
+
+@app.callback()
+def common(
+    *,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    show_version: Annotated[bool, typer.Option("--version", help="Show the version and exit.", is_eager=True)] = False,
+) -> None:
+    """What each quantization of your model costs and buys on your hardware.
+
+    Exit codes: 0 ok, 1 scenarios failed, 2 usage, 3 regression, 4 insufficient data, 130 Ctrl-C.
+    """
+    DEBUG.set(debug)
+    if show_version:
+        typer.echo(f"quantbench {version('quantbench')}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line and exit with its code."""
+    app()

@@ -1,0 +1,42 @@
+"""What commands print: results to stdout, messages to stderr; coloured and wrapped on a terminal, plain elsewhere."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+import typer
+
+Format = Literal["text", "json"]
+
+_UNLIMITED = 10_000
+
+
+def message(text: str) -> None:
+    """One sentence to stderr, headed by the program's name."""
+    from rich.console import Console
+    from rich.text import Text
+
+    Console(stderr=True, soft_wrap=True).print(Text.assemble(("quantbench: ", "bold red"), text))
+
+
+def print_json(value: Any) -> None:
+    """``value`` as JSON to stdout."""
+    typer.echo(json.dumps(value, indent=2))
+
+
+def print_table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Aligned columns to stdout; lines are wrapped on a terminal and as long as they need to be elsewhere."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*headers, box=None, pad_edge=False, show_header=any(headers))
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    console = Console(width=None if sys.stdout.isatty() else _UNLIMITED)
+    with console.capture() as captured:
+        console.print(table)
+    typer.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))

@@ -1,0 +1,50 @@
+"""Errors for people: one sentence, the nearest known names, exit code 2."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from quantbench import errors
+
+
+@pytest.mark.parametrize(
+    ("kind", "parent"),
+    [
+        (errors.UsageError, errors.QuantbenchError),
+        (errors.MatrixError, errors.UsageError),
+        (errors.ModelError, errors.QuantbenchError),
+        (errors.UnsupportedError, errors.QuantbenchError),
+        (errors.MissingDependency, errors.UnsupportedError),
+        (errors.StoreError, errors.QuantbenchError),
+    ],
+)
+def test_every_error_is_a_quantbench_error_with_exit_code_2(kind: type[Exception], parent: type[Exception]) -> None:
+    assert issubclass(kind, parent)
+    assert issubclass(kind, errors.QuantbenchError)
+    assert kind("sentence").exit_code == 2  # type: ignore[attr-defined]
+
+
+def test_unknown_name_offers_the_nearest() -> None:
+    error = errors.unknown_name("method", "bitsandbites", ["torch", "gguf", "bitsandbytes"])
+    assert str(error) == "unknown method 'bitsandbites'; did you mean 'bitsandbytes'?"
+
+
+def test_unknown_name_offers_two_near_ones() -> None:
+    error = errors.unknown_name("precision", "q4_k", ["fp32", "q4_k_m", "q4_k_s"])
+    assert str(error) == "unknown precision 'q4_k'; did you mean 'q4_k_s' or 'q4_k_m'?"
+
+
+def test_unknown_name_far_from_all_lists_them_sorted() -> None:
+    error = errors.unknown_name("method", "zzzzzz", ["torch", "gguf"])
+    assert str(error) == "unknown method 'zzzzzz'; known: gguf, torch"
+
+
+def test_unknown_name_looks_past_capitals() -> None:
+    assert "did you mean 'q4_k_m'?" in str(errors.unknown_name("precision", "Q4_K_M", ["q4_k_m", "fp32"]))
+
+
+@given(st.text(max_size=20), st.lists(st.text(min_size=1, max_size=12), max_size=8))
+def test_unknown_name_always_names_the_name(name: str, known: list[str]) -> None:
+    assert repr(name) in str(errors.unknown_name("thing", name, known))

@@ -1,0 +1,115 @@
+"""Plug-ins are found by scan and by entry point: a new one is one file."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pytest
+
+from quantbench.engines import ENGINES
+from quantbench.errors import UsageError
+from quantbench.methods import METHODS
+from quantbench.metrics import METRICS
+from quantbench.registry import Registry
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Tool:
+    """What the packages made here hold."""
+
+    name: str
+
+
+TOOL = f"from {__name__} import Tool"
+Write = "Callable[[Mapping[str, str]], Registry[Tool]]"
+_numbers = itertools.count()
+
+
+@pytest.fixture
+def registry_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Mapping[str, str]], Registry[Tool]]:
+    """A registry over a package made of the given modules; their text may use ``Tool``."""
+    monkeypatch.setitem(sys.modules, __name__, sys.modules.get(__name__) or sys.modules[Tool.__module__])
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def make(modules: Mapping[str, str]) -> Registry[Tool]:
+        package = f"tools_{next(_numbers)}"
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "__init__.py").write_text("")
+        for name, text in modules.items():
+            (tmp_path / package / f"{name}.py").write_text(f"{TOOL}\n{text}\n")
+        importlib.invalidate_caches()
+        return Registry(package, Tool, "tool")
+
+    return make
+
+
+def _installed(folder: Path, group: str, points: Mapping[str, str]) -> None:
+    """A distribution with entry points, as pip would leave it."""
+    info = folder / f"{group}_extra-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {group}-extra\nVersion: 1.0\n")
+    lines = [f"[{group}]", *(f"{name} = {target}" for name, target in points.items())]
+    (info / "entry_points.txt").write_text("\n".join(lines) + "\n")
+    importlib.invalidate_caches()
+
+
+def test_every_module_is_scanned_and_names_are_sorted(registry_of: Callable[..., Registry[Tool]]) -> None:
+    registry = registry_of({"saw": "S = Tool('saw')", "more": "A = Tool('awl')\nB = Tool('bit')\nnoise = 3"})
+    assert [tool.name for tool in registry] == ["awl", "bit", "saw"]
+    assert registry["saw"] == Tool("saw")
+    assert "saw" in registry
+    assert "hammer" not in registry
+
+
+def test_modules_with_an_underscore_are_not_scanned(registry_of: Callable[..., Registry[Tool]]) -> None:
+    assert not list(registry_of({"_helper": "H = Tool('helper')\nraise RuntimeError('never imported')"}))
+
+
+def test_unknown_names_get_the_nearest(registry_of: Callable[..., Registry[Tool]]) -> None:
+    with pytest.raises(UsageError, match=r"^unknown tool 'hamer'; did you mean 'hammer'\?$"):
+        registry_of({"h": "H = Tool('hammer')"})["hamer"]
+
+
+def test_two_of_one_name_are_refused(registry_of: Callable[..., Registry[Tool]]) -> None:
+    registry = registry_of({"one": "A = Tool('saw')", "two": "B = Tool('saw')"})
+    with pytest.raises(UsageError, match=r"^two tools are named 'saw'; rename or uninstall one of them$"):
+        list(registry)
+
+
+def test_one_object_imported_by_two_modules_is_one(registry_of: Callable[..., Registry[Tool]]) -> None:
+    registry = registry_of({"one": "A = Tool('saw')", "two": "from .one import A"})
+    assert [tool.name for tool in registry] == ["saw"]
+
+
+def test_entry_points_add_an_object_or_a_module(tmp_path: Path, registry_of: Callable[..., Registry[Tool]]) -> None:
+    registry = registry_of({"one": "A = Tool('saw')"})
+    module = f"elsewhere_{next(_numbers)}"
+    (tmp_path / f"{module}.py").write_text(f"{TOOL}\nONE = Tool('plane')\nTWO = Tool('file')\n")
+    (tmp_path / f"{module}_single.py").write_text(f"{TOOL}\nONLY = Tool('vice')\nOTHER = Tool('not asked for')\n")
+    _installed(tmp_path, registry._package, {"whole": module, "single": f"{module}_single:ONLY"})
+    assert [tool.name for tool in registry] == ["file", "plane", "saw", "vice"]
+
+
+def test_nothing_is_imported_before_it_is_asked_for(registry_of: Callable[..., Registry[Tool]]) -> None:
+    registry = registry_of({"one": "raise RuntimeError('imported')"})
+    with pytest.raises(RuntimeError, match="imported"):
+        registry["saw"]
+
+
+def test_the_methods_metrics_and_engines_of_this_package_are_found() -> None:
+    assert {"torch", "bitsandbytes", "gguf"} <= {method.name for method in METHODS}
+    assert {"latency", "load", "memory", "divergence", "text"} <= {metric.name for metric in METRICS}
+    assert {"inline", "process"} <= {engine.name for engine in ENGINES}
+
+
+def test_every_plug_in_says_what_it_is() -> None:
+    for each in (*METHODS, *METRICS, *ENGINES):
+        assert each.about, each.name

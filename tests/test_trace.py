@@ -1,0 +1,97 @@
+"""Traces and references survive their files unchanged."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from quantbench.trace import Answer, Generation, PeakMemory, Reference, Round, Trace, WeightMemory
+
+if TYPE_CHECKING:
+    from hypothesis.strategies import SearchStrategy
+
+seconds = st.floats(0, 1e6)
+ids = st.lists(st.integers(0, 2**31 - 1), max_size=5).map(tuple)
+texts = st.text(st.characters(), max_size=12)  # lone surrogates included: model output is untrusted
+counts = st.integers(0, 2**60)
+answers = st.lists(st.builds(Answer, prompt=texts, prompt_tokens=ids, tokens=ids, text=texts), max_size=3).map(tuple)
+
+
+def _tuples(of: SearchStrategy[object]) -> SearchStrategy[tuple[object, ...]]:
+    return st.lists(of, max_size=3).map(tuple)
+
+
+generations = st.builds(
+    Generation,
+    prompt=st.integers(0, 99),
+    prompt_tokens=counts,
+    prefill_s=seconds,
+    gaps_s=st.lists(seconds, max_size=4).map(tuple),
+    e2e_s=seconds,
+)
+traces = st.builds(
+    Trace,
+    import_s=seconds,
+    load_s=seconds,
+    quantize_s=st.none() | seconds,
+    parameters=counts,
+    weights=st.builds(WeightMemory, by_kind=st.dictionaries(texts, counts, max_size=3), footprint_bytes=st.none() | counts),
+    weight_bytes_running=counts,
+    artifact_bytes=st.none() | counts,
+    peak=st.builds(
+        PeakMemory,
+        peak_rss_bytes=counts,
+        start_rss_bytes=counts,
+        load_peak_rss_bytes=counts,
+        rss_anon_bytes=counts,
+        rss_file_bytes=counts,
+        device_allocated_bytes=st.none() | counts,
+        device_reserved_bytes=st.none() | counts,
+    ),
+    anchor=texts,
+    rounds=_tuples(st.builds(Round, index=counts, variant=_tuples(generations), anchor=_tuples(generations))),
+    answers=answers,
+    columns=st.none() | st.sampled_from([Path("columns-0.npz"), Path("/tmp/with space/columns-1.npz")]),  # noqa: S108 - only a name
+    facts=st.dictionaries(texts, texts, max_size=3),
+)
+references = st.builds(
+    Reference,
+    parameters=counts,
+    checkpoint_dtype=texts,
+    context_limit=st.none() | counts,
+    prompt_tokens=_tuples(ids),
+    continuations=_tuples(ids),
+    answers=answers,
+)
+
+
+@given(traces)
+def test_a_trace_reads_back_as_it_was_written(trace: Trace) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace-0.json"
+        trace.save(path)
+        assert Trace.load(path) == trace
+
+
+@given(references)
+def test_a_reference_reads_back_as_it_was_written(reference: Reference) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "reference.json"
+        reference.save(path)
+        assert Reference.load(path) == reference
+
+
+@given(st.dictionaries(texts, counts, max_size=6))
+def test_weight_bytes_are_the_sum_over_all_kinds(by_kind: dict[str, int]) -> None:
+    assert WeightMemory(by_kind=by_kind).weight_bytes == sum(by_kind.values())
+
+
+def test_the_file_is_plain_json_with_a_version(trace: Trace, tmp_path: Path) -> None:
+    import json
+
+    trace.save(tmp_path / "trace-0.json")
+    assert json.loads((tmp_path / "trace-0.json").read_text(encoding="ascii"))["version"] == 1
