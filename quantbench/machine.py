@@ -13,6 +13,8 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from quantbench.errors import UsageError
+
 TRACKED_PACKAGES = (
     "quantbench", "torch", "transformers", "accelerate", "bitsandbytes", "gptqmodel", "optimum", "torchao",
     "llama-cpp-python", "gguf", "peft", "numpy", "pandas", "pyarrow", "pytest", "pytest-benchmark",
@@ -71,6 +73,12 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def require_device(device: str) -> None:
+    """Raise UsageError when a CUDA device is asked for and none is there; nothing falls back to the CPU."""
+    if device.startswith("cuda") and not describe().gpus:
+        raise UsageError(f"device {device!r} was asked for and nvidia-smi lists no GPU; use cpu, or run where one is")
 
 
 def git_commit(folder: Path) -> str:

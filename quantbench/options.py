@@ -69,12 +69,12 @@ def convert(option: Option, raw: str | Sequence[str] | bool | None) -> Any:
         raise UsageError(f"--{option.name} {raw!r} is no {option.kind}; give a number") from None
 
 
-def plan(values: Values, root: Path) -> Plan:
+def plan(values: Values) -> Plan:
     """The plan that a set of option values asks for. UsageError for anything that does not exist or cannot be."""
     if values["engine"] not in ENGINES:
         raise unknown_name("engine", values["engine"], (engine.name for engine in ENGINES))
     return Plan(
-        scenarios=tuple(_scenarios(values, root)),
+        scenarios=tuple(_scenarios(values)),
         effort=_effort(values),
         engine=values["engine"],
         keep_jobs=Path(values["keep_jobs"]) if values["keep_jobs"] else None,
@@ -82,8 +82,8 @@ def plan(values: Values, root: Path) -> Plan:
     )
 
 
-def _scenarios(values: Values, root: Path) -> list[Scenario]:
-    matrix = read_matrix(root / values["matrix"]) if values["matrix"] else default_matrix()
+def _scenarios(values: Values) -> list[Scenario]:
+    matrix = read_matrix(Path(values["matrix"])) if values["matrix"] else default_matrix()
     matrix = select(
         matrix, models=values["model"], methods=values["method"], precisions=values["precision"], prompts=values["prompts"]
     )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from quantbench.errors import QuantbenchError
-from quantbench.options import OPTIONS, convert, plan
+from quantbench.options import OPTIONS, Option, convert, plan
 from quantbench.replay import ReplayClock
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from quantbench.trace import Trace
 
 PARAMETER = "quantbench_scenario"
+_PATHS = ("matrix", "results", "keep_jobs")
 _CLOCK = pytest.StashKey[ReplayClock]()
 _SESSION = pytest.StashKey["Session"]()
 
@@ -40,7 +41,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
             help=option.help,
             **extra,
         )
-        parser.addini(f"quantbench_{option.key}", option.help, type="string", default=option.default or "")
+        parser.addini(f"quantbench_{option.key}", option.help, type="string", default="")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -72,6 +73,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             clock = item.stash[_CLOCK] = ReplayClock()
             model, _, prompts = identifier.rsplit("/", 2)
             phase = getattr(item, "originalname", item.name).removeprefix("test_")
+            item.add_marker(pytest.mark.filterwarnings("ignore:Benchmark fixture was not used at all"))  # when it fails
             item.add_marker(pytest.mark.benchmark(group=f"{model} {prompts} {phase}", timer=clock), append=False)
 
 
@@ -121,8 +123,8 @@ class Session:
 
     def __init__(self, config: pytest.Config) -> None:
         """Read the options; UsageError when they ask for something that does not exist."""
-        values = {option.key: convert(option, _raw(config, option.key)) for option in OPTIONS}
-        self._plan: Plan = plan(values, config.rootpath)
+        values = {option.key: convert(option, _raw(config, option)) for option in OPTIONS}
+        self._plan: Plan = plan(values)
         self._profile = values["profile"]
         self.results: str = values["results"]
         self.planned: dict[str, Scenario] = {scenario.id: scenario for scenario in self._plan.scenarios}
@@ -135,11 +137,12 @@ class Session:
 
     def start(self, selected: Sequence[str]) -> None:
         """Open the store and the runner for the selected scenarios."""
-        from quantbench.machine import describe, git_commit, versions
+        from quantbench.machine import describe, git_commit, require_device, versions
         from quantbench.runner import Runner
         from quantbench.store import Run, Store
 
         chosen = tuple(self.planned[identifier] for identifier in selected)
+        require_device(chosen[0].conditions.device)
         self._selected = len(chosen)
         run = Run(
             machine=describe(), versions=versions(), command=self._command, commit=git_commit(self._root),
@@ -235,9 +238,13 @@ def _session(config: pytest.Config) -> Session:
     return config.stash[_SESSION]
 
 
-def _raw(config: pytest.Config, key: str) -> Any:
-    given = config.getoption(f"quantbench_{key}")
-    return config.getini(f"quantbench_{key}") if given is None else given
+def _raw(config: pytest.Config, option: Option) -> Any:
+    """A setting as given; a path on the command line starts where pytest was started, one in an ini file at the root."""
+    given = config.getoption(f"quantbench_{option.key}")
+    written = config.getini(f"quantbench_{option.key}")
+    base = config.rootpath if given is None and written else config.invocation_params.dir
+    raw = given if given is not None else written or option.default
+    return str(base / raw) if raw and option.key in _PATHS and "://" not in raw else raw
 
 
 def _scenario_of(item: pytest.Item) -> str | None:

@@ -313,7 +313,10 @@ def _filesystem(root: str) -> tuple[fs.FileSystem, str]:
     from pyarrow import fs
 
     if "://" in root:
-        found: tuple[fs.FileSystem, str] = fs.FileSystem.from_uri(root)
+        try:
+            found: tuple[fs.FileSystem, str] = fs.FileSystem.from_uri(root)
+        except (ValueError, OSError) as error:
+            raise StoreError(f"{root!r} is no place that pyarrow can reach ({_plain(error)}); give a folder or a URI") from error
         return found
     return fs.LocalFileSystem(), str(Path(root).resolve())
 

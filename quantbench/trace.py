@@ -115,6 +115,8 @@ class Trace:
     import_s: float
     load_s: float
     quantize_s: float | None
+    measured_s: float
+    """From opening the model to the end of the last pass, everything but the harness's own work."""
     parameters: int
     weights: WeightMemory
     weight_bytes_running: int

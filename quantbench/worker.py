@@ -12,17 +12,19 @@ import time
 import traceback
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
+from quantbench.anchor import Anchor, choose
 from quantbench.errors import ModelError, QuantbenchError, UnsupportedError
 from quantbench.job import Checkpoint, Job, Task
 from quantbench.machine import available_cpus
 from quantbench.methods import METHODS, LoadedModel, Settings
+from quantbench.models._checkpoint import count_parameters
 from quantbench.models._tokenizer import Tokenizer, open_tokenizer
-from quantbench.passes.latency import measure_rounds
+from quantbench.passes.latency import Contender, measure_rounds
 from quantbench.passes.memory import measure_peak, resident
-from quantbench.passes.reference import count_parameters, make_reference
+from quantbench.passes.reference import make_reference
 from quantbench.passes.similarity import REFERENCE_FILE, answer_greedily, score_continuations
 from quantbench.preload import import_library
 from quantbench.record import Status
@@ -93,11 +95,11 @@ def _reason(error: Exception) -> str:
 
 def _prepare(job: Job) -> None:
     settings = _settings(job, context=0)
-    for variant in (job.scenario, _anchor_scenario(job.scenario)):
-        method = METHODS[variant.variant.method]
-        if method.preparer and not method.missing():
-            method.check(settings.checkpoint)
-            method.preparer(variant, settings)
+    method = METHODS[job.variant.method]
+    method.check(job.checkpoint)
+    if method.preparer:
+        method.preparer(job.scenario, settings)
+    choose(job.scenario, settings)
 
 
 def _make_references(job: Job, folder: Path) -> None:
@@ -135,20 +137,23 @@ def _measure(job: Job, folder: Path) -> None:
             _compare(model, each, tokenizer, job.conditions.answer_tokens, folder / f"columns-{index}.npz")
             for index, each in enumerate(prompts)
         ]
-        anchor = _open_anchor(stack, model, scenario, settings)
+        chosen = choose(scenario, settings)
+        anchor = _open_anchor(stack, model, chosen, scenario)
         facts = {**model.facts, "threads": str(settings.threads), "context": str(context)}
         for index, (each, peak, (answers, columns)) in enumerate(zip(prompts, peaks, compared, strict=True)):
-            rounds = measure_rounds(model, anchor, each.ids, length, job.effort)
+            opposite = chosen.prompts(each.ids)
+            rounds = measure_rounds(Contender(model, each.ids), Contender(anchor, opposite), length, job.effort)
             Trace(
                 import_s=import_s,
                 load_s=load_s,
                 quantize_s=artifact.quantize_s if artifact else None,
+                measured_s=time.perf_counter() - started,
                 parameters=each.reference.parameters if each.reference else count_parameters(job.checkpoint),
                 weights=weights,
                 weight_bytes_running=running,
                 artifact_bytes=artifact.file_bytes if artifact else _checkpoint_bytes(job.checkpoint),
                 peak=peak,
-                anchor=method.anchor,
+                anchor=chosen.name,
                 rounds=rounds,
                 answers=answers,
                 columns=columns,
@@ -197,17 +202,11 @@ def _settings(job: Job, context: int) -> Settings:
     return Settings(checkpoint=job.checkpoint, threads=job.conditions.threads or available_cpus(), context=context)
 
 
-def _anchor_scenario(scenario: Scenario) -> Scenario:
-    name, _, precision = METHODS[scenario.variant.method].anchor.partition("/")
-    return replace(scenario, variant=replace(scenario.variant, method=name, precision=precision, control=False))
-
-
-def _open_anchor(stack: ExitStack, model: LoadedModel, scenario: Scenario, settings: Settings) -> LoadedModel:
+def _open_anchor(stack: ExitStack, model: LoadedModel, anchor: Anchor, scenario: Scenario) -> LoadedModel:
     """The anchor in this process; the model itself where it is its own anchor."""
-    anchor = _anchor_scenario(scenario)
-    if anchor.variant.name == scenario.variant.name:
+    if anchor.name == scenario.variant.name:
         return model
-    return stack.enter_context(METHODS[anchor.variant.method].open(anchor, settings))
+    return stack.enter_context(METHODS[anchor.scenario.variant.method].open(anchor.scenario, anchor.settings))
 
 
 def _compare(

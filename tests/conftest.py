@@ -1,100 +1,90 @@
-"""A small, complete trace with its reference; hypothesis repeatable, without deadlines and without a database."""
+"""What several test modules share: a cache of their own, and methods that need no model."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import shutil
+from collections.abc import Callable
+from pathlib import Path
 
+import pandas as pd
+import pandas.core.arrays.arrow.extension_types  # registered once a process, and pytester forgets what a test imported
 import pytest
 from hypothesis import settings
 
-from quantbench.trace import Answer, Generation, PeakMemory, Reference, Round, Trace, WeightMemory
+from quantbench.cache import cache_root
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-settings.register_profile("repeatable", deadline=None, derandomize=True, max_examples=80)
+settings.register_profile("repeatable", deadline=None, derandomize=True, max_examples=80)  # shared machines stall; no database
 settings.load_profile("repeatable")
 
-PROMPTS = ("one", "two", "three")
-POSITIONS = 5
-OUTPUT_TOKENS = 4
+_USERS_CACHE = cache_root()
+STUB = Path(__file__).parent / "stub_method.py"
+ENTRY_POINTS = "[quantbench.methods]\nstub = stub_method\n"
 
 
-@pytest.fixture
-def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache of its own."""
-    folder = tmp_path / "cache"
-    monkeypatch.setenv("QUANTBENCH_CACHE", str(folder))
+@pytest.fixture(scope="session")
+def stub_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that, on the import path, is an installed distribution which publishes the stub methods."""
+    folder = tmp_path_factory.mktemp("stub")
+    shutil.copy(STUB, folder)
+    info = folder / "stub_method-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: stub-method\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(ENTRY_POINTS)
     return folder
 
 
-@pytest.fixture
-def reference() -> Reference:
-    """What a reference said to three prompts."""
-    return Reference(
-        parameters=1000,
-        checkpoint_dtype="bf16",
-        context_limit=64,
-        prompt_tokens=tuple((1, 2 + index) for index in range(len(PROMPTS))),
-        continuations=tuple((7,) * POSITIONS for _ in PROMPTS),
-        answers=tuple(
-            Answer(prompt=text, prompt_tokens=(1, 2 + index), tokens=(4, 5, 6, 7), text=f"answer to {text}")
-            for index, text in enumerate(PROMPTS)
-        ),
-    )
+@pytest.fixture(scope="session")
+def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One cache for the session, so that references and GGUF files are made once."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def users_cache() -> Path:
+    """The user's own cache: GGUF files are content-addressed, and the converter is fetched once a machine."""
+    return _USERS_CACHE
 
 
 @pytest.fixture
-def columns_file(tmp_path: Path) -> Path:
-    """Per-position columns of three prompts, unevenly different from the reference."""
-    import numpy as np
-
-    rng = np.random.default_rng(7)
-    size = len(PROMPTS) * POSITIONS
-    nll_reference = rng.gamma(2.0, 1.0, size)
-    path = tmp_path / "columns-0.npz"
-    np.savez(
-        path,
-        prompt=np.repeat(np.arange(len(PROMPTS), dtype=np.int32), POSITIONS),
-        kld=rng.gamma(0.5, 0.02, size),
-        nll=nll_reference + rng.normal(0.01, 0.1, size),
-        nll_reference=nll_reference,
-        top1=rng.random(size) < 0.8,
-    )
-    return path
+def artifacts(users_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a test use the user's own cache."""
+    monkeypatch.setenv("QUANTBENCH_CACHE", str(users_cache))
 
 
 @pytest.fixture
-def trace(columns_file: Path, reference: Reference) -> Trace:
-    """What a worker saw: six rounds of three prompts, each with one answer of the anchor."""
-    return Trace(
-        import_s=1.5,
-        load_s=0.25,
-        quantize_s=0.75,
-        parameters=1000,
-        weights=WeightMemory(by_kind={"parameters": 500, "absmax": 62}, footprint_bytes=500),
-        weight_bytes_running=562,
-        artifact_bytes=600,
-        peak=PeakMemory(
-            peak_rss_bytes=9000, start_rss_bytes=4000, load_peak_rss_bytes=9500, rss_anon_bytes=5000, rss_file_bytes=3000
-        ),
-        anchor="torch/fp32",
-        rounds=tuple(_round(index) for index in range(6)),
-        answers=reference.answers,
-        columns=columns_file,
-        facts={"kernel": "aten", "kv_dtype": "float32", "checkpoint_dtype": "bf16", "threads": "2", "context": "64"},
+def stub_run(
+    pytester: pytest.Pytester, stub_path: Path, shared_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., pytest.RunResult]:
+    """Run pytest on the shipped benchmarks with the stub as the reference, in a process of its own."""
+    monkeypatch.setenv("PYTHONPATH", str(stub_path))
+    monkeypatch.setenv("QUANTBENCH_CACHE", str(shared_cache))
+    pytester.makepyfile(
+        test_latency="from quantbench.suite.test_latency import test_decode, test_prefill",
+        test_load="from quantbench.suite.test_load import test_load",
     )
 
+    def run(*arguments: str, precisions: str = "exact,noisy", control: bool = False) -> pytest.RunResult:
+        pytester.path.joinpath("matrix.toml").write_text(
+            f'control = {str(control).lower()}\nprompts = ["two"]\n[methods]\nstub = {precisions.split(",")!r}\n'
+            '[conditions]\nreference = "stub/exact"\noutput_tokens = 4\nanswer_tokens = 4\ncontinuation_tokens = 8\n'
+        )
+        options = ("--quantbench-matrix=matrix.toml", "--quantbench-profile=quick", "-p", "no:cacheprovider")
+        return pytester.runpytest_subprocess(*options, *arguments)
 
-def _round(index: int) -> Round:
-    pace = 1.0 + 0.01 * index
-    return Round(
-        index=index,
-        variant=tuple(_answer(prompt, 0.010 * pace + 0.001 * prompt, 0.002 * pace) for prompt in range(len(PROMPTS))),
-        anchor=(_answer(index % len(PROMPTS), 0.012 * pace, 0.003 * pace),),
-    )
+    return run
 
 
-def _answer(prompt: int, prefill_s: float, gap_s: float) -> Generation:
-    gaps = tuple(gap_s * (1 + 0.1 * position) for position in range(OUTPUT_TOKENS - 1))
-    return Generation(prompt=prompt, prompt_tokens=2 + prompt, prefill_s=prefill_s, gaps_s=gaps, e2e_s=prefill_s + sum(gaps))
+@pytest.fixture
+def results(pytester: pytest.Pytester) -> Callable[..., pd.DataFrame]:
+    """Read the tables of a run by plain pandas, as an analyst would."""
+
+    def read(table: str = "scenarios", folder: str = "results") -> pd.DataFrame:
+        return pd.read_parquet(pytester.path / folder / table)
+
+    return read
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test touches the user's cache unless it asks for ``artifacts``."""
+    monkeypatch.setenv("QUANTBENCH_CACHE", str(tmp_path / "cache"))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib
 import itertools
-import sys
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,38 +13,30 @@ from quantbench.errors import UsageError
 from quantbench.methods import METHODS
 from quantbench.metrics import METRICS
 from quantbench.registry import Registry
+from quantbench.scenario import Precision
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
 
-@dataclass(frozen=True)
-class Tool:
-    """What the packages made here hold."""
-
-    name: str
-
-
-TOOL = f"from {__name__} import Tool"
-Write = "Callable[[Mapping[str, str]], Registry[Tool]]"
+TOOL = "from quantbench.scenario import Precision\nfrom functools import partial\nTool = partial(Precision, bits=1)"
 _numbers = itertools.count()
 
 
 @pytest.fixture
-def registry_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Mapping[str, str]], Registry[Tool]]:
-    """A registry over a package made of the given modules; their text may use ``Tool``."""
-    monkeypatch.setitem(sys.modules, __name__, sys.modules.get(__name__) or sys.modules[Tool.__module__])
+def registry_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Mapping[str, str]], Registry[Precision]]:
+    """A registry over a package made of the given modules; their text may use ``Tool(name=...)``."""
     monkeypatch.syspath_prepend(tmp_path)
 
-    def make(modules: Mapping[str, str]) -> Registry[Tool]:
+    def make(modules: Mapping[str, str]) -> Registry[Precision]:
         package = f"tools_{next(_numbers)}"
         (tmp_path / package).mkdir()
         (tmp_path / package / "__init__.py").write_text("")
         for name, text in modules.items():
             (tmp_path / package / f"{name}.py").write_text(f"{TOOL}\n{text}\n")
         importlib.invalidate_caches()
-        return Registry(package, Tool, "tool")
+        return Registry(package, Precision, "tool")
 
     return make
 
@@ -61,44 +51,44 @@ def _installed(folder: Path, group: str, points: Mapping[str, str]) -> None:
     importlib.invalidate_caches()
 
 
-def test_every_module_is_scanned_and_names_are_sorted(registry_of: Callable[..., Registry[Tool]]) -> None:
-    registry = registry_of({"saw": "S = Tool('saw')", "more": "A = Tool('awl')\nB = Tool('bit')\nnoise = 3"})
+def test_every_module_is_scanned_and_names_are_sorted(registry_of: Callable[..., Registry[Precision]]) -> None:
+    registry = registry_of({"saw": "S = Tool(name='saw')", "more": "A = Tool(name='awl')\nB = Tool(name='bit')\nnoise = 3"})
     assert [tool.name for tool in registry] == ["awl", "bit", "saw"]
-    assert registry["saw"] == Tool("saw")
+    assert registry["saw"] == Precision(name="saw", bits=1)
     assert "saw" in registry
     assert "hammer" not in registry
 
 
-def test_modules_with_an_underscore_are_not_scanned(registry_of: Callable[..., Registry[Tool]]) -> None:
-    assert not list(registry_of({"_helper": "H = Tool('helper')\nraise RuntimeError('never imported')"}))
+def test_modules_with_an_underscore_are_not_scanned(registry_of: Callable[..., Registry[Precision]]) -> None:
+    assert not list(registry_of({"_helper": "H = Tool(name='helper')\nraise RuntimeError('never imported')"}))
 
 
-def test_unknown_names_get_the_nearest(registry_of: Callable[..., Registry[Tool]]) -> None:
+def test_unknown_names_get_the_nearest(registry_of: Callable[..., Registry[Precision]]) -> None:
     with pytest.raises(UsageError, match=r"^unknown tool 'hamer'; did you mean 'hammer'\?$"):
-        registry_of({"h": "H = Tool('hammer')"})["hamer"]
+        registry_of({"h": "H = Tool(name='hammer')"})["hamer"]
 
 
-def test_two_of_one_name_are_refused(registry_of: Callable[..., Registry[Tool]]) -> None:
-    registry = registry_of({"one": "A = Tool('saw')", "two": "B = Tool('saw')"})
+def test_two_of_one_name_are_refused(registry_of: Callable[..., Registry[Precision]]) -> None:
+    registry = registry_of({"one": "A = Tool(name='saw')", "two": "B = Tool(name='saw')"})
     with pytest.raises(UsageError, match=r"^two tools are named 'saw'; rename or uninstall one of them$"):
         list(registry)
 
 
-def test_one_object_imported_by_two_modules_is_one(registry_of: Callable[..., Registry[Tool]]) -> None:
-    registry = registry_of({"one": "A = Tool('saw')", "two": "from .one import A"})
+def test_one_object_imported_by_two_modules_is_one(registry_of: Callable[..., Registry[Precision]]) -> None:
+    registry = registry_of({"one": "A = Tool(name='saw')", "two": "from .one import A"})
     assert [tool.name for tool in registry] == ["saw"]
 
 
-def test_entry_points_add_an_object_or_a_module(tmp_path: Path, registry_of: Callable[..., Registry[Tool]]) -> None:
-    registry = registry_of({"one": "A = Tool('saw')"})
+def test_entry_points_add_an_object_or_a_module(tmp_path: Path, registry_of: Callable[..., Registry[Precision]]) -> None:
+    registry = registry_of({"one": "A = Tool(name='saw')"})
     module = f"elsewhere_{next(_numbers)}"
-    (tmp_path / f"{module}.py").write_text(f"{TOOL}\nONE = Tool('plane')\nTWO = Tool('file')\n")
-    (tmp_path / f"{module}_single.py").write_text(f"{TOOL}\nONLY = Tool('vice')\nOTHER = Tool('not asked for')\n")
+    (tmp_path / f"{module}.py").write_text(f"{TOOL}\nONE = Tool(name='plane')\nTWO = Tool(name='file')\n")
+    (tmp_path / f"{module}_single.py").write_text(f"{TOOL}\nONLY = Tool(name='vice')\nOTHER = Tool(name='not asked for')\n")
     _installed(tmp_path, registry._package, {"whole": module, "single": f"{module}_single:ONLY"})
     assert [tool.name for tool in registry] == ["file", "plane", "saw", "vice"]
 
 
-def test_nothing_is_imported_before_it_is_asked_for(registry_of: Callable[..., Registry[Tool]]) -> None:
+def test_nothing_is_imported_before_it_is_asked_for(registry_of: Callable[..., Registry[Precision]]) -> None:
     registry = registry_of({"one": "raise RuntimeError('imported')"})
     with pytest.raises(RuntimeError, match="imported"):
         registry["saw"]

@@ -109,7 +109,6 @@ def test_the_key_tells_a_control_from_its_reference() -> None:
 @given(
     st.builds(
         Effort,
-        warmup_rounds=st.integers(0, 5),
         min_rounds=st.integers(1, 50),
         max_rounds=st.integers(1, 100),
         budget_s=st.floats(0.1, 600),
@@ -145,7 +144,7 @@ def test_the_key_is_the_same_in_another_process_and_in_another_order() -> None:
 
 @pytest.mark.parametrize("name", ["output_tokens", "answer_tokens", "continuation_tokens"])
 def test_one_token_leaves_no_gap_to_time(name: str) -> None:
-    with pytest.raises(UsageError, match=rf"^{name} is 1; ask for at least 2 tokens, so that there is a gap to time$"):
+    with pytest.raises(UsageError, match=rf"^{name} is 1; ask for at least 2 tokens"):
         Conditions(**{name: 1})
 
 
@@ -172,5 +171,5 @@ def test_profiles_try_harder_in_their_order() -> None:
     for name in ("min_rounds", "max_rounds", "budget_s"):
         assert getattr(quick, name) < getattr(default, name) < getattr(thorough, name)
     for profile in PROFILES.values():
-        assert profile.warmup_rounds <= profile.min_rounds <= profile.max_rounds
+        assert 1 <= profile.min_rounds <= profile.max_rounds
         assert profile.budget_s < profile.timeout_s

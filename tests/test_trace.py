@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,6 +38,7 @@ traces = st.builds(
     Trace,
     import_s=seconds,
     load_s=seconds,
+    measured_s=seconds,
     quantize_s=st.none() | seconds,
     parameters=counts,
     weights=st.builds(WeightMemory, by_kind=st.dictionaries(texts, counts, max_size=3), footprint_bytes=st.none() | counts),
@@ -90,8 +92,9 @@ def test_weight_bytes_are_the_sum_over_all_kinds(by_kind: dict[str, int]) -> Non
     assert WeightMemory(by_kind=by_kind).weight_bytes == sum(by_kind.values())
 
 
-def test_the_file_is_plain_json_with_a_version(trace: Trace, tmp_path: Path) -> None:
-    import json
-
-    trace.save(tmp_path / "trace-0.json")
-    assert json.loads((tmp_path / "trace-0.json").read_text(encoding="ascii"))["version"] == 1
+@given(traces)
+def test_the_file_is_plain_json_with_a_version(trace: Trace) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace-0.json"
+        trace.save(path)
+        assert json.loads(path.read_text(encoding="ascii"))["version"] == 1

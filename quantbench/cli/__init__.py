@@ -14,28 +14,32 @@ from quantbench.cli._catalogue import methods, metrics, models
 from quantbench.cli._doctor import doctor
 from quantbench.cli._guard import DEBUG, guarded
 from quantbench.cli._quantize import quantize
-#from quantbench.cli._results import recommend, tables
+from quantbench.cli._results import recommend, tables
 from quantbench.cli._run import run
 
 app = typer.Typer(name="quantbench", no_args_is_help=True, add_completion=False, rich_markup_mode=None)
-for command in (run, methods, metrics, models, quantize, doctor):
+for command in (run, tables, recommend, methods, metrics, models, quantize, doctor):
     app.command(command.__name__)(guarded(command))
+
+
+def _show(asked: bool) -> None:
+    """Print the version and exit."""
+    if asked:
+        typer.echo(f"quantbench {version('quantbench')}")
+        raise typer.Exit
 
 
 @app.callback()
 def common(
     *,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
-    show_version: Annotated[bool, typer.Option("--version", help="Show the version and exit.", is_eager=True)] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="show the traceback of an error")] = False,
+    _version: Annotated[bool, typer.Option("--version", callback=_show, is_eager=True, help="show the version")] = False,
 ) -> None:
     """What each quantization of your model costs and buys on your hardware.
 
     Exit codes: 0 ok, 1 scenarios failed, 2 usage, 3 regression, 4 insufficient data, 130 Ctrl-C.
     """
     DEBUG.set(debug)
-    if show_version:
-        typer.echo(f"quantbench {version('quantbench')}")
-        raise typer.Exit
 
 
 def main() -> None:

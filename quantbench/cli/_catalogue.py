@@ -19,11 +19,6 @@ _MODEL_FORMS = (
 )
 
 
-def pip_line(method: Method) -> str:
-    """What installs the modules that a method needs."""
-    return f"pip install 'quantbench[{method.extra}]'"
-
-
 def method_facts(method: Method) -> dict[str, Any]:
     """What there is to know of a method without importing what it needs."""
     missing = list(method.missing())
@@ -37,7 +32,7 @@ def method_facts(method: Method) -> dict[str, Any]:
         "requires": list(method.requires),
         "missing": missing,
         "installed": not missing,
-        "install": pip_line(method) if missing else None,
+        "install": method.install if missing else None,
     }
 
 

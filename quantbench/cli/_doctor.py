@@ -6,7 +6,6 @@ import os
 import platform
 from dataclasses import asdict
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import typer
@@ -14,7 +13,7 @@ import typer
 from quantbench import machine
 from quantbench.cache import CACHE_VARIABLE, cache_root
 from quantbench.cli._catalogue import FormatOption, method_facts
-from quantbench.cli._output import print_json, print_table
+from quantbench.cli._output import counted, print_json, print_table
 from quantbench.methods import METHODS
 from quantbench.units import GIB, format_bytes
 
@@ -74,7 +73,7 @@ def _cuda() -> dict[str, Any]:
 def _print(facts: dict[str, Any]) -> None:
     hardware, cache, cuda, buffers = facts["machine"], facts["cache"], facts["cuda"], facts["llama_cpp_extra_buffers"]
     works = {True: "work", False: "do not work", None: "unknown"}[buffers["work"]]
-    writable = "writable" if cache["writable"] else f"NOT writable; set {CACHE_VARIABLE} to a folder that is"
+    writable = "writable" if cache["writable"] else f"not writable; set {CACHE_VARIABLE} to a folder that is"
     print_table(["", ""], [
         ["Python", facts["python"]],
         ["platform", facts["platform"]],
@@ -84,7 +83,7 @@ def _print(facts: dict[str, Any]) -> None:
         ["CUDA", _with_note(", ".join(cuda["devices"]) or "no device seen by nvidia-smi", cuda["note"])],
         ["driver", cuda["driver"] or "none"],
         ["llama.cpp extra buffers", _with_note(works, buffers["note"])],
-        ["cache", f"{cache['folder']}: {format_bytes(cache['bytes'])} in {cache['files']} files, {writable}"],
+        ["cache", f"{cache['folder']}: {format_bytes(cache['bytes'])} in {counted(cache['files'], 'file')}, {writable}"],
     ])  # fmt: skip
     typer.echo()
     print_table(["package", "version"], facts["packages"].items())

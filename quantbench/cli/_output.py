@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
@@ -20,6 +22,16 @@ def message(text: str) -> None:
     from rich.text import Text
 
     Console(stderr=True, soft_wrap=True).print(Text.assemble(("quantbench: ", "bold red"), text))
+
+
+def counted(count: int, noun: str) -> str:
+    """``1 file``, ``2 files``."""
+    return f"{count} {noun}" + "s" * (count != 1)
+
+
+def paragraph(text: str) -> str:
+    """``text`` wrapped between words on a terminal, and as one line elsewhere."""
+    return textwrap.fill(text, shutil.get_terminal_size().columns) if sys.stdout.isatty() else text
 
 
 def print_json(value: Any) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from quantbench.cli._output import counted
 from quantbench.errors import UnsupportedError, UsageError
 from quantbench.machine import available_cpus
 from quantbench.methods import METHODS, Settings
@@ -40,7 +41,7 @@ def quantize(
     _write(saver, Scenario(model=model, variant=variant, prompts=""), settings, out)
     files = [path for path in out.rglob("*") if path.is_file()]
     size = sum(path.stat().st_size for path in files)
-    typer.echo(f"{variant.name} of {model}: {size} bytes ({format_bytes(size)}) in {len(files)} files in {out}")
+    typer.echo(f"{variant.name} of {model}: {size} bytes ({format_bytes(size)}), {counted(len(files), 'file')} in {out}")
 
 
 def _saver(method: Method) -> Saver:

@@ -15,7 +15,9 @@ from quantbench.cli._output import message
 from quantbench.options import OPTIONS, Option, convert, plan
 
 _PLUGIN = "quantbench.plugin"
-_TYPES: Mapping[str, Any] = {"text": str | None, "list": list[str] | None, "int": int | None, "float": float | None, "flag": bool}
+_TYPES: Mapping[str, Any] = {
+    "text": str | None, "list": list[str] | None, "int": int | None, "float": float | None, "flag": bool,
+}  # fmt: skip
 
 # The settings of a project that lies around are for its own tests; only its quantbench_* keys count here.
 _ISOLATED = (
@@ -28,11 +30,9 @@ def run(expression: str | None, benchmark_json: Path | None, **values: Any) -> N
     """Measure scenarios and store the results."""
     import pytest
 
-    given = {option.key: values[option.key] for option in OPTIONS if values[option.key]}
-    if "matrix" in given:
-        given["matrix"] = str(Path(given["matrix"]).absolute())
+    given = {option.key: values[option.key] for option in OPTIONS if _is_given(values[option.key])}
     asked = {option.key: convert(option, given.get(option.key, option.default)) for option in OPTIONS}
-    planned = plan(asked, Path.cwd()).scenarios
+    planned = plan(asked).scenarios
     code = pytest.main(_arguments(given, expression, benchmark_json))
     if code == pytest.ExitCode.NO_TESTS_COLLECTED:
         example = f"; a scenario's name is for example {planned[0].id}" if planned else ""
@@ -52,6 +52,10 @@ def _arguments(given: Mapping[str, Any], expression: str | None, benchmark_json:
     if benchmark_json:
         arguments += [f"--benchmark-json={benchmark_json}"]
     return arguments
+
+
+def _is_given(value: Any) -> bool:
+    return value is not None and value is not False and value != []
 
 
 def _spelled(name: str, value: Any) -> list[str]:

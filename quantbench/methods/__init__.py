@@ -113,12 +113,18 @@ class Method:
         """Modules that the method needs and that are not installed; looks without importing."""
         return tuple(module for module in self.requires if find_spec(module) is None)
 
+    @property
+    def install(self) -> str:
+        """The pip line that installs what the method needs."""
+        ours = self.opener.__module__.startswith("quantbench.")
+        return f"pip install 'quantbench[{self.extra}]'" if ours else f"pip install {' '.join(self.requires)}"
+
     def check(self, checkpoint: Checkpoint) -> None:
         """Raise MissingDependency or UnsupportedError when this method cannot open ``checkpoint`` here."""
         missing = self.missing()
         if missing:
             raise MissingDependency(
-                f"method {self.name!r} needs {', '.join(missing)}, not installed; pip install 'quantbench[{self.extra}]'"
+                f"method {self.name!r} needs {', '.join(missing)}, not installed; {self.install}"
             )
         if checkpoint.kind not in self.kinds:
             raise UnsupportedError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import struct
 from pathlib import Path
 
@@ -43,6 +44,16 @@ def checkpoint_dtype(folder: Path) -> str:
     names = {"f32": "fp32", "f16": "fp16"}
     largest = max(totals, key=totals.__getitem__)
     return names.get(largest, largest)
+
+
+def count_parameters(checkpoint: Checkpoint) -> int:
+    """Parameters of the unquantized model: elements of all tensors, from the files' headers."""
+    if checkpoint.kind == "gguf":
+        from gguf import GGUFReader
+
+        return sum(int(tensor.n_elements) for tensor in GGUFReader(checkpoint.path).tensors)
+    headers = [safetensors_header(path) for path in sorted(checkpoint.path.glob("*.safetensors"))]
+    return sum(math.prod(entry["shape"]) for header in headers for entry in header.values())
 
 
 def safetensors_header(path: Path) -> dict[str, dict[str, list[int]]]:

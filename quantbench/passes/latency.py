@@ -9,6 +9,7 @@ import gc
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 from quantbench.methods import LoadedModel
@@ -22,14 +23,27 @@ _ANCHOR_SHARE = 0.25
 Prompts = Sequence[Sequence[int]]
 
 
-def measure_rounds(model: LoadedModel, anchor: LoadedModel, prompts: Prompts, length: int, effort: Effort) -> tuple[Round, ...]:
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """A loaded model with the prompts that it answers."""
+
+    model: LoadedModel
+    prompts: Prompts
+
+    def answer(self, index: int, length: int) -> Generation:
+        """One timed answer to one of its prompts."""
+        return timed_answer(self.model, index, self.prompts[index], length)
+
+
+def measure_rounds(variant: Contender, anchor: Contender, length: int, effort: Effort) -> tuple[Round, ...]:
     """Timed rounds, until the median's confidence interval is narrow enough or the budget is spent.
 
     The other passes came before and warmed the variant up; one prompt warms the anchor and tells how long both take.
     """
-    timed_answer(anchor, 0, prompts[0], length)
-    spent = timed_answer(model, 0, prompts[0], length).e2e_s * len(prompts)
-    share, every = anchor_schedule(spent, timed_answer(anchor, 0, prompts[0], length).e2e_s, len(prompts))
+    prompts = len(variant.prompts)
+    anchor.answer(0, length)
+    spent = variant.answer(0, length).e2e_s * prompts
+    share, every = anchor_schedule(spent, anchor.answer(0, length).e2e_s, prompts)
     rounds: list[Round] = []
     deadline = time.perf_counter() + effort.budget_s
     gc.collect()
@@ -37,10 +51,9 @@ def measure_rounds(model: LoadedModel, anchor: LoadedModel, prompts: Prompts, le
     try:
         while not _done(rounds, effort, deadline):
             index = len(rounds)
-            variant = timed_round(model, prompts, length)
-            chosen = _anchor_prompts(index, share, every, len(prompts))
-            opposite = tuple(timed_answer(anchor, each, prompts[each], length) for each in chosen)
-            rounds.append(Round(index=index, variant=variant, anchor=opposite))
+            answers = timed_round(variant.model, variant.prompts, length)
+            opposite = tuple(anchor.answer(each, length) for each in _anchor_prompts(index, share, every, prompts))
+            rounds.append(Round(index=index, variant=answers, anchor=opposite))
     finally:
         gc.enable()
     return tuple(rounds)

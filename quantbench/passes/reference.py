@@ -6,7 +6,7 @@ from pathlib import Path
 
 from quantbench.job import Checkpoint, Task
 from quantbench.methods import LoadedModel, Sampling
-from quantbench.models._checkpoint import checkpoint_dtype
+from quantbench.models._checkpoint import checkpoint_dtype, count_parameters
 from quantbench.models._tokenizer import Tokenizer
 from quantbench.passes.similarity import LOGPROBS_FILE, REFERENCE_FILE, answer_greedily, log_softmax
 from quantbench.scenario import Conditions
@@ -49,17 +49,3 @@ def make_reference(
         continuations=tuple(continuations),
         answers=answers,
     ).save(folder / REFERENCE_FILE)
-
-
-def count_parameters(checkpoint: Checkpoint) -> int:
-    """Parameters of the unquantized model: elements of all tensors in the checkpoint's headers."""
-    import math
-
-    from quantbench.models._checkpoint import safetensors_header
-
-    if checkpoint.kind == "gguf":
-        from gguf import GGUFReader
-
-        return sum(int(tensor.n_elements) for tensor in GGUFReader(checkpoint.path).tensors)
-    headers = [safetensors_header(path) for path in sorted(checkpoint.path.glob("*.safetensors"))]
-    return sum(math.prod(entry["shape"]) for header in headers for entry in header.values())

@@ -1,1 +1,49 @@
+"""Tables: one file each. A table kind turns rows of ``scenarios`` into Tables, one per run, model and prompt set.
 
+A new kind is one file here (or an entry point in the group ``quantbench.tables``) that holds a TableKind. From Python::
+
+    from quantbench import load, tables
+    from quantbench.tables import gguf
+    gguf.table(tables.latest_run(load("results")))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from quantbench.registry import Registry
+from quantbench.tables._rows import latest_run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from quantbench.tables._table import Table
+
+__all__ = ["ALL", "KINDS", "TableKind", "build", "latest_run"]
+
+ALL = "all"
+"""The name that stands for every kind."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableKind:
+    """A kind of table. ``place`` orders the kinds where all are shown."""
+
+    name: str
+    about: str
+    place: int
+    build: Callable[[pd.DataFrame], list[Table]]
+
+
+KINDS: Registry[TableKind] = Registry("quantbench.tables", TableKind, "table")
+
+
+def build(name: str, frame: pd.DataFrame) -> list[Table]:
+    """The tables of the kind called ``name``, or of all kinds; ``frame`` holds rows of ``scenarios``.
+
+    A kind of which a run planned no row makes no table for that run. UsageError when there is no such kind.
+    """
+    kinds = sorted(KINDS, key=lambda kind: kind.place) if name == ALL else [KINDS[name]]
+    return [table for kind in kinds for table in kind.build(frame)]

@@ -1,2 +1,72 @@
-def run_summary(results, run_id):
-    return []
+"""The end of a run on the terminal: the decision, the table behind it, what failed, and where the results are."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING
+
+from quantbench.errors import StoreError
+from quantbench.store import load
+from quantbench.tables import _fields as f
+from quantbench.tables._assemble import assemble
+from quantbench.tables._lines import Line, plain_lines
+from quantbench.tables._rows import Group, groups
+from quantbench.tables._show import with_interval
+from quantbench.tables._table import Cell, Heading
+from quantbench.tables.decision import decide
+from quantbench.tables.render import as_text, terminal_width, wrap
+from quantbench.units import format_bytes, format_seconds
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from quantbench.tables._table import Table
+
+
+def run_summary(results: str, run_id: str, width: int | None = None) -> list[str]:
+    """Lines on the run ``run_id`` stored under ``results``, for a terminal of ``width`` columns (default: this one's).
+
+    Decisions come first. Results that cannot be read make a line, not an exception: the run itself is over.
+    """
+    columns = width or terminal_width()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            frame = load(results)
+        except StoreError as error:
+            return wrap(str(error), columns)
+    lines = [line for warning in caught for line in wrap(f"warning: {warning.message}", columns, "  ")]
+    frame = frame[frame["run_id"] == run_id]
+    if frame.empty:
+        return [*lines, *wrap(f"no row of run {run_id} is in {results}; nothing of it was finished", columns)]
+    for choice in decide(frame):
+        lines += [*wrap(choice.sentence, columns), ""]
+    lines += as_text(overview(frame), columns).splitlines()
+    return [*lines, *wrap(f"results of run {run_id}: {results} (quantbench.load({results!r}) reads them)", columns)]
+
+
+def overview(frame: pd.DataFrame) -> list[Table]:
+    """All rows with their main figures: one table per run, model and prompt set of ``frame``."""
+    return [_overview(group) for group in groups(frame)]
+
+
+def _overview(group: Group) -> Table:
+    lines = plain_lines(group)
+    fields = [
+        f.Field(Heading(key="variant", title="Variant"), lambda line: Cell(line.label)),
+        f.measured("weight_bytes", "Weights", format_bytes),
+        f.measured("bits_per_weight", "Bits/weight", "{:.2f}".format),
+        f.Field(f.metric_heading("decode_tps", "Decode, tokens/s"), _decode),
+        f.measured("ttft_s", "TTFT", format_seconds),
+        *f.divergence(),
+        f.measured("top1_agreement", "Top-1", "{:.1%}".format),
+        *f.status(shown=True),
+    ]
+    return assemble("overview", "Measured", lines, fields, ["intervals are 95 %, ± is one standard error, MB = 10^6 bytes"])
+
+
+def _decode(line: Line) -> Cell:
+    rate = line.number("decode_tps")
+    if rate is None:
+        return Cell(None)
+    return Cell(rate, with_interval(rate, line.number("decode_tps_low"), line.number("decode_tps_high")))

@@ -63,10 +63,6 @@ class Scale:
         position = [anchor.word for anchor in self.anchors].index(word)
         return self.edges[position] if position < len(self.edges) else math.inf
 
-    def straddles(self, low: float, high: float) -> bool:
-        """Whether the two ends of an interval get different words."""
-        return self.anchor(low) is not self.anchor(high)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Words:

@@ -1,0 +1,77 @@
+"""From lines and fields to a Table with its caption and footnotes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from quantbench.tables._fields import BETWEEN_PROCESSES, NEAR_EDGE, Field
+from quantbench.tables._lines import Line
+from quantbench.tables._rows import Group
+from quantbench.tables._show import short
+from quantbench.tables._table import Table
+from quantbench.tables.claims import ClaimTable
+from quantbench.tables.words import Scale, words
+
+
+def assemble(name: str, title: str, lines: Sequence[Line], fields: Sequence[Field], notes: Sequence[str]) -> Table:
+    """A Table of ``lines``; to ``notes`` are added those on signs in use, on failures and on missing figures."""
+    group = lines[0].group
+    rows = tuple(tuple(field.cell(line) for field in fields) for line in lines)
+    shown = "".join(cell.shown for row in rows for cell in row)
+    signs = {
+        BETWEEN_PROCESSES: "between processes, where the figure moves by 3 to 15 %; others alternated in one process",
+        NEAR_EDGE: "the 95 % interval of the KLD reaches another word",
+    }
+    check = " (an instrument check)" if group.instrument_check else ""
+    return Table(
+        name=name,
+        title=f"{title}: {group.model}, prompts {group.prompts}",
+        facts={
+            "model": group.model,
+            "instrument_check": group.instrument_check,
+            "prompts": group.prompts,
+            "reference": group.reference,
+            "run_id": group.fact("run_id"),
+            "started_at": group.fact("started_at"),
+            "machine": group.fact("machine"),
+            "hardware": group.hardware,
+        },
+        caption=f"Measured on {group.model}{check} against {group.reference}; {group.hardware}; "
+        f"run {group.fact('run_id')}, started {group.fact('started_at')[:16]} UTC",
+        headings=tuple(field.heading for field in fields),
+        rows=rows,
+        notes=(
+            *notes,
+            *(f"{sign} {meaning}" for sign, meaning in signs.items() if sign in shown),
+            *(line.failure for line in lines if line.failure),
+            *_missing(lines, fields),
+        ),
+    )
+
+
+def claim_notes(claims: ClaimTable, scale: Scale, group: Group) -> list[str]:
+    """What the columns of a claimed table mean, with the rule behind its words."""
+    bounds = [f"up to {short(edge)}" for edge in scale.edges] + ["above"]
+    bands = ", ".join(f"{each.word} {bound} ({each.published})" for each, bound in zip(scale.anchors, bounds, strict=True))
+    sources = "; ".join(dict.fromkeys(words().sources[each.source].title for each in scale.anchors))
+    notes = [
+        f"claimed: {claims.source} ({claims.date}), of 7B and larger models; measured: {group.model}; MB = 10^6 bytes",
+        f"words follow from the mean KLD: {bands}",
+        f"in brackets the published 7-8B figures that the words are anchored on ({sources}); an edge is the geometric mean of two",
+        "published KLD is of wikitext-2, measured KLD of continuations sampled from the reference",
+        "± is one standard error, clustered by prompt",
+    ]
+    check = f"{group.model} is an instrument check: its figures show that the instrument works and say nothing of a real model"
+    return [*notes, check] if group.instrument_check else notes
+
+
+def _missing(lines: Sequence[Line], fields: Sequence[Field]) -> list[str]:
+    """Why figures of measured rows are missing, one sentence per reason."""
+    found: dict[str, dict[str, None]] = {}
+    for field in fields:
+        if field.heading.shown and field.heading.numeric:
+            for line in lines:
+                reason = line.row.null_reason(field.heading.key) if line.row and line.row.ok else ""
+                if reason:
+                    found.setdefault(reason, {})[field.heading.title] = None
+    return [f"no {'; no '.join(titles)}: {reason}" for reason, titles in found.items()]

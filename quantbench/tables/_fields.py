@@ -1,0 +1,130 @@
+"""The columns that tables share: each a heading and the cell it makes of a line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+
+from quantbench.store import table_columns
+from quantbench.tables._lines import Line
+from quantbench.tables._show import CONFIDENCE_95, times, with_error
+from quantbench.tables._table import Cell, Heading
+from quantbench.tables.claims import ClaimTable
+from quantbench.tables.words import Scale, words
+from quantbench.units import format_bytes, significant
+
+BETWEEN_PROCESSES = "†"
+NEAR_EDGE = "≈"
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """A column: its heading, and its cell for a line."""
+
+    heading: Heading
+    cell: Callable[[Line], Cell]
+
+
+def identity(title: str) -> list[Field]:
+    """What people call the line, and the variant measured."""
+    return [
+        Field(Heading(key="name", title=title), lambda line: Cell(line.label)),
+        Field(Heading(key="variant", title="Variant"), lambda line: Cell(line.variant)),
+    ]
+
+
+def claimed(claims: ClaimTable, key: str) -> Field:
+    """A column of the claimed table, under the text's own heading."""
+    heading = Heading(key=f"claimed_{key}", title=claims.headings[key], source="claimed")
+    return Field(heading, lambda line: Cell(line.claims.get(key)))
+
+
+@cache
+def metric_heading(name: str, title: str) -> Heading:
+    """The heading of a metric's column; its unit is the metric's own."""
+    unit = next(column.unit for column in table_columns("scenarios") if column.name == name)
+    return Heading(key=name, title=title, unit=unit, source="measured", numeric=True)
+
+
+def measured(name: str, title: str, show: Callable[[float], str] = significant) -> Field:
+    """A metric's column; its unit is the metric's own."""
+    return Field(metric_heading(name, title), lambda line: _figure(line.number(name), show))
+
+
+def background(*names: str) -> list[Field]:
+    """Metrics that go to CSV and JSON only."""
+    fields = [measured(name, name) for name in names]
+    return [replace(field, heading=replace(field.heading, shown=False)) for field in fields]
+
+
+def size(reference: str) -> list[Field]:
+    """Weight bytes as loaded, and their ratio to the reference's."""
+    ratio = Heading(key="weight_bytes_ratio", title=f"Size, x {reference}", unit="ratio", source="measured", numeric=True)
+    return [
+        measured("weight_bytes", "Size", format_bytes),
+        Field(ratio, lambda line: _figure(line.over_reference("weight_bytes"), times)),
+    ]
+
+
+def divergence() -> list[Field]:
+    """Mean KLD with its standard error."""
+
+    def cell(line: Line) -> Cell:
+        return _figure(line.number("kld_mean"), lambda value: with_error(value, line.number("kld_mean_se")))
+
+    return [Field(metric_heading("kld_mean", "KLD ± s.e., nats"), cell), *background("kld_mean_se")]
+
+
+def word(scale: Scale, key: str, title: str, pick: Callable[[Scale, float], str] = Scale.word) -> Field:
+    """What ``pick`` says of the scale's figure, with a sign where the figure's 95 % interval reaches another word."""
+
+    def cell(line: Line) -> Cell:
+        value, error = line.number(scale.figure), line.number(f"{scale.figure}_se") or 0.0
+        if value is None:
+            return Cell(None)
+        low, high = (pick(scale, value + sign * CONFIDENCE_95 * error) for sign in (-1, 1))
+        return Cell(pick(scale, value), mark=f" {NEAR_EDGE}" if low != high else "")
+
+    return Field(Heading(key=key, title=title, source="measured"), cell)
+
+
+def speed(reference: str) -> list[Field]:
+    """Decode throughput over the reference's: of the same process where the reference is the row's anchor."""
+    heading = Heading(key="decode_speed_ratio", title=f"Speed, x {reference}", unit="ratio", source="measured", numeric=True)
+    alternated = Heading(key="decode_speed_alternated", title="Alternated in one process", shown=False)
+
+    def cell(line: Line) -> Cell:
+        return replace(_figure(line.speed_ratio, times), mark="" if line.alternated else BETWEEN_PROCESSES)
+
+    return [
+        Field(heading, cell),
+        Field(alternated, lambda line: Cell(None if line.speed_ratio is None else line.alternated)),
+        *background("decode_ratio", "decode_ratio_low", "decode_ratio_high", "decode_tps", "decode_tps_low", "decode_tps_high"),
+    ]
+
+
+def speed_word(title: str) -> Field:
+    """The word for the speed ratio."""
+
+    def cell(line: Line) -> Cell:
+        ratio = line.speed_ratio
+        return Cell(None if ratio is None else words().inference_speed.word(ratio))
+
+    return Field(Heading(key="inference_speed", title=title, source="measured"), cell)
+
+
+def status(*, shown: bool) -> list[Field]:
+    """How each line ended; the reason is a footnote for people, and a column for machines."""
+
+    def reason(line: Line) -> Cell:
+        return Cell((line.row.text("reason") if line.row else "") or None)
+
+    return [
+        Field(Heading(key="status", title="Status", shown=shown), lambda line: Cell(line.status)),
+        Field(Heading(key="reason", title="Reason", shown=False), reason),
+    ]
+
+
+def _figure(value: float | None, show: Callable[[float], str]) -> Cell:
+    return Cell(None) if value is None else Cell(value, show(value))

@@ -1,0 +1,143 @@
+"""Rows of ``scenarios`` without pandas: nulls are None, grouped by run, model and prompt set."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any
+
+from quantbench.scenario import short_name
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row; every null of any kind is None."""
+
+    values: Mapping[str, Any]
+
+    def number(self, name: str) -> int | float | None:
+        """A finite figure in the column's unit, or None."""
+        value = self.values.get(name)
+        if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+            return None
+        return int(value) if isinstance(value, Integral) else float(value)
+
+    def text(self, name: str) -> str:
+        """A string; empty where it is null."""
+        value = self.values.get(name)
+        return "" if value is None else str(value)
+
+    def flag(self, name: str) -> bool:
+        """A boolean; null counts as false."""
+        return bool(self.values.get(name))
+
+    @property
+    def ok(self) -> bool:
+        """Whether it was measured."""
+        return self.text("status") == "ok"
+
+    @property
+    def variant(self) -> str:
+        """``method/precision``."""
+        return f"{self.text('method')}/{self.text('precision')}"
+
+    @property
+    def suffix(self) -> str:
+        """What tells it from another row of its variant: control, and the repeat after the first."""
+        repeat = self.number("repeat")
+        return (" (control)" if self.flag("control") else "") + (f" (repeat {repeat})" if repeat else "")
+
+    @property
+    def label(self) -> str:
+        """``method/precision`` with its suffix."""
+        return self.variant + self.suffix
+
+    def null_reason(self, name: str) -> str:
+        """Why a metric of an ok row is null; empty when no reason was kept."""
+        try:
+            reasons = json.loads(self.text("null_reasons") or "{}")
+        except ValueError:
+            return ""
+        return str(reasons.get(name, "")) if isinstance(reasons, dict) else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The rows of one run, model and prompt set: the reference first, its control next, then by method and falling bits."""
+
+    rows: tuple[Row, ...]
+
+    def fact(self, name: str) -> str:
+        """A text that all rows share, or that those rows share that were measured."""
+        return next((row.text(name) for row in self.rows if row.text(name)), "")
+
+    @property
+    def model(self) -> str:
+        """The model's name; of a path its last part."""
+        return short_name(self.fact("model"))
+
+    @property
+    def prompts(self) -> str:
+        """The prompt set's name; of a path its last part."""
+        return short_name(self.fact("prompts"))
+
+    @property
+    def reference(self) -> str:
+        """The variant that the others are compared with."""
+        return self.fact("reference")
+
+    @property
+    def reference_row(self) -> Row | None:
+        """The reference's own row, when it was measured."""
+        return next((row for row in self.rows if row.ok and row.variant == self.reference and not row.flag("control")), None)
+
+    @property
+    def instrument_check(self) -> bool:
+        """Whether the model only checks the instrument."""
+        return any(row.flag("instrument_check") for row in self.rows)
+
+    @property
+    def hardware(self) -> str:
+        """Device, its name, and the threads used."""
+        device, threads = self.fact("device"), self.fact("threads")
+        name = self.fact("gpus") if device.startswith("cuda") else self.fact("cpu")
+        used = f"{threads} threads" if threads and not device.startswith("cuda") else ""
+        return ", ".join(part for part in (f"{device}: {name}" if name else device, used) if part)
+
+    def version(self, package: str) -> str:
+        """The version of a library that the run used; empty when it was not kept."""
+        try:
+            found = json.loads(self.fact("versions") or "{}")
+        except ValueError:
+            return ""
+        return str(found.get(package, "")) if isinstance(found, dict) else ""
+
+
+def latest_run(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the run that started last; an empty frame stays empty."""
+    started = frame["started_at"]
+    last = frame.loc[started == started.max(), "run_id"]
+    return frame if last.empty else frame[frame["run_id"] == last.iloc[-1]]
+
+
+def groups(frame: pd.DataFrame) -> list[Group]:
+    """The rows of ``frame`` by run, model and prompt set, in order of appearance."""
+    found: dict[tuple[str, str, str], list[Row]] = {}
+    for values in frame.astype(object).where(frame.notna(), None).to_dict("records"):
+        row = Row({str(name): value for name, value in values.items()})
+        found.setdefault((row.text("run_id"), row.text("model"), row.text("prompts")), []).append(row)
+    return [Group(tuple(sorted(rows, key=_order))) for rows in found.values()]
+
+
+def _order(row: Row) -> tuple[bool, bool, str, float, str, int | float]:
+    is_reference = row.variant == row.text("reference")
+    return (
+        not is_reference, row.flag("control"), row.text("method"), -(row.number("bits") or 0), row.text("precision"),
+        row.number("repeat") or 0,
+    )  # fmt: skip

@@ -1,0 +1,67 @@
+"""What is shown: a Table of cells that know their raw value and their text, independent of any output format."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+Scalar = str | int | float | bool | None
+
+DASH = "–"
+"""Stands for a figure that is not there."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heading:
+    """A column. ``key`` and ``unit`` are for machines (base units), ``title`` and ``source`` for people.
+
+    A column that is not ``shown`` goes to CSV and JSON only.
+    """
+
+    key: str
+    title: str
+    unit: str = ""
+    source: Literal["", "claimed", "measured"] = ""
+    shown: bool = True
+    numeric: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A raw value in base units (None: not there), the text that people see instead, and a sign of a footnote."""
+
+    value: Scalar
+    text: str = ""
+    mark: str = ""
+
+    @property
+    def shown(self) -> str:
+        """The text for people; an en dash where there is no value."""
+        if self.value is None:
+            return DASH
+        return (self.text or str(self.value)) + self.mark
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """A titled table of one run, model and prompt set; ``facts`` say what it was measured on, ``notes`` are footnotes."""
+
+    name: str
+    title: str
+    facts: Mapping[str, Scalar]
+    caption: str
+    headings: tuple[Heading, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def compares(self) -> bool:
+        """Whether claims stand beside measurements, so that each column must say which it is."""
+        return any(heading.source == "claimed" for heading in self.headings)
+
+    def shown_columns(self) -> list[tuple[Heading, list[str]]]:
+        """The columns that people see, each with its texts."""
+        return [
+            (heading, [row[index].shown for row in self.rows]) for index, heading in enumerate(self.headings) if heading.shown
+        ]

@@ -1,0 +1,215 @@
+"""Decision first: which variant to ship, its figures with their intervals, the runner-up, and why not the others.
+
+The rule: of the measured variants that keep every limit, only those on the Pareto front count (no other is at once no larger,
+no slower and no further from the reference). The fastest of them is picked; where the 95 % intervals of decode throughput
+overlap with the fastest's, the lower KLD decides. The runner-up is what the same rule picks without the first. Unless told
+otherwise the KLD may reach the upper edge of "Good".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from quantbench.tables._pareto import Candidate, choose, dominates, front
+from quantbench.tables._rows import Group, Row, groups
+from quantbench.tables._show import CONFIDENCE_95, short, with_interval
+from quantbench.tables.words import words
+from quantbench.units import GIB, format_bytes, significant
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+DEFAULT_WORD = "Good"
+"""Without a limit of its own the KLD may go as far as this word of the GGUF scale."""
+_MIB = 2**20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What a variant must keep. ``max_kld`` in nats, ``min_tps`` in tokens/s of decoding; None is no limit.
+
+    ``memory_bytes`` is held against the weights as they run (or as loaded, where that is more). KV cache and activations come
+    on top: leave room for them.
+    """
+
+    memory_bytes: int | None
+    max_kld: float
+    min_tps: float | None
+
+    @property
+    def described(self) -> str:
+        """All limits in words."""
+        parts = [f"KLD up to {short(self.max_kld)}"]
+        if self.memory_bytes is not None:
+            parts.append(f"weights within {_limit(self.memory_bytes)}")
+        if self.min_tps is not None:
+            parts.append(f"at least {significant(self.min_tps)} tokens/s")
+        return ", ".join(parts)
+
+    def broken(self, candidate: Candidate) -> list[tuple[str, float]]:
+        """The limits that ``candidate`` breaks: in words, and by which factor."""
+        found = []
+        if self.memory_bytes is not None and candidate.need_bytes > self.memory_bytes:
+            found.append((f"needs more than {_limit(self.memory_bytes)}", _factor(candidate.need_bytes, self.memory_bytes)))
+        if candidate.kld > self.max_kld:
+            found.append((f"KLD above {short(self.max_kld)}", _factor(candidate.kld, self.max_kld)))
+        if self.min_tps is not None and candidate.tps < self.min_tps:
+            found.append((f"slower than {significant(self.min_tps)} tokens/s", _factor(self.min_tps, candidate.tps)))
+        return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """Why a variant is not picked; ``candidate`` holds its figures where all were measured."""
+
+    name: str
+    reason: str
+    candidate: Candidate | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """What to ship of one model, as measured in one run with one prompt set. ``pick`` is None when nothing keeps the limits."""
+
+    model: str
+    prompts: str
+    run_id: str
+    instrument_check: bool
+    limits: Limits
+    pick: Candidate | None
+    runner_up: Verdict | None
+    rejected: tuple[Verdict, ...]
+    nearest: Verdict | None
+    """Without a pick: the variant that breaks the limits by the smallest factor, and which it breaks."""
+
+    @property
+    def sentence(self) -> str:
+        """The decision in one sentence."""
+        only = f"; {self.model} is an instrument check, so this holds for {self.model} only" if self.instrument_check else ""
+        return self._picked() + only if self.pick else self._nothing()
+
+    def _picked(self) -> str:
+        assert self.pick is not None
+        budget = self.limits.memory_bytes
+        start = f"Under {_limit(budget)} ship" if budget is not None else "Ship"
+        parts = [f"{start} {self.pick.name} on {self.model} (prompts {self.prompts}): {_figures(self.pick)}"]
+        second = self.runner_up
+        if second and second.candidate:
+            parts.append(f"runner-up {second.name}, {second.reason}: {_figures(second.candidate)}")
+        if budget is not None:
+            parts.append("KV cache and activations come on top of the weights")
+        return "; ".join(parts + self._why_not())
+
+    def _nothing(self) -> str:
+        start = f"Ship none of the variants measured on {self.model} (prompts {self.prompts})"
+        near = self.nearest
+        if near is None or near.candidate is None:
+            return "; ".join([f"{start}: none has all the figures that a pick takes", *self._why_not()])
+        return f"{start}: none keeps {self.limits.described}; nearest is {near.name}, {near.reason}: {_figures(near.candidate)}"
+
+    def _why_not(self) -> list[str]:
+        names: dict[str, list[str]] = {}
+        for each in self.rejected:
+            names.setdefault(each.reason, []).append(each.name)
+        return [f"not {', '.join(group)}: {reason}" for reason, group in names.items()]
+
+
+def decide(
+    frame: pd.DataFrame, *, memory_bytes: int | None = None, max_kld: float | None = None, min_tps: float | None = None
+) -> list[Choice]:
+    """One Choice per run, model and prompt set of ``frame``, which holds rows of ``scenarios``. See the module for the rule.
+
+    ``memory_bytes`` and ``min_tps`` None are no limit; ``max_kld`` None is the upper edge of "Good".
+    """
+    kld = words().quality.upper_edge(DEFAULT_WORD) if max_kld is None else max_kld
+    limits = Limits(memory_bytes=memory_bytes, max_kld=kld, min_tps=min_tps)
+    return [_decide(group, limits) for group in groups(frame)]
+
+
+def _decide(group: Group, limits: Limits) -> Choice:
+    found = [_candidate(row) for row in group.rows if not row.flag("control")]
+    judged = [(each, limits.broken(each)) for each in found if isinstance(each, Candidate)]
+    feasible = [each for each, broken in judged if not broken]
+    excluded = [(each, broken) for each, broken in judged if broken]
+    pick = choose(feasible)
+    fastest = max(front(feasible), key=lambda each: each.tps, default=None)
+    beaten = [_beaten(each, pick, fastest, feasible) for each in feasible if pick and fastest and each is not pick]
+    second = choose([each for each in feasible if each is not pick])
+    closest = min(excluded, key=lambda each: max(factor for _, factor in each[1]), default=None)
+    return Choice(
+        model=group.model,
+        prompts=group.prompts,
+        run_id=group.fact("run_id"),
+        instrument_check=group.instrument_check,
+        limits=limits,
+        pick=pick,
+        runner_up=next((each for each in beaten if each.candidate is second), None),
+        rejected=(
+            *(_excluded(each, broken) for each, broken in excluded),
+            *(each for each in beaten if each.candidate is not second),
+            *(each for each in found if isinstance(each, Verdict)),
+        ),
+        nearest=_excluded(*closest) if closest and not pick else None,
+    )
+
+
+def _candidate(row: Row) -> Candidate | Verdict:
+    if not row.ok:
+        return Verdict(name=row.label, reason=row.text("status"))
+    loaded, tps, kld = row.number("weight_bytes"), row.number("decode_tps"), row.number("kld_mean")
+    figures = {"weight bytes": loaded, "decode speed": tps, "KLD": kld}
+    if loaded is None or tps is None or kld is None:
+        missing = " and ".join(name for name, value in figures.items() if value is None)
+        return Verdict(name=row.label, reason=f"no {missing} measured")
+    return Candidate(
+        name=row.label,
+        weight_bytes=loaded,
+        need_bytes=max(loaded, row.number("weight_bytes_running") or 0),
+        bits_per_weight=row.number("bits_per_weight"),
+        tps=tps,
+        tps_low=row.number("decode_tps_low"),
+        tps_high=row.number("decode_tps_high"),
+        kld=kld,
+        kld_se=row.number("kld_mean_se"),
+    )
+
+
+def _excluded(candidate: Candidate, broken: Sequence[tuple[str, float]]) -> Verdict:
+    return Verdict(name=candidate.name, reason=" and ".join(text for text, _ in broken), candidate=candidate)
+
+
+def _beaten(candidate: Candidate, pick: Candidate, fastest: Candidate, feasible: Sequence[Candidate]) -> Verdict:
+    """Why a variant that keeps the limits is not the pick; the pick is named first where it dominates."""
+    better = [other for other in (pick, *feasible) if dominates(other, candidate)]
+    if better:
+        reason = f"dominated by {better[0].name}"
+    elif candidate.tps_overlaps(fastest):
+        reason = "as fast within the intervals, KLD higher"
+    else:
+        reason = f"slower than {fastest.name}"
+    return Verdict(name=candidate.name, reason=reason, candidate=candidate)
+
+
+def _figures(candidate: Candidate) -> str:
+    bits = "" if candidate.bits_per_weight is None else f" ({candidate.bits_per_weight:.2f} bits/weight)"
+    grows = f", {format_bytes(candidate.need_bytes)} running" if candidate.need_bytes > 1.01 * candidate.weight_bytes else ""
+    margin = None if candidate.kld_se is None else CONFIDENCE_95 * candidate.kld_se
+    low, high = (None, None) if margin is None else (max(candidate.kld - margin, 0.0), candidate.kld + margin)
+    rate = with_interval(candidate.tps, candidate.tps_low, candidate.tps_high, "tokens/s")
+    kld = with_interval(candidate.kld, low, high, "nats", short)
+    return f"{format_bytes(candidate.weight_bytes)} weights{bits}{grows}, decode {rate}, KLD {kld}"
+
+
+def _factor(larger: float, smaller: float) -> float:
+    return larger / smaller if smaller else math.inf
+
+
+def _limit(count: int) -> str:
+    """A limit as people give it: whole GiB or MiB, else decimal."""
+    for name, factor in (("GiB", GIB), ("MiB", _MIB)):
+        if count % factor == 0:
+            return f"{count // factor} {name}"
+    return format_bytes(count)

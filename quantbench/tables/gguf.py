@@ -1,0 +1,61 @@
+"""The GGUF table: Q2_K to Q8_0 as claimed, beside what was measured of one model.
+
+Every other GGUF level that was planned follows without claims. The words are anchored on published 7-8B figures (see
+``words``), and what is recommended follows from the quality word; a canary is an instrument check, and its table shows that the
+instrument works.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from quantbench.tables import TableKind
+from quantbench.tables import _fields as f
+from quantbench.tables._assemble import assemble, claim_notes
+from quantbench.tables._lines import lines_of
+from quantbench.tables._rows import Group, groups
+from quantbench.tables.claims import claims
+from quantbench.tables.words import words
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from quantbench.tables._table import Table
+
+
+def table(frame: pd.DataFrame) -> list[Table]:
+    """One table per run, model and prompt set of ``frame``, which holds rows of ``scenarios``."""
+    return [made for group in groups(frame) if (made := _table(group))]
+
+
+def _table(group: Group) -> Table | None:
+    claim = claims()["gguf"]
+    scale = words().quality
+    lines = lines_of(group, claim, lambda row: row.text("method") == "gguf")
+    if not lines:
+        return None
+    fields = [
+        *f.identity(claim.headings["quantization"]),
+        f.claimed(claim, "bits"),
+        f.measured("bits_per_weight", "Bits", "{:.2f}".format),
+        f.claimed(claim, "size_7b"),
+        *f.size(group.reference),
+        f.claimed(claim, "quality"),
+        f.word(scale, "quality", claim.headings["quality"]),
+        *f.divergence(),
+        f.claimed(claim, "recommended"),
+        f.word(scale, "recommended", claim.headings["recommended"], lambda each, value: each.anchor(value).recommended),
+        *f.speed(group.reference),
+        *f.background("artifact_bytes"),
+        *f.status(shown=any(line.status != "ok" for line in lines)),
+    ]
+    return assemble("gguf", "GGUF quantization levels", lines, fields, [*claim_notes(claim, scale, group), *_notes(group)])
+
+
+def _notes(group: Group) -> list[str]:
+    build = group.version("llama-cpp-python")
+    drift = f"files were made and run by the llama.cpp of llama-cpp-python {build}; its recipes change from build to build"
+    return ["recommended follows from the quality word", *([drift] if build else [])]
+
+
+GGUF = TableKind(name="gguf", about="Q2_K to Q8_0: bits, size, quality, what it is good for, speed", place=30, build=table)

@@ -1,0 +1,62 @@
+"""The precision table: FP32, FP16, INT8 and INT4 as claimed, beside what was measured of one model.
+
+Rows: FP32 and FP16 are torch, INT8 is bitsandbytes LLM.int8(), INT4 is bitsandbytes NF4 with double quantization; every other
+variant that is no GGUF level follows without claims. The words are anchored on published 7-8B figures (see ``words``); a canary
+is an instrument check, and its table shows that the instrument works.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from quantbench.tables import TableKind
+from quantbench.tables import _fields as f
+from quantbench.tables._assemble import assemble, claim_notes
+from quantbench.tables._lines import lines_of
+from quantbench.tables._rows import Group, groups
+from quantbench.tables._show import short
+from quantbench.tables.claims import claims
+from quantbench.tables.words import words
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from quantbench.tables._table import Table
+
+
+def table(frame: pd.DataFrame) -> list[Table]:
+    """One table per run, model and prompt set of ``frame``, which holds rows of ``scenarios``."""
+    return [made for group in groups(frame) if (made := _table(group))]
+
+
+def _table(group: Group) -> Table | None:
+    claim = claims()["precision"]
+    lines = lines_of(group, claim, lambda row: row.text("method") != "gguf")
+    if not lines:
+        return None
+    fields = [
+        *f.identity(claim.headings["precision"]),
+        f.claimed(claim, "bits"),
+        f.measured("bits_per_weight", "Bits/value", "{:.2f}".format),
+        *(f.claimed(claim, key) for key in ("size_7b", "size_13b", "size_70b")),
+        *f.size(group.reference),
+        f.claimed(claim, "quality_loss"),
+        f.word(words().quality_loss, "quality_loss", claim.headings["quality_loss"]),
+        *f.divergence(),
+        f.claimed(claim, "inference_speed"),
+        f.speed_word(claim.headings["inference_speed"]),
+        *f.speed(group.reference),
+        *f.status(shown=any(line.status != "ok" for line in lines)),
+    ]
+    notes = [*claim_notes(claim, words().quality_loss, group), _speed_note(group.reference)]
+    return assemble("precision", "Precision levels", lines, fields, notes)
+
+
+def _speed_note(reference: str) -> str:
+    scale = words().inference_speed
+    bounds = [f"up to {short(edge)}" for edge in scale.edges] + ["above"]
+    bands = ", ".join(f"{anchor.word} {bound}" for anchor, bound in zip(scale.anchors, bounds, strict=True))
+    return f"inference speed is decode throughput over {reference}'s: {bands}; anchored on 32/bits, what bandwidth alone gives"
+
+
+PRECISION = TableKind(name="precision", about="FP32, FP16, INT8, INT4: bits, size, quality loss, speed", place=20, build=table)

@@ -1,0 +1,192 @@
+"""Tables as Markdown, CSV, JSON and text for a terminal. What models and errors say is escaped on the way."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import shutil
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from quantbench.errors import unknown_name
+from quantbench.tables._table import Table
+
+_ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
+_FALLBACK_SIZE = (120, 24)
+_NARROWEST = 20
+_GAP = 2
+"""Blanks between two columns of a text table."""
+
+
+def render(tables: Sequence[Table], form: str) -> str:
+    """The tables in one of FORMATS; UsageError for another."""
+    if form not in FORMATS:
+        raise unknown_name("format", form, FORMATS)
+    return FORMATS[form](tables)
+
+
+def as_markdown(tables: Sequence[Table]) -> str:
+    """GitHub-flavoured Markdown."""
+    return "\n".join(line for table in tables for line in _markdown(table))
+
+
+def as_csv(tables: Sequence[Table]) -> str:
+    """One CSV for all tables: raw values in base units, nulls empty, a row's table, model, prompts and run first."""
+    facts = ("model", "instrument_check", "prompts", "reference", "run_id")
+    records = [
+        {"table": table.name, **{name: table.facts.get(name) for name in facts}, **record}
+        for table in tables
+        for record in _records(table)
+    ]
+    names = dict.fromkeys(name for record in records for name in record)
+    out = io.StringIO()
+    writer = csv.DictWriter(out, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+    return out.getvalue()
+
+
+def as_json(tables: Sequence[Table]) -> str:
+    """A list of objects with facts, columns (with units), rows of raw values in base units, and notes."""
+    body = [
+        {
+            "table": table.name,
+            "title": table.title,
+            **table.facts,
+            "columns": [
+                {"key": each.key, "title": each.title, "unit": each.unit, "source": each.source} for each in table.headings
+            ],
+            "rows": _records(table),
+            "notes": list(table.notes),
+        }
+        for table in tables
+    ]
+    return json.dumps(body, indent=2, ensure_ascii=False, allow_nan=False)
+
+
+def as_text(tables: Sequence[Table], width: int | None = None) -> str:
+    """For a terminal of ``width`` columns (default: this one's). A wider table continues below, its first column repeated."""
+    columns = width or terminal_width()
+    return "\n".join(line for table in tables for line in _text(table, columns))
+
+
+def terminal_width() -> int:
+    """Columns of this terminal; 120 where there is none."""
+    return shutil.get_terminal_size(_FALLBACK_SIZE).columns
+
+
+def one_line(text: str) -> str:
+    """``text`` without line breaks, terminal escapes or other control characters."""
+    return " ".join("".join(char if char.isprintable() else " " for char in text).split())
+
+
+def escape_markdown(text: str) -> str:
+    """``text`` as one line that no Markdown reader takes for markup, a cell border or HTML."""
+    plain = "".join(_ENTITIES.get(char, char) for char in one_line(text))
+    return re.sub(r"([\\`*\[\]|~])", r"\\\1", plain)
+
+
+def wrap(text: str, width: int, indent: str = "") -> list[str]:
+    """``text`` on lines of at most ``width``, unless a word is longer; later lines are indented."""
+    return textwrap.wrap(
+        one_line(text), max(width, _NARROWEST), subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
+
+
+def _records(table: Table) -> list[dict[str, object]]:
+    keys = [heading.key for heading in table.headings]
+    return [{key: cell.value for key, cell in zip(keys, row, strict=True)} for row in table.rows]
+
+
+def _markdown(table: Table) -> list[str]:
+    columns = table.shown_columns()
+    titles = [f"{each.title} ({each.source})" if table.compares and each.source else each.title for each, _ in columns]
+    rules = ["---:" if each.numeric else "---" for each, _ in columns]
+    lines = [titles, *(list(row) for row in zip(*(texts for _, texts in columns), strict=True))]
+    cells = [[escape_markdown(cell) for cell in line] for line in lines]
+    return [
+        f"### {escape_markdown(table.title)}",
+        "",
+        escape_markdown(table.caption),
+        "",
+        *(f"| {' | '.join(line)} |" for line in [cells[0], rules, *cells[1:]]),
+        "",
+        *(f"- {escape_markdown(note)}" for note in table.notes),
+        "",
+    ]
+
+
+def _text(table: Table, width: int) -> list[str]:
+    columns = [
+        _Block(
+            title=f"{heading.title}\n{heading.source}" if table.compares else heading.title,
+            numeric=heading.numeric,
+            texts=[one_line(text) for text in texts],
+        )
+        for heading, texts in table.shown_columns()
+    ]
+    lines = [one_line(table.title), *wrap(table.caption, width), ""]
+    for panel in _panels(columns, width):
+        lines += [*_grid(panel), ""]
+    for note in table.notes:
+        lines += wrap(f"- {note}", width, "  ")
+    return [*lines, ""]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Block:
+    """A column of a text table."""
+
+    title: str
+    numeric: bool
+    texts: Sequence[str]
+
+    @property
+    def width(self) -> int:
+        """Cells of a terminal that it takes."""
+        from rich.cells import cell_len
+
+        return max(cell_len(text) for text in (*self.title.splitlines(), *self.texts))
+
+
+def _panels(columns: Sequence[_Block], width: int) -> list[list[_Block]]:
+    """Columns in groups that fit ``width``, each led by the first column."""
+    first, *others = columns
+    panels = [[first]]
+    used = first.width
+    for column in others:
+        if len(panels[-1]) > 1 and used + _GAP + column.width > width:
+            panels.append([first])
+            used = first.width
+        panels[-1].append(column)
+        used += _GAP + column.width
+    return panels
+
+
+def _grid(columns: Sequence[_Block]) -> list[str]:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table as Grid
+    from rich.text import Text
+
+    grid = Grid(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, _GAP - 1, 0, 0))
+    for column in columns:
+        grid.add_column(Text(column.title), justify="right" if column.numeric else "left", no_wrap=True)
+    for row in zip(*(column.texts for column in columns), strict=True):
+        grid.add_row(*(Text(cell) for cell in row))
+    out = io.StringIO()
+    needed = sum(column.width + _GAP for column in columns)
+    Console(file=out, width=needed, force_terminal=False, color_system=None).print(grid)
+    return [line.rstrip() for line in out.getvalue().splitlines()]
+
+
+FORMATS: Mapping[str, Callable[[Sequence[Table]], str]] = {
+    "text": as_text,
+    "md": as_markdown,
+    "csv": as_csv,
+    "json": as_json,
+}
+"""Every output format by the name that ``--format`` takes."""

@@ -1,0 +1,160 @@
+"""``quantbench methods``, ``metrics``, ``models`` and ``doctor``: what there is, and what is missing."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from typer.testing import CliRunner
+
+from quantbench import machine
+from quantbench.cli import _doctor, app
+from quantbench.methods import METHODS, _llama_cpp_probe
+from quantbench.metrics import METRICS, all_columns
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def _said(*arguments: str) -> str:
+    result = CliRunner().invoke(app, arguments)
+    assert (result.exit_code, result.stderr) == (0, "")
+    return result.stdout
+
+
+def _json(*arguments: str) -> Any:
+    return json.loads(_said(*arguments, "--format", "json"))
+
+
+@pytest.fixture
+def gguf_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(METHODS["gguf"], "requires", ("a_module_that_nobody_has",))
+
+
+def test_methods_are_listed_with_all_their_precisions() -> None:
+    lines = {line.split()[0]: line for line in _said("methods").splitlines()[1:]}
+    assert list(lines) == [method.name for method in METHODS]
+    for method in METHODS:
+        assert " ".join(each.name for each in method.precisions) in lines[method.name]
+        assert f" {method.anchor} " in lines[method.name]
+
+
+def test_methods_as_json_hold_the_bits() -> None:
+    found = {each["method"]: each for each in _json("methods")}
+    assert {each["precision"]: each["bits"] for each in found["torch"]["precisions"]} == {"fp32": 32, "fp16": 16, "bf16": 16}
+    assert found["gguf"]["anchor"] == "gguf/f16"
+    assert found["gguf"]["checkpoints"] == ["hf", "gguf"]
+
+
+@pytest.mark.usefixtures("gguf_missing")
+def test_a_method_that_is_not_installed_has_the_line_that_installs_it() -> None:
+    line = next(line for line in _said("methods").splitlines() if line.startswith("gguf"))
+    assert "  pip install 'quantbench[gguf]'  " in line
+    found = next(each for each in _json("methods") if each["method"] == "gguf")
+    assert (found["installed"], found["missing"]) == (False, ["a_module_that_nobody_has"])
+    assert found["install"] == "pip install 'quantbench[gguf]'"
+
+
+def test_metrics_list_every_column_once() -> None:
+    found = _json("metrics")
+    assert [each["column"] for each in found] == [column.name for column in all_columns()]
+    assert {each["metric"] for each in found} == {metric.name for metric in METRICS}
+    kld = next(each for each in found if each["column"] == "kld_mean")
+    assert kld == {
+        "column": "kld_mean", "unit": "nats", "better": "lower", "metric": "divergence", "doc": "mean KL(reference || variant)",
+    }  # fmt: skip
+    lines = _said("metrics").splitlines()
+    assert lines[0].split() == ["column", "unit", "better", "metric", "doc"]
+    assert [line.split()[0] for line in lines[1:]] == [each["column"] for each in found]
+    assert all(line == line.rstrip() for line in lines)
+
+
+def test_models_name_the_built_in_ones_and_the_other_forms() -> None:
+    text = _said("models")
+    assert "\ncanary  " in text
+    for form in ("NAME", "FOLDER", "FILE.gguf", "ORG/NAME[@REVISION]"):
+        assert f"\n{form} " in text
+    found = _json("models")
+    assert found["built_in"][0]["model"] == "canary"
+    assert found["built_in"][0]["instrument_check"] is True
+    assert len(found["forms"]) == 4
+
+
+@pytest.fixture
+def well(monkeypatch: pytest.MonkeyPatch, own_cache: Path) -> Path:
+    """A doctor's visit without a probe process: llama.cpp is there and its extra buffers work."""
+    monkeypatch.setattr(_doctor, "find_spec", lambda _: True)
+    monkeypatch.setattr(_llama_cpp_probe, "extra_buffers_work", lambda: True)
+    return own_cache
+
+
+def test_doctor_reports_machine_packages_methods_and_cache(well: Path) -> None:
+    (well / "gguf").mkdir(parents=True)
+    (well / "gguf" / "model.gguf").write_bytes(b"x" * 1234)
+    found = _json("doctor")
+    here = machine.describe()
+    assert found["machine"]["cpus"] == here.cpus
+    assert found["machine"]["memory_bytes"] == here.memory_bytes
+    assert found["packages"]["pytest"] == pytest.__version__
+    assert [each["method"] for each in found["methods"]] == [method.name for method in METHODS]
+    assert found["cache"] == {"folder": str(well), "bytes": 1234, "files": 1, "writable": True}
+    assert found["llama_cpp_extra_buffers"] == {"work": True, "note": ""}
+    text = _said("doctor")
+    assert f"{well}: 1.23 kB in 1 file, writable" in text
+    assert f"{here.cpu}, {here.cpus} cores" in text
+
+
+def test_doctor_makes_no_own_cache(well: Path) -> None:
+    assert _json("doctor")["cache"] == {"folder": str(well), "bytes": 0, "files": 0, "writable": True}
+    assert not well.exists()
+
+
+def test_doctor_says_how_to_get_out_of_a_cache_that_cannot_be_written(
+    well: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert well
+    blocked = tmp_path / "blocked"
+    blocked.write_text("a file where the folder should be")
+    monkeypatch.setenv("QUANTBENCH_CACHE", str(blocked))
+    assert "not writable; set QUANTBENCH_CACHE to a folder that is" in _said("doctor")
+
+
+@pytest.mark.usefixtures("well", "gguf_missing")
+def test_doctor_says_what_is_missing_and_how_to_get_it() -> None:
+    assert "no: a_module_that_nobody_has; pip install 'quantbench[gguf]'" in _said("doctor")
+
+
+@pytest.mark.usefixtures("well")
+def test_doctor_reports_a_build_whose_buffers_crash(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_llama_cpp_probe, "extra_buffers_work", lambda: False)
+    assert "do not work (this build crashes with them" in _said("doctor")
+
+
+@pytest.mark.usefixtures("well")
+def test_doctor_survives_a_library_that_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> bool:
+        raise OSError("libllama.so: cannot open\nshared object file")
+
+    monkeypatch.setattr(_llama_cpp_probe, "extra_buffers_work", broken)
+    found = _json("doctor")["llama_cpp_extra_buffers"]
+    assert found == {"work": None, "note": "not probed: OSError: libllama.so: cannot open shared object file"}
+
+
+@pytest.mark.usefixtures("well")
+def test_doctor_does_not_probe_what_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_doctor, "find_spec", lambda name: None if name == "gguf" else True)
+    assert _json("doctor")["llama_cpp_extra_buffers"] == {"work": None, "note": "not probed: gguf not installed"}
+
+
+@pytest.mark.usefixtures("well")
+@pytest.mark.parametrize(
+    ("torch", "note"),
+    [("2.13.0+cu130", ""), ("2.13.0+cpu", "torch 2.13.0+cpu is a CPU build; --device cuda needs a CUDA build of torch")],
+)
+def test_doctor_tells_a_cpu_build_beside_a_device(monkeypatch: pytest.MonkeyPatch, torch: str, note: str) -> None:
+    gpu = machine.Machine(cpu="c", cpus=1, memory_bytes=2**30, isa="", system="Linux", gpus=("NVIDIA T4",), driver="580.1")
+    monkeypatch.setattr(machine, "describe", lambda: gpu)
+    monkeypatch.setattr(machine, "versions", lambda: {"python": "3", "torch": torch})
+    assert _json("doctor")["cuda"] == {"devices": ["NVIDIA T4"], "driver": "580.1", "note": note}
+    assert "NVIDIA T4" in _said("doctor")

@@ -1,0 +1,172 @@
+"""``quantbench run``: options of the one table become pytest's, and pytest's exit codes become the command's."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.metadata import EntryPoint
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from typer.testing import CliRunner
+
+from quantbench.cli import _run, app
+from quantbench.options import OPTIONS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+PYTEST_OK = 0
+
+
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str, list[str]]]:
+    """Runs ``quantbench run`` with a pytest that only returns a code: (exit code, stderr, pytest's arguments)."""
+
+    def invoke(*arguments: str, code: int = PYTEST_OK) -> tuple[int, str, list[str]]:
+        calls: list[list[str]] = []
+
+        def run_nothing(args: list[str]) -> int:
+            calls.append(args)
+            return code
+
+        monkeypatch.setattr(pytest, "main", run_nothing)
+        result = CliRunner().invoke(app, ["run", *arguments])
+        return result.exit_code, result.stderr, calls[0] if calls else []
+
+    return invoke
+
+
+def _own(arguments: list[str]) -> list[str]:
+    return [each for each in arguments if each.startswith("--quantbench-")]
+
+
+def test_what_is_not_given_is_not_passed_on_so_that_ini_keys_hold(sent: Any) -> None:
+    code, stderr, arguments = sent()
+    assert (code, stderr) == (0, "")
+    assert arguments[:2] == ["--pyargs", "quantbench.suite"]
+    assert _own(arguments) == []
+    assert "-k" not in arguments
+
+
+def test_every_setting_is_translated(sent: Any, tmp_path: Path) -> None:
+    matrix = tmp_path / "m.toml"
+    matrix.write_text('models = ["canary"]\n')
+    values = {
+        "model": "canary", "method": "torch", "precision": "fp32,bf16", "prompts": "ten", "matrix": str(matrix),
+        "reference": "torch/bf16", "results": "s3://bucket/results", "device": "cuda:1", "threads": "3", "context": "256",
+        "output-tokens": "16", "seed": "7", "engine": "inline", "profile": "quick", "timeout": "12.5", "keep-jobs": "jobs",
+    }  # fmt: skip
+    flags = [option.name for option in OPTIONS if option.kind == "flag"]
+    assert {option.name for option in OPTIONS} == {*values, *flags}
+    given = [part for name, value in values.items() for part in (f"--{name}", value)] + [f"--{name}" for name in flags]
+    code, stderr, arguments = sent(*given)
+    assert (code, stderr) == (0, "")
+    assert sorted(_own(arguments)) == sorted(
+        [f"--quantbench-{name}={value}" for name, value in values.items()] + [f"--quantbench-{name}" for name in flags]
+    )
+
+
+def test_a_repeated_list_option_stays_repeated(sent: Any) -> None:
+    _, _, arguments = sent("--method", "torch", "--method", "gguf")
+    assert _own(arguments) == ["--quantbench-method=torch", "--quantbench-method=gguf"]
+
+
+def test_zero_is_a_value(sent: Any) -> None:
+    _, _, arguments = sent("--seed", "0")
+    assert _own(arguments) == ["--quantbench-seed=0"]
+
+
+def test_a_matrix_that_is_not_there_is_said_at_once(sent: Any) -> None:
+    code, stderr, arguments = sent("--matrix", "nonesuch.toml")
+    assert (code, arguments) == (2, [])
+    assert stderr == "quantbench: matrix file nonesuch.toml does not exist; give a TOML file with --matrix\n"
+
+
+def test_selection_and_report_are_pytests_own_options(sent: Any) -> None:
+    _, _, arguments = sent("-k", "q4_k_m and decode", "--benchmark-json", "out/b.json")
+    assert arguments[arguments.index("-k") + 1] == "q4_k_m and decode"
+    assert "--benchmark-json=out/b.json" in arguments
+
+
+@pytest.mark.parametrize(("pytest_code", "code"), [(0, 0), (1, 1), (2, 130), (3, 1), (4, 2), (5, 2), (77, 1)])
+def test_exit_codes_are_translated(sent: Any, pytest_code: int, code: int) -> None:
+    assert sent(code=pytest_code)[0] == code
+
+
+def test_nothing_selected_is_said_with_an_example(sent: Any) -> None:
+    code, stderr, _ = sent("-k", "nonesuch", code=pytest.ExitCode.NO_TESTS_COLLECTED)
+    assert code == 2
+    example = "a scenario's name is for example canary/torch-fp32/ten"
+    assert stderr == f"quantbench: nothing was selected by -k 'nonesuch'; {example}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--model", "canry"], "quantbench: unknown model 'canry'; did you mean 'canary'?\n"),
+        (["--method", "ggufs"], "quantbench: unknown method 'ggufs'; did you mean 'gguf'?\n"),
+        (["--engine", "proces"], "quantbench: unknown engine 'proces'; did you mean 'process'?\n"),
+        (["--threads", "-1"], "quantbench: threads is -1; it cannot be negative\n"),
+        (["--timeout", "0"], "quantbench: --timeout 0 is not positive; give seconds\n"),
+    ],
+)
+def test_what_does_not_exist_is_said_before_pytest_starts(sent: Any, arguments: list[str], said: str) -> None:
+    assert sent(*arguments) == (2, said, [])
+
+
+def test_a_number_is_a_number(sent: Any) -> None:
+    code, stderr, arguments = sent("--threads", "many")
+    assert (code, arguments) == (2, [])
+    assert "'--threads'" in stderr
+
+
+def test_help_names_every_setting_with_its_metavar() -> None:
+    text = CliRunner().invoke(app, ["run", "--help"]).stdout
+    for option in OPTIONS:
+        assert f"--{option.name} {option.metavar}".rstrip() in text
+    squeezed = " ".join(text.split())
+    for option in OPTIONS:
+        assert option.help in squeezed
+    assert "(default: results)" in squeezed
+
+
+@pytest.mark.parametrize(("found", "plugin"), [(["quantbench"], "quantbench"), ([], "quantbench.plugin")])
+def test_the_plugin_is_registered_once(sent: Any, monkeypatch: pytest.MonkeyPatch, found: list[str], plugin: str) -> None:
+    points = [EntryPoint(name=name, value="quantbench.plugin", group="pytest11") for name in found]
+    monkeypatch.setattr(_run, "entry_points", lambda group: points if group == "pytest11" else [])
+    _, _, arguments = sent()
+    assert arguments[arguments.index("-p") + 1] == plugin
+
+
+def _collected(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    code = (
+        "import pytest; from quantbench.cli import _run;"
+        "raise SystemExit(pytest.main([*_run._arguments({'method': ['torch']}, 'decode', None), '--collect-only', '-q']))"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False, timeout=60,
+        env={"PATH": "", "HOME": str(folder), **environment},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("environment", [{}, {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}])
+def test_any_folder_will_do(tmp_path: Path, environment: dict[str, str]) -> None:
+    done = _collected(tmp_path, **environment)
+    assert "test_decode[canary/torch-fp32/ten]" in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 0
+    assert "arning" not in done.stdout + done.stderr
+
+
+def test_the_settings_of_the_project_around_do_not_matter_but_ours_do(tmp_path: Path) -> None:
+    (tmp_path / "pyproject.toml").write_text(
+        "[tool.pytest.ini_options]\n"
+        'addopts = "--nonesuch"\npython_files = "check_*.py"\npython_functions = "check_*"\nfilterwarnings = ["error"]\n'
+        'quantbench_precision = "bf16"\n'
+    )
+    (tmp_path / "conftest.py").write_text("raise SystemExit('loaded')\n")
+    done = _collected(tmp_path)
+    assert "test_decode[canary/torch-bf16/ten]" in done.stdout, done.stdout + done.stderr
+    assert "fp32" not in done.stdout
+    assert not (tmp_path / ".pytest_cache").exists()

@@ -1,0 +1,131 @@
+"""Every method meets the LoadedModel contract on the canary, with bytes that closed forms and file headers confirm."""
+
+from __future__ import annotations
+
+import math
+from contextlib import AbstractContextManager
+
+import numpy as np
+import pytest
+
+from quantbench.methods import METHODS, LoadedModel, Sampling, Settings
+from quantbench.models._checkpoint import resolve
+from quantbench.passes.similarity import log_softmax
+from quantbench.scenario import Scenario, Variant
+
+PROMPT = [1, 300, 400, 500, 600, 700]
+VARIANTS = [(method.name, each.name) for method in METHODS for each in method.precisions]
+LAYERS, HIDDEN, KV, FFN, VOCABULARY = 6, 256, 128, 768, 2048
+LINEAR = LAYERS * (2 * HIDDEN * HIDDEN + 2 * HIDDEN * KV + 3 * HIDDEN * FFN)
+ROWS = LAYERS * (2 * HIDDEN + 2 * KV + 2 * FFN + HIDDEN)
+REST = 2 * VOCABULARY * HIDDEN + (2 * LAYERS + 1) * HIDDEN
+MODULES = 7 * LAYERS
+ROTARY = 2 * 16 * 4
+"""inv_freq and its original: float32, half a head each."""
+
+pytestmark = pytest.mark.usefixtures("artifacts")
+
+
+def opened(method: str, precision: str) -> AbstractContextManager[LoadedModel]:
+    scenario = Scenario(model="canary", variant=Variant(method=method, precision=precision), prompts="two")
+    return METHODS[method].open(scenario, Settings(checkpoint=resolve("canary"), threads=2, context=256))
+
+
+@pytest.mark.parametrize(("method", "precision"), VARIANTS, ids=[f"{a}-{b}" for a, b in VARIANTS])
+def test_generation_and_scoring_agree(method: str, precision: str) -> None:
+    """Greedy tokens are the argmax of the scores; lengths are exact; sampling follows its seed."""
+    with opened(method, precision) as model:
+        tokens = list(model.generate(PROMPT, 8))
+        again = list(model.generate(PROMPT, 8))
+        chunks = np.concatenate([chunk.copy() for chunk in model.score([*PROMPT, *tokens], first=len(PROMPT) - 1)])
+        drawn = [list(model.generate(PROMPT, 8, Sampling(seed=seed))) for seed in (1, 1, 2)]
+
+    assert len(tokens) == 8
+    assert tokens == again
+    assert chunks.shape == (9, VOCABULARY)
+    assert chunks.dtype == np.float32
+    best = np.sort(chunks[:-1], axis=1)
+    clear = best[:, -1] - best[:, -2] > 0.05  # a batch and single steps round differently, so ties may fall either way
+    assert clear.any()
+    assert chunks[:-1].argmax(axis=1)[clear].tolist() == np.array(tokens)[clear].tolist()
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+@pytest.mark.parametrize(
+    ("method", "precision", "expected"),
+    [
+        ("torch", "fp32", 4 * (LINEAR + REST) + ROTARY),
+        ("torch", "fp16", 2 * (LINEAR + REST) + ROTARY),
+        ("torch", "bf16", 2 * (LINEAR + REST) + ROTARY),
+        ("bitsandbytes", "int8", LINEAR + 4 * ROWS + 2 * REST + ROTARY),
+        ("bitsandbytes", "nf4", LINEAR // 2 + 4 * (LINEAR // 64) + 16 * 4 * MODULES + 2 * REST + ROTARY),
+        ("bitsandbytes", "fp4", LINEAR // 2 + 4 * (LINEAR // 64) + 16 * 4 * MODULES + 2 * REST + ROTARY),
+    ],
+)
+def test_weight_bytes_are_the_closed_form(method: str, precision: str, expected: int) -> None:
+    with opened(method, precision) as model:
+        memory = model.memory()
+
+    assert memory.weight_bytes == expected
+
+
+def test_footprint_leaves_out_the_quantization_state() -> None:
+    """What transformers reports for NF4 is short by exactly the state."""
+    with opened("bitsandbytes", "nf4") as model:
+        memory = model.memory()
+
+    assert memory.footprint_bytes == memory.weight_bytes - memory.by_kind["quantization_state"]
+
+
+def test_double_quantization_saves_memory() -> None:
+    with opened("bitsandbytes", "nf4") as plain, opened("bitsandbytes", "nf4-dq") as double:
+        assert double.memory().weight_bytes < plain.memory().weight_bytes
+
+
+@pytest.mark.parametrize("precision", [each.name for each in METHODS["gguf"].precisions])
+def test_gguf_bytes_are_those_of_the_files_tensors(precision: str) -> None:
+    """llama.cpp's own count equals the block sizes of the types that the header names."""
+    from gguf import GGML_QUANT_SIZES, GGUFReader
+
+    from quantbench.methods._gguf_files import quantized_file
+
+    made = quantized_file(resolve("canary"), precision)
+    expected = 0
+    for tensor in GGUFReader(made.path).tensors:
+        block, size = GGML_QUANT_SIZES[tensor.tensor_type]
+        expected += math.prod(int(length) for length in tensor.shape) // block * size
+    with opened("gguf", precision) as model:
+        assert model.memory().weight_bytes == expected
+    assert made.file_bytes == made.path.stat().st_size > expected
+
+
+def test_torch_decodes_what_generate_decodes() -> None:
+    import torch
+
+    with opened("torch", "fp32") as loaded:
+        ours = list(loaded.generate(PROMPT, 24))
+        ids = torch.tensor([PROMPT])
+        theirs = loaded.model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=24, min_new_tokens=24, do_sample=False, pad_token_id=0
+        )
+
+    assert ours == theirs[0, len(PROMPT) :].tolist()
+
+
+def test_f16_gguf_and_fp32_torch_are_the_same_model() -> None:
+    """Across runtimes on equal ids: the conversion, the scoring and the tokens are right."""
+    tokens = [1, *range(300, 364)]
+    with opened("torch", "fp32") as reference, opened("gguf", "f16") as variant:
+        p = log_softmax(np.concatenate([chunk.copy() for chunk in reference.score(tokens)])).astype(np.float64)
+        q = log_softmax(np.concatenate([chunk.copy() for chunk in variant.score(tokens)])).astype(np.float64)
+
+    assert (np.exp(p) * (p - q)).sum(axis=1).mean() < 1e-5
+
+
+def test_scoring_from_a_later_position_gives_the_same_logits() -> None:
+    for method, precision in (("torch", "fp32"), ("gguf", "f16")):
+        with opened(method, precision) as model:
+            whole = np.concatenate([chunk.copy() for chunk in model.score(PROMPT)])
+            tail = np.concatenate([chunk.copy() for chunk in model.score(PROMPT, first=3)])
+
+        np.testing.assert_allclose(whole[3:], tail, atol=2e-3)

@@ -1,0 +1,84 @@
+"""Methods without a model, for tests of everything around them; found through entry points like anybody's own method."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from quantbench.errors import UnsupportedError
+from quantbench.methods import LoadedModel, Sampling, Settings, method
+from quantbench.scenario import Precision, Scenario
+from quantbench.trace import WeightMemory
+
+VOCABULARY = 2048
+BEHAVIOURS = ("exact", "noisy", "killed", "segfault", "error", "memory", "refused", "slow", "stuck")
+
+
+class StubModel:
+    """Predicts with fixed pseudo-random logits that depend on the last token; ``noise`` is added by a variant."""
+
+    facts: Mapping[str, str] = {"kernel": "stub", "kv_dtype": "none"}
+
+    def __init__(self, noise: float, step_s: float) -> None:
+        self._noise = noise
+        self._step_s = step_s
+
+    def generate(self, prompt: Sequence[int], limit: int, sampling: Sampling | None = None) -> Iterator[int]:
+        last = prompt[-1]
+        for position in range(limit):
+            if self._step_s:
+                time.sleep(self._step_s)
+            last = int(self._logits(last).argmax()) if sampling is None else (last * 31 + position + sampling.seed) % VOCABULARY
+            yield last
+
+    def score(self, tokens: Sequence[int], first: int = 0) -> Iterator[Any]:
+        import numpy as np
+
+        yield np.stack([self._logits(token) for token in tokens[first:]])
+
+    def memory(self) -> WeightMemory:
+        return WeightMemory(by_kind={"parameters": 1_000_000}, footprint_bytes=900_000)
+
+    def synchronize(self) -> None:
+        """Nothing to wait for."""
+
+    def _logits(self, token: int) -> Any:
+        import numpy as np
+
+        clean = np.random.default_rng(token).standard_normal(VOCABULARY, dtype=np.float32) * 3
+        return clean + np.random.default_rng(token + 1).standard_normal(VOCABULARY, dtype=np.float32) * self._noise
+
+
+@method(
+    "stub", precisions=[Precision(name=name, bits=8) for name in BEHAVIOURS], requires=[], extra="tests", anchor="stub/exact"
+)
+@contextmanager
+def open_stub(scenario: Scenario, settings: Settings) -> Iterator[LoadedModel]:
+    """Nothing is loaded"""
+    match scenario.variant.precision:
+        case "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "segfault":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        case "error":
+            raise RuntimeError("the stub was told to fail")
+        case "memory":
+            raise MemoryError("the stub was told to run out of memory")
+        case "refused":
+            raise UnsupportedError("the stub cannot run here; use another precision")
+        case "stuck":
+            time.sleep(600)
+    slow = scenario.variant.precision == "slow"
+    yield StubModel(0.3 if scenario.variant.precision == "noisy" else 0.0, 0.002 if slow else 0.0)
+
+
+@method("absent", precisions=[Precision(name="w4", bits=4)], requires=["no_such_module"], extra="absent")
+@contextmanager
+def open_absent(scenario: Scenario, settings: Settings) -> Iterator[LoadedModel]:
+    """A method whose package is not installed"""
+    raise AssertionError("must not be opened")
+    yield

@@ -1,0 +1,200 @@
+"""The precision and the GGUF table, made of stored rows."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from quantbench import tables
+from quantbench.errors import UsageError
+from quantbench.tables import gguf, precision
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import pandas as pd
+
+    from quantbench.record import Missing, Record
+    from quantbench.tables._table import Cell, Table
+
+    Write = Callable[..., pd.DataFrame]
+    Make = Callable[..., Record]
+
+
+def _cells(table: Table, name: str) -> dict[str, Cell]:
+    keys = [heading.key for heading in table.headings]
+    row = next(row for row in table.rows if row[0].value == name)
+    return dict(zip(keys, row, strict=True))
+
+
+def _column(table: Table, key: str) -> list[Any]:
+    index = [heading.key for heading in table.headings].index(key)
+    return [row[index].value for row in table.rows]
+
+
+def test_precision_rows_are_the_tutorials_then_the_rest(write: Write, full: list[Record]) -> None:
+    [table] = precision.table(write(full))
+
+    assert _column(table, "name") == ["FP32", "FP16", "INT8", "INT4", "FP32 (control)", "BF16"]
+    assert _column(table, "claimed_size_70b") == ["280GB", "140GB", "70GB", "35GB", None, None]
+    assert _column(table, "quality_loss") == ["None", "Nearly none", "Minimal", "Slight", "None", "Minimal"]
+    assert _column(table, "weight_bytes") == [4_000_000, 2_000_000, 1_187_500, 800_000, 4_000_000, 2_000_000]
+    assert _column(table, "weight_bytes_ratio") == pytest.approx([1, 0.5, 0.296875, 0.2, 1, 0.5])
+
+
+def test_gguf_rows_are_the_tutorials_then_the_rest(write: Write, full: list[Record]) -> None:
+    [table] = gguf.table(write(full))
+
+    assert _column(table, "name") == ["Q2_K", "Q3_K_M", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0", "F16"]
+    assert _column(table, "claimed_quality") == [*_column(table, "quality")[:-1], None]
+    assert _column(table, "claimed_recommended") == [*_column(table, "recommended")[:-1], None]
+    assert _column(table, "bits_per_weight") == [3.3, 4.1, 4.9, 5.7, 6.6, 8.5, 16.0]
+
+
+def test_every_heading_of_the_tutorial_is_shown_as_claimed_and_as_measured(write: Write, full: list[Record]) -> None:
+    frame = write(full)
+    [levels], [files] = precision.table(frame), gguf.table(frame)
+
+    def titles(table: Table, source: str) -> set[str]:
+        return {heading.title for heading in table.headings if heading.shown and heading.source == source}
+
+    assert titles(levels, "claimed") == {"Bits/value", "7B size", "13B size", "70B size", "Quality loss", "Inference speed"}
+    assert {"Bits/value", "Size", "Quality loss", "Inference speed"} <= titles(levels, "measured")
+    assert titles(files, "claimed") == {"Bits", "7B size", "Quality", "Recommended"}
+    assert {"Bits", "Size", "Quality", "Recommended"} <= titles(files, "measured")
+
+
+def test_speed_comes_from_alternating_rounds_where_the_anchor_is_the_reference(write: Write, record: Make) -> None:
+    frame = write(
+        [
+            record("torch/fp32", decode_tps=100.0),
+            record("torch/fp16", decode_tps=300.0, decode_ratio=1.5),
+            record("gguf/q4_k_m", decode_tps=400.0, decode_ratio=0.9),
+        ]
+    )
+    half = _cells(precision.table(frame)[0], "FP16")
+    [table] = gguf.table(frame)
+    quarter = _cells(table, "Q4_K_M")
+
+    assert (half["decode_speed_ratio"].shown, half["inference_speed"].shown) == ("1.50", "Fast")
+    assert quarter["decode_speed_ratio"].shown == "4.00†"
+    assert [half["decode_speed_alternated"].value, quarter["decode_speed_alternated"].value] == [True, False]
+    assert any(note.startswith("† between processes") for note in table.notes)
+
+
+def test_without_a_measured_reference_only_alternating_rows_have_a_speed(write: Write, record: Make) -> None:
+    frame = write([record("torch/fp32", status="oom", reason="killed"), record("torch/fp16"), record("gguf/q8_0")])
+
+    assert _cells(precision.table(frame)[0], "FP16")["decode_speed_ratio"].shown == "2.00"
+    assert _cells(gguf.table(frame)[0], "Q8_0")["decode_speed_ratio"].shown == "–"
+
+
+def test_what_failed_stays_with_status_and_reason(write: Write, record: Make) -> None:
+    [table] = precision.table(write([record("torch/fp32"), record("bitsandbytes/int8", status="skipped", reason="needs it")]))
+    row = _cells(table, "INT8")
+
+    assert (row["status"].shown, row["reason"].shown, row["kld_mean"].shown) == ("skipped", "needs it", "–")
+    assert row["claimed_quality_loss"].shown == "Minimal"
+    assert "INT8: skipped, needs it" in table.notes
+    assert _cells(table, "FP16")["status"].shown == "not run"
+    assert next(heading for heading in table.headings if heading.key == "status").shown
+
+
+def test_status_is_hidden_from_people_when_all_is_well(write: Write, full: list[Record]) -> None:
+    [table] = gguf.table(write(full))
+
+    assert "Status" not in [heading.title for heading, _ in table.shown_columns()]
+
+
+def test_a_null_figure_is_a_dash_and_its_reason_a_note(write: Write, record: Make, missing: Callable[[str], Missing]) -> None:
+    none = missing("no reference to compare with")
+    [table] = gguf.table(write([record("gguf/q4_k_m", kld_mean=none, kld_mean_se=none)]))
+    row = _cells(table, "Q4_K_M")
+
+    assert [row[key].shown for key in ("kld_mean", "quality", "recommended")] == ["–", "–", "–"]
+    assert "no KLD ± s.e., nats: no reference to compare with" in table.notes
+
+
+def test_a_word_near_an_edge_is_marked(write: Write, record: Make) -> None:
+    [table] = gguf.table(write([record("gguf/q4_k_m", kld_mean=0.056, kld_mean_se=0.004)]))
+
+    assert _cells(table, "Q4_K_M")["quality"].shown == "Good ≈"
+    assert "≈ the 95 % interval of the KLD reaches another word" in table.notes
+
+
+def test_two_words_with_one_recommendation_do_not_mark_it(write: Write, record: Make) -> None:
+    [table] = gguf.table(write([record("gguf/q6_k", kld_mean=0.0077, kld_mean_se=0.001)]))
+    row = _cells(table, "Q6_K")
+
+    assert (row["quality"].shown, row["recommended"].shown) == ("Very good ≈", "High quality")
+
+
+def test_every_table_says_what_it_was_measured_on(write: Write, full: list[Record]) -> None:
+    for table in tables.build("all", write(full)):
+        assert table.title.endswith(": canary, prompts ten")
+        for part in ("canary (an instrument check)", "torch/fp32", "Example CPU", "2 threads", "run-1", "2026-01-01"):
+            assert part in table.caption
+        assert any("canary is an instrument check" in note for note in table.notes)
+        assert any("published 7-8B figures" in note for note in table.notes)
+    assert any("llama-cpp-python 0.3.36" in note for note in table.notes)
+
+
+def test_a_real_model_is_not_called_an_instrument_check(write: Write, record: Make) -> None:
+    [table] = gguf.table(write([record(model="example/model-7b")], instrument_check=False))
+
+    assert "instrument" not in " ".join([table.caption, *table.notes])
+
+
+def test_one_table_per_model_and_prompt_set(write: Write, record: Make) -> None:
+    frame = write([record(model=model, prompts=prompts) for model in ("canary", "/models/big") for prompts in ("ten", "./mine.txt")])
+
+    assert sorted(table.title for table in gguf.table(frame)) == [
+        f"GGUF quantization levels: {model}, prompts {prompts}" for model in ("big", "canary") for prompts in ("mine", "ten")
+    ]
+
+
+def test_repeats_are_told_apart(write: Write, record: Make) -> None:
+    [table] = gguf.table(write([record(repeat=repeat) for repeat in (0, 1)]))
+
+    assert [name for name in _column(table, "name") if str(name).startswith("Q4")] == ["Q4_K_M", "Q4_K_M (repeat 1)"]
+
+
+def test_latest_run_drops_earlier_rows(write: Write, record: Make) -> None:
+    write([record()], run_id="zz-old", day=1)
+    frame = write([record()], run_id="aa-new", day=2)
+
+    assert set(tables.latest_run(frame)["run_id"]) == {"aa-new"}
+    assert tables.latest_run(frame[:0]).empty
+
+
+def test_a_run_without_a_kinds_rows_makes_no_such_table(write: Write, record: Make) -> None:
+    frame = write([record("gguf/q8_0")])
+
+    assert precision.table(frame) == []
+    assert [table.name for table in tables.build("all", frame)] == ["gguf"]
+    assert tables.build("all", frame[:0]) == []
+
+
+def test_all_kinds_come_in_the_tutorials_order(write: Write, full: list[Record]) -> None:
+    assert [table.name for table in tables.build("all", write(full))] == ["precision", "gguf"]
+
+
+def test_an_unknown_kind_is_a_sentence() -> None:
+    with pytest.raises(UsageError, match="unknown table 'precison'; did you mean 'precision'"):
+        tables.build("precison", None)  # type: ignore[arg-type]
+
+
+def test_columns_that_an_older_frame_lacks_are_dashes(write: Write, full: list[Record]) -> None:
+    frame = write(full)[["run_id", "model", "method", "precision", "prompts", "status", "reference"]]
+
+    for table in tables.build("all", frame):
+        assert _column(table, "kld_mean") == [None] * len(table.rows)
+
+
+def test_broken_json_columns_do_no_harm(write: Write, record: Make) -> None:
+    frame = write([record()])
+    frame["null_reasons"], frame["versions"] = "{", json.dumps([1])
+
+    assert gguf.table(frame)[0].rows

@@ -1,0 +1,144 @@
+"""Tables as Markdown, CSV, JSON and text."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from typing import TYPE_CHECKING
+
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from quantbench import tables
+from quantbench.errors import UsageError
+from quantbench.tables._table import Cell, Heading, Table
+from quantbench.tables.render import as_markdown, as_text, escape_markdown, render
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from quantbench.record import Record
+
+    Write = Callable[..., pd.DataFrame]
+
+
+def _table(*texts: str | None) -> Table:
+    headings = tuple(Heading(key=f"k{index}", title=f"T{index}") for index in range(len(texts)))
+    return Table(
+        name="demo", title="Demo", facts={"model": "m|1"}, caption="C", headings=headings, rows=(tuple(Cell(text) for text in texts),)
+    )
+
+
+def _cells(line: str) -> list[str]:
+    return [cell.strip() for cell in re.split(r"(?<!\\)(?:\\\\)*\|", line)[1:-1]]
+
+
+def test_markdown_has_as_many_cells_in_every_line(write: Write, full: list[Record]) -> None:
+    for block in as_markdown(tables.build("all", write(full))).split("### ")[1:]:
+        lines = [line for line in block.splitlines() if line.startswith("|")]
+        assert len({len(_cells(line)) for line in lines}) == 1
+        assert len(lines) > 2
+
+
+@given(st.lists(st.text(min_size=1), min_size=1, max_size=4))
+def test_no_text_breaks_a_markdown_table(texts: list[str]) -> None:
+    lines = [line for line in as_markdown([_table(*texts)]).split("\n") if line.startswith("|")]
+
+    assert len(lines) == 3
+    assert [len(_cells(line)) for line in lines] == [len(texts)] * 3
+
+
+@pytest.mark.parametrize(
+    ("raw", "escaped"),
+    [
+        ("a|b", r"a\|b"),
+        ("<script>&", "&lt;script&gt;&amp;"),
+        ("[x](http://y) `z` *b*", r"\[x\](http://y) \`z\` \*b\*"),
+        ("back\\slash|", r"back\\slash\|"),
+        ("two\nlines\x1b[31m", r"two lines \[31m"),
+        ("q4_k_m", "q4_k_m"),
+    ],
+)
+def test_markdown_escapes(raw: str, escaped: str) -> None:
+    assert escape_markdown(raw) == escaped
+
+
+def test_markdown_escapes_reasons_and_names(write: Write, record: Callable[..., Record]) -> None:
+    frame = write([record("gguf/q4_k_m", status="error", reason="a|b\n<b>", model="mo|del")])
+    text = as_markdown(tables.build("gguf", frame))
+
+    assert r"Q4_K_M: error, a\|b &lt;b&gt;" in text
+    assert r"mo\|del" in text
+
+
+def test_csv_holds_raw_values_and_empty_nulls(write: Write, full: list[Record], record: Callable[..., Record]) -> None:
+    built = tables.build("all", write([*full[:-2], record("gguf/q2_k", status="oom", reason='killed, "sadly"\nyes')]))
+    read = pd.read_csv(io.StringIO(render(built, "csv")), keep_default_na=False, na_values=[""])
+
+    assert len(read) == sum(len(table.rows) for table in built)
+    assert list(read.columns[:3]) == ["table", "model", "instrument_check"]
+    int8 = read[(read["name"] == "INT8")].iloc[0]
+    assert (int8["weight_bytes"], int8["claimed_size_7b"]) == (1_187_500, "7GB")
+    failed = read[read["name"] == "Q2_K"].iloc[0]
+    assert pd.isna(failed["kld_mean"])
+    assert failed["reason"] == 'killed, "sadly"\nyes'
+
+
+def test_json_is_strict_with_nulls_units_and_facts(write: Write, record: Callable[..., Record]) -> None:
+    built = tables.build("gguf", write([record("gguf/q4_k_m", kld_mean=float("nan"), decode_tps=float("inf"))]))
+
+    def refuse(name: str) -> None:
+        raise AssertionError(name)
+
+    [body] = json.loads(render(built, "json"), parse_constant=refuse)
+    row = next(each for each in body["rows"] if each["name"] == "Q4_K_M")
+
+    assert (row["kld_mean"], row["decode_tps"], row["quality"]) == (None, None, None)
+    assert (body["table"], body["model"], body["run_id"], body["instrument_check"]) == ("gguf", "canary", "run-1", True)
+    units = {column["key"]: column["unit"] for column in body["columns"]}
+    assert (units["weight_bytes"], units["kld_mean"], units["decode_tps"]) == ("bytes", "nats", "tokens/s")
+
+
+@pytest.mark.parametrize("width", [40, 80, 120, 400])
+def test_text_keeps_to_the_width_and_loses_nothing(write: Write, full: list[Record], width: int) -> None:
+    [table] = tables.build("gguf", write(full))
+    lines = as_text([table], width).splitlines()
+
+    # one column beside the repeated first one may be wider than a very narrow terminal
+    assert max(map(len, lines)) <= max(width, 45)
+    joined = "\n".join(lines)
+    for heading, texts in table.shown_columns():
+        assert heading.title in joined
+        assert all(text in joined for text in texts)
+    first = [line for line in lines if line.startswith("Q2_K")]
+    assert (len(first) == 1) == (width == 400)
+
+
+def test_text_passes_no_terminal_escapes_and_reads_no_markup() -> None:
+    text = as_text([_table("[bold]x[/bold]", "red\x1b[31m", None)], 80)
+
+    assert "[bold]x[/bold]" in text
+    assert "\x1b" not in text
+    assert "–" in text
+
+
+def test_titles_say_claimed_or_measured_only_where_both_stand(write: Write, full: list[Record]) -> None:
+    from quantbench.tables.summary import overview
+
+    frame = write(full)
+
+    assert "Bits (claimed)" in as_markdown(tables.build("gguf", frame))
+    assert "measured)" not in as_markdown(overview(frame))
+
+
+def test_nothing_renders_to_nothing() -> None:
+    assert [render([], form) for form in ("text", "md")] == ["", ""]
+    assert json.loads(render([], "json")) == []
+
+
+def test_an_unknown_format_is_a_sentence() -> None:
+    with pytest.raises(UsageError, match="unknown format 'markdown'"):
+        render([], "markdown")

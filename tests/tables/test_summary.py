@@ -1,0 +1,86 @@
+"""The end of a run on the terminal, for good runs and odd ones."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from quantbench.tables.summary import run_summary
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    import pandas as pd
+
+    from quantbench.record import Missing, Record
+
+    Write = Callable[..., pd.DataFrame]
+    Make = Callable[..., Record]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> str:
+    return str(tmp_path / "results")
+
+
+def test_the_decision_comes_first_then_the_table_then_the_place(write: Write, full: list[Record], folder: str) -> None:
+    write(full)
+    lines = run_summary(folder, "run-1", 140)
+
+    assert lines[0].startswith("Ship gguf/q4_k_m on canary")
+    assert lines.index("Measured: canary, prompts ten") > 0
+    assert [line for line in lines if line.startswith("gguf/q4_k_m ")] == [
+        "gguf/q4_k_m            612 kB         4.90     653 (643 to 663)  4 ms    0.0420 ± 0.0008  95.0%  ok"
+    ]
+    assert folder in "".join(lines[-2:])
+
+
+def test_other_runs_are_left_out(write: Write, record: Make, folder: str) -> None:
+    write([record("gguf/q8_0")], run_id="old")
+    write([record("gguf/q6_k")], run_id="new", day=2)
+    text = "\n".join(run_summary(folder, "new", 140))
+
+    assert "gguf/q6_k" in text
+    assert "gguf/q8_0" not in text
+
+
+def test_failures_and_skips_have_their_reasons(write: Write, record: Make, folder: str) -> None:
+    write([record(), record("gguf/q8_0", status="timeout", reason="took too long"), record("torch/fp16", status="skipped", reason="no torch")])
+    text = "\n".join(run_summary(folder, "run-1", 140))
+
+    assert "- gguf/q8_0: timeout, took too long" in text
+    assert "- torch/fp16: skipped, no torch" in text
+
+
+@pytest.mark.parametrize("odd", ["all failed", "single", "nulls", "empty values", "control only"])
+def test_odd_rows_never_raise(write: Write, record: Make, folder: str, missing: Callable[[str], Missing], odd: str) -> None:
+    none = missing("not there")
+    nulls = dict.fromkeys(("kld_mean", "kld_mean_se", "decode_tps", "decode_ratio", "weight_bytes", "ttft_s", "bits_per_weight"), none)
+    write(
+        {
+            "all failed": [record(status="error", reason=""), record("torch/fp32", status="oom", reason="killed")],
+            "single": [record("torch/fp32")],
+            "nulls": [record(**nulls)],
+            "empty values": [record(kld_mean=0.0, decode_tps=0.0, weight_bytes=0, top1_agreement=0.0, ttft_s=0.0)],
+            "control only": [record("torch/fp32", control=True)],
+        }[odd]
+    )
+
+    assert "Measured: canary, prompts ten" in run_summary(folder, "run-1", 100)
+
+
+def test_results_that_are_not_there_make_a_line(write: Write, record: Make, folder: str) -> None:
+    assert "no results of table 'scenarios'" in " ".join(run_summary(folder, "run-1"))
+    write([record()])
+    assert "no row of run other is in" in " ".join(run_summary(folder, "other"))
+
+
+def test_a_corrupt_file_is_reported_and_left_out(write: Write, record: Make, folder: str, tmp_path: Path) -> None:
+    write([record()])
+    (tmp_path / "results" / "scenarios" / "cut.parquet").write_bytes(b"PAR1")
+    text = " ".join(run_summary(folder, "run-1", 100))
+
+    assert "cut.parquet cannot be read and is left out" in text
+    assert "Ship gguf/q4_k_m" in text

@@ -1,0 +1,138 @@
+"""Facts about the machine, with stand-ins for nvidia-smi and git."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING
+
+import psutil
+import pytest
+
+from quantbench import machine
+from quantbench.machine import Machine
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+MACHINE = Machine(
+    cpu="Xeon", cpus=2, memory_bytes=16 * 2**30, isa="avx2 fma", system="Linux x86_64", gpus=("H100",), driver="580"
+)
+
+
+@pytest.fixture
+def fresh() -> Iterator[None]:
+    """The facts are read anew, and forgotten afterwards."""
+    machine.describe.cache_clear()
+    yield
+    machine.describe.cache_clear()
+
+
+def _command(folder: Path, name: str, script: str) -> None:
+    path = folder / name
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("cpu", "EPYC"),
+        ("cpus", 4),
+        ("memory_bytes", 32 * 2**30),
+        ("isa", "avx2"),
+        ("system", "Linux aarch64"),
+        ("gpus", ()),
+        ("driver", "570"),
+    ],
+)
+def test_the_fingerprint_changes_with_every_fact(name: str, value: object) -> None:
+    assert replace(MACHINE, **{name: value}).fingerprint != MACHINE.fingerprint
+    assert name in {each.name for each in fields(Machine)}
+
+
+def test_the_fingerprint_looks_past_what_firmware_takes_of_memory() -> None:
+    less = replace(MACHINE, memory_bytes=MACHINE.memory_bytes - 100 * 2**20)
+    assert less.fingerprint == MACHINE.fingerprint
+
+
+@pytest.mark.usefixtures("fresh")
+def test_describe_agrees_with_psutil() -> None:
+    found = machine.describe()
+    assert found.memory_bytes == pytest.approx(psutil.virtual_memory().total, rel=0.01)
+    assert found.cpus == len(psutil.Process().cpu_affinity())
+    assert found.cpu
+
+
+def test_available_cpus_are_those_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5, 7})
+    assert machine.available_cpus() == 3
+
+
+@pytest.mark.usefixtures("fresh")
+def test_gpus_come_from_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _command(tmp_path, "nvidia-smi", "echo 'NVIDIA H100 80GB HBM3, 580.95.05'; echo 'NVIDIA A10, 580.95.05'")
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert machine.describe().gpus == ("NVIDIA H100 80GB HBM3", "NVIDIA A10")
+    assert machine.describe().driver == "580.95.05"
+
+
+@pytest.mark.usefixtures("fresh")
+@pytest.mark.parametrize(
+    "script",
+    [
+        "echo 'No devices were found'; exit 6",
+        "echo 'Failed to initialize NVML: Driver/library version mismatch'; exit 18",
+        "echo \"NVIDIA-SMI has failed because it couldn't communicate with the driver.\" >&2; exit 9",
+        "exit 0",
+    ],
+)
+def test_a_machine_without_a_working_gpu_has_none(script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _command(tmp_path, "nvidia-smi", script)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert (machine.describe().gpus, machine.describe().driver) == ((), "")
+
+
+def test_versions_name_what_is_installed_and_leave_out_what_is_not() -> None:
+    import platform
+
+    import pyarrow as pa
+
+    found = machine.versions()
+    assert found["python"] == platform.python_version()
+    assert found["pyarrow"] == pa.__version__
+    assert found["pytest"] == pytest.__version__
+    assert set(found) <= {"python", *machine.TRACKED_PACKAGES}
+    assert all(found.values())
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    identity = ["-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "commit.gpgsign=false"]
+    done = subprocess.run(["git", "-C", str(folder), *identity, *arguments], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def test_the_commit_is_gits_and_says_when_files_differ(tmp_path: Path) -> None:
+    _git(tmp_path, "init", "-q")
+    (tmp_path / "file").write_text("one")
+    _git(tmp_path, "add", "file")
+    _git(tmp_path, "commit", "-q", "-m", "first")
+    _git(tmp_path, "tag", "-a", "v1", "-m", "a tag does not hide the commit")
+    commit = _git(tmp_path, "rev-parse", "HEAD")[:12]
+    assert machine.git_commit(tmp_path) == commit
+    (tmp_path / "file").write_text("two")
+    assert machine.git_commit(tmp_path) == f"{commit}-dirty"
+
+
+def test_outside_a_repository_there_is_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert machine.git_commit(tmp_path) == ""
+    _git(tmp_path, "init", "-q")
+    assert machine.git_commit(tmp_path) == ""
+
+
+def test_without_git_there_is_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert machine.git_commit(tmp_path) == ""

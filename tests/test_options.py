@@ -1,0 +1,164 @@
+"""One table of settings: each reaches the plan, and each nonsense gets one sentence."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from quantbench.errors import UsageError
+from quantbench.options import OPTIONS, Option, convert, plan
+from quantbench.scenario import PROFILES, Conditions
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from quantbench.runner import Plan
+
+BY_NAME = {option.name: option for option in OPTIONS}
+
+
+def _plan(**given: str | list[str] | bool) -> Plan:
+    """The plan for raw option values, everything else at its default."""
+    values = {option.key: convert(option, given.get(option.key, option.default)) for option in OPTIONS}
+    return plan(values)
+
+
+def test_the_settings_of_the_design_are_there() -> None:
+    assert {
+        "model", "method", "precision", "prompts", "matrix", "reference", "results", "device", "engine", "profile", "timeout",
+        "threads", "context", "seed",
+    } <= set(BY_NAME)  # fmt: skip
+
+
+def test_names_are_unique_and_every_setting_is_explained() -> None:
+    assert len(BY_NAME) == len(OPTIONS)
+    for option in OPTIONS:
+        assert option.help, option.name
+        assert option.key.isidentifier(), option.name
+        assert bool(option.metavar) == (option.kind != "flag"), option.name
+
+
+@given(st.lists(st.text("abcdef/-_.", min_size=1, max_size=6), max_size=5))
+def test_a_list_may_be_repeated_or_separated_by_commas(names: list[str]) -> None:
+    option = BY_NAME["method"]
+    expected = tuple(names)
+    assert convert(option, names) == expected
+    assert convert(option, ",".join(names)) == expected
+    assert convert(option, [" , ".join(names), ""]) == expected
+
+
+@pytest.mark.parametrize("option", [each for each in OPTIONS if each.kind in ("int", "float", "text")], ids=str)
+@pytest.mark.parametrize("raw", [None, ""])
+def test_an_empty_value_means_not_given(option: Option, raw: str | None) -> None:
+    assert convert(option, raw) is None
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [(True, True), (None, False), ("", False), ("true", True), ("On", True), ("1", True), ("no", False), ("0", False)],
+)
+def test_flags(raw: bool | str | None, expected: bool) -> None:
+    assert convert(BY_NAME["trust-remote-code"], raw) is expected
+
+
+def test_a_flag_in_an_ini_file_that_is_neither_yes_nor_no_is_refused() -> None:
+    with pytest.raises(UsageError):
+        convert(BY_NAME["trust-remote-code"], "perhaps")
+
+
+@pytest.mark.parametrize(
+    ("name", "raw"), [("threads", "two"), ("threads", "2.5"), ("context", "4k"), ("seed", "x"), ("timeout", "soon")]
+)
+def test_what_is_no_number_is_refused_by_the_options_name(name: str, raw: str) -> None:
+    with pytest.raises(UsageError, match=rf"^--{name} '{raw}' is no (int|float); give a number$"):
+        convert(BY_NAME[name], raw)
+
+
+@pytest.mark.parametrize(
+    ("name", "raw", "expected"),
+    [
+        ("reference", "torch/bf16", "torch/bf16"),
+        ("device", "cuda:1", "cuda:1"),
+        ("threads", "3", 3),
+        ("context", "512", 512),
+        ("output_tokens", "8", 8),
+        ("seed", "11", 11),
+    ],
+)
+def test_an_option_of_a_conditions_name_changes_that_condition_of_every_scenario(name: str, raw: str, expected: Any) -> None:
+    assert {getattr(scenario.conditions, name) for scenario in _plan(**{name: raw}).scenarios} == {expected}
+    assert expected != getattr(Conditions(), name)
+
+
+def test_every_option_that_is_named_like_a_condition_is_tried_above() -> None:
+    mark = test_an_option_of_a_conditions_name_changes_that_condition_of_every_scenario.pytestmark[0]
+    tried = {name for name, _, _ in mark.args[1]}
+    assert tried == {option.key for option in OPTIONS} & {each.name for each in fields(Conditions)}
+
+
+def test_without_a_matrix_every_method_is_planned_on_the_canary() -> None:
+    scenarios = _plan().scenarios
+    assert {scenario.model for scenario in scenarios} == {"canary"}
+    assert {"torch", "bitsandbytes", "gguf"} <= {scenario.variant.method for scenario in scenarios}
+    assert sum(scenario.variant.control for scenario in scenarios) == 1
+
+
+def test_axes_are_selected() -> None:
+    chosen = _plan(model="org/model", method=["torch,gguf"], precision=["fp32", "q8_0"], prompts="two").scenarios
+    assert [scenario.id for scenario in chosen] == [
+        "org/model/torch-fp32/two",
+        "org/model/torch-fp32-control/two",
+        "org/model/gguf-q8_0/two",
+    ]
+
+
+def test_a_matrix_file_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('[methods]\ngguf = ["q8_0"]\n')
+    assert [scenario.id for scenario in _plan(matrix=str(path)).scenarios] == ["canary/gguf-q8_0/ten"]
+
+
+@pytest.mark.parametrize("name", list(PROFILES))
+def test_profiles_are_the_effort(name: str) -> None:
+    assert _plan(profile=name).effort == PROFILES[name]
+
+
+def test_a_timeout_changes_only_the_timeout() -> None:
+    effort = _plan(profile="quick", timeout="12.5").effort
+    assert effort.timeout_s == 12.5
+    assert effort.max_rounds == PROFILES["quick"].max_rounds
+
+
+def test_the_rest_reaches_the_plan(tmp_path: Path) -> None:
+    found = _plan(engine="inline", keep_jobs=str(tmp_path), trust_remote_code=True)
+    assert (found.engine, found.keep_jobs, found.trust_remote_code) == ("inline", tmp_path, True)
+    assert (_plan().engine, _plan().keep_jobs, _plan().trust_remote_code) == ("process", None, False)
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"engine": "proces"}, r"^unknown engine 'proces'; did you mean 'process'\?$"),
+        ({"profile": "quik"}, r"^unknown profile 'quik'; did you mean 'quick'\?$"),
+        ({"model": "kanary"}, r"^unknown model 'kanary'; did you mean 'canary'\?$"),
+        ({"method": "ggfu"}, r"^unknown method 'ggfu'; did you mean 'gguf'\?$"),
+        ({"precision": "q4_k"}, r"^unknown precision 'q4_k'; did you mean"),
+        ({"prompts": "tenn"}, r"^unknown prompt set 'tenn'; did you mean 'ten'"),
+        ({"matrix": "none.toml"}, r"^matrix file .*none.toml does not exist"),
+        ({"reference": "torch"}, r"^unknown precision of torch ''; known: bf16, fp16, fp32$"),
+        ({"reference": "tocrh/fp32"}, r"^unknown method 'tocrh'; did you mean 'torch'\?$"),
+        ({"device": "gpu"}, r"^device 'gpu' is not known; use cpu, cuda or cuda:N$"),
+        ({"output_tokens": "1"}, r"^output_tokens is 1; ask for at least 2 tokens"),
+        ({"threads": "-1"}, r"^threads is -1; it cannot be negative$"),
+        ({"timeout": "0"}, r"^--timeout 0 is not positive; give seconds$"),
+        ({"timeout": "-3"}, r"^--timeout -3 is not positive; give seconds$"),
+        ({"timeout": "nan"}, r"^--timeout nan is not positive; give seconds$"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_sentence(given: dict[str, str], sentence: str) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        _plan(**given)

@@ -1,0 +1,99 @@
+"""Prompt sets: the shipped ones, files of the user's own, and what is wrong with a file."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from quantbench import prompts
+from quantbench.errors import UsageError
+from quantbench.prompts import PromptSet
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_ten_has_ten_and_two_are_two_of_them() -> None:
+    ten, two = prompts.load("ten"), prompts.load("two")
+    assert (len(ten.prompts), len(two.prompts)) == (10, 2)
+    assert set(two.prompts) <= set(ten.prompts)
+    assert {"ten", "two"} <= set(prompts.names())
+
+
+@pytest.mark.parametrize("name", prompts.names())
+def test_every_shipped_set_loads_without_doubles(name: str) -> None:
+    loaded = prompts.load(name)
+    assert loaded.name == name
+    assert len(set(loaded.prompts)) == len(loaded.prompts)
+
+
+def test_one_prompt_a_line_without_blank_lines_and_comments(tmp_path: Path) -> None:
+    path = tmp_path / "mine.txt"
+    path.write_text("# a comment\n\n  Hello,  world \n\t# another\nSaid: #1 is here\n   \n", encoding="utf-8")
+    assert prompts.load(str(path)).prompts == ("Hello,  world", "Said: #1 is here")
+
+
+def test_a_written_newline_becomes_one(tmp_path: Path) -> None:
+    path = tmp_path / "mine.txt"
+    path.write_text("def f():\\n    pass\n", encoding="utf-8")
+    assert prompts.load(str(path)).prompts == ("def f():\n    pass",)
+
+
+def test_windows_line_ends_are_line_ends(tmp_path: Path) -> None:
+    path = tmp_path / "mine.txt"
+    path.write_bytes(b"one\r\ntwo\r\n")
+    assert prompts.load(str(path)).prompts == ("one", "two")
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path: Path) -> None:
+    """Editors on Windows write one; the comment below it is still a comment."""
+    path = tmp_path / "mine.txt"
+    path.write_text("# a comment\none\n", encoding="utf-8-sig")
+    assert prompts.load(str(path)).prompts == ("one",)
+
+
+@given(lines=st.lists(st.text("abc xyz,.é漢", min_size=1).map(str.strip).filter(bool), min_size=1, max_size=6))
+def test_a_file_reads_back_as_its_lines(tmp_path_factory: pytest.TempPathFactory, lines: list[str]) -> None:
+    path = tmp_path_factory.mktemp("prompts") / "mine.txt"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    assert prompts.load(str(path)).prompts == tuple(lines)
+
+
+@given(st.lists(st.text("ab\n", max_size=4), max_size=4), st.lists(st.text("ab\n", max_size=4), max_size=4))
+def test_the_content_hash_tells_sets_apart_and_ignores_the_name(one: list[str], other: list[str]) -> None:
+    first, second = PromptSet(name="x", prompts=tuple(one)), PromptSet(name="y", prompts=tuple(other))
+    alike = one == other or not (any(one) or any(other) or max(len(one), len(other)) > 1)
+    assert (first.content_hash == second.content_hash) == alike
+
+
+def test_an_unknown_set_gets_the_nearest_name() -> None:
+    with pytest.raises(UsageError, match=r"^unknown prompt set 'tenn'; did you mean 'ten'"):
+        prompts.load("tenn")
+
+
+@pytest.mark.parametrize("name", ["missing.txt", "some/where"])
+def test_a_file_that_is_not_there_is_named(name: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        prompts.load(name)
+    assert str(caught.value) == f"prompt file {name!r} does not exist; give a text file with one prompt a line"
+
+
+@pytest.mark.parametrize("content", ["", "\n\n", "# only a comment\n"])
+def test_zero_prompts_are_refused(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "none.txt"
+    path.write_text(content)
+    with pytest.raises(UsageError) as caught:
+        prompts.load(str(path))
+    assert str(caught.value) == f"prompt set {str(path)!r} has no prompts; write one prompt a line"
+
+
+def test_a_file_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "latin.txt"
+    path.write_bytes("Gr\xfc\xdfe".encode("latin-1"))
+    with pytest.raises(UsageError) as caught:
+        prompts.load(str(path))
+    assert str(caught.value).startswith(f"prompt file {str(path)!r} is not UTF-8 text (")
+    assert str(caught.value).endswith("save it as UTF-8")
