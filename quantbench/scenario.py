@@ -124,7 +124,7 @@ class Effort:
 
     min_rounds: int = 6
     max_rounds: int = 30
-    budget_s: float = 8.0
+    budget_s: float = 6.0
     precision: float = 0.02
     timeout_s: float = 900.0
 

@@ -205,7 +205,7 @@ class Store:
         import pyarrow.parquet as pq
 
         folder = f"{self._root}/{table}/date={self._run.started_at:%Y-%m-%d}"
-        name = f"{self._run.run_id}-{self._count}.parquet"
+        name = f"{self._run.run_id}-{self._count:05d}.parquet"
         partial = f"{folder}/.{name}.partial"
         try:
             self._files.create_dir(folder, recursive=True)
@@ -316,7 +316,7 @@ def _filesystem(root: str) -> tuple[fs.FileSystem, str]:
         try:
             found: tuple[fs.FileSystem, str] = fs.FileSystem.from_uri(root)
         except (ValueError, OSError) as error:
-            raise StoreError(f"{root!r} is no place that pyarrow can reach ({_plain(error)}); give a folder or a URI") from error
+            raise StoreError(f"pyarrow cannot reach {root!r} ({_plain(error)}); give a folder or a URI it knows") from error
         return found
     return fs.LocalFileSystem(), str(Path(root).resolve())
 

@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from quantbench.errors import UnsupportedError
@@ -15,20 +16,28 @@ from quantbench.scenario import Precision, Scenario
 from quantbench.trace import WeightMemory
 
 VOCABULARY = 2048
-BEHAVIOURS = ("exact", "noisy", "killed", "segfault", "error", "memory", "refused", "slow", "stuck")
+BEHAVIOURS = ("exact", "noisy", "killed", "segfault", "error", "memory", "refused", "slow", "stuck", "late")
+LONG_PROMPT = 40
 
 
 class StubModel:
     """Predicts with fixed pseudo-random logits that depend on the last token; ``noise`` is added by a variant."""
 
-    facts: Mapping[str, str] = {"kernel": "stub", "kv_dtype": "none"}
+    @property
+    def facts(self) -> Mapping[str, str]:
+        return {"kernel": "stub", "kv_dtype": "none", "oom_score_adj": Path("/proc/self/oom_score_adj").read_text().strip()}
 
-    def __init__(self, noise: float, step_s: float) -> None:
+    def __init__(self, noise: float = 0.0, step_s: float = 0.0, *, dies_late: bool = False) -> None:
         self._noise = noise
         self._step_s = step_s
+        self._dies_late = dies_late
+        self._long_prompts = 0
 
     def generate(self, prompt: Sequence[int], limit: int, sampling: Sampling | None = None) -> Iterator[int]:
         last = prompt[-1]
+        self._long_prompts += len(prompt) > LONG_PROMPT
+        if self._dies_late and self._long_prompts > 2:  # the memory and the similarity pass went well
+            os.kill(os.getpid(), signal.SIGKILL)
         for position in range(limit):
             if self._step_s:
                 time.sleep(self._step_s)
@@ -72,8 +81,10 @@ def open_stub(scenario: Scenario, settings: Settings) -> Iterator[LoadedModel]:
             raise UnsupportedError("the stub cannot run here; use another precision")
         case "stuck":
             time.sleep(600)
-    slow = scenario.variant.precision == "slow"
-    yield StubModel(0.3 if scenario.variant.precision == "noisy" else 0.0, 0.002 if slow else 0.0)
+    behaviour = scenario.variant.precision
+    yield StubModel(
+        noise=0.3 if behaviour == "noisy" else 0.0, step_s=0.002 if behaviour == "slow" else 0.0, dies_late=behaviour == "late"
+    )
 
 
 @method("absent", precisions=[Precision(name="w4", bits=4)], requires=["no_such_module"], extra="absent")

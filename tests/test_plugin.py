@@ -101,6 +101,51 @@ def test_a_variant_that_takes_too_long_is_a_timeout_and_the_rest_goes_on(stub_ru
     assert "5 s" in frame.reason["stuck"]
 
 
+def test_a_worker_killed_in_the_middle_keeps_the_prompt_sets_it_finished(
+    stub_run: Run, results: Results, pytester: pytest.Pytester
+) -> None:
+    """One job, two prompt sets; the worker dies while it times the second."""
+    pytester.path.joinpath("long.txt").write_text("word " * 60 + "\n")
+
+    stub_run("--quantbench-prompts=two,long.txt", precisions="exact,late,noisy")
+
+    status = results().set_index("scenario_id").status.to_dict()
+    assert status.pop("canary/stub-late/long") == "crashed"
+    assert set(status.values()) == {"ok"}
+    assert len(status) == 5
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("word " * 2000, "more than the context of 1024 tokens; shorten the prompt"),
+        ("\n# nothing here\n", "has no prompts; write one prompt a line"),
+    ],
+)
+def test_prompts_that_cannot_be_used_are_a_row_with_the_reason(
+    text: str, words: str, stub_run: Run, results: Results, pytester: pytest.Pytester
+) -> None:
+    pytester.path.joinpath("odd.txt").write_text(text)
+
+    stub_run("--quantbench-prompts=odd.txt,two", precisions="exact")
+
+    frame = results().set_index("prompts")
+    assert frame.status.to_dict() == {"odd.txt": "error", "two": "ok"}
+    assert words in frame.reason["odd.txt"]
+
+
+def test_a_checkpoint_that_cannot_be_used_is_a_row_with_the_reason(
+    stub_run: Run, results: Results, pytester: pytest.Pytester
+) -> None:
+    pytester.mkdir("broken").joinpath("pytorch_model.bin").write_bytes(b"")
+
+    stub_run("--quantbench-model=./broken,canary", precisions="exact")
+
+    frame = results().set_index("model")
+    assert frame.status.to_dict() == {"./broken": "error", "canary": "ok"}
+    assert "has no config.json" in frame.reason["./broken"]
+
+
 def test_selection_by_k_measures_and_stores_only_what_is_selected(stub_run: Run, results: Results) -> None:
     stub_run("-k", "noisy and decode")
 
@@ -194,7 +239,8 @@ def test_ctrl_c_keeps_finished_rows_and_ends_with_pytests_code(
 ) -> None:
     stub_run("--collect-only", "-q", precisions="exact,stuck")
     command = [
-        sys.executable, "-m", "pytest", "--quantbench-matrix=matrix.toml", "--quantbench-profile=quick", "-p", "no:cacheprovider",
+        sys.executable, "-m", "pytest", "--quantbench-matrix=matrix.toml", "--quantbench-profile=quick",
+        "-p", "no:cacheprovider",
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(stub_path), "QUANTBENCH_CACHE": str(shared_cache)}
     process = subprocess.Popen(command, cwd=pytester.path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)

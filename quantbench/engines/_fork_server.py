@@ -65,7 +65,7 @@ def _become_worker(folder: Path, *, fork: bool) -> NoReturn:
         null = os.open(os.devnull, os.O_RDONLY)
         os.dup2(null, 0)
         if not fork:
-            os.execv(sys.executable, [sys.executable, "-m", "quantbench.worker", str(folder)])  # noqa: S606 - no shell is the point
+            os.execv(sys.executable, [sys.executable, "-m", "quantbench.worker", str(folder)])  # noqa: S606 - no shell
         from quantbench.worker import run_job, sacrifice_first
 
         sacrifice_first()

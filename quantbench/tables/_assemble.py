@@ -53,11 +53,12 @@ def claim_notes(claims: ClaimTable, scale: Scale, group: Group) -> list[str]:
     """What the columns of a claimed table mean, with the rule behind its words."""
     bounds = [f"up to {short(edge)}" for edge in scale.edges] + ["above"]
     bands = ", ".join(f"{each.word} {bound} ({each.published})" for each, bound in zip(scale.anchors, bounds, strict=True))
-    sources = "; ".join(dict.fromkeys(words().sources[each.source].title for each in scale.anchors))
+    used = [words().sources[name] for name in dict.fromkeys(each.source for each in scale.anchors)]
+    sources = "; ".join(f"{each.title}, {each.date}" for each in used)
     notes = [
         f"claimed: {claims.source} ({claims.date}), of 7B and larger models; measured: {group.model}; MB = 10^6 bytes",
         f"words follow from the mean KLD: {bands}",
-        f"in brackets the published 7-8B figures that the words are anchored on ({sources}); an edge is the geometric mean of two",
+        f"in brackets the published 7-8B figures that the words are anchored on ({sources}); edges are their geometric means",
         "published KLD is of wikitext-2, measured KLD of continuations sampled from the reference",
         "± is one standard error, clustered by prompt",
     ]

@@ -34,7 +34,10 @@ def as_markdown(tables: Sequence[Table]) -> str:
 
 
 def as_csv(tables: Sequence[Table]) -> str:
-    """One CSV for all tables: raw values in base units, nulls empty, a row's table, model, prompts and run first."""
+    """One CSV for all tables: raw values in base units, nulls empty, a row's table, model, prompts and run first.
+
+    "None" is a word here (no quality loss): ``pandas.read_csv`` wants ``keep_default_na=False, na_values=[""]``.
+    """
     facts = ("model", "instrument_check", "prompts", "reference", "run_id")
     records = [
         {"table": table.name, **{name: table.facts.get(name) for name in facts}, **record}

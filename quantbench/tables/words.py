@@ -28,7 +28,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Anchor:
-    """A word with the published figure it stands for, in the unit of its scale."""
+    """A word with the published figure it stands for, in the unit of the column that the scale is for."""
 
     word: str
     value: float
@@ -42,7 +42,6 @@ class Scale:
     """Words by rising figure; ``figure`` names the column that they are the words for."""
 
     figure: str
-    unit: str
     anchors: tuple[Anchor, ...]
 
     @property
@@ -79,7 +78,7 @@ def words() -> Words:
     """The scales with their shipped anchors."""
     body = tomllib.loads((files("quantbench.tables") / "anchors.toml").read_text(encoding="utf-8"))
     scales = {
-        name: Scale(figure=table["figure"], unit=table["unit"], anchors=tuple(Anchor(**each) for each in table["anchors"]))
+        name: Scale(figure=table["figure"], anchors=tuple(Anchor(**each) for each in table["anchors"]))
         for name, table in body.items()
         if name != "sources"
     }

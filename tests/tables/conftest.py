@@ -22,7 +22,10 @@ KLD = {
     "gguf/f16": 7e-7, "gguf/q8_0": 7.6e-4, "gguf/q6_k": 4.5e-3, "gguf/q5_k_m": 0.0125, "gguf/q4_k_m": 0.042,
     "gguf/q3_k_m": 0.139, "gguf/q2_k": 0.53,
 }  # fmt: skip
-BITS = {"fp32": 32, "fp16": 16, "bf16": 16, "int8": 9.5, "nf4-dq": 6.4, "f16": 16, "q8_0": 8.5, "q6_k": 6.6, "q5_k_m": 5.7, "q4_k_m": 4.9, "q3_k_m": 4.1, "q2_k": 3.3}
+BITS = {
+    "fp32": 32, "fp16": 16, "bf16": 16, "int8": 9.5, "nf4-dq": 6.4,
+    "f16": 16, "q8_0": 8.5, "q6_k": 6.6, "q5_k_m": 5.7, "q4_k_m": 4.9, "q3_k_m": 4.1, "q2_k": 3.3,
+}  # fmt: skip
 
 
 def measured(name: str = "gguf/q4_k_m", **changes: Any) -> Record:
@@ -40,8 +43,9 @@ def measured(name: str = "gguf/q4_k_m", **changes: Any) -> Record:
     bits = BITS.get(precision, 8)
     values: dict[str, Value] = {
         "weight_bytes": round(FP32_BYTES * bits / 32), "weight_bytes_running": round(FP32_BYTES * bits / 32),
-        "bits_per_weight": float(bits), "decode_tps": 3200.0 / bits, "decode_tps_low": 3150.0 / bits, "decode_tps_high": 3250.0 / bits,
-        "decode_ratio": 32.0 / bits, "ttft_s": 0.004, "kld_mean": KLD.get(name, 0.01), "kld_mean_se": KLD.get(name, 0.01) / 50,
+        "bits_per_weight": float(bits), "decode_tps": 3200.0 / bits,
+        "decode_tps_low": 3150.0 / bits, "decode_tps_high": 3250.0 / bits, "decode_ratio": 32.0 / bits,
+        "ttft_s": 0.004, "kld_mean": KLD.get(name, 0.01), "kld_mean_se": KLD.get(name, 0.01) / 50,
         "top1_agreement": 0.95,
     }  # fmt: skip
     return Record(

@@ -148,7 +148,8 @@ def test_a_real_model_is_not_called_an_instrument_check(write: Write, record: Ma
 
 
 def test_one_table_per_model_and_prompt_set(write: Write, record: Make) -> None:
-    frame = write([record(model=model, prompts=prompts) for model in ("canary", "/models/big") for prompts in ("ten", "./mine.txt")])
+    pairs = [(model, prompts) for model in ("canary", "/models/big") for prompts in ("ten", "./mine.txt")]
+    frame = write([record(model=model, prompts=prompts) for model, prompts in pairs])
 
     assert sorted(table.title for table in gguf.table(frame)) == [
         f"GGUF quantization levels: {model}, prompts {prompts}" for model in ("big", "canary") for prompts in ("mine", "ten")

@@ -27,9 +27,8 @@ if TYPE_CHECKING:
 
 def _table(*texts: str | None) -> Table:
     headings = tuple(Heading(key=f"k{index}", title=f"T{index}") for index in range(len(texts)))
-    return Table(
-        name="demo", title="Demo", facts={"model": "m|1"}, caption="C", headings=headings, rows=(tuple(Cell(text) for text in texts),)
-    )
+    row = tuple(Cell(text) for text in texts)
+    return Table(name="demo", title="Demo", facts={"model": "m|1"}, caption="C", headings=headings, rows=(row,))
 
 
 def _cells(line: str) -> list[str]:

@@ -30,7 +30,9 @@ def test_published_levels_get_the_tutorials_words(kld: float, word: str, recomme
     assert (anchor.word, anchor.recommended) == (word, recommended)
 
 
-@pytest.mark.parametrize(("kld", "word"), [(0.0, "None"), (0.00002515, "Nearly none"), (0.001355, "Minimal"), (0.07194, "Slight")])
+@pytest.mark.parametrize(
+    ("kld", "word"), [(0.0, "None"), (0.00002515, "Nearly none"), (0.001355, "Minimal"), (0.07194, "Slight")]
+)
 def test_published_precisions_get_the_tutorials_words(kld: float, word: str) -> None:
     assert words().quality_loss.word(kld) == word
 

@@ -1,0 +1,88 @@
+"""The process engine: how an end becomes a status, and that nothing is left running."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from quantbench.engines import collected_trace, process
+from quantbench.engines.process import ProcessRunner, open_process
+from quantbench.errors import QuantbenchError
+from quantbench.job import Job, Task
+from quantbench.models._checkpoint import resolve
+from quantbench.record import Status
+from quantbench.scenario import PROFILES, Conditions, Variant
+
+
+@pytest.fixture
+def runner(stub_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ProcessRunner]:
+    """An open engine whose workers know the stub methods."""
+    monkeypatch.setenv("PYTHONPATH", str(stub_path))
+    with open_process("cpu") as opened:
+        assert isinstance(opened, ProcessRunner)
+        yield opened
+
+
+def job(folder: Path, precision: str) -> Path:
+    """A job folder for a stub, without a reference."""
+    folder.mkdir()
+    Job(
+        kind="measure",
+        checkpoint=resolve("canary"),
+        variant=Variant(method="stub", precision=precision),
+        conditions=Conditions(output_tokens=2, answer_tokens=2, continuation_tokens=2),
+        effort=PROFILES["quick"],
+        tasks=(Task(prompts_name="two", prompts=("one", "two"), reference=None),),
+    ).save(folder)
+    return folder
+
+
+def test_endings_become_statuses_and_the_server_goes_on(runner: ProcessRunner, tmp_path: Path) -> None:
+    assert runner.run(job(tmp_path / "a", "exact"), 60) is None
+    assert collected_trace(tmp_path / "a", 0) is not None
+    crashed = runner.run(job(tmp_path / "b", "killed"), 60)
+    assert crashed is not None
+    assert (crashed.status, "SIGKILL" in crashed.reason) == (Status.CRASHED, True)
+    late = runner.run(job(tmp_path / "c", "stuck"), 1)
+    assert late is not None
+    assert late.status == Status.TIMEOUT
+    assert runner.run(job(tmp_path / "d", "exact"), 60) is None
+
+
+def test_a_kill_that_the_kernel_counts_as_out_of_memory_is_oom(
+    runner: ProcessRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = iter((3, 4))
+    monkeypatch.setattr(process, "oom_kills", lambda: next(counts))
+
+    failure = runner.run(job(tmp_path / "a", "killed"), 60)
+
+    assert failure is not None
+    assert failure.status == Status.OOM
+    assert "memory ran out" in failure.reason
+
+
+def test_a_worker_is_the_first_to_go_when_memory_runs_out(runner: ProcessRunner, tmp_path: Path) -> None:
+    """The score is set in the worker, not in this process."""
+    own = Path("/proc/self/oom_score_adj").read_text()
+
+    runner.run(job(tmp_path / "a", "exact"), 60)
+
+    trace = collected_trace(tmp_path / "a", 0)
+    assert trace is not None
+    assert trace.facts["oom_score_adj"] == "1000"
+    assert Path("/proc/self/oom_score_adj").read_text() == own
+
+
+def test_a_server_that_dies_is_one_sentence(stub_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(stub_path))
+    with open_process("cpu") as opened:
+        assert isinstance(opened, ProcessRunner)
+        os.killpg(opened._server.pid, signal.SIGKILL)
+
+        with pytest.raises(QuantbenchError, match="the fork server ended unexpectedly"):
+            opened.run(job(tmp_path / "a", "exact"), 60)

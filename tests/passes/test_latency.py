@@ -1,0 +1,263 @@
+"""The latency pass on models whose time is made up: what is timed, when rounds stop, and what the anchor takes."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+from dataclasses import dataclass, field
+from itertools import count
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from quantbench.passes import latency
+from quantbench.passes.latency import Contender, anchor_schedule, measure_rounds, timed_answer, timed_round
+from quantbench.scenario import Effort
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from quantbench.trace import Round
+
+QUARTER = 0.25
+ALIKE = ((1, 2, 3),) * 10
+
+
+@dataclass
+class Clock:
+    """Time that passes only when something is done."""
+
+    now: float = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+@dataclass
+class FakeModel:
+    """Takes ``token_s`` a prompt token and a decoded token, times the mood of the answer; ``pending_s`` until synchronized."""
+
+    clock: Clock
+    token_s: float = 0.01
+    moods: Callable[[int], float] = lambda _: 1.0
+    device_s: float = 0.0
+    answers: Iterator[int] = field(default_factory=count)
+    asked: list[tuple[tuple[int, ...], int]] = field(default_factory=list)
+    pending_s: float = 0.0
+
+    def generate(self, prompt: Sequence[int], limit: int, sampling: object = None) -> Iterator[int]:
+        assert sampling is None
+        self.asked.append((tuple(prompt), limit))
+        mood = self.moods(next(self.answers))
+        for position in range(limit):
+            self.clock.now += self.token_s * mood * (len(prompt) if position == 0 else 1)
+            self.pending_s += self.device_s
+            yield position
+
+    def synchronize(self) -> None:
+        self.clock.now += self.pending_s
+        self.pending_s = 0.0
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The pass's clock."""
+    made = Clock()
+    monkeypatch.setattr(latency, "time", made)
+    return made
+
+
+def _rounds(clock: Clock, prompts: Sequence[Sequence[int]], effort: Effort, anchor_s: float = 0.01) -> tuple[Round, ...]:
+    variant, anchor = Contender(FakeModel(clock), prompts), Contender(FakeModel(clock, token_s=anchor_s), prompts)
+    return measure_rounds(variant, anchor, 4, effort)
+
+
+def test_one_answers_times_are_those_of_its_tokens(clock: Clock) -> None:
+    answer = timed_answer(FakeModel(clock, token_s=0.5), 7, (1, 2, 3), 4)
+    assert (answer.prompt, answer.prompt_tokens) == (7, 3)
+    assert answer.prefill_s == pytest.approx(1.5)
+    assert answer.gaps_s == pytest.approx((0.5, 0.5, 0.5))
+    assert answer.e2e_s == pytest.approx(3.0)
+
+
+def test_a_device_is_waited_for_at_the_edges_of_the_phases(clock: Clock) -> None:
+    """Work from before is not counted, the first token is there when it is, and the last one too."""
+    model = FakeModel(clock, token_s=0.5, device_s=0.25, pending_s=100.0)
+    answer = timed_answer(model, 0, (1,), 3)
+    assert answer.prefill_s == pytest.approx(0.5 + 0.25)
+    assert sum(answer.gaps_s) == pytest.approx(2 * 0.5)
+    assert answer.e2e_s == pytest.approx(3 * (0.5 + 0.25))
+
+
+def test_a_round_asks_each_prompt_once_for_the_same_length(clock: Clock) -> None:
+    model = FakeModel(clock)
+    prompts = ((1,), (2, 3), (4, 5, 6))
+    assert [answer.prompt for answer in timed_round(model, prompts, 5)] == [0, 1, 2]
+    assert model.asked == [(prompt, 5) for prompt in prompts]
+
+
+def test_steady_rounds_stop_at_the_fewest(clock: Clock) -> None:
+    rounds = _rounds(clock, ALIKE, Effort(min_rounds=7, max_rounds=30, budget_s=1e9))
+    assert [each.index for each in rounds] == list(range(7))
+    assert {len(each.variant) for each in rounds} == {10}
+
+
+def test_fewer_than_six_rounds_have_no_interval_and_go_on(clock: Clock) -> None:
+    assert len(_rounds(clock, ALIKE, Effort(min_rounds=3, max_rounds=30, budget_s=1e9))) == 6
+    assert len(_rounds(clock, ALIKE, Effort(min_rounds=3, max_rounds=5, budget_s=1e9))) == 5
+
+
+def test_a_spent_budget_stops_rounds_but_not_below_the_fewest(clock: Clock) -> None:
+    assert len(_rounds(clock, ALIKE, Effort(min_rounds=6, max_rounds=30, budget_s=0.0))) == 6
+
+
+def _unsteady(clock: Clock, factors: Sequence[float], effort: Effort) -> int:
+    """Rounds of one prompt whose durations follow ``factors``; the answer before the first round tells how long it takes."""
+    model = FakeModel(clock, moods=lambda number: factors[(number - 1) % len(factors)])
+    return len(measure_rounds(Contender(model, ((1,),)), Contender(FakeModel(clock), ((1,),)), 4, effort))
+
+
+def _expected(factors: Sequence[float], effort: Effort) -> int:
+    """The stop rule once more, with scipy's binomial distribution and the standard library's median."""
+    from scipy.stats import binom
+
+    for number in range(effort.min_rounds, effort.max_rounds):
+        taken = sorted(factors[:number])
+        depths = [depth for depth in range(1, number // 2 + 1) if 1 - 2 * binom.cdf(depth - 1, number, 0.5) >= 0.95]
+        if depths and taken[-max(depths)] - taken[max(depths) - 1] <= 2 * effort.precision * statistics.median(taken):
+            return number
+    return effort.max_rounds
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("spread", [0.005, 0.03, 0.05, 0.3])
+def test_rounds_stop_when_the_medians_interval_is_within_the_precision(seed: int, spread: float, clock: Clock) -> None:
+    import numpy as np
+
+    factors = np.random.default_rng(seed).lognormal(0.0, spread, 40).tolist()
+    effort = Effort(min_rounds=6, max_rounds=40, budget_s=1e9, precision=0.02)
+    assert _unsteady(clock, factors, effort) == _expected(factors, effort)
+
+
+def test_some_of_these_stop_at_once_some_in_between_and_some_never() -> None:
+    """So that the rule above is tried on all sides."""
+    import numpy as np
+
+    effort = Effort(min_rounds=6, max_rounds=40, precision=0.02)
+    stops = {
+        _expected(np.random.default_rng(seed).lognormal(0.0, spread, 40).tolist(), effort)
+        for seed in range(8)
+        for spread in (0.005, 0.03, 0.05, 0.3)
+    }
+    assert {6, 40} < stops
+
+
+def test_unsteady_rounds_stop_when_the_budget_is_spent(clock: Clock) -> None:
+    """One answer of one prompt token and four tokens takes 0.04 s times its factor."""
+    effort = Effort(min_rounds=6, max_rounds=1000, budget_s=10.0)
+    made = _unsteady(clock, [1.0, 2.0], effort)
+    assert 6 < made < 1000
+    assert clock.now == pytest.approx(10.0, abs=0.5)
+
+
+def _seconds(rounds: Sequence[Round]) -> tuple[float, float]:
+    variant = sum(answer.e2e_s for each in rounds for answer in each.variant)
+    return variant, sum(answer.e2e_s for each in rounds for answer in each.anchor)
+
+
+@given(st.floats(0.01, 100), st.floats(0.01, 100), st.integers(1, 50))
+def test_the_schedule_keeps_the_anchor_to_a_quarter_in_the_long_run(variant_s: float, anchor_s: float, prompts: int) -> None:
+    share, every = anchor_schedule(variant_s, anchor_s, prompts)
+    assert 1 <= share <= prompts
+    assert every >= 1
+    assert share * anchor_s / (every * variant_s + share * anchor_s) <= QUARTER * (1 + 1e-9)
+
+
+@given(st.floats(0.01, 100), st.floats(0.01, 100), st.integers(1, 50))
+def test_the_schedule_gives_the_anchor_as_much_as_it_may_have(variant_s: float, anchor_s: float, prompts: int) -> None:
+    share, every = anchor_schedule(variant_s, anchor_s, prompts)
+    if every == 1 and share < prompts:
+        assert (share + 1) * anchor_s / (variant_s + (share + 1) * anchor_s) > QUARTER * (1 - 1e-9)
+    if every > 1:
+        assert anchor_s / ((every - 1) * variant_s + anchor_s) > QUARTER * (1 - 1e-9)
+
+
+@pytest.mark.parametrize("ratio", [0.05, 0.3, 1.0, 2.0, 3.3])
+def test_beside_ten_prompts_the_anchor_takes_at_most_a_quarter_of_the_time(ratio: float, clock: Clock) -> None:
+    rounds = _rounds(clock, ALIKE, Effort(min_rounds=6, max_rounds=6), anchor_s=0.01 * ratio)
+    variant, anchor = _seconds(rounds)
+    assert 0 < anchor <= QUARTER * (variant + anchor) * (1 + 1e-9)
+    assert all(each.anchor for each in rounds)
+
+
+@pytest.mark.parametrize("prompts", [1, 2, 3])
+@pytest.mark.parametrize("ratio", [1.0, 3.0, 10.0])
+def test_beside_few_prompts_it_takes_at_most_a_quarter_beyond_its_first_answer(
+    prompts: int, ratio: float, clock: Clock
+) -> None:
+    """One answer of the anchor there must be, or there is no ratio at all."""
+    variant, anchor = _seconds(_rounds(clock, ALIKE[:prompts], Effort(min_rounds=6, max_rounds=6), anchor_s=0.01 * ratio))
+    first = 0.01 * ratio * (3 + 3)
+    assert first * (1 - 1e-9) <= anchor
+    assert anchor - first <= QUARTER * (variant + anchor) * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("lengths", [(1, 200, 200, 200), (200, 1, 1, 1), (1, 50, 100)])
+def test_prompts_of_uneven_length_do_not_give_the_anchor_more_than_a_quarter(lengths: Sequence[int], clock: Clock) -> None:
+    """Whichever prompt comes first; the anchor is as fast as the variant."""
+    prompts = [(1,) * length for length in lengths]
+    variant, anchor = _seconds(_rounds(clock, prompts, Effort(min_rounds=12, max_rounds=12)))
+    assert 0 < anchor <= QUARTER * (variant + anchor) * (1 + 1e-9)
+
+
+def test_the_anchors_prompts_rotate_so_that_all_are_used(clock: Clock) -> None:
+    rounds = _rounds(clock, ALIKE, Effort(min_rounds=20, max_rounds=20))
+    assert {answer.prompt for each in rounds for answer in each.anchor} == set(range(10))
+    for each in rounds:
+        prompts = [answer.prompt for answer in each.anchor]
+        assert len(set(prompts)) == len(prompts)
+
+
+def test_the_anchor_answers_its_own_form_of_the_prompts(clock: Clock) -> None:
+    """A canary beside a large model has another vocabulary."""
+    variant, anchor = FakeModel(clock), FakeModel(clock)
+    effort = Effort(min_rounds=6, max_rounds=6)
+    measure_rounds(Contender(variant, ((500, 600), (700, 800))), Contender(anchor, ((5, 6), (7, 8))), 3, effort)
+    assert {prompt for prompt, _ in variant.asked} == {(500, 600), (700, 800)}
+    assert {prompt for prompt, _ in anchor.asked} <= {(5, 6), (7, 8)}
+    assert {length for _, length in (*variant.asked, *anchor.asked)} == {3}
+
+
+def test_the_anchor_is_warm_before_it_is_timed(clock: Clock) -> None:
+    """Its first answer takes a hundred times as long, and is in no round."""
+    cold = FakeModel(clock, moods=lambda number: 100.0 if number == 0 else 1.0)
+    rounds = measure_rounds(Contender(FakeModel(clock), ALIKE), Contender(cold, ALIKE), 4, Effort(min_rounds=6, max_rounds=6))
+    variant, anchor = _seconds(rounds)
+    assert 0 < anchor <= QUARTER * (variant + anchor)
+
+
+def test_garbage_is_collected_outside_the_rounds_only(clock: Clock) -> None:
+    seen: list[bool] = []
+
+    def look(_: int) -> float:
+        seen.append(gc.isenabled())
+        return 1.0
+
+    model = FakeModel(clock, moods=look)
+    measure_rounds(Contender(model, ALIKE), Contender(FakeModel(clock), ALIKE), 4, Effort(min_rounds=6, max_rounds=6))
+    assert not any(seen[-60:])
+    assert gc.isenabled()
+
+
+def test_garbage_is_collected_again_after_a_failure(clock: Clock) -> None:
+    def fails_later(number: int) -> float:
+        if number == 15:
+            raise RuntimeError("device lost")
+        return 1.0
+
+    model = FakeModel(clock, moods=fails_later)
+    with pytest.raises(RuntimeError, match="device lost"):
+        measure_rounds(Contender(model, ALIKE), Contender(FakeModel(clock), ALIKE), 4, Effort())
+    assert gc.isenabled()

@@ -1,0 +1,270 @@
+"""The similarity pass on models with known logits, against scipy's log_softmax and rel_entr."""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from quantbench.errors import ModelError
+from quantbench.job import Checkpoint, Task
+from quantbench.passes.reference import make_reference
+from quantbench.passes.similarity import LOGPROBS_FILE, REFERENCE_FILE, answer_greedily, log_softmax, score_continuations
+from quantbench.scenario import Conditions
+from quantbench.trace import Reference
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from quantbench.methods import Sampling
+
+VOCABULARY = 11
+PROMPTS = ((1, 2), (3,), (4, 5, 6))
+LENGTH = 7
+
+
+@dataclass
+class FakeModel:
+    """The next token depends on the last one only: row t of ``table`` holds the logits after token t. Scores in chunks."""
+
+    table: NDArray[Any]
+    chunk: int = 3
+
+    def generate(self, prompt: Sequence[int], limit: int, sampling: Sampling | None = None) -> Iterator[int]:
+        import numpy as np
+        from scipy.special import softmax
+
+        rng = np.random.default_rng(sampling.seed) if sampling else None
+        token = prompt[-1]
+        for _ in range(limit):
+            row = self.table[token]
+            token = int(rng.choice(len(row), p=softmax(row.astype(np.float64)))) if rng else int(row.argmax())
+            yield token
+
+    def score(self, tokens: Sequence[int], first: int = 0) -> Iterator[NDArray[Any]]:
+        import numpy as np
+
+        rows = np.array([self.table[token] for token in tokens[first:]], dtype=np.float32)
+        buffer = np.empty((self.chunk, rows.shape[1]), np.float32)
+        for start in range(0, len(rows), self.chunk):
+            part = rows[start : start + self.chunk]
+            buffer[: len(part)] = part
+            yield buffer[: len(part)]  # one buffer for all: a chunk is valid until the next one only
+
+
+class FakeTokenizer:
+    """A letter a token."""
+
+    ends = frozenset({0})
+    context_limit = 64
+
+    def encode(self, text: str) -> list[int]:
+        return [ord(letter) - ord("a") for letter in text]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return "".join(chr(ord("a") + token) for token in tokens)
+
+
+def _table(seed: int, scale: float = 2.0, vocabulary: int = VOCABULARY) -> NDArray[Any]:
+    import numpy as np
+
+    return np.random.default_rng(seed).normal(0.0, scale, (vocabulary, vocabulary)).astype(np.float32)
+
+
+def _reference(folder: Path, table: NDArray[Any], seed: int = 0) -> Reference:
+    """The reference's artifact, its log-probabilities by scipy."""
+    import numpy as np
+    from scipy.special import log_softmax as oracle
+
+    rng = np.random.default_rng(seed)
+    continuations = tuple(tuple(rng.integers(0, table.shape[1], LENGTH).tolist()) for _ in PROMPTS)
+    lines = [oracle(table[_seen(index, continuations)].astype(np.float64), axis=1) for index in range(len(PROMPTS))]
+    np.save(folder / LOGPROBS_FILE, np.concatenate(lines).astype(np.float32))
+    return Reference(
+        parameters=1, checkpoint_dtype="fp32", context_limit=64, prompt_tokens=PROMPTS, continuations=continuations, answers=()
+    )
+
+
+def _seen(index: int, continuations: Sequence[Sequence[int]]) -> list[int]:
+    """The last token before each scored position of a prompt."""
+    return [PROMPTS[index][-1], *continuations[index][:-1]]
+
+
+def _columns(path: Path) -> dict[str, NDArray[Any]]:
+    import numpy as np
+
+    with np.load(path, allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
+@given(seed=st.integers(0, 2**32 - 1), scale=st.floats(0.01, 300), rows=st.integers(1, 6), vocabulary=st.integers(2, 300))
+def test_log_softmax_is_scipys(seed: int, scale: float, rows: int, vocabulary: int) -> None:
+    import numpy as np
+    from scipy.special import log_softmax as oracle
+
+    logits = np.random.default_rng(seed).normal(0.0, scale, (rows, vocabulary)).astype(np.float32)
+    found = log_softmax(logits)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, oracle(logits.astype(np.float64), axis=1), rtol=1e-6, atol=1e-6)
+
+
+def test_log_softmax_holds_for_large_and_forbidden_logits() -> None:
+    """No overflow at 1e4, and the smallest float32 stands for a forbidden token."""
+    import numpy as np
+
+    found = log_softmax(np.array([[1e4, 1e4, np.finfo(np.float32).min]], np.float32))
+    np.testing.assert_allclose(np.exp(found), [[0.5, 0.5, 0.0]], atol=1e-7)
+
+
+@given(seed=st.integers(0, 2**16), noise=st.floats(0.0, 3.0), chunk=st.integers(1, 9))
+def test_every_positions_columns_agree_with_scipy(
+    tmp_path_factory: pytest.TempPathFactory, seed: int, noise: float, chunk: int
+) -> None:
+    import numpy as np
+    from scipy.special import log_softmax as oracle
+    from scipy.special import rel_entr, softmax
+
+    folder = tmp_path_factory.mktemp("reference")
+    theirs = _table(seed)
+    ours = (theirs + noise * _table(seed + 1)).astype(np.float32)
+    reference = _reference(folder, theirs, seed)
+    score_continuations(FakeModel(ours, chunk), reference, folder, folder / "columns.npz")
+    found = _columns(folder / "columns.npz")
+    before = [token for index in range(len(PROMPTS)) for token in _seen(index, reference.continuations)]
+    targets = [token for continuation in reference.continuations for token in continuation]
+    p, q = theirs[before].astype(np.float64), ours[before].astype(np.float64)
+    lines = np.arange(len(targets))
+    np.testing.assert_array_equal(found["prompt"], np.repeat(np.arange(len(PROMPTS)), LENGTH))
+    np.testing.assert_allclose(found["kld"], rel_entr(softmax(p, axis=1), softmax(q, axis=1)).sum(axis=1), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found["nll"], -oracle(q, axis=1)[lines, targets], rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(found["nll_reference"], -oracle(p, axis=1)[lines, targets], rtol=1e-6, atol=1e-6)
+    np.testing.assert_array_equal(found["top1"], p.argmax(axis=1) == q.argmax(axis=1))
+
+
+def test_columns_have_the_types_that_the_trace_promises(tmp_path: Path) -> None:
+    reference = _reference(tmp_path, _table(0))
+    score_continuations(FakeModel(_table(1)), reference, tmp_path, tmp_path / "columns.npz")
+    types = {name: str(array.dtype) for name, array in _columns(tmp_path / "columns.npz").items()}
+    assert types == {"prompt": "int32", "kld": "float64", "nll": "float64", "nll_reference": "float64", "top1": "bool"}
+
+
+def test_a_forbidden_token_of_the_reference_adds_nothing(tmp_path: Path) -> None:
+    import numpy as np
+    from scipy.special import rel_entr, softmax
+
+    theirs, ours = _table(0), _table(1)
+    theirs[:, 3] = ours[:, 3] = np.finfo(np.float32).min
+    reference = _reference(tmp_path, theirs)
+    score_continuations(FakeModel(ours), reference, tmp_path, tmp_path / "columns.npz")
+    before = [token for index in range(len(PROMPTS)) for token in _seen(index, reference.continuations)]
+    p, q = (softmax(np.delete(table[before], 3, axis=1).astype(np.float64), axis=1) for table in (theirs, ours))
+    np.testing.assert_allclose(_columns(tmp_path / "columns.npz")["kld"], rel_entr(p, q).sum(axis=1), rtol=1e-5, atol=1e-6)
+
+
+def test_padding_of_the_variants_vocabulary_is_left_out(tmp_path: Path) -> None:
+    """Some runtimes pad the vocabulary; what is compared are the reference's entries."""
+    import numpy as np
+
+    theirs = _table(0)
+    reference = _reference(tmp_path, theirs)
+    padded = np.hstack([theirs, np.full((VOCABULARY, 5), 9.0, np.float32)])
+    score_continuations(FakeModel(padded), reference, tmp_path, tmp_path / "columns.npz")
+    assert _columns(tmp_path / "columns.npz")["kld"] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_a_smaller_vocabulary_cannot_be_compared(tmp_path: Path) -> None:
+    reference = _reference(tmp_path, _table(0))
+    with pytest.raises(ModelError, match=r"^the variant has 9 vocabulary entries and the reference 11"):
+        score_continuations(FakeModel(_table(0)[:, :-2]), reference, tmp_path, tmp_path / "columns.npz")
+
+
+def test_the_full_logits_of_a_variant_are_never_kept(tmp_path: Path) -> None:
+    """Five numbers a position."""
+    reference = _reference(tmp_path, _table(0))
+    score_continuations(FakeModel(_table(1)), reference, tmp_path, tmp_path / "columns.npz")
+    assert {array.shape for array in _columns(tmp_path / "columns.npz").values()} == {(len(PROMPTS) * LENGTH,)}
+
+
+def _make(folder: Path, model: FakeModel, seed: int = 0) -> Reference:
+    """A reference made by the package itself."""
+    folder.mkdir()
+    checkpoint = folder / "checkpoint"
+    checkpoint.mkdir()
+    header = json.dumps({"w": {"dtype": "BF16", "shape": [2, 3], "data_offsets": [0, 12]}}).encode()
+    (checkpoint / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(12))
+    make_reference(
+        model,
+        FakeTokenizer(),
+        checkpoint=Checkpoint(name="tiny", kind="hf", path=checkpoint, revision="local", content_hash="c"),
+        task=Task(prompts_name="three", prompts=("bc", "d", "efg"), reference=None),
+        conditions=Conditions(continuation_tokens=LENGTH, answer_tokens=5, seed=seed),
+        folder=folder,
+    )
+    return Reference.load(folder / REFERENCE_FILE)
+
+
+def test_the_reference_against_itself_is_exactly_nothing(tmp_path: Path) -> None:
+    model = FakeModel(_table(5))
+    reference = _make(tmp_path / "made", model)
+    score_continuations(model, reference, tmp_path / "made", tmp_path / "columns.npz")
+    found = _columns(tmp_path / "columns.npz")
+    assert (found["kld"] == 0).all()
+    assert found["top1"].all()
+    assert (found["nll"] == found["nll_reference"]).all()
+
+
+def test_a_made_reference_holds_ids_sampled_continuations_and_greedy_answers(tmp_path: Path) -> None:
+    import numpy as np
+    from scipy.special import log_softmax as oracle
+
+    table = _table(5)
+    reference = _make(tmp_path / "made", FakeModel(table))
+    assert (reference.parameters, reference.checkpoint_dtype, reference.context_limit) == (6, "bf16", 64)
+    assert reference.prompt_tokens == ((1, 2), (3,), (4, 5, 6))
+    assert [len(continuation) for continuation in reference.continuations] == [LENGTH] * 3
+    before = [token for index in range(len(PROMPTS)) for token in _seen(index, reference.continuations)]
+    logprobs = np.load(tmp_path / "made" / LOGPROBS_FILE)
+    assert logprobs.dtype == np.float32
+    np.testing.assert_allclose(logprobs, oracle(table[before].astype(np.float64), axis=1), rtol=1e-6, atol=1e-6)
+    for answer, prompt in zip(reference.answers, reference.prompt_tokens, strict=True):
+        token = prompt[-1]
+        for said in answer.tokens:
+            assert said == table[token].argmax()
+            token = said
+
+
+def test_continuations_are_repeatable_and_follow_the_seed(tmp_path: Path) -> None:
+    model = FakeModel(_table(5, scale=0.5))
+    first, again, other = _make(tmp_path / "a", model), _make(tmp_path / "b", model), _make(tmp_path / "c", model, seed=1)
+    assert first == again
+    assert first.continuations != other.continuations
+    assert first.answers == other.answers
+
+
+def _said(*tokens: int) -> FakeModel:
+    """A model that says these tokens, each determined by the one before."""
+    import numpy as np
+
+    table = np.zeros((VOCABULARY, VOCABULARY), np.float32)
+    for before, token in zip((1, *tokens), tokens, strict=False):
+        table[before, token] = 9.0
+    return FakeModel(table)
+
+
+def test_answers_end_with_the_first_end_of_sequence() -> None:
+    (answer,) = answer_greedily(_said(2, 3, 0, 4), [("b", (1,))], 6, FakeTokenizer())
+    assert (answer.prompt, answer.prompt_tokens) == ("b", (1,))
+    assert (answer.tokens, answer.text) == ((2, 3, 0), "cda")
+
+
+def test_answers_without_an_end_have_the_length_asked_for() -> None:
+    (answer,) = answer_greedily(_said(2, 3, 4, 5, 6, 7), [("b", (1,))], 4, FakeTokenizer())
+    assert answer.tokens == (2, 3, 4, 5)

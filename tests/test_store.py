@@ -1,0 +1,584 @@
+"""Parquet: the columns promised, what plain pandas sees, and what happens when the place is bad or the disk full."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import warnings
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from quantbench import store
+from quantbench.errors import StoreError
+from quantbench.machine import Machine
+from quantbench.metrics import METRICS, all_columns
+from quantbench.record import Missing, Output, Record, Sample, Status
+from quantbench.scenario import Scenario, Variant
+from quantbench.store import Run, Store, load, schema
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+TABLES = ("scenarios", "samples", "outputs", "runs")
+SCENARIO_COLUMNS = (
+    "run_id", "started_at", "scenario_id", "scenario_key", "model", "method", "precision", "prompts", "repeat", "status",
+    "reason", "traceback", "control", "reference", "is_reference", "bits", "device", "threads", "context", "output_tokens",
+    "answer_tokens", "continuation_tokens", "seed", "anchor", "kernel", "kv_dtype", "checkpoint_dtype", "instrument_check",
+    "facts", "null_reasons", "machine", "cpu", "gpus", "isa", "versions", "schema_version", "scored_tokens", "kld_mean",
+    "kld_mean_se", "kld_median", "kld_p99", "kld_max", "top1_agreement", "top1_agreement_se", "delta_p_rms", "delta_p_rms_se",
+    "ppl", "ppl_se", "ppl_ratio", "ppl_ratio_se", "rounds", "prefill_s", "prefill_mad_s", "prefill_p90_s", "ttft_s",
+    "ttft_mad_s", "ttft_p90_s", "tpot_s", "tpot_mad_s", "tpot_p90_s", "e2e_s", "e2e_mad_s", "e2e_p90_s", "prefill_tps",
+    "prefill_tps_low", "prefill_tps_high", "decode_tps", "decode_tps_low", "decode_tps_high", "tps", "tps_low", "tps_high",
+    "anchor_prefill_tps", "prefill_ratio", "prefill_ratio_low", "prefill_ratio_high", "anchor_decode_tps", "decode_ratio",
+    "decode_ratio_low", "decode_ratio_high", "import_s", "load_s", "quantize_s", "parameters", "weight_bytes",
+    "weight_bytes_running", "bits_per_weight", "footprint_bytes", "artifact_bytes", "peak_rss_bytes", "peak_rss_growth_bytes",
+    "load_peak_rss_bytes", "rss_anon_bytes", "rss_file_bytes", "peak_device_allocated_bytes", "peak_device_reserved_bytes",
+    "exact_match", "exact_match_se", "first_divergence", "token_match", "token_match_se", "chrf", "chrf_se",
+)  # fmt: skip
+"""Written down, so that a column that is renamed or dropped is noticed; columns are only ever added."""
+
+MACHINE = Machine(cpu="Xeon", cpus=2, memory_bytes=2**34, isa="avx2 fma", system="Linux x86_64")
+SCENARIO = Scenario(model="canary", variant=Variant(method="gguf", precision="q4_k_m"), prompts="ten")
+OF_OK_ROWS = {"reason", "traceback"}
+"""Null in a row that is ok by their very meaning."""
+
+
+@pytest.fixture
+def run() -> Run:
+    """One session."""
+    return Run(
+        machine=MACHINE,
+        versions={"torch": "2.13.0"},
+        command="pytest bench/",
+        commit="0123abcd",
+        profile="default",
+        engine="process",
+        started_at=datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC),
+    )
+
+
+@pytest.fixture
+def ok() -> Record:
+    """A measured scenario: every metric's column has a figure, but for two that have a reason."""
+    values: dict[str, Any] = {
+        column.name: {"int": 7, "float": 0.5, "string": "x", "bool": True}[column.kind] for column in all_columns()
+    }
+    values |= {
+        "kld_p99": Missing("a p99 takes 1000 scored tokens"),
+        "peak_device_allocated_bytes": Missing("the model ran on the CPU"),
+    }
+    return Record(
+        scenario=SCENARIO,
+        scenario_key="k" * 64,
+        status=Status.OK,
+        values=values,
+        facts={
+            "kernel": "ggml-cpu", "kv_dtype": "f16", "checkpoint_dtype": "bf16", "threads": "2", "context": "256",
+            "anchor": "gguf/f16", "isa_of_build": "AVX512",
+        },
+        samples=(Sample("prefill", 0, 0, 0.25), Sample("gap", 0, 1, 0.125)),
+        outputs=(
+            Output(
+                index=0, prompt="p", prompt_tokens=(1, 2), reference_tokens=(3, 4), variant_tokens=(3, 5),
+                reference_text="a", variant_text="b\n\x00\U0001f600", exact_match=False, first_divergence=1,
+                token_match=0.5, chrf=50.0,
+            ),
+            Output(
+                index=1, prompt="q", prompt_tokens=(1,), reference_tokens=(), variant_tokens=(), reference_text="",
+                variant_text="", exact_match=True, first_divergence=None, token_match=1.0, chrf=100.0,
+            ),
+        ),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def crashed() -> Record:
+    """A scenario whose worker died."""
+    scenario = replace(SCENARIO, variant=Variant(method="torch", precision="fp16"))
+    return Record(
+        scenario=scenario, scenario_key="c" * 64, status=Status.CRASHED, reason="killed by signal 11", traceback="..."
+    )
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> str:
+    """Where results go."""
+    return str(tmp_path / "results")
+
+
+def _missing(frame: Any, row: int = 0) -> set[str]:
+    return {name for name in frame.columns if frame[name].isna().iloc[row]}
+
+
+# --- the schema
+
+
+def test_the_columns_of_scenarios_are_those_written_down() -> None:
+    """A third party's metric may add more."""
+    names = schema("scenarios").names
+    assert [name for name in SCENARIO_COLUMNS if name not in names] == []
+    ours = [metric for metric in METRICS if metric.compute.__module__.startswith("quantbench.")]
+    theirs = {column.name for metric in METRICS if metric not in ours for column in metric.columns}
+    assert set(names) - theirs == set(SCENARIO_COLUMNS), "write the new column down here"
+    assert len(SCENARIO_COLUMNS) == len(set(SCENARIO_COLUMNS))
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_every_column_says_its_unit_and_occurs_once(table: str) -> None:
+    found = schema(table)
+    assert len(set(found.names)) == len(found.names)
+    for field in found:
+        assert set(field.metadata) == {b"unit", b"better", b"doc"}, field.name
+        assert field.metadata[b"better"] in (b"", b"lower", b"higher"), field.name
+
+
+def test_every_metric_has_a_unit_that_its_name_does_not_contradict() -> None:
+    units = {"_s": "s", "_bytes": "bytes", "_tps": "tokens/s", "_se": None, "_ratio": "ratio"}
+    for column in all_columns():
+        assert column.unit, column.name
+        assert column.doc, column.name
+        for ending, unit in units.items():
+            if unit and column.name.endswith(ending):
+                assert column.unit == unit, column.name
+
+
+def test_a_standard_error_has_the_unit_of_its_figure() -> None:
+    by_name = {column.name: column for column in all_columns()}
+    for name, column in by_name.items():
+        for ending in ("_se", "_low", "_high"):
+            if name.endswith(ending):
+                assert column.unit == by_name[name.removesuffix(ending)].unit, name
+                assert column.better is None, name
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_the_schemas_version_is_in_the_footer(table: str, results: str, run: Run, ok: Record) -> None:
+    import pyarrow.parquet as pq
+
+    _write(results, run, ok)
+    for path in _files(results, table):
+        assert pq.read_schema(path).metadata[b"quantbench_schema_version"] == b"1"
+
+
+def test_an_unknown_table_is_refused() -> None:
+    with pytest.raises(StoreError, match=r"^there is no table 'scenario'; the tables are scenarios, samples, outputs, runs$"):
+        schema("scenario")
+
+
+# --- writing and reading
+
+
+def _write(results: str, run: Run, *records: Record) -> None:
+    opened = Store(results, run)
+    for record in records:
+        opened.append(record, instrument_check=True)
+    opened.finish(planned=len(records), finished=len(records), ok=1, interrupted=False)
+
+
+def _files(results: str, table: str) -> list[Path]:
+    from pathlib import Path
+
+    return sorted(Path(results, table).rglob("*.parquet"))
+
+
+def test_files_lie_by_table_and_day_one_for_each_flush(results: str, run: Run, ok: Record, crashed: Record) -> None:
+    _write(results, run, ok, crashed)
+    day = "date=2026-03-04"
+    assert [path.parent.name for path in _files(results, "scenarios")] == [day, day]
+    assert len({path.name for path in _files(results, "scenarios")}) == 2
+    assert all(path.name.startswith(f"{run.run_id}-") for path in _files(results, "scenarios"))
+    assert [len(_files(results, table)) for table in ("samples", "outputs", "runs")] == [1, 1, 1]
+
+
+def test_nothing_else_is_left_behind(results: str, run: Run, ok: Record) -> None:
+    from pathlib import Path
+
+    _write(results, run, ok)
+    assert [path for path in Path(results).rglob("*") if path.is_file() and path.suffix != ".parquet"] == []
+
+
+def test_a_row_of_scenarios_holds_what_was_asked_found_and_measured(results: str, run: Run, ok: Record) -> None:
+    _write(results, run, ok)
+    (row,) = load(results).to_dict("records")
+    expected = {
+        "run_id": run.run_id, "started_at": run.started_at, "scenario_id": "canary/gguf-q4_k_m/ten", "scenario_key": "k" * 64,
+        "model": "canary", "method": "gguf", "precision": "q4_k_m", "prompts": "ten", "repeat": 0, "status": "ok",
+        "control": False, "reference": "torch/fp32", "is_reference": False, "bits": 4.0, "device": "cpu", "threads": 2,
+        "context": 256, "output_tokens": 32, "answer_tokens": 64, "continuation_tokens": 128, "seed": 0, "anchor": "gguf/f16",
+        "kernel": "ggml-cpu", "kv_dtype": "f16", "checkpoint_dtype": "bf16", "instrument_check": True,
+        "machine": MACHINE.fingerprint, "cpu": "Xeon", "gpus": "", "isa": "avx2 fma", "schema_version": 1,
+        "kld_mean": 0.5, "weight_bytes": 7,
+    }  # fmt: skip
+    assert {name: row[name] for name in expected} == expected
+    assert json.loads(row["facts"]) == {"isa_of_build": "AVX512"}
+    assert json.loads(row["versions"]) == {"torch": "2.13.0"}
+
+
+def test_every_null_of_an_ok_row_has_its_reason(results: str, run: Run, ok: Record) -> None:
+    _write(results, run, ok)
+    frame = load(results)
+    reasons = json.loads(frame["null_reasons"].iloc[0])
+    assert _missing(frame) - OF_OK_ROWS == set(reasons) == {"kld_p99", "peak_device_allocated_bytes"}
+    assert reasons["kld_p99"] == "a p99 takes 1000 scored tokens"
+
+
+def test_a_fact_that_this_runtime_has_not_gets_a_reason_too(results: str, run: Run, ok: Record) -> None:
+    """For a bare GGUF file the worker finds no checkpoint dtype; the row is ok all the same."""
+    _write(results, run, replace(ok, facts={**ok.facts, "checkpoint_dtype": ""}))
+    frame = load(results)
+    assert _missing(frame) - OF_OK_ROWS <= set(json.loads(frame["null_reasons"].iloc[0]))
+
+
+def test_a_failed_scenario_has_a_row_too_with_its_reason(results: str, run: Run, ok: Record, crashed: Record) -> None:
+    _write(results, run, ok, crashed)
+    frame = load(results)
+    assert list(frame["status"]) == ["ok", "crashed"]
+    row = frame.iloc[1]
+    assert (row["reason"], row["traceback"], row["method"], row["bits"]) == ("killed by signal 11", "...", "torch", 16.0)
+    assert {column.name for column in all_columns()} <= _missing(frame, 1)
+
+
+def test_samples_and_outputs_hang_on_their_scenario(results: str, run: Run, ok: Record) -> None:
+    _write(results, run, ok)
+    samples, outputs = load(results, "samples"), load(results, "outputs")
+    found = samples[["phase", "round", "index", "value_s"]].to_numpy().tolist()
+    assert found == [["prefill", 0, 0, 0.25], ["gap", 0, 1, 0.125]]
+    assert [list(ids) for ids in outputs["variant_tokens"]] == [[3, 5], []]
+    assert outputs["first_divergence"].isna().tolist() == [False, True]
+    assert outputs["exact_match"].tolist() == [False, True]
+    for frame in (samples, outputs):
+        assert set(frame["scenario_key"]) == {"k" * 64}
+        assert set(frame["run_id"]) == {run.run_id}
+
+
+def test_the_runs_own_row(results: str, run: Run, ok: Record) -> None:
+    opened = Store(results, run)
+    opened.append(ok, instrument_check=False)
+    opened.finish(planned=15, finished=1, ok=1, interrupted=True)
+    (row,) = load(results, "runs").to_dict("records")
+    expected = {
+        "run_id": run.run_id, "command": "pytest bench/", "commit": "0123abcd", "planned": 15, "finished": 1, "ok": 1,
+        "interrupted": True, "profile": "default", "engine": "process", "machine": MACHINE.fingerprint, "schema_version": 1,
+    }  # fmt: skip
+    assert {name: row[name] for name in expected} == expected
+    assert json.loads(row["machine_facts"])["memory_bytes"] == 2**34
+    assert row["started_at"] == run.started_at <= row["finished_at"]
+
+
+def test_loaded_columns_keep_their_kind_with_nulls(results: str, run: Run, ok: Record, crashed: Record) -> None:
+    _write(results, run, ok, crashed)
+    kinds = {name: str(dtype) for name, dtype in load(results).dtypes.items()}
+    assert (kinds["weight_bytes"], kinds["control"], kinds["kld_mean"]) == ("Int64", "boolean", "float64")
+    assert kinds["started_at"] == "datetime64[us, UTC]"
+    assert kinds["status"].startswith("str")
+
+
+def test_bytes_above_two_to_the_53_are_exact(results: str, run: Run, ok: Record) -> None:
+    """An integer column with a null is no float column."""
+    exact = 2**53 + 1
+    _write(results, run, replace(ok, values={**ok.values, "weight_bytes": exact}))
+    assert load(results)["weight_bytes"].iloc[0] == exact
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_plain_pandas_reads_the_folder(table: str, results: str, run: Run, ok: Record, crashed: Record) -> None:
+    import pandas as pd
+
+    _write(results, run, crashed, ok)
+    frame = pd.read_parquet(f"{results}/{table}")
+    assert set(frame.columns) == {*schema(table).names, "date"}
+    assert len(frame) == len(load(results, table))
+    assert set(frame["date"].astype(str)) == {"2026-03-04"}
+    if table == "scenarios":
+        assert frame["status"].tolist() == ["crashed", "ok"]
+        assert frame["weight_bytes"].tolist()[1] == 7
+
+
+def test_runs_add_up_and_do_not_touch_each_others_files(results: str, run: Run, ok: Record) -> None:
+    _write(results, run, ok)
+    before = {path: path.read_bytes() for path in _files(results, "scenarios")}
+    other = Run(machine=MACHINE, versions={}, command="", commit="", profile="", engine="")
+    assert other.run_id != run.run_id
+    _write(results, other, ok)
+    assert set(load(results)["run_id"]) == {run.run_id, other.run_id}
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_rows_come_back_in_the_order_in_which_they_were_made(results: str, run: Run, crashed: Record) -> None:
+    """Also those after the tenth, here and for plain pandas."""
+    import pandas as pd
+
+    _write(results, run, *(replace(crashed, repeat=number) for number in range(13)))
+    assert load(results)["repeat"].tolist() == list(range(13))
+    assert pd.read_parquet(f"{results}/scenarios")["repeat"].tolist() == list(range(13))
+
+
+def test_a_uri_is_a_place_too(tmp_path: Path, run: Run, ok: Record) -> None:
+    _write(f"file://{tmp_path}/by-uri", run, ok)
+    assert len(load(f"file://{tmp_path}/by-uri")) == len(load(str(tmp_path / "by-uri"))) == 1
+
+
+def test_odd_letters_in_the_path_are_letters(tmp_path: Path, run: Run, ok: Record) -> None:
+    place = str(tmp_path / "ré sults #1 %20=x")
+    _write(place, run, ok)
+    assert len(load(place)) == 1
+
+
+def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run, ok: Record) -> None:
+    """As for pandas.read_parquet, and for the model paths here; the shell leaves it in --results=~/results."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    _write("~/results", run, ok)
+    assert (tmp_path / "home" / "results" / "scenarios").is_dir()
+    assert len(load("~/results")) == 1
+
+
+# --- what may be wrong
+
+
+@pytest.mark.parametrize("below", ["", "/results", "/deep/results"])
+def test_a_place_that_cannot_be_written_is_refused_at_once(below: str, tmp_path: Path, run: Run) -> None:
+    """A regular file stands in the way, which stops even root."""
+    (tmp_path / "file").write_text("in the way")
+    place = f"{tmp_path}/file{below}"
+    with pytest.raises(StoreError) as caught:
+        Store(place, run)
+    sentence = str(caught.value)
+    assert sentence.startswith(f"results cannot be written to {place!r} (")
+    assert sentence.endswith("; choose another place with --results")
+    assert "\n" not in sentence
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+@pytest.mark.parametrize("place", ["nosuch://bucket/results", "file://elsewhere/results"])
+def test_a_uri_that_pyarrow_does_not_know_is_refused(place: str, run: Run) -> None:
+    for attempt in (lambda: Store(place, run), lambda: load(place)):
+        with pytest.raises(StoreError) as caught:
+            attempt()
+        assert repr(place) in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_no_results_is_said_in_one_sentence(results: str, run: Run, ok: Record) -> None:
+    sentence = f"no results of table 'scenarios' under {results!r}; run the benchmark first, or give --results"
+    with pytest.raises(StoreError) as caught:
+        load(results)
+    assert str(caught.value) == sentence
+    Store(results, run)
+    with pytest.raises(StoreError) as caught:
+        load(results)
+    assert str(caught.value) == sentence
+
+
+def test_text_that_is_no_unicode_does_not_lose_the_row(results: str, run: Run, crashed: Record) -> None:
+    """A path with a byte that is no UTF-8 comes into Python as a lone surrogate, and into messages."""
+    _write(results, run, replace(crashed, reason="cannot read m\udcfcll"))
+    assert load(results)["status"].tolist() == ["crashed"]
+
+
+@dataclass
+class FullDisk:
+    """A file system on which no more than ``left`` further files can be opened, or written to."""
+
+    files: Any
+    left: int = 1000
+    while_writing: bool = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.files, name)
+
+    def open_output_stream(self, path: str) -> Any:
+        self.left -= 1
+        if self.left >= 0:
+            return self.files.open_output_stream(path)
+        if not self.while_writing:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+        import pyarrow as pa
+
+        return pa.PythonFile(FullFile(path), mode="w")
+
+
+Filling = tuple[Store, FullDisk, str]
+
+
+class FullFile:
+    """A file that takes the first few bytes."""
+
+    closed = False
+
+    def __init__(self, path: str) -> None:
+        self._stream = open(path, "wb")  # noqa: PTH123, SIM115 - closed below, as pyarrow says
+
+    def write(self, content: bytes) -> int:
+        self._stream.write(content[:4])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+    def close(self) -> None:
+        self._stream.close()
+        self.closed = True
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> FullDisk:
+    """Stores opened from now on write to this disk; so far it has room."""
+    original = store._filesystem
+    made = FullDisk(original("/")[0])
+    monkeypatch.setattr(store, "_filesystem", lambda root: (made, original(root)[1]))
+    return made
+
+
+@pytest.fixture
+def filling(disk: FullDisk, results: str, run: Run) -> Filling:
+    """An open store, its disk, and its place."""
+    return Store(results, run), disk, results
+
+
+@pytest.mark.parametrize("while_writing", [False, True])
+@pytest.mark.parametrize("written", [0, 1, 2])
+def test_a_full_disk_is_one_sentence_and_earlier_rows_still_load(
+    written: int, while_writing: bool, filling: Filling, ok: Record, crashed: Record
+) -> None:
+    """The second record fails at its samples, its outputs or its row."""
+    import pandas as pd
+
+    opened, full, results = filling
+    opened.append(crashed, instrument_check=True)
+    full.left, full.while_writing = written, while_writing
+    with pytest.raises(StoreError) as caught:
+        opened.append(ok, instrument_check=True)
+    sentence = str(caught.value)
+    assert "No space left on device" in sentence
+    assert results in sentence
+    assert "rows written before are safe" in sentence
+    assert "\n" not in sentence
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert load(results)["status"].tolist() == ["crashed"]
+        assert pd.read_parquet(f"{results}/scenarios")["status"].tolist() == ["crashed"]
+
+
+def test_after_room_was_made_writing_goes_on(filling: Filling, ok: Record, crashed: Record) -> None:
+    opened, full, results = filling
+    full.left = 1
+    with pytest.raises(StoreError):
+        opened.append(ok, instrument_check=True)
+    full.left = 1000
+    opened.append(crashed, instrument_check=True)
+    opened.append(ok, instrument_check=True)
+    opened.finish(planned=2, finished=2, ok=1, interrupted=False)
+    assert load(results)["status"].tolist() == ["crashed", "ok"]
+
+
+def test_samples_of_a_record_whose_row_was_not_written_are_not_counted_twice(filling: Filling, ok: Record) -> None:
+    """The same record once more, after room was made."""
+    opened, full, results = filling
+    full.left = 2
+    with pytest.raises(StoreError):
+        opened.append(ok, instrument_check=True)
+    full.left = 1000
+    opened.append(ok, instrument_check=True)
+    assert len(load(results, "samples")) == len(ok.samples)
+    assert len(load(results, "outputs")) == len(ok.outputs)
+
+
+def test_a_full_disk_at_the_start_is_refused_at_once(disk: FullDisk, results: str, run: Run) -> None:
+    disk.left = 0
+    with pytest.raises(StoreError, match="No space left on device"):
+        Store(results, run)
+
+
+def test_a_place_that_went_away_is_one_sentence(results: str, run: Run, ok: Record) -> None:
+    from pathlib import Path
+
+    opened = Store(results, run)
+    Path(results).rmdir()
+    Path(results).write_text("in the way")
+    with pytest.raises(StoreError, match="could not be written"):
+        opened.append(ok, instrument_check=True)
+
+
+@pytest.mark.parametrize("damage", ["cut short", "empty", "not parquet", "footer only"])
+def test_a_corrupt_file_is_reported_and_left_out(damage: str, results: str, run: Run, ok: Record, crashed: Record) -> None:
+    _write(results, run, ok, crashed)
+    broken = _files(results, "scenarios")[0]
+    whole = broken.read_bytes()
+    kept = {"cut short": whole[:-20], "empty": b"", "not parquet": b"a,b\n1,2\n", "footer only": whole[-200:]}
+    broken.write_bytes(kept[damage])
+    with pytest.warns(UserWarning, match="cannot be read and is left out") as caught:
+        frame = load(results)
+    assert frame["status"].tolist() == ["crashed"]
+    assert [str(broken) in str(warning.message) for warning in caught] == [True]
+
+
+def test_a_file_with_a_damaged_page_is_reported_and_left_out(results: str, run: Run, ok: Record, crashed: Record) -> None:
+    """The footer is whole, a compressed page is not."""
+    _write(results, run, ok, crashed)
+    broken = _files(results, "scenarios")[0]
+    whole = bytearray(broken.read_bytes())
+    whole[40:400] = b"\xff" * 360
+    broken.write_bytes(whole)
+    with pytest.warns(UserWarning, match="cannot be read and is left out"):
+        assert load(results)["status"].tolist() == ["crashed"]
+
+
+def test_a_file_whose_column_is_of_another_kind_is_reported_and_left_out(results: str, run: Run, ok: Record) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    _write(results, run, ok)
+    foreign = _files(results, "scenarios")[0].with_name("foreign.parquet")
+    pq.write_table(pa.table({"status": ["ok"], "weight_bytes": ["eleven"]}), foreign)
+    with pytest.warns(UserWarning, match="foreign"):
+        assert len(load(results)) == 1
+
+
+def test_only_corrupt_files_are_no_results(results: str, run: Run, ok: Record) -> None:
+    _write(results, run, ok)
+    _files(results, "scenarios")[0].write_bytes(b"")
+    with pytest.warns(UserWarning, match="left out"), pytest.raises(StoreError, match="no results of table 'scenarios'"):
+        load(results)
+
+
+def test_a_half_written_file_is_not_read(results: str, run: Run, ok: Record) -> None:
+    """What a process killed in the middle of writing leaves."""
+    import pandas as pd
+
+    _write(results, run, ok)
+    path = _files(results, "scenarios")[0]
+    path.with_name(f".{path.name}.partial").write_bytes(path.read_bytes()[:100])
+    assert len(load(results)) == len(pd.read_parquet(f"{results}/scenarios")) == 1
+
+
+@pytest.mark.parametrize("order", ["older first", "older last"])
+def test_an_older_file_that_lacks_a_column_gets_nulls_and_the_newer_keeps_its_figures(
+    order: str, results: str, run: Run, ok: Record
+) -> None:
+    import pyarrow.parquet as pq
+
+    _write(results, run, ok)
+    path = _files(results, "scenarios")[0]
+    older = pq.read_table(path, partitioning=None).drop_columns(["chrf", "weight_bytes", "status"])
+    pq.write_table(older, path.with_name("a.parquet" if order == "older first" else "z.parquet"))
+    frame = load(results)
+    assert list(frame.columns) == schema("scenarios").names
+    assert sorted(frame["chrf"].isna()) == sorted(frame["weight_bytes"].isna()) == [False, True]
+    assert frame["weight_bytes"].dropna().tolist() == [7]
+    assert str(frame["weight_bytes"].dtype) == "Int64"
+
+
+def test_a_newer_files_further_column_does_not_hinder(results: str, run: Run, ok: Record) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    _write(results, run, ok)
+    path = _files(results, "scenarios")[0]
+    newer = pq.read_table(path, partitioning=None)
+    pq.write_table(newer.append_column("from_the_future", pa.array([1.0])), path.with_name("z.parquet"))
+    assert len(load(results)) == 2
