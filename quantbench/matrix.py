@@ -54,6 +54,8 @@ def read_matrix(path: Path) -> Matrix:
         body = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise MatrixError(f"matrix file {path} does not exist; give a TOML file with --matrix") from error
+    except OSError as error:
+        raise MatrixError(f"matrix file {path} cannot be read ({error.strerror}); give a TOML file with --matrix") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise MatrixError(f"matrix file {path} is not valid TOML: {error}") from error
     for key, value in body.items():
@@ -131,6 +133,8 @@ def scenarios(matrix: Matrix) -> list[Scenario]:
         for variant in ordered
         for name in matrix.prompts
     ]
+    if not planned:
+        raise UsageError(f"{matrix.source or 'the matrix'} plans no scenario; name at least one model, method and prompt set")
     _check_unique(planned)
     return planned
 

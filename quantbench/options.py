@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -51,13 +52,15 @@ OPTIONS = (
 )
 
 Values = Mapping[str, Any]
+_TRUE = ("1", "true", "yes", "on")
+_FALSE = ("0", "false", "no", "off")
 _CONVERT: Mapping[str, Callable[[str], Any]] = {"text": str, "int": int, "float": float}
 
 
 def convert(option: Option, raw: str | Sequence[str] | bool | None) -> Any:
     """A raw option or ini value as the option's type; UsageError when it is none such."""
     if option.kind == "flag":
-        return raw is True or str(raw).lower() in ("1", "true", "yes", "on")
+        return _flag(option, str(raw or "no").lower())
     if option.kind == "list":
         parts = [raw] if isinstance(raw, str) else list(raw or [])  # type: ignore[arg-type]  # flags were handled above
         return tuple(name.strip() for part in parts for name in part.split(",") if name.strip())
@@ -67,6 +70,12 @@ def convert(option: Option, raw: str | Sequence[str] | bool | None) -> Any:
         return _CONVERT[option.kind](str(raw))
     except ValueError:
         raise UsageError(f"--{option.name} {raw!r} is no {option.kind}; give a number") from None
+
+
+def _flag(option: Option, raw: str) -> bool:
+    if raw not in (*_TRUE, *_FALSE):
+        raise UsageError(f"--{option.name} {raw!r} is neither true nor false; write true or false")
+    return raw in _TRUE
 
 
 def plan(values: Values) -> Plan:
@@ -105,6 +114,6 @@ def _effort(values: Values) -> Effort:
     effort = PROFILES[values["profile"]]
     if values["timeout"] is None:
         return effort
-    if values["timeout"] <= 0:
+    if not 0 < values["timeout"] < math.inf:
         raise UsageError(f"--timeout {values['timeout']:g} is not positive; give seconds")
     return replace(effort, timeout_s=values["timeout"])

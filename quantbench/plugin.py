@@ -96,6 +96,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         state.finish(interrupted=exitstatus == pytest.ExitCode.INTERRUPTED)
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """The decision, the table behind it, what failed, and where the results are."""
     state = config.stash.get(_SESSION, None)

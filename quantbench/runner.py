@@ -193,6 +193,7 @@ class Runner:
     def _work(self, kind: str, first: Scenario, checkpoint: Checkpoint, tasks: Sequence[Task]) -> tuple[Path, Failure | None]:
         folder = self._scratch / f"{self._job_count:03d}-{first.variant.label}-{kind}"
         self._job_count += 1
+        shutil.rmtree(folder, ignore_errors=True)  # of an earlier run that kept its jobs here
         folder.mkdir()
         Job(
             kind=kind,  # type: ignore[arg-type]  # mypy does not narrow a str to its literals
@@ -220,7 +221,7 @@ class Runner:
         reference = Reference.load(task.reference / REFERENCE_FILE) if task.reference else None
         return Record(
             scenario=scenario,
-            scenario_key=scenario.key(_identity(checkpoint, task)),
+            scenario_key=scenario.key(_identity(scenario, checkpoint)),
             status=Status.OK,
             values=evaluate(trace, reference),
             facts={**trace.facts, "anchor": trace.anchor},
@@ -229,19 +230,23 @@ class Runner:
         )
 
     def _failed(self, scenario: Scenario, failure: Failure, checkpoint: Checkpoint | None) -> Record:
-        identity = {"content": checkpoint.content_hash, "revision": checkpoint.revision} if checkpoint else {}
         return Record(
             scenario=scenario,
-            scenario_key=scenario.key(identity),
+            scenario_key=scenario.key(_identity(scenario, checkpoint)),
             status=failure.status,
             reason=failure.reason,
             traceback=failure.traceback,
         )
 
 
-def _identity(checkpoint: Checkpoint, task: Task) -> Mapping[str, str]:
-    chosen = prompts.PromptSet(name=task.prompts_name, prompts=task.prompts)
-    return {"content": checkpoint.content_hash, "revision": checkpoint.revision, "prompts": chosen.content_hash}
+def _identity(scenario: Scenario, checkpoint: Checkpoint | None) -> Mapping[str, str]:
+    """The content behind the names; the name itself where there is nothing behind it."""
+    try:
+        chosen = prompts.load(scenario.prompts).content_hash
+    except QuantbenchError:
+        chosen = scenario.prompts
+    model = f"{checkpoint.revision} {checkpoint.content_hash}" if checkpoint else scenario.model
+    return {"model": model, "prompts": chosen}
 
 
 def _runtime_versions() -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import PurePath
@@ -67,14 +68,15 @@ class Conditions:
         for name in ("threads", "context", "seed"):
             if getattr(self, name) < 0:
                 raise UsageError(f"{name} is {getattr(self, name)}; it cannot be negative")
-        if self.device != "cpu" and not self.device.startswith("cuda"):
+        if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
             raise UsageError(f"device {self.device!r} is not known; use cpu, cuda or cuda:N")
 
 
 def short_name(name: str) -> str:
     """A model or prompt set as an id shows it: names and hub ids as they are, of a path its last part."""
     is_path = name.startswith((".", "/", "~")) or name.endswith((".gguf", ".txt"))
-    return PurePath(name).name.removesuffix(".gguf").removesuffix(".txt") if is_path else name
+    last = PurePath(name).name or name
+    return last.removesuffix(".gguf").removesuffix(".txt") if is_path else name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,9 +111,9 @@ class Scenario:
     def key(self, identity: Mapping[str, str]) -> str:
         """sha256 of what was asked and changes what is measured.
 
-        ``identity`` names the content behind the names (model revision and hash, prompt set hash), known at run time only.
+        ``identity`` is the content behind the names of model and prompts (revision and hashes), known at run time only.
         """
-        asked = {**asdict(self), "identity": dict(identity)}
+        asked = {"variant": asdict(self.variant), "conditions": asdict(self.conditions), "identity": dict(identity)}
         return hashlib.sha256(json.dumps(asked, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 

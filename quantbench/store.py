@@ -14,7 +14,7 @@ from quantbench.errors import StoreError
 from quantbench.machine import Machine
 from quantbench.methods import METHODS
 from quantbench.metrics import all_columns
-from quantbench.record import SCHEMA_VERSION, Column, Missing, Record
+from quantbench.record import SCHEMA_VERSION, Column, Missing, Record, Status
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pyarrow import fs
 
 TABLES = ("scenarios", "samples", "outputs", "runs")
+_FOUND = ("kernel", "kv_dtype", "checkpoint_dtype", "anchor")
 _VERSION_KEY = b"quantbench_schema_version"
 
 IDENTITY_COLUMNS = (
@@ -210,7 +211,7 @@ class Store:
         try:
             self._files.create_dir(folder, recursive=True)
             with self._files.open_output_stream(partial) as stream:
-                pq.write_table(pa.Table.from_pylist(list(rows), schema=schema(table)), stream, compression="zstd")
+                pq.write_table(pa.Table.from_pylist(_storable(rows), schema=schema(table)), stream, compression="zstd")
             _flush_to_disk(self._files, partial)
             self._files.move(partial, f"{folder}/{name}")
         except OSError as error:
@@ -251,11 +252,11 @@ def _readable(files: fs.FileSystem, folder: str, wanted: pa.Schema) -> Iterable[
         if info.type == fs.FileType.File and info.path.endswith(".parquet"):
             try:
                 with files.open_input_file(info.path) as stream:
-                    found = pq.read_table(stream)
-            except (pa.ArrowInvalid, OSError) as error:
+                    table = _conform(pq.read_table(stream), wanted)
+            except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
                 warnings.warn(f"{info.path} cannot be read and is left out ({_plain(error)})", stacklevel=3)
                 continue
-            yield _conform(found, wanted)
+            yield table
 
 
 def _conform(found: pa.Table, wanted: pa.Schema) -> pa.Table:
@@ -273,9 +274,11 @@ def _scenario_row(record: Record, run: Run) -> dict[str, Any]:
     scenario = record.scenario
     values = {name: None if isinstance(value, Missing) else value for name, value in record.values.items()}
     reasons = {name: value.reason for name, value in record.values.items() if isinstance(value, Missing)}
+    if record.status == Status.OK:
+        reasons |= {name: "the worker found none" for name in _FOUND if not record.facts.get(name)}
     conditions = asdict(scenario.conditions)
     facts = dict(record.facts)
-    used = {name: facts.pop(name, None) for name in ("kernel", "kv_dtype", "checkpoint_dtype", "anchor")}
+    used = {name: facts.pop(name, None) for name in _FOUND}
     return {
         **{
             name: conditions[name]
@@ -307,6 +310,14 @@ def _scenario_row(record: Record, run: Run) -> dict[str, Any]:
     }
 
 
+def _storable(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows whose texts are valid Unicode: a lone surrogate, of an odd path say, becomes a question mark."""
+    return [
+        {name: value.encode("utf-8", "replace").decode() if isinstance(value, str) else value for name, value in row.items()}
+        for row in rows
+    ]
+
+
 def _filesystem(root: str) -> tuple[fs.FileSystem, str]:
     from pathlib import Path
 
@@ -318,7 +329,7 @@ def _filesystem(root: str) -> tuple[fs.FileSystem, str]:
         except (ValueError, OSError) as error:
             raise StoreError(f"pyarrow cannot reach {root!r} ({_plain(error)}); give a folder or a URI it knows") from error
         return found
-    return fs.LocalFileSystem(), str(Path(root).resolve())
+    return fs.LocalFileSystem(), str(Path(root).expanduser().resolve())
 
 
 def _flush_to_disk(files: fs.FileSystem, path: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 from quantbench.errors import UsageError
@@ -23,9 +24,10 @@ def parse_bytes(text: str) -> int:
     """
     match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*", text)
     factor = _BYTE_UNITS.get(match.group(2).upper()) if match else None
-    if match is None or factor is None or float(match.group(1)) <= 0:
+    size = float(match.group(1)) * factor if match and factor else 0.0
+    if not 1 <= size < math.inf:
         raise UsageError(f"{text!r} is not a memory size; write for example 24GiB, 16GB or 512MiB")
-    return round(float(match.group(1)) * factor)
+    return round(size)
 
 
 def format_bytes(count: float) -> str:

@@ -20,7 +20,7 @@ from quantbench.errors import ModelError, QuantbenchError, UnsupportedError
 from quantbench.job import Checkpoint, Job, Task
 from quantbench.machine import available_cpus
 from quantbench.methods import METHODS, LoadedModel, Settings
-from quantbench.models._checkpoint import count_parameters
+from quantbench.models._checkpoint import count_parameters, weight_files
 from quantbench.models._tokenizer import Tokenizer, open_tokenizer
 from quantbench.passes.latency import Contender, measure_rounds
 from quantbench.passes.memory import measure_peak, resident
@@ -220,7 +220,7 @@ def _compare(
 
 
 def _checkpoint_bytes(checkpoint: Checkpoint) -> int:
-    return sum(path.stat().st_size for path in checkpoint.path.glob("*.safetensors"))
+    return sum(path.stat().st_size for path in weight_files(checkpoint.path))
 
 
 if __name__ == "__main__":

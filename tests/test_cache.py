@@ -106,6 +106,14 @@ def test_a_failed_make_leaves_nothing_and_is_tried_again(cache_folder: Path) -> 
 
 
 @pytest.mark.usefixtures("cache_folder")
+def test_the_folder_that_was_filled_is_moved_and_not_copied() -> None:
+    """A copy would be there half-written for a while."""
+    filled: list[int] = []
+    place = cache.artifact("gguf", ASKED, lambda folder: filled.append(folder.stat().st_ino))
+    assert filled == [place.stat().st_ino]
+
+
+@pytest.mark.usefixtures("cache_folder")
 def test_nothing_is_in_place_while_it_is_being_made() -> None:
     """A process killed in the middle leaves a folder that nobody reads."""
     place = cache.cache_root() / "gguf" / cache.digest(ASKED)

@@ -58,7 +58,7 @@ def test_benchmark_json_holds_the_samples_and_the_clocks_name(pytester: pytest.P
             benchmark.pedantic(CLOCK.advance, rounds=3, iterations=1, warmup_rounds=0)
     """)
     out = tmp_path / "out.json"
-    pytester.runpytest("-q", f"--benchmark-json={out}", "-p", "no:cacheprovider").assert_outcomes(passed=1)
+    pytester.runpytest_subprocess(f"--benchmark-json={out}", "-p", "no:cacheprovider").assert_outcomes(passed=1)
     (benchmark,) = json.loads(out.read_text())["benchmarks"]
     assert benchmark["options"]["timer"] == "worker_clock"
     assert benchmark["stats"]["data"] == [0.25, 0.5, 4.0]

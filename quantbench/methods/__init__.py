@@ -123,9 +123,7 @@ class Method:
         """Raise MissingDependency or UnsupportedError when this method cannot open ``checkpoint`` here."""
         missing = self.missing()
         if missing:
-            raise MissingDependency(
-                f"method {self.name!r} needs {', '.join(missing)}, not installed; {self.install}"
-            )
+            raise MissingDependency(f"method {self.name!r} needs {', '.join(missing)}, not installed; {self.install}")
         if checkpoint.kind not in self.kinds:
             raise UnsupportedError(
                 f"method {self.name!r} cannot open a {checkpoint.kind} file; give the checkpoint folder it was made from"

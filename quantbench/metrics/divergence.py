@@ -47,6 +47,7 @@ def divergence(trace: Trace, reference: Reference | None) -> Mapping[str, Value]
     nll_mean, nll_se = mean_by_cluster(nll.tolist(), clusters)
     ln_ratio, ln_ratio_se = mean_by_cluster((nll - nll_reference).tolist(), clusters)
     rms = math.sqrt(squares)
+    ppl, ratio = _exp(nll_mean), _exp(ln_ratio)
     enough = len(kld) >= P99_MIN_SAMPLES
     return {
         "scored_tokens": len(kld),
@@ -59,13 +60,22 @@ def divergence(trace: Trace, reference: Reference | None) -> Mapping[str, Value]
         "top1_agreement_se": _error(top1_se),
         "delta_p_rms": rms,
         "delta_p_rms_se": _error(squares_se, 0.5 / rms if rms else 0.0),
-        "ppl": math.exp(nll_mean),
-        "ppl_se": _error(nll_se, math.exp(nll_mean)),
-        "ppl_ratio": math.exp(ln_ratio),
-        "ppl_ratio_se": _error(ln_ratio_se, math.exp(ln_ratio)),
+        "ppl": ppl,
+        "ppl_se": _error(nll_se, ppl),
+        "ppl_ratio": ratio,
+        "ppl_ratio_se": _error(ln_ratio_se, ratio),
     }
 
 
-def _error(standard_error: float | None, factor: float = 1.0) -> Value:
+def _exp(value: float) -> float | Missing:
+    try:
+        return math.exp(value)
+    except OverflowError:
+        return Missing(f"exp of {value:.0f} nats is more than a float holds: the variant is broken")
+
+
+def _error(standard_error: float | None, factor: float | Missing = 1.0) -> Value:
     """The standard error of a function of the mean, by the delta method."""
+    if isinstance(factor, Missing):
+        return factor
     return Missing("one prompt has no spread between prompts") if standard_error is None else standard_error * factor

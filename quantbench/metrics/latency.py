@@ -13,7 +13,7 @@ from quantbench.trace import Generation, Reference, Round, Trace
 _PER_ANSWER: Mapping[str, tuple[str, Callable[[Generation], float]]] = {
     "prefill_s": ("prompt pass to the first token", lambda answer: answer.prefill_s),
     "ttft_s": ("time to first token; no queue here, so it equals prefill_s", lambda answer: answer.prefill_s),
-    "tpot_s": ("(e2e - ttft) / (n - 1)", lambda answer: sum(answer.gaps_s) / len(answer.gaps_s)),
+    "tpot_s": ("(e2e - ttft) / (n - 1)", lambda answer: (answer.e2e_s - answer.prefill_s) / len(answer.gaps_s)),
     "e2e_s": ("request to last token", lambda answer: answer.e2e_s),
 }
 

@@ -7,9 +7,10 @@ import json
 import math
 import struct
 from pathlib import Path
+from typing import Any
 
 from quantbench.cache import file_sha256
-from quantbench.errors import ModelError
+from quantbench.errors import MissingDependency, ModelError
 from quantbench.job import Checkpoint
 from quantbench.models import MODELS, check_name, looks_like_path
 
@@ -36,7 +37,7 @@ def resolve(name: str, *, trust_remote_code: bool = False) -> Checkpoint:
 def checkpoint_dtype(folder: Path) -> str:
     """The dtype that most bytes of the checkpoint's tensors are stored in, for example ``bf16``."""
     totals: dict[str, int] = {}
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in weight_files(folder):
         for entry in safetensors_header(path).values():
             start, end = entry["data_offsets"]
             dtype = str(entry["dtype"]).lower()
@@ -46,17 +47,37 @@ def checkpoint_dtype(folder: Path) -> str:
     return names.get(largest, largest)
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that transformers would load: the one file, or the shards that the index names, or all.
+
+    Raises ModelError when a shard is missing or the index is damaged.
+    """
+    index = folder / "model.safetensors.index.json"
+    if (folder / "model.safetensors").is_file():
+        return [folder / "model.safetensors"]
+    if not index.is_file():
+        return sorted(folder.glob("*.safetensors"))
+    try:
+        shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{index} is damaged: it has no weight_map; download or copy it again") from error
+    for name in shards:
+        if not (folder / name).is_file():
+            raise ModelError(f"{folder} lacks the shard {name} that its index names; download or copy it again")
+    return [folder / name for name in shards]
+
+
 def count_parameters(checkpoint: Checkpoint) -> int:
     """Parameters of the unquantized model: elements of all tensors, from the files' headers."""
     if checkpoint.kind == "gguf":
         from gguf import GGUFReader
 
         return sum(int(tensor.n_elements) for tensor in GGUFReader(checkpoint.path).tensors)
-    headers = [safetensors_header(path) for path in sorted(checkpoint.path.glob("*.safetensors"))]
+    headers = [safetensors_header(path) for path in weight_files(checkpoint.path)]
     return sum(math.prod(entry["shape"]) for header in headers for entry in header.values())
 
 
-def safetensors_header(path: Path) -> dict[str, dict[str, list[int]]]:
+def safetensors_header(path: Path) -> dict[str, Any]:
     """Tensor entries of a safetensors file (dtype, shape, data_offsets); ModelError if the file is cut short."""
     size = path.stat().st_size
     with path.open("rb") as stream:
@@ -64,12 +85,19 @@ def safetensors_header(path: Path) -> dict[str, dict[str, list[int]]]:
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
         if 8 + length > size:
             raise ModelError(f"{path} is truncated: its header is incomplete; download or copy it again")
-        try:
-            header: dict[str, dict[str, list[int]]] = json.loads(stream.read(length))
-        except ValueError as error:
-            raise ModelError(f"{path} is no safetensors file: its header is not JSON; download or copy it again") from error
-    header.pop("__metadata__", None)
-    needed = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        raw = stream.read(length)
+    try:
+        header: dict[str, Any] = json.loads(raw)
+    except ValueError as error:
+        raise ModelError(f"{path} is no safetensors file: its header is not JSON; download or copy it again") from error
+    try:
+        header.pop("__metadata__", None)
+        needed = 8 + length + max((int(entry["data_offsets"][1]) for entry in header.values()), default=0)
+        sound = all(isinstance(entry["dtype"], str) and math.prod(entry["shape"]) >= 0 for entry in header.values())
+    except (ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
+        raise ModelError(f"{path} is no safetensors file: its header is damaged; download or copy it again") from error
+    if not sound:
+        raise ModelError(f"{path} is no safetensors file: its header is damaged; download or copy it again")
     if size < needed:
         raise ModelError(f"{path} is truncated: it has {size} of {needed} bytes; download or copy it again")
     return header
@@ -79,8 +107,8 @@ def _hub(name: str, trust_remote_code: bool) -> Checkpoint:
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
-        raise ModelError(
-            f"model {name!r} is on the hub and huggingface_hub is missing; pip install 'quantbench[torch]'"
+        raise MissingDependency(
+            f"model {name!r} is on the hub and huggingface_hub is not installed; pip install 'quantbench[torch]'"
         ) from error
     repository, _, revision = name.partition("@")
     try:
@@ -96,7 +124,7 @@ def _hub(name: str, trust_remote_code: bool) -> Checkpoint:
 def _folder(name: str, folder: Path, revision: str, trust_remote_code: bool) -> Checkpoint:
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder} has no config.json, so it is no checkpoint; give the folder that save_pretrained wrote")
-    weights = sorted(folder.glob("*.safetensors"))
+    weights = weight_files(folder)
     if not weights:
         pickled = [path.name for pattern in _PICKLES for path in folder.glob(pattern)]
         why = f"only pickled weights ({pickled[0]}), which can run code when loaded" if pickled else "no weights"
@@ -104,7 +132,8 @@ def _folder(name: str, folder: Path, revision: str, trust_remote_code: bool) -> 
     for path in weights:
         safetensors_header(path)
     content = hashlib.sha256()
-    for path in (*weights, folder / "config.json", *sorted(folder.glob("tokenizer*"))):
+    others = {path for pattern in _HUB_FILES[1:] for path in folder.glob(pattern) if path.is_file()}
+    for path in (*weights, *sorted(others)):
         content.update(f"{path.name} {file_sha256(path)}\n".encode())
     return Checkpoint(
         name=name, kind="hf", path=folder, revision=revision,

@@ -6,7 +6,6 @@ Between fresh processes the raw figure moves by 3 to 15 %; the ratio to an ancho
 from __future__ import annotations
 
 import gc
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,25 +37,47 @@ class Contender:
 def measure_rounds(variant: Contender, anchor: Contender, length: int, effort: Effort) -> tuple[Round, ...]:
     """Timed rounds, until the median's confidence interval is narrow enough or the budget is spent.
 
-    The other passes came before and warmed the variant up; one prompt warms the anchor and tells how long both take.
+    The other passes came before and warmed the variant up; one answer each warms what is left.
     """
-    prompts = len(variant.prompts)
+    variant.answer(0, length)
     anchor.answer(0, length)
-    spent = variant.answer(0, length).e2e_s * prompts
-    share, every = anchor_schedule(spent, anchor.answer(0, length).e2e_s, prompts)
+    turn = AnchorTurn(anchor, length, cost_s=anchor.answer(0, length).e2e_s)
     rounds: list[Round] = []
     deadline = time.perf_counter() + effort.budget_s
     gc.collect()
     gc.disable()
     try:
         while not _done(rounds, effort, deadline):
-            index = len(rounds)
             answers = timed_round(variant.model, variant.prompts, length)
-            opposite = tuple(anchor.answer(each, length) for each in _anchor_prompts(index, share, every, prompts))
-            rounds.append(Round(index=index, variant=answers, anchor=opposite))
+            opposite = turn.take(sum(answer.e2e_s for answer in answers))
+            rounds.append(Round(index=len(rounds), variant=answers, anchor=opposite))
     finally:
         gc.enable()
     return tuple(rounds)
+
+
+class AnchorTurn:
+    """The anchor's part of each round: prompts in rotation, while its total time keeps to its share of all time."""
+
+    def __init__(self, anchor: Contender, length: int, cost_s: float) -> None:
+        """``cost_s`` is what an answer of the anchor takes, as far as is known."""
+        self._anchor = anchor
+        self._length = length
+        self._cost_s = cost_s
+        self._next = 0
+        self._balance_s = 0.0
+
+    def take(self, variant_s: float) -> tuple[Generation, ...]:
+        """Answers after a variant's round of ``variant_s``; at least one after the first round, perhaps none later."""
+        self._balance_s += variant_s * _ANCHOR_SHARE / (1 - _ANCHOR_SHARE)
+        answers: list[Generation] = []
+        while len(answers) < len(self._anchor.prompts) and (self._next == 0 or self._cost_s <= self._balance_s):
+            answer = self._anchor.answer(self._next % len(self._anchor.prompts), self._length)
+            self._next += 1
+            self._cost_s = answer.e2e_s
+            self._balance_s -= answer.e2e_s
+            answers.append(answer)
+        return tuple(answers)
 
 
 def timed_round(model: LoadedModel, prompts: Prompts, length: int) -> tuple[Generation, ...]:
@@ -85,24 +106,6 @@ def timed_answer(model: LoadedModel, index: int, prompt: Sequence[int], length: 
         gaps_s=tuple(after - before for before, after in pairwise(stamps)),
         e2e_s=ended - started,
     )
-
-
-def anchor_schedule(variant_s: float, anchor_prompt_s: float, prompts: int) -> tuple[int, int]:
-    """How many prompts the anchor answers, and every how many rounds, so that it keeps to its share of the time.
-
-    ``variant_s`` is one variant round, ``anchor_prompt_s`` one answer of the anchor.
-    """
-    allowed = _ANCHOR_SHARE / (1 - _ANCHOR_SHARE) * variant_s
-    if anchor_prompt_s <= allowed:
-        return min(prompts, int(allowed / anchor_prompt_s)), 1
-    return 1, math.ceil(anchor_prompt_s / allowed)
-
-
-def _anchor_prompts(index: int, share: int, every: int, prompts: int) -> list[int]:
-    """The prompts that the anchor answers in a round; they rotate, so that all are used."""
-    if index % every:
-        return []
-    return [(index // every * share + offset) % prompts for offset in range(share)]
 
 
 def _done(rounds: Sequence[Round], effort: Effort, deadline: float) -> bool:

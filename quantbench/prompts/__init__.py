@@ -45,7 +45,7 @@ def load(name: str) -> PromptSet:
     check_name(name)
     try:
         source = (files(__name__) / f"{name}.txt") if name in names() else Path(name)
-        text = source.read_text(encoding="utf-8")
+        text = source.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise UsageError(f"prompt file {name!r} is not UTF-8 text ({error.reason}); save it as UTF-8") from error
     lines = (line.strip() for line in text.splitlines())

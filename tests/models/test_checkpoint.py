@@ -247,7 +247,8 @@ def test_the_header_agrees_with_the_safetensors_library(tmp_path: Path) -> None:
 
 
 def test_parameters_are_the_elements_of_all_shards(checkpoint: Path) -> None:
-    _save(checkpoint / "model-00002.safetensors", head=((5, 7), "F16"), scalar=((), "F32"))
+    (checkpoint / "model.safetensors").rename(checkpoint / "model-00001-of-00002.safetensors")
+    _save(checkpoint / "model-00002-of-00002.safetensors", head=((5, 7), "F16"), scalar=((), "F32"))
     assert count_parameters(resolve(str(checkpoint))) == 4 * 8 + 8 + 5 * 7 + 1
 
 
