@@ -21,9 +21,11 @@ if TYPE_CHECKING:
     from quantbench.store import Store
     from quantbench.trace import Trace
 
+_QUIET = pytest.mark.filterwarnings("ignore:Benchmark fixture was not used at all")  # as it is when a scenario failed
 PARAMETER = "quantbench_scenario"
 _PATHS = ("matrix", "results", "keep_jobs")
 _CLOCK = pytest.StashKey[ReplayClock]()
+_BAD_INPUT = pytest.StashKey[str]()
 _SESSION = pytest.StashKey["Session"]()
 
 
@@ -61,19 +63,22 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if PARAMETER in metafunc.fixturenames:
         try:
             ids = list(_session(metafunc.config).planned)
-        except QuantbenchError as error:
-            pytest.exit(f"quantbench: {error}", returncode=pytest.ExitCode.USAGE_ERROR)
+        except QuantbenchError as error:  # raised here it would be a traceback for every file
+            metafunc.config.stash[_BAD_INPUT] = str(error)
+            ids = []
         metafunc.parametrize(PARAMETER, ids, ids=ids)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Give each scenario's test its clock and its group before pytest-benchmark looks at them."""
+    if _BAD_INPUT in config.stash:
+        raise pytest.UsageError(f"quantbench: {config.stash[_BAD_INPUT]}")
     for item in items:
         if identifier := _scenario_of(item):
             clock = item.stash[_CLOCK] = ReplayClock()
             model, _, prompts = identifier.rsplit("/", 2)
             phase = getattr(item, "originalname", item.name).removeprefix("test_")
-            item.add_marker(pytest.mark.filterwarnings("ignore:Benchmark fixture was not used at all"))  # when it fails
+            item.add_marker(_QUIET)
             item.add_marker(pytest.mark.benchmark(group=f"{model} {prompts} {phase}", timer=clock), append=False)
 
 
@@ -86,7 +91,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         try:
             _session(session.config).start(list(dict.fromkeys(selected)))
         except QuantbenchError as error:
-            pytest.exit(f"quantbench: {error}", returncode=pytest.ExitCode.USAGE_ERROR)
+            raise pytest.UsageError(f"quantbench: {error}") from None
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:

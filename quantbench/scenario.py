@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import PurePath
 
 from quantbench.errors import UsageError
@@ -72,6 +73,7 @@ class Conditions:
             raise UsageError(f"device {self.device!r} is not known; use cpu, cuda or cuda:N")
 
 
+@cache  # a matrix of thousands has few names
 def short_name(name: str) -> str:
     """A model or prompt set as an id shows it: names and hub ids as they are, of a path its last part."""
     is_path = name.startswith((".", "/", "~")) or name.endswith((".gguf", ".txt"))

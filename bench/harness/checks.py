@@ -172,6 +172,7 @@ def _drain(tokens: Iterable[int]) -> None:
 
 def _quiet(command: list[str], folder: Path) -> None:
     environment = {**os.environ, "PYTEST_ADDOPTS": ""}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # without its cache pytest rewrites every plugin module on every start
     subprocess.run(command, cwd=folder, env=environment, check=False, stdout=subprocess.DEVNULL)
 
 
