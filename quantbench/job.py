@@ -12,6 +12,8 @@ from quantbench.scenario import Conditions, Effort, Scenario, Variant
 
 JOB_VERSION = 1
 JOB_FILE = "job.json"
+FAILURE_FILE = "failure.json"
+TRACE_FILE = "trace-{}.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from quantbench.engines import ENGINES
 from quantbench.errors import UsageError, unknown_name
 from quantbench.matrix import Matrix, default_matrix, read_matrix, scenarios, select
-from quantbench.runner import Plan
+from quantbench.plan import Plan
 from quantbench.scenario import PROFILES, Effort, Scenario
 
 

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from quantbench.plan import Plan
     from quantbench.record import Record
-    from quantbench.runner import Plan, Runner
+    from quantbench.runner import Runner
     from quantbench.scenario import Scenario
     from quantbench.store import Store
     from quantbench.trace import Trace
@@ -70,16 +71,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Give each scenario's test its clock and its group before pytest-benchmark looks at them."""
+    """End with one sentence when the options asked for something that cannot be."""
     if _BAD_INPUT in config.stash:
         raise pytest.UsageError(f"quantbench: {config.stash[_BAD_INPUT]}")
     for item in items:
-        if identifier := _scenario_of(item):
-            clock = item.stash[_CLOCK] = ReplayClock()
-            model, _, prompts = identifier.rsplit("/", 2)
-            phase = getattr(item, "originalname", item.name).removeprefix("test_")
+        if _scenario_of(item):
             item.add_marker(_QUIET)
-            item.add_marker(pytest.mark.benchmark(group=f"{model} {prompts} {phase}", timer=clock), append=False)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -92,6 +89,16 @@ def pytest_collection_finish(session: pytest.Session) -> None:
             _session(session.config).start(list(dict.fromkeys(selected)))
         except QuantbenchError as error:
             raise pytest.UsageError(f"quantbench: {error}") from None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Give a scenario's test its clock and its group before pytest-benchmark looks at them."""
+    if identifier := _scenario_of(item):
+        clock = item.stash[_CLOCK] = ReplayClock()
+        model, _, prompts = identifier.rsplit("/", 2)
+        phase = getattr(item, "originalname", item.name).removeprefix("test_")
+        item.add_marker(pytest.mark.benchmark(group=f"{model} {prompts} {phase}", timer=clock), append=False)
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:

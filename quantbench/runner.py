@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -24,23 +24,13 @@ from quantbench.metrics.text import compare_answers
 from quantbench.models import MODELS
 from quantbench.models._checkpoint import resolve
 from quantbench.passes.similarity import REFERENCE_FILE
+from quantbench.plan import Plan
 from quantbench.record import Record, Sample, Status
-from quantbench.scenario import Conditions, Effort, Scenario, Variant
+from quantbench.scenario import Conditions, Scenario, Variant
 from quantbench.store import Store
 from quantbench.trace import Generation, Reference, Trace
 
 JobKey = tuple[str, Variant, Conditions]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """What a session wants measured, and how hard to try. ``keep_jobs``: leave job folders there for a rerun by hand."""
-
-    scenarios: tuple[Scenario, ...]
-    effort: Effort
-    engine: str
-    keep_jobs: Path | None = None
-    trust_remote_code: bool = False
 
 
 class Runner:

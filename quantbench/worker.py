@@ -17,7 +17,7 @@ from pathlib import Path
 
 from quantbench.anchor import Anchor, choose
 from quantbench.errors import ModelError, QuantbenchError, UnsupportedError
-from quantbench.job import Checkpoint, Job, Task
+from quantbench.job import FAILURE_FILE, TRACE_FILE, Checkpoint, Job, Task
 from quantbench.machine import available_cpus
 from quantbench.methods import METHODS, LoadedModel, Settings
 from quantbench.models._checkpoint import count_parameters, weight_files
@@ -31,8 +31,6 @@ from quantbench.record import Status
 from quantbench.scenario import Scenario
 from quantbench.trace import Answer, Reference, Trace
 
-FAILURE_FILE = "failure.json"
-TRACE_FILE = "trace-{}.json"
 _CONTEXT_STEP = 64
 _OOM_SCORE_ADJ = Path("/proc/self/oom_score_adj")
 _OUT_OF_MEMORY = ("can't allocate memory", "cannot allocate memory", "out of memory", "failed to allocate")

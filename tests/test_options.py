@@ -16,7 +16,7 @@ from quantbench.scenario import PROFILES, Conditions
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from quantbench.runner import Plan
+    from quantbench.plan import Plan
 
 BY_NAME = {option.name: option for option in OPTIONS}
 

@@ -79,7 +79,8 @@ def start_up() -> Iterator[Result]:
 def job_overhead() -> Iterator[Result]:
     """Wall time of one variant through runner, engine, worker and store, less what was spent opening and measuring."""
     from quantbench.machine import describe
-    from quantbench.runner import Plan, Runner
+    from quantbench.plan import Plan
+    from quantbench.runner import Runner
     from quantbench.scenario import PROFILES, Conditions, Scenario, Variant
     from quantbench.store import Run, Store
 

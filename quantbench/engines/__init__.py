@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from quantbench.job import FAILURE_FILE, TRACE_FILE
 from quantbench.record import Status
 from quantbench.registry import Registry
 from quantbench.trace import Trace
-from quantbench.worker import FAILURE_FILE, TRACE_FILE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

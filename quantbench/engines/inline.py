@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from quantbench.engines import Engine, Failure, Runner, reported_failure
-from quantbench.worker import run_job
 
 
 class InlineRunner:
@@ -17,6 +16,8 @@ class InlineRunner:
 
     def run(self, folder: Path, timeout_s: float) -> Failure | None:
         """See Runner; ``timeout_s`` is not enforced."""
+        from quantbench.worker import run_job
+
         return reported_failure(folder) if run_job(folder) else None
 
 

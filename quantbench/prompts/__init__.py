@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
@@ -23,9 +24,10 @@ class PromptSet:
         return hashlib.sha256("\0".join(self.prompts).encode()).hexdigest()
 
 
-def names() -> list[str]:
+@cache
+def names() -> tuple[str, ...]:
     """The prompt sets that are shipped."""
-    return sorted(entry.name.removesuffix(".txt") for entry in files(__name__).iterdir() if entry.name.endswith(".txt"))
+    return tuple(sorted(entry.name.removesuffix(".txt") for entry in files(__name__).iterdir() if entry.name.endswith(".txt")))
 
 
 def check_name(name: str) -> None:

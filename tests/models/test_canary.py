@@ -12,9 +12,10 @@ from quantbench.methods._gguf_files import f16_file
 from quantbench.models import MODELS
 from quantbench.models._checkpoint import checkpoint_dtype, count_parameters, resolve
 from quantbench.models._tokenizer import open_tokenizer
+from quantbench.plan import Plan
 from quantbench.prompts import load
 from quantbench.record import Record
-from quantbench.runner import Plan, Runner
+from quantbench.runner import Runner
 from quantbench.scenario import Conditions, Effort, Scenario, Variant
 from quantbench.store import Run, Store
 

@@ -1,0 +1,19 @@
+"""A plan: what a session wants measured, and how hard to try."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from quantbench.scenario import Effort, Scenario
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What a session wants measured, and how hard to try. ``keep_jobs``: leave job folders there for a rerun by hand."""
+
+    scenarios: tuple[Scenario, ...]
+    effort: Effort
+    engine: str
+    keep_jobs: Path | None = None
+    trust_remote_code: bool = False
