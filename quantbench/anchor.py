@@ -9,16 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import psutil
-
-from quantbench.errors import UnsupportedError
+from quantbench.errors import QuantbenchError
 from quantbench.job import Checkpoint
+from quantbench.machine import available_memory
 from quantbench.methods import METHODS, Settings
 from quantbench.models import _checkpoint as checkpoints
 from quantbench.scenario import Scenario
 
 _MEMORY_SHARE = 0.4
-"""The anchor may take this much of the memory that is free before anything is loaded."""
+"""The anchor may take this much of the memory that is free."""
 
 _CANARY = "canary"
 _CANARY_VOCABULARY = 2048
@@ -41,8 +40,8 @@ class Anchor:
         return [[token % _CANARY_VOCABULARY for token in prompt[:_CANARY_PROMPT_TOKENS]] for prompt in prompts]
 
 
-def choose(scenario: Scenario, settings: Settings) -> Anchor:
-    """The anchor for a variant; makes its artifact if the method needs one."""
+def choose(scenario: Scenario, settings: Settings) -> Anchor | None:
+    """The anchor for a variant, its artifact made if the method needs one; None where not even the canary can be had."""
     method, _, precision = METHODS[scenario.variant.method].anchor.partition("/")
     variant = replace(scenario.variant, method=method, precision=precision, control=False)
     own = Anchor(name=variant.name, scenario=replace(scenario, variant=variant), settings=settings)
@@ -53,13 +52,12 @@ def choose(scenario: Scenario, settings: Settings) -> Anchor:
     other = Anchor(
         name=f"{_CANARY} {variant.name}", scenario=replace(own.scenario, model=_CANARY), settings=canary, stands_in=True
     )
-    _prepared(other)
-    return other
+    return other if _prepared(other) else None
 
 
 def _fits(checkpoint: Checkpoint, precision: str, method: str) -> bool:
     needed = checkpoints.count_parameters(checkpoint) * METHODS[method].precision(precision).bits / 8
-    return needed <= _MEMORY_SHARE * psutil.virtual_memory().available
+    return needed <= _MEMORY_SHARE * available_memory()
 
 
 def _prepared(anchor: Anchor) -> bool:
@@ -68,6 +66,6 @@ def _prepared(anchor: Anchor) -> bool:
         method.check(anchor.settings.checkpoint)
         if method.preparer:
             method.preparer(anchor.scenario, anchor.settings)
-    except UnsupportedError:
+    except QuantbenchError:  # an anchor is a help: without one there is no ratio, but all else
         return False
     return True

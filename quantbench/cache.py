@@ -12,6 +12,8 @@ from pathlib import Path
 
 import platformdirs
 
+from quantbench.errors import QuantbenchError
+
 CACHE_VARIABLE = "QUANTBENCH_CACHE"
 _CHUNK_BYTES = 1 << 22
 
@@ -35,7 +37,7 @@ def artifact(kind: str, asked: Mapping[str, object], make: Callable[[Path], None
     place = cache_root() / kind / digest(asked)
     if place.is_dir():
         return place
-    place.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(place.parent)
     partial = Path(tempfile.mkdtemp(prefix=f".{place.name}-", dir=place.parent))
     try:
         make(partial)
@@ -64,9 +66,16 @@ def file_sha256(path: Path) -> str:
     return hasher.hexdigest()
 
 
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise QuantbenchError(f"the cache cannot be written at {folder} ({error.strerror}); set {CACHE_VARIABLE}") from error
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Write beside ``path``, flush to disk, rename: a reader sees the old file, the new one, or none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(path.parent)
     handle, partial = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as stream:

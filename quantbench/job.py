@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from quantbench.scenario import Conditions, Effort, Scenario, Variant
 
-JOB_VERSION = 1
+JobKind = Literal["measure", "prepare", "reference"]
 JOB_FILE = "job.json"
 FAILURE_FILE = "failure.json"
 TRACE_FILE = "trace-{}.json"
@@ -45,7 +45,7 @@ class Job:
     that variants are compared with.
     """
 
-    kind: Literal["measure", "prepare", "reference"]
+    kind: JobKind
     checkpoint: Checkpoint
     variant: Variant
     conditions: Conditions
@@ -57,21 +57,21 @@ class Job:
     @property
     def scenario(self) -> Scenario:
         """The scenario of the first prompt set; methods look at model, variant and conditions only."""
-        return self.scenario_of(self.tasks[0])
-
-    def scenario_of(self, task: Task) -> Scenario:
-        """The scenario that ``task`` measures."""
-        return Scenario(model=self.checkpoint.name, variant=self.variant, prompts=task.prompts_name, conditions=self.conditions)
+        return Scenario(
+            model=self.checkpoint.name,
+            variant=self.variant,
+            prompts=self.tasks[0].prompts_name,
+            conditions=self.conditions,
+        )
 
     def save(self, folder: Path) -> None:
         """Write ``job.json`` into ``folder``."""
-        (folder / JOB_FILE).write_text(json.dumps({"version": JOB_VERSION, **asdict(self)}, default=str, indent=1))
+        (folder / JOB_FILE).write_text(json.dumps(asdict(self), default=str, indent=1))
 
     @classmethod
     def load(cls, folder: Path) -> Job:
         """Read what ``save`` wrote."""
         body: dict[str, Any] = json.loads((folder / JOB_FILE).read_text())
-        body.pop("version")
         body["checkpoint"] = Checkpoint(**{**body["checkpoint"], "path": Path(body["checkpoint"]["path"])})
         body["variant"] = Variant(**body["variant"])
         body["conditions"] = Conditions(**body["conditions"])

@@ -64,6 +64,17 @@ def available_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def available_memory() -> int:
+    """Bytes that can still be had: free memory of the machine, or what the control group leaves, if that is less."""
+    import psutil
+
+    free = int(psutil.virtual_memory().available)
+    limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
+    if limit.is_file() and used.is_file() and limit.read_text().strip().isdigit():
+        return min(free, int(limit.read_text()) - int(used.read_text()))
+    return free
+
+
 def versions() -> dict[str, str]:
     """Installed versions of the tracked packages; what is not installed is left out."""
     found = {"python": platform.python_version()}

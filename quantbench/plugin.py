@@ -44,6 +44,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
             help=option.help,
             **extra,
         )
+        if option.kind == "flag":
+            continue  # trust is given on the command line, never by a file that lies around
         parser.addini(f"quantbench_{option.key}", option.help, type="string", default="")
 
 
@@ -56,7 +58,10 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(_WithBenchmark() if has_benchmark else _WithoutBenchmark(), "quantbench-fixture")
     json_file: Path | None = getattr(config.option, "benchmark_json", None)
     if json_file is not None:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            json_file.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise pytest.UsageError(f"--benchmark-json: {json_file.parent} cannot be made ({error.strerror})") from None
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -117,7 +122,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     from quantbench.tables.summary import run_summary
 
     terminalreporter.section("quantbench")
-    for line in run_summary(state.results, state.run_id):
+    for line in [*run_summary(state.results, state.run_id), state.problem]:
         terminalreporter.write_line(line)
 
 
@@ -147,6 +152,7 @@ class Session:
         self._store: Store | None = None
         self._selected = 0
         self.run_id = ""
+        self.problem = ""
 
     def start(self, selected: Sequence[str]) -> None:
         """Open the store and the runner for the selected scenarios."""
@@ -181,7 +187,10 @@ class Session:
         if self._runner and self._store:
             self._runner.__exit__(None, None, None)
             ok = sum(record.status == "ok" for record in self.records)
-            self._store.finish(planned=self._selected, finished=len(self.records), ok=ok, interrupted=interrupted)
+            try:
+                self._store.finish(planned=self._selected, finished=len(self.records), ok=ok, interrupted=interrupted)
+            except QuantbenchError as error:
+                self.problem = str(error)
 
 
 class Measured:
@@ -254,6 +263,8 @@ def _session(config: pytest.Config) -> Session:
 def _raw(config: pytest.Config, option: Option) -> Any:
     """A setting as given; a path on the command line starts where pytest was started, one in an ini file at the root."""
     given = config.getoption(f"quantbench_{option.key}")
+    if option.kind == "flag":
+        return given
     written = config.getini(f"quantbench_{option.key}")
     base = config.rootpath if given is None and written else config.invocation_params.dir
     raw = given if given is not None else written or option.default

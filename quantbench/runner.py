@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import traceback
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from functools import cached_property
@@ -15,8 +16,8 @@ from typing import Self
 from quantbench import cache, prompts
 from quantbench.engines import ENGINES, Failure, collected_trace
 from quantbench.engines import Runner as OpenedEngine
-from quantbench.errors import QuantbenchError, UnsupportedError
-from quantbench.job import Checkpoint, Job, Task
+from quantbench.errors import QuantbenchError, StoreError, UnsupportedError
+from quantbench.job import Checkpoint, Job, JobKind, Task
 from quantbench.machine import versions
 from quantbench.methods import METHODS
 from quantbench.metrics import evaluate
@@ -30,29 +31,33 @@ from quantbench.scenario import Conditions, Scenario, Variant
 from quantbench.store import Store
 from quantbench.trace import Generation, Reference, Trace
 
+REFERENCE_FORMAT = 1
+"""Counts changes in how a reference is sampled, answered or scored; older artifacts are then made again."""
+
 JobKey = tuple[str, Variant, Conditions]
 
 
 class Runner:
     """Measures scenarios on demand: asking for one runs its whole job, and the others of that job are answered from it.
 
-    Use as a context manager. ``progress`` is told, in a few words, what is being done.
+    Use as a context manager.
     """
 
-    def __init__(self, plan: Plan, store: Store, progress: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(self, plan: Plan, store: Store) -> None:
         """Nothing is started before the first scenario is asked for."""
         self._plan = plan
         self._store = store
-        self._progress = progress
         self._stack = ExitStack()
         self._records: dict[Scenario, Record] = {}
         self._traces: dict[Scenario, Trace] = {}
+        self._unstored: dict[Scenario, StoreError] = {}
         self._jobs: dict[JobKey, list[Scenario]] = {}
         for scenario in plan.scenarios:
             self._jobs.setdefault(scenario.job, []).append(scenario)
         self._checkpoints: dict[str, Checkpoint | QuantbenchError] = {}
         self._references: dict[Scenario, Path | Failure | None] = {}
         self._job_count = 0
+        self._opened: OpenedEngine | None = None
 
     def __enter__(self) -> Self:
         """Nothing is started yet."""
@@ -69,13 +74,24 @@ class Runner:
 
     def measure(self, scenario: Scenario) -> Record:
         """The record of a planned scenario; its rows are stored before this returns."""
+        if scenario in self._unstored:
+            raise self._unstored[scenario]
         if scenario not in self._records:
-            made = list(self._run_job(self._jobs[scenario.job]))
-            self._records |= {record.scenario: record for record in made}
-            for record in made:
-                builtin = record.scenario.model in MODELS and MODELS[record.scenario.model].instrument_check
-                self._store.append(record, instrument_check=builtin)
+            for record in self._run_job(self._jobs[scenario.job]):
+                self._keep(record)
+        if scenario in self._unstored:
+            raise self._unstored[scenario]
         return self._records[scenario]
+
+    def _keep(self, record: Record) -> None:
+        """Flush the record's rows; what cannot be stored is an error of its own test, not of its siblings'."""
+        builtin = record.scenario.model in MODELS and MODELS[record.scenario.model].instrument_check
+        try:
+            self._store.append(record, instrument_check=builtin)
+        except StoreError as error:
+            self._unstored[record.scenario] = error
+        else:
+            self._records[record.scenario] = record
 
     def trace(self, scenario: Scenario) -> Trace | None:
         """What the worker saw, for a scenario that was measured well."""
@@ -90,19 +106,21 @@ class Runner:
         self._stack.callback(shutil.rmtree, folder, ignore_errors=True)
         return folder
 
-    @cached_property
     def _engine(self) -> OpenedEngine:
-        device = self._plan.scenarios[0].conditions.device
-        return self._stack.enter_context(ENGINES[self._plan.engine].open(device))
+        if self._opened is None:
+            device = self._plan.scenarios[0].conditions.device
+            self._opened = self._stack.enter_context(ENGINES[self._plan.engine].open(device))
+        return self._opened
 
     def _run_job(self, group: Sequence[Scenario]) -> Iterable[Record]:
         first = group[0]
+        checkpoint = None
         try:
             checkpoint = self._checkpoint(first.model)
             METHODS[first.variant.method].check(checkpoint)
         except QuantbenchError as error:
             status = Status.SKIPPED if isinstance(error, UnsupportedError) else Status.ERROR
-            return [self._failed(scenario, Failure(status=status, reason=str(error)), None) for scenario in group]
+            return [self._failed(scenario, Failure(status=status, reason=str(error)), checkpoint) for scenario in group]
         ready: list[tuple[Scenario, Task]] = []
         records: list[Record] = []
         for scenario in group:
@@ -111,25 +129,32 @@ class Runner:
                 ready.append((scenario, found))
             else:
                 records.append(self._failed(scenario, found, checkpoint))
-        if ready:
-            records += self._measure_ready(ready, checkpoint)
+        comparable = all(task.reference for _, task in ready)  # else the worker reads the prompts, and one may not fit
+        for together in [ready] if comparable and ready else [[each] for each in ready]:
+            records += self._measure_ready(together, checkpoint)
         return records
 
     def _measure_ready(self, ready: Sequence[tuple[Scenario, Task]], checkpoint: Checkpoint) -> list[Record]:
         first = ready[0][0]
+        tasks = [task for _, task in ready]
         if METHODS[first.variant.method].preparer:
-            self._progress(f"{first.variant.label}: preparing")
-            _, failure = self._work("prepare", first, checkpoint, [task for _, task in ready])
+            _, failure = self._work("prepare", first, checkpoint, tasks)
             if failure:
                 return [self._failed(scenario, failure, checkpoint) for scenario, _ in ready]
-        self._progress(f"{first.variant.label}: measuring")
-        folder, failure = self._work("measure", first, checkpoint, [task for _, task in ready])
+        try:
+            folder, failure = self._work("measure", first, checkpoint, tasks)
+        except BaseException:  # Ctrl-C: what the worker had finished is kept
+            folder = self._scratch / f"{self._job_count - 1:03d}-{first.variant.label}-measure"
+            for index, (scenario, task) in enumerate(ready):
+                if trace := collected_trace(folder, index):
+                    self._keep(self._summed(scenario, trace, task, checkpoint))
+            raise
         records = []
         for index, (scenario, task) in enumerate(ready):
             trace = collected_trace(folder, index)
             if trace:
                 self._traces[scenario] = trace
-                records.append(self._measured(scenario, trace, task, checkpoint))
+                records.append(self._summed(scenario, trace, task, checkpoint))
             else:
                 unknown = Failure(status=Status.ERROR, reason="the worker left no trace of this prompt set")
                 records.append(self._failed(scenario, failure or unknown, checkpoint))
@@ -159,12 +184,11 @@ class Runner:
             return None
         asked: dict[str, object] = {
             "content": checkpoint.content_hash, "prompts": chosen.content_hash, "variant": wanted.variant.name,
-            "conditions": asdict(wanted.conditions), "versions": _runtime_versions(),
+            "conditions": asdict(wanted.conditions), "versions": _runtime_versions(), "format": REFERENCE_FORMAT,
         }  # fmt: skip
         failures: list[Failure] = []
 
         def make(folder: Path) -> None:
-            self._progress(f"{wanted.variant.label}: making the reference")
             task = Task(prompts_name=wanted.prompts, prompts=chosen.prompts, reference=None)
             if METHODS[wanted.variant.method].preparer:
                 self._work("prepare", wanted, checkpoint, [task])
@@ -180,21 +204,29 @@ class Runner:
             failure = failures[0] if failures else Failure(status=Status.ERROR, reason=str(error))
             return replace(failure, reason=f"the reference {wanted.variant.name} could not be made: {failure.reason}")
 
-    def _work(self, kind: str, first: Scenario, checkpoint: Checkpoint, tasks: Sequence[Task]) -> tuple[Path, Failure | None]:
+    def _work(
+        self, kind: JobKind, first: Scenario, checkpoint: Checkpoint, tasks: Sequence[Task]
+    ) -> tuple[Path, Failure | None]:
+        """Run one job. An engine that breaks costs this job; the next one gets a new engine."""
         folder = self._scratch / f"{self._job_count:03d}-{first.variant.label}-{kind}"
         self._job_count += 1
-        shutil.rmtree(folder, ignore_errors=True)  # of an earlier run that kept its jobs here
-        folder.mkdir()
-        Job(
-            kind=kind,  # type: ignore[arg-type]  # mypy does not narrow a str to its literals
-            checkpoint=checkpoint,
-            variant=first.variant,
-            conditions=first.conditions,
-            effort=self._plan.effort,
-            tasks=tuple(tasks),
-            preloaded=dict(self._engine.preloaded),
-        ).save(folder)
-        return folder, self._engine.run(folder, self._plan.effort.timeout_s)
+        try:
+            shutil.rmtree(folder, ignore_errors=True)  # of an earlier run that kept its jobs here
+            folder.mkdir()
+            engine = self._engine()
+            Job(
+                kind=kind,
+                checkpoint=checkpoint,
+                variant=first.variant,
+                conditions=first.conditions,
+                effort=self._plan.effort,
+                tasks=tuple(tasks),
+                preloaded=dict(engine.preloaded),
+            ).save(folder)
+            return folder, engine.run(folder, self._plan.effort.timeout_s)
+        except (QuantbenchError, OSError) as error:
+            self._opened = None
+            return folder, Failure(status=Status.CRASHED, reason=str(error))
 
     def _checkpoint(self, name: str) -> Checkpoint:
         if name not in self._checkpoints:
@@ -206,6 +238,14 @@ class Runner:
         if isinstance(found, QuantbenchError):
             raise found
         return found
+
+    def _summed(self, scenario: Scenario, trace: Trace, task: Task, checkpoint: Checkpoint) -> Record:
+        try:
+            return self._measured(scenario, trace, task, checkpoint)
+        except Exception as error:  # noqa: BLE001 - a metric may be anybody's; its failure costs this row only
+            reason = f"a metric failed: {type(error).__name__}: {error}"
+            failure = Failure(status=Status.ERROR, reason=reason, traceback=traceback.format_exc())
+            return self._failed(scenario, failure, checkpoint)
 
     def _measured(self, scenario: Scenario, trace: Trace, task: Task, checkpoint: Checkpoint) -> Record:
         reference = Reference.load(task.reference / REFERENCE_FILE) if task.reference else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -214,7 +215,9 @@ class Store:
                 pq.write_table(pa.Table.from_pylist(_storable(rows), schema=schema(table)), stream, compression="zstd")
             _flush_to_disk(self._files, partial)
             self._files.move(partial, f"{folder}/{name}")
-        except OSError as error:
+        except (OSError, pa.ArrowException) as error:
+            with contextlib.suppress(OSError):
+                self._files.delete_file(partial)
             raise StoreError(
                 f"results of this scenario could not be written to {folder!r} ({_plain(error)}); make room or choose another "
                 "place with --results; rows written before are safe"

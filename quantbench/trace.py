@@ -8,8 +8,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-TRACE_VERSION = 1
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightMemory:
@@ -116,7 +114,7 @@ class Trace:
     load_s: float
     quantize_s: float | None
     measured_s: float
-    """From opening the model to the end of the last pass, everything but the harness's own work."""
+    """From opening the model until this prompt set was done: everything but the harness's own work."""
     parameters: int
     weights: WeightMemory
     weight_bytes_running: int
@@ -131,14 +129,15 @@ class Trace:
 
     def save(self, path: Path) -> None:
         """Write as JSON."""
-        body = {"version": TRACE_VERSION, **asdict(self), "columns": str(self.columns) if self.columns else None}
-        path.write_text(json.dumps(body))
+        body = {**asdict(self), "columns": str(self.columns) if self.columns else None}
+        partial = path.with_suffix(".partial")  # a worker may be killed while it writes
+        partial.write_text(json.dumps(body))
+        partial.replace(path)
 
     @classmethod
     def load(cls, path: Path) -> Trace:
         """Read what ``save`` wrote."""
         body: dict[str, Any] = json.loads(path.read_text())
-        body.pop("version")
         body["weights"] = WeightMemory(**body["weights"])
         body["peak"] = PeakMemory(**body["peak"])
         body["rounds"] = tuple(_round(entry) for entry in body["rounds"])

@@ -23,7 +23,7 @@ from quantbench.methods import METHODS, LoadedModel, Settings
 from quantbench.models._checkpoint import count_parameters, weight_files
 from quantbench.models._tokenizer import Tokenizer, open_tokenizer
 from quantbench.passes.latency import Contender, measure_rounds
-from quantbench.passes.memory import measure_peak, resident
+from quantbench.passes.memory import measure_peak, reset_high_water, resident
 from quantbench.passes.reference import make_reference
 from quantbench.passes.similarity import REFERENCE_FILE, answer_greedily, score_continuations
 from quantbench.preload import import_library
@@ -32,6 +32,7 @@ from quantbench.scenario import Scenario
 from quantbench.trace import Answer, Reference, Trace
 
 _CONTEXT_STEP = 64
+_READ_BYTES = 1 << 22
 _OOM_SCORE_ADJ = Path("/proc/self/oom_score_adj")
 _OUT_OF_MEMORY = ("can't allocate memory", "cannot allocate memory", "out of memory", "failed to allocate")
 
@@ -64,7 +65,9 @@ def run_job(folder: Path) -> int:
                 _measure(job, folder)
     except Exception as error:  # noqa: BLE001 - the whole point: any failure of one cell becomes its row
         failure = {"status": _status(error), "reason": _reason(error), "traceback": traceback.format_exc()}
-        (folder / FAILURE_FILE).write_text(json.dumps(failure))
+        partial = folder / f".{FAILURE_FILE}"
+        partial.write_text(json.dumps(failure))
+        partial.replace(folder / FAILURE_FILE)
         print(f"{failure['status']}: {failure['reason']}", file=sys.stderr)
         return 1
     return 0
@@ -115,20 +118,24 @@ def _make_references(job: Job, folder: Path) -> None:
 def _measure(job: Job, folder: Path) -> None:
     method = METHODS[job.variant.method]
     method.check(job.checkpoint)
-    import_s = sum(import_library(name) + job.preloaded.get(name, 0.0) for name in method.requires)
+    inherited = {name: seconds for name, seconds in job.preloaded.items() if name in sys.modules}
+    import_s = sum(import_library(name) + inherited.get(name, 0.0) for name in method.requires)
     prompts, context = _read_prompts(job)
     settings = _settings(job, context)
     scenario = job.scenario
     artifact = method.preparer(scenario, settings) if method.preparer else None
-    before = resident()
+    _read_once([artifact.path] if artifact else weight_files(job.checkpoint.path))
+    reset_high_water()
+    before = resident()["VmRSS"]
     with ExitStack() as stack:
         started = time.perf_counter()
         model = stack.enter_context(method.open(scenario, settings))
         model.synchronize()
         load_s = time.perf_counter() - started
+        loading = before, resident()["VmHWM"]
         weights = model.memory()
         length = job.conditions.output_tokens
-        peaks = [measure_peak(model, each.ids, length, before, job.conditions.device) for each in prompts]
+        peaks = [measure_peak(model, each.ids, length, loading, job.conditions.device) for each in prompts]
         running = model.memory().weight_bytes
         tokenizer = open_tokenizer(job.checkpoint)
         compared = [
@@ -136,11 +143,11 @@ def _measure(job: Job, folder: Path) -> None:
             for index, each in enumerate(prompts)
         ]
         chosen = choose(scenario, settings)
-        anchor = _open_anchor(stack, model, chosen, scenario)
+        anchor = _open_anchor(stack, model, chosen, scenario) if chosen else None
         facts = {**model.facts, "threads": str(settings.threads), "context": str(context)}
         for index, (each, peak, (answers, columns)) in enumerate(zip(prompts, peaks, compared, strict=True)):
-            opposite = chosen.prompts(each.ids)
-            rounds = measure_rounds(Contender(model, each.ids), Contender(anchor, opposite), length, job.effort)
+            opposite = Contender(anchor, chosen.prompts(each.ids)) if chosen and anchor else None
+            rounds = measure_rounds(Contender(model, each.ids), opposite, length, job.effort)
             Trace(
                 import_s=import_s,
                 load_s=load_s,
@@ -151,12 +158,20 @@ def _measure(job: Job, folder: Path) -> None:
                 weight_bytes_running=running,
                 artifact_bytes=artifact.file_bytes if artifact else _checkpoint_bytes(job.checkpoint),
                 peak=peak,
-                anchor=chosen.name,
+                anchor=chosen.name if chosen else "",
                 rounds=rounds,
                 answers=answers,
                 columns=columns,
                 facts={**facts, "checkpoint_dtype": each.reference.checkpoint_dtype if each.reference else ""},
             ).save(folder / TRACE_FILE.format(index))
+
+
+def _read_once(files: Sequence[Path]) -> None:
+    """Bring files into the page cache, so that loading times loading and not the disk."""
+    for path in files:
+        with path.open("rb", buffering=0) as stream:
+            while stream.read(_READ_BYTES):
+                pass
 
 
 def _read_prompts(job: Job) -> tuple[list[_Prompts], int]:

@@ -18,7 +18,7 @@ settings.load_profile("repeatable")
 
 _USERS_CACHE = cache_root()
 STUB = Path(__file__).parent / "stub_method.py"
-ENTRY_POINTS = "[quantbench.methods]\nstub = stub_method\n"
+ENTRY_POINTS = "[quantbench.methods]\nstub = stub_method\n[quantbench.metrics]\nstub = stub_method\n"
 
 
 @pytest.fixture(scope="session")

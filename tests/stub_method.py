@@ -12,11 +12,13 @@ from typing import Any
 
 from quantbench.errors import UnsupportedError
 from quantbench.methods import LoadedModel, Sampling, Settings, method
+from quantbench.metrics import metric
+from quantbench.record import Column, Value
 from quantbench.scenario import Precision, Scenario
-from quantbench.trace import WeightMemory
+from quantbench.trace import Reference, Trace, WeightMemory
 
 VOCABULARY = 2048
-BEHAVIOURS = ("exact", "noisy", "killed", "segfault", "error", "memory", "refused", "slow", "stuck", "late")
+BEHAVIOURS = ("exact", "noisy", "killed", "segfault", "error", "memory", "refused", "slow", "stuck", "late", "odd")
 LONG_PROMPT = 40
 
 
@@ -25,13 +27,18 @@ class StubModel:
 
     @property
     def facts(self) -> Mapping[str, str]:
-        return {"kernel": "stub", "kv_dtype": "none", "oom_score_adj": Path("/proc/self/oom_score_adj").read_text().strip()}
+        return {
+            "kernel": "odd" if self._odd else "stub",
+            "kv_dtype": "none",
+            "oom_score_adj": Path("/proc/self/oom_score_adj").read_text().strip(),
+        }
 
-    def __init__(self, noise: float = 0.0, step_s: float = 0.0, *, dies_late: bool = False) -> None:
+    def __init__(self, noise: float = 0.0, step_s: float = 0.0, *, dies_late: bool = False, odd: bool = False) -> None:
         self._noise = noise
         self._step_s = step_s
         self._dies_late = dies_late
         self._long_prompts = 0
+        self._odd = odd
 
     def generate(self, prompt: Sequence[int], limit: int, sampling: Sampling | None = None) -> Iterator[int]:
         last = prompt[-1]
@@ -83,7 +90,10 @@ def open_stub(scenario: Scenario, settings: Settings) -> Iterator[LoadedModel]:
             time.sleep(600)
     behaviour = scenario.variant.precision
     yield StubModel(
-        noise=0.3 if behaviour == "noisy" else 0.0, step_s=0.002 if behaviour == "slow" else 0.0, dies_late=behaviour == "late"
+        noise=0.3 if behaviour == "noisy" else 0.0,
+        step_s=0.002 if behaviour == "slow" else 0.0,
+        dies_late=behaviour == "late",
+        odd=behaviour == "odd",
     )
 
 
@@ -93,3 +103,11 @@ def open_absent(scenario: Scenario, settings: Settings) -> Iterator[LoadedModel]
     """A method whose package is not installed"""
     raise AssertionError("must not be opened")
     yield
+
+
+@metric(Column("stub_answers", "answers", kind="int", doc="answers seen"))
+def stub_answers(trace: Trace, reference: Reference | None) -> Mapping[str, Value]:
+    """A metric from elsewhere, which fails on odd models"""
+    if trace.facts["kernel"] == "odd":
+        raise ValueError("too odd for this metric")
+    return {"stub_answers": len(trace.answers)}

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quantbench import cache
+from quantbench.errors import QuantbenchError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -189,3 +190,10 @@ def test_write_atomically_keeps_the_old_file_when_it_cannot_finish(tmp_path: Pat
         cache.write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
     assert _files(tmp_path) == ["note"]
+
+
+def test_a_cache_that_cannot_be_written_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setenv("QUANTBENCH_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(QuantbenchError, match=r"the cache cannot be written at .*; set QUANTBENCH_CACHE"):
+        cache.artifact("kind", {"a": 1}, Path.exists)

@@ -67,6 +67,16 @@ def test_a_failing_variant_fails_alone(precision: str, status: str, words: str, 
     assert pd.isna(frame.kld_mean[precision])
 
 
+def test_a_metric_from_elsewhere_is_a_column_and_its_failure_costs_its_own_row_only(stub_run: Run, results: Results) -> None:
+    """A new metric is one file, ours or anybody's."""
+    stub_run(precisions="exact,odd,noisy")
+
+    frame = results().set_index("precision")
+    assert frame.status.to_dict() == {"exact": "ok", "noisy": "ok", "odd": "error"}
+    assert frame.reason["odd"] == "a metric failed: ValueError: too odd for this metric"
+    assert frame.stub_answers[["exact", "noisy"]].tolist() == [2, 2]
+
+
 def test_an_exception_keeps_its_traceback_in_the_row(stub_run: Run, results: Results) -> None:
     run = stub_run(precisions="error")
 
@@ -250,7 +260,10 @@ def test_ctrl_c_keeps_finished_rows_and_ends_with_pytests_code(
             break
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
+    try:
+        output, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
 
     assert process.returncode == pytest.ExitCode.INTERRUPTED, output.decode()
     assert results().precision.tolist() == ["exact"]

@@ -30,14 +30,17 @@ SCENARIO_COLUMNS = (
     "answer_tokens", "continuation_tokens", "seed", "anchor", "kernel", "kv_dtype", "checkpoint_dtype", "instrument_check",
     "facts", "null_reasons", "machine", "cpu", "gpus", "isa", "versions", "schema_version", "scored_tokens", "kld_mean",
     "kld_mean_se", "kld_median", "kld_p99", "kld_max", "top1_agreement", "top1_agreement_se", "delta_p_rms", "delta_p_rms_se",
-    "ppl", "ppl_se", "ppl_ratio", "ppl_ratio_se", "rounds", "prefill_s", "prefill_mad_s", "prefill_p90_s", "ttft_s",
-    "ttft_mad_s", "ttft_p90_s", "tpot_s", "tpot_mad_s", "tpot_p90_s", "e2e_s", "e2e_mad_s", "e2e_p90_s", "prefill_tps",
+    "ppl", "ppl_se", "ppl_ratio", "ppl_ratio_se", "rounds",
+    "prefill_s", "prefill_mad_s", "prefill_p90_s", "prefill_p99_s", "ttft_s",
+    "ttft_mad_s", "ttft_p90_s", "ttft_p99_s", "tpot_p99_s", "e2e_p99_s", "tpot_s",
+    "tpot_mad_s", "tpot_p90_s", "e2e_s", "e2e_mad_s", "e2e_p90_s", "prefill_tps",
     "prefill_tps_low", "prefill_tps_high", "decode_tps", "decode_tps_low", "decode_tps_high", "tps", "tps_low", "tps_high",
     "anchor_prefill_tps", "prefill_ratio", "prefill_ratio_low", "prefill_ratio_high", "anchor_decode_tps", "decode_ratio",
     "decode_ratio_low", "decode_ratio_high", "import_s", "load_s", "quantize_s", "parameters", "weight_bytes",
     "weight_bytes_running", "bits_per_weight", "footprint_bytes", "artifact_bytes", "peak_rss_bytes", "peak_rss_growth_bytes",
     "load_peak_rss_bytes", "rss_anon_bytes", "rss_file_bytes", "peak_device_allocated_bytes", "peak_device_reserved_bytes",
-    "exact_match", "exact_match_se", "first_divergence", "token_match", "token_match_se", "chrf", "chrf_se",
+    "exact_match", "exact_match_se", "first_divergence", "first_divergence_se",
+    "token_match", "token_match_se", "chrf", "chrf_se",
 )  # fmt: skip
 """Written down, so that a column that is renamed or dropped is noticed; columns are only ever added."""
 

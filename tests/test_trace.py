@@ -93,8 +93,9 @@ def test_weight_bytes_are_the_sum_over_all_kinds(by_kind: dict[str, int]) -> Non
 
 
 @given(traces)
-def test_the_file_is_plain_json_with_a_version(trace: Trace) -> None:
+def test_the_file_is_plain_json_and_nothing_half_written_is_left(trace: Trace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace-0.json"
         trace.save(path)
-        assert json.loads(path.read_text(encoding="ascii"))["version"] == 1
+        assert json.loads(path.read_text(encoding="ascii"))["anchor"] == trace.anchor
+        assert list(path.parent.iterdir()) == [path]

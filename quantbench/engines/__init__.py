@@ -52,7 +52,10 @@ def reported_failure(folder: Path) -> Failure | None:
     path = folder / FAILURE_FILE
     if not path.is_file():
         return None
-    body = json.loads(path.read_text())
+    try:
+        body = json.loads(path.read_text())
+    except ValueError:
+        return None
     return Failure(status=Status(body["status"]), reason=body["reason"], traceback=body["traceback"])
 
 

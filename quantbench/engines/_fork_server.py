@@ -30,7 +30,7 @@ def main() -> None:
     signal.signal(signal.SIGCHLD, lambda *_: None)
     while line := sys.stdin.readline():
         request = json.loads(line)
-        pid = _start(Path(request["folder"]), fork=request["fork"])
+        pid = _start(Path(request["folder"]), (answers.fileno(), wake_read, wake_write), fork=request["fork"])
         _answer(answers, {"pid": pid})
         _answer(answers, {"returncode": _wait(pid, wake_read)})
 
@@ -45,17 +45,25 @@ def _cuda_initialized() -> bool:
     return bool(torch and torch.cuda.is_initialized())
 
 
-def _start(folder: Path, *, fork: bool) -> int:
+def _start(folder: Path, own: tuple[int, ...], *, fork: bool) -> int:
+    """Fork a worker without ``own``, the server's handles: when the server ends, its pipes must be seen to end."""
+    ready_read, ready_write = os.pipe()
     pid = os.fork()
     if pid == 0:
+        os.setsid()
+        os.write(ready_write, b"1")
+        for handle in (*own, ready_read, ready_write):
+            os.close(handle)
         _become_worker(folder, fork=fork)
+    os.close(ready_write)
+    os.read(ready_read, 1)  # the worker leads a group of its own now, so that a kill reaches it and all it starts
+    os.close(ready_read)
     return pid
 
 
 def _become_worker(folder: Path, *, fork: bool) -> NoReturn:
     code = 1
     try:
-        os.setsid()
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for name, number in (("stdout.log", 1), ("stderr.log", 2)):

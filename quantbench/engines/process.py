@@ -67,6 +67,7 @@ class ProcessRunner:
             )
         except BaseException:
             _kill(pid)
+            self._receive(None)  # the answer to this job must not be taken for the next one's
             raise
         return _ending(folder, int(answer["returncode"]), oom_kills() > killed_before)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -26,6 +28,7 @@ SUPER_BLOCK = 256
 _SOURCE_SHA256 = {"0.3.36": "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"}
 """Source distributions of llama-cpp-python that were looked at; of any other version the package index vouches for the hash."""
 
+_UNTRUSTED = (".py", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _CONVERTER_PARTS = ("convert_hf_to_gguf.py", "conversion/", "gguf-py/", "LICENSE")
 
 
@@ -33,17 +36,32 @@ def f16_file(checkpoint: Checkpoint) -> Path:
     """The checkpoint as an F16 GGUF file, made by llama.cpp's ``convert_hf_to_gguf.py`` on first use."""
     if checkpoint.kind == "gguf":
         return checkpoint.path
-    asked = {"content": checkpoint.content_hash, "outtype": "f16", "llama_cpp_python": version("llama_cpp_python")}
+    asked = {"content": checkpoint.content_hash, "outtype": "f16", **_maker()}
 
     def make(folder: Path) -> None:
-        script = converter()
-        command = [sys.executable, str(script), str(checkpoint.path), "--outtype", "f16", "--outfile", str(folder / MODEL_FILE)]
+        source = _without_code(checkpoint, folder / "source")
+        command = [sys.executable, str(converter()), str(source), "--outtype", "f16", "--outfile", str(folder / MODEL_FILE)]
         done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+        if source != checkpoint.path:
+            shutil.rmtree(source)
+        if done.returncode == -signal.SIGKILL:
+            raise MemoryError(f"llama.cpp's converter was killed while it converted {checkpoint.path}: out of memory")
         if done.returncode or not (folder / MODEL_FILE).is_file():
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
             raise ModelError(f"llama.cpp's converter cannot convert {checkpoint.path} to GGUF: {last}")
 
     return artifact("gguf", asked, make) / MODEL_FILE
+
+
+def _without_code(checkpoint: Checkpoint, view: Path) -> Path:
+    """A view of the checkpoint without Python files and pickles, which the converter would trust; itself if we do too."""
+    if checkpoint.trust_remote_code:
+        return checkpoint.path
+    view.mkdir()
+    for path in checkpoint.path.iterdir():
+        if path.is_file() and path.suffix not in _UNTRUSTED:
+            (view / path.name).symlink_to(path.resolve())
+    return view
 
 
 def quantized_file(checkpoint: Checkpoint, precision: str) -> Artifact:
@@ -53,7 +71,7 @@ def quantized_file(checkpoint: Checkpoint, precision: str) -> Artifact:
     other types there), ModelError when llama.cpp refuses.
     """
     source = f16_file(checkpoint)
-    asked = {"content": checkpoint.content_hash, "precision": precision, "llama_cpp_python": version("llama_cpp_python")}
+    asked = {"content": checkpoint.content_hash, "precision": precision, **_maker()}
 
     def make(folder: Path) -> None:
         if "_k" in precision or precision.startswith("iq"):
@@ -105,6 +123,11 @@ def converter() -> Path:
     installed = version("llama_cpp_python")
     asked = {"converter": installed, "sha256": _SOURCE_SHA256.get(installed, "")}
     return artifact("converter", asked, lambda folder: _fetch_converter(folder, installed)) / _CONVERTER_PARTS[0]
+
+
+def _maker() -> dict[str, str]:
+    """What makes GGUF files here: the runtime's version, and the checkout if one was named."""
+    return {"llama_cpp_python": version("llama_cpp_python"), "checkout": os.environ.get(CHECKOUT_VARIABLE, "")}
 
 
 def _fetch_converter(folder: Path, installed: str) -> None:

@@ -34,8 +34,10 @@ def library() -> Any:
     def errors_only(level: int, text: bytes, _data: ctypes.c_void_p) -> None:
         if level == _LOG_LEVEL_ERROR:
             sys.stderr.write(text.decode("utf-8", "replace"))
+            llama_cpp.quantbench_error = text.decode("utf-8", "replace").strip()
 
     silent = llama_cpp.llama_log_callback(errors_only)
+    llama_cpp.quantbench_error = ""
     llama_cpp.llama_log_set(silent, ctypes.c_void_p(0))
     llama_cpp.quantbench_log = silent  # the library keeps a bare pointer: the callback must outlive it
     llama_cpp.llama_backend_init()
@@ -63,7 +65,7 @@ def open_gguf_file(path: Path, *, threads: int, context: int, device: str, extra
     model_params.n_gpu_layers = 0 if device == "cpu" else _ALL_LAYERS
     model = lib.llama_model_load_from_file(str(path).encode(), model_params)
     if not model:
-        raise ModelError(f"llama.cpp cannot load {path}: the file is cut short or damaged; make or download it again")
+        raise ModelError(_refusal(f"llama.cpp cannot load {path}", "make or download it again, or free memory"))
     try:
         context_params = lib.llama_context_default_params()
         context_params.n_ctx = context
@@ -71,13 +73,20 @@ def open_gguf_file(path: Path, *, threads: int, context: int, device: str, extra
         context_params.n_threads = context_params.n_threads_batch = threads
         llama_context = lib.llama_init_from_model(model, context_params)
         if not llama_context:
-            raise ModelError(f"llama.cpp cannot make a context of {context} tokens for {path}; ask for a shorter one")
+            raise ModelError(
+                _refusal(f"llama.cpp cannot make a context of {context} tokens for {path}", "ask for a shorter one")
+            )
         try:
             yield LlamaCppModel(model, llama_context, path, kernel)
         finally:
             lib.llama_free(llama_context)
     finally:
         lib.llama_model_free(model)
+
+
+def _refusal(what: str, mend: str) -> str:
+    """One sentence with llama.cpp's own last error, which tells a damaged file from memory that ran out."""
+    return f"{what} ({library().quantbench_error or 'it gave no reason'}); {mend}"
 
 
 class LlamaCppModel:

@@ -7,16 +7,20 @@ quantized matrix then dies of a general protection fault. A build like that stil
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
 
 from quantbench.cache import artifact
+from quantbench.errors import QuantbenchError
+from quantbench.machine import describe
 
 _WIDTH = 256
 _TOKENS = 64
 _RESULT = "result.json"
+_DEADLY = (signal.SIGSEGV, signal.SIGILL, signal.SIGBUS, signal.SIGFPE, signal.SIGABRT)
 
 
 def extra_buffers_work() -> bool:
@@ -30,10 +34,14 @@ def extra_buffers_work() -> bool:
         model = folder / "probe.gguf"
         _write_model(model)
         done = subprocess.run([sys.executable, "-m", __name__, str(model)], capture_output=True, check=False)
+        if done.returncode and -done.returncode not in _DEADLY:
+            last = (done.stderr.decode(errors="replace").strip().splitlines() or ["no message"])[-1]
+            raise QuantbenchError(f"llama.cpp could not be tried out (exit code {done.returncode}: {last}); reinstall it")
         (folder / _RESULT).write_text(json.dumps({"works": done.returncode == 0, "returncode": done.returncode}))
         model.unlink()
 
-    folder = artifact("probe", {"llama_cpp_python": version("llama_cpp_python"), "built": built}, probe)
+    asked = {"llama_cpp_python": version("llama_cpp_python"), "built": built, "isa": describe().isa}
+    folder = artifact("probe", asked, probe)
     return bool(json.loads((folder / _RESULT).read_text())["works"])
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from quantbench.methods import Sampling, Settings
@@ -38,11 +39,11 @@ def load_pretrained(settings: Settings, device: str, **options: Any) -> Any:
 class TransformersModel:
     """A LoadedModel over a transformers causal LM: batch of one, KV cache of the model's own dtype, no sampling warper."""
 
-    def __init__(self, model: Any, quantization_state: Mapping[str, int] | None = None, kernel: str = "aten") -> None:
-        """``quantization_state`` are bytes by kind that are neither parameters nor buffers; ``kernel`` names what runs."""
+    def __init__(self, model: Any, kernel: str, state_bytes: Callable[[Any], int] = lambda _: 0) -> None:
+        """``kernel`` names what runs; ``state_bytes`` counts in the model what is neither parameter nor buffer."""
         self.model = model
-        self._state = dict(quantization_state or {})
         self._kernel = kernel
+        self._state_bytes = state_bytes
 
     @property
     def facts(self) -> Mapping[str, str]:
@@ -68,22 +69,29 @@ class TransformersModel:
                 yield int(ids)
 
     def score(self, tokens: Sequence[int], first: int = 0) -> Iterator[NDArray[np.float32]]:
-        """See LoadedModel. One forward pass over all tokens; the vocabulary projection is done in bounded chunks."""
+        """See LoadedModel. The model's own forward pass with its cache, in chunks of bounded size."""
         import torch
+        from transformers import DynamicCache
 
+        cache = DynamicCache(config=self.model.config)
         ids = torch.tensor([list(tokens)], device=self.model.device)
+        step = max(1, _SCORE_LOGIT_BYTES // (4 * self.model.config.vocab_size))
+        edges = [0, *range(first, len(tokens), step), len(tokens)]
         with torch.inference_mode():
-            hidden = self.model.model(input_ids=ids, use_cache=False).last_hidden_state[0, first:]
-            head = self.model.get_output_embeddings()
-            for rows in hidden.split(max(1, _SCORE_LOGIT_BYTES // (4 * self.model.config.vocab_size))):
-                yield head(rows).float().cpu().numpy()
+            for start, end in pairwise(sorted(set(edges))):
+                keep = 1 if end <= first else 0  # 0 keeps all; what comes before `first` only fills the cache
+                logits = self.model(
+                    input_ids=ids[:, start:end], past_key_values=cache, use_cache=True, logits_to_keep=keep
+                ).logits
+                if start >= first:
+                    yield logits[0].float().cpu().numpy()
 
     def memory(self) -> WeightMemory:
         """Bytes of distinct parameter and buffer storages, plus the quantization state."""
         by_kind = {
             "parameters": sum(_distinct_bytes(self.model.parameters())),
             "buffers": sum(_distinct_bytes(self.model.buffers())),
-            **self._state,
+            "quantization_state": self._state_bytes(self.model),
         }
         return WeightMemory(by_kind=by_kind, footprint_bytes=self.model.get_memory_footprint())
 

@@ -21,22 +21,13 @@ FP4 = Precision(name="fp4", bits=4, title="FP4")
 @contextmanager
 def open_bitsandbytes(scenario: Scenario, settings: Settings) -> Iterator[LoadedModel]:
     """Quantized on load to INT8 (LLM.int8) or 4-bit blocks of 64 (NF4, FP4)"""
-    yield BitsandbytesModel(_load(scenario, settings), kernel=f"bitsandbytes-{scenario.variant.precision}")
+    yield TransformersModel(_load(scenario, settings), f"bitsandbytes-{scenario.variant.precision}", _state_bytes)
 
 
 @open_bitsandbytes.saves
 def save_bitsandbytes(scenario: Scenario, settings: Settings, out: Path) -> None:
     """Write the quantized checkpoint."""
     _load(scenario, settings).save_pretrained(out)
-
-
-class BitsandbytesModel(TransformersModel):
-    """Adds the quantization state, which is neither parameter nor buffer, to the byte count."""
-
-    def memory(self) -> Any:
-        """See LoadedModel: packed parameters, buffers, and absmax, code tables and int8 row statistics."""
-        self._state = {"quantization_state": _state_bytes(self.model)}
-        return super().memory()
 
 
 def _load(scenario: Scenario, settings: Settings) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 from quantbench.errors import UnsupportedError
@@ -44,6 +45,7 @@ def open_gguf(scenario: Scenario, settings: Settings) -> Iterator[LoadedModel]:
 
 
 @open_gguf.prepares
+@cache  # a ready file's header is read once, and not again while loading is timed
 def prepare_gguf(scenario: Scenario, settings: Settings) -> Artifact:
     """The scenario's GGUF file; a ready ``.gguf`` model is used as it is when it already has the precision asked for."""
     from quantbench.methods import _gguf_files as files

@@ -9,10 +9,11 @@ A new metric is one file here (or an entry point in the group ``quantbench.metri
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from quantbench.record import Column, Value
+from quantbench.record import Column, Missing, Value
 from quantbench.registry import Registry
 from quantbench.trace import Reference, Trace
 
@@ -39,6 +40,8 @@ def metric(*columns: Column) -> Callable[[Compute], Metric]:
     return register
 
 
+_KINDS: Mapping[str, tuple[type, ...]] = {"float": (float, int), "int": (int,), "string": (str,), "bool": (bool,)}
+
 METRICS: Registry[Metric] = Registry("quantbench.metrics", Metric, "metric")
 
 
@@ -52,5 +55,16 @@ def evaluate(trace: Trace, reference: Reference | None) -> dict[str, Value]:
     values: dict[str, Value] = {}
     for each in METRICS:
         computed = each.compute(trace, reference)
-        values.update({column.name: computed[column.name] for column in each.columns})
+        values |= {column.name: _checked(column, computed[column.name]) for column in each.columns}
     return values
+
+
+def _checked(column: Column, value: Value) -> Value:
+    """The value if it is of its column's kind; a figure that is not finite becomes a Missing. Raises TypeError."""
+    if isinstance(value, Missing):
+        return value
+    if not isinstance(value, _KINDS[column.kind]) or (isinstance(value, bool) and column.kind != "bool"):
+        raise TypeError(f"column {column.name!r} is of kind {column.kind} and got {value!r}")
+    if isinstance(value, float) and not math.isfinite(value):
+        return Missing(f"the figure is {value}, no finite number: what it was made from is broken")
+    return value

@@ -7,9 +7,10 @@ from statistics import median
 
 from quantbench.metrics import metric
 from quantbench.record import Column, Missing, Value
-from quantbench.statistics import mad, median_interval, percentile
+from quantbench.statistics import P99_MIN_SAMPLES, mad, median_interval, percentile
 from quantbench.trace import Generation, Reference, Round, Trace
 
+_TOO_FEW = Missing(f"a p99 takes {P99_MIN_SAMPLES} answers")
 _PER_ANSWER: Mapping[str, tuple[str, Callable[[Generation], float]]] = {
     "prefill_s": ("prompt pass to the first token", lambda answer: answer.prefill_s),
     "ttft_s": ("time to first token; no queue here, so it equals prefill_s", lambda answer: answer.prefill_s),
@@ -25,6 +26,7 @@ def _columns() -> tuple[Column, ...]:
             Column(name, "s", "lower", doc=f"{doc}; median over answers"),
             Column(name.removesuffix("_s") + "_mad_s", "s", doc=f"median absolute deviation of {name} x 1.4826"),
             Column(name.removesuffix("_s") + "_p90_s", "s", "lower", doc=f"90th percentile of {name}"),
+            Column(name.removesuffix("_s") + "_p99_s", "s", "lower", doc=f"99th percentile of {name}, from 1000 answers"),
         ]
     for name, doc in (
         ("prefill_tps", "prompt tokens / prefill time of a round; median over rounds"),
@@ -36,6 +38,11 @@ def _columns() -> tuple[Column, ...]:
             Column(f"{name}_low", "tokens/s", doc=f"lower end of the 95 % confidence interval of {name}"),
             Column(f"{name}_high", "tokens/s", doc=f"upper end of the 95 % confidence interval of {name}"),
         ]
+    return (*columns, *_ANCHORED)
+
+
+def _anchored() -> tuple[Column, ...]:
+    columns = []
     for name in ("prefill", "decode"):
         columns += [
             Column(f"anchor_{name}_tps", "tokens/s", doc=f"the anchor's {name} throughput in the same process"),
@@ -44,6 +51,9 @@ def _columns() -> tuple[Column, ...]:
             Column(f"{name}_ratio_high", "ratio", doc=f"upper end of the 95 % confidence interval of {name}_ratio"),
         ]
     return tuple(columns)
+
+
+_ANCHORED = _anchored()
 
 
 @metric(*_columns())
@@ -55,9 +65,13 @@ def latency(trace: Trace, reference: Reference | None) -> Mapping[str, Value]:
         numbers = [take(answer) for answer in answers]
         stem = name.removesuffix("_s")
         values |= {name: median(numbers), f"{stem}_mad_s": mad(numbers), f"{stem}_p90_s": percentile(numbers, 0.9)}
+        values[f"{stem}_p99_s"] = percentile(numbers, 0.99) if len(numbers) >= P99_MIN_SAMPLES else _TOO_FEW
     for name, rate in (("prefill_tps", prefill_tps), ("decode_tps", decode_tps), ("tps", output_tps)):
         values |= _with_interval(name, [rate(each.variant) for each in trace.rounds])
     paired = [each for each in trace.rounds if each.anchor]
+    if not paired:
+        none = Missing("no anchor could be had for this runtime here")
+        return values | {column.name: none for column in _ANCHORED}
     for name, rate in (("prefill", prefill_tps), ("decode", decode_tps)):
         values[f"anchor_{name}_tps"] = median(rate(each.anchor) for each in paired)
         values |= _with_interval(f"{name}_ratio", [_matched_ratio(each, rate) for each in paired])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from statistics import median
 
 from quantbench.metrics import metric
 from quantbench.record import Column, Missing, Output, Value
@@ -14,8 +13,9 @@ _COLUMNS = (
     Column("exact_match", "ratio", "higher", doc="share of prompts answered with the same tokens"),
     Column("exact_match_se", "ratio", doc="standard error of exact_match"),
     Column(
-        "first_divergence", "tokens", "higher", doc="median position of the first different token; a match counts as its length"
+        "first_divergence", "tokens", "higher", doc="mean position of the first different token; a match counts as its length"
     ),
+    Column("first_divergence_se", "tokens", doc="standard error of first_divergence"),
     Column("token_match", "ratio", "higher", doc="share of positions with the same token, mean over prompts"),
     Column("token_match_se", "ratio", doc="standard error of token_match"),
     Column("chrf", "chrF", "higher", doc="sacrebleu sentence chrF2 of the answers, 0 to 100, mean over prompts"),
@@ -27,16 +27,19 @@ _COLUMNS = (
 def text(trace: Trace, reference: Reference | None) -> Mapping[str, Value]:
     """Exact match, first divergence, token match and chrF of greedy answers"""
     if reference is None:
-        return {column.name: Missing("no reference to compare with") for column in _COLUMNS}
+        return {
+            column.name: Missing("no reference to compare with: it cannot open this checkpoint here") for column in _COLUMNS
+        }
     outputs = compare_answers(trace.answers, reference.answers)
     lengths = (len(output.reference_tokens) for output in outputs)
     firsts = [
         length if output.first_divergence is None else output.first_divergence
         for output, length in zip(outputs, lengths, strict=True)
     ]
-    values: dict[str, Value] = {"first_divergence": float(median(firsts))}
-    for name in ("exact_match", "token_match", "chrf"):
-        mean, error = mean_by_cluster([float(getattr(output, name)) for output in outputs], range(len(outputs)))
+    per_prompt = {name: [float(getattr(output, name)) for output in outputs] for name in ("exact_match", "token_match", "chrf")}
+    values: dict[str, Value] = {}
+    for name, numbers in {"first_divergence": [float(first) for first in firsts], **per_prompt}.items():
+        mean, error = mean_by_cluster(numbers, range(len(numbers)))
         values[name] = mean
         values[f"{name}_se"] = Missing("one prompt has no spread between prompts") if error is None else error
     return values

@@ -111,8 +111,9 @@ def _hub(name: str, trust_remote_code: bool) -> Checkpoint:
             f"model {name!r} is on the hub and huggingface_hub is not installed; pip install 'quantbench[torch]'"
         ) from error
     repository, _, revision = name.partition("@")
+    patterns = [*_HUB_FILES, "*.py"] if trust_remote_code else _HUB_FILES
     try:
-        folder = Path(snapshot_download(repository, revision=revision or None, allow_patterns=_HUB_FILES))
+        folder = Path(snapshot_download(repository, revision=revision or None, allow_patterns=patterns))
     except Exception as error:
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(
@@ -132,7 +133,8 @@ def _folder(name: str, folder: Path, revision: str, trust_remote_code: bool) -> 
     for path in weights:
         safetensors_header(path)
     content = hashlib.sha256()
-    others = {path for pattern in _HUB_FILES[1:] for path in folder.glob(pattern) if path.is_file()}
+    patterns = [*_HUB_FILES[1:], "*.py"] if trust_remote_code else _HUB_FILES[1:]
+    others = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
     for path in (*weights, *sorted(others)):
         content.update(f"{path.name} {file_sha256(path)}\n".encode())
     return Checkpoint(

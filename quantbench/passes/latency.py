@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from quantbench.errors import ModelError
 from quantbench.methods import LoadedModel
 from quantbench.scenario import Effort
 from quantbench.statistics import median_interval
@@ -34,14 +35,13 @@ class Contender:
         return timed_answer(self.model, index, self.prompts[index], length)
 
 
-def measure_rounds(variant: Contender, anchor: Contender, length: int, effort: Effort) -> tuple[Round, ...]:
+def measure_rounds(variant: Contender, anchor: Contender | None, length: int, effort: Effort) -> tuple[Round, ...]:
     """Timed rounds, until the median's confidence interval is narrow enough or the budget is spent.
 
     The other passes came before and warmed the variant up; one answer each warms what is left.
     """
     variant.answer(0, length)
-    anchor.answer(0, length)
-    turn = AnchorTurn(anchor, length, cost_s=anchor.answer(0, length).e2e_s)
+    turn = AnchorTurn(anchor, length) if anchor else None
     rounds: list[Round] = []
     deadline = time.perf_counter() + effort.budget_s
     gc.collect()
@@ -49,7 +49,7 @@ def measure_rounds(variant: Contender, anchor: Contender, length: int, effort: E
     try:
         while not _done(rounds, effort, deadline):
             answers = timed_round(variant.model, variant.prompts, length)
-            opposite = turn.take(sum(answer.e2e_s for answer in answers))
+            opposite = turn.take(sum(answer.e2e_s for answer in answers)) if turn else ()
             rounds.append(Round(index=len(rounds), variant=answers, anchor=opposite))
     finally:
         gc.enable()
@@ -59,11 +59,12 @@ def measure_rounds(variant: Contender, anchor: Contender, length: int, effort: E
 class AnchorTurn:
     """The anchor's part of each round: prompts in rotation, while its total time keeps to its share of all time."""
 
-    def __init__(self, anchor: Contender, length: int, cost_s: float) -> None:
-        """``cost_s`` is what an answer of the anchor takes, as far as is known."""
+    def __init__(self, anchor: Contender, length: int) -> None:
+        """Two answers warm the anchor up and tell what one takes."""
         self._anchor = anchor
         self._length = length
-        self._cost_s = cost_s
+        anchor.answer(0, length)
+        self._cost_s = anchor.answer(0, length).e2e_s
         self._next = 0
         self._balance_s = 0.0
 
@@ -99,6 +100,8 @@ def timed_answer(model: LoadedModel, index: int, prompt: Sequence[int], length: 
         stamps[position] = clock()
     model.synchronize()
     ended = clock()
+    if not stamps[-1]:
+        raise ModelError(f"the method stopped before {length} tokens; its generate() must go on past the end of sequence")
     return Generation(
         prompt=index,
         prompt_tokens=len(prompt),

@@ -34,10 +34,12 @@ def reset_high_water() -> None:
 
 
 def measure_peak(
-    model: LoadedModel, prompts: Sequence[Sequence[int]], length: int, before: dict[str, int], device: str
+    model: LoadedModel, prompts: Sequence[Sequence[int]], length: int, loading: tuple[int, int], device: str
 ) -> PeakMemory:
-    """Peak memory of answering every prompt once. ``before`` is ``resident()`` from before the model was opened."""
-    load_peak = resident()["VmHWM"]
+    """Peak memory of answering every prompt once.
+
+    ``loading`` is what was resident before the model was opened, and the high-water mark while it was.
+    """
     reset_high_water()
     cuda = device.startswith("cuda")
     if cuda:
@@ -48,8 +50,8 @@ def measure_peak(
     after = resident()
     return PeakMemory(
         peak_rss_bytes=after["VmHWM"],
-        start_rss_bytes=before["VmRSS"],
-        load_peak_rss_bytes=load_peak,
+        start_rss_bytes=loading[0],
+        load_peak_rss_bytes=loading[1],
         rss_anon_bytes=after["RssAnon"],
         rss_file_bytes=after["RssFile"],
         device_allocated_bytes=torch.cuda.max_memory_allocated() if cuda else None,

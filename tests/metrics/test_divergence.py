@@ -129,7 +129,10 @@ def test_one_prompt_has_figures_without_errors_and_says_why(tmp_path: Path) -> N
 
 def test_without_a_reference_every_column_says_so(trace: Trace) -> None:
     values = divergence.compute(replace(trace, columns=None), None)
-    assert values == {column.name: Missing("no reference to compare with") for column in divergence.columns}
+    assert values == {
+        column.name: Missing("no reference to compare with: it cannot open this checkpoint here")
+        for column in divergence.columns
+    }
 
 
 def test_a_hopeless_variant_has_an_infinite_perplexity_and_no_crash(tmp_path: Path) -> None:

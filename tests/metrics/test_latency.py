@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -133,7 +134,7 @@ def test_rounds_without_the_anchor_are_left_out_of_the_ratio_only(trace: Trace) 
 
 def test_few_rounds_have_figures_without_intervals_and_say_why(trace: Trace) -> None:
     values = latency.compute(replace(trace, rounds=trace.rounds[:5]), None)
-    missing = {name for name, value in values.items() if isinstance(value, Missing)}
+    missing = {name for name, value in values.items() if isinstance(value, Missing) and "p99" not in name}
     assert missing == {
         f"{name}_{end}"
         for name in ("prefill_tps", "decode_tps", "tps", "prefill_ratio", "decode_ratio")
@@ -146,3 +147,17 @@ def test_few_rounds_have_figures_without_intervals_and_say_why(trace: Trace) -> 
 
 def test_every_column_is_filled(trace: Trace) -> None:
     assert set(latency.compute(trace, None)) == {column.name for column in latency.columns}
+
+
+def test_a_p99_takes_a_thousand_answers(trace: Trace) -> None:
+    answers = len(trace.rounds[0].variant)
+    rounds = tuple(replace(trace.rounds[0], index=index) for index in range(-(-1000 // answers)))
+    few, many = latency.compute(trace, None), latency.compute(replace(trace, rounds=rounds), None)
+    assert few["e2e_p99_s"] == Missing("a p99 takes 1000 answers")
+    assert many["e2e_p99_s"] == pytest.approx(np.quantile([each.e2e_s for each in rounds[0].variant] * len(rounds), 0.99))
+
+
+def test_without_an_anchor_only_the_ratios_are_missing(trace: Trace) -> None:
+    values = latency.compute(replace(trace, rounds=tuple(replace(each, anchor=()) for each in trace.rounds)), None)
+    missing = {name for name, value in values.items() if isinstance(value, Missing) and "p99" not in name}
+    assert missing == {name for name in values if "ratio" in name or "anchor" in name}

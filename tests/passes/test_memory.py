@@ -117,7 +117,8 @@ class Model:
 
 before = resident()
 model = Model(sys.argv[1])
-print(json.dumps([before, asdict(measure_peak(model, [(1, 2), (3,)], 4, before, "cpu"))]))
+loading = before["VmRSS"], resident()["VmHWM"]
+print(json.dumps([before, asdict(measure_peak(model, [(1, 2), (3,)], 4, loading, "cpu"))]))
 """
     before, peak = _run(script, large_file)
     assert peak["start_rss_bytes"] == before["VmRSS"]
