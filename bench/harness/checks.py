@@ -147,12 +147,24 @@ def gguf_decode() -> Iterator[Result]:
         yield _speed("gguf decode over the bare loop", lambda: _drain(loaded.generate(prompt, DECODE_TOKENS)), bare)
 
 
+def default_matrix() -> Iterator[Result]:
+    """The whole main job, artifacts in the cache: 14 variants and the control, ten prompts."""
+    root = Path(__file__).parents[2]
+    with tempfile.TemporaryDirectory() as name:
+        command = [sys.executable, "-m", "pytest", "bench/", "-q", "-p", "no:cacheprovider", f"--quantbench-results={name}"]
+        started = time.perf_counter()
+        _quiet(command, root)
+        seconds = time.perf_counter() - started
+    yield Result("default matrix (in s)", f"{seconds:.0f} s", "", seconds, "<= 180")
+
+
 ALL: dict[str, Callable[[], Iterable[Result]]] = {
     "start-up": start_up,
     "collection": collection,
     "job-overhead": job_overhead,
     "torch-decode": torch_decode,
     "gguf-decode": gguf_decode,
+    "default-matrix": default_matrix,
 }
 
 
