@@ -253,7 +253,11 @@ def test_ctrl_c_keeps_finished_rows_and_ends_with_pytests_code(
         "-p", "no:cacheprovider",
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(stub_path), "QUANTBENCH_CACHE": str(shared_cache)}
-    process = subprocess.Popen(command, cwd=pytester.path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    process = subprocess.Popen(
+        command, cwd=pytester.path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        # a suite that runs in the background ignores SIGINT, and its children inherit that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - no threads are about
+    )  # fmt: skip
     finished = pytester.path / "results" / "scenarios"
     for _ in range(600):
         if list(finished.rglob("*.parquet")):
