@@ -64,7 +64,7 @@ class AnchorTurn:
         self._anchor = anchor
         self._length = length
         anchor.answer(0, length)
-        self._cost_s = anchor.answer(0, length).e2e_s
+        self._costs_s = {0: anchor.answer(0, length).e2e_s}
         self._next = 0
         self._balance_s = 0.0
 
@@ -72,10 +72,14 @@ class AnchorTurn:
         """Answers after a variant's round of ``variant_s``; at least one after the first round, perhaps none later."""
         self._balance_s += variant_s * _ANCHOR_SHARE / (1 - _ANCHOR_SHARE)
         answers: list[Generation] = []
-        while len(answers) < len(self._anchor.prompts) and (self._next == 0 or self._cost_s <= self._balance_s):
-            answer = self._anchor.answer(self._next % len(self._anchor.prompts), self._length)
+        while len(answers) < len(self._anchor.prompts):
+            prompt = self._next % len(self._anchor.prompts)
+            expected_s = self._costs_s.get(prompt, max(self._costs_s.values()))
+            if self._next and expected_s > self._balance_s:
+                break
+            answer = self._anchor.answer(prompt, self._length)
             self._next += 1
-            self._cost_s = answer.e2e_s
+            self._costs_s[prompt] = answer.e2e_s
             self._balance_s -= answer.e2e_s
             answers.append(answer)
         return tuple(answers)
