@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from quantbench.scenario import Conditions, Effort, Scenario, Variant
 
-JobKind = Literal["measure", "prepare", "reference"]
+JobKind = Literal["measure", "prepare", "probe", "reference"]
 JOB_FILE = "job.json"
 FAILURE_FILE = "failure.json"
 TRACE_FILE = "trace-{}.json"
@@ -18,14 +18,19 @@ TRACE_FILE = "trace-{}.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """Where a model's files lie. ``kind`` is ``hf`` (a folder with config.json) or ``gguf`` (one file)."""
+    """Where a model's files lie.
+
+    ``kind`` is ``hf`` (a folder with config.json), ``gguf`` (one file), ``module`` (a built-in module without tokens) or
+    ``server`` (a URL; no files). ``quantized`` is the ``quant_method`` of a checkpoint that was quantized elsewhere.
+    """
 
     name: str
-    kind: Literal["hf", "gguf"]
+    kind: Literal["hf", "gguf", "module", "server"]
     path: Path
     revision: str
     content_hash: str
     trust_remote_code: bool = False
+    quantized: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,8 +46,8 @@ class Task:
 class Job:
     """One process's work.
 
-    ``kind``: ``measure`` the variant, ``prepare`` its artifacts outside any timing, or make the ``reference`` artifact
-    that variants are compared with.
+    ``kind``: ``measure`` the variant, ``prepare`` its artifacts outside any timing, ``probe`` what it can do, or make the
+    ``reference`` artifact that variants are compared with. ``probes`` is the file with what an earlier probe found.
     """
 
     kind: JobKind
@@ -51,6 +56,7 @@ class Job:
     conditions: Conditions
     effort: Effort
     tasks: tuple[Task, ...]
+    probes: Path | None = None
     preloaded: Mapping[str, float] = field(default_factory=dict)
     """Seconds that the fork server spent on imports which this worker inherits, by package."""
 
@@ -76,6 +82,7 @@ class Job:
         body["variant"] = Variant(**body["variant"])
         body["conditions"] = Conditions(**body["conditions"])
         body["effort"] = Effort(**body["effort"])
+        body["probes"] = Path(body["probes"]) if body["probes"] else None
         body["tasks"] = tuple(
             Task(
                 prompts_name=entry["prompts_name"],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +12,7 @@ from quantbench.engines import ENGINES
 from quantbench.errors import UsageError, unknown_name
 from quantbench.matrix import Matrix, default_matrix, read_matrix, scenarios, select
 from quantbench.plan import Plan
-from quantbench.scenario import PROFILES, Effort, Scenario
+from quantbench.scenario import PROFILES, Conditions, Effort, Scenario
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,9 @@ OPTIONS = (
     Option("context", "int", None, "TOKENS", "context length (default: the shortest that holds every prompt with its answer)"),
     Option("output-tokens", "int", None, "TOKENS", "length of the timed answers (32)"),
     Option("seed", "int", None, "N", "seed of everything that is sampled (0)"),
+    Option("calibration", "text", None, "FILE", "text for methods that calibrate or train (default: sampled from the model)"),
+    Option("server", "text", None, "URL", "what method server asks: http(s)://HOST[:PORT]/v1[#MODEL], or gguf/PRECISION here"),
+    Option("concurrency", "int", None, "N", "the most requests that a server gets at once (4)"),
     Option("engine", "text", "process", "ENGINE", "process or inline"),
     Option("profile", "text", "default", "PROFILE", "how hard to try: quick, default or thorough"),
     Option("timeout", "float", None, "SECONDS", "limit for one variant with all its prompt sets"),
@@ -100,11 +103,8 @@ def _scenarios(values: Values) -> list[Scenario]:
 
 
 def _with_conditions(matrix: Matrix, values: Values) -> Matrix:
-    asked = {
-        name: values[name]
-        for name in ("reference", "device", "threads", "context", "output_tokens", "seed")
-        if values[name] is not None
-    }
+    names = {each.name for each in fields(Conditions)}
+    asked = {name: value for name, value in values.items() if name in names and value is not None}
     return replace(matrix, conditions=replace(matrix.conditions, **asked))
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _QUIET = pytest.mark.filterwarnings("ignore:Benchmark fixture was not used at all")  # as it is when a scenario failed
 PARAMETER = "quantbench_scenario"
-_PATHS = ("matrix", "results", "keep_jobs")
+_PATHS = ("matrix", "results", "keep_jobs", "calibration")
 _CLOCK = pytest.StashKey[ReplayClock]()
 _BAD_INPUT = pytest.StashKey[str]()
 _SESSION = pytest.StashKey["Session"]()

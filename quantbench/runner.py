@@ -27,7 +27,7 @@ from quantbench.models._checkpoint import resolve
 from quantbench.passes.similarity import REFERENCE_FILE
 from quantbench.plan import Plan
 from quantbench.record import Record, Sample, Status
-from quantbench.scenario import Conditions, Scenario, Variant
+from quantbench.scenario import METHODS_OWN, Conditions, Scenario, Variant
 from quantbench.store import Store
 from quantbench.trace import Generation, Reference, Trace
 
@@ -178,13 +178,16 @@ class Runner:
         return self._references[wanted]
 
     def _make_reference(self, wanted: Scenario, checkpoint: Checkpoint, chosen: prompts.PromptSet) -> Path | Failure | None:
+        if checkpoint.kind not in ("hf", "gguf"):
+            return None
         try:
             METHODS[wanted.variant.method].check(checkpoint)
         except UnsupportedError:
             return None
+        conditions = {name: value for name, value in asdict(wanted.conditions).items() if name not in METHODS_OWN}
         asked: dict[str, object] = {
             "content": checkpoint.content_hash, "prompts": chosen.content_hash, "variant": wanted.variant.name,
-            "conditions": asdict(wanted.conditions), "versions": _runtime_versions(), "format": REFERENCE_FORMAT,
+            "conditions": conditions, "versions": _runtime_versions(), "format": REFERENCE_FORMAT,
         }  # fmt: skip
         failures: list[Failure] = []
 
@@ -276,7 +279,7 @@ def _identity(scenario: Scenario, checkpoint: Checkpoint | None) -> Mapping[str,
     except QuantbenchError:
         chosen = scenario.prompts
     model = f"{checkpoint.revision} {checkpoint.content_hash}" if checkpoint else scenario.model
-    return {"model": model, "prompts": chosen}
+    return {"model": model, "prompts": chosen, **METHODS[scenario.variant.method].recipe(scenario.conditions)}
 
 
 def _runtime_versions() -> dict[str, str]:

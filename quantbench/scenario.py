@@ -13,6 +13,8 @@ from pathlib import PurePath
 from quantbench.errors import UsageError
 
 MIN_LENGTH = 2
+SEEDED_INPUTS = "seeded"
+"""The prompt set of a model without tokens: seeded random inputs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +51,9 @@ class Conditions:
 
     Lengths are in tokens: ``output_tokens`` are timed, ``answer_tokens`` are compared as greedy text,
     ``continuation_tokens`` are scored teacher-forced. ``context`` 0 stands for the shortest that holds all of these.
-    ``threads`` 0 stands for every core that this process may use.
+    ``threads`` 0 stands for every core that this process may use. ``calibration`` is a text file for methods that calibrate
+    or train; empty stands for text sampled from the model itself. ``server`` is what the method ``server`` asks: a URL, or
+    ``gguf/PRECISION`` for a server started here; ``concurrency`` is the most requests that it gets at once.
     """
 
     reference: str = "torch/fp32"
@@ -60,6 +64,9 @@ class Conditions:
     answer_tokens: int = 64
     continuation_tokens: int = 128
     seed: int = 0
+    calibration: str = ""
+    server: str = ""
+    concurrency: int = 4
 
     def __post_init__(self) -> None:
         """Raise UsageError for figures that cannot be measured."""
@@ -69,8 +76,14 @@ class Conditions:
         for name in ("threads", "context", "seed"):
             if getattr(self, name) < 0:
                 raise UsageError(f"{name} is {getattr(self, name)}; it cannot be negative")
+        if self.concurrency < 1:
+            raise UsageError(f"concurrency is {self.concurrency}; ask for at least one request at a time")
         if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
             raise UsageError(f"device {self.device!r} is not known; use cpu, cuda or cuda:N")
+
+
+METHODS_OWN = ("calibration", "server", "concurrency")
+"""Conditions that only some methods heed; those put them into the key themselves."""
 
 
 @cache  # a matrix of thousands has few names
@@ -101,6 +114,11 @@ class Scenario:
         return self.variant.name == self.conditions.reference and not self.variant.control
 
     @property
+    def has_tokens(self) -> bool:
+        """Whether the model reads prompts; a module of the tutorials takes seeded inputs instead."""
+        return self.prompts != SEEDED_INPUTS
+
+    @property
     def job(self) -> tuple[str, Variant, Conditions]:
         """Scenarios with an equal job share one load of the model."""
         return self.model, self.variant, self.conditions
@@ -113,9 +131,11 @@ class Scenario:
     def key(self, identity: Mapping[str, str]) -> str:
         """sha256 of what was asked and changes what is measured.
 
-        ``identity`` is the content behind the names of model and prompts (revision and hashes), known at run time only.
+        ``identity`` is the content behind the names of model and prompts (revision and hashes), known at run time only, and
+        what the method asks besides: calibration, kernel, server.
         """
-        asked = {"variant": asdict(self.variant), "conditions": asdict(self.conditions), "identity": dict(identity)}
+        conditions = {name: value for name, value in asdict(self.conditions).items() if name not in METHODS_OWN}
+        asked = {"variant": asdict(self.variant), "conditions": conditions, "identity": dict(identity)}
         return hashlib.sha256(json.dumps(asked, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 

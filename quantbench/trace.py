@@ -13,11 +13,17 @@ from typing import Any
 class WeightMemory:
     """True bytes of everything that stores weights, by kind (parameters, quantization state, buffers, tensors).
 
-    ``footprint_bytes`` is ``get_memory_footprint()`` as transformers says it; None where there is no such figure.
+    ``footprint_bytes`` is ``get_memory_footprint()`` as transformers says it, ``state_dict_bytes`` what ``torch.save`` writes
+    for the state dict; ``nonzero`` of ``elements`` prunable weights are not zero, and ``sparse_bytes`` would hold all weights
+    if zeros were left out. None where there is no such figure.
     """
 
     by_kind: Mapping[str, int]
     footprint_bytes: int | None = None
+    state_dict_bytes: int | None = None
+    elements: int | None = None
+    nonzero: int | None = None
+    sparse_bytes: int | None = None
 
     @property
     def weight_bytes(self) -> int:
@@ -103,27 +109,86 @@ class PeakMemory:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Calls:
+    """Seconds of single calls of a module without tokens; the anchor's calls follow the variant's of the same round."""
+
+    variant: tuple[float, ...]
+    anchor: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputDistance:
+    """A module's outputs against the reference's on the same seeded inputs, over all of them."""
+
+    inputs: int
+    cosine: float
+    max_abs_error: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadPoint:
+    """A server under ``concurrency`` requests at once: tokens of all answers, the seconds they took together, each TTFT."""
+
+    concurrency: int
+    tokens: int
+    seconds: float
+    ttft_s: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TopLogprobs:
+    """A server's most likely next tokens against the reference's: positions asked, ``k`` of each, and how they agree.
+
+    ``overlap`` is the share of the reference's k that the server names too; ``error`` the mean absolute difference of their
+    log-probabilities in nats; ``top1`` the share of positions whose first token is the same.
+    """
+
+    positions: int
+    k: int
+    top1: float
+    overlap: float
+    error: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """Whether something could be done, None where it was not tried; ``note`` says why or how."""
+
+    found: bool | None
+    note: str = ""
+    figures: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Trace:
     """Everything seen of one scenario.
 
     ``columns`` is an .npz of equally long arrays, one entry per scored position: ``prompt`` int32, ``kld``, ``nll`` and
-    ``nll_reference`` float64, ``top1`` bool.
+    ``nll_reference`` float64, ``top1`` bool. ``calls`` and ``distance`` are of a module without tokens, ``load_points``,
+    ``top_logprobs`` and ``native`` (a server's own timings) of a server. ``absent`` says why a part is missing, by its name.
     """
 
     import_s: float
-    load_s: float
+    load_s: float | None
     quantize_s: float | None
     measured_s: float
     """From opening the model until this prompt set was done: everything but the harness's own work."""
-    parameters: int
-    weights: WeightMemory
-    weight_bytes_running: int
+    parameters: int | None
+    weights: WeightMemory | None
+    weight_bytes_running: int | None
     artifact_bytes: int | None
-    peak: PeakMemory
+    peak: PeakMemory | None
     anchor: str
     rounds: tuple[Round, ...]
     answers: tuple[Answer, ...]
     columns: Path | None
+    calls: tuple[Calls, ...] = ()
+    distance: OutputDistance | None = None
+    load_points: tuple[LoadPoint, ...] = ()
+    top_logprobs: TopLogprobs | None = None
+    native: Mapping[str, float] = field(default_factory=dict)
+    probes: Mapping[str, Probe] = field(default_factory=dict)
+    absent: Mapping[str, str] = field(default_factory=dict)
     facts: Mapping[str, str] = field(default_factory=dict)
     """What was found rather than asked: kernel class, ISA, library versions, KV dtype, checkpoint dtype, threads, context."""
 
@@ -138,12 +203,24 @@ class Trace:
     def load(cls, path: Path) -> Trace:
         """Read what ``save`` wrote."""
         body: dict[str, Any] = json.loads(path.read_text())
-        body["weights"] = WeightMemory(**body["weights"])
-        body["peak"] = PeakMemory(**body["peak"])
+        body["weights"] = WeightMemory(**body["weights"]) if body["weights"] else None
+        body["peak"] = PeakMemory(**body["peak"]) if body["peak"] else None
         body["rounds"] = tuple(_round(entry) for entry in body["rounds"])
         body["answers"] = tuple(_answer(entry) for entry in body["answers"])
         body["columns"] = Path(body["columns"]) if body["columns"] else None
+        body["calls"] = tuple(Calls(**{name: tuple(times) for name, times in entry.items()}) for entry in body["calls"])
+        body["distance"] = OutputDistance(**body["distance"]) if body["distance"] else None
+        body["load_points"] = tuple(
+            LoadPoint(**{**entry, "ttft_s": tuple(entry["ttft_s"])}) for entry in body["load_points"]
+        )
+        body["top_logprobs"] = TopLogprobs(**body["top_logprobs"]) if body["top_logprobs"] else None
+        body["probes"] = load_probes(body["probes"])
         return cls(**body)
+
+
+def load_probes(body: Mapping[str, Any]) -> dict[str, Probe]:
+    """Probes by name from parsed JSON."""
+    return {name: Probe(**entry) for name, entry in body.items()}
 
 
 def _round(entry: dict[str, Any]) -> Round:

@@ -8,42 +8,19 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 import traceback
 from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
-from quantbench.anchor import Anchor, choose
-from quantbench.errors import ModelError, QuantbenchError, UnsupportedError
-from quantbench.job import FAILURE_FILE, TRACE_FILE, Checkpoint, Job, Task
-from quantbench.machine import available_cpus
-from quantbench.methods import METHODS, LoadedModel, Settings
-from quantbench.models._checkpoint import count_parameters, weight_files
-from quantbench.models._tokenizer import Tokenizer, open_tokenizer
-from quantbench.passes.latency import Contender, measure_rounds
-from quantbench.passes.memory import measure_peak, reset_high_water, resident
-from quantbench.passes.reference import make_reference
-from quantbench.passes.similarity import REFERENCE_FILE, answer_greedily, score_continuations
-from quantbench.preload import import_library
+from quantbench.anchor import choose
+from quantbench.errors import QuantbenchError, UnsupportedError
+from quantbench.job import FAILURE_FILE, Job
+from quantbench.methods import METHODS
 from quantbench.record import Status
-from quantbench.scenario import Scenario
-from quantbench.trace import Answer, Reference, Trace
+from quantbench.subjects import causal, module, served, settings_of
 
-_CONTEXT_STEP = 64
-_READ_BYTES = 1 << 22
 _OOM_SCORE_ADJ = Path("/proc/self/oom_score_adj")
 _OUT_OF_MEMORY = ("can't allocate memory", "cannot allocate memory", "out of memory", "failed to allocate")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Prompts:
-    """A task with its ids; ``reference`` is None where nothing can be compared."""
-
-    task: Task
-    ids: tuple[tuple[int, ...], ...]
-    reference: Reference | None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -60,7 +37,7 @@ def run_job(folder: Path) -> int:
             case "prepare":
                 _prepare(job)
             case "reference":
-                _make_references(job, folder)
+                causal.make_references(job, folder)
             case "measure":
                 _measure(job, folder)
     except Exception as error:  # noqa: BLE001 - the whole point: any failure of one cell becomes its row
@@ -94,146 +71,23 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {first_line}"
 
 
+def _measure(job: Job, folder: Path) -> None:
+    if job.checkpoint.kind == "module":
+        module.measure(job, folder)
+    elif METHODS[job.variant.method].endpoint:
+        served.measure(job, folder)
+    else:
+        causal.measure(job, folder)
+
+
 def _prepare(job: Job) -> None:
-    settings = _settings(job, context=0)
+    settings = settings_of(job)
     method = METHODS[job.variant.method]
     method.check(job.checkpoint)
     if method.preparer:
         method.preparer(job.scenario, settings)
-    choose(job.scenario, settings)
-
-
-def _make_references(job: Job, folder: Path) -> None:
-    method = METHODS[job.variant.method]
-    tokenizer = open_tokenizer(job.checkpoint)
-    prompts = [_Prompts(task=task, ids=_encode(tokenizer, task), reference=None) for task in job.tasks]
-    context = _context(job, prompts, tokenizer.context_limit)
-    with method.open(job.scenario, _settings(job, context)) as model:
-        for index, task in enumerate(job.tasks):
-            out = folder / f"reference-{index}"
-            out.mkdir()
-            make_reference(model, tokenizer, checkpoint=job.checkpoint, task=task, conditions=job.conditions, folder=out)
-
-
-def _measure(job: Job, folder: Path) -> None:
-    method = METHODS[job.variant.method]
-    method.check(job.checkpoint)
-    inherited = {name: seconds for name, seconds in job.preloaded.items() if name in sys.modules}
-    import_s = sum(import_library(name) + inherited.get(name, 0.0) for name in method.requires)
-    prompts, context = _read_prompts(job)
-    settings = _settings(job, context)
-    scenario = job.scenario
-    artifact = method.preparer(scenario, settings) if method.preparer else None
-    _read_once([artifact.path] if artifact else weight_files(job.checkpoint.path))
-    reset_high_water()
-    before = resident()["VmRSS"]
-    with ExitStack() as stack:
-        started = time.perf_counter()
-        model = stack.enter_context(method.open(scenario, settings))
-        model.synchronize()
-        load_s = time.perf_counter() - started
-        loading = before, resident()["VmHWM"]
-        weights = model.memory()
-        length = job.conditions.output_tokens
-        peaks = [measure_peak(model, each.ids, length, loading, job.conditions.device) for each in prompts]
-        running = model.memory().weight_bytes
-        tokenizer = open_tokenizer(job.checkpoint)
-        compared = [
-            _compare(model, each, tokenizer, job.conditions.answer_tokens, folder / f"columns-{index}.npz")
-            for index, each in enumerate(prompts)
-        ]
-        chosen = choose(scenario, settings)
-        anchor = _open_anchor(stack, model, chosen, scenario) if chosen else None
-        facts = {**model.facts, "threads": str(settings.threads), "context": str(context)}
-        for index, (each, peak, (answers, columns)) in enumerate(zip(prompts, peaks, compared, strict=True)):
-            opposite = Contender(anchor, chosen.prompts(each.ids)) if chosen and anchor else None
-            rounds = measure_rounds(Contender(model, each.ids), opposite, length, job.effort)
-            Trace(
-                import_s=import_s,
-                load_s=load_s,
-                quantize_s=artifact.quantize_s if artifact else None,
-                measured_s=time.perf_counter() - started,
-                parameters=each.reference.parameters if each.reference else count_parameters(job.checkpoint),
-                weights=weights,
-                weight_bytes_running=running,
-                artifact_bytes=artifact.file_bytes if artifact else _checkpoint_bytes(job.checkpoint),
-                peak=peak,
-                anchor=chosen.name if chosen else "",
-                rounds=rounds,
-                answers=answers,
-                columns=columns,
-                facts={**facts, "checkpoint_dtype": each.reference.checkpoint_dtype if each.reference else ""},
-            ).save(folder / TRACE_FILE.format(index))
-
-
-def _read_once(files: Sequence[Path]) -> None:
-    """Bring files into the page cache, so that loading times loading and not the disk."""
-    for path in files:
-        with path.open("rb", buffering=0) as stream:
-            while stream.read(_READ_BYTES):
-                pass
-
-
-def _read_prompts(job: Job) -> tuple[list[_Prompts], int]:
-    prompts = []
-    limit = None
-    tokenizer = None
-    for task in job.tasks:
-        if task.reference:
-            reference = Reference.load(task.reference / REFERENCE_FILE)
-            limit = reference.context_limit
-            prompts.append(_Prompts(task=task, ids=reference.prompt_tokens, reference=reference))
-        else:
-            tokenizer = tokenizer or open_tokenizer(job.checkpoint)
-            limit = tokenizer.context_limit
-            prompts.append(_Prompts(task=task, ids=_encode(tokenizer, task), reference=None))
-    return prompts, _context(job, prompts, limit)
-
-
-def _encode(tokenizer: Tokenizer, task: Task) -> tuple[tuple[int, ...], ...]:
-    return tuple(tuple(tokenizer.encode(text)) for text in task.prompts)
-
-
-def _context(job: Job, prompts: Sequence[_Prompts], limit: int | None) -> int:
-    """The context in tokens: what was asked, or the shortest that holds everything. ModelError when a prompt is too long."""
-    conditions = job.conditions
-    answer = max(conditions.output_tokens, conditions.answer_tokens, conditions.continuation_tokens)
-    available = min(bound for bound in (conditions.context or limit, limit or conditions.context, sys.maxsize) if bound)
-    needed = 0
-    for each in prompts:
-        for number, ids in enumerate(each.ids, start=1):
-            needed = max(needed, len(ids) + answer)
-            if len(ids) + answer > available:
-                raise ModelError(
-                    f"prompt {number} of {each.task.prompts_name!r} has {len(ids)} tokens and its answer {answer}, more than "
-                    f"the context of {available} tokens; shorten the prompt or use a model with a longer context"
-                )
-    return conditions.context or min(available, -(-needed // _CONTEXT_STEP) * _CONTEXT_STEP)
-
-
-def _settings(job: Job, context: int) -> Settings:
-    return Settings(checkpoint=job.checkpoint, threads=job.conditions.threads or available_cpus(), context=context)
-
-
-def _open_anchor(stack: ExitStack, model: LoadedModel, anchor: Anchor, scenario: Scenario) -> LoadedModel:
-    """The anchor in this process; the model itself where it is its own anchor."""
-    if anchor.name == scenario.variant.name:
-        return model
-    return stack.enter_context(METHODS[anchor.scenario.variant.method].open(anchor.scenario, anchor.settings))
-
-
-def _compare(
-    model: LoadedModel, prompts: _Prompts, tokenizer: Tokenizer, length: int, columns: Path
-) -> tuple[tuple[Answer, ...], Path | None]:
-    answers = answer_greedily(model, list(zip(prompts.task.prompts, prompts.ids, strict=True)), length, tokenizer)
-    if prompts.reference is None or prompts.task.reference is None:
-        return answers, None
-    score_continuations(model, prompts.reference, prompts.task.reference, columns)
-    return answers, columns
-
-
-def _checkpoint_bytes(checkpoint: Checkpoint) -> int:
-    return sum(path.stat().st_size for path in weight_files(checkpoint.path))
+    if job.checkpoint.kind in ("hf", "gguf") and not method.endpoint:
+        choose(job.scenario, settings)
 
 
 if __name__ == "__main__":

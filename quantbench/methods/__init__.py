@@ -17,15 +17,17 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 from quantbench.errors import MissingDependency, UnsupportedError, unknown_name
 from quantbench.job import Checkpoint
 from quantbench.registry import Registry
-from quantbench.scenario import Precision, Scenario
+from quantbench.scenario import Conditions, Precision, Scenario
 from quantbench.trace import WeightMemory
 
 if TYPE_CHECKING:
+    from typing import Any
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -82,12 +84,72 @@ class LoadedModel(Protocol):
         """Wait until the device has finished what was asked of it."""
 
 
-Opener = Callable[[Scenario, Settings], AbstractContextManager[LoadedModel]]
+class LoadedModule(Protocol):
+    """One loaded module without tokens: it takes an input of its own shape and gives an array."""
+
+    @property
+    def facts(self) -> Mapping[str, str]:
+        """What was found rather than asked: ``kernel`` and whatever else changes a figure."""
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the module before any quantization."""
+
+    def example(self, seed: int, index: int) -> Any:
+        """The ``index``-th seeded input, as ``call`` takes it."""
+
+    def call(self, value: Any) -> NDArray[np.float32]:
+        """The output for one input, float32, when the device has finished."""
+
+    def memory(self) -> WeightMemory:
+        """True bytes of all weights as they are now, by kind, with the bytes of the saved state dict."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TopTokens:
+    """A server's most likely next tokens: log-probabilities in nats by token text."""
+
+    logprobs: Mapping[str, float]
+
+
+class Endpoint(Protocol):
+    """A served model: text in, text out."""
+
+    @property
+    def facts(self) -> Mapping[str, str]:
+        """What was found rather than asked: ``kernel`` (the server's own name) and the served model."""
+
+    def stream(self, prompt: str, limit: int) -> Iterator[str]:
+        """Pieces of a greedy answer of at most ``limit`` tokens, as they arrive; one piece an event.
+
+        Raises ModelError when the server is down, slow, drops the stream or answers with an error.
+        """
+
+    def usage(self) -> int | None:
+        """Tokens of the last streamed answer as the server counts them; None when it does not say."""
+
+    def top_tokens(self, prompt: str, k: int) -> TopTokens | None:
+        """The ``k`` most likely tokens after ``prompt``; None when the server gives no log-probabilities."""
+
+    def native(self, prompt: str, limit: int) -> Mapping[str, float]:
+        """The server's own timings of one answer, by column; empty when it has no interface for them."""
+
+
+Subject = LoadedModel | LoadedModule | Endpoint
+"""What a method may open."""
+
+Opener = Callable[[Scenario, Settings], AbstractContextManager[Subject]]
+Recipe = Callable[[Conditions], Mapping[str, str]]
 Preparer = Callable[[Scenario, Settings], Artifact]
 Saver = Callable[[Scenario, Settings, Path], None]
 
 
-@dataclass(slots=True)
+_KINDS: Mapping[str, str] = {
+    "hf": "a checkpoint folder", "gguf": "a .gguf file", "module": "a module without tokens", "server": "a server's URL",
+}  # fmt: skip
+
+
+@dataclass(slots=True, kw_only=True)
 class Method:
     """A registered method. ``anchor`` is the variant that its rounds alternate with, in the same runtime."""
 
@@ -98,9 +160,12 @@ class Method:
     extra: str
     anchor: str
     kinds: tuple[str, ...]
+    reads: tuple[str, ...]
+    endpoint: bool
     opener: Opener
     preparer: Preparer | None = field(default=None, init=False)
     saver: Saver | None = field(default=None, init=False)
+    recipe: Recipe = field(default=lambda _: {}, init=False)
 
     def precision(self, name: str) -> Precision:
         """The precision of that name; UsageError with the nearest names if the method has none such."""
@@ -125,14 +190,33 @@ class Method:
         if missing:
             raise MissingDependency(f"method {self.name!r} needs {', '.join(missing)}, not installed; {self.install}")
         if checkpoint.kind not in self.kinds:
+            kinds = " or ".join(_KINDS[kind] for kind in self.kinds)
+            raise UnsupportedError(f"method {self.name!r} cannot open {_KINDS[checkpoint.kind]}; give it {kinds}")
+        if checkpoint.quantized and checkpoint.quantized not in self.reads:
             raise UnsupportedError(
-                f"method {self.name!r} cannot open a {checkpoint.kind} file; give the checkpoint folder it was made from"
+                f"method {self.name!r} cannot open a checkpoint that is quantized already ({checkpoint.quantized}); "
+                f"ask for the method that made it, or give the unquantized checkpoint"
             )
 
     def open(self, scenario: Scenario, settings: Settings) -> AbstractContextManager[LoadedModel]:
-        """Open the scenario's variant."""
+        """Open the scenario's variant of a language model."""
         self.check(settings.checkpoint)
-        return self.opener(scenario, settings)
+        return cast("AbstractContextManager[LoadedModel]", self.opener(scenario, settings))
+
+    def open_module(self, scenario: Scenario, settings: Settings) -> AbstractContextManager[LoadedModule]:
+        """Open the scenario's variant of a module without tokens."""
+        self.check(settings.checkpoint)
+        return cast("AbstractContextManager[LoadedModule]", self.opener(scenario, settings))
+
+    def open_endpoint(self, scenario: Scenario, settings: Settings) -> AbstractContextManager[Endpoint]:
+        """Open the endpoint that serves the scenario's model."""
+        self.check(settings.checkpoint)
+        return cast("AbstractContextManager[Endpoint]", self.opener(scenario, settings))
+
+    def asks(self, recipe: Recipe) -> Recipe:
+        """Decorator: ``recipe`` says what the method asks besides the scenario and changes what is measured, for its key."""
+        self.recipe = recipe
+        return recipe
 
     def prepares(self, preparer: Preparer) -> Preparer:
         """Decorator: ``preparer`` makes the quantized artifact outside any timing, or finds it in the cache."""
@@ -153,18 +237,22 @@ def method(
     extra: str = "",
     anchor: str = "torch/fp32",
     kinds: Iterable[str] = ("hf",),
+    reads: Iterable[str] = (),
+    endpoint: bool = False,
 ) -> Callable[[Opener], Method]:
     """Register a context-manager function that yields a LoadedModel as a method.
 
     ``requires`` are module names to look for; ``extra`` is the extra of this package that installs them (default: the
-    method's name); ``kinds`` are the checkpoint kinds it opens. The function's docstring says what the method is.
+    method's name); ``kinds`` are the checkpoint kinds it opens, ``reads`` the quantization methods whose checkpoints it loads
+    as they are; an ``endpoint`` yields an Endpoint instead. The function's docstring says what the method is.
     """
 
     def register(opener: Opener) -> Method:
         about = (opener.__doc__ or "").strip().splitlines()
         return Method(
-            name, about[0] if about else "", tuple(precisions), tuple(requires), extra or name, anchor, tuple(kinds), opener
-        )
+            name=name, about=about[0] if about else "", precisions=tuple(precisions), requires=tuple(requires),
+            extra=extra or name, anchor=anchor, kinds=tuple(kinds), reads=tuple(reads), endpoint=endpoint, opener=opener,
+        )  # fmt: skip
 
     return register
 

@@ -35,9 +35,8 @@ _COLUMNS = (
 def divergence(trace: Trace, reference: Reference | None) -> Mapping[str, Value]:
     """KL divergence, top-1 agreement, delta p and perplexity against the reference"""
     if trace.columns is None:
-        return {
-            column.name: Missing("no reference to compare with: it cannot open this checkpoint here") for column in _COLUMNS
-        }
+        none = Missing(trace.absent.get("columns", "no reference to compare with: it cannot open this checkpoint here"))
+        return {column.name: none for column in _COLUMNS}
     import numpy as np
 
     with np.load(trace.columns, allow_pickle=False) as arrays:

@@ -54,11 +54,15 @@ def _anchored() -> tuple[Column, ...]:
 
 
 _ANCHORED = _anchored()
+_COLUMNS = _columns()
 
 
-@metric(*_columns())
+@metric(*_COLUMNS)
 def latency(trace: Trace, reference: Reference | None) -> Mapping[str, Value]:
     """TTFT, TPOT, end-to-end latency and tokens per second, raw and relative to the anchor"""
+    if not trace.rounds:
+        none = Missing(trace.absent.get("rounds", "no answers were timed"))
+        return {column.name: none for column in _COLUMNS}
     answers = [answer for each in trace.rounds for answer in each.variant]
     values: dict[str, Value] = {"rounds": len(trace.rounds)}
     for name, (_, take) in _PER_ANSWER.items():
@@ -70,7 +74,7 @@ def latency(trace: Trace, reference: Reference | None) -> Mapping[str, Value]:
         values |= _with_interval(name, [rate(each.variant) for each in trace.rounds])
     paired = [each for each in trace.rounds if each.anchor]
     if not paired:
-        none = Missing("no anchor could be had for this runtime here")
+        none = Missing(trace.absent.get("anchor", "no anchor could be had for this runtime here"))
         return values | {column.name: none for column in _ANCHORED}
     for name, rate in (("prefill", prefill_tps), ("decode", decode_tps)):
         values[f"anchor_{name}_tps"] = median(rate(each.anchor) for each in paired)

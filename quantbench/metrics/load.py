@@ -19,6 +19,6 @@ def load(trace: Trace, reference: Reference | None) -> Mapping[str, Value]:
     separate = Missing("this method has no separate quantization step: what it does, it does while loading (load_s)")
     return {
         "import_s": trace.import_s,
-        "load_s": trace.load_s,
+        "load_s": Missing(trace.absent.get("load_s", "nothing is loaded here")) if trace.load_s is None else trace.load_s,
         "quantize_s": separate if trace.quantize_s is None else trace.quantize_s,
     }

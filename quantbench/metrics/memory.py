@@ -8,6 +8,15 @@ from quantbench.metrics import metric
 from quantbench.record import Column, Missing, Value
 from quantbench.trace import Reference, Trace
 
+_WEIGHTS = (
+    "parameters", "weight_bytes", "weight_bytes_running", "bits_per_weight", "footprint_bytes", "state_dict_bytes",
+    "nonzero_fraction", "sparse_bytes",
+)  # fmt: skip
+_PEAKS = (
+    "peak_rss_bytes", "peak_rss_growth_bytes", "load_peak_rss_bytes", "rss_anon_bytes", "rss_file_bytes",
+    "peak_device_allocated_bytes", "peak_device_reserved_bytes",
+)  # fmt: skip
+
 
 @metric(
     Column("parameters", "parameters", kind="int", doc="of the reference"),
@@ -17,6 +26,9 @@ from quantbench.trace import Reference, Trace
     Column("weight_bytes_running", "bytes", "lower", "int", doc="the same after generating: some kernels repack on first use"),
     Column("bits_per_weight", "bits", "lower", doc="8 x weight_bytes / parameters"),
     Column("footprint_bytes", "bytes", None, "int", doc="get_memory_footprint() as transformers says it"),
+    Column("state_dict_bytes", "bytes", "lower", "int", doc="what torch.save writes for the state dict; never loaded"),
+    Column("nonzero_fraction", "ratio", doc="share of the prunable weights that are not zero"),
+    Column("sparse_bytes", "bytes", "lower", "int", doc="weight bytes without zeros: the other values and a bit a weight"),
     Column("artifact_bytes", "bytes", "lower", "int", doc="on disk: the files the variant is loaded from"),
     Column("peak_rss_bytes", "bytes", "lower", "int", doc="VmHWM while answering every prompt once"),
     Column(
@@ -34,15 +46,36 @@ from quantbench.trace import Reference, Trace
 )
 def memory(trace: Trace, reference: Reference | None) -> Mapping[str, Value]:
     """Weight bytes, bits per weight, and resident memory with its split"""
-    peak = trace.peak
-    on_host = Missing("the model ran on the CPU")
+    artifact = _or(trace.artifact_bytes, "the variant was not loaded from files")
+    return {"artifact_bytes": artifact, **_weights(trace), **_peaks(trace)}
+
+
+def _weights(trace: Trace) -> dict[str, Value]:
+    weights = trace.weights
+    unknown = trace.absent.get("weights", "the weights cannot be seen from here")
+    if weights is None:
+        return dict.fromkeys(_WEIGHTS, Missing(unknown))
+    dense = "packed or quantized weights are not counted by value"
+    share = None if weights.nonzero is None or not weights.elements else weights.nonzero / weights.elements
     return {
-        "parameters": trace.parameters,
-        "weight_bytes": trace.weights.weight_bytes,
-        "weight_bytes_running": trace.weight_bytes_running,
-        "bits_per_weight": 8 * trace.weights.weight_bytes / trace.parameters,
-        "footprint_bytes": _or(trace.weights.footprint_bytes, Missing("this runtime has no get_memory_footprint()")),
-        "artifact_bytes": _or(trace.artifact_bytes, Missing("the variant was not loaded from files")),
+        "parameters": _or(trace.parameters, unknown),
+        "weight_bytes": weights.weight_bytes,
+        "weight_bytes_running": _or(trace.weight_bytes_running, unknown),
+        "bits_per_weight": _or(8 * weights.weight_bytes / trace.parameters if trace.parameters else None, unknown),
+        "footprint_bytes": _or(weights.footprint_bytes, "this runtime has no get_memory_footprint()"),
+        "state_dict_bytes": _or(weights.state_dict_bytes, "taken of modules and of torch-dynamic only"),
+        "nonzero_fraction": _or(share, dense),
+        "sparse_bytes": _or(weights.sparse_bytes, dense),
+    }
+
+
+def _peaks(trace: Trace) -> dict[str, Value]:
+    peak = trace.peak
+    if peak is None:
+        unknown = Missing(trace.absent.get("peak", "memory was not measured"))
+        return dict.fromkeys(_PEAKS, unknown)
+    on_host = "the model ran on the CPU"
+    return {
         "peak_rss_bytes": peak.peak_rss_bytes,
         "peak_rss_growth_bytes": peak.peak_rss_bytes - peak.start_rss_bytes,
         "load_peak_rss_bytes": peak.load_peak_rss_bytes,
@@ -53,5 +86,5 @@ def memory(trace: Trace, reference: Reference | None) -> Mapping[str, Value]:
     }
 
 
-def _or(value: int | None, missing: Missing) -> Value:
-    return missing if value is None else value
+def _or(value: float | None, reason: str) -> Value:
+    return Missing(reason) if value is None else value

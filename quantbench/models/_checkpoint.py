@@ -132,6 +132,7 @@ def _folder(name: str, folder: Path, revision: str, trust_remote_code: bool) -> 
         raise ModelError(f"{folder} has {why}; quantbench reads safetensors: save_pretrained writes them")
     for path in weights:
         safetensors_header(path)
+    quantized = _config(folder).get("quantization_config") or {}
     content = hashlib.sha256()
     patterns = [*_HUB_FILES[1:], "*.py"] if trust_remote_code else _HUB_FILES[1:]
     others = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
@@ -140,7 +141,18 @@ def _folder(name: str, folder: Path, revision: str, trust_remote_code: bool) -> 
     return Checkpoint(
         name=name, kind="hf", path=folder, revision=revision,
         content_hash=content.hexdigest(), trust_remote_code=trust_remote_code,
+        quantized=str(quantized.get("quant_method", "")),
     )  # fmt: skip
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    try:
+        body = json.loads((folder / "config.json").read_text())
+    except ValueError as error:
+        raise ModelError(f"{folder / 'config.json'} is not valid JSON ({error}); download or copy it again") from error
+    if not isinstance(body, dict):
+        raise ModelError(f"{folder / 'config.json'} holds no object; download or copy it again")
+    return body
 
 
 def _gguf(name: str, path: Path) -> Checkpoint:
