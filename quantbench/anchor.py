@@ -46,6 +46,8 @@ def choose(scenario: Scenario, settings: Settings) -> Anchor | None:
     variant = replace(scenario.variant, method=method, precision=precision, control=False)
     own = Anchor(name=variant.name, scenario=replace(scenario, variant=variant), settings=settings)
     is_variant = variant == replace(scenario.variant, control=False)
+    if settings.checkpoint.kind == "module":  # the canary reads tokens: it cannot stand in
+        return own if _prepared(own) else None
     if is_variant or (_fits(settings.checkpoint, precision, method) and _prepared(own)):
         return own
     canary = replace(settings, checkpoint=checkpoints.resolve(_CANARY))
@@ -56,7 +58,7 @@ def choose(scenario: Scenario, settings: Settings) -> Anchor | None:
 
 
 def _fits(checkpoint: Checkpoint, precision: str, method: str) -> bool:
-    needed = checkpoints.count_parameters(checkpoint) * METHODS[method].precision(precision).bits / 8
+    needed = checkpoints.count_parameters(checkpoint) * (METHODS[method].precision(precision).bits or 32) / 8
     return needed <= _MEMORY_SHARE * available_memory()
 
 

@@ -17,7 +17,7 @@ A matrix file::
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,10 @@ from typing import Any
 from quantbench import models, prompts
 from quantbench.errors import MatrixError, UsageError, unknown_name
 from quantbench.methods import METHODS
-from quantbench.scenario import Conditions, Scenario, Variant
+from quantbench.scenario import SEEDED_INPUTS, Conditions, Scenario, Variant
+
+_MODULE = "module"
+"""The checkpoint kind of a built-in module without tokens."""
 
 _KEYS = {"models": list, "prompts": list, "control": bool, "methods": dict, "conditions": dict}
 
@@ -130,13 +133,26 @@ def scenarios(matrix: Matrix) -> list[Scenario]:
     planned = [
         Scenario(model=model, variant=variant, prompts=name, conditions=conditions)
         for model in matrix.models
-        for variant in ordered
-        for name in matrix.prompts
+        for variant, sets in _fitting(model, ordered, matrix.prompts)
+        for name in sets
     ]
+    if not planned and ordered and matrix.models and all(map(models.is_module, matrix.models)):
+        able = " or ".join(method.name for method in METHODS if _MODULE in method.kinds)
+        names = ", ".join(dict.fromkeys(variant.method for variant in ordered))
+        raise UsageError(f"model {matrix.models[0]!r} is a module without tokens, which {names} cannot open; ask for {able}")
     if not planned:
         raise UsageError(f"{matrix.source or 'the matrix'} plans no scenario; name at least one model, method and prompt set")
     _check_unique(planned)
     return planned
+
+
+def _fitting(model: str, variants: Sequence[Variant], names: Sequence[str]) -> Iterable[tuple[Variant, Sequence[str]]]:
+    """The variants that can be planned for a model, each with its prompt sets; a module has its seeded inputs only."""
+    if models.is_module(model):
+        return [(variant, (SEEDED_INPUTS,)) for variant in variants if _MODULE in METHODS[variant.method].kinds]
+    if SEEDED_INPUTS in names:
+        raise UsageError(f"model {model!r} reads text and takes no {SEEDED_INPUTS!r} inputs; name a prompt set such as 'ten'")
+    return [(variant, names) for variant in variants]
 
 
 def _check_unique(planned: Sequence[Scenario]) -> None:

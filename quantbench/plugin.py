@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _QUIET = pytest.mark.filterwarnings("ignore:Benchmark fixture was not used at all")  # as it is when a scenario failed
 PARAMETER = "quantbench_scenario"
+_TOKENS = "quantbench_tokens"
 _PATHS = ("matrix", "results", "keep_jobs", "calibration")
 _CLOCK = pytest.StashKey[ReplayClock]()
 _BAD_INPUT = pytest.StashKey[str]()
@@ -52,6 +53,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Register the markers and the fixture, and make the folder that ``--benchmark-json`` will be written to."""
     config.addinivalue_line("markers", "gpu: needs a CUDA device")
+    config.addinivalue_line("markers", f"{_TOKENS}(wanted): only scenarios whose model reads tokens, or only the others")
     has_benchmark = config.pluginmanager.hasplugin("benchmark")
     if not has_benchmark:
         config.addinivalue_line("markers", "benchmark: settings of pytest-benchmark, which is not active")
@@ -68,10 +70,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """One test per planned scenario, with the scenario's id as the test's id."""
     if PARAMETER in metafunc.fixturenames:
         try:
-            ids = list(_session(metafunc.config).planned)
+            planned = _session(metafunc.config).planned
         except QuantbenchError as error:  # raised here it would be a traceback for every file
             metafunc.config.stash[_BAD_INPUT] = str(error)
-            ids = []
+            planned = {}
+        wanted = metafunc.definition.get_closest_marker(_TOKENS)
+        ids = [each for each, scenario in planned.items() if wanted is None or scenario.has_tokens == wanted.args[0]]
         metafunc.parametrize(PARAMETER, ids, ids=ids)
 
 
@@ -79,6 +83,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """End with one sentence when the options asked for something that cannot be."""
     if _BAD_INPUT in config.stash:
         raise pytest.UsageError(f"quantbench: {config.stash[_BAD_INPUT]}")
+    items[:] = [item for item in items if not _has_no_scenario(item)]
     for item in items:
         if _scenario_of(item):
             item.add_marker(_QUIET)
@@ -274,4 +279,11 @@ def _raw(config: pytest.Config, option: Option) -> Any:
 def _scenario_of(item: pytest.Item) -> str | None:
     """The id of the scenario that a test measures, or None for any other test."""
     callspec = getattr(item, "callspec", None)
-    return callspec.params.get(PARAMETER) if callspec is not None else None
+    found = callspec.params.get(PARAMETER) if callspec is not None else None
+    return found if isinstance(found, str) else None
+
+
+def _has_no_scenario(item: pytest.Item) -> bool:
+    """Whether it is what pytest collects, to skip it, where a test has no scenario at all."""
+    callspec = getattr(item, "callspec", None)
+    return callspec is not None and PARAMETER in callspec.params and _scenario_of(item) is None

@@ -62,18 +62,21 @@ class Sample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Output:
-    """Greedy answers of the reference and the variant to one prompt. Texts are model output: untrusted."""
+    """Greedy answers of the reference and the variant to one prompt. Texts are model output: untrusted.
+
+    Without token ids (a server gives text only) what is counted in tokens is None, and ``exact_match`` is of the texts.
+    """
 
     index: int
     prompt: str
     prompt_tokens: tuple[int, ...]
     reference_tokens: tuple[int, ...]
-    variant_tokens: tuple[int, ...]
+    variant_tokens: tuple[int, ...] | None
     reference_text: str
     variant_text: str
     exact_match: bool
     first_divergence: int | None
-    token_match: float
+    token_match: float | None
     chrf: float
 
 

@@ -29,6 +29,7 @@ from quantbench.plan import Plan
 from quantbench.record import Record, Sample, Status
 from quantbench.scenario import METHODS_OWN, Conditions, Scenario, Variant
 from quantbench.store import Store
+from quantbench.subjects.probe import probed
 from quantbench.trace import Generation, Reference, Trace
 
 REFERENCE_FORMAT = 1
@@ -141,8 +142,9 @@ class Runner:
             _, failure = self._work("prepare", first, checkpoint, tasks)
             if failure:
                 return [self._failed(scenario, failure, checkpoint) for scenario, _ in ready]
+        probes = probed(first, checkpoint, lambda: self._work("probe", first, checkpoint, tasks))
         try:
-            folder, failure = self._work("measure", first, checkpoint, tasks)
+            folder, failure = self._work("measure", first, checkpoint, tasks, probes)
         except BaseException:  # Ctrl-C: what the worker had finished is kept
             folder = self._scratch / f"{self._job_count - 1:03d}-{first.variant.label}-measure"
             for index, (scenario, task) in enumerate(ready):
@@ -208,7 +210,7 @@ class Runner:
             return replace(failure, reason=f"the reference {wanted.variant.name} could not be made: {failure.reason}")
 
     def _work(
-        self, kind: JobKind, first: Scenario, checkpoint: Checkpoint, tasks: Sequence[Task]
+        self, kind: JobKind, first: Scenario, checkpoint: Checkpoint, tasks: Sequence[Task], probes: Path | None = None
     ) -> tuple[Path, Failure | None]:
         """Run one job. An engine that breaks costs this job; the next one gets a new engine."""
         folder = self._scratch / f"{self._job_count:03d}-{first.variant.label}-{kind}"
@@ -224,6 +226,7 @@ class Runner:
                 conditions=first.conditions,
                 effort=self._plan.effort,
                 tasks=tuple(tasks),
+                probes=probes,
                 preloaded=dict(engine.preloaded),
             ).save(folder)
             return folder, engine.run(folder, self._plan.effort.timeout_s)
@@ -279,7 +282,7 @@ def _identity(scenario: Scenario, checkpoint: Checkpoint | None) -> Mapping[str,
     except QuantbenchError:
         chosen = scenario.prompts
     model = f"{checkpoint.revision} {checkpoint.content_hash}" if checkpoint else scenario.model
-    return {"model": model, "prompts": chosen, **METHODS[scenario.variant.method].recipe(scenario.conditions)}
+    return {"model": model, "prompts": chosen, **METHODS[scenario.variant.method].recipe(scenario)}
 
 
 def _runtime_versions() -> dict[str, str]:
@@ -287,6 +290,9 @@ def _runtime_versions() -> dict[str, str]:
 
 
 def _samples(trace: Trace) -> Iterable[Sample]:
+    for number, calls in enumerate(trace.calls):
+        for phase, taken in (("call", calls.variant), ("anchor_call", calls.anchor)):
+            yield from (Sample(phase, number, index, seconds) for index, seconds in enumerate(taken))
     for each in trace.rounds:
         for prefix, answers in (("", each.variant), ("anchor_", each.anchor)):
             yield from _round_samples(prefix, each.index, answers)

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import PurePath
+from urllib.parse import urlsplit
 
 from quantbench.errors import UsageError
 
@@ -19,10 +20,10 @@ SEEDED_INPUTS = "seeded"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Precision:
-    """One precision that a method offers; ``bits`` is the nominal figure its name promises."""
+    """One precision that a method offers; ``bits`` is the nominal figure its name promises, None where it promises none."""
 
     name: str
-    bits: float
+    bits: float | None
     title: str = ""
 
 
@@ -43,6 +44,28 @@ class Variant:
     def name(self) -> str:
         """``method/precision``, as options and columns spell it."""
         return f"{self.method}/{self.precision}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerAddress:
+    """Where a server is: ``url`` up to and with ``/v1``, without a slash at its end; ``model`` is empty where none is named."""
+
+    url: str
+    model: str
+
+
+def parse_server(text: str) -> ServerAddress:
+    """Read ``http(s)://HOST[:PORT]/v1[#MODEL]``. UsageError for anything else, and for a URL that holds a secret."""
+    try:
+        parts = urlsplit(text)
+        named = bool(parts.hostname) and parts.port != 0  # an impossible port raises here
+    except ValueError:
+        parts, named = urlsplit(""), False
+    if set("@?") & set(text.partition("#")[0]):  # not quoted: what stands there may be a secret
+        raise UsageError("the server's URL holds a user, a password or a query; leave it out and set QUANTBENCH_SERVER_KEY")
+    if parts.scheme not in ("http", "https") or not named or not text.isprintable() or " " in text:
+        raise UsageError(f"server {text!r} is no URL; write it like http://localhost:8080/v1, with #MODEL after it if need be")
+    return ServerAddress(url=f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}", model=parts.fragment)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +99,8 @@ class Conditions:
         for name in ("threads", "context", "seed"):
             if getattr(self, name) < 0:
                 raise UsageError(f"{name} is {getattr(self, name)}; it cannot be negative")
+        if self.server and not self.server.startswith("gguf/"):
+            parse_server(self.server)
         if self.concurrency < 1:
             raise UsageError(f"concurrency is {self.concurrency}; ask for at least one request at a time")
         if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):

@@ -33,13 +33,23 @@ class WeightMemory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generation:
-    """One timed answer: ``prefill_s`` to the first token, ``gaps_s`` between tokens, ``e2e_s`` for all of it."""
+    """One timed answer: ``prefill_s`` to the first token, ``gaps_s`` between tokens, ``e2e_s`` for all of it.
+
+    A server may send several tokens in one event: ``gaps_s`` then lie between events, and ``tokens`` says how many tokens
+    there were (by default one more than gaps). ``prompt_tokens`` is None where nobody counted them.
+    """
 
     prompt: int
-    prompt_tokens: int
+    prompt_tokens: int | None
     prefill_s: float
     gaps_s: tuple[float, ...]
     e2e_s: float
+    tokens: int = 0
+
+    def __post_init__(self) -> None:
+        """Count a token a gap and the first, unless told otherwise."""
+        if not self.tokens:
+            object.__setattr__(self, "tokens", len(self.gaps_s) + 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,11 +63,14 @@ class Round:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """A greedy answer: token ids up to and with the first end-of-sequence id, and their text."""
+    """A greedy answer: token ids up to and with the first end-of-sequence id, and their text.
+
+    ``tokens`` is None of a server, which gives text only.
+    """
 
     prompt: str
     prompt_tokens: tuple[int, ...]
-    tokens: tuple[int, ...]
+    tokens: tuple[int, ...] | None
     text: str
 
 
@@ -140,14 +153,14 @@ class TopLogprobs:
     """A server's most likely next tokens against the reference's: positions asked, ``k`` of each, and how they agree.
 
     ``overlap`` is the share of the reference's k that the server names too; ``error`` the mean absolute difference of their
-    log-probabilities in nats; ``top1`` the share of positions whose first token is the same.
+    log-probabilities in nats, None where none is named by both; ``top1`` the share of positions whose first token is the same.
     """
 
     positions: int
     k: int
     top1: float
     overlap: float
-    error: float
+    error: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,6 +200,8 @@ class Trace:
     load_points: tuple[LoadPoint, ...] = ()
     top_logprobs: TopLogprobs | None = None
     native: Mapping[str, float] = field(default_factory=dict)
+    prequantized: bool = False
+    """Whether it was loaded from files that had been quantized beforehand."""
     probes: Mapping[str, Probe] = field(default_factory=dict)
     absent: Mapping[str, str] = field(default_factory=dict)
     facts: Mapping[str, str] = field(default_factory=dict)
@@ -210,9 +225,7 @@ class Trace:
         body["columns"] = Path(body["columns"]) if body["columns"] else None
         body["calls"] = tuple(Calls(**{name: tuple(times) for name, times in entry.items()}) for entry in body["calls"])
         body["distance"] = OutputDistance(**body["distance"]) if body["distance"] else None
-        body["load_points"] = tuple(
-            LoadPoint(**{**entry, "ttft_s": tuple(entry["ttft_s"])}) for entry in body["load_points"]
-        )
+        body["load_points"] = tuple(LoadPoint(**{**entry, "ttft_s": tuple(entry["ttft_s"])}) for entry in body["load_points"])
         body["top_logprobs"] = TopLogprobs(**body["top_logprobs"]) if body["top_logprobs"] else None
         body["probes"] = load_probes(body["probes"])
         return cls(**body)
@@ -236,4 +249,5 @@ def _generation(entry: dict[str, Any]) -> Generation:
 
 
 def _answer(entry: dict[str, Any]) -> Answer:
-    return Answer(**{**entry, "prompt_tokens": tuple(entry["prompt_tokens"]), "tokens": tuple(entry["tokens"])})
+    tokens = None if entry["tokens"] is None else tuple(entry["tokens"])
+    return Answer(**{**entry, "prompt_tokens": tuple(entry["prompt_tokens"]), "tokens": tokens})

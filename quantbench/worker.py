@@ -17,7 +17,7 @@ from quantbench.errors import QuantbenchError, UnsupportedError
 from quantbench.job import FAILURE_FILE, Job
 from quantbench.methods import METHODS
 from quantbench.record import Status
-from quantbench.subjects import causal, module, served, settings_of
+from quantbench.subjects import causal, module, probe, served, settings_of
 
 _OOM_SCORE_ADJ = Path("/proc/self/oom_score_adj")
 _OUT_OF_MEMORY = ("can't allocate memory", "cannot allocate memory", "out of memory", "failed to allocate")
@@ -36,6 +36,8 @@ def run_job(folder: Path) -> int:
         match job.kind:
             case "prepare":
                 _prepare(job)
+            case "probe":
+                probe.measure(job, folder)
             case "reference":
                 causal.make_references(job, folder)
             case "measure":

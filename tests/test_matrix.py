@@ -10,6 +10,7 @@ import pytest
 
 from quantbench.errors import MatrixError, UsageError
 from quantbench.matrix import Matrix, default_matrix, read_matrix, scenarios, select
+from quantbench.methods import METHODS
 from quantbench.scenario import Conditions, Variant
 
 if TYPE_CHECKING:
@@ -60,6 +61,9 @@ def test_every_axis_and_condition_is_read(matrix_file: Callable[[str], Path]) ->
         answer_tokens = 9
         continuation_tokens = 10
         seed = 11
+        calibration = "text.txt"
+        server = "gguf/q8_0"
+        concurrency = 2
     """)
     conditions = Conditions(
         reference="torch/bf16",
@@ -70,6 +74,9 @@ def test_every_axis_and_condition_is_read(matrix_file: Callable[[str], Path]) ->
         answer_tokens=9,
         continuation_tokens=10,
         seed=11,
+        calibration="text.txt",
+        server="gguf/q8_0",
+        concurrency=2,
     )
     assert read_matrix(path) == Matrix(
         models=("canary", "org/model"),
@@ -113,6 +120,36 @@ def test_the_reference_comes_first_then_its_control_then_the_rest_in_order() -> 
 def test_no_control_where_none_is_wanted_or_the_reference_is_not_measured() -> None:
     assert not any(scenario.variant.control for scenario in scenarios(replace(PLAIN, control=False)))
     assert [scenario.id for scenario in scenarios(replace(PLAIN, variants=(Q8_0,)))] == ["canary/gguf-q8_0/ten"]
+
+
+def _module_ids(*methods: str, **changed: tuple[str, ...]) -> list[str]:
+    names = {method: METHODS[method].precisions[0].name for method in methods}
+    variants = tuple(Variant(method=method, precision=name) for method, name in names.items())
+    return [scenario.id for scenario in scenarios(replace(PLAIN, variants=variants, models=("lstm",), **changed))]
+
+
+def test_a_module_is_planned_on_seeded_inputs_with_the_methods_that_open_it() -> None:
+    expected = ["lstm/torch-fp32/seeded", "lstm/torch-fp32-control/seeded", "lstm/torch-dynamic-int8/seeded"]
+    for prompts in (("ten",), ("ten", "two"), ("seeded",)):
+        assert _module_ids("torch-dynamic", "gguf", "torch", prompts=prompts) == expected
+    both = scenarios(replace(PLAIN, models=("canary", "lstm")))
+    assert [scenario.id for scenario in both if scenario.model == "canary"] == [
+        "canary/torch-fp32/ten", "canary/torch-fp32-control/ten", "canary/gguf-q8_0/ten",
+    ]  # fmt: skip
+    assert [scenario.id for scenario in both if scenario.model == "lstm"] == expected[:2]
+    assert {scenario.has_tokens for scenario in both if scenario.model == "lstm"} == {False}
+
+
+def test_a_module_beside_methods_that_cannot_open_it_is_refused_unless_another_model_has_scenarios() -> None:
+    with pytest.raises(UsageError, match=r"^model 'lstm' is a module .* gguf cannot open; ask for torch or torch-dynamic$"):
+        _module_ids("gguf")
+    mixed = scenarios(replace(PLAIN, models=("canary", "lstm"), variants=(Q8_0,)))
+    assert [scenario.id for scenario in mixed] == ["canary/gguf-q8_0/ten"]
+
+
+def test_a_model_that_reads_text_takes_no_seeded_inputs() -> None:
+    with pytest.raises(UsageError, match=r"^model 'canary' reads text and takes no 'seeded' inputs"):
+        scenarios(replace(PLAIN, models=("lstm", "canary"), prompts=("seeded",)))
 
 
 def test_conditions_reach_every_scenario() -> None:
@@ -220,10 +257,10 @@ def test_a_matrix_that_plans_nothing_is_refused(text: str, matrix_file: Callable
         ({"models": ("nowhere.gguf",)}, r"^model path 'nowhere.gguf' does not exist"),
         ({"prompts": ("tenn",)}, r"^unknown prompt set 'tenn'; did you mean 'ten'"),
         ({"prompts": ("nowhere.txt",)}, r"^prompt file 'nowhere.txt' does not exist"),
-        ({"variants": (Variant(method="tocrh", precision="fp32"),)}, r"^unknown method 'tocrh'; did you mean 'torch'\?$"),
+        ({"variants": (Variant(method="tocrh", precision="fp32"),)}, r"^unknown method 'tocrh'; did you mean 'torch'"),
         ({"variants": (Variant(method="torch", precision="fp31"),)}, r"^unknown precision of torch 'fp31'; did you mean"),
         ({"conditions": Conditions(reference="torch/fp31")}, r"^unknown precision of torch 'fp31'; did you mean"),
-        ({"conditions": Conditions(reference="tocrh/fp32")}, r"^unknown method 'tocrh'; did you mean 'torch'\?$"),
+        ({"conditions": Conditions(reference="tocrh/fp32")}, r"^unknown method 'tocrh'; did you mean 'torch'"),
         ({"models": ("canary", "canary")}, r"^scenario 'canary/torch-fp32/ten' is planned twice"),
         ({"variants": (FP32, Q8_0, Q8_0)}, r"^scenario 'canary/gguf-q8_0/ten' is planned twice"),
     ],

@@ -23,6 +23,13 @@ def test_ten_has_ten_and_two_are_two_of_them() -> None:
     assert {"ten", "two"} <= set(prompts.names())
 
 
+def test_seeded_inputs_are_a_set_without_prompts_and_no_shipped_one() -> None:
+    prompts.check_name("seeded")
+    loaded = prompts.load("seeded")
+    assert (loaded.name, loaded.prompts, loaded.content_hash) == ("seeded", (), "seeded")
+    assert "seeded" not in prompts.names()
+
+
 @pytest.mark.parametrize("name", prompts.names())
 def test_every_shipped_set_loads_without_doubles(name: str) -> None:
     loaded = prompts.load(name)

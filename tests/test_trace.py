@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quantbench.trace import Answer, Generation, PeakMemory, Reference, Round, Trace, WeightMemory
+from quantbench.trace import Answer, Generation, LoadPoint, PeakMemory, Reference, Round, TopLogprobs, Trace, WeightMemory
 
 if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy
@@ -19,7 +19,9 @@ seconds = st.floats(0, 1e6)
 ids = st.lists(st.integers(0, 2**31 - 1), max_size=5).map(tuple)
 texts = st.text(st.characters(), max_size=12)  # lone surrogates included: model output is untrusted
 counts = st.integers(0, 2**60)
-answers = st.lists(st.builds(Answer, prompt=texts, prompt_tokens=ids, tokens=ids, text=texts), max_size=3).map(tuple)
+answers = st.lists(st.builds(Answer, prompt=texts, prompt_tokens=ids, tokens=st.none() | ids, text=texts), max_size=3).map(
+    tuple
+)
 
 
 def _tuples(of: SearchStrategy[object]) -> SearchStrategy[tuple[object, ...]]:
@@ -29,10 +31,11 @@ def _tuples(of: SearchStrategy[object]) -> SearchStrategy[tuple[object, ...]]:
 generations = st.builds(
     Generation,
     prompt=st.integers(0, 99),
-    prompt_tokens=counts,
+    prompt_tokens=st.none() | counts,
     prefill_s=seconds,
     gaps_s=st.lists(seconds, max_size=4).map(tuple),
     e2e_s=seconds,
+    tokens=counts,
 )
 traces = st.builds(
     Trace,
@@ -58,6 +61,15 @@ traces = st.builds(
     rounds=_tuples(st.builds(Round, index=counts, variant=_tuples(generations), anchor=_tuples(generations))),
     answers=answers,
     columns=st.none() | st.sampled_from([Path("columns-0.npz"), Path("/tmp/with space/columns-1.npz")]),  # noqa: S108 - only a name
+    load_points=_tuples(
+        st.builds(
+            LoadPoint, concurrency=counts, tokens=counts, seconds=seconds, ttft_s=st.lists(seconds, max_size=4).map(tuple)
+        )
+    ),
+    top_logprobs=st.none()
+    | st.builds(TopLogprobs, positions=counts, k=counts, top1=seconds, overlap=seconds, error=st.none() | seconds),
+    native=st.dictionaries(texts, seconds, max_size=3),
+    absent=st.dictionaries(texts, texts, max_size=3),
     facts=st.dictionaries(texts, texts, max_size=3),
 )
 references = st.builds(

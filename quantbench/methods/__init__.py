@@ -17,12 +17,12 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
 
 from quantbench.errors import MissingDependency, UnsupportedError, unknown_name
 from quantbench.job import Checkpoint
 from quantbench.registry import Registry
-from quantbench.scenario import Conditions, Precision, Scenario
+from quantbench.scenario import Precision, Scenario
 from quantbench.trace import WeightMemory
 
 if TYPE_CHECKING:
@@ -84,6 +84,15 @@ class LoadedModel(Protocol):
         """Wait until the device has finished what was asked of it."""
 
 
+@runtime_checkable
+class HasModule(Protocol):
+    """A loaded model that is a torch module inside, which adapters can be put into."""
+
+    @property
+    def model(self) -> Any:
+        """The module."""
+
+
 class LoadedModule(Protocol):
     """One loaded module without tokens: it takes an input of its own shape and gives an array."""
 
@@ -106,40 +115,47 @@ class LoadedModule(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TopTokens:
-    """A server's most likely next tokens: log-probabilities in nats by token text."""
+class Streamed:
+    """One streamed answer: pieces of text, one an event, each with the seconds from the request until it arrived.
 
-    logprobs: Mapping[str, float]
+    There is at least one piece; it is empty where the answer was. ``tokens`` and ``prompt_tokens`` are the server's counts.
+    """
+
+    pieces: tuple[str, ...]
+    arrivals_s: tuple[float, ...]
+    tokens: int | None
+    prompt_tokens: int | None
 
 
 class Endpoint(Protocol):
-    """A served model: text in, text out."""
+    """A served model: text in, text out. Requests may be made from several threads at once.
+
+    Each raises ModelError when the server is down, slow, drops the stream or answers with an error.
+    """
 
     @property
     def facts(self) -> Mapping[str, str]:
-        """What was found rather than asked: ``kernel`` (the server's own name) and the served model."""
+        """What was found rather than asked: ``kernel`` (the server's own name), the served model, what it heeds."""
 
-    def stream(self, prompt: str, limit: int) -> Iterator[str]:
-        """Pieces of a greedy answer of at most ``limit`` tokens, as they arrive; one piece an event.
+    @property
+    def artifact(self) -> Artifact | None:
+        """The file that is served, where quantbench itself started the server; else None."""
 
-        Raises ModelError when the server is down, slow, drops the stream or answers with an error.
-        """
+    def answer(self, prompt: str, limit: int) -> Streamed:
+        """Stream a greedy answer of at most ``limit`` tokens."""
 
-    def usage(self) -> int | None:
-        """Tokens of the last streamed answer as the server counts them; None when it does not say."""
-
-    def top_tokens(self, prompt: str, k: int) -> TopTokens | None:
-        """The ``k`` most likely tokens after ``prompt``; None when the server gives no log-probabilities."""
+    def top_tokens(self, prompt: str, k: int) -> Mapping[str, float] | None:
+        """Log-probabilities in nats of the ``k`` likeliest next tokens by their text; None when the server gives none."""
 
     def native(self, prompt: str, limit: int) -> Mapping[str, float]:
-        """The server's own timings of one answer, by column; empty when it has no interface for them."""
+        """The server's own ``prompt_tokens``, ``prefill_s``, ``tokens`` and ``decode_s``; empty where it does not tell them."""
 
 
 Subject = LoadedModel | LoadedModule | Endpoint
 """What a method may open."""
 
 Opener = Callable[[Scenario, Settings], AbstractContextManager[Subject]]
-Recipe = Callable[[Conditions], Mapping[str, str]]
+Recipe = Callable[[Scenario], Mapping[str, str]]
 Preparer = Callable[[Scenario, Settings], Artifact]
 Saver = Callable[[Scenario, Settings, Path], None]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,11 +21,15 @@ from quantbench.errors import ModelError, QuantbenchError, UnsupportedError
 from quantbench.job import Checkpoint
 from quantbench.methods import Artifact
 from quantbench.methods._llama_cpp import library
+from quantbench.models._gguf import gguf_parts
 
 CHECKOUT_VARIABLE = "QUANTBENCH_LLAMA_CPP"
 MODEL_FILE = "model.gguf"
-SUPER_BLOCK = 256
-"""Weights of one K-quant super-block (QK_K in ggml): row sizes must be multiples of it."""
+UNQUANTIZED = ("f16", "bf16", "f32")
+"""Precisions that llama.cpp's converter writes itself, and whose files can still be quantized."""
+
+_MATRIX_NOTE = "quantize.imatrix.entries_count"
+"""Where llama.cpp notes in a file's header that it was quantized with an importance matrix."""
 
 _SOURCE_SHA256 = {"0.3.36": "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"}
 """Source distributions of llama-cpp-python that were looked at; of any other version the package index vouches for the hash."""
@@ -33,14 +39,17 @@ _CONVERTER_PARTS = ("convert_hf_to_gguf.py", "conversion/", "gguf-py/", "LICENSE
 
 
 def f16_file(checkpoint: Checkpoint) -> Path:
-    """The checkpoint as an F16 GGUF file, made by llama.cpp's ``convert_hf_to_gguf.py`` on first use."""
-    if checkpoint.kind == "gguf":
-        return checkpoint.path
-    asked = {"content": checkpoint.content_hash, "outtype": "f16", **_maker()}
+    """The checkpoint as an F16 GGUF file; a ready GGUF file as it is."""
+    return checkpoint.path if checkpoint.kind == "gguf" else _converted(checkpoint, "f16")
+
+
+def _converted(checkpoint: Checkpoint, outtype: str) -> Path:
+    """The checkpoint as a GGUF file of 16 or 32 bits, made by llama.cpp's ``convert_hf_to_gguf.py`` on first use."""
+    asked = {"content": checkpoint.content_hash, "outtype": outtype, **_maker()}
 
     def make(folder: Path) -> None:
         source = _without_code(checkpoint, folder / "source")
-        command = [sys.executable, str(converter()), str(source), "--outtype", "f16", "--outfile", str(folder / MODEL_FILE)]
+        command = [sys.executable, str(converter()), str(source), "--outtype", outtype, "--outfile", str(folder / MODEL_FILE)]
         done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "HF_HUB_OFFLINE": "1"})
         if source != checkpoint.path:
             shutil.rmtree(source)
@@ -64,30 +73,71 @@ def _without_code(checkpoint: Checkpoint, view: Path) -> Path:
     return view
 
 
-def quantized_file(checkpoint: Checkpoint, precision: str) -> Artifact:
+def quantized_file(checkpoint: Checkpoint, precision: str, matrix: Path | None = None) -> Artifact:
     """The checkpoint as a GGUF file of llama.cpp's type ``precision``, quantized by llama.cpp itself on first use.
 
-    Raises UnsupportedError when a K-quant is asked of rows that are no multiple of 256 (llama.cpp would silently use
-    other types there), ModelError when llama.cpp refuses.
+    ``matrix`` is an importance matrix to weigh the errors with. What is not quantized comes from the converter directly.
+
+    Raises UnsupportedError when the type does not suit the model's shapes (llama.cpp would silently use other types there),
+    ModelError when llama.cpp refuses.
     """
+    if checkpoint.kind == "hf" and precision in UNQUANTIZED:
+        path = _converted(checkpoint, precision)
+        return Artifact(path=path, file_bytes=path.stat().st_size, quantize_s=None)
     source = f16_file(checkpoint)
     asked = {"content": checkpoint.content_hash, "precision": precision, **_maker()}
+    if matrix:
+        asked["imatrix"] = matrix.parent.name
 
     def make(folder: Path) -> None:
-        if "_k" in precision or precision.startswith("iq"):
-            _check_rows(source, precision)
-        lib = library()
-        params = lib.llama_model_quantize_default_params()
-        params.ftype = file_type(precision)
-        started = time.perf_counter()
-        if lib.llama_model_quantize(str(source).encode(), str(folder / MODEL_FILE).encode(), params):
-            raise ModelError(f"llama.cpp refused to quantize {source} to {precision}; see the worker's stderr")
-        (folder / "quantize.json").write_text(json.dumps({"quantize_s": time.perf_counter() - started}))
+        _check_shapes(source, precision)
+        seconds = _quantize(source, folder / MODEL_FILE, precision, matrix)
+        (folder / "quantize.json").write_text(json.dumps({"quantize_s": seconds}))
 
     folder = artifact("gguf", asked, make)
     path = folder / MODEL_FILE
     quantize_s = json.loads((folder / "quantize.json").read_text())["quantize_s"]
     return Artifact(path=path, file_bytes=path.stat().st_size, quantize_s=quantize_s)
+
+
+def _quantize(source: Path, target: Path, precision: str, matrix: Path | None) -> float:
+    """Seconds of llama.cpp's own quantization."""
+    import numpy as np
+
+    lib = library()
+    params = lib.llama_model_quantize_default_params()
+    params.ftype = file_type(precision)
+    entries: dict[str, Any] = {}
+    if matrix:
+        with np.load(matrix, allow_pickle=False) as file:  # the library gets bare pointers: the arrays must outlive the call
+            entries = {name: np.ascontiguousarray(file[name], dtype=np.float32) for name in file.files}
+        params.imatrix = _matrix_array(lib, entries)
+        params.kv_overrides = _matrix_note(lib, len(entries))
+    lib.quantbench_error = ""
+    started = time.perf_counter()
+    if lib.llama_model_quantize(str(source).encode(), str(target).encode(), params):
+        reason = lib.quantbench_error or "it gave no reason"
+        raise ModelError(f"llama.cpp refused to quantize {source} to {precision} ({reason}); choose another precision")
+    return time.perf_counter() - started
+
+
+def _matrix_array(lib: Any, entries: Mapping[str, Any]) -> Any:
+    """llama.cpp's array of importance entries, ended by an empty one."""
+    array = (lib.llama_model_imatrix_data * (len(entries) + 1))()
+    for cell, (name, values) in zip(array, entries.items(), strict=False):
+        cell.name = name.encode()
+        cell.data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+        cell.size = values.size
+    return array
+
+
+def _matrix_note(lib: Any, count: int) -> Any:
+    """llama.cpp's array of header overrides, ended by an empty one: how many entries the importance matrix had."""
+    array = (lib.llama_model_kv_override * 2)()
+    array[0].key = _MATRIX_NOTE.encode()
+    array[0].tag = lib.LLAMA_KV_OVERRIDE_TYPE_INT
+    array[0].value.val_i64 = count
+    return array
 
 
 def file_type(precision: str) -> int:
@@ -99,15 +149,20 @@ def file_type(precision: str) -> int:
 
 def file_precision(path: Path) -> str:
     """The precision that a GGUF file's header names, for example ``q4_k_m``."""
-    field = _read(path).get_field("general.file_type")
+    field = read_gguf(path).get_field("general.file_type")
     number = int(field.contents()) if field else -1
     names = (name for name in dir(library()) if name.startswith("LLAMA_FTYPE_") and getattr(library(), name) == number)
     return next(names, "unknown").removeprefix("LLAMA_FTYPE_").removeprefix("MOSTLY_").removeprefix("ALL_").lower()
 
 
+def has_matrix(path: Path) -> bool:
+    """Whether a GGUF file's header says that it was quantized with an importance matrix."""
+    return read_gguf(path).get_field(_MATRIX_NOTE) is not None
+
+
 def tensor_bytes(path: Path) -> int:
-    """Bytes of all tensors in a GGUF file, from its header; ModelError if the file is cut short or damaged."""
-    return sum(int(tensor.n_bytes) for tensor in _read(path).tensors)
+    """Bytes of all tensors in a GGUF file and its further parts; ModelError if one is cut short or damaged."""
+    return sum(int(tensor.n_bytes) for part in gguf_parts(path) for tensor in read_gguf(part).tensors)
 
 
 def converter() -> Path:
@@ -158,20 +213,41 @@ def _fetch_converter(folder: Path, installed: str) -> None:
     requirement.unlink()
 
 
-def _check_rows(source: Path, precision: str) -> None:
-    for tensor in _read(source).tensors:
+def _check_shapes(source: Path, precision: str) -> None:
+    tensors = [tensor for part in gguf_parts(source) for tensor in read_gguf(part).tensors if len(tensor.shape) > 1]
+    if precision == "mxfp4_moe" and not any(len(tensor.shape) > 2 for tensor in tensors):
+        raise UnsupportedError(f"mxfp4_moe is for experts and {source} has none, so it would be Q8_0; ask for gguf/q8_0")
+    block = block_size(precision)
+    for tensor in tensors:
         row = int(tensor.shape[0])
-        if len(tensor.shape) > 1 and row % SUPER_BLOCK:
+        if row % block:
             raise UnsupportedError(
-                f"{precision} needs row sizes that are multiples of {SUPER_BLOCK} and tensor {tensor.name} has rows of {row}; "
-                "use q8_0 or f16 for this model"
+                f"{precision} needs row sizes that are multiples of {block} and tensor {tensor.name} has rows of {row}; "
+                f"use {'q8_0, q5_1 or q4_0' if row % 32 == 0 else 'f16'} for this model"
             )
 
 
-def _read(path: Path) -> Any:
+def block_size(precision: str) -> int:
+    """Weights of one block of the type that most tensors of such a file have, from gguf's own table; 1 if unquantized.
+
+    File types with no tensor type of their name (Q4_K_M, IQ3_M) have blocks as large as their family's (Q4_K, IQ3_S).
+    """
+    from gguf import GGML_QUANT_SIZES
+
+    sizes: dict[str, int] = {kind.name: block for kind, (block, _) in GGML_QUANT_SIZES.items()}
+    name = precision.upper()
+    family = name.rpartition("_")[0]
+    own = sizes.get(name) or sizes.get(family)
+    return own or max(size for kind, size in sizes.items() if kind.startswith(f"{family}_"))
+
+
+def read_gguf(path: Path) -> Any:
+    """A reader of one file; ModelError if the file is cut short or damaged, or newer than the library."""
     from gguf import GGUFReader
 
     try:
         return GGUFReader(path)
     except (ValueError, IndexError, KeyError) as error:
+        if "GGMLQuantizationType" in str(error):
+            raise ModelError(f"{path} has tensors of a type that the installed gguf does not know ({error})") from error
         raise ModelError(f"{path} is cut short or damaged; make or download it again") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from quantbench.methods import Sampling, Settings
@@ -39,11 +40,23 @@ def load_pretrained(settings: Settings, device: str, **options: Any) -> Any:
 class TransformersModel:
     """A LoadedModel over a transformers causal LM: batch of one, KV cache of the model's own dtype, no sampling warper."""
 
-    def __init__(self, model: Any, kernel: str, state_bytes: Callable[[Any], int] = lambda _: 0) -> None:
-        """``kernel`` names what runs; ``state_bytes`` counts in the model what is neither parameter nor buffer."""
+    def __init__(
+        self,
+        model: Any,
+        kernel: str,
+        state_bytes: Callable[[Any], int] = lambda _: 0,
+        counts: Callable[[Any, int], Mapping[str, int | None]] = lambda model, weight_bytes: {},  # noqa: ARG005
+        found: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        """``kernel`` names what runs; ``state_bytes`` counts in the model what is neither parameter nor buffer.
+
+        ``counts`` gives further fields of WeightMemory from the model and its weight bytes; ``found`` are further facts.
+        """
         self.model = model
         self._kernel = kernel
         self._state_bytes = state_bytes
+        self._counts = counts
+        self._found = found
 
     @property
     def facts(self) -> Mapping[str, str]:
@@ -52,6 +65,7 @@ class TransformersModel:
             "kernel": self._kernel,
             "kv_dtype": str(self.model.dtype).removeprefix("torch."),
             "attention": str(self.model.config._attn_implementation),  # noqa: SLF001 - it has no public name
+            **self._found,
         }
 
     def generate(self, prompt: Sequence[int], limit: int, sampling: Sampling | None = None) -> Iterator[int]:
@@ -89,11 +103,12 @@ class TransformersModel:
     def memory(self) -> WeightMemory:
         """Bytes of distinct parameter and buffer storages, plus the quantization state."""
         by_kind = {
-            "parameters": sum(_distinct_bytes(self.model.parameters())),
-            "buffers": sum(_distinct_bytes(self.model.buffers())),
+            "parameters": sum(distinct_bytes(self.model.parameters())),
+            "buffers": sum(distinct_bytes(self.model.buffers())),
             "quantization_state": self._state_bytes(self.model),
         }
-        return WeightMemory(by_kind=by_kind, footprint_bytes=self.model.get_memory_footprint())
+        counts = self._counts(self.model, sum(by_kind.values()))
+        return WeightMemory(by_kind=by_kind, footprint_bytes=self.model.get_memory_footprint(), **counts)
 
     def synchronize(self) -> None:
         """Wait for CUDA; the CPU works synchronously."""
@@ -103,12 +118,24 @@ class TransformersModel:
             torch.cuda.synchronize(self.model.device)
 
 
-def _distinct_bytes(tensors: Any) -> Iterator[int]:
+def distinct_bytes(tensors: Any) -> Iterator[int]:
+    """Bytes of each storage once, however many tensors share it."""
     seen: set[int] = set()
     for tensor in tensors:
-        if tensor.data_ptr() not in seen:
-            seen.add(tensor.data_ptr())
-            yield tensor.numel() * tensor.element_size()
+        for stored in _stored(tensor):
+            if stored.data_ptr() not in seen:
+                seen.add(stored.data_ptr())
+                yield stored.numel() * stored.element_size()
+
+
+def _stored(tensor: Any) -> Iterator[Any]:
+    """The tensor itself, or what a wrapper subclass really holds: its own shape and dtype are those of the dense tensor."""
+    if not hasattr(tensor, "__tensor_flatten__"):
+        yield tensor
+        return
+    names, _ = tensor.__tensor_flatten__()
+    for name in names:
+        yield from _stored(getattr(tensor, name))
 
 
 def _chooser(sampling: Sampling | None) -> Any:

@@ -2,28 +2,56 @@
 
 from __future__ import annotations
 
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
 from quantbench.errors import UnsupportedError
 from quantbench.methods import Artifact, LoadedModel, Settings, method
+from quantbench.methods._calibration import calibration_identity
+from quantbench.models._gguf import gguf_parts
 from quantbench.scenario import Precision, Scenario
 
-F16 = Precision(name="f16", bits=16, title="F16")
-Q2_K = Precision(name="q2_k", bits=2, title="Q2_K")
-Q3_K_M = Precision(name="q3_k_m", bits=3, title="Q3_K_M")
-Q4_K_M = Precision(name="q4_k_m", bits=4, title="Q4_K_M")
-Q5_K_M = Precision(name="q5_k_m", bits=5, title="Q5_K_M")
-Q6_K = Precision(name="q6_k", bits=6, title="Q6_K")
-Q8_0 = Precision(name="q8_0", bits=8, title="Q8_0")
+TYPES = (
+    "F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0",
+    "Q4_K_M", "Q4_K_S", "Q4_1", "Q4_0", "IQ4_NL", "IQ4_XS", "MXFP4_MOE",
+    "Q3_K_L", "Q3_K_M", "Q3_K_S", "IQ3_M", "IQ3_S", "IQ3_XS", "IQ3_XXS",
+    "Q2_K", "Q2_K_S", "IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS", "TQ2_0", "IQ1_M", "IQ1_S", "TQ1_0", "Q1_0",
+)  # fmt: skip
+"""llama.cpp's file types, as it writes them."""
+
+NEED_MATRIX = frozenset(
+    ("iq3_xs", "iq3_xxs", "q2_k_s", "iq2_m", "iq2_s", "iq2_xs", "iq2_xxs", "iq1_m", "iq1_s"),
+)
+"""Types that llama.cpp refuses to make without an importance matrix; theirs is always computed."""
+
+MAY_USE_MATRIX = ("Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "IQ4_XS", "Q3_K_M", "IQ3_M", "Q2_K")
+"""Types that are offered with a matrix as well: ``q4_k_m-imat`` beside ``q4_k_m``."""
+
+IMATRIX = "-imat"
+
+
+def _precision(title: str) -> Precision:
+    found = re.search(r"\d+", title)
+    return Precision(name=title.lower(), bits=int(found[0]) if found else 0, title=title)
+
+
+def _with_matrix(title: str) -> Precision:
+    plain = _precision(title)
+    return Precision(name=plain.name + IMATRIX, bits=plain.bits, title=f"{title} (imatrix)")
+
+
+def uses_matrix(precision: str) -> bool:
+    """Whether files of this precision are made with an importance matrix."""
+    return precision in NEED_MATRIX or precision.endswith(IMATRIX)
 
 
 @method(
     "gguf",
-    precisions=[F16, Q2_K, Q3_K_M, Q4_K_M, Q5_K_M, Q6_K, Q8_0],
+    precisions=[*map(_precision, TYPES), *map(_with_matrix, MAY_USE_MATRIX)],
     requires=["llama_cpp", "gguf"],
     anchor="gguf/f16",
     kinds=("hf", "gguf"),
@@ -44,27 +72,50 @@ def open_gguf(scenario: Scenario, settings: Settings) -> Iterator[LoadedModel]:
         yield model
 
 
+@open_gguf.asks
+def gguf_recipe(scenario: Scenario) -> Mapping[str, str]:
+    """The calibration, where an importance matrix is computed on it."""
+    if not uses_matrix(scenario.variant.precision):
+        return {}
+    return {"calibration": calibration_identity(scenario.conditions)}
+
+
 @open_gguf.prepares
 @cache  # a ready file's header is read once, and not again while loading is timed
 def prepare_gguf(scenario: Scenario, settings: Settings) -> Artifact:
     """The scenario's GGUF file; a ready ``.gguf`` model is used as it is when it already has the precision asked for."""
     from quantbench.methods import _gguf_files as files
+    from quantbench.methods._imatrix import importance_matrix
     from quantbench.methods._llama_cpp_probe import extra_buffers_work
 
     extra_buffers_work()
     precision = scenario.variant.precision
-    if settings.checkpoint.kind == "gguf":
-        files.tensor_bytes(settings.checkpoint.path)
-        own = files.file_precision(settings.checkpoint.path)
-        if own == precision:
-            return Artifact(path=settings.checkpoint.path, file_bytes=settings.checkpoint.path.stat().st_size, quantize_s=None)
-        if own not in ("f16", "bf16", "f32"):
-            raise UnsupportedError(f"{settings.checkpoint.path} is {own}; ask for gguf/{own}, or give an F16 file")
-    return files.quantized_file(settings.checkpoint, precision)
+    if settings.checkpoint.kind == "gguf" and (ready := _ready(settings.checkpoint.path, precision)):
+        return ready
+    matrix = importance_matrix(scenario, settings) if uses_matrix(precision) else None
+    return files.quantized_file(settings.checkpoint, precision.removesuffix(IMATRIX), matrix)
+
+
+def _ready(path: Path, precision: str) -> Artifact | None:
+    """The ready file where it is what was asked for, None where it can be quantized to that."""
+    from quantbench.methods import _gguf_files as files
+
+    files.tensor_bytes(path)
+    own = files.file_precision(path)
+    if own == precision.removesuffix(IMATRIX):
+        if precision.endswith(IMATRIX) and not files.has_matrix(path):
+            raise UnsupportedError(f"{path} does not say that it was made with an importance matrix; ask for gguf/{own}")
+        return Artifact(path=path, file_bytes=sum(part.stat().st_size for part in gguf_parts(path)), quantize_s=None)
+    if own not in files.UNQUANTIZED:
+        raise UnsupportedError(f"{path} is {own}; ask for gguf/{own}, or give an F16 file")
+    return None
 
 
 @open_gguf.saves
 def save_gguf(scenario: Scenario, settings: Settings, out: Path) -> None:
-    """Copy the quantized file."""
+    """Copy the quantized file, or all parts of a split one."""
     out.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(prepare_gguf(scenario, settings).path, out / f"model-{scenario.variant.precision}.gguf")
+    parts = gguf_parts(prepare_gguf(scenario, settings).path)
+    for number, part in enumerate(parts, start=1):
+        suffix = f"-{number:05d}-of-{len(parts):05d}" if len(parts) > 1 else ""
+        shutil.copyfile(part, out / f"model-{scenario.variant.precision}{suffix}.gguf")

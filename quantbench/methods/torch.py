@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from quantbench.methods import LoadedModel, Settings, method
+from quantbench.methods import LoadedModel, LoadedModule, Settings, method
+from quantbench.methods._modules import TorchModule, build_module, refuse_to_save, state_dict_counts
 from quantbench.methods._transformers import TransformersModel, load_pretrained
 from quantbench.scenario import Precision, Scenario
 
@@ -16,16 +17,30 @@ BF16 = Precision(name="bf16", bits=16, title="BF16")
 _DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
-@method("torch", precisions=[FP32, FP16, BF16], requires=["torch", "transformers"])
+@method("torch", precisions=[FP32, FP16, BF16], requires=["torch", "transformers"], kinds=("hf", "module"))
 @contextmanager
-def open_torch(scenario: Scenario, settings: Settings) -> Iterator[LoadedModel]:
+def open_torch(scenario: Scenario, settings: Settings) -> Iterator[LoadedModel | LoadedModule]:
     """The checkpoint cast to a dtype, run by PyTorch"""
     dtype = _DTYPES[scenario.variant.precision]
-    model = load_pretrained(settings, scenario.conditions.device, dtype=dtype)
-    yield TransformersModel(model, kernel=f"aten-{dtype}")
+    device = scenario.conditions.device
+    if settings.checkpoint.kind == "module":
+        yield _open_module(settings, device, dtype)
+    else:
+        model = load_pretrained(settings, device, dtype=dtype)
+        yield TransformersModel(model, kernel=f"aten-{dtype}", counts=state_dict_counts)
 
 
 @open_torch.saves
 def save_torch(scenario: Scenario, settings: Settings, out: Path) -> None:
     """Write the cast checkpoint."""
+    refuse_to_save(settings.checkpoint)
     load_pretrained(settings, "cpu", dtype=_DTYPES[scenario.variant.precision]).save_pretrained(out)
+
+
+def _open_module(settings: Settings, device: str, dtype: str) -> LoadedModule:
+    import torch
+
+    kind = getattr(torch, dtype)
+    module = build_module(settings).to(device, kind)
+    parameters = sum(each.numel() for each in module.parameters())
+    return TorchModule(module, f"aten-{dtype}", settings, parameters=parameters, device=device, dtype=kind)

@@ -11,10 +11,12 @@ from quantbench.statistics import P99_MIN_SAMPLES, mad, median_interval, percent
 from quantbench.trace import Generation, Reference, Round, Trace
 
 _TOO_FEW = Missing(f"a p99 takes {P99_MIN_SAMPLES} answers")
+_ONE_EVENT = Missing("every answer came in one piece, so there is no time between tokens")
+_UNCOUNTED = Missing("nobody counted the prompts' tokens: the server does not, and the model has no tokenizer here")
 _PER_ANSWER: Mapping[str, tuple[str, Callable[[Generation], float]]] = {
     "prefill_s": ("prompt pass to the first token", lambda answer: answer.prefill_s),
     "ttft_s": ("time to first token; no queue here, so it equals prefill_s", lambda answer: answer.prefill_s),
-    "tpot_s": ("(e2e - ttft) / (n - 1)", lambda answer: (answer.e2e_s - answer.prefill_s) / len(answer.gaps_s)),
+    "tpot_s": ("(e2e - ttft) / (n - 1)", lambda answer: (answer.e2e_s - answer.prefill_s) / (answer.tokens - 1)),
     "e2e_s": ("request to last token", lambda answer: answer.e2e_s),
 }
 
@@ -65,13 +67,23 @@ def latency(trace: Trace, reference: Reference | None) -> Mapping[str, Value]:
         return {column.name: none for column in _COLUMNS}
     answers = [answer for each in trace.rounds for answer in each.variant]
     values: dict[str, Value] = {"rounds": len(trace.rounds)}
+    decoded = [answer for answer in answers if _spread(answer)]
     for name, (_, take) in _PER_ANSWER.items():
-        numbers = [take(answer) for answer in answers]
         stem = name.removesuffix("_s")
+        numbers = [take(answer) for answer in (decoded if stem == "tpot" else answers)]
+        if not numbers:
+            values |= dict.fromkeys((name, f"{stem}_mad_s", f"{stem}_p90_s", f"{stem}_p99_s"), _ONE_EVENT)
+            continue
         values |= {name: median(numbers), f"{stem}_mad_s": mad(numbers), f"{stem}_p90_s": percentile(numbers, 0.9)}
         values[f"{stem}_p99_s"] = percentile(numbers, 0.99) if len(numbers) >= P99_MIN_SAMPLES else _TOO_FEW
-    for name, rate in (("prefill_tps", prefill_tps), ("decode_tps", decode_tps), ("tps", output_tps)):
-        values |= _with_interval(name, [rate(each.variant) for each in trace.rounds])
+    uncounted = _UNCOUNTED if any(answer.prompt_tokens is None for answer in answers) else None
+    gapless = None if all(any(map(_spread, each.variant)) for each in trace.rounds) else _ONE_EVENT
+    rates = (("prefill_tps", prefill_tps, uncounted), ("decode_tps", decode_tps, gapless), ("tps", output_tps, None))
+    for name, rate, lacking in rates:
+        if lacking:
+            values |= dict.fromkeys((name, f"{name}_low", f"{name}_high"), lacking)
+        else:
+            values |= _with_interval(name, [rate(each.variant) for each in trace.rounds])
     paired = [each for each in trace.rounds if each.anchor]
     if not paired:
         none = Missing(trace.absent.get("anchor", "no anchor could be had for this runtime here"))
@@ -84,17 +96,23 @@ def latency(trace: Trace, reference: Reference | None) -> Mapping[str, Value]:
 
 def prefill_tps(answers: Sequence[Generation]) -> float:
     """Prompt tokens over prefill time."""
-    return sum(answer.prompt_tokens for answer in answers) / sum(answer.prefill_s for answer in answers)
+    return sum(answer.prompt_tokens or 0 for answer in answers) / sum(answer.prefill_s for answer in answers)
 
 
 def decode_tps(answers: Sequence[Generation]) -> float:
     """Tokens after the first over the time between tokens."""
-    return sum(len(answer.gaps_s) for answer in answers) / sum(sum(answer.gaps_s) for answer in answers)
+    decoded = [answer for answer in answers if _spread(answer)]
+    return sum(answer.tokens - 1 for answer in decoded) / sum(sum(answer.gaps_s) for answer in decoded)
 
 
 def output_tps(answers: Sequence[Generation]) -> float:
     """Output tokens over end-to-end time."""
-    return sum(len(answer.gaps_s) + 1 for answer in answers) / sum(answer.e2e_s for answer in answers)
+    return sum(answer.tokens for answer in answers) / sum(answer.e2e_s for answer in answers)
+
+
+def _spread(answer: Generation) -> bool:
+    """Whether time passed between its tokens; a server may send them all in one piece."""
+    return answer.tokens > 1 and any(answer.gaps_s)
 
 
 def _matched_ratio(each: Round, rate: Callable[[Sequence[Generation]], float]) -> float:

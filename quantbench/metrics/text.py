@@ -10,7 +10,7 @@ from quantbench.statistics import mean_by_cluster
 from quantbench.trace import Answer, Reference, Trace
 
 _COLUMNS = (
-    Column("exact_match", "ratio", "higher", doc="share of prompts answered with the same tokens"),
+    Column("exact_match", "ratio", "higher", doc="share of prompts answered with the same tokens; by a server, the same text"),
     Column("exact_match_se", "ratio", doc="standard error of exact_match"),
     Column(
         "first_divergence", "tokens", "higher", doc="mean position of the first different token; a match counts as its length"
@@ -21,24 +21,27 @@ _COLUMNS = (
     Column("chrf", "chrF", "higher", doc="sacrebleu sentence chrF2 of the answers, 0 to 100, mean over prompts"),
     Column("chrf_se", "chrF", doc="standard error of chrf"),
 )
+_NO_IDS = Missing("a server gives text, no token ids")
 
 
 @metric(*_COLUMNS)
 def text(trace: Trace, reference: Reference | None) -> Mapping[str, Value]:
     """Exact match, first divergence, token match and chrF of greedy answers"""
     if reference is None:
-        return {
-            column.name: Missing("no reference to compare with: it cannot open this checkpoint here") for column in _COLUMNS
-        }
+        none = Missing(trace.absent.get("answers", "no reference to compare with: it cannot open this checkpoint here"))
+        return {column.name: none for column in _COLUMNS}
     outputs = compare_answers(trace.answers, reference.answers)
-    lengths = (len(output.reference_tokens) for output in outputs)
-    firsts = [
-        length if output.first_divergence is None else output.first_divergence
-        for output, length in zip(outputs, lengths, strict=True)
-    ]
-    per_prompt = {name: [float(getattr(output, name)) for output in outputs] for name in ("exact_match", "token_match", "chrf")}
+    per_prompt = {name: [float(getattr(output, name)) for output in outputs] for name in ("exact_match", "chrf")}
     values: dict[str, Value] = {}
-    for name, numbers in {"first_divergence": [float(first) for first in firsts], **per_prompt}.items():
+    if any(output.token_match is None for output in outputs):
+        values |= {column.name: _NO_IDS for column in _COLUMNS if column.name.startswith(("first_divergence", "token_match"))}
+    else:
+        per_prompt["token_match"] = [float(output.token_match or 0) for output in outputs]
+        per_prompt["first_divergence"] = [
+            float(len(output.reference_tokens) if output.first_divergence is None else output.first_divergence)
+            for output in outputs
+        ]
+    for name, numbers in per_prompt.items():
         mean, error = mean_by_cluster(numbers, range(len(numbers)))
         values[name] = mean
         values[f"{name}_se"] = Missing("one prompt has no spread between prompts") if error is None else error
@@ -52,22 +55,34 @@ def compare_answers(variant: Sequence[Answer], reference: Sequence[Answer]) -> t
     chrf = CHRF()
     outputs = []
     for index, (ours, theirs) in enumerate(zip(variant, reference, strict=True)):
-        longest = max(len(ours.tokens), len(theirs.tokens))
-        equal = [a == b for a, b in zip(ours.tokens, theirs.tokens, strict=False)]
-        exact = ours.tokens == theirs.tokens
+        exact, first, share = _compare_ids(ours, theirs)
         outputs.append(
             Output(
                 index=index,
                 prompt=ours.prompt,
                 prompt_tokens=ours.prompt_tokens,
-                reference_tokens=theirs.tokens,
+                reference_tokens=theirs.tokens or (),
                 variant_tokens=ours.tokens,
                 reference_text=theirs.text,
                 variant_text=ours.text,
                 exact_match=exact,
-                first_divergence=None if exact else (equal.index(False) if False in equal else len(equal)),
-                token_match=sum(equal) / longest if longest else 1.0,
+                first_divergence=first,
+                token_match=share,
                 chrf=100.0 if ours.text == theirs.text else chrf.sentence_score(ours.text, [theirs.text]).score,
             )
         )
     return tuple(outputs)
+
+
+def _compare_ids(ours: Answer, theirs: Answer) -> tuple[bool, int | None, float | None]:
+    """Equality, first divergence and share of equal positions; of texts alone, whether they are equal.
+
+    White space around a text does not count: a tokenizer drops it where an answer begins, a server sends it.
+    """
+    if ours.tokens is None or theirs.tokens is None:
+        return ours.text.strip() == theirs.text.strip(), None, None
+    equal = [a == b for a, b in zip(ours.tokens, theirs.tokens, strict=False)]
+    longest = max(len(ours.tokens), len(theirs.tokens))
+    exact = ours.tokens == theirs.tokens
+    first = None if exact else (equal.index(False) if False in equal else len(equal))
+    return exact, first, sum(equal) / longest if longest else 1.0

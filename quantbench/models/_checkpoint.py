@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import math
 import struct
@@ -10,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from quantbench.cache import file_sha256
-from quantbench.errors import MissingDependency, ModelError
+from quantbench.errors import ModelError
 from quantbench.job import Checkpoint
-from quantbench.models import MODELS, check_name, looks_like_path
+from quantbench.models import MODELS, ModuleRecipe, check_name, is_server, looks_like_path
+from quantbench.models._gguf import gguf_parts
+from quantbench.models._hub import CHECKPOINT_FILES, download
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-_GGUF_MAGIC = b"GGUF"
-_HUB_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
 
 
 def resolve(name: str, *, trust_remote_code: bool = False) -> Checkpoint:
@@ -26,12 +27,17 @@ def resolve(name: str, *, trust_remote_code: bool = False) -> Checkpoint:
     pickled weights, a truncated safetensors or GGUF file, a hub that cannot be reached.
     """
     check_name(name)
+    if is_server(name):
+        content = hashlib.sha256(name.encode()).hexdigest()
+        return Checkpoint(name=name, kind="server", path=Path(), revision="served", content_hash=content)
     if name in MODELS:
-        return _folder(name, MODELS[name].folder(), "built-in", trust_remote_code)
+        recipe = MODELS[name].module
+        return _module(name, recipe) if recipe else _folder(name, MODELS[name].folder(), "built-in", trust_remote_code)
     if looks_like_path(name):
-        path = Path(name).expanduser().resolve()
-        return _gguf(name, path) if path.is_file() else _folder(name, path, "local", trust_remote_code)
-    return _hub(name, trust_remote_code)
+        path = Path(name).expanduser().absolute()  # a link keeps its name, which says that it is one part of several
+        return _gguf(name, path, "local") if path.is_file() else _folder(name, path.resolve(), "local", trust_remote_code)
+    path, revision = download(name, trust_remote_code=trust_remote_code)
+    return _gguf(name, path, revision) if path.is_file() else _folder(name, path, revision, trust_remote_code)
 
 
 def checkpoint_dtype(folder: Path) -> str:
@@ -72,7 +78,7 @@ def count_parameters(checkpoint: Checkpoint) -> int:
     if checkpoint.kind == "gguf":
         from gguf import GGUFReader
 
-        return sum(int(tensor.n_elements) for tensor in GGUFReader(checkpoint.path).tensors)
+        return sum(int(tensor.n_elements) for part in gguf_parts(checkpoint.path) for tensor in GGUFReader(part).tensors)
     headers = [safetensors_header(path) for path in weight_files(checkpoint.path)]
     return sum(math.prod(entry["shape"]) for header in headers for entry in header.values())
 
@@ -103,23 +109,10 @@ def safetensors_header(path: Path) -> dict[str, Any]:
     return header
 
 
-def _hub(name: str, trust_remote_code: bool) -> Checkpoint:
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError as error:
-        raise MissingDependency(
-            f"model {name!r} is on the hub and huggingface_hub is not installed; pip install 'quantbench[torch]'"
-        ) from error
-    repository, _, revision = name.partition("@")
-    patterns = [*_HUB_FILES, "*.py"] if trust_remote_code else _HUB_FILES
-    try:
-        folder = Path(snapshot_download(repository, revision=revision or None, allow_patterns=patterns))
-    except Exception as error:
-        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ModelError(
-            f"model {name!r} could not be fetched from the hub ({first_line}); check the name, the network and HF_TOKEN"
-        ) from error
-    return _folder(name, folder, folder.name, trust_remote_code)
+def _module(name: str, recipe: ModuleRecipe) -> Checkpoint:
+    """A module has no files but the source that makes it."""
+    source = Path(inspect.getfile(recipe.build))
+    return Checkpoint(name=name, kind="module", path=source, revision="built-in", content_hash=file_sha256(source))
 
 
 def _folder(name: str, folder: Path, revision: str, trust_remote_code: bool) -> Checkpoint:
@@ -132,9 +125,9 @@ def _folder(name: str, folder: Path, revision: str, trust_remote_code: bool) -> 
         raise ModelError(f"{folder} has {why}; quantbench reads safetensors: save_pretrained writes them")
     for path in weights:
         safetensors_header(path)
-    quantized = _config(folder).get("quantization_config") or {}
+    quantized = read_config(folder).get("quantization_config") or {}
     content = hashlib.sha256()
-    patterns = [*_HUB_FILES[1:], "*.py"] if trust_remote_code else _HUB_FILES[1:]
+    patterns = [*CHECKPOINT_FILES[1:], "*.py"] if trust_remote_code else CHECKPOINT_FILES[1:]
     others = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
     for path in (*weights, *sorted(others)):
         content.update(f"{path.name} {file_sha256(path)}\n".encode())
@@ -145,7 +138,8 @@ def _folder(name: str, folder: Path, revision: str, trust_remote_code: bool) -> 
     )  # fmt: skip
 
 
-def _config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, Any]:
+    """The checkpoint's config.json; ModelError when it is no JSON object."""
     try:
         body = json.loads((folder / "config.json").read_text())
     except ValueError as error:
@@ -155,8 +149,7 @@ def _config(folder: Path) -> dict[str, Any]:
     return body
 
 
-def _gguf(name: str, path: Path) -> Checkpoint:
-    with path.open("rb") as stream:
-        if stream.read(4) != _GGUF_MAGIC:
-            raise ModelError(f"{path} is no GGUF file (its first bytes are not GGUF); download or copy it again")
-    return Checkpoint(name=name, kind="gguf", path=path, revision="local", content_hash=file_sha256(path))
+def _gguf(name: str, path: Path, revision: str) -> Checkpoint:
+    hashes = [file_sha256(part) for part in gguf_parts(path)]
+    content = hashes[0] if len(hashes) == 1 else hashlib.sha256("\n".join(hashes).encode()).hexdigest()
+    return Checkpoint(name=name, kind="gguf", path=path, revision=revision, content_hash=content)

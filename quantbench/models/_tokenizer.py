@@ -9,6 +9,9 @@ from typing import Any, Protocol
 from quantbench.errors import ModelError
 from quantbench.job import Checkpoint
 
+_TAIL = 16
+"""Ids that are enough to see what the next one adds."""
+
 
 class Tokenizer(Protocol):
     """A model's own tokenizer. ``ends`` are its end-of-sequence ids; ``context_limit`` is what it was trained at."""
@@ -21,6 +24,15 @@ class Tokenizer(Protocol):
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of ``tokens``."""
+
+
+def added_text(tokenizer: Tokenizer, before: Sequence[int], token: int) -> str:
+    """The text that ``token`` adds after ``before``; empty for special tokens and for parts of a character."""
+    tail = list(before)[-_TAIL:]
+    base = tokenizer.decode(tail)
+    whole = tokenizer.decode([*tail, token])
+    added = whole.removeprefix(base) if whole.startswith(base) else ""
+    return "" if "\ufffd" in added else added
 
 
 def open_tokenizer(checkpoint: Checkpoint) -> Tokenizer:

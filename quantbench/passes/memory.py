@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from quantbench.errors import UnsupportedError
@@ -36,7 +36,12 @@ def reset_high_water() -> None:
 def measure_peak(
     model: LoadedModel, prompts: Sequence[Sequence[int]], length: int, loading: tuple[int, int], device: str
 ) -> PeakMemory:
-    """Peak memory of answering every prompt once.
+    """Peak memory of answering every prompt once; ``loading`` as for ``peak_during``."""
+    return peak_during(lambda: timed_round(model, prompts, length), loading, device)
+
+
+def peak_during(work: Callable[[], object], loading: tuple[int, int], device: str) -> PeakMemory:
+    """Peak memory of ``work``.
 
     ``loading`` is what was resident before the model was opened, and the high-water mark while it was.
     """
@@ -46,7 +51,7 @@ def measure_peak(
         import torch
 
         torch.cuda.reset_peak_memory_stats()
-    timed_round(model, prompts, length)
+    work()
     after = resident()
     return PeakMemory(
         peak_rss_bytes=after["VmHWM"],

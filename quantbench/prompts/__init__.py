@@ -9,18 +9,21 @@ from importlib.resources import files
 from pathlib import Path
 
 from quantbench.errors import UsageError, unknown_name
+from quantbench.scenario import SEEDED_INPUTS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptSet:
-    """Prompts under one name."""
+    """Prompts under one name; none under the name that stands for seeded inputs."""
 
     name: str
     prompts: tuple[str, ...]
 
     @property
     def content_hash(self) -> str:
-        """sha256 of the prompts."""
+        """sha256 of the prompts; of seeded inputs their name, which with a seed says all of them."""
+        if self.name == SEEDED_INPUTS:
+            return SEEDED_INPUTS
         return hashlib.sha256("\0".join(self.prompts).encode()).hexdigest()
 
 
@@ -31,8 +34,8 @@ def names() -> tuple[str, ...]:
 
 
 def check_name(name: str) -> None:
-    """UsageError with the nearest names unless ``name`` is shipped or is a file."""
-    if name not in names() and not Path(name).is_file():
+    """UsageError with the nearest names unless ``name`` is shipped, is a file or stands for seeded inputs."""
+    if name not in (*names(), SEEDED_INPUTS) and not Path(name).is_file():
         if name.endswith(".txt") or "/" in name:
             raise UsageError(f"prompt file {name!r} does not exist; give a text file with one prompt a line")
         raise unknown_name("prompt set", name, names())
@@ -45,6 +48,8 @@ def load(name: str) -> PromptSet:
     without prompts.
     """
     check_name(name)
+    if name == SEEDED_INPUTS:
+        return PromptSet(name=name, prompts=())
     try:
         source = (files(__name__) / f"{name}.txt") if name in names() else Path(name)
         text = source.read_text(encoding="utf-8-sig")

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import sys
+
 from quantbench.job import Job
 from quantbench.machine import available_cpus
-from quantbench.methods import Settings
+from quantbench.methods import METHODS, Settings
+from quantbench.preload import import_library
 
 
 def settings_of(job: Job, context: int = 0) -> Settings:
     """The settings that a job's conditions come to on this machine; ``context`` in tokens."""
     return Settings(checkpoint=job.checkpoint, threads=job.conditions.threads or available_cpus(), context=context)
+
+
+def import_seconds(job: Job) -> float:
+    """Import what the job's method needs; seconds taken, those of imports inherited from the fork server included."""
+    inherited = {name: seconds for name, seconds in job.preloaded.items() if name in sys.modules}
+    return sum(import_library(name) + inherited.get(name, 0.0) for name in METHODS[job.variant.method].requires)

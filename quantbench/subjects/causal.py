@@ -20,9 +20,8 @@ from quantbench.passes.latency import Contender, measure_rounds
 from quantbench.passes.memory import measure_peak, reset_high_water, resident
 from quantbench.passes.reference import make_reference
 from quantbench.passes.similarity import REFERENCE_FILE, answer_greedily, score_continuations
-from quantbench.preload import import_library
 from quantbench.scenario import Scenario
-from quantbench.subjects import settings_of
+from quantbench.subjects import import_seconds, settings_of
 from quantbench.trace import Answer, Probe, Reference, Trace, load_probes
 
 _CONTEXT_STEP = 64
@@ -55,8 +54,7 @@ def measure(job: Job, folder: Path) -> None:
     """Measure the job's variant; write a trace for each prompt set as soon as it is done."""
     method = METHODS[job.variant.method]
     method.check(job.checkpoint)
-    inherited = {name: seconds for name, seconds in job.preloaded.items() if name in sys.modules}
-    import_s = sum(import_library(name) + inherited.get(name, 0.0) for name in method.requires)
+    import_s = import_seconds(job)
     prompts, context = read_prompts(job)
     settings = settings_of(job, context)
     scenario = job.scenario
@@ -99,6 +97,7 @@ def measure(job: Job, folder: Path) -> None:
                 rounds=rounds,
                 answers=answers,
                 columns=columns,
+                prequantized=artifact is not None,
                 probes=_probes(job),
                 facts={**facts, "checkpoint_dtype": each.reference.checkpoint_dtype if each.reference else ""},
             ).save(folder / TRACE_FILE.format(index))
@@ -106,7 +105,7 @@ def measure(job: Job, folder: Path) -> None:
 
 def _read_once(files: Sequence[Path]) -> None:
     """Bring files into the page cache, so that loading times loading and not the disk."""
-    for path in files:
+    for path in [each for place in files for each in (sorted(place.rglob("*")) if place.is_dir() else [place])]:
         with path.open("rb", buffering=0) as stream:
             while stream.read(_READ_BYTES):
                 pass

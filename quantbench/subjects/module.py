@@ -2,11 +2,83 @@
 
 from __future__ import annotations
 
+import time
+from contextlib import ExitStack
 from pathlib import Path
 
-from quantbench.job import Job
+from quantbench.anchor import Anchor, choose
+from quantbench.errors import UnsupportedError
+from quantbench.job import TRACE_FILE, Job
+from quantbench.methods import METHODS, LoadedModule, Settings
+from quantbench.passes.memory import peak_during, reset_high_water, resident
+from quantbench.passes.module import Caller, compare_outputs, measure_calls
+from quantbench.scenario import Scenario
+from quantbench.subjects import import_seconds, settings_of
+from quantbench.trace import Trace
+
+_NO_ANSWERS = "a module without tokens has no prompts and no answers"
+_ABSENT = {
+    "rounds": f"{_NO_ANSWERS}: see call_s",
+    "answers": f"{_NO_ANSWERS}: see output_cosine",
+    "columns": "a module without tokens predicts no next token: see output_cosine",
+}
 
 
 def measure(job: Job, folder: Path) -> None:
-    """Measure the job's variant; write a trace for each prompt set."""
-    raise NotImplementedError
+    """Measure the job's variant; write the trace of its one set of seeded inputs."""
+    method = METHODS[job.variant.method]
+    method.check(job.checkpoint)
+    import_s = import_seconds(job)
+    settings, scenario, conditions = settings_of(job), job.scenario, job.conditions
+    reset_high_water()
+    before = resident()["VmRSS"]
+    with ExitStack() as stack:
+        started = time.perf_counter()
+        opened = stack.enter_context(method.open_module(scenario, settings))
+        load_s = time.perf_counter() - started
+        loading = before, resident()["VmHWM"]
+        weights = opened.memory()
+        variant = Caller.seeded(opened, conditions.seed)
+        peak = peak_during(variant.round, loading, conditions.device)
+        running = opened.memory().weight_bytes
+        reference, absent = _open_reference(stack, scenario, settings)
+        distance = compare_outputs(opened, reference, conditions.seed) if reference else None
+        chosen = choose(scenario, settings)
+        anchor = _open_anchor(stack, opened, chosen, scenario) if chosen else None
+        opposite = Caller.seeded(anchor, conditions.seed) if anchor else None
+        calls = measure_calls(variant, opposite, job.effort)
+        Trace(
+            import_s=import_s,
+            load_s=load_s,
+            quantize_s=None,
+            measured_s=time.perf_counter() - started,
+            parameters=opened.parameters,
+            weights=weights,
+            weight_bytes_running=running,
+            artifact_bytes=None,
+            peak=peak,
+            anchor=chosen.name if chosen else "",
+            rounds=(),
+            answers=(),
+            columns=None,
+            calls=calls,
+            distance=distance,
+            absent={**_ABSENT, **absent},
+            facts={**opened.facts, "threads": str(settings.threads)},
+        ).save(folder / TRACE_FILE.format(0))
+
+
+def _open_reference(stack: ExitStack, scenario: Scenario, settings: Settings) -> tuple[LoadedModule | None, dict[str, str]]:
+    """The reference in this process, an instance of its own even where it is the variant; or why there is none."""
+    wanted = scenario.reference()
+    try:
+        return stack.enter_context(METHODS[wanted.variant.method].open_module(wanted, settings)), {}
+    except UnsupportedError as error:
+        return None, {"distance": f"the reference {wanted.variant.name} cannot open this module: {error}"}
+
+
+def _open_anchor(stack: ExitStack, variant: LoadedModule, anchor: Anchor, scenario: Scenario) -> LoadedModule:
+    """The anchor in this process; the variant itself where it is its own anchor."""
+    if anchor.name == scenario.variant.name:
+        return variant
+    return stack.enter_context(METHODS[anchor.scenario.variant.method].open_module(anchor.scenario, anchor.settings))

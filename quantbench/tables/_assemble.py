@@ -62,8 +62,21 @@ def claim_notes(claims: ClaimTable, scale: Scale, group: Group) -> list[str]:
         "published KLD is of wikitext-2, measured KLD of continuations sampled from the reference",
         "± is one standard error, clustered by prompt",
     ]
+    return [*notes, *instrument_note(group)]
+
+
+def speed_note(reference: str) -> str:
+    """The rule behind the words for inference speed."""
+    scale = words().inference_speed
+    bounds = [f"up to {short(edge)}" for edge in scale.edges] + ["above"]
+    bands = ", ".join(f"{anchor.word} {bound}" for anchor, bound in zip(scale.anchors, bounds, strict=True))
+    return f"inference speed is decode throughput over {reference}'s: {bands}; anchored on 32/bits, what bandwidth alone gives"
+
+
+def instrument_note(group: Group) -> list[str]:
+    """What the figures of an instrument check are worth; empty for other models."""
     check = f"{group.model} is an instrument check: its figures show that the instrument works and say nothing of a real model"
-    return [*notes, check] if group.instrument_check else notes
+    return [check] if group.instrument_check else []
 
 
 def _missing(lines: Sequence[Line], fields: Sequence[Field]) -> list[str]:

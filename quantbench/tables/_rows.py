@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
-from quantbench.scenario import short_name
+from quantbench.scenario import SEEDED_INPUTS, short_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -86,6 +86,11 @@ class Group:
     def prompts(self) -> str:
         """The prompt set's name; of a path its last part."""
         return short_name(self.fact("prompts"))
+
+    @property
+    def has_tokens(self) -> bool:
+        """Whether the model reads prompts; a module without tokens was called on seeded inputs."""
+        return self.fact("prompts") != SEEDED_INPUTS
 
     @property
     def reference(self) -> str:

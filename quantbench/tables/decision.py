@@ -122,11 +122,13 @@ def decide(
 ) -> list[Choice]:
     """One Choice per run, model and prompt set of ``frame``, which holds rows of ``scenarios``. See the module for the rule.
 
+    Of a module without tokens there is none: it has neither decode speed nor KLD.
+
     ``memory_bytes`` and ``min_tps`` None are no limit; ``max_kld`` None is the upper edge of "Good".
     """
     kld = words().quality.upper_edge(DEFAULT_WORD) if max_kld is None else max_kld
     limits = Limits(memory_bytes=memory_bytes, max_kld=kld, min_tps=min_tps)
-    return [_decide(group, limits) for group in groups(frame)]
+    return [_decide(group, limits) for group in groups(frame) if group.has_tokens]
 
 
 def _decide(group: Group, limits: Limits) -> Choice:

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING
 
 from quantbench.tables import TableKind
 from quantbench.tables import _fields as f
-from quantbench.tables._assemble import assemble, claim_notes
+from quantbench.tables._assemble import assemble, claim_notes, speed_note
 from quantbench.tables._lines import lines_of
 from quantbench.tables._rows import Group, groups
-from quantbench.tables._show import short
 from quantbench.tables.claims import claims
 from quantbench.tables.words import words
 
@@ -25,8 +24,8 @@ if TYPE_CHECKING:
 
 
 def table(frame: pd.DataFrame) -> list[Table]:
-    """One table per run, model and prompt set of ``frame``, which holds rows of ``scenarios``."""
-    return [made for group in groups(frame) if (made := _table(group))]
+    """One table per run, language model and prompt set of ``frame``, which holds rows of ``scenarios``."""
+    return [made for group in groups(frame) if group.has_tokens and (made := _table(group))]
 
 
 def _table(group: Group) -> Table | None:
@@ -48,15 +47,8 @@ def _table(group: Group) -> Table | None:
         *f.speed(group.reference),
         *f.status(shown=any(line.status != "ok" for line in lines)),
     ]
-    notes = [*claim_notes(claim, words().quality_loss, group), _speed_note(group.reference)]
+    notes = [*claim_notes(claim, words().quality_loss, group), speed_note(group.reference)]
     return assemble("precision", "Precision levels", lines, fields, notes)
-
-
-def _speed_note(reference: str) -> str:
-    scale = words().inference_speed
-    bounds = [f"up to {short(edge)}" for edge in scale.edges] + ["above"]
-    bands = ", ".join(f"{anchor.word} {bound}" for anchor, bound in zip(scale.anchors, bounds, strict=True))
-    return f"inference speed is decode throughput over {reference}'s: {bands}; anchored on 32/bits, what bandwidth alone gives"
 
 
 PRECISION = TableKind(name="precision", about="FP32, FP16, INT8, INT4: bits, size, quality loss, speed", place=20, build=table)

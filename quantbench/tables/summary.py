@@ -14,6 +14,7 @@ from quantbench.tables._rows import Group, groups
 from quantbench.tables._show import with_interval
 from quantbench.tables._table import Cell, Heading
 from quantbench.tables.decision import decide
+from quantbench.tables.modules import calls
 from quantbench.tables.render import as_text, terminal_width, wrap
 from quantbench.units import format_bytes, format_seconds
 
@@ -51,18 +52,24 @@ def overview(frame: pd.DataFrame) -> list[Table]:
 
 
 def _overview(group: Group) -> Table:
-    lines = plain_lines(group)
     fields = [
         f.Field(Heading(key="variant", title="Variant"), lambda line: Cell(line.label)),
         f.measured("weight_bytes", "Weights", format_bytes),
         f.measured("bits_per_weight", "Bits/weight", "{:.2f}".format),
+        *(_answers() if group.has_tokens else calls(group.reference)),
+        *f.status(shown=True),
+    ]
+    notes = ["intervals are 95 %, ± is one standard error, MB = 10^6 bytes"]
+    return assemble("overview", "Measured", plain_lines(group), fields, notes)
+
+
+def _answers() -> list[f.Field]:
+    return [
         f.Field(f.metric_heading("decode_tps", "Decode, tokens/s"), _decode),
         f.measured("ttft_s", "TTFT", format_seconds),
         *f.divergence(),
         f.measured("top1_agreement", "Top-1", "{:.1%}".format),
-        *f.status(shown=True),
     ]
-    return assemble("overview", "Measured", lines, fields, ["intervals are 95 %, ± is one standard error, MB = 10^6 bytes"])
 
 
 def _decode(line: Line) -> Cell:

@@ -107,7 +107,7 @@ def test_csv_and_json_hold_data_only(results: Path) -> None:
     _, text, _ = _run("tables", "--results", str(results), "--run", "early", "--format", "csv")
     rows = list(csv.DictReader(io.StringIO(text)))
     assert {row["model"] for row in rows} == {"some/model"}
-    assert {row["table"] for row in rows} == {"precision", "gguf"}
+    assert {row["table"] for row in rows} == {"precision", "gguf", "methods"}
     _, text, _ = _run("tables", "gguf", "--results", str(results), "--run", "early", "--format", "json")
     assert [each["table"] for each in json.loads(text)] == ["gguf"]
 

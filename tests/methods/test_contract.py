@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from contextlib import AbstractContextManager
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from quantbench.errors import UnsupportedError
 from quantbench.methods import METHODS, LoadedModel, Sampling, Settings
 from quantbench.models._checkpoint import resolve
 from quantbench.passes.similarity import log_softmax
-from quantbench.scenario import Scenario, Variant
+from quantbench.scenario import Conditions, Scenario, Variant
 
 PROMPT = [1, 300, 400, 500, 600, 700]
-VARIANTS = [(method.name, each.name) for method in METHODS for each in method.precisions]
+NEED_CUDA = [("prune", "2-4-sparse")]
+"""Refused on the CPU, with the reason."""
+OFFERED = [(method.name, each.name) for method in METHODS for each in method.precisions]
+GGUF_TRIED = ("f16", "q8_0", "q4_0", "q4_k_m", "q2_k", "iq4_nl", "iq3_xs", "q6_k-imat")
+"""One of each kind: all that llama.cpp offers run through the same calls."""
+VARIANTS = [each for each in OFFERED if each not in NEED_CUDA and (each[0] != "gguf" or each[1] in GGUF_TRIED)]
+GGUF_MADE = [each.name for each in METHODS["gguf"].precisions if each.name != "mxfp4_moe"]  # which is for experts only
 LAYERS, HIDDEN, KV, FFN, VOCABULARY = 6, 256, 128, 768, 2048
 LINEAR = LAYERS * (2 * HIDDEN * HIDDEN + 2 * HIDDEN * KV + 3 * HIDDEN * FFN)
 ROWS = LAYERS * (2 * HIDDEN + 2 * KV + 2 * FFN + HIDDEN)
@@ -26,15 +35,24 @@ ROTARY = 2 * 16 * 4
 pytestmark = pytest.mark.usefixtures("artifacts")
 
 
-def opened(method: str, precision: str) -> AbstractContextManager[LoadedModel]:
-    scenario = Scenario(model="canary", variant=Variant(method=method, precision=precision), prompts="two")
+@pytest.fixture(scope="module")
+def short_text(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A calibration text that is just long enough, for what must be calibrated and is not judged by it."""
+    path = tmp_path_factory.mktemp("text") / "calibration.txt"
+    path.write_text(Path(textwrap.__file__).read_text()[:12000])
+    return str(path)
+
+
+def opened(method: str, precision: str, calibration: str = "") -> AbstractContextManager[LoadedModel]:
+    variant = Variant(method=method, precision=precision)
+    scenario = Scenario(model="canary", variant=variant, prompts="two", conditions=Conditions(calibration=calibration))
     return METHODS[method].open(scenario, Settings(checkpoint=resolve("canary"), threads=2, context=256))
 
 
 @pytest.mark.parametrize(("method", "precision"), VARIANTS, ids=[f"{a}-{b}" for a, b in VARIANTS])
-def test_generation_and_scoring_agree(method: str, precision: str) -> None:
+def test_generation_and_scoring_agree(method: str, precision: str, short_text: str) -> None:
     """Greedy tokens are the argmax of the scores; lengths are exact; sampling follows its seed."""
-    with opened(method, precision) as model:
+    with opened(method, precision, short_text if method == "gguf" else "") as model:
         tokens = list(model.generate(PROMPT, 8))
         again = list(model.generate(PROMPT, 8))
         chunks = np.concatenate([chunk.copy() for chunk in model.score([*PROMPT, *tokens], first=len(PROMPT) - 1)])
@@ -49,6 +67,12 @@ def test_generation_and_scoring_agree(method: str, precision: str) -> None:
     assert clear.any()
     assert chunks[:-1].argmax(axis=1)[clear].tolist() == np.array(tokens)[clear].tolist()
     assert drawn[0] == drawn[1] != drawn[2]
+
+
+@pytest.mark.parametrize(("method", "precision"), NEED_CUDA)
+def test_what_needs_cuda_says_so_on_the_cpu(method: str, precision: str) -> None:
+    with pytest.raises(UnsupportedError, match=r"CUDA.* found the CPU"), opened(method, precision):
+        pass
 
 
 @pytest.mark.parametrize(
@@ -82,19 +106,22 @@ def test_double_quantization_saves_memory() -> None:
         assert double.memory().weight_bytes < plain.memory().weight_bytes
 
 
-@pytest.mark.parametrize("precision", [each.name for each in METHODS["gguf"].precisions])
-def test_gguf_bytes_are_those_of_the_files_tensors(precision: str) -> None:
+@pytest.mark.parametrize("precision", GGUF_MADE)
+def test_gguf_bytes_are_those_of_the_files_tensors(precision: str, short_text: str) -> None:
     """llama.cpp's own count equals the block sizes of the types that the header names."""
     from gguf import GGML_QUANT_SIZES, GGUFReader
 
-    from quantbench.methods._gguf_files import quantized_file
-
-    made = quantized_file(resolve("canary"), precision)
+    variant = Variant(method="gguf", precision=precision)
+    scenario = Scenario(model="canary", variant=variant, prompts="two", conditions=Conditions(calibration=short_text))
+    settings = Settings(checkpoint=resolve("canary"), threads=2, context=256)
+    prepare = METHODS["gguf"].preparer
+    assert prepare
+    made = prepare(scenario, settings)
     expected = 0
     for tensor in GGUFReader(made.path).tensors:
         block, size = GGML_QUANT_SIZES[tensor.tensor_type]
         expected += math.prod(int(length) for length in tensor.shape) // block * size
-    with opened("gguf", precision) as model:
+    with opened("gguf", precision, short_text) as model:
         assert model.memory().weight_bytes == expected
     assert made.file_bytes == made.path.stat().st_size > expected
 

@@ -1,16 +1,29 @@
-"""GGUF files that are odd: other shapes, cut short, already quantized."""
+"""Which types llama.cpp offers, and GGUF files that are odd: other shapes, cut short, split, already quantized."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from quantbench.errors import ModelError, UnsupportedError
 from quantbench.job import Checkpoint
-from quantbench.methods import METHODS, Settings
-from quantbench.methods._gguf_files import f16_file, file_precision, quantized_file, tensor_bytes
-from quantbench.models._checkpoint import resolve
+from quantbench.methods import METHODS, Artifact, Settings
+from quantbench.methods._gguf_files import (
+    block_size,
+    f16_file,
+    file_precision,
+    file_type,
+    quantized_file,
+    read_gguf,
+    tensor_bytes,
+)
+from quantbench.methods._llama_cpp import library
+from quantbench.methods.gguf import MAY_USE_MATRIX, NEED_MATRIX, TYPES
+from quantbench.models._checkpoint import count_parameters, resolve
+from quantbench.models._tokenizer import open_tokenizer
 from quantbench.scenario import Scenario, Variant
 
 pytestmark = pytest.mark.usefixtures("artifacts")
@@ -24,10 +37,86 @@ def scenario(model: str, precision: str) -> Scenario:
     return Scenario(model=model, variant=Variant(method="gguf", precision=precision), prompts="two")
 
 
+def prepared(asked: Scenario, checkpoint: Checkpoint) -> Artifact:
+    prepare = METHODS["gguf"].preparer
+    assert prepare
+    return prepare(asked, settings(checkpoint))
+
+
+def llama_cpp_types() -> set[str]:
+    prefixes = ("LLAMA_FTYPE_MOSTLY_", "LLAMA_FTYPE_ALL_")
+    return {name.removeprefix(prefix) for name in dir(library()) for prefix in prefixes if name.startswith(prefix)}
+
+
+def test_every_type_that_llama_cpp_makes_is_offered() -> None:
+    """A type that llama.cpp adds or drops fails here; those left out are left out for a reason that still holds."""
+    from gguf import GGMLQuantizationType
+
+    assert llama_cpp_types() - set(TYPES) == {"NVFP4", "Q2_0"}
+    assert set(TYPES) <= llama_cpp_types()
+    assert "Q2_0" not in GGMLQuantizationType.__members__  # its bytes could not be counted
+    with pytest.raises(ModelError, match="invalid output file type"):
+        quantized_file(resolve("canary"), "nvfp4")
+
+
+def test_names_titles_and_bits_are_llama_cpps() -> None:
+    method = METHODS["gguf"]
+    found = {each.name: (each.title, each.bits) for each in method.precisions}
+
+    assert len(found) == len(method.precisions) == len(TYPES) + len(MAY_USE_MATRIX)
+    for name, expected in {
+        "q4_k_m": ("Q4_K_M", 4), "bf16": ("BF16", 16), "f32": ("F32", 32), "iq2_xxs": ("IQ2_XXS", 2), "tq1_0": ("TQ1_0", 1),
+        "mxfp4_moe": ("MXFP4_MOE", 4), "q6_k-imat": ("Q6_K (imatrix)", 6),
+    }.items():  # fmt: skip
+        assert found[name] == expected
+    assert all(name.islower() for name in found)
+
+
+@pytest.mark.parametrize("precision", sorted(NEED_MATRIX))
+def test_llama_cpp_refuses_these_without_an_importance_matrix(precision: str) -> None:
+    """That it makes all others without one is what the contract's byte counts show."""
+    with pytest.raises(ModelError, match="requires an imatrix"):
+        quantized_file(resolve("canary"), precision)
+
+
+@pytest.mark.parametrize("precision", ["f32", "bf16", "f16"])
+def test_unquantized_files_hold_the_checkpoints_own_weights(precision: str) -> None:
+    """The canary is stored in bf16, so only F16 can lose anything; nothing was quantized, so that took no time."""
+    from gguf import dequantize
+    from safetensors.torch import load_file
+
+    canary = resolve("canary")
+    artifact = prepared(scenario("canary", precision), canary)
+    expected = load_file(canary.path / "model.safetensors")["model.layers.2.mlp.up_proj.weight"].float().numpy()
+    (tensor,) = (each for each in read_gguf(artifact.path).tensors if each.name == "blk.2.ffn_up.weight")
+
+    assert (file_precision(artifact.path), tensor.tensor_type.name.lower()) == (precision, precision)
+    if precision == "f16":
+        expected = expected.astype(np.float16)
+    np.testing.assert_array_equal(dequantize(tensor.data, tensor.tensor_type), expected)
+    assert artifact.quantize_s is None
+
+
+@pytest.mark.parametrize(
+    ("precision", "weights"),
+    [
+        ("q4_k_m", 256), ("q6_k", 256), ("q2_k_s", 256), ("iq3_m", 256), ("iq3_xs", 256), ("iq2_xxs", 256), ("iq4_xs", 256),
+        ("tq2_0", 256), ("q1_0", 128), ("iq4_nl", 32), ("q4_0", 32), ("q8_0", 32), ("mxfp4_moe", 32), ("f16", 1), ("f32", 1),
+    ],
+)  # fmt: skip
+def test_block_sizes_are_those_of_the_types_in_such_files(precision: str, weights: int) -> None:
+    assert block_size(precision) == weights
+
+
+def test_experts_are_needed_for_mxfp4_moe() -> None:
+    with pytest.raises(UnsupportedError, match=r"mxfp4_moe is for experts .* has none, so it would be Q8_0; ask for gguf/q8_0"):
+        prepared(scenario("canary", "mxfp4_moe"), resolve("canary"))
+
+
 def test_a_ready_file_is_used_as_it_is() -> None:
     made = quantized_file(resolve("canary"), "q8_0").path
 
-    artifact = METHODS["gguf"].preparer(scenario(str(made), "q8_0"), settings(resolve(str(made))))
+    artifact = prepared(scenario(str(made), "q8_0"), resolve(str(made)))
 
     assert artifact.path == made
     assert artifact.quantize_s is None
@@ -38,13 +127,31 @@ def test_a_quantized_file_is_not_quantized_again() -> None:
     made = quantized_file(resolve("canary"), "q8_0").path
 
     with pytest.raises(UnsupportedError, match=r"is q8_0; ask for gguf/q8_0, or give an F16 file"):
-        METHODS["gguf"].preparer(scenario(str(made), "q4_k_m"), settings(resolve(str(made))))
+        prepared(scenario(str(made), "q4_k_m"), resolve(str(made)))
+
+
+def test_a_ready_file_without_an_importance_matrix_is_no_imatrix_variant() -> None:
+    made = quantized_file(resolve("canary"), "q4_0").path
+
+    with pytest.raises(UnsupportedError, match=r"does not say that it was made with an importance matrix; ask for gguf/q4_0"):
+        prepared(scenario(str(made), "q4_0-imat"), resolve(str(made)))
+
+
+def test_a_type_that_the_reader_does_not_know_is_not_called_damage(tmp_path: Path) -> None:
+    newer = tmp_path / "newer.gguf"
+    params = library().llama_model_quantize_default_params()
+    params.ftype = file_type("q2_0")
+    source = f16_file(resolve("canary"))
+    assert library().llama_model_quantize(str(source).encode(), str(newer).encode(), params) == 0
+
+    with pytest.raises(ModelError, match=r"newer\.gguf has tensors of a type that the installed gguf does not know"):
+        tensor_bytes(newer)
 
 
 def test_an_f16_file_can_be_quantized() -> None:
     source = resolve(str(f16_file(resolve("canary"))))
 
-    artifact = METHODS["gguf"].preparer(scenario("x.gguf", "q4_k_m"), settings(source))
+    artifact = prepared(scenario("x.gguf", "q4_k_m"), source)
 
     assert file_precision(artifact.path) == "q4_k_m"
     assert tensor_bytes(artifact.path) == tensor_bytes(quantized_file(resolve("canary"), "q4_k_m").path)
@@ -56,13 +163,76 @@ def test_a_file_cut_short_is_one_sentence(tmp_path: Path) -> None:
     cut.write_bytes(whole[: len(whole) // 2])
 
     with pytest.raises(ModelError, match=r"cut\.gguf is cut short or damaged; make or download it again"):
-        METHODS["gguf"].preparer(scenario(str(cut), "q8_0"), settings(resolve(str(cut))))
+        prepared(scenario(str(cut), "q8_0"), resolve(str(cut)))
 
 
-def test_rows_that_are_no_multiple_of_256_are_refused_for_k_quants_only(tmp_path: Path) -> None:
-    """llama.cpp would silently use other types there."""
-    import shutil
+@pytest.fixture(scope="module")
+def split(tmp_path_factory: pytest.TempPathFactory, users_cache: Path) -> Path:
+    """The canary's F16 file in parts, by gguf's own writer; the first part."""
+    from gguf import GGUFReader, GGUFValueType, GGUFWriter
 
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("QUANTBENCH_CACHE", str(users_cache))
+        reader = GGUFReader(f16_file(resolve("canary")))
+    folder = tmp_path_factory.mktemp("split")
+    writer = GGUFWriter(folder / "canary-f16.gguf", "llama", split_max_tensors=20)
+    for name, entry in reader.fields.items():
+        if not name.startswith("GGUF.") and name != "general.architecture":
+            inner = entry.types[-1] if entry.types[0] == GGUFValueType.ARRAY else None
+            writer.add_key_value(name, entry.contents(), entry.types[0], inner)
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return folder / "canary-f16-00001-of-00003.gguf"
+
+
+def test_all_parts_of_a_split_file_count(split: Path) -> None:
+    whole = f16_file(resolve("canary"))
+    checkpoint = resolve(str(split))
+    artifact = prepared(scenario(str(split), "f16"), checkpoint)
+
+    assert len(list(split.parent.iterdir())) == 3
+    assert artifact.path == split
+    assert artifact.file_bytes == sum(path.stat().st_size for path in split.parent.iterdir())
+    assert tensor_bytes(split) == tensor_bytes(whole)
+    assert count_parameters(checkpoint) == count_parameters(resolve(str(whole)))
+    assert open_tokenizer(checkpoint).encode("Hello world") == open_tokenizer(resolve("canary")).encode("Hello world")
+    prompt = [1, 300, 400]
+    answers = []
+    for path in (split, whole):
+        with METHODS["gguf"].open(scenario(str(path), "f16"), settings(resolve(str(path)))) as model:
+            answers.append((model.memory().weight_bytes, list(model.generate(prompt, 8))))
+    assert answers[0] == answers[1]
+
+
+def test_a_split_file_can_be_quantized_and_saved(split: Path, tmp_path: Path) -> None:
+    save = METHODS["gguf"].saver
+    assert save
+    quantized = prepared(scenario(str(split), "q8_0"), resolve(str(split)))
+    assert tensor_bytes(quantized.path) == tensor_bytes(quantized_file(resolve("canary"), "q8_0").path)
+
+    save(scenario(str(split), "f16"), settings(resolve(str(split))), tmp_path)
+
+    names = [f"model-f16-0000{part}-of-00003.gguf" for part in (1, 2, 3)]
+    assert sorted(path.name for path in tmp_path.glob("*.gguf")) == names
+    assert tensor_bytes(resolve(str(tmp_path / names[0])).path) == tensor_bytes(split)
+
+
+def test_a_part_of_a_split_file_is_not_taken_for_the_whole(split: Path, tmp_path: Path) -> None:
+    second = split.with_name("canary-f16-00002-of-00003.gguf")
+    with pytest.raises(ModelError, match=r"later part of a split .* give the first one, canary-f16-00001-of-00003\.gguf"):
+        resolve(str(second))
+    shutil.copy(split, tmp_path)
+    shutil.copy(second, tmp_path)
+    with pytest.raises(ModelError, match=r"lacks its part canary-f16-00003-of-00003\.gguf; download or copy it again"):
+        resolve(str(tmp_path / split.name))
+
+
+def test_rows_that_do_not_fill_blocks_are_refused(tmp_path: Path) -> None:
+    """llama.cpp would silently use other types there. 96 and 160 are multiples of 32, not of 128 or 256."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -76,6 +246,10 @@ def test_rows_that_are_no_multiple_of_256_are_refused_for_k_quants_only(tmp_path
         shutil.copy(path, tmp_path)
     odd = resolve(str(tmp_path))
 
-    with pytest.raises(UnsupportedError, match=r"q4_k_m needs row sizes that are multiples of 256 and tensor .* has rows of"):
-        quantized_file(odd, "q4_k_m")
-    assert file_precision(quantized_file(odd, "q8_0").path) == "q8_0"
+    for precision, block in (("q4_k_m", 256), ("iq4_xs", 256), ("q1_0", 128)):
+        with pytest.raises(UnsupportedError, match=rf"{precision} needs row .* multiples of {block} and .* use q8_0"):
+            quantized_file(odd, precision)
+    for precision in ("q8_0", "q4_0", "iq4_nl"):
+        made = quantized_file(odd, precision).path
+        (tensor,) = (each for each in read_gguf(made).tensors if each.name == "blk.0.ffn_up.weight")
+        assert (file_precision(made), tensor.tensor_type.name.lower()) == (precision, precision)

@@ -70,6 +70,26 @@ def test_chrf_is_sacrebleus(ours: str, theirs: str) -> None:
         assert output.chrf == pytest.approx(sacrebleu.sentence_chrf(ours, [theirs]).score)
 
 
+@pytest.mark.parametrize(("said", "exact"), [(" the end", True), ("the end\n", True), ("the  end", False), ("", False)])
+def test_text_alone_is_compared_but_for_white_space_around_it(said: str, exact: bool) -> None:
+    """A server sends the space before the first word, which a tokenizer drops; it gives no ids to count."""
+    ours = Answer(prompt="p", prompt_tokens=(1,), tokens=None, text=said)
+    (output,) = compare_answers([ours], [_answer((1, 2), "the end")])
+    assert output.exact_match is exact
+    assert (output.first_divergence, output.token_match, output.variant_tokens) == (None, None, None)
+    assert output.reference_tokens == (1, 2)
+    assert output.variant_text == said
+
+
+def test_columns_of_tokens_are_null_for_text_alone(trace: Trace, reference: Reference) -> None:
+    answers = tuple(replace(answer, tokens=None) for answer in reference.answers)
+    values = text.compute(replace(trace, answers=answers), reference)
+    for name in ("first_divergence", "first_divergence_se", "token_match", "token_match_se"):
+        assert values[name] == Missing("a server gives text, no token ids")
+    assert (values["exact_match"], values["chrf"]) == (1.0, 100.0)
+    assert set(values) == {column.name for column in text.columns}
+
+
 def test_outputs_keep_both_answers_and_the_prompt(reference: Reference) -> None:
     changed = tuple(replace(answer, tokens=(9,), text="nine") for answer in reference.answers)
     outputs = compare_answers(changed, reference.answers)
@@ -117,6 +137,11 @@ def test_without_a_reference_every_column_says_so(trace: Trace) -> None:
     assert text.compute(trace, None) == {
         column.name: Missing("no reference to compare with: it cannot open this checkpoint here") for column in text.columns
     }
+
+
+def test_without_a_reference_the_trace_may_know_why(trace: Trace) -> None:
+    values = text.compute(replace(trace, absent={"answers": "known by its URL only"}), None)
+    assert set(values.values()) == {Missing("known by its URL only")}
 
 
 def test_every_column_is_filled(trace: Trace, reference: Reference) -> None:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from quantbench.passes import latency
 from quantbench.passes.latency import Contender, measure_rounds, timed_answer, timed_round
 from quantbench.scenario import Effort
 
@@ -68,7 +67,8 @@ class FakeModel:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """The pass's clock."""
     made = Clock()
-    monkeypatch.setattr(latency, "time", made)
+    for module in ("latency", "_rounds"):
+        monkeypatch.setattr(f"quantbench.passes.{module}.time", made)
     return made
 
 

@@ -47,6 +47,10 @@ def measured(name: str = "gguf/q4_k_m", **changes: Any) -> Record:
         "decode_tps_low": 3150.0 / bits, "decode_tps_high": 3250.0 / bits, "decode_ratio": 32.0 / bits,
         "ttft_s": 0.004, "kld_mean": KLD.get(name, 0.01), "kld_mean_se": KLD.get(name, 0.01) / 50,
         "top1_agreement": 0.95,
+        "load_s": 0.31, "quantize_s": 5.3, "conversion": "pre-quantized" if method == "gguf" else "on load",
+        "runs_on_cpu": True, "runs_on_cuda": Missing("no CUDA device here"), "saves_and_reloads": True,
+        "finetunes": method != "gguf", "finetune_loss_first": 4.206, "finetune_loss_last": 3.9,
+        "capability_notes": '{"finetune": "no torch module"}' if method == "gguf" else "{}",
     }  # fmt: skip
     return Record(
         scenario=scenario,

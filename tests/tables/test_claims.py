@@ -21,6 +21,13 @@ GGUF = {
     "Quality": ["Low", "Fair", "Good", "Very good", "Excellent", "Near lossless"],
     "Recommended": ["Not recommended", "Limited", "General use", "High quality", "High quality", "When memory allows"],
 }
+METHODS_TABLE = {
+    "Method": ["bitsandbytes", "GGUF", "AWQ", "GPTQ"],
+    "Speed": ["On-load conversion", "Pre-quantized", "Pre-quantized", "Pre-quantized"],
+    "CPU support": ["No", "Yes", "No", "No"],
+    "Inference speed": ["Medium", "Fast (CPU)", "Fast (GPU)", "Fast (GPU)"],
+    "Fine-tuning support": ["Yes (QLoRA)", "No", "Limited", "Limited"],
+}
 
 
 def _columns(name: str) -> dict[str, list[str]]:
@@ -31,11 +38,13 @@ def _columns(name: str) -> dict[str, list[str]]:
 def test_every_cell_is_the_tutorials() -> None:
     assert _columns("precision") == PRECISION
     assert _columns("gguf") == GGUF
+    assert _columns("methods") == METHODS_TABLE
 
 
 def test_columns_keep_the_tutorials_order() -> None:
     assert list(_columns("precision")) == list(PRECISION)
     assert list(_columns("gguf")) == list(GGUF)
+    assert list(_columns("methods")) == list(METHODS_TABLE)
 
 
 def test_every_claim_names_its_source_and_a_variant_that_can_be_measured() -> None:

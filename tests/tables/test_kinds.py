@@ -132,13 +132,15 @@ def test_two_words_with_one_recommendation_do_not_mark_it(write: Write, record: 
 
 
 def test_every_table_says_what_it_was_measured_on(write: Write, full: list[Record]) -> None:
-    for table in tables.build("all", write(full)):
+    made = tables.build("all", write(full))
+    assert len(made) > 2
+    for table in made:
         assert table.title.endswith(": canary, prompts ten")
         for part in ("canary (an instrument check)", "torch/fp32", "Example CPU", "2 threads", "run-1", "2026-01-01"):
             assert part in table.caption
         assert any("canary is an instrument check" in note for note in table.notes)
-        assert any("published 7-8B figures" in note for note in table.notes)
-    assert any("llama-cpp-python 0.3.36" in note for note in table.notes)
+        assert table.name == "methods" or any("published 7-8B figures" in note for note in table.notes)
+    assert any("llama-cpp-python 0.3.36" in note for table in made for note in table.notes)
 
 
 def test_a_real_model_is_not_called_an_instrument_check(write: Write, record: Make) -> None:
@@ -174,12 +176,12 @@ def test_a_run_without_a_kinds_rows_makes_no_such_table(write: Write, record: Ma
     frame = write([record("gguf/q8_0")])
 
     assert precision.table(frame) == []
-    assert [table.name for table in tables.build("all", frame)] == ["gguf"]
+    assert [table.name for table in tables.build("all", frame)] == ["gguf", "methods"]
     assert tables.build("all", frame[:0]) == []
 
 
 def test_all_kinds_come_in_the_tutorials_order(write: Write, full: list[Record]) -> None:
-    assert [table.name for table in tables.build("all", write(full))] == ["precision", "gguf"]
+    assert [table.name for table in tables.build("all", write(full))] == ["precision", "gguf", "methods"]
 
 
 def test_an_unknown_kind_is_a_sentence() -> None:
@@ -190,8 +192,10 @@ def test_an_unknown_kind_is_a_sentence() -> None:
 def test_columns_that_an_older_frame_lacks_are_dashes(write: Write, full: list[Record]) -> None:
     frame = write(full)[["run_id", "model", "method", "precision", "prompts", "status", "reference"]]
 
-    for table in tables.build("all", frame):
+    levels, files, methods = tables.build("all", frame)
+    for table in (levels, files):
         assert _column(table, "kld_mean") == [None] * len(table.rows)
+    assert set(_column(methods, "finetuning")) <= {"not run", "not tried (no reason kept)"}
 
 
 def test_broken_json_columns_do_no_harm(write: Write, record: Make) -> None:

@@ -1,0 +1,46 @@
+"""AWQ: weights scaled by how large their activations are before rounding, through gptqmodel; AutoAWQ's checkpoints load too."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from quantbench.methods import Artifact, LoadedModel, Settings, method
+from quantbench.methods import _gptqmodel as gptqmodel
+from quantbench.scenario import Precision, Scenario
+
+INT4_G128 = Precision(name="int4-g128", bits=4, title="INT4, groups of 128")
+INT4_G64 = Precision(name="int4-g64", bits=4, title="INT4, groups of 64")
+INT4_G32 = Precision(name="int4-g32", bits=4, title="INT4, groups of 32")
+
+
+@method(
+    "awq",
+    precisions=[INT4_G128, INT4_G64, INT4_G32],
+    requires=["torch", "transformers", "gptqmodel"],
+    reads=["awq"],
+)
+@contextmanager
+def open_awq(scenario: Scenario, settings: Settings) -> Iterator[LoadedModel]:
+    """Quantized beforehand with activation-aware scales (AWQ), loaded by transformers"""
+    yield gptqmodel.loaded(prepare_awq(scenario, settings), settings, scenario.conditions.device)
+
+
+@open_awq.prepares
+def prepare_awq(scenario: Scenario, settings: Settings) -> Artifact:
+    """The AWQ checkpoint."""
+    _, _, group = scenario.variant.precision.partition("-g")
+    return gptqmodel.prepared(scenario, settings, bits=4, group_size=int(group), method="awq")
+
+
+@open_awq.asks
+def awq_recipe(scenario: Scenario) -> Mapping[str, str]:
+    """Calibration and kernel."""
+    return gptqmodel.recipe(scenario)
+
+
+@open_awq.saves
+def save_awq(scenario: Scenario, settings: Settings, out: Path) -> None:
+    """Copy the checkpoint."""
+    gptqmodel.saved(prepare_awq(scenario, settings), settings, out)

@@ -1,0 +1,52 @@
+"""GPTQ: weights quantized row by row against calibration text, through gptqmodel; its checkpoints and auto-gptq's load too."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from quantbench.methods import Artifact, LoadedModel, Settings, method
+from quantbench.methods import _gptqmodel as gptqmodel
+from quantbench.scenario import Precision, Scenario
+
+INT8 = Precision(name="int8", bits=8, title="INT8, groups of 128")
+INT4_G128 = Precision(name="int4-g128", bits=4, title="INT4, groups of 128")
+INT4_G64 = Precision(name="int4-g64", bits=4, title="INT4, groups of 64")
+INT4_G32 = Precision(name="int4-g32", bits=4, title="INT4, groups of 32")
+INT3 = Precision(name="int3", bits=3, title="INT3, groups of 128")
+INT2 = Precision(name="int2", bits=2, title="INT2, groups of 128")
+
+_DEFAULT_GROUP = 128
+
+
+@method(
+    "gptq",
+    precisions=[INT8, INT4_G128, INT4_G64, INT4_G32, INT3, INT2],
+    requires=["torch", "transformers", "gptqmodel", "optimum"],
+    reads=["gptq"],
+)
+@contextmanager
+def open_gptq(scenario: Scenario, settings: Settings) -> Iterator[LoadedModel]:
+    """Quantized beforehand against calibration text (GPTQ), loaded by transformers"""
+    yield gptqmodel.loaded(prepare_gptq(scenario, settings), settings, scenario.conditions.device)
+
+
+@open_gptq.prepares
+def prepare_gptq(scenario: Scenario, settings: Settings) -> Artifact:
+    """The GPTQ checkpoint."""
+    name, _, group = scenario.variant.precision.partition("-g")
+    bits = int(name.removeprefix("int"))
+    return gptqmodel.prepared(scenario, settings, bits=bits, group_size=int(group or _DEFAULT_GROUP), method="gptq")
+
+
+@open_gptq.asks
+def gptq_recipe(scenario: Scenario) -> Mapping[str, str]:
+    """Calibration and kernel."""
+    return gptqmodel.recipe(scenario)
+
+
+@open_gptq.saves
+def save_gptq(scenario: Scenario, settings: Settings, out: Path) -> None:
+    """Copy the checkpoint."""
+    gptqmodel.saved(prepare_gptq(scenario, settings), settings, out)

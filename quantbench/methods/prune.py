@@ -1,0 +1,162 @@
+"""Pruning: the smallest weights of the decoder blocks zeroed, or whole FFN neurons removed; then quantized, where asked.
+
+Zeros stay in dense tensors and are multiplied like other values, so only ``structured`` and ``2-4-sparse`` can be faster.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from quantbench.cache import artifact
+from quantbench.errors import UnsupportedError
+from quantbench.methods import METHODS, Artifact, LoadedModel, Settings, _pruning, method
+from quantbench.methods._transformers import TransformersModel, load_pretrained
+from quantbench.scenario import Precision, Scenario, Variant
+
+UNSTRUCTURED_30 = Precision(name="unstructured-30", bits=32, title="30 % zeros")
+UNSTRUCTURED_50 = Precision(name="unstructured-50", bits=32, title="50 % zeros")
+UNSTRUCTURED_70 = Precision(name="unstructured-70", bits=32, title="70 % zeros")
+TWO_OF_FOUR = Precision(name="2-4", bits=32, title="2:4")
+TWO_OF_FOUR_SPARSE = Precision(name="2-4-sparse", bits=16, title="2:4, sparse kernels")
+STRUCTURED_25 = Precision(name="structured-25", bits=32, title="25 % of FFN neurons removed")
+STRUCTURED_50 = Precision(name="structured-50", bits=32, title="50 % of FFN neurons removed")
+STRUCTURED_25_INT8 = Precision(name="structured-25+int8", bits=8, title="25 % of FFN neurons removed, INT8")
+STRUCTURED_25_NF4 = Precision(name="structured-25+nf4", bits=4, title="25 % of FFN neurons removed, NF4")
+STRUCTURED_50_INT8 = Precision(name="structured-50+int8", bits=8, title="50 % of FFN neurons removed, INT8")
+UNSTRUCTURED_50_INT8 = Precision(name="unstructured-50+int8", bits=8, title="50 % zeros, INT8")
+
+PRECISIONS = (
+    UNSTRUCTURED_30, UNSTRUCTURED_50, UNSTRUCTURED_70, UNSTRUCTURED_50_INT8, TWO_OF_FOUR, TWO_OF_FOUR_SPARSE,
+    STRUCTURED_25, STRUCTURED_25_INT8, STRUCTURED_25_NF4, STRUCTURED_50, STRUCTURED_50_INT8,
+)  # fmt: skip
+
+_PRUNINGS: Mapping[str, Callable[[Any], None]] = {
+    "unstructured-30": partial(_pruning.zero_smallest, share=0.3),
+    "unstructured-50": partial(_pruning.zero_smallest, share=0.5),
+    "unstructured-70": partial(_pruning.zero_smallest, share=0.7),
+    "2-4": _pruning.zero_two_of_four,
+    "structured-25": partial(_pruning.remove_neurons, share=0.25),
+    "structured-50": partial(_pruning.remove_neurons, share=0.5),
+}
+_NOTE = "prune.json"
+_SPARSE_CAPABILITY = (8, 0)
+
+
+@method("prune", precisions=PRECISIONS, requires=["torch", "transformers"], extra="torch")
+@contextmanager
+def open_prune(scenario: Scenario, settings: Settings) -> Iterator[LoadedModel]:
+    """Smallest weights zeroed (global L1, 2:4) or FFN neurons removed, some then quantized by bitsandbytes"""
+    pruned = prepare_prune(scenario, settings)
+    there = _moved(settings, pruned.path)
+    device = scenario.conditions.device
+    precision = scenario.variant.precision
+    counts = partial(_pruning.count_values, elements=json.loads((pruned.path / _NOTE).read_text())["elements"])
+    if quantized := _quantized(scenario):
+        with METHODS["bitsandbytes"].open(quantized, there) as model:
+            yield model
+    elif precision == TWO_OF_FOUR_SPARSE.name:
+        loaded = load_pretrained(there, device, dtype="bfloat16")  # the sparse kernels take no float32
+        dense = TransformersModel(loaded, "", counts=counts).memory()
+        found = {"elements": dense.elements, "nonzero": dense.nonzero, "sparse_bytes": dense.sparse_bytes}
+        yield TransformersModel(loaded, _to_sparse(loaded), counts=lambda _, weight_bytes: found)  # noqa: ARG005
+    else:
+        kernel = "aten-float32" if precision.startswith("structured") else "aten-float32 (zeros stored dense)"
+        yield TransformersModel(load_pretrained(there, device, dtype="float32"), kernel, counts=counts)
+
+
+@open_prune.prepares
+def prepare_prune(scenario: Scenario, settings: Settings) -> Artifact:
+    """The pruned checkpoint in its own dtype, made on first use; compositions share that of their pruning."""
+    precision = scenario.variant.precision
+    if precision == TWO_OF_FOUR_SPARSE.name:
+        _check_sparse(scenario.conditions.device)
+    if _quantized(scenario):
+        METHODS["bitsandbytes"].check(settings.checkpoint)
+    pruning = precision.removesuffix("-sparse").partition("+")[0]
+    asked = {
+        "content": settings.checkpoint.content_hash, "pruning": pruning,
+        "versions": {name: version(name) for name in ("torch", "transformers")},
+    }  # fmt: skip
+
+    def make(folder: Path) -> None:
+        model = load_pretrained(settings, "cpu", dtype="auto")
+        elements = sum(layer.weight.numel() for layer in _pruning.prunable_layers(model))
+        started = time.perf_counter()
+        _PRUNINGS[pruning](model)
+        note = {"quantize_s": time.perf_counter() - started, "elements": elements}
+        model.save_pretrained(folder)
+        (folder / _NOTE).write_text(json.dumps(note))
+
+    folder = artifact("pruned", asked, make)
+    return Artifact(
+        path=folder,
+        file_bytes=sum(path.stat().st_size for path in folder.glob("*.safetensors")),
+        quantize_s=json.loads((folder / _NOTE).read_text())["quantize_s"],
+    )
+
+
+@open_prune.saves
+def save_prune(scenario: Scenario, settings: Settings, out: Path) -> None:
+    """Write the pruned checkpoint, quantized where asked."""
+    pruned = prepare_prune(scenario, settings).path
+    if quantized := _quantized(scenario):
+        saver = METHODS["bitsandbytes"].saver
+        assert saver
+        saver(quantized, _moved(settings, pruned), out)
+    else:
+        shutil.copytree(pruned, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns(_NOTE, "asked.json"))
+
+
+def _moved(settings: Settings, folder: Path) -> Settings:
+    """The same settings with the pruned checkpoint."""
+    content = f"{settings.checkpoint.content_hash} pruned {folder.name}"
+    return replace(settings, checkpoint=replace(settings.checkpoint, path=folder, content_hash=content))
+
+
+def _quantized(scenario: Scenario) -> Scenario | None:
+    """The scenario of bitsandbytes for a composition such as ``structured-25+int8``; None for pruning alone."""
+    precision = scenario.variant.precision.partition("+")[2]
+    return replace(scenario, variant=Variant(method="bitsandbytes", precision=precision)) if precision else None
+
+
+def _check_sparse(device: str) -> None:
+    import torch
+
+    found = "the CPU" if device == "cpu" else "no CUDA device"
+    if device != "cpu" and torch.cuda.is_available():
+        capability = torch.cuda.get_device_capability(device)
+        if capability >= _SPARSE_CAPABILITY:
+            return
+        found = f"compute capability {capability[0]}.{capability[1]}"
+    raise UnsupportedError(
+        f"prune/2-4-sparse needs a CUDA device of compute capability 8.0 or newer for torch's semi-structured kernels and "
+        f"found {found}; prune/2-4 runs the same weights dense"
+    )
+
+
+def _to_sparse(model: Any) -> str:
+    """Store the prunable weights of a 2:4 model sparse; the name of the class that torch chose for them."""
+    import torch
+
+    layers = _pruning.prunable_layers(model)
+    for layer in layers:
+        try:
+            sparse = torch.sparse.to_sparse_semi_structured(layer.weight.detach())
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # shapes that it does not take, or a build without the kernels
+            reason = str(error).splitlines()[0]
+            raise UnsupportedError(
+                f"torch cannot store these weights semi-structured ({reason}); prune/2-4 runs the same weights dense"
+            ) from error
+        layer.weight = torch.nn.Parameter(sparse, requires_grad=False)
+    return type(layers[0].weight).__name__

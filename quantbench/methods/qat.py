@@ -1,0 +1,107 @@
+"""QAT: the model is trained with its quantization simulated, towards what it said before, then quantized by torchao."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from quantbench.cache import artifact
+from quantbench.methods import Artifact, LoadedModel, Settings, method
+from quantbench.methods import _torchao as ao
+from quantbench.methods._calibration import calibration_identity, calibration_ids
+from quantbench.methods._qat import Training, distill
+from quantbench.methods._transformers import TransformersModel, load_pretrained
+from quantbench.models._checkpoint import weight_files
+from quantbench.scenario import Precision, Scenario
+
+INT8 = Precision(name="int8", bits=8, title="INT8, activations too, trained")
+INT4 = Precision(name="int4", bits=4, title="INT4 in 8-bit storage, trained")
+
+SAME_AS = {"int8": "intx8-dyn", "int4": "intx4-wo"}
+"""The precision of torchao with the same number format, quantized without training."""
+
+_TRAINING = {"int8": Training(rate=4e-6), "int4": Training(rate=4e-5)}
+"""Rates tried on the canary: ten times more undoes what the model knew, ten times less changes next to nothing."""
+
+_CURVE_POINTS = 12
+_FORMAT = 1
+_CHECKPOINT = "checkpoint"
+_CURVE = "training.json"
+
+
+@method("qat", precisions=[INT8, INT4], requires=["torch", "transformers", "torchao"], extra="torchao")
+@contextmanager
+def open_qat(scenario: Scenario, settings: Settings) -> Iterator[LoadedModel]:
+    """Trained by self-distillation with its quantization simulated, then quantized on load by torchao"""
+    yield _load(scenario, settings)
+
+
+@open_qat.prepares
+def prepare_qat(scenario: Scenario, settings: Settings) -> Artifact:
+    """The trained checkpoint, still in bfloat16; ``quantize_s`` are the seconds of training."""
+    folder = _trained(scenario, settings)
+    file_bytes = sum(path.stat().st_size for path in weight_files(folder / _CHECKPOINT))
+    return Artifact(path=folder / _CHECKPOINT, file_bytes=file_bytes, quantize_s=_curve(folder)["seconds"])
+
+
+@open_qat.asks
+def qat_recipe(scenario: Scenario) -> Mapping[str, str]:
+    """Calibration text and training."""
+    training = _TRAINING[scenario.variant.precision]
+    return {"calibration": calibration_identity(scenario.conditions), "training": json.dumps(asdict(training))}
+
+
+@open_qat.saves
+def save_qat(scenario: Scenario, settings: Settings, out: Path) -> None:
+    """Write the quantized checkpoint."""
+    _load(scenario, settings).model.save_pretrained(out)
+
+
+def _load(scenario: Scenario, settings: Settings) -> TransformersModel:
+    folder = _trained(scenario, settings)
+    trained = replace(settings, checkpoint=replace(settings.checkpoint, path=folder / _CHECKPOINT))
+    losses = _curve(folder)["losses"]
+    size = max(1, len(losses) // _CURVE_POINTS)
+    curve = [round(fmean(losses[start : start + size]), 6) for start in range(0, len(losses), size)]
+    precision = SAME_AS[scenario.variant.precision]
+    return ao.load_quantized(trained, scenario.conditions.device, precision, {"qat_losses": json.dumps(curve)})
+
+
+def _trained(scenario: Scenario, settings: Settings) -> Path:
+    precision, conditions = scenario.variant.precision, scenario.conditions
+    training = _TRAINING[precision]
+    asked = {
+        "content": settings.checkpoint.content_hash, "precision": precision, "seed": conditions.seed,
+        "calibration": calibration_identity(conditions), "training": asdict(training), "device": conditions.device,
+        "format": _FORMAT,
+    }  # fmt: skip
+    return artifact("qat", asked, lambda folder: _train(folder, scenario, settings, training))
+
+
+def _train(folder: Path, scenario: Scenario, settings: Settings, training: Training) -> None:
+    with ao.quiet():
+        from torchao.quantization import quantize_
+        from torchao.quantization.qat import QATConfig
+
+        sequences = calibration_ids(scenario, settings)
+        device = scenario.conditions.device
+        teacher = load_pretrained(settings, device, dtype="float32")
+        model = load_pretrained(settings, device, dtype="float32")
+        started = time.perf_counter()
+        quantize_(model.base_model, QATConfig(ao.base_config(SAME_AS[scenario.variant.precision]), step="prepare"))
+        losses = distill(model, teacher, sequences, training, scenario.conditions.seed)
+        quantize_(model.base_model, QATConfig(step="convert"))
+        seconds = time.perf_counter() - started
+    model.bfloat16().save_pretrained(folder / _CHECKPOINT)
+    (folder / _CURVE).write_text(json.dumps({"seconds": seconds, "losses": losses, "training": asdict(training)}))
+
+
+def _curve(folder: Path) -> dict[str, Any]:
+    body: dict[str, Any] = json.loads((folder / _CURVE).read_text())
+    return body

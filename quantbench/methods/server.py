@@ -1,0 +1,96 @@
+"""Served models: whatever an OpenAI-compatible server gives, or llama-cpp-python's own server started for it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from urllib.parse import urlsplit
+
+from quantbench.errors import UnsupportedError, UsageError
+from quantbench.methods import METHODS, Endpoint, Settings, method
+from quantbench.scenario import Precision, Scenario, ServerAddress, Variant, parse_server
+
+KEY_VARIABLE = "QUANTBENCH_SERVER_KEY"
+OPENAI_VARIABLE = "OPENAI_API_KEY"
+STARTED_HERE = "gguf/"
+
+AS_SERVED = Precision(name="as-served", bits=None, title="as served")
+
+
+@method("server", precisions=[AS_SERVED], requires=["httpx"], anchor="", kinds=("hf", "gguf", "server"), endpoint=True)
+@contextmanager
+def open_server(scenario: Scenario, settings: Settings) -> Iterator[Endpoint]:
+    """Served by any OpenAI-compatible server and asked over HTTP, as it is"""
+    from quantbench.methods._openai import connect
+
+    wanted = scenario.conditions.server
+    if settings.checkpoint.kind == "server":
+        if wanted:
+            raise UnsupportedError(f"the model is a server already and --server names {wanted!r} besides; leave one out")
+        wanted = settings.checkpoint.name
+    if not wanted:
+        raise UnsupportedError(f"no server was named; give --server URL, or --server {STARTED_HERE}PRECISION to start one here")
+    if wanted.startswith(STARTED_HERE):
+        with _start(wanted, scenario, settings) as endpoint:
+            yield endpoint
+        return
+    address = parse_server(wanted)
+    with connect(address, key=bearer_key(address)) as endpoint:
+        yield endpoint
+
+
+@open_server.asks
+def recipe(scenario: Scenario) -> Mapping[str, str]:
+    """Which server, the most requests at once, and what a GGUF file that is served here is made from."""
+    server = scenario.conditions.server
+    made = METHODS["gguf"].recipe(_served_file(server, scenario)) if server.startswith(STARTED_HERE) else {}
+    return {**made, "server": server, "concurrency": str(scenario.conditions.concurrency)}
+
+
+def bearer_key(address: ServerAddress) -> str:
+    """The key from the environment; OpenAI's own is never sent unencrypted to another machine. Empty where there is none."""
+    place = urlsplit(address.url)
+    private = place.scheme == "https" or place.hostname in ("localhost", "127.0.0.1", "::1")
+    name = KEY_VARIABLE if os.environ.get(KEY_VARIABLE) or not private else OPENAI_VARIABLE
+    key = os.environ.get(name, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise UsageError(f"{name} holds signs that no HTTP header may hold; set it again")
+    return key
+
+
+def _served_file(server: str, scenario: Scenario) -> Scenario:
+    """The scenario of the GGUF file that a server started here serves."""
+    return replace(scenario, variant=Variant(method="gguf", precision=server.removeprefix(STARTED_HERE)))
+
+
+@contextmanager
+def _start(server: str, scenario: Scenario, settings: Settings) -> Iterator[Endpoint]:
+    """llama-cpp-python's server on the model's GGUF file of the precision that ``server`` names."""
+    gguf = METHODS["gguf"]
+    gguf.check(settings.checkpoint)
+    wanted = _served_file(server, scenario)
+    gguf.precision(wanted.variant.precision)
+    assert gguf.preparer is not None
+    artifact = gguf.preparer(wanted, settings)
+    from quantbench.methods._llama_cpp_probe import extra_buffers_work
+    from quantbench.methods._local_server import SCORING, serve
+    from quantbench.methods._openai import connect
+
+    with serve(
+        artifact.path,
+        threads=settings.threads,
+        context=settings.context,
+        device=scenario.conditions.device,
+        extra_buffers=extra_buffers_work(),
+    ) as local:
+        facts = {
+            "kernel": local.kernel,
+            "server": f"{server}, started here",
+            "served_model": wanted.variant.name,
+            "threads": str(settings.threads),
+            "context": str(settings.context),
+        }
+        with connect(local.address, key=local.key, facts=facts, artifact=artifact, scoring_model=SCORING) as endpoint:
+            yield endpoint

@@ -1,0 +1,43 @@
+"""torchao: tensor subclasses that PyTorch's own kernels, or torchao's, know how to multiply; quantized while loading."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from quantbench.methods import LoadedModel, Settings, method
+from quantbench.methods import _torchao as ao
+from quantbench.methods._transformers import TransformersModel
+from quantbench.scenario import Precision, Scenario
+
+INT8_WO = Precision(name="int8-wo", bits=8, title="INT8, weights only")
+INT8_DYN = Precision(name="int8-dyn", bits=8, title="INT8, activations too")
+INTX8_DYN = Precision(name="intx8-dyn", bits=8, title="INT8, asymmetric activations too")
+INTX4_WO = Precision(name="intx4-wo", bits=4, title="INT4 in 8-bit storage")
+INT4_WO = Precision(name="int4-wo", bits=4, title="INT4, weights only")
+FP8 = Precision(name="fp8", bits=8, title="FP8, activations too")
+
+
+@method(
+    "torchao",
+    precisions=[INT8_WO, INT8_DYN, INTX8_DYN, INTX4_WO, INT4_WO, FP8],
+    requires=["torch", "transformers", "torchao"],
+    reads=["torchao"],
+)
+@contextmanager
+def open_torchao(scenario: Scenario, settings: Settings) -> Iterator[LoadedModel]:
+    """Quantized on load to torchao's tensor classes"""
+    yield _load(scenario, settings)
+
+
+@open_torchao.saves
+def save_torchao(scenario: Scenario, settings: Settings, out: Path) -> None:
+    """Write the quantized checkpoint."""
+    _load(scenario, settings).model.save_pretrained(out)
+
+
+def _load(scenario: Scenario, settings: Settings) -> TransformersModel:
+    precision, device = scenario.variant.precision, scenario.conditions.device
+    ao.require_kernel(precision, device)
+    return ao.load_quantized(settings, device, precision)

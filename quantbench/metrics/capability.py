@@ -1,0 +1,48 @@
+"""What the variant can do besides answering, as it was tried by the probes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from quantbench.metrics import metric
+from quantbench.record import Column, Missing, Value
+from quantbench.trace import Reference, Trace
+
+ON_LOAD = "on load"
+PREQUANTIZED = "pre-quantized"
+
+_BY_PROBE = {"runs_on_cpu": "cpu", "runs_on_cuda": "cuda", "finetunes": "finetune", "saves_and_reloads": "save_reload"}
+_LOSSES = {"finetune_loss_first": "loss_first", "finetune_loss_last": "loss_last"}
+_NOT_PROBED = "only language models opened from files are probed"
+
+
+@metric(
+    Column("runs_on_cpu", "", kind="bool", doc="it opened and generated on this machine's CPU"),
+    Column("runs_on_cuda", "", kind="bool", doc="it opened and generated on a CUDA device of this machine"),
+    Column("conversion", "", kind="string", doc=f"{ON_LOAD}, or {PREQUANTIZED}: loaded from files made beforehand"),
+    Column("finetunes", "", kind="bool", doc="five LoRA steps lower the loss, gradients are alive, the adapter reloads"),
+    Column("finetune_loss_first", "nats", doc="loss before the first LoRA step, on text sampled from the variant"),
+    Column("finetune_loss_last", "nats", doc="loss on the same text after the last step"),
+    Column("saves_and_reloads", "", kind="bool", doc="saved, opened again, and its logits are the same"),
+    Column("capability_notes", "", kind="string", doc="JSON: why or how, by probe"),
+)
+def capability(trace: Trace, reference: Reference | None) -> Mapping[str, Value]:
+    """Devices it runs on, conversion, fine-tuning, saving and reloading"""
+    probes = trace.probes
+    none = Missing(trace.absent.get("probes", _NOT_PROBED))
+    unloaded = Missing(trace.absent.get("load_s", "nothing is loaded here"))
+    values: dict[str, Value] = {
+        "conversion": unloaded if trace.load_s is None else PREQUANTIZED if trace.prequantized else ON_LOAD,
+        "capability_notes": json.dumps({name: each.note for name, each in probes.items() if each.note}) if probes else none,
+    }
+    for column, name in _BY_PROBE.items():
+        found = probes[name].found if name in probes else None
+        values[column] = (Missing(probes[name].note) if name in probes else none) if found is None else found
+    for column, name in _LOSSES.items():
+        trained = probes.get("finetune")
+        if trained is None:
+            values[column] = none
+        else:
+            values[column] = trained.figures.get(name, Missing(trained.note))
+    return values

@@ -1,0 +1,64 @@
+"""A module without tokens: the time of a call, its ratio to the anchor's, and its outputs against the reference's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean, median
+
+from quantbench.metrics import metric
+from quantbench.record import Column, Missing, Value
+from quantbench.statistics import mad, median_interval, percentile
+from quantbench.trace import Calls, Reference, Trace
+
+_CALLS = ("call_s", "call_mad_s", "call_p90_s")
+_RATIOS = ("call_ratio", "call_ratio_low", "call_ratio_high")
+_OUTPUTS = ("output_cosine", "output_max_abs_error")
+
+
+@metric(
+    Column("call_s", "s", "lower", doc="one call of a module without tokens on a seeded input; median over calls"),
+    Column("call_mad_s", "s", doc="median absolute deviation of call_s x 1.4826"),
+    Column("call_p90_s", "s", "lower", doc="90th percentile of call_s"),
+    Column("call_ratio", "ratio", "higher", doc="calls per second over the anchor's; median of paired rounds"),
+    Column("call_ratio_low", "ratio", doc="lower end of the 95 % confidence interval of call_ratio"),
+    Column("call_ratio_high", "ratio", doc="upper end of the 95 % confidence interval of call_ratio"),
+    Column("output_cosine", "ratio", "higher", doc="cosine of all outputs on seeded inputs with the reference's"),
+    Column("output_max_abs_error", "output", "lower", doc="largest absolute difference of an output from the reference's"),
+)
+def module(trace: Trace, reference: Reference | None) -> Mapping[str, Value]:
+    """Call time and output similarity of a module without tokens"""
+    return {**_times(trace), **_ratios(trace), **_distance(trace)}
+
+
+def _times(trace: Trace) -> dict[str, Value]:
+    calls = [seconds for each in trace.calls for seconds in each.variant]
+    if not calls:
+        return dict.fromkeys(_CALLS, Missing(trace.absent.get("calls", "a model that reads tokens is timed by its answers")))
+    return {"call_s": median(calls), "call_mad_s": mad(calls), "call_p90_s": percentile(calls, 0.9)}
+
+
+def _ratios(trace: Trace) -> dict[str, Value]:
+    paired = [each for each in trace.calls if each.anchor]
+    if not paired:
+        why = "no anchor could be had for this module here" if trace.calls else "a model that reads tokens has decode_ratio"
+        return dict.fromkeys(_RATIOS, Missing(why))
+    ratios = [_ratio(each) for each in paired]
+    too_few = Missing(f"{len(ratios)} rounds are too few for a 95 % interval of the median; it takes 6")
+    low, high = median_interval(ratios) or (too_few, too_few)
+    return {"call_ratio": median(ratios), "call_ratio_low": low, "call_ratio_high": high}
+
+
+def _ratio(each: Calls) -> float:
+    return _rate(each.variant) / _rate(each.anchor)
+
+
+def _rate(calls: Sequence[float]) -> float:
+    return 1 / fmean(calls)
+
+
+def _distance(trace: Trace) -> dict[str, Value]:
+    found = trace.distance
+    if found is None:
+        why = Missing(trace.absent.get("distance", "a model that reads tokens is compared by its predictions"))
+        return dict.fromkeys(_OUTPUTS, why)
+    return {"output_cosine": found.cosine, "output_max_abs_error": found.max_abs_error}

@@ -1,0 +1,72 @@
+"""What only a server has: many requests at once, log-probabilities of its likeliest tokens, timings of its own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from statistics import median
+
+from quantbench.metrics import metric
+from quantbench.record import Column, Missing, Value
+from quantbench.trace import Reference, Trace
+
+_LOAD = (
+    Column("concurrency", "requests", kind="int", doc="the most requests that the server got at once"),
+    Column("concurrent_tps", "tokens/s", "higher", doc="tokens of all answers / time for all, at that concurrency"),
+    Column("concurrent_ttft_s", "s", "lower", doc="time to first token at that concurrency, queue included; median"),
+    Column("concurrency_tps", "tokens/s", kind="string", doc="JSON: tokens/s by requests at once"),
+)
+_TOP = (
+    Column("top_logprob_positions", "positions", kind="int", doc="positions at which likeliest tokens were compared"),
+    Column("top1_served", "ratio", "higher", doc="share of them where server and reference put the same token first"),
+    Column("topk_overlap", "ratio", "higher", doc="share of the reference's 5 likeliest that the server names too, mean"),
+    Column("topk_logprob_error", "nats", "lower", doc="mean absolute difference of log-probabilities that both name"),
+)
+_NATIVE = (
+    Column("native_decode_tps", "tokens/s", "higher", doc="as the server itself times it: eval_count / eval_duration"),
+    Column("native_prefill_tps", "tokens/s", "higher", doc="the same of prompts: prompt_eval_count / prompt_eval_duration"),
+)
+
+
+@metric(*_LOAD, *_TOP, *_NATIVE)
+def served(trace: Trace, reference: Reference | None) -> Mapping[str, Value]:
+    """Throughput under concurrency, likeliest tokens and the server's own timings"""
+    if not trace.load_points:
+        none = Missing("measured of servers only")
+        return {column.name: none for column in (*_LOAD, *_TOP, *_NATIVE)}
+    return {**_load(trace), **_top(trace), **_native(trace)}
+
+
+def _load(trace: Trace) -> dict[str, Value]:
+    most = max(trace.load_points, key=lambda point: point.concurrency)
+    rates = {str(point.concurrency): point.tokens / point.seconds for point in trace.load_points}
+    return {
+        "concurrency": most.concurrency,
+        "concurrent_tps": rates[str(most.concurrency)],
+        "concurrent_ttft_s": median(most.ttft_s),
+        "concurrency_tps": json.dumps(rates),
+    }
+
+
+def _top(trace: Trace) -> dict[str, Value]:
+    top = trace.top_logprobs
+    if top is None:
+        none = Missing(trace.absent.get("top_logprobs", "likeliest tokens were not asked for"))
+        return {column.name: none for column in _TOP}
+    return {
+        "top_logprob_positions": top.positions,
+        "top1_served": top.top1,
+        "topk_overlap": top.overlap,
+        "topk_logprob_error": Missing("server and reference name no token in common") if top.error is None else top.error,
+    }
+
+
+def _native(trace: Trace) -> dict[str, Value]:
+    native = trace.native
+    if not native:
+        none = Missing(trace.absent.get("native", "the server told no timings"))
+        return {column.name: none for column in _NATIVE}
+    return {
+        "native_decode_tps": native["tokens"] / native["decode_s"],
+        "native_prefill_tps": native["prompt_tokens"] / native["prefill_s"],
+    }

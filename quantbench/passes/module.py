@@ -1,0 +1,72 @@
+"""The passes over a module without tokens: single calls in timed rounds, and its outputs against the reference's."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from quantbench.methods import LoadedModule
+from quantbench.passes._rounds import AnchorTurn, until_steady
+from quantbench.scenario import Effort
+from quantbench.trace import Calls, OutputDistance
+
+CALLS_PER_ROUND = 10
+COMPARED_INPUTS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """A loaded module with the inputs that it is called on."""
+
+    module: LoadedModule
+    inputs: Sequence[Any]
+
+    @classmethod
+    def seeded(cls, module: LoadedModule, seed: int) -> Caller:
+        """With a round's seeded inputs."""
+        return cls(module, [module.example(seed, index) for index in range(CALLS_PER_ROUND)])
+
+    def round(self) -> tuple[float, ...]:
+        """Seconds of one call on each input."""
+        return tuple(self.call(index) for index in range(len(self.inputs)))
+
+    def call(self, index: int) -> float:
+        """Seconds of one call."""
+        value = self.inputs[index]
+        started = time.perf_counter()
+        self.module.call(value)
+        return time.perf_counter() - started
+
+
+def measure_calls(variant: Caller, anchor: Caller | None, effort: Effort) -> tuple[Calls, ...]:
+    """Timed rounds of calls, alternating with the anchor's; see ``passes.latency`` for when they stop.
+
+    The other passes came before and warmed the variant up; one call warms what is left.
+    """
+    variant.call(0)
+    turn = AnchorTurn(anchor.call, len(anchor.inputs), float) if anchor else None
+
+    def take(_: int) -> Calls:
+        calls = variant.round()
+        return Calls(variant=calls, anchor=turn.take(sum(calls)) if turn else ())
+
+    return until_steady(take, lambda each: sum(each.variant), effort)
+
+
+def compare_outputs(variant: LoadedModule, reference: LoadedModule, seed: int) -> OutputDistance:
+    """The outputs on seeded inputs as one vector each: their cosine in float64, and the largest absolute difference."""
+    import numpy as np
+
+    ours, theirs = (
+        np.concatenate([each.call(each.example(seed, index)).ravel() for index in range(COMPARED_INPUTS)], dtype=np.float64)
+        for each in (variant, reference)
+    )
+    norms = float(np.linalg.norm(ours) * np.linalg.norm(theirs))
+    return OutputDistance(
+        inputs=COMPARED_INPUTS,
+        cosine=float(ours @ theirs) / norms if norms else math.nan,
+        max_abs_error=float(np.abs(ours - theirs).max()),
+    )

@@ -1,0 +1,200 @@
+"""One GGUF file of a hub repository, served from a folder that stands in for the hub's client."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quantbench.errors import MissingDependency, ModelError, UsageError
+from quantbench.models import check_name
+from quantbench.models._checkpoint import resolve
+from quantbench.models._hub import choose_gguf
+from quantbench.scenario import Scenario, Variant, short_name
+
+COMMIT = "0123456789abcdef"
+FILES = (
+    "README.md",
+    "config.json",
+    "tiny-IQ4_XS.gguf",
+    "tiny-Q4_K_M.gguf",
+    "tiny-Q4_K_S.gguf",
+    "tiny-bf16.gguf",
+    "mmproj-tiny-f16.gguf",
+    "big/tiny.Q8_0-00001-of-00003.gguf",
+    "big/tiny.Q8_0-00002-of-00003.gguf",
+    "big/tiny.Q8_0-00003-of-00003.gguf",
+)
+
+
+@dataclass
+class StandInHub:
+    """The three calls of huggingface_hub that are used, over a folder that is laid out as the hub's cache is."""
+
+    folder: Path
+    online: bool = True
+    downloaded: list[tuple[str, str, str | None]] = field(default_factory=list)
+
+    @property
+    def snapshot(self) -> Path:
+        return self.folder / "snapshots" / COMMIT
+
+    def _reach(self) -> None:
+        if not self.online:
+            raise OSError("\nConnection refused\nand forty lines more")
+
+    def list_repo_files(self, repository: str, *, revision: str | None) -> list[str]:
+        self._reach()
+        if repository != "org/tiny":
+            raise FileNotFoundError(f"404 Client Error: {repository} not found\nmore")
+        return list(FILES)
+
+    def hf_hub_download(self, repository: str, filename: str, *, revision: str | None) -> str:
+        path = self.snapshot / filename
+        if not path.exists():
+            self._reach()
+            blob = self.folder / "blobs" / hashlib.sha256(filename.encode()).hexdigest()
+            blob.parent.mkdir(parents=True, exist_ok=True)
+            blob.write_bytes(b"GGUF" + filename.encode())
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.symlink_to(blob)
+        self.downloaded.append((repository, filename, revision))
+        return str(path)
+
+    def snapshot_download(self, repository: str, **_: Any) -> str:
+        if not self.snapshot.is_dir():
+            raise FileNotFoundError(f"{repository} is not in the cache")
+        return str(self.snapshot)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StandInHub:
+    stand_in = StandInHub(tmp_path / "models--org--tiny")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", stand_in)  # type: ignore[arg-type]
+    return stand_in
+
+
+def refusal(call: Callable[[], object]) -> str:
+    with pytest.raises(ModelError) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_the_named_type_is_downloaded_and_nothing_else(hub: StandInHub) -> None:
+    found = resolve("org/tiny:Q4_K_M")
+
+    assert (found.kind, found.name, found.revision) == ("gguf", "org/tiny:Q4_K_M", COMMIT)
+    assert found.path.read_bytes() == b"GGUFtiny-Q4_K_M.gguf"
+    assert found.content_hash == hashlib.sha256(b"GGUFtiny-Q4_K_M.gguf").hexdigest()
+    assert hub.downloaded == [("org/tiny", "tiny-Q4_K_M.gguf", None)]
+
+
+def test_a_revision_stands_before_the_type(hub: StandInHub) -> None:
+    resolve("org/tiny@refs/pr/3:q4_k_s")
+
+    assert hub.downloaded == [("org/tiny", "tiny-Q4_K_S.gguf", "refs/pr/3")]
+
+
+def test_all_parts_of_a_split_file_are_downloaded_and_the_first_is_given(hub: StandInHub) -> None:
+    found = resolve("org/tiny:Q8_0")
+
+    assert found.path == hub.snapshot / "big/tiny.Q8_0-00001-of-00003.gguf"
+    assert found.revision == COMMIT
+    assert [name for _, name, _ in hub.downloaded] == [f"big/tiny.Q8_0-0000{part}-of-00003.gguf" for part in (1, 2, 3)]
+
+
+def test_each_part_counts_for_the_hash(hub: StandInHub) -> None:
+    before = resolve("org/tiny:Q8_0").content_hash
+    (hub.snapshot / "big/tiny.Q8_0-00003-of-00003.gguf").resolve().write_bytes(b"GGUFchanged in length")
+
+    assert resolve("org/tiny:Q8_0").content_hash != before
+
+
+def test_a_file_in_the_hubs_cache_is_used_when_the_hub_cannot_be_reached(hub: StandInHub) -> None:
+    online = resolve("org/tiny:Q4_K_M")
+    hub.online = False
+
+    assert resolve("org/tiny:Q4_K_M") == online
+    assert "(Connection refused)" in refusal(lambda: resolve("org/tiny:Q4_K_S"))  # what the hub has is not known
+
+
+def test_a_hub_that_cannot_be_reached_is_one_sentence(hub: StandInHub) -> None:
+    hub.online = False
+
+    assert refusal(lambda: resolve("org/tiny:Q4_K_M")) == (
+        "model 'org/tiny:Q4_K_M' could not be fetched from the hub (Connection refused); "
+        "check the name, the network and HF_TOKEN"
+    )
+
+
+@pytest.mark.usefixtures("hub")
+def test_a_repository_that_is_not_there_is_one_sentence() -> None:
+    assert "(404 Client Error: org/nowhere not found)" in refusal(lambda: resolve("org/nowhere:Q4_K_M"))
+
+
+def test_a_download_that_breaks_is_one_sentence(hub: StandInHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> str:
+        raise PermissionError("401 Client Error: gated\nlog in")
+
+    monkeypatch.setattr(hub, "hf_hub_download", broken)
+
+    assert "(401 Client Error: gated); check the name, the network and HF_TOKEN" in refusal(lambda: resolve("org/tiny:Q4_K_M"))
+
+
+def test_without_the_hubs_client_the_pip_line_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+
+    with pytest.raises(MissingDependency, match=r"pip install 'quantbench\[torch\]'"):
+        resolve("org/tiny:Q4_K_M")
+
+
+@pytest.mark.parametrize(
+    ("files", "wanted", "chosen"),
+    [
+        (("a-Q4_K_M.gguf", "a-Q4_K_S.gguf"), "q4_k_m", "a-Q4_K_M.gguf"),
+        (("a.q4_0.gguf", "a.iq4_0.gguf", "a.q4_0_8_8.gguf"), "Q4_0", "a.q4_0.gguf"),
+        (("a-bf16.gguf", "a_f16.gguf", "mmproj-F16.gguf"), "F16", "a_f16.gguf"),
+        (("a-UD-Q2_K_XL.gguf", "a-Q2_K.gguf"), "Q2_K", "a-Q2_K.gguf"),
+        (("a-UD-Q2_K_XL.gguf", "a-Q2_K.gguf"), "UD-Q2_K_XL", "a-UD-Q2_K_XL.gguf"),
+        (("Q6_K/a-00001-of-00002.gguf", "Q6_K/a-00002-of-00002.gguf"), "Q6_K", "Q6_K/a-00001-of-00002.gguf"),
+    ],
+)
+def test_a_type_is_found_as_a_whole_word(files: tuple[str, ...], wanted: str, chosen: str) -> None:
+    assert choose_gguf("org/tiny", files, wanted) == chosen
+
+
+@pytest.mark.parametrize(
+    ("files", "wanted", "message"),
+    [
+        (FILES, "Q4_K", "has no GGUF file of type Q4_K; it has big/tiny.Q8_0-00001-of-00003.gguf, tiny-IQ4_XS.gguf"),
+        (FILES, "f16", "has no GGUF file of type f16; it has"),
+        (
+            ("a-Q4_0.gguf", "b-Q4_0.gguf", "c-Q8_0.gguf"), "Q4_0",
+            "several GGUF files of type Q4_0 (a-Q4_0.gguf, b-Q4_0.gguf); download the one you mean and give its path",
+        ),
+        (("model.safetensors", "mmproj-f16.gguf"), "f16", "has no GGUF file; give 'org/tiny' without :f16 for its checkpoint"),
+        (tuple(f"{number}-Q8_0.gguf" for number in range(10, 60)), "Q4_0", "29-Q8_0.gguf and 30 more"),
+    ],
+)  # fmt: skip
+def test_none_or_several_of_a_type_name_what_there_is(files: tuple[str, ...], wanted: str, message: str) -> None:
+    assert message in refusal(lambda: choose_gguf("org/tiny", files, wanted))
+
+
+@pytest.mark.parametrize("name", ["org/tiny:Q4_K_M", "org/tiny@main:Q4_K_M", "o.r-g/t_i.ny@refs/pr/3:UD-Q4_K_XL"])
+def test_names_with_a_type_can_be_models_and_make_good_ids(name: str) -> None:
+    check_name(name)
+    scenario = Scenario(model=name, variant=Variant(method="gguf", precision="q4_k_m"), prompts="ten")
+    assert short_name(name) == name
+    assert scenario.id.rsplit("/", 2) == [name, "gguf-q4_k_m", "ten"]
+
+
+@pytest.mark.parametrize("name", ["tiny:Q4_K_M", "org/tiny:", "org/tiny:Q4:K", "org/tiny:a/b"])
+def test_names_that_are_nothing_are_refused(name: str) -> None:
+    with pytest.raises(UsageError):
+        check_name(name)

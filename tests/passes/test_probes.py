@@ -1,0 +1,125 @@
+"""The probes on the canary: sound methods, and methods with one thing broken, all in one process of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from quantbench.job import Job, Task
+from quantbench.methods import METHODS, Sampling, Settings
+from quantbench.models._checkpoint import resolve
+from quantbench.passes.probes import NAMES, PROBES_FILE
+from quantbench.passes.similarity import log_softmax
+from quantbench.scenario import Conditions, Effort, Scenario, Variant
+from quantbench.trace import Probe, load_probes
+
+SOUND = ("torch/fp32", "torch/bf16", "bitsandbytes/nf4-dq", "bitsandbytes/int8", "odd/sound")
+ODD = ("deaf", "first-layer-dead", "gradients-not-finite", "random", "untrainable", "lossy", "pickle")
+VARIANTS = (*SOUND, "gguf/q8_0", *(f"odd/{name}" for name in ODD))
+RUN_ALL = "import sys, pathlib; from quantbench.worker import run_job; [run_job(pathlib.Path(each)) for each in sys.argv[1:]]"
+
+Found = dict[str, dict[str, Probe]]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory, stub_path: Path, users_cache: Path) -> Found:
+    """Probes by variant. One process for all: peft takes seconds to import, and patches what this process uses."""
+    tests = Path(__file__).parents[1]
+    plug_ins = shutil.copytree(stub_path, tmp_path_factory.mktemp("odd") / "path")
+    shutil.copy(tests / "odd_method.py", plug_ins)
+    (next(plug_ins.glob("*.dist-info")) / "entry_points.txt").write_text("[quantbench.methods]\nodd = odd_method\n")
+    folders = {}
+    for index, name in enumerate(VARIANTS):
+        folders[name] = tmp_path_factory.mktemp(f"job-{index}")
+        method, _, precision = name.partition("/")
+        Job(
+            kind="probe", checkpoint=resolve("canary"), variant=Variant(method=method, precision=precision),
+            conditions=Conditions(threads=1), effort=Effort(),
+            tasks=(Task(prompts_name="two", prompts=(), reference=None),),
+        ).save(folders[name])  # fmt: skip
+    environment = {**os.environ, "QUANTBENCH_CACHE": str(users_cache), "PYTHONPATH": str(plug_ins)}
+    command = [sys.executable, "-c", RUN_ALL, *map(str, folders.values())]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return {name: load_probes(json.loads((folder / PROBES_FILE).read_text())) for name, folder in folders.items()}
+
+
+@pytest.mark.parametrize("name", SOUND)
+def test_what_works_is_found_to_work(found: Found, name: str) -> None:
+    probes = found[name]
+
+    assert set(probes) == set(NAMES)
+    assert probes["cpu"] == Probe(found=True)
+    assert probes["save_reload"].found is True
+    assert probes["save_reload"].figures["logit_difference"] == 0
+    assert probes["finetune"].found is True
+    figures = probes["finetune"].figures
+    assert 0 < figures["loss_last"] < figures["loss_first"]
+    assert figures["gradient_norm"] > 0
+    assert figures["adapter_lost"] < 1e-3
+
+
+def test_the_first_loss_is_that_of_the_untrained_variant(found: Found) -> None:
+    """Adapters start as nothing: the loss equals the negative log-likelihood that scoring gives for the sampled text."""
+    scenario = Scenario(model="canary", variant=Variant(method="torch", precision="fp32"), prompts="two")
+    with METHODS["torch"].open(scenario, Settings(checkpoint=resolve("canary"), threads=1, context=64)) as model:
+        ids = [1, *model.generate([1], 32, Sampling(seed=0))]
+        logprobs = log_softmax(np.concatenate([chunk.copy() for chunk in model.score(ids)]))
+
+    nll = -logprobs[np.arange(32), ids[1:]].mean()
+    assert found["torch/fp32"]["finetune"].figures["loss_first"] == pytest.approx(nll, rel=1e-4)
+
+
+def test_a_gguf_file_reloads_and_takes_no_adapter(found: Found) -> None:
+    probes = found["gguf/q8_0"]
+
+    assert (probes["cpu"].found, probes["save_reload"].found) == (True, True)
+    assert probes["finetune"] == Probe(found=False, note="no torch module, and peft trains nothing else")
+
+
+@pytest.mark.parametrize(
+    ("name", "probe", "words"),
+    [
+        ("deaf", "finetune", "no gradient passes through the kernel"),
+        ("first-layer-dead", "finetune", "no gradient reaches lora_B of the first layer"),
+        ("gradients-not-finite", "finetune", "the gradient of lora_B of the first layer is not finite"),
+        ("random", "finetune", "of what it learned when it is reloaded"),
+        ("random", "save_reload", "the reloaded model's logits differ by"),
+        ("lossy", "save_reload", "the reloaded model's logits differ by 0.1"),
+        ("pickle", "save_reload", "OSError: Error no file named model.safetensors"),
+    ],
+)
+def test_what_is_broken_is_found_out_alone(found: Found, name: str, probe: str, words: str) -> None:
+    probes = found[f"odd/{name}"]
+
+    assert probes[probe].found is False
+    assert words in probes[probe].note
+    broken = {"finetune", "save_reload"} if name == "random" else {probe}
+    assert {each for each in ("cpu", "save_reload", "finetune") if not probes[each].found} == broken
+
+
+def test_a_kernel_that_takes_no_training_is_named_with_the_way_out(found: Found) -> None:
+    note = found["odd/untrainable"]["finetune"].note
+
+    assert note == (
+        "NotImplementedError: this layer takes no training; LlamaDecoderLayer takes no training, "
+        "and the backend auto_trainable of gptqmodel opens one that does"
+    )
+
+
+def test_a_device_that_is_not_there_is_not_tried(found: Found) -> None:
+    """Machines with a CUDA device have a finding instead."""
+    from quantbench.machine import describe
+
+    for probes in found.values():
+        if describe().gpus:
+            assert probes["cuda"].found is not None
+        else:
+            assert probes["cuda"] == Probe(found=None, note="no CUDA device here")

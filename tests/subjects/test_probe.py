@@ -1,0 +1,165 @@
+"""Probe jobs: what is found is written as it is found, kept in the cache, and costs no row when the process dies."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from quantbench.job import Checkpoint
+from quantbench.passes.probes import NAMES, PROBES_FILE, save_probes
+from quantbench.scenario import Conditions, Scenario, Variant
+from quantbench.subjects.probe import probed
+from quantbench.trace import Probe, load_probes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    import pandas as pd
+
+CHECKPOINT = Checkpoint(name="m", kind="hf", path=Path("m"), revision="", content_hash="0" * 64)
+SCENARIO = Scenario(model="m", variant=Variant(method="torch", precision="fp32"), prompts="two")
+FOUND = {"cpu": Probe(found=True), "finetune": Probe(found=False, note="no", figures={"loss_first": 1.5})}
+
+
+@dataclass
+class Crash:
+    reason: str = "the worker was ended by SIGSEGV"
+
+
+class Worker:
+    """Stands for the runner's process; counts how often it was started."""
+
+    def __init__(self, folder: Path, found: Mapping[str, Probe], crash: Crash | None = None) -> None:
+        self.runs = 0
+        self._folder = folder
+        self._found = found
+        self._crash = crash
+
+    def __call__(self) -> tuple[Path, Crash | None]:
+        self.runs += 1
+        if self._found:
+            save_probes(self._folder / PROBES_FILE, self._found)
+        return self._folder, self._crash
+
+
+def read(path: Path | None) -> dict[str, Probe]:
+    assert path is not None
+    return load_probes(json.loads(path.read_text()))
+
+
+def test_a_second_run_costs_no_process(tmp_path: Path) -> None:
+    worker = Worker(tmp_path, FOUND)
+
+    assert read(probed(SCENARIO, CHECKPOINT, worker)) == FOUND
+    assert read(probed(SCENARIO, CHECKPOINT, worker)) == FOUND
+    assert worker.runs == 1
+
+
+def test_a_control_and_other_prompts_share_the_probes(tmp_path: Path) -> None:
+    worker = Worker(tmp_path, FOUND)
+    probed(SCENARIO, CHECKPOINT, worker)
+
+    probed(replace(SCENARIO, prompts="ten"), CHECKPOINT, worker)
+    probed(replace(SCENARIO, variant=replace(SCENARIO.variant, control=True)), CHECKPOINT, worker)
+    probed(replace(SCENARIO, conditions=Conditions(output_tokens=4, reference="gguf/f16")), CHECKPOINT, worker)
+
+    assert worker.runs == 1
+
+
+@pytest.mark.parametrize(
+    ("scenario", "checkpoint"),
+    [
+        (replace(SCENARIO, variant=Variant(method="torch", precision="bf16")), CHECKPOINT),
+        (replace(SCENARIO, conditions=Conditions(device="cuda")), CHECKPOINT),
+        (SCENARIO, replace(CHECKPOINT, content_hash="1" * 64)),
+    ],
+    ids=["variant", "device", "content"],
+)
+def test_what_changes_the_answer_is_probed_again(tmp_path: Path, scenario: Scenario, checkpoint: Checkpoint) -> None:
+    worker = Worker(tmp_path, FOUND)
+    probed(SCENARIO, CHECKPOINT, worker)
+
+    probed(scenario, checkpoint, worker)
+
+    assert worker.runs == 2
+
+
+def test_another_library_version_is_probed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = Worker(tmp_path, FOUND)
+    for number in ("0.1", "0.2", "0.2"):
+        monkeypatch.setattr("quantbench.subjects.probe.versions", lambda number=number: {"peft": number, "pandas": "3"})
+        probed(SCENARIO, CHECKPOINT, worker)
+
+    assert worker.runs == 2
+
+
+@pytest.mark.parametrize("found", [FOUND, {}], ids=["some were done", "none was done"])
+def test_a_process_that_dies_costs_what_it_had_not_done_and_is_tried_again(tmp_path: Path, found: dict[str, Probe]) -> None:
+    dead = Worker(tmp_path, found, Crash())
+
+    first = read(probed(SCENARIO, CHECKPOINT, dead))
+
+    assert set(first) == set(NAMES)
+    assert {name: first[name] for name in found} == found
+    undone = [first[name] for name in NAMES if name not in found]
+    assert undone
+    assert {each.found for each in undone} == {None}
+    assert {each.note for each in undone} == {"the probe process ended: the worker was ended by SIGSEGV"}
+    alive = Worker(tmp_path, FOUND)
+    assert read(probed(SCENARIO, CHECKPOINT, alive)) == FOUND
+    assert (dead.runs, alive.runs) == (1, 1)
+
+
+def test_a_folder_that_could_not_be_made_costs_no_row(tmp_path: Path) -> None:
+    assert probed(SCENARIO, CHECKPOINT, Worker(tmp_path / "gone", {}, Crash("no space left"))) is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "method"), [("module", "torch"), ("server", "torch"), ("hf", "server")], ids=["module", "url", "endpoint"]
+)
+def test_modules_and_servers_are_not_probed(tmp_path: Path, kind: Any, method: str) -> None:
+    scenario = replace(SCENARIO, variant=Variant(method=method, precision="as-served"))
+    worker = Worker(tmp_path, FOUND)
+
+    assert probed(scenario, replace(CHECKPOINT, kind=kind), worker) is None
+    assert worker.runs == 0
+
+
+@pytest.fixture
+def odd_path(stub_path: Path, tmp_path: Path) -> Path:
+    """The stub's distribution with the odd methods beside it."""
+    folder = shutil.copytree(stub_path, tmp_path / "odd")
+    shutil.copy(Path(__file__).parents[1] / "odd_method.py", folder)
+    points = next(folder.glob("*.dist-info")) / "entry_points.txt"
+    points.write_text(points.read_text().replace("stub = stub_method\n", "stub = stub_method\nodd = odd_method\n", 1))
+    return folder
+
+
+def test_a_probe_that_crashes_costs_itself_and_not_the_row(
+    stub_run: Callable[..., pytest.RunResult],
+    odd_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    results: Callable[..., pd.DataFrame],
+    pytester: pytest.Pytester,
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(odd_path))
+    arguments = ("--quantbench-method=fatal", "--quantbench-method=stub", "--quantbench-keep-jobs=jobs", "-k", "load")
+
+    stub_run(*arguments, precisions="exact").assert_outcomes(passed=2)
+
+    frame = results().set_index("method")
+    assert frame.status.to_dict() == {"fatal": "ok", "stub": "ok"}
+    assert frame.runs_on_cpu.to_dict() == {"fatal": True, "stub": True}
+    reason = json.loads(frame.null_reasons["fatal"])["saves_and_reloads"]
+    assert reason.startswith("the probe process ended: the worker was ended by SIGSEGV")
+    assert not frame.saves_and_reloads["stub"]
+    assert "no file that can be loaded safely" in json.loads(frame.capability_notes["stub"])["save_reload"]
+
+    shutil.rmtree(pytester.path / "jobs")
+    stub_run(*arguments, precisions="exact").assert_outcomes(passed=2)
+    assert {path.name.partition("-")[2] for path in pytester.path.glob("jobs/*-probe")} == {"fatal-save-probe"}
