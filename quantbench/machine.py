@@ -17,7 +17,7 @@ from quantbench.errors import UsageError
 
 TRACKED_PACKAGES = (
     "quantbench", "torch", "transformers", "accelerate", "bitsandbytes", "gptqmodel", "optimum", "torchao",
-    "llama-cpp-python", "gguf", "peft", "numpy", "pandas", "pyarrow", "pytest", "pytest-benchmark",
+    "llama-cpp-python", "gguf", "peft", "httpx", "numpy", "pandas", "pyarrow", "pytest", "pytest-benchmark",
 )  # fmt: skip
 """Distributions whose versions belong to a measurement."""
 

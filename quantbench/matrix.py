@@ -46,8 +46,9 @@ class Matrix:
 
 
 def default_matrix() -> Matrix:
-    """Every method at every precision, on the canary with ten prompts."""
-    variants = tuple(Variant(method=method.name, precision=each.name) for method in METHODS for each in method.precisions)
+    """Every method at its usual precisions, on the canary with ten prompts."""
+    offered = [(method.name, each) for method in METHODS for each in method.precisions]
+    variants = tuple(Variant(method=name, precision=each.name) for name, each in offered if each.usual)
     return Matrix(models=("canary",), prompts=("ten",), variants=variants)
 
 
@@ -85,31 +86,40 @@ def select(
 ) -> Matrix:
     """Narrow a matrix by options.
 
-    Models and prompt sets replace the matrix's own; methods and precisions filter it; a method that the matrix lacks is
-    added with all its precisions.
+    Models and prompt sets replace the matrix's own. Methods and precisions filter it; a method that the matrix lacks is added
+    with its usual precisions, and a precision that the matrix lacks is added wherever a method (of those asked for) has it.
     """
     variants = matrix.variants
     if methods:
         held = {variant.method for variant in variants}
-        extra = [
-            Variant(method=name, precision=each.name)
-            for name in methods
-            if name not in held
-            for each in METHODS[name].precisions
-        ]
+        extra = [variant for name in methods if name not in held for variant in _usual(name)]
         variants = tuple(variant for variant in variants if variant.method in methods) + tuple(extra)
     if precisions:
-        known = {each.name for method in METHODS for each in method.precisions}
-        for name in precisions:
-            if name not in known:
-                raise unknown_name("precision", name, known)
-        chosen = tuple(variant for variant in variants if variant.precision in precisions)
-        if not chosen:
-            offered = sorted({variant.precision for variant in variants})
-            wanted = " or ".join(precisions)
-            raise UsageError(f"no method asked for has precision {wanted}; it would be one of {', '.join(offered)}")
-        variants = chosen
+        variants = _with_precisions(variants, precisions, methods or [method.name for method in METHODS])
     return replace(matrix, models=tuple(models) or matrix.models, prompts=tuple(prompts) or matrix.prompts, variants=variants)
+
+
+def _usual(method: str) -> list[Variant]:
+    """The variants of a method that is named without precisions: the usual ones, or all where none is."""
+    offered = METHODS[method].precisions
+    return [Variant(method=method, precision=each.name) for each in offered if each.usual] or [
+        Variant(method=method, precision=each.name) for each in offered
+    ]
+
+
+def _with_precisions(variants: Sequence[Variant], precisions: Sequence[str], methods: Sequence[str]) -> tuple[Variant, ...]:
+    """The variants of the precisions asked for; for one that none has, every variant that ``methods`` offer of it."""
+    offered = [Variant(method=name, precision=each.name) for name in methods for each in METHODS[name].precisions]
+    known = {each.name for method in METHODS for each in method.precisions}
+    chosen: list[Variant] = []
+    for name in precisions:
+        if name not in known:
+            raise unknown_name("precision", name, known)
+        chosen += [each for each in variants if each.precision == name] or [each for each in offered if each.precision == name]
+    if not chosen:
+        have = ", ".join(sorted({each.precision for each in offered}))
+        raise UsageError(f"no method asked for has precision {' or '.join(precisions)}; it would be one of {have}")
+    return tuple(dict.fromkeys(chosen))
 
 
 def scenarios(matrix: Matrix) -> list[Scenario]:

@@ -261,7 +261,7 @@ class Runner:
             status=Status.OK,
             values=evaluate(trace, reference),
             facts={**trace.facts, "anchor": trace.anchor},
-            samples=tuple(_samples(trace)),
+            samples=tuple(_samples(trace, scenario.conditions.output_tokens - 1)),
             outputs=compare_answers(trace.answers, reference.answers) if reference else (),
         )
 
@@ -289,18 +289,19 @@ def _runtime_versions() -> dict[str, str]:
     return {name: number for name, number in versions().items() if name in ("torch", "transformers", "llama-cpp-python")}
 
 
-def _samples(trace: Trace) -> Iterable[Sample]:
+def _samples(trace: Trace, stride: int) -> Iterable[Sample]:
+    """Raw numbers; ``stride`` is the most gaps that an answer can have, so that a gap's index tells prompt and position."""
     for number, calls in enumerate(trace.calls):
         for phase, taken in (("call", calls.variant), ("anchor_call", calls.anchor)):
             yield from (Sample(phase, number, index, seconds) for index, seconds in enumerate(taken))
     for each in trace.rounds:
         for prefix, answers in (("", each.variant), ("anchor_", each.anchor)):
-            yield from _round_samples(prefix, each.index, answers)
+            yield from _round_samples(prefix, each.index, answers, stride)
 
 
-def _round_samples(prefix: str, index: int, answers: Sequence[Generation]) -> Iterable[Sample]:
+def _round_samples(prefix: str, index: int, answers: Sequence[Generation], stride: int) -> Iterable[Sample]:
     for answer in answers:
         yield Sample(f"{prefix}prefill", index, answer.prompt, answer.prefill_s)
         yield Sample(f"{prefix}e2e", index, answer.prompt, answer.e2e_s)
         for position, gap in enumerate(answer.gaps_s):
-            yield Sample(f"{prefix}gap", index, answer.prompt * len(answer.gaps_s) + position, gap)
+            yield Sample(f"{prefix}gap", index, answer.prompt * stride + position, gap)

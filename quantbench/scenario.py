@@ -20,11 +20,15 @@ SEEDED_INPUTS = "seeded"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Precision:
-    """One precision that a method offers; ``bits`` is the nominal figure its name promises, None where it promises none."""
+    """One precision that a method offers; ``bits`` is the nominal figure its name promises, None where it promises none.
+
+    One that is not ``usual`` is measured only where it is named.
+    """
 
     name: str
     bits: float | None
     title: str = ""
+    usual: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

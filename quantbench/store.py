@@ -69,7 +69,7 @@ SAMPLE_COLUMNS = (
     Column("scenario_id", "", kind="string"),
     Column("scenario_key", "", kind="string"),
     Column("repeat", "", kind="int"),
-    Column("phase", "", kind="string", doc="prefill, gap, e2e, and the same of the anchor"),
+    Column("phase", "", kind="string", doc="prefill, gap, e2e, call, and the same of the anchor"),
     Column("round", "", kind="int"),
     Column("index", "", kind="int", doc="prompt; for gaps prompt x (output_tokens - 1) + position"),
     Column("value_s", "s", "lower"),
@@ -87,7 +87,7 @@ OUTPUT_COLUMNS = (
     Column("reference_text", "", kind="string", doc="model output: untrusted"),
     Column("variant_text", "", kind="string", doc="model output: untrusted"),
     Column("exact_match", "", kind="bool"),
-    Column("first_divergence", "tokens", kind="int", doc="null when the answers are equal"),
+    Column("first_divergence", "tokens", kind="int", doc="null when the answers are equal, or have no token ids"),
     Column("token_match", "ratio", "higher"),
     Column("chrf", "chrF", "higher"),
 )

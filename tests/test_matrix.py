@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[1]
 FP32 = Variant(method="torch", precision="fp32")
 Q8_0 = Variant(method="gguf", precision="q8_0")
+SHIPPED = {
+    "torch", "torch-dynamic", "bitsandbytes", "torchao", "gptq", "awq", "gguf", "prune", "qat", "server",
+}  # fmt: skip
 PLAIN = Matrix(models=("canary",), prompts=("ten",), variants=(Q8_0, FP32))
 
 
@@ -94,17 +97,16 @@ def test_an_empty_file_is_the_default_matrix(matrix_file: Callable[[str], Path])
     assert read_matrix(path) == replace(default_matrix(), source=str(path))
 
 
-def test_the_shipped_matrix_plans_fourteen_variants_and_a_control() -> None:
-    planned = [scenario.id for scenario in scenarios(read_matrix(ROOT / "bench" / "matrix.toml"))]
-    assert planned[:2] == ["canary/torch-fp32/ten", "canary/torch-fp32-control/ten"]
-    assert sorted(planned[2:]) == sorted(
-        f"canary/{variant}/ten"
-        for variant in (
-            "torch-fp16", "torch-bf16",
-            "bitsandbytes-int8", "bitsandbytes-nf4", "bitsandbytes-nf4-dq", "bitsandbytes-fp4",
-            "gguf-f16", "gguf-q8_0", "gguf-q6_k", "gguf-q5_k_m", "gguf-q4_k_m", "gguf-q3_k_m", "gguf-q2_k",
-        )
-    )  # fmt: skip
+def test_the_shipped_matrix_plans_every_method_with_the_reference_and_its_control_first() -> None:
+    planned = scenarios(read_matrix(ROOT / "bench" / "matrix.toml"))
+    ids = [scenario.id for scenario in planned]
+    assert ids[:2] == ["canary/torch-fp32/ten", "canary/torch-fp32-control/ten"]
+    assert {scenario.variant.method for scenario in planned} == SHIPPED
+    assert len([each for each in ids if each.startswith("canary/")]) >= 24
+    assert [each for each in ids if each.startswith("lstm/")] == [
+        f"lstm/{variant}/seeded"
+        for variant in ("torch-fp32", "torch-fp32-control", "torch-fp16", "torch-bf16", "torch-dynamic-int8")
+    ]
 
 
 def test_the_reference_comes_first_then_its_control_then_the_rest_in_order() -> None:
@@ -303,7 +305,7 @@ def test_a_method_that_the_matrix_lacks_comes_with_all_its_precisions() -> None:
     [
         ({"methods": ("bitsandbites",)}, r"^unknown method 'bitsandbites'; did you mean 'bitsandbytes'\?$"),
         ({"precisions": ("fp33",)}, r"^unknown precision 'fp33'; did you mean"),
-        ({"methods": ("torch",), "precisions": ("q8_0",)}, r"^no method asked for has precision q8_0; .* one of fp32$"),
+        ({"methods": ("torch",), "precisions": ("q8_0",)}, r"^no method asked for has precision q8_0; .* one of bf16, fp16, fp32$"),
     ],
 )
 def test_a_selection_that_cannot_be_is_refused(asked: dict[str, tuple[str, ...]], sentence: str) -> None:

@@ -87,6 +87,9 @@ def test_what_is_no_number_is_refused_by_the_options_name(name: str, raw: str) -
         ("context", "512", 512),
         ("output_tokens", "8", 8),
         ("seed", "11", 11),
+        ("calibration", "text.txt", "text.txt"),
+        ("server", "gguf/q8_0", "gguf/q8_0"),
+        ("concurrency", "2", 2),
     ],
 )
 def test_an_option_of_a_conditions_name_changes_that_condition_of_every_scenario(name: str, raw: str, expected: Any) -> None:
@@ -150,7 +153,7 @@ def test_the_rest_reaches_the_plan(tmp_path: Path) -> None:
         ({"prompts": "tenn"}, r"^unknown prompt set 'tenn'; did you mean 'ten'"),
         ({"matrix": "none.toml"}, r"^matrix file .*none.toml does not exist"),
         ({"reference": "torch"}, r"^unknown precision of torch ''; known: bf16, fp16, fp32$"),
-        ({"reference": "tocrh/fp32"}, r"^unknown method 'tocrh'; did you mean 'torch'\?$"),
+        ({"reference": "tocrh/fp32"}, r"^unknown method 'tocrh'; did you mean 'torch' or 'torchao'\?$"),
         ({"device": "gpu"}, r"^device 'gpu' is not known; use cpu, cuda or cuda:N$"),
         ({"output_tokens": "1"}, r"^output_tokens is 1; ask for at least 2 tokens"),
         ({"threads": "-1"}, r"^threads is -1; it cannot be negative$"),

@@ -54,6 +54,9 @@ def recommend(
     limits = {"max_kld": _limit("--max-kld", max_kld), "min_tps": _limit("--min-tps", min_tps)}
     memory_bytes = parse_bytes(memory)
     choices = decide(_rows(results, None), memory_bytes=memory_bytes, **limits)
+    if not choices:
+        message("the last run measured no language model, and a pick takes decode speed and KLD; run one")
+        raise typer.Exit(INSUFFICIENT)
     if output == "json":
         print_json([{"sentence": choice.sentence, **asdict(choice)} for choice in choices])
     else:

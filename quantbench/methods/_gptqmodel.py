@@ -38,7 +38,8 @@ _WORKERS = "2"
 _THREADS = {"gptq": "1", "awq": "2"}
 """Torch threads of each: GPTQ works on several layers at once, AWQ searches one layer with large tensors."""
 
-_FORMAT = 1
+_FORMAT = {"gptq": 1, "awq": 2}
+"""Counts changes in how each is made; older artifacts are then made again."""
 
 
 def recipe(scenario: Scenario) -> dict[str, str]:
@@ -60,7 +61,7 @@ def prepared(scenario: Scenario, settings: Settings, *, bits: int, group_size: i
     asked = {
         "content": checkpoint.content_hash, "method": method, "bits": bits, "group_size": group_size, "seed": conditions.seed,
         "calibration": calibration_identity(conditions), "sequences": CALIBRATION_SEQUENCES,
-        "gptqmodel": version("gptqmodel"), "device": conditions.device, "format": _FORMAT,
+        "gptqmodel": version("gptqmodel"), "device": conditions.device, "format": _FORMAT[method],
     }  # fmt: skip
 
     def make(folder: Path) -> None:
@@ -165,6 +166,7 @@ def main() -> None:
         group_size=request["group_size"],
         method=METHOD.AWQ if awq else METHOD.GPTQ,
         format=FORMAT.GEMM if awq else FORMAT.GPTQ,
+        sym=not awq,  # as AutoAWQ has it: a zero point for each group
     )
     backend = on_cpu if request["device"] == "cpu" else BACKEND.AUTO
     model = GPTQModel.load(

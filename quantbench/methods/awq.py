@@ -11,8 +11,8 @@ from quantbench.methods import _gptqmodel as gptqmodel
 from quantbench.scenario import Precision, Scenario
 
 INT4_G128 = Precision(name="int4-g128", bits=4, title="INT4, groups of 128")
-INT4_G64 = Precision(name="int4-g64", bits=4, title="INT4, groups of 64")
-INT4_G32 = Precision(name="int4-g32", bits=4, title="INT4, groups of 32")
+INT4_G64 = Precision(name="int4-g64", bits=4, title="INT4, groups of 64", usual=False)
+INT4_G32 = Precision(name="int4-g32", bits=4, title="INT4, groups of 32", usual=False)
 
 
 @method(

@@ -34,14 +34,17 @@ MAY_USE_MATRIX = ("Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "IQ4_XS", "Q3_K_M", "IQ3_M
 IMATRIX = "-imat"
 
 
+_USUAL = ("F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K")
+
+
 def _precision(title: str) -> Precision:
     found = re.search(r"\d+", title)
-    return Precision(name=title.lower(), bits=int(found[0]) if found else 0, title=title)
+    return Precision(name=title.lower(), bits=int(found[0]) if found else 0, title=title, usual=title in _USUAL)
 
 
 def _with_matrix(title: str) -> Precision:
     plain = _precision(title)
-    return Precision(name=plain.name + IMATRIX, bits=plain.bits, title=f"{title} (imatrix)")
+    return Precision(name=plain.name + IMATRIX, bits=plain.bits, title=f"{title} (imatrix)", usual=False)
 
 
 def uses_matrix(precision: str) -> bool:

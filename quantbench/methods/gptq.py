@@ -12,10 +12,10 @@ from quantbench.scenario import Precision, Scenario
 
 INT8 = Precision(name="int8", bits=8, title="INT8, groups of 128")
 INT4_G128 = Precision(name="int4-g128", bits=4, title="INT4, groups of 128")
-INT4_G64 = Precision(name="int4-g64", bits=4, title="INT4, groups of 64")
-INT4_G32 = Precision(name="int4-g32", bits=4, title="INT4, groups of 32")
-INT3 = Precision(name="int3", bits=3, title="INT3, groups of 128")
-INT2 = Precision(name="int2", bits=2, title="INT2, groups of 128")
+INT4_G64 = Precision(name="int4-g64", bits=4, title="INT4, groups of 64", usual=False)
+INT4_G32 = Precision(name="int4-g32", bits=4, title="INT4, groups of 32", usual=False)
+INT3 = Precision(name="int3", bits=3, title="INT3, groups of 128", usual=False)
+INT2 = Precision(name="int2", bits=2, title="INT2, groups of 128", usual=False)
 
 _DEFAULT_GROUP = 128
 

@@ -22,17 +22,17 @@ from quantbench.methods import METHODS, Artifact, LoadedModel, Settings, _prunin
 from quantbench.methods._transformers import TransformersModel, load_pretrained
 from quantbench.scenario import Precision, Scenario, Variant
 
-UNSTRUCTURED_30 = Precision(name="unstructured-30", bits=32, title="30 % zeros")
+UNSTRUCTURED_30 = Precision(name="unstructured-30", bits=32, title="30 % zeros", usual=False)
 UNSTRUCTURED_50 = Precision(name="unstructured-50", bits=32, title="50 % zeros")
-UNSTRUCTURED_70 = Precision(name="unstructured-70", bits=32, title="70 % zeros")
-TWO_OF_FOUR = Precision(name="2-4", bits=32, title="2:4")
-TWO_OF_FOUR_SPARSE = Precision(name="2-4-sparse", bits=16, title="2:4, sparse kernels")
+UNSTRUCTURED_70 = Precision(name="unstructured-70", bits=32, title="70 % zeros", usual=False)
+TWO_OF_FOUR = Precision(name="2-4", bits=32, title="2:4", usual=False)
+TWO_OF_FOUR_SPARSE = Precision(name="2-4-sparse", bits=16, title="2:4, sparse kernels", usual=False)
 STRUCTURED_25 = Precision(name="structured-25", bits=32, title="25 % of FFN neurons removed")
-STRUCTURED_50 = Precision(name="structured-50", bits=32, title="50 % of FFN neurons removed")
-STRUCTURED_25_INT8 = Precision(name="structured-25+int8", bits=8, title="25 % of FFN neurons removed, INT8")
-STRUCTURED_25_NF4 = Precision(name="structured-25+nf4", bits=4, title="25 % of FFN neurons removed, NF4")
-STRUCTURED_50_INT8 = Precision(name="structured-50+int8", bits=8, title="50 % of FFN neurons removed, INT8")
-UNSTRUCTURED_50_INT8 = Precision(name="unstructured-50+int8", bits=8, title="50 % zeros, INT8")
+STRUCTURED_50 = Precision(name="structured-50", bits=32, title="50 % of FFN neurons removed", usual=False)
+STRUCTURED_25_INT8 = Precision(name="structured-25+int8", bits=8, title="25 % of FFN neurons removed, INT8", usual=False)
+STRUCTURED_25_NF4 = Precision(name="structured-25+nf4", bits=4, title="25 % of FFN neurons removed, NF4", usual=False)
+STRUCTURED_50_INT8 = Precision(name="structured-50+int8", bits=8, title="50 % of FFN neurons removed, INT8", usual=False)
+UNSTRUCTURED_50_INT8 = Precision(name="unstructured-50+int8", bits=8, title="50 % zeros, INT8", usual=False)
 
 PRECISIONS = (
     UNSTRUCTURED_30, UNSTRUCTURED_50, UNSTRUCTURED_70, UNSTRUCTURED_50_INT8, TWO_OF_FOUR, TWO_OF_FOUR_SPARSE,

@@ -20,8 +20,8 @@ from quantbench.methods._transformers import TransformersModel, load_pretrained
 from quantbench.models._checkpoint import weight_files
 from quantbench.scenario import Precision, Scenario
 
-INT8 = Precision(name="int8", bits=8, title="INT8, activations too, trained")
-INT4 = Precision(name="int4", bits=4, title="INT4 in 8-bit storage, trained")
+INT8 = Precision(name="int8", bits=8, title="INT8, activations too, trained", usual=False)
+INT4 = Precision(name="int4", bits=4, title="INT4 in 8-bit storage, trained", usual=False)
 
 SAME_AS = {"int8": "intx8-dyn", "int4": "intx4-wo"}
 """The precision of torchao with the same number format, quantized without training."""

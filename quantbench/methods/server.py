@@ -16,7 +16,7 @@ KEY_VARIABLE = "QUANTBENCH_SERVER_KEY"
 OPENAI_VARIABLE = "OPENAI_API_KEY"
 STARTED_HERE = "gguf/"
 
-AS_SERVED = Precision(name="as-served", bits=None, title="as served")
+AS_SERVED = Precision(name="as-served", bits=None, title="as served", usual=False)
 
 
 @method("server", precisions=[AS_SERVED], requires=["httpx"], anchor="", kinds=("hf", "gguf", "server"), endpoint=True)

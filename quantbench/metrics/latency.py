@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 
@@ -22,7 +23,10 @@ _PER_ANSWER: Mapping[str, tuple[str, Callable[[Generation], float]]] = {
 
 
 def _columns() -> tuple[Column, ...]:
-    columns = [Column("rounds", "rounds", kind="int", doc="timed rounds; one round answers every prompt once")]
+    columns = [
+        Column("rounds", "rounds", kind="int", doc="timed rounds"),
+        Column("round_prompts", "prompts", doc="answers of a round, mean; prompts take turns where all would take too long"),
+    ]
     for name, (doc, _) in _PER_ANSWER.items():
         columns += [
             Column(name, "s", "lower", doc=f"{doc}; median over answers"),
@@ -66,7 +70,7 @@ def latency(trace: Trace, reference: Reference | None) -> Mapping[str, Value]:
         none = Missing(trace.absent.get("rounds", "no answers were timed"))
         return {column.name: none for column in _COLUMNS}
     answers = [answer for each in trace.rounds for answer in each.variant]
-    values: dict[str, Value] = {"rounds": len(trace.rounds)}
+    values: dict[str, Value] = {"rounds": len(trace.rounds), "round_prompts": len(answers) / len(trace.rounds)}
     decoded = [answer for answer in answers if _spread(answer)]
     for name, (_, take) in _PER_ANSWER.items():
         stem = name.removesuffix("_s")
@@ -101,8 +105,14 @@ def prefill_tps(answers: Sequence[Generation]) -> float:
 
 def decode_tps(answers: Sequence[Generation]) -> float:
     """Tokens after the first over the time between tokens."""
+    return 1 / (seconds_per_token(answers) or math.nan)
+
+
+def seconds_per_token(answers: Sequence[Generation]) -> float | None:
+    """Time between tokens over tokens after the first; None where every answer came in one piece."""
     decoded = [answer for answer in answers if _spread(answer)]
-    return sum(answer.tokens - 1 for answer in decoded) / sum(sum(answer.gaps_s) for answer in decoded)
+    tokens = sum(answer.tokens - 1 for answer in decoded)
+    return sum(sum(answer.gaps_s) for answer in decoded) / tokens if tokens else None
 
 
 def output_tps(answers: Sequence[Generation]) -> float:

@@ -27,10 +27,10 @@ _PEAKS = (
     Column("bits_per_weight", "bits", "lower", doc="8 x weight_bytes / parameters"),
     Column("footprint_bytes", "bytes", None, "int", doc="get_memory_footprint() as transformers says it"),
     Column("state_dict_bytes", "bytes", "lower", "int", doc="what torch.save writes for the state dict; never loaded"),
-    Column("nonzero_fraction", "ratio", doc="share of the prunable weights that are not zero"),
+    Column("nonzero_fraction", "ratio", doc="share of the prunable weights that is left: Linear layers of the blocks"),
     Column("sparse_bytes", "bytes", "lower", "int", doc="weight bytes without zeros: the other values and a bit a weight"),
     Column("artifact_bytes", "bytes", "lower", "int", doc="on disk: the files the variant is loaded from"),
-    Column("peak_rss_bytes", "bytes", "lower", "int", doc="VmHWM while answering every prompt once"),
+    Column("peak_rss_bytes", "bytes", "lower", "int", doc="VmHWM while answering the longest prompt"),
     Column(
         "peak_rss_growth_bytes",
         "bytes",
@@ -55,7 +55,7 @@ def _weights(trace: Trace) -> dict[str, Value]:
     unknown = trace.absent.get("weights", "the weights cannot be seen from here")
     if weights is None:
         return dict.fromkeys(_WEIGHTS, Missing(unknown))
-    dense = "packed or quantized weights are not counted by value"
+    dense = "counted for pruned models only, where weights lie as plain values"
     share = None if weights.nonzero is None or not weights.elements else weights.nonzero / weights.elements
     return {
         "parameters": _or(trace.parameters, unknown),
@@ -63,7 +63,7 @@ def _weights(trace: Trace) -> dict[str, Value]:
         "weight_bytes_running": _or(trace.weight_bytes_running, unknown),
         "bits_per_weight": _or(8 * weights.weight_bytes / trace.parameters if trace.parameters else None, unknown),
         "footprint_bytes": _or(weights.footprint_bytes, "this runtime has no get_memory_footprint()"),
-        "state_dict_bytes": _or(weights.state_dict_bytes, "taken of modules and of torch-dynamic only"),
+        "state_dict_bytes": _or(weights.state_dict_bytes, "taken of modules, torch and torch-dynamic only"),
         "nonzero_fraction": _or(share, dense),
         "sparse_bytes": _or(weights.sparse_bytes, dense),
     }

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from statistics import fmean, median
+from collections.abc import Mapping
+from statistics import median
 
 from quantbench.metrics import metric
 from quantbench.record import Column, Missing, Value
 from quantbench.statistics import mad, median_interval, percentile
-from quantbench.trace import Calls, Reference, Trace
+from quantbench.trace import Reference, Trace
 
 _CALLS = ("call_s", "call_mad_s", "call_p90_s")
 _RATIOS = ("call_ratio", "call_ratio_low", "call_ratio_high")
@@ -19,7 +19,7 @@ _OUTPUTS = ("output_cosine", "output_max_abs_error")
     Column("call_s", "s", "lower", doc="one call of a module without tokens on a seeded input; median over calls"),
     Column("call_mad_s", "s", doc="median absolute deviation of call_s x 1.4826"),
     Column("call_p90_s", "s", "lower", doc="90th percentile of call_s"),
-    Column("call_ratio", "ratio", "higher", doc="calls per second over the anchor's; median of paired rounds"),
+    Column("call_ratio", "ratio", "higher", doc="the anchor's median call over the variant's, a round; median of rounds"),
     Column("call_ratio_low", "ratio", doc="lower end of the 95 % confidence interval of call_ratio"),
     Column("call_ratio_high", "ratio", doc="upper end of the 95 % confidence interval of call_ratio"),
     Column("output_cosine", "ratio", "higher", doc="cosine of all outputs on seeded inputs with the reference's"),
@@ -42,18 +42,10 @@ def _ratios(trace: Trace) -> dict[str, Value]:
     if not paired:
         why = "no anchor could be had for this module here" if trace.calls else "a model that reads tokens has decode_ratio"
         return dict.fromkeys(_RATIOS, Missing(why))
-    ratios = [_ratio(each) for each in paired]
+    ratios = [median(each.anchor) / median(each.variant) for each in paired]
     too_few = Missing(f"{len(ratios)} rounds are too few for a 95 % interval of the median; it takes 6")
     low, high = median_interval(ratios) or (too_few, too_few)
     return {"call_ratio": median(ratios), "call_ratio_low": low, "call_ratio_high": high}
-
-
-def _ratio(each: Calls) -> float:
-    return _rate(each.variant) / _rate(each.anchor)
-
-
-def _rate(calls: Sequence[float]) -> float:
-    return 1 / fmean(calls)
 
 
 def _distance(trace: Trace) -> dict[str, Value]:

@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 from quantbench.scenario import Effort
 from quantbench.statistics import median_interval
 
-_ANCHOR_SHARE = 0.25
+ANCHOR_SHARE = 0.25
 """At most this share of the time goes to the anchor."""
 
 T = TypeVar("T")
@@ -36,22 +36,27 @@ def until_steady(take: Callable[[int], T], seconds: Callable[[T], float], effort
 class AnchorTurn(Generic[T]):
     """The anchor's part of each round: its inputs in rotation, while its total time keeps to its share of all time."""
 
-    def __init__(self, answer: Callable[[int], T], inputs: int, seconds: Callable[[T], float]) -> None:
-        """``answer`` takes the number of an input; two answers warm the anchor up and tell what one takes."""
+    def __init__(self, answer: Callable[[int], T], inputs: int, seconds: Callable[[T], float], *, most: int) -> None:
+        """``answer`` takes the number of an input; two answers warm the anchor up. A turn has at most ``most`` answers."""
         self._answer = answer
         self._inputs = inputs
+        self._most = most
         self._seconds = seconds
         answer(0)
         self._costs_s = {0: seconds(answer(0))}
         self._next = 0
         self._balance_s = 0.0
 
-    def take(self, variant_s: float) -> tuple[T, ...]:
-        """Answers after a variant's round of ``variant_s``; at least one after the first round, perhaps none later."""
-        self._balance_s += variant_s * _ANCHOR_SHARE / (1 - _ANCHOR_SHARE)
+    def take(self, variant_s: float, among: Sequence[int] | None = None) -> tuple[T, ...]:
+        """Answers after a variant's round of ``variant_s``, to inputs ``among`` these numbers (default: any).
+
+        At least one after the first round, perhaps none later.
+        """
+        numbers = range(self._inputs) if among is None else among
+        self._balance_s += variant_s * ANCHOR_SHARE / (1 - ANCHOR_SHARE)
         answers: list[T] = []
-        while len(answers) < self._inputs:
-            number = self._next % self._inputs
+        while len(answers) < min(self._most, len(numbers)):
+            number = numbers[self._next % len(numbers)]
             expected_s = self._costs_s.get(number, max(self._costs_s.values()))
             if self._next and expected_s > self._balance_s:
                 break

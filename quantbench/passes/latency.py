@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
+from math import ceil
 
 from quantbench.errors import ModelError
 from quantbench.methods import LoadedModel
-from quantbench.passes._rounds import AnchorTurn, until_steady
+from quantbench.passes._rounds import ANCHOR_SHARE, AnchorTurn, until_steady
 from quantbench.scenario import Effort
 from quantbench.trace import Generation, Round
 
@@ -35,22 +36,30 @@ class Contender:
 def measure_rounds(variant: Contender, anchor: Contender | None, length: int, effort: Effort) -> tuple[Round, ...]:
     """Timed rounds, until the median's confidence interval is narrow enough or the budget is spent.
 
-    The other passes came before and warmed the variant up; one answer each warms what is left.
+    A round answers every prompt once; where that would take too long for the rounds that an interval takes, a round answers
+    some prompts in rotation, and there are rounds until every prompt had its turn. The other passes came before and warmed
+    the variant up; one answer each warms what is left.
     """
-    variant.answer(0, length)
-    turn = AnchorTurn(partial(anchor.answer, length=length), len(anchor.prompts), _seconds) if anchor else None
+    size = _round_size(variant.answer(0, length).e2e_s, len(variant.prompts), effort)
+    effort = replace(effort, min_rounds=max(effort.min_rounds, ceil(len(variant.prompts) / size)))
+    turn = None
+    if anchor:
+        prompts = len(anchor.prompts)
+        turn = AnchorTurn(partial(anchor.answer, length=length), prompts, _seconds, most=prompts)
 
     def take(index: int) -> Round:
-        answers = timed_round(variant.model, variant.prompts, length)
-        opposite = turn.take(sum(map(_seconds, answers))) if turn else ()
+        numbers = sorted((index * size + offset) % len(variant.prompts) for offset in range(size))
+        answers = tuple(variant.answer(number, length) for number in numbers)
+        opposite = turn.take(sum(map(_seconds, answers)), numbers) if turn else ()
         return Round(index=index, variant=answers, anchor=opposite)
 
     return until_steady(take, lambda each: sum(map(_seconds, each.variant)), effort)
 
 
-def timed_round(model: LoadedModel, prompts: Prompts, length: int) -> tuple[Generation, ...]:
-    """Answer every prompt once with exactly ``length`` tokens."""
-    return tuple(timed_answer(model, index, prompt, length) for index, prompt in enumerate(prompts))
+def _round_size(answer_s: float, prompts: int, effort: Effort) -> int:
+    """Prompts of one round, such that the fewest rounds take about the budget, the anchor's share included."""
+    affordable = effort.budget_s * (1 - ANCHOR_SHARE) / effort.min_rounds / answer_s
+    return max(1, min(prompts, round(affordable)))
 
 
 def timed_answer(model: LoadedModel, index: int, prompt: Sequence[int], length: int) -> Generation:

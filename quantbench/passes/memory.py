@@ -11,7 +11,7 @@ from pathlib import Path
 
 from quantbench.errors import UnsupportedError
 from quantbench.methods import LoadedModel
-from quantbench.passes.latency import timed_round
+from quantbench.passes.latency import timed_answer
 from quantbench.trace import PeakMemory
 
 _STATUS = Path("/proc/self/status")
@@ -36,8 +36,9 @@ def reset_high_water() -> None:
 def measure_peak(
     model: LoadedModel, prompts: Sequence[Sequence[int]], length: int, loading: tuple[int, int], device: str
 ) -> PeakMemory:
-    """Peak memory of answering every prompt once; ``loading`` as for ``peak_during``."""
-    return peak_during(lambda: timed_round(model, prompts, length), loading, device)
+    """Peak memory of answering the longest prompt, whose cache is the largest; ``loading`` as for ``peak_during``."""
+    longest = max(prompts, key=len)
+    return peak_during(lambda: timed_answer(model, 0, longest, length), loading, device)
 
 
 def peak_during(work: Callable[[], object], loading: tuple[int, int], device: str) -> PeakMemory:

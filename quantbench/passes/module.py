@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 from quantbench.methods import LoadedModule
@@ -13,8 +14,11 @@ from quantbench.passes._rounds import AnchorTurn, until_steady
 from quantbench.scenario import Effort
 from quantbench.trace import Calls, OutputDistance
 
-CALLS_PER_ROUND = 10
+INPUTS = 10
+"""Timed inputs; a round calls each as often as the others."""
 COMPARED_INPUTS = 64
+_ROUND_S = 0.03
+"""A round lasts at least so long, or the scheduler's mood in one call would be the mood of the round."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +30,12 @@ class Caller:
 
     @classmethod
     def seeded(cls, module: LoadedModule, seed: int) -> Caller:
-        """With a round's seeded inputs."""
-        return cls(module, [module.example(seed, index) for index in range(CALLS_PER_ROUND)])
+        """With its seeded inputs."""
+        return cls(module, [module.example(seed, index) for index in range(INPUTS)])
 
-    def round(self) -> tuple[float, ...]:
-        """Seconds of one call on each input."""
-        return tuple(self.call(index) for index in range(len(self.inputs)))
+    def round(self, sweeps: int = 1) -> tuple[float, ...]:
+        """Seconds of the calls on every input, one after another, ``sweeps`` times."""
+        return tuple(self.call(index) for _ in range(sweeps) for index in range(len(self.inputs)))
 
     def call(self, index: int) -> float:
         """Seconds of one call."""
@@ -44,16 +48,18 @@ class Caller:
 def measure_calls(variant: Caller, anchor: Caller | None, effort: Effort) -> tuple[Calls, ...]:
     """Timed rounds of calls, alternating with the anchor's; see ``passes.latency`` for when they stop.
 
-    The other passes came before and warmed the variant up; one call warms what is left.
+    The other passes came before and warmed the variant up; one sweep warms what is left, and another tells how many make a
+    round.
     """
-    variant.call(0)
-    turn = AnchorTurn(anchor.call, len(anchor.inputs), float) if anchor else None
+    variant.round()
+    sweeps = max(1, math.ceil(_ROUND_S / sum(variant.round())))
+    turn = AnchorTurn(anchor.call, INPUTS, float, most=sweeps * INPUTS) if anchor else None
 
     def take(_: int) -> Calls:
-        calls = variant.round()
+        calls = variant.round(sweeps)
         return Calls(variant=calls, anchor=turn.take(sum(calls)) if turn else ())
 
-    return until_steady(take, lambda each: sum(each.variant), effort)
+    return until_steady(take, lambda each: median(each.variant), effort)
 
 
 def compare_outputs(variant: LoadedModule, reference: LoadedModule, seed: int) -> OutputDistance:

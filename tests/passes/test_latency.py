@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from quantbench.passes.latency import Contender, measure_rounds, timed_answer, timed_round
+from quantbench.passes.latency import Contender, measure_rounds, timed_answer
 from quantbench.scenario import Effort
 
 if TYPE_CHECKING:
@@ -97,8 +97,9 @@ def test_a_device_is_waited_for_at_the_edges_of_the_phases(clock: Clock) -> None
 def test_a_round_asks_each_prompt_once_for_the_same_length(clock: Clock) -> None:
     model = FakeModel(clock)
     prompts = ((1,), (2, 3), (4, 5, 6))
-    assert [answer.prompt for answer in timed_round(model, prompts, 5)] == [0, 1, 2]
-    assert model.asked == [(prompt, 5) for prompt in prompts]
+    rounds = measure_rounds(Contender(model, prompts), None, 5, Effort(min_rounds=1, max_rounds=1, budget_s=1e6))
+    assert [answer.prompt for answer in rounds[0].variant] == [0, 1, 2]
+    assert model.asked == [(prompt, 5) for prompt in (prompts[0], *prompts)]
 
 
 def test_steady_rounds_stop_at_the_fewest(clock: Clock) -> None:
@@ -113,7 +114,9 @@ def test_fewer_than_six_rounds_have_no_interval_and_go_on(clock: Clock) -> None:
 
 
 def test_a_spent_budget_stops_rounds_but_not_below_the_fewest(clock: Clock) -> None:
-    assert len(_rounds(clock, ALIKE, Effort(min_rounds=6, max_rounds=30, budget_s=0.0))) == 6
+    rounds = _rounds(clock, ALIKE, Effort(min_rounds=6, max_rounds=30, budget_s=0.0))
+    assert len(rounds) == max(6, len(ALIKE))
+    assert {answer.prompt for each in rounds for answer in each.variant} == set(range(len(ALIKE)))
 
 
 def _unsteady(clock: Clock, factors: Sequence[float], effort: Effort) -> int:
@@ -256,3 +259,15 @@ def test_garbage_is_collected_again_after_a_failure(clock: Clock) -> None:
     with pytest.raises(RuntimeError, match="device lost"):
         measure_rounds(Contender(model, ALIKE), Contender(FakeModel(clock), ALIKE), 4, Effort())
     assert gc.isenabled()
+
+
+@pytest.mark.parametrize(("budget_s", "size"), [(1e9, 10), (3.84, 8), (1.92, 4), (0.3, 1), (0.0, 1)])
+def test_where_all_prompts_would_take_too_long_they_take_turns(clock: Clock, budget_s: float, size: int) -> None:
+    """An answer takes 0.06 s here; six rounds of ``size`` answers and the anchor's quarter fill the budget."""
+    rounds = _rounds(clock, ALIKE, Effort(min_rounds=6, max_rounds=30, budget_s=budget_s))
+    assert {len(each.variant) for each in rounds} == {size}
+    asked = [answer.prompt for each in rounds for answer in each.variant]
+    assert set(asked) == set(range(10))
+    assert max(map(asked.count, range(10))) - min(map(asked.count, range(10))) <= 1 + (len(rounds) * size) % 10
+    for each in rounds:
+        assert {answer.prompt for answer in each.anchor} <= {answer.prompt for answer in each.variant}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from quantbench.passes.module import CALLS_PER_ROUND, COMPARED_INPUTS, Caller, compare_outputs, measure_calls
+from quantbench.passes.module import COMPARED_INPUTS, INPUTS, Caller, compare_outputs, measure_calls
 from quantbench.scenario import Effort
 
 if TYPE_CHECKING:
@@ -66,10 +66,26 @@ def _seconds(rounds: Sequence[Calls]) -> tuple[float, float]:
 def test_a_round_calls_each_input_once(clock: Clock) -> None:
     module = FakeModule(clock)
     rounds = measure_calls(Caller.seeded(module, 3), None, SIX)
-    assert [len(each.variant) for each in rounds] == [CALLS_PER_ROUND] * 6
-    assert module.asked[1:] == [(3, index) for index in range(CALLS_PER_ROUND)] * 6
-    assert rounds[0].variant == pytest.approx([0.01] * CALLS_PER_ROUND)
+    assert [len(each.variant) for each in rounds] == [INPUTS] * 6
+    assert module.asked[-6 * INPUTS :] == [(3, index) for index in range(INPUTS)] * 6
+    assert rounds[0].variant == pytest.approx([0.01] * INPUTS)
     assert all(each.anchor == () for each in rounds)
+
+
+@pytest.mark.parametrize("call_s", [1e-5, 2e-4, 3e-3, 0.5])
+def test_short_calls_are_repeated_until_a_round_lasts(call_s: float, clock: Clock) -> None:
+    variant, anchor = FakeModule(clock, call_s=call_s), FakeModule(clock, call_s=call_s)
+    rounds = measure_calls(Caller.seeded(variant, 0), Caller.seeded(anchor, 0), SIX)
+    counts = {len(each.variant) for each in rounds}
+    assert len(counts) == 1
+    (count,) = counts
+    assert count % INPUTS == 0
+    assert 0.03 * (1 - 1e-9) <= count * call_s < max(0.03 + 1.01 * INPUTS * call_s, 2 * INPUTS * call_s)
+    asked = variant.asked[-6 * count :]
+    assert {asked.count(value) for value in set(asked)} == {6 * count // INPUTS}
+    ours, theirs = _seconds(rounds)
+    assert 0.15 < theirs / (ours + theirs) <= QUARTER * (1 + 1e-9)
+    assert {len(each.anchor) for each in rounds} <= {count // 3 - 1, count // 3, count // 3 + 1}
 
 
 def test_the_first_call_of_each_is_in_no_round(clock: Clock) -> None:
