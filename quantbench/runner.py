@@ -21,16 +21,17 @@ from quantbench.job import Checkpoint, Job, JobKind, Task
 from quantbench.machine import versions
 from quantbench.methods import METHODS
 from quantbench.metrics import evaluate
+from quantbench.metrics._samples import raw_samples
 from quantbench.metrics.text import compare_answers
 from quantbench.models import MODELS
 from quantbench.models._checkpoint import resolve
 from quantbench.passes.similarity import REFERENCE_FILE
 from quantbench.plan import Plan
-from quantbench.record import Record, Sample, Status
+from quantbench.record import Record, Status
 from quantbench.scenario import METHODS_OWN, Conditions, Scenario, Variant
 from quantbench.store import Store
 from quantbench.subjects.probe import probed
-from quantbench.trace import Generation, Reference, Trace
+from quantbench.trace import Reference, Trace
 
 REFERENCE_FORMAT = 1
 """Counts changes in how a reference is sampled, answered or scored; older artifacts are then made again."""
@@ -261,7 +262,7 @@ class Runner:
             status=Status.OK,
             values=evaluate(trace, reference),
             facts={**trace.facts, "anchor": trace.anchor},
-            samples=tuple(_samples(trace, scenario.conditions.output_tokens - 1)),
+            samples=tuple(raw_samples(trace, scenario.conditions.output_tokens - 1)),
             outputs=compare_answers(trace.answers, reference.answers) if reference else (),
         )
 
@@ -287,21 +288,3 @@ def _identity(scenario: Scenario, checkpoint: Checkpoint | None) -> Mapping[str,
 
 def _runtime_versions() -> dict[str, str]:
     return {name: number for name, number in versions().items() if name in ("torch", "transformers", "llama-cpp-python")}
-
-
-def _samples(trace: Trace, stride: int) -> Iterable[Sample]:
-    """Raw numbers; ``stride`` is the most gaps that an answer can have, so that a gap's index tells prompt and position."""
-    for number, calls in enumerate(trace.calls):
-        for phase, taken in (("call", calls.variant), ("anchor_call", calls.anchor)):
-            yield from (Sample(phase, number, index, seconds) for index, seconds in enumerate(taken))
-    for each in trace.rounds:
-        for prefix, answers in (("", each.variant), ("anchor_", each.anchor)):
-            yield from _round_samples(prefix, each.index, answers, stride)
-
-
-def _round_samples(prefix: str, index: int, answers: Sequence[Generation], stride: int) -> Iterable[Sample]:
-    for answer in answers:
-        yield Sample(f"{prefix}prefill", index, answer.prompt, answer.prefill_s)
-        yield Sample(f"{prefix}e2e", index, answer.prompt, answer.e2e_s)
-        for position, gap in enumerate(answer.gaps_s):
-            yield Sample(f"{prefix}gap", index, answer.prompt * stride + position, gap)

@@ -61,7 +61,7 @@ def prepared(scenario: Scenario, settings: Settings, *, bits: int, group_size: i
     asked = {
         "content": checkpoint.content_hash, "method": method, "bits": bits, "group_size": group_size, "seed": conditions.seed,
         "calibration": calibration_identity(conditions), "sequences": CALIBRATION_SEQUENCES,
-        "gptqmodel": version("gptqmodel"), "device": conditions.device, "format": _FORMAT[method],
+        "gptqmodel": version("gptqmodel"), "format": _FORMAT[method],
     }  # fmt: skip
 
     def make(folder: Path) -> None:

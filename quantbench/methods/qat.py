@@ -78,8 +78,7 @@ def _trained(scenario: Scenario, settings: Settings) -> Path:
     training = _TRAINING[precision]
     asked = {
         "content": settings.checkpoint.content_hash, "precision": precision, "seed": conditions.seed,
-        "calibration": calibration_identity(conditions), "training": asdict(training), "device": conditions.device,
-        "format": _FORMAT,
+        "calibration": calibration_identity(conditions), "training": asdict(training), "format": _FORMAT,
     }  # fmt: skip
     return artifact("qat", asked, lambda folder: _train(folder, scenario, settings, training))
 

@@ -16,8 +16,9 @@ from quantbench.trace import Reference, Trace
 )
 def load(trace: Trace, reference: Reference | None) -> Mapping[str, Value]:
     """Import, load and quantization time"""
+    elsewhere = "it was quantized elsewhere, or not at all: its files were used as they are"
     at_load = "this method has no separate quantization step: what it does, it does while loading (load_s)"
-    separate = Missing(trace.absent.get("quantize_s", at_load))
+    separate = Missing(trace.absent.get("quantize_s", elsewhere if trace.prequantized else at_load))
     return {
         "import_s": trace.import_s,
         "load_s": Missing(trace.absent.get("load_s", "nothing is loaded here")) if trace.load_s is None else trace.load_s,
