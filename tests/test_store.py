@@ -41,6 +41,11 @@ SCENARIO_COLUMNS = (
     "load_peak_rss_bytes", "rss_anon_bytes", "rss_file_bytes", "peak_device_allocated_bytes", "peak_device_reserved_bytes",
     "exact_match", "exact_match_se", "first_divergence", "first_divergence_se",
     "token_match", "token_match_se", "chrf", "chrf_se",
+    "runs_on_cpu", "runs_on_cuda", "conversion", "finetunes", "finetune_loss_first", "finetune_loss_last",
+    "saves_and_reloads", "capability_notes", "round_prompts", "state_dict_bytes", "nonzero_fraction", "sparse_bytes",
+    "call_s", "call_mad_s", "call_p90_s", "call_ratio", "call_ratio_low", "call_ratio_high", "output_cosine",
+    "output_max_abs_error", "concurrency", "concurrent_tps", "concurrent_ttft_s", "concurrency_tps", "top_logprob_positions",
+    "top1_served", "topk_overlap", "topk_logprob_error", "native_decode_tps", "native_prefill_tps",
 )  # fmt: skip
 """Written down, so that a column that is renamed or dropped is noticed; columns are only ever added."""
 

@@ -16,6 +16,8 @@ _MODEL_FORMS = (
     ("FOLDER", "a checkpoint folder with config.json and safetensors, as save_pretrained writes it"),
     ("FILE.gguf", "a GGUF file"),
     ("ORG/NAME[@REVISION]", "a checkpoint on the Hugging Face hub, at a branch, tag or commit"),
+    ("ORG/NAME[@REVISION]:Q4_K_M", "one GGUF file of a hub repository, all its parts"),
+    ("http://HOST[:PORT]/v1[#MODEL]", "an OpenAI-compatible server, for the method server"),
 )
 
 

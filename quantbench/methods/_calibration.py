@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from functools import cache
 from pathlib import Path
 
 from quantbench.cache import artifact, file_sha256
@@ -85,15 +84,16 @@ def _sampled(settings: Settings, seed: int, device: str) -> list[list[int]]:
     return sequences
 
 
-@cache  # several precisions of one job group read the same file
 def _windows(path: Path, checkpoint: Checkpoint) -> list[list[int]]:
     """Up to SEQUENCES windows spread evenly over the text of a file, each with BOS where the model was trained with one."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise UsageError(f"calibration file {path} does not exist; give a text file with --calibration") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"calibration file {path} cannot be read as UTF-8 text ({error}); save it as UTF-8") from error
+    except OSError as error:
+        raise UsageError(f"calibration file {path} cannot be read ({error.strerror}); give a text file") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"calibration file {path} is not UTF-8 text ({error}); save it as UTF-8") from error
     if not text.strip():
         raise UsageError(f"calibration file {path} is empty; write text into it that is like what the model will read")
     tokenizer = open_tokenizer(checkpoint)

@@ -8,25 +8,23 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections import Counter
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from quantbench.cache import artifact
 from quantbench.errors import ModelError, UnsupportedError
 from quantbench.job import Checkpoint
-from quantbench.methods import Artifact, Settings
+from quantbench.methods import METHODS, Artifact, Settings
 from quantbench.methods._calibration import calibration_identity, calibration_ids
-from quantbench.methods._transformers import TransformersModel, load_pretrained
-from quantbench.models._checkpoint import read_config, safetensors_header, weight_files
-from quantbench.scenario import Scenario
+from quantbench.methods._packed import BELONGS, grouping, ready
+from quantbench.models._checkpoint import safetensors_header, weight_files
+from quantbench.scenario import Scenario, Variant
 
 CALIBRATION_SEQUENCES = 64
 """Sequences that gptqmodel sees: more change little, and its time grows with them."""
@@ -34,6 +32,11 @@ CALIBRATION_SEQUENCES = 64
 CHECKPOINT = "checkpoint"
 _REQUEST = "request.json"
 _SECONDS = "quantize.json"
+_AWQ_OUTPUTS = 64
+"""gptqmodel searches a layer's clipping in steps of so many outputs, and asserts that they divide it."""
+
+_BLOCKS = (".layers.", ".h.", ".blocks.")
+_SHOWN = 300
 _WORKERS = "2"
 _THREADS = {"gptq": "1", "awq": "2"}
 """Torch threads of each: GPTQ works on several layers at once, AWQ searches one layer with large tensors."""
@@ -47,16 +50,18 @@ def recipe(scenario: Scenario) -> dict[str, str]:
     return {"calibration": calibration_identity(scenario.conditions), "kernel": "auto", "quantizer": "gptqmodel"}
 
 
-def prepared(scenario: Scenario, settings: Settings, *, bits: int, group_size: int, method: str) -> Artifact:
+def prepared(scenario: Scenario, settings: Settings) -> Artifact:
     """The quantized checkpoint, made once; a checkpoint that was quantized elsewhere is used as it is.
 
     Raises UnsupportedError when the group size does not divide a row, or when the checkpoint was quantized differently.
     """
     checkpoint = settings.checkpoint
     if checkpoint.quantized:
-        _check_agrees(checkpoint, bits=bits, group_size=group_size)
-        return Artifact(path=checkpoint.path, file_bytes=_bytes(checkpoint.path), quantize_s=None)
-    _check_rows(checkpoint, group_size)
+        path = ready(checkpoint, scenario.variant)
+        return Artifact(path=path, file_bytes=_bytes(path), quantize_s=None)
+    method = scenario.variant.method
+    bits, group_size = grouping(scenario.variant.precision)
+    _check_shapes(checkpoint, scenario.variant)
     conditions = scenario.conditions
     asked = {
         "content": checkpoint.content_hash, "method": method, "bits": bits, "group_size": group_size, "seed": conditions.seed,
@@ -80,28 +85,12 @@ def prepared(scenario: Scenario, settings: Settings, *, bits: int, group_size: i
     return Artifact(path=path, file_bytes=_bytes(path), quantize_s=quantize_s)
 
 
-def loaded(made: Artifact, settings: Settings, device: str) -> TransformersModel:
-    """The quantized checkpoint through transformers, which lets gptqmodel choose the kernel for the device."""
-    checkpoint = replace(settings.checkpoint, path=made.path)
-    model = load_pretrained(replace(settings, checkpoint=checkpoint), device, dtype="float16")
-    return TransformersModel(model, kernel=kernel_class(model))
-
-
-def kernel_class(model: Any) -> str:
-    """The class names of the quantized layers, as found; ModelError when there are none."""
-    found = Counter(type(module).__name__ for module in model.modules() if hasattr(module, "qweight"))
-    if not found:
-        raise ModelError("transformers loaded the checkpoint without one quantized layer; its quantization_config is damaged")
-    return "+".join(f"gptqmodel-{name}" for name in sorted(found))
-
-
-def saved(made: Artifact, settings: Settings, out: Path) -> None:
-    """Copy the quantized checkpoint with the tokenizer that belongs to it."""
+def saved(made: Artifact, out: Path) -> None:
+    """Copy the quantized checkpoint."""
     out.mkdir(parents=True, exist_ok=True)
-    for source in (settings.checkpoint.path, made.path):
-        for path in source.iterdir():
-            if path.is_file() and path.suffix in (".json", ".model", ".txt", ".jinja"):
-                shutil.copyfile(path, out / path.name)
+    for path in made.path.iterdir():
+        if path.is_file() and path.suffix in BELONGS:
+            shutil.copyfile(path, out / path.name)
     for path in weight_files(made.path):
         shutil.copyfile(path, out / path.name)
 
@@ -110,25 +99,28 @@ def _bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in weight_files(folder))
 
 
-def _check_rows(checkpoint: Checkpoint, group_size: int) -> None:
-    for path in weight_files(checkpoint.path):
-        for name, entry in safetensors_header(path).items():
-            shape = entry["shape"]
-            quantized = ".layers." in name or ".h." in name or ".blocks." in name
-            if len(shape) == 2 and quantized and shape[1] % group_size:
-                raise UnsupportedError(
-                    f"groups of {group_size} do not divide the rows of {shape[1]} of {name}; use a smaller group size"
-                )
-
-
-def _check_agrees(checkpoint: Checkpoint, *, bits: int, group_size: int) -> None:
-    config = read_config(checkpoint.path)["quantization_config"]
-    has = int(config.get("bits", config.get("w_bit", 0))), int(config.get("group_size", config.get("q_group_size", 0)))
-    if has != (bits, group_size):
-        raise UnsupportedError(
-            f"{checkpoint.name} is quantized to {has[0]} bits in groups of {has[1]} and {bits} bits in groups of {group_size} "
-            "were asked for; ask for what it is"
-        )
+def _check_shapes(checkpoint: Checkpoint, variant: Variant) -> None:
+    """Raise UnsupportedError where a weight's shape does not fit the groups, or the quantizer."""
+    shapes = {
+        name: entry["shape"]
+        for path in weight_files(checkpoint.path)
+        for name, entry in safetensors_header(path).items()
+        if len(entry["shape"]) == 2 and any(part in name for part in _BLOCKS)
+    }
+    fits = [
+        each.name
+        for each in METHODS[variant.method].precisions
+        if all(row % grouping(each.name)[1] == 0 for _, row in shapes.values())
+    ]
+    _, group_size = grouping(variant.precision)
+    for name, (outputs, row) in shapes.items():
+        if row % group_size:
+            mend = f"ask for {' or '.join(fits)}" if fits else f"no precision of {variant.method} divides all rows"
+            raise UnsupportedError(f"groups of {group_size} do not divide the rows of {row} of {name}; {mend}")
+        if variant.method == "awq" and outputs % _AWQ_OUTPUTS:
+            raise UnsupportedError(
+                f"gptqmodel makes AWQ of layers with a multiple of {_AWQ_OUTPUTS} outputs and {name} has {outputs}; use gptq"
+            )
 
 
 def _run(folder: Path, method: str, bits: int) -> None:
@@ -141,13 +133,27 @@ def _run(folder: Path, method: str, bits: int) -> None:
         [sys.executable, "-m", "quantbench.methods._gptqmodel", str(folder)],
         capture_output=True, text=True, check=False, env=environment, cwd=folder,  # it leaves a folder of logs where it runs
     )  # fmt: skip
-    sys.stderr.write(done.stderr[-4000:])
+    if done.returncode:
+        sys.stderr.write(done.stderr[-4000:])
     if done.returncode == -signal.SIGKILL:
         raise MemoryError(f"gptqmodel was killed while it quantized ({what}): out of memory")
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise ModelError(f"gptqmodel could not quantize this checkpoint ({what}): {last}")
+        raise ModelError(f"gptqmodel could not quantize this checkpoint ({what}): {last_words(done.stderr)}")
     (folder / _REQUEST).unlink()
+
+
+def last_words(stderr: str) -> str:
+    """The last exception in what a process printed, with its place if it says nothing; progress bars are left out."""
+    lines = [line.strip() for line in re.split(r"[\r\n]+", re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", stderr)) if line.strip()]
+    ends = [number for number, line in enumerate(lines) if re.match(r"[A-Za-z_][\w.]*(Error|Exception|Interrupt)(:|$)", line)]
+    if not ends:
+        return lines[-1][:_SHOWN] if lines else "no message"
+    said = lines[ends[-1]]
+    if said.endswith(("Error", "Exception", "Interrupt")):
+        places = [line for line in lines[: ends[-1]] if line.startswith('File "')]
+        place = re.match(r'File ".*?([^/"]+)", (line \d+)', places[-1]) if places else None
+        said += f" in {place[1]}, {place[2]}" if place else ""
+    return said[:_SHOWN]
 
 
 def main() -> None:

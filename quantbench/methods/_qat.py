@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 from quantbench.errors import ModelError
@@ -24,12 +25,13 @@ def distill(model: Any, teacher: Any, sequences: Sequence[Sequence[int]], traini
     """Train ``model`` (with fake quantization inserted) towards ``teacher``'s distribution; the loss of every step in nats.
 
     The loss is the mean KL(teacher || model) over all positions. Embeddings and output layer, which stay unquantized, are not
-    trained. Raises ModelError when the loss stops being finite.
+    trained. Both models are in evaluation mode: dropout would make runs differ. Raises ModelError when the loss stops being
+    finite.
     """
     import torch
     from torch.nn.functional import kl_div, log_softmax
 
-    for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+    for layer in filter(None, (model.get_input_embeddings(), model.get_output_embeddings())):
         layer.requires_grad_(requires_grad=False)
     parameters = [each for each in model.parameters() if each.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=training.rate, weight_decay=0.0, betas=(0.9, 0.95))
@@ -39,7 +41,6 @@ def distill(model: Any, teacher: Any, sequences: Sequence[Sequence[int]], traini
     ids = torch.tensor([list(each) for each in sequences], device=model.device)
     generator = torch.Generator().manual_seed(seed)
     losses: list[float] = []
-    model.train()
     for _ in range(training.steps):
         batch = _windows(ids, training, generator)
         with torch.no_grad():
@@ -48,15 +49,14 @@ def distill(model: Any, teacher: Any, sequences: Sequence[Sequence[int]], traini
             logits = model(input_ids=batch, use_cache=False).logits
         found = log_softmax(logits.float(), dim=-1)
         loss = kl_div(found.flatten(0, 1), wanted.flatten(0, 1), log_target=True, reduction="batchmean")
+        losses.append(float(loss.detach()))
+        if not isfinite(losses[-1]):
+            raise ModelError(f"the loss of quantization-aware training is {losses[-1]} at step {len(losses)}; it diverged")
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
-        losses.append(float(loss.detach()))
-        if not torch.isfinite(loss):
-            raise ModelError(f"the loss of quantization-aware training is {losses[-1]} at step {len(losses)}; it diverged")
-    model.eval()
     return losses
 
 

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any
 
 from quantbench.errors import ModelError, UnsupportedError
+from quantbench.job import Checkpoint
 from quantbench.methods import Settings
 from quantbench.methods._transformers import TransformersModel, load_pretrained
+from quantbench.models._checkpoint import read_config
 
 GROUP_SIZE = 32
 """Weights of one group that share a scale in the 4-bit precisions."""
 
 _NOTHING: Mapping[str, str] = MappingProxyType({})
+_IN_GROUPS = ("intx4-wo", "int4-wo")
+_KNOWN = ("int8-wo", "int8-dyn", "intx8-dyn", "intx4-wo", "int4-wo", "fp8")
 _NEEDS_CUDA = {"int4-wo": (8, 0), "fp8": (8, 9)}
 """Least compute capability of the only kernels that these precisions have."""
 
@@ -26,11 +30,39 @@ def require_kernel(precision: str, device: str) -> None:
         return
     import torch
 
-    major, minor = _NEEDS_CUDA[precision]
-    if device == "cpu":
-        raise UnsupportedError(f"torchao {precision} has kernels for CUDA only; run it with --device cuda")
-    if torch.cuda.get_device_capability(device) < (major, minor):
-        raise UnsupportedError(f"torchao {precision} needs compute capability {major}.{minor}; this GPU has less")
+    least = _NEEDS_CUDA[precision]
+    found = "the CPU" if device == "cpu" else "no CUDA device"
+    if device != "cpu" and torch.cuda.is_available():
+        capability = torch.cuda.get_device_capability(device)
+        if capability >= least:
+            return
+        found = f"compute capability {capability[0]}.{capability[1]}"
+    raise UnsupportedError(
+        f"torchao/{precision} needs a CUDA device of compute capability {least[0]}.{least[1]} or newer, where its only kernels "
+        f"are, and found {found}; intx4-wo and the int8 precisions run anywhere"
+    )
+
+
+def check_layers(settings: Settings, precision: str) -> None:
+    """Raise UnsupportedError where torchao cannot quantize a model's Linear layers to a precision; reads no weight."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    checkpoint = settings.checkpoint
+    trusted = {"trust_remote_code": checkpoint.trust_remote_code}
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(checkpoint.path, **trusted), **trusted)
+    rows = {name: layer.in_features for name, layer in _linear_layers(model).items()}
+    if not rows:
+        raise UnsupportedError(
+            f"torchao quantizes Linear layers, and {type(model).__name__} has none but its output layer; use another method"
+        )
+    odd = next((name for name, length in rows.items() if length % GROUP_SIZE), "")
+    if odd and precision in _IN_GROUPS:
+        raise UnsupportedError(
+            f"torchao/{precision} works on groups of {GROUP_SIZE} weights, and these do not divide the rows of {rows[odd]} of "
+            f"{odd}; use an 8-bit precision"
+        )
 
 
 def base_config(precision: str) -> Any:
@@ -49,7 +81,8 @@ def base_config(precision: str) -> Any:
         case "intx8-dyn":
             return ao.Int8DynamicActivationIntxWeightConfig(weight_dtype=torch.int8, weight_granularity=PerAxis(0))
         case "int4-wo":
-            return ao.Int4WeightOnlyConfig(group_size=GROUP_SIZE)
+            tiled = "tile_packed_to_4d"  # torch's own kernels; the default packing needs a library more
+            return ao.Int4WeightOnlyConfig(group_size=GROUP_SIZE, int4_packing_format=tiled)
         case "fp8":
             return ao.Float8DynamicActivationFloat8WeightConfig()
     raise AssertionError(precision)
@@ -73,20 +106,70 @@ def quiet() -> Iterator[None]:
 
 
 def load_quantized(settings: Settings, device: str, precision: str, found: Mapping[str, str] = _NOTHING) -> TransformersModel:
-    """The checkpoint quantized while loading, in bfloat16 as far as it is not quantized; ``found`` are further facts."""
+    """The checkpoint quantized while loading, in bfloat16 as far as it is not quantized; ``found`` are further facts.
+
+    A checkpoint that torchao quantized is loaded as it is; UnsupportedError when that is another precision.
+    """
     with quiet():
         from transformers import TorchAoConfig
 
-        config = TorchAoConfig(base_config(precision))
-        model = load_pretrained(settings, device, dtype="bfloat16", quantization_config=config)
+        checkpoint = settings.checkpoint
+        if checkpoint.quantized:
+            found = {**found, "quantization": _check_agrees(checkpoint, precision)}
+            model = load_pretrained(settings, device, dtype="auto")
+        else:
+            check_layers(settings, precision)
+            config = TorchAoConfig(base_config(precision))
+            model = load_pretrained(settings, device, dtype="bfloat16", quantization_config=config)
     return TransformersModel(model, kernel=f"torchao-{weight_class(model)}", found=found)
 
 
 def weight_class(model: Any) -> str:
-    """The tensor class of the quantized weights, as found; ModelError when nothing was quantized."""
-    found = Counter(type(weight).__name__ for weight in model.parameters() if hasattr(weight, "__tensor_flatten__"))
-    if not found:
-        raise ModelError("torchao left every weight as it was; it knows none of this model's layers")
-    activations = {"act_quant_kwargs", "activation_quantization"}
-    dynamic = any(getattr(weight, name, None) is not None for weight in model.parameters() for name in activations)
-    return "+".join(sorted(found)) + ("-dynamic-activations" if dynamic else "")
+    """The tensor class of the quantized weights, as found, and how many layers were left; ModelError when all were."""
+    weights = [weight for weight in model.parameters() if _wrapped(weight)]
+    if not weights:
+        raise ModelError("transformers loaded the checkpoint without one quantized weight; its quantization_config is damaged")
+    activations = ("act_quant_kwargs", "activation_quantization")
+    dynamic = any(getattr(weight, name, None) is not None for weight in weights for name in activations)
+    layers = _linear_layers(model).values()
+    left = sum(not _wrapped(layer.weight) for layer in layers)
+    return (
+        "+".join(sorted({type(weight).__name__ for weight in weights}))
+        + ("-dynamic-activations" if dynamic else "")
+        + (f" ({left} of {len(layers)} layers left in {str(model.dtype).removeprefix('torch.')})" if left else "")
+    )
+
+
+def _wrapped(weight: Any) -> bool:
+    return hasattr(weight, "__tensor_flatten__")
+
+
+def _linear_layers(model: Any) -> dict[str, Any]:
+    """The Linear layers that are to be quantized, by name: all but the output layer."""
+    from torch.nn import Linear
+
+    output = model.get_output_embeddings()
+    return {name: each for name, each in model.named_modules() if isinstance(each, Linear) and each is not output}
+
+
+def _check_agrees(checkpoint: Checkpoint, precision: str) -> str:
+    """The configuration that a checkpoint was quantized with, as JSON; UnsupportedError if it is not of ``precision``.
+
+    Its group size and packing may be others than those used here.
+    """
+    from torchao.core.config import config_to_dict
+
+    config = read_config(checkpoint.path)["quantization_config"].get("quant_type")
+    body = config.get("default") if isinstance(config, dict) else None
+    kinds = {_kind(config_to_dict(base_config(name))): name for name in _KNOWN}
+    name = kinds.get(_kind(body)) if isinstance(body, dict) else None
+    if name != precision:
+        what = f"torchao/{name}" if name else f"torchao's {body.get('_type') if isinstance(body, dict) else config}"
+        mend = "ask for what it is" if name else "give the checkpoint that it was made from"
+        raise UnsupportedError(f"{checkpoint.name} is quantized as {what} and torchao/{precision} was asked for; {mend}")
+    return json.dumps(body)
+
+
+def _kind(config: Mapping[str, Any]) -> tuple[str, str]:
+    """What tells precisions apart in a configuration: its class, and the dtype of the weights where it has a choice."""
+    return str(config.get("_type")), json.dumps(config.get("_data", {}).get("weight_dtype"), sort_keys=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from quantbench.methods import Artifact, LoadedModel, Settings, method
 from quantbench.methods import _gptqmodel as gptqmodel
+from quantbench.methods._packed import load_packed
 from quantbench.scenario import Precision, Scenario
 
 INT4_G128 = Precision(name="int4-g128", bits=4, title="INT4, groups of 128")
@@ -18,20 +19,19 @@ INT4_G32 = Precision(name="int4-g32", bits=4, title="INT4, groups of 32", usual=
 @method(
     "awq",
     precisions=[INT4_G128, INT4_G64, INT4_G32],
-    requires=["torch", "transformers", "gptqmodel"],
+    requires=["torch", "transformers", "accelerate", "gptqmodel"],
     reads=["awq"],
 )
 @contextmanager
 def open_awq(scenario: Scenario, settings: Settings) -> Iterator[LoadedModel]:
     """Quantized beforehand with activation-aware scales (AWQ), loaded by transformers"""
-    yield gptqmodel.loaded(prepare_awq(scenario, settings), settings, scenario.conditions.device)
+    yield load_packed(prepare_awq(scenario, settings).path, settings, scenario.conditions.device)
 
 
 @open_awq.prepares
 def prepare_awq(scenario: Scenario, settings: Settings) -> Artifact:
     """The AWQ checkpoint."""
-    _, _, group = scenario.variant.precision.partition("-g")
-    return gptqmodel.prepared(scenario, settings, bits=4, group_size=int(group), method="awq")
+    return gptqmodel.prepared(scenario, settings)
 
 
 @open_awq.asks
@@ -43,4 +43,4 @@ def awq_recipe(scenario: Scenario) -> Mapping[str, str]:
 @open_awq.saves
 def save_awq(scenario: Scenario, settings: Settings, out: Path) -> None:
     """Copy the checkpoint."""
-    gptqmodel.saved(prepare_awq(scenario, settings), settings, out)
+    gptqmodel.saved(prepare_awq(scenario, settings), out)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from quantbench.methods import Artifact, LoadedModel, Settings, method
 from quantbench.methods import _gptqmodel as gptqmodel
+from quantbench.methods._packed import load_packed
 from quantbench.scenario import Precision, Scenario
 
 INT8 = Precision(name="int8", bits=8, title="INT8, groups of 128")
@@ -16,8 +17,6 @@ INT4_G64 = Precision(name="int4-g64", bits=4, title="INT4, groups of 64", usual=
 INT4_G32 = Precision(name="int4-g32", bits=4, title="INT4, groups of 32", usual=False)
 INT3 = Precision(name="int3", bits=3, title="INT3, groups of 128", usual=False)
 INT2 = Precision(name="int2", bits=2, title="INT2, groups of 128", usual=False)
-
-_DEFAULT_GROUP = 128
 
 
 @method(
@@ -29,15 +28,13 @@ _DEFAULT_GROUP = 128
 @contextmanager
 def open_gptq(scenario: Scenario, settings: Settings) -> Iterator[LoadedModel]:
     """Quantized beforehand against calibration text (GPTQ), loaded by transformers"""
-    yield gptqmodel.loaded(prepare_gptq(scenario, settings), settings, scenario.conditions.device)
+    yield load_packed(prepare_gptq(scenario, settings).path, settings, scenario.conditions.device)
 
 
 @open_gptq.prepares
 def prepare_gptq(scenario: Scenario, settings: Settings) -> Artifact:
     """The GPTQ checkpoint."""
-    name, _, group = scenario.variant.precision.partition("-g")
-    bits = int(name.removeprefix("int"))
-    return gptqmodel.prepared(scenario, settings, bits=bits, group_size=int(group or _DEFAULT_GROUP), method="gptq")
+    return gptqmodel.prepared(scenario, settings)
 
 
 @open_gptq.asks
@@ -49,4 +46,4 @@ def gptq_recipe(scenario: Scenario) -> Mapping[str, str]:
 @open_gptq.saves
 def save_gptq(scenario: Scenario, settings: Settings, out: Path) -> None:
     """Copy the checkpoint."""
-    gptqmodel.saved(prepare_gptq(scenario, settings), settings, out)
+    gptqmodel.saved(prepare_gptq(scenario, settings), out)

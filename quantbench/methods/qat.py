@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -78,7 +79,8 @@ def _trained(scenario: Scenario, settings: Settings) -> Path:
     training = _TRAINING[precision]
     asked = {
         "content": settings.checkpoint.content_hash, "precision": precision, "seed": conditions.seed,
-        "calibration": calibration_identity(conditions), "training": asdict(training), "format": _FORMAT,
+        "calibration": calibration_identity(conditions), "training": asdict(training), "torchao": version("torchao"),
+        "format": _FORMAT,
     }  # fmt: skip
     return artifact("qat", asked, lambda folder: _train(folder, scenario, settings, training))
 
@@ -88,12 +90,14 @@ def _train(folder: Path, scenario: Scenario, settings: Settings, training: Train
         from torchao.quantization import quantize_
         from torchao.quantization.qat import QATConfig
 
+        same = SAME_AS[scenario.variant.precision]
+        ao.check_layers(settings, same)
         sequences = calibration_ids(scenario, settings)
         device = scenario.conditions.device
         teacher = load_pretrained(settings, device, dtype="float32")
         model = load_pretrained(settings, device, dtype="float32")
         started = time.perf_counter()
-        quantize_(model.base_model, QATConfig(ao.base_config(SAME_AS[scenario.variant.precision]), step="prepare"))
+        quantize_(model.base_model, QATConfig(ao.base_config(same), step="prepare"))
         losses = distill(model, teacher, sequences, training, scenario.conditions.seed)
         quantize_(model.base_model, QATConfig(step="convert"))
         seconds = time.perf_counter() - started

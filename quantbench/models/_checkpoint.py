@@ -19,6 +19,13 @@ from quantbench.models._hub import CHECKPOINT_FILES, download
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
+_OLDER_CONFIGS = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
+"""Where auto-gptq and AutoAWQ said how they quantized, before config.json did."""
+
+_OLDER_KEYS = {"w_bit": "bits", "q_group_size": "group_size"}
+_PACKED = ".qweight"
+_BESIDE_PACKED = ("qzeros", "scales", "g_idx")
+
 
 def resolve(name: str, *, trust_remote_code: bool = False) -> Checkpoint:
     """The checkpoint behind a model's name, downloaded from the hub if it must be.
@@ -58,10 +65,10 @@ def weight_files(folder: Path) -> list[Path]:
 
     Raises ModelError when a shard is missing or the index is damaged.
     """
-    index = folder / "model.safetensors.index.json"
     if (folder / "model.safetensors").is_file():
         return [folder / "model.safetensors"]
-    if not index.is_file():
+    index = weight_index(folder)
+    if index is None:
         return sorted(folder.glob("*.safetensors"))
     try:
         shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
@@ -73,14 +80,53 @@ def weight_files(folder: Path) -> list[Path]:
     return [folder / name for name in shards]
 
 
+def weight_index(folder: Path) -> Path | None:
+    """The index of sharded weights, under transformers' name for it or the only other one; None where there is none."""
+    index = folder / "model.safetensors.index.json"
+    others = sorted(folder.glob("*.safetensors.index.json"))
+    return index if index.is_file() else others[0] if len(others) == 1 else None
+
+
 def count_parameters(checkpoint: Checkpoint) -> int:
-    """Parameters of the unquantized model: elements of all tensors, from the files' headers."""
+    """Parameters of the unquantized model, from the files' headers: elements of all tensors; packed ones as if unpacked."""
     if checkpoint.kind == "gguf":
         from gguf import GGUFReader
 
         return sum(int(tensor.n_elements) for part in gguf_parts(checkpoint.path) for tensor in GGUFReader(part).tensors)
     headers = [safetensors_header(path) for path in weight_files(checkpoint.path)]
-    return sum(math.prod(entry["shape"]) for header in headers for entry in header.values())
+    tensors = {name: entry for header in headers for name, entry in header.items()}
+    packed = {name.removesuffix(_PACKED) for name in tensors if name.endswith(_PACKED)}
+    bits = int(quantization_config(checkpoint.path, packed=True)["bits"]) if packed else 0
+    total = 0
+    for name, entry in tensors.items():
+        module, _, last = name.rpartition(".")
+        elements = math.prod(entry["shape"])
+        if name.endswith(_PACKED):
+            total += elements * int(entry["dtype"][1:]) // bits  # words of so many bits, as I32
+        elif module not in packed or last not in _BESIDE_PACKED:
+            total += elements
+    return total
+
+
+def quantization_config(folder: Path, *, packed: bool) -> dict[str, Any]:
+    """How the checkpoint was quantized, with its ``quant_method`` and in today's keys; empty for one that was not.
+
+    config.json says it, or the file that older tools wrote beside it. ``packed`` says whether there are packed weights;
+    ModelError if there are and nothing says how to read them.
+    """
+    found = read_config(folder).get("quantization_config")
+    if isinstance(found, dict) and found:
+        bitsandbytes = any(found.get(f"load_in_{bits}bit") for bits in (4, 8))
+        found = {"quant_method": "bitsandbytes" if bitsandbytes else "unknown", **found}
+    elif packed:
+        older = [name for name in _OLDER_CONFIGS if (folder / name).is_file()]
+        if not older:
+            raise ModelError(
+                f"{folder} holds packed weights and nothing says how they were quantized; "
+                "add the quantize_config.json or quant_config.json that belongs to it"
+            )
+        found = {"quant_method": _OLDER_CONFIGS[older[0]], **_read_object(folder / older[0])}
+    return {_OLDER_KEYS.get(key, key): value for key, value in (found or {}).items()}
 
 
 def safetensors_header(path: Path) -> dict[str, Any]:
@@ -123,9 +169,8 @@ def _folder(name: str, folder: Path, revision: str, trust_remote_code: bool) -> 
         pickled = [path.name for pattern in _PICKLES for path in folder.glob(pattern)]
         why = f"only pickled weights ({pickled[0]}), which can run code when loaded" if pickled else "no weights"
         raise ModelError(f"{folder} has {why}; quantbench reads safetensors: save_pretrained writes them")
-    for path in weights:
-        safetensors_header(path)
-    quantized = read_config(folder).get("quantization_config") or {}
+    names = [name for path in weights for name in safetensors_header(path)]
+    packed = any(name.endswith(_PACKED) for name in names)
     content = hashlib.sha256()
     patterns = [*CHECKPOINT_FILES[1:], "*.py"] if trust_remote_code else CHECKPOINT_FILES[1:]
     others = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
@@ -134,18 +179,22 @@ def _folder(name: str, folder: Path, revision: str, trust_remote_code: bool) -> 
     return Checkpoint(
         name=name, kind="hf", path=folder, revision=revision,
         content_hash=content.hexdigest(), trust_remote_code=trust_remote_code,
-        quantized=str(quantized.get("quant_method", "")),
+        quantized=str(quantization_config(folder, packed=packed).get("quant_method", "")),
     )  # fmt: skip
 
 
 def read_config(folder: Path) -> dict[str, Any]:
     """The checkpoint's config.json; ModelError when it is no JSON object."""
+    return _read_object(folder / "config.json")
+
+
+def _read_object(path: Path) -> dict[str, Any]:
     try:
-        body = json.loads((folder / "config.json").read_text())
+        body = json.loads(path.read_text())
     except ValueError as error:
-        raise ModelError(f"{folder / 'config.json'} is not valid JSON ({error}); download or copy it again") from error
+        raise ModelError(f"{path} is not valid JSON ({error}); download or copy it again") from error
     if not isinstance(body, dict):
-        raise ModelError(f"{folder / 'config.json'} holds no object; download or copy it again")
+        raise ModelError(f"{path} holds no object; download or copy it again")
     return body
 
 

@@ -53,9 +53,10 @@ class AnchorTurn(Generic[T]):
         At least one after the first round, perhaps none later.
         """
         numbers = range(self._inputs) if among is None else among
+        most = self._most if among is None else min(self._most, len(among))
         self._balance_s += variant_s * ANCHOR_SHARE / (1 - ANCHOR_SHARE)
         answers: list[T] = []
-        while len(answers) < min(self._most, len(numbers)):
+        while len(answers) < most:
             number = numbers[self._next % len(numbers)]
             expected_s = self._costs_s.get(number, max(self._costs_s.values()))
             if self._next and expected_s > self._balance_s:

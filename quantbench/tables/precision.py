@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from quantbench.tables import TableKind
 from quantbench.tables import _fields as f
 from quantbench.tables._assemble import assemble, claim_notes, speed_note
-from quantbench.tables._lines import lines_of
+from quantbench.tables._lines import lines_of, plain_lines
 from quantbench.tables._rows import Group, groups
 from quantbench.tables.claims import claims
 from quantbench.tables.words import words
@@ -30,7 +30,10 @@ def table(frame: pd.DataFrame) -> list[Table]:
 
 def _table(group: Group) -> Table | None:
     claim = claims()["precision"]
-    lines = lines_of(group, claim, lambda row: row.text("method") != "gguf")
+    claimed = {row.variant for row in claim.rows}
+    rows = [row for row in group.rows if row.text("method") != "gguf"]
+    shown = [row for row in rows if row.variant in claimed or row.number("bits_per_weight") is not None]
+    lines = lines_of(group, claim, lambda row: row in shown)
     if not lines:
         return None
     fields = [
@@ -47,7 +50,9 @@ def _table(group: Group) -> Table | None:
         *f.speed(group.reference),
         *f.status(shown=any(line.status != "ok" for line in lines)),
     ]
-    notes = [*claim_notes(claim, words().quality_loss, group), speed_note(group.reference)]
+    others = [line for line in plain_lines(group) if line.row in rows and line.row not in shown]
+    left_out = [f"left out, as it has no size here: {line.failure or line.label}" for line in others]
+    notes = [*claim_notes(claim, words().quality_loss, group), speed_note(group.reference), *left_out]
     return assemble("precision", "Precision levels", lines, fields, notes)
 
 

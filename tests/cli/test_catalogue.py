@@ -73,12 +73,12 @@ def test_metrics_list_every_column_once() -> None:
 def test_models_name_the_built_in_ones_and_the_other_forms() -> None:
     text = _said("models")
     assert "\ncanary  " in text
-    for form in ("NAME", "FOLDER", "FILE.gguf", "ORG/NAME[@REVISION]"):
+    for form in ("NAME", "FOLDER", "FILE.gguf", "ORG/NAME[@REVISION]", "http://HOST[:PORT]/v1[#MODEL]"):
         assert f"\n{form} " in text
     found = _json("models")
     assert found["built_in"][0]["model"] == "canary"
     assert found["built_in"][0]["instrument_check"] is True
-    assert len(found["forms"]) == 4
+    assert len(found["forms"]) == 6
 
 
 @pytest.fixture

@@ -119,14 +119,15 @@ def test_a_method_that_cannot_write_names_others(quantize: Any, tmp_path: Path, 
     result = quantize(tmp_path / "out", method="bitsandbytes", precision="nf4")
     assert result.exit_code == 2
     assert result.stderr == (
-        "quantbench: method 'bitsandbytes' cannot write a quantized model; methods that can: gguf, torch\n"
+        "quantbench: method 'bitsandbytes' cannot write a quantized model; methods that can: awq, gguf, gptq, prune, qat, "
+        "torch, torchao\n"
     )
 
 
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        ({"method": "tork"}, "unknown method 'tork'; did you mean 'torch'?"),
+        ({"method": "tork"}, "unknown method 'tork'; did you mean 'torch' or 'torchao'?"),
         ({"precision": "fp17"}, "unknown precision of torch 'fp17'; did you mean 'fp16'"),
         ({"model": "./nonesuch"}, "model path './nonesuch' does not exist"),
     ],

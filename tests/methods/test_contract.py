@@ -11,15 +11,16 @@ import numpy as np
 import pytest
 
 from quantbench.errors import UnsupportedError
-from quantbench.methods import METHODS, LoadedModel, Sampling, Settings
+from quantbench.methods import METHODS, LoadedModel, Sampling, Settings, qat
+from quantbench.methods._qat import Training
 from quantbench.models._checkpoint import resolve
 from quantbench.passes.similarity import log_softmax
 from quantbench.scenario import Conditions, Scenario, Variant
 
 PROMPT = [1, 300, 400, 500, 600, 700]
-NEED_CUDA = [("prune", "2-4-sparse")]
+NEED_CUDA = [("prune", "2-4-sparse"), ("torchao", "int4-wo"), ("torchao", "fp8")]
 """Refused on the CPU, with the reason."""
-OFFERED = [(method.name, each.name) for method in METHODS for each in method.precisions]
+OFFERED = [(method.name, each.name) for method in METHODS if not method.endpoint for each in method.precisions]
 GGUF_TRIED = ("f16", "q8_0", "q4_0", "q4_k_m", "q2_k", "iq4_nl", "iq3_xs", "q6_k-imat")
 """One of each kind: all that llama.cpp offers run through the same calls."""
 VARIANTS = [each for each in OFFERED if each not in NEED_CUDA and (each[0] != "gguf" or each[1] in GGUF_TRIED)]
@@ -32,7 +33,14 @@ MODULES = 7 * LAYERS
 ROTARY = 2 * 16 * 4
 """inv_freq and its original: float32, half a head each."""
 
-pytestmark = pytest.mark.usefixtures("artifacts")
+pytestmark = pytest.mark.usefixtures("artifacts", "short_training")
+
+
+@pytest.fixture
+def short_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """QAT of a few steps: what is learned is not judged here, and the real one takes minutes on a machine without it."""
+    few = Training(rate=4e-6, steps=4, batch=1, length=16, warmup=2)
+    monkeypatch.setattr(qat, "_TRAINING", dict.fromkeys(("int8", "int4"), few))
 
 
 @pytest.fixture(scope="module")

@@ -29,9 +29,13 @@ BITS = {
 
 
 def measured(name: str = "gguf/q4_k_m", **changes: Any) -> Record:
-    """A record of variant ``name``. Keywords replace metrics, or control, status, reason, model, prompts, repeat, anchor."""
+    """A record of variant ``name``.
+
+    Keywords replace metrics, or control, status, reason, model, prompts, repeat, anchor; ``facts`` are added.
+    """
     method, _, precision = name.partition("/")
     known = {key: changes.pop(key) for key in ("reason", "repeat") if key in changes}
+    facts: dict[str, str] = changes.pop("facts", {})
     status = Status(changes.pop("status", "ok"))
     scenario = Scenario(
         model=changes.pop("model", "canary"),
@@ -57,7 +61,7 @@ def measured(name: str = "gguf/q4_k_m", **changes: Any) -> Record:
         scenario_key="0" * 64,
         status=status,
         values={**values, **changes} if status == "ok" else {},
-        facts={"anchor": anchor, "threads": "2", "context": "512"},
+        facts={"anchor": anchor, "threads": "2", "context": "512", **facts},
         **known,
     )
 

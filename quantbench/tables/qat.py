@@ -1,0 +1,210 @@
+"""Quantized after training (PTQ) against trained with the quantization simulated (QAT), at the same number format.
+
+One line a pair: torchao's precision beside that of ``qat`` which is stored alike. Every finding is a text, and what is not
+there says why; the figures behind them go to CSV and JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, cast
+
+from quantbench.methods.qat import SAME_AS
+from quantbench.tables import TableKind
+from quantbench.tables._assemble import assemble, instrument_note
+from quantbench.tables._fields import Field
+from quantbench.tables._lines import Line
+from quantbench.tables._rows import Group, Row, groups
+from quantbench.tables._show import CONFIDENCE_95, short, with_error
+from quantbench.tables._table import Cell, Heading, Scalar
+from quantbench.units import format_seconds
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from quantbench.tables._table import Table
+
+QAT_CLOSER = "QAT closer"
+PTQ_CLOSER = "PTQ closer"
+NO_DIFFERENCE = "no difference found"
+
+_QAT, _PTQ = "qat", "torchao"
+_LOSSES = "qat_losses"
+_NOTES = (
+    "PTQ: quantized without training; QAT: trained by self-distillation with the quantization simulated, then quantized alike",
+    "difference: KLD of QAT less that of PTQ, negative where QAT is closer to the reference",
+    "its standard error takes the two for independent (root of the sum of squares): conservative, both saw the same tokens",
+    f"verdict: one of them is called closer where the difference exceeds {CONFIDENCE_95} standard errors (95 %)",
+    "loss: mean KL(reference || model) in nats on the text trained on, each end an average over some steps",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair(Line):
+    """The line of QAT beside that of PTQ; both have the same repeat."""
+
+    ptq: Line
+
+    @property
+    def sides(self) -> tuple[Line, Line]:
+        """PTQ, QAT."""
+        return self.ptq, self
+
+    @cached_property
+    def difference(self) -> tuple[float, float | None] | None:
+        """KLD of QAT less that of PTQ, and its standard error; None where one of them is not there."""
+        (before, before_se), (after, after_se) = ((side.number("kld_mean"), side.number("kld_mean_se")) for side in self.sides)
+        if before is None or after is None:
+            return None
+        known = before_se is not None and after_se is not None
+        return after - before, math.hypot(before_se or 0.0, after_se or 0.0) if known else None
+
+    @property
+    def verdict(self) -> str | None:
+        """Which is closer to the reference; None where it cannot be told."""
+        if self.difference is None or self.difference[1] is None:
+            return None
+        value, error = self.difference
+        if abs(value) <= CONFIDENCE_95 * (error or 0.0):
+            return NO_DIFFERENCE
+        return QAT_CLOSER if value < 0 else PTQ_CLOSER
+
+    @cached_property
+    def losses(self) -> list[float]:
+        """Averages of the training loss over its course, in nats; empty where none were kept."""
+        try:
+            facts = json.loads((self.row.text("facts") if self.row else "") or "{}")
+            return [float(each) for each in json.loads(facts.get(_LOSSES) or "[]")]
+        except (ValueError, TypeError, AttributeError):
+            return []
+
+
+def table(frame: pd.DataFrame) -> list[Table]:
+    """One table per run, model and prompt set of ``frame`` in which QAT was planned."""
+    return [made for group in groups(frame) if (made := _table(group))]
+
+
+def _table(group: Group) -> Table | None:
+    pairs = _pairs(group)
+    if not pairs:
+        return None
+    fields = [
+        _field("qat", "QAT", lambda pair: pair.label),
+        _field("ptq", "PTQ", lambda pair: pair.ptq.label),
+        _field("ptq_kld", "PTQ KLD ± s.e., nats", lambda pair: _kld(pair.ptq), numeric=True),
+        _field("qat_kld", "QAT KLD ± s.e., nats", _kld, numeric=True),
+        _field("difference", "QAT - PTQ ± s.e., nats", _difference, numeric=True),
+        _field("verdict", "Verdict", lambda pair: pair.verdict or "not judged"),
+        _field("ptq_top1", "PTQ top-1", lambda pair: _top1(pair.ptq), numeric=True),
+        _field("qat_top1", "QAT top-1", _top1, numeric=True),
+        _field("training", "Training", _training, numeric=True),
+        _field("loss", "Loss, first to last, nats", _loss, numeric=True),
+        *_raw(),
+    ]
+    notes = [*_NOTES, *instrument_note(group)]
+    notes += [pair.ptq.failure for pair in pairs if pair.ptq.failure]
+    notes += [note for pair in pairs for note in (*_absent(pair), *_curve(pair))]
+    return assemble("qat", "Quantization-aware training", pairs, fields, notes)
+
+
+def _pairs(group: Group) -> list[Pair]:
+    """A pair for every precision and repeat of which one side was planned; empty where no QAT was."""
+    rows = {row.label: row for row in group.rows if not row.flag("control")}
+    if not any(row.text("method") == _QAT for row in rows.values()):
+        return []
+    suffixes = sorted({row.suffix for row in rows.values()})
+    made = [_pair(group, rows, name, suffix) for name in SAME_AS for suffix in suffixes]
+    return [pair for pair in made if pair.row or pair.ptq.row]
+
+
+def _pair(group: Group, rows: Mapping[str, Row], precision: str, suffix: str) -> Pair:
+    before, after = f"{_PTQ}/{SAME_AS[precision]}", f"{_QAT}/{precision}"
+    ptq = Line(group=group, label=before + suffix, variant=before, row=rows.get(before + suffix), claims={})
+    return Pair(group=group, label=after + suffix, variant=after, row=rows.get(after + suffix), claims={}, ptq=ptq)
+
+
+def _field(key: str, title: str, text: Callable[[Pair], str], *, numeric: bool = False) -> Field:
+    heading = Heading(key=key, title=title, source="measured" if numeric else "", numeric=numeric)
+    return Field(heading, lambda line: Cell(text(cast("Pair", line))))
+
+
+def _hidden(key: str, unit: str, value: Callable[[Pair], Scalar]) -> Field:
+    heading = Heading(key=key, title=key, unit=unit, source="measured", shown=False)
+    return Field(heading, lambda line: Cell(value(cast("Pair", line))))
+
+
+def _raw() -> list[Field]:
+    """Figures for CSV and JSON."""
+    of_both = {"kld_mean": "nats", "kld_mean_se": "nats", "top1_agreement": "ratio", "top1_agreement_se": "ratio"}
+    sides: dict[str, Callable[[Pair], Line]] = {"ptq": lambda pair: pair.ptq, "qat": lambda pair: pair}
+
+    def figure(side: str, name: str) -> Callable[[Pair], Scalar]:
+        return lambda pair: sides[side](pair).number(name)
+
+    return [
+        *(_hidden(f"{side}_{name}", unit, figure(side, name)) for name, unit in of_both.items() for side in sides),
+        _hidden("kld_difference", "nats", lambda pair: pair.difference[0] if pair.difference else None),
+        _hidden("kld_difference_se", "nats", lambda pair: pair.difference[1] if pair.difference else None),
+        _hidden("training_s", "s", lambda pair: pair.number("quantize_s")),
+        _hidden("loss_first", "nats", lambda pair: pair.losses[0] if pair.losses else None),
+        _hidden("loss_last", "nats", lambda pair: pair.losses[-1] if pair.losses else None),
+        _hidden("losses", "nats", lambda pair: json.dumps(pair.losses) if pair.losses else None),
+        _hidden("ptq_status", "", lambda pair: pair.ptq.status),
+        _hidden("qat_status", "", lambda pair: pair.status),
+    ]
+
+
+def _status(line: Line) -> str:
+    """What stands in the place of a figure: not run, how the run ended, or that there is none."""
+    return line.status if line.status != "ok" else "not measured"
+
+
+def _kld(line: Line) -> str:
+    value = line.number("kld_mean")
+    return _status(line) if value is None else with_error(value, line.number("kld_mean_se"))
+
+
+def _top1(line: Line) -> str:
+    value = line.number("top1_agreement")
+    return _status(line) if value is None else f"{value:.1%}"
+
+
+def _difference(pair: Pair) -> str:
+    return with_error(*pair.difference) if pair.difference else "not measured"
+
+
+def _training(pair: Pair) -> str:
+    seconds = pair.number("quantize_s")
+    return _status(pair) if seconds is None else format_seconds(seconds)
+
+
+def _loss(pair: Pair) -> str:
+    return f"{short(pair.losses[0])} to {short(pair.losses[-1])}" if pair.losses else _status(pair)
+
+
+def _absent(pair: Pair) -> list[str]:
+    """Why figures of sides that were measured are missing."""
+    wanted = {"kld_mean": "KLD", "kld_mean_se": "standard error", "top1_agreement": "top-1"}
+    asked = [(side, name, what) for side in pair.sides for name, what in wanted.items()]
+    asked.append((pair, "quantize_s", "training time"))
+    found: dict[tuple[str, str], list[str]] = {}
+    for side, name, what in asked:
+        if side.row and side.row.ok and side.number(name) is None:
+            found.setdefault((side.label, side.row.null_reason(name) or "no reason kept"), []).append(f"no {what}")
+    if pair.row and pair.row.ok and not pair.losses:
+        found[pair.label, "the row keeps none"] = ["no loss"]
+    return [f"{label}: {', '.join(what)}: {why}" for (label, why), what in found.items()]
+
+
+def _curve(pair: Pair) -> list[str]:
+    """The whole course of the loss, where training did not bring the model measurably closer."""
+    if pair.verdict in (None, QAT_CLOSER) or not pair.losses:
+        return []
+    return [f"{pair.label}, {pair.verdict}: the loss went {', '.join(short(each) for each in pair.losses)} nats"]
+
+
+QAT = TableKind(name="qat", about="trained with the quantization simulated, against quantized untrained", place=60, build=table)

@@ -1,0 +1,73 @@
+"""Checkpoints with packed weights, as other tools write them, made from the canary by plain arithmetic."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from quantbench.models._checkpoint import resolve
+
+Array = NDArray[Any]
+Layout = Callable[[Array, Array, Array], Mapping[str, Array]]
+"""From codes [outputs, inputs], zero points and scales [outputs, groups] to the tensors of a layer."""
+
+CODES_KEPT = 1
+"""The lowest zero point: auto-gptq stores one less and has no sign for it."""
+
+
+def _rounded(weight: Array, bits: int, group_size: int) -> tuple[Array, Array, Array]:
+    """Codes, zero points and scales of a matrix, rounded to the nearest step between each group's extremes."""
+    groups = weight.reshape(len(weight), -1, group_size).astype(np.float32)
+    top = 2**bits - 1
+    low, high = np.minimum(groups.min(2), 0), np.maximum(groups.max(2), 0)
+    scales = ((high - low) / top).astype(np.float16)
+    zeros = np.clip(np.round(-low / scales), CODES_KEPT, top).astype(np.int64)
+    codes = np.clip(np.round(groups / scales[:, :, None]) + zeros[:, :, None], 0, top).astype(np.int64)
+    return codes.reshape(weight.shape), zeros, scales
+
+
+@pytest.fixture
+def write_packed(tmp_path: Path) -> Callable[..., tuple[Path, Path]]:
+    """Write the canary with packed layers, and beside it a plain checkpoint of exactly the values that they stand for."""
+
+    def write(layout: Layout, bits: int, group_size: int, config: Mapping[str, object]) -> tuple[Path, Path]:
+        import torch
+        from safetensors.torch import load_file, save_file
+
+        source = resolve("canary").path
+        folders = tmp_path / "packed", tmp_path / "plain"
+        for folder in folders:
+            shutil.copytree(source, folder, ignore=shutil.ignore_patterns("*.safetensors", "*.py", "__pycache__"))
+        tensors = {name: tensor.half() for name, tensor in load_file(source / "model.safetensors").items()}
+        packed = dict(tensors)
+        for name in [each for each in tensors if each.endswith("_proj.weight")]:
+            codes, zeros, scales = _rounded(packed.pop(name).numpy(), bits, group_size)
+            exact = (codes.reshape(*scales.shape, -1) - zeros[:, :, None]) * scales[:, :, None].astype(np.float32)
+            tensors[name] = torch.from_numpy(exact.reshape(codes.shape))
+            made = {name.removesuffix("weight") + key: value for key, value in layout(codes, zeros, scales).items()}
+            packed |= {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in made.items()}
+        for folder, contents in zip(folders, (packed, tensors), strict=True):
+            save_file(contents, folder / "model.safetensors")  # without metadata, as auto-gptq did at first
+        rewrite_config(folders[0], quantization_config=dict(config))
+        return folders
+
+    return write
+
+
+def rewrite_config(folder: Path, **changes: object) -> None:
+    """Set keys of config.json; None removes one."""
+    body = json.loads((folder / "config.json").read_text()) | changes
+    (folder / "config.json").write_text(json.dumps({key: value for key, value in body.items() if value is not None}))
+
+
+@pytest.fixture
+def change_config() -> Callable[..., None]:
+    """``rewrite_config``, for tests that make folders of their own."""
+    return rewrite_config
