@@ -27,6 +27,7 @@ BELONGS = (".json", ".model", ".txt", ".jinja", ".py")
 _DEFAULT_GROUP = 128
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
+_NO_KERNEL = "No valid quant linear"
 _FORMAT = 1
 
 
@@ -62,13 +63,26 @@ def ready(checkpoint: Checkpoint, variant: Variant) -> Path:
 
 
 def load_packed(folder: Path, settings: Settings, device: str) -> TransformersModel:
-    """A packed checkpoint through transformers, which lets gptqmodel choose the kernel for the device."""
+    """A packed checkpoint through transformers, which lets gptqmodel choose the kernel for the device.
+
+    Raises UnsupportedError where there is none for it, ModelError where layers would be left with random weights.
+    """
     checkpoint = replace(settings.checkpoint, path=folder)
-    with warnings.catch_warnings():
-        # optimum looks at every attribute of the model, and gptqmodel makes a temporary folder that it does not need
-        warnings.filterwarnings("ignore", r"`is_gradient_checkpointing` is deprecated", FutureWarning)
-        warnings.filterwarnings("ignore", r"Implicitly cleaning up <TemporaryDirectory .*gptqmodel", ResourceWarning)
-        model = load_pretrained(replace(settings, checkpoint=checkpoint), device, dtype="float16")
+    try:
+        with warnings.catch_warnings():
+            # optimum looks at every attribute of the model, and gptqmodel makes a temporary folder that it does not need
+            warnings.filterwarnings("ignore", r"`is_gradient_checkpointing` is deprecated", FutureWarning)
+            warnings.filterwarnings("ignore", r"Implicitly cleaning up <TemporaryDirectory .*gptqmodel", ResourceWarning)
+            model = load_pretrained(replace(settings, checkpoint=checkpoint), device, dtype="float16")
+    except ValueError as error:
+        if _NO_KERNEL not in str(error):
+            raise
+        config = quantization_config(folder, packed=True)
+        layout = config.get("checkpoint_format") or config.get("version") or config.get("format")
+        raise UnsupportedError(
+            f"gptqmodel has no kernel on {device} for {checkpoint.name}, {config['quant_method']} in format {layout}; "
+            "give a checkpoint in format gptq or gemm"
+        ) from error
     stored = sum(name.endswith(".qweight") for path in weight_files(folder) for name in safetensors_header(path))
     return TransformersModel(model, kernel=kernel_class(model, stored), state_bytes=_state_bytes)
 
@@ -116,11 +130,11 @@ def _check_agrees(name: str, quantization: Mapping[str, Any], variant: Variant) 
     if found == grouping(variant.precision):
         return
     offered = {grouping(each.name): each.name for each in METHODS[variant.method].precisions}
-    groups = f"groups of {found[1]}" if found[1] > 0 else "one group a row"
+    groups = f"in groups of {found[1]}" if found[1] > 0 else "with one group a row"
     mend = f"ask for {variant.method}/{offered[found]}" if found in offered else (
         f"{variant.method} offers {', '.join(offered.values())}, so give the unquantized checkpoint"
     )  # fmt: skip
-    raise UnsupportedError(f"{name} is quantized to {found[0]} bits in {groups} and {variant.name} was asked for; {mend}")
+    raise UnsupportedError(f"{name} is quantized to {found[0]} bits {groups} and {variant.name} was asked for; {mend}")
 
 
 def _weight_names(folder: Path) -> dict[str, Path]:

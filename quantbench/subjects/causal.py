@@ -97,7 +97,7 @@ def measure(job: Job, folder: Path) -> None:
                 rounds=rounds,
                 answers=answers,
                 columns=columns,
-                prequantized=artifact is not None,
+                prequantized=artifact is not None or bool(job.checkpoint.quantized),
                 probes=_probes(job),
                 facts={**facts, "checkpoint_dtype": each.reference.checkpoint_dtype if each.reference else ""},
             ).save(folder / TRACE_FILE.format(index))

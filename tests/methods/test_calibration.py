@@ -1,0 +1,219 @@
+"""Calibration: what a file gives by closed forms, what is sampled from the model, and the sentences for files that are no use."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import settings as effort
+from hypothesis import strategies as st
+
+from quantbench.errors import UnsupportedError, UsageError
+from quantbench.job import Checkpoint
+from quantbench.methods import METHODS, Settings, _calibration
+from quantbench.methods._calibration import LENGTH, MIN_SEQUENCES, SEQUENCES, calibration_ids
+from quantbench.models._checkpoint import resolve
+from quantbench.scenario import Conditions, Scenario, Variant
+
+BOS, VOCABULARY = 1, 2048
+
+
+def asked(calibration: str = "", seed: int = 0, variant: str = "gptq/int4-g128") -> Scenario:
+    method, _, precision = variant.partition("/")
+    conditions = Conditions(calibration=calibration, seed=seed)
+    return Scenario(model="canary", variant=Variant(method=method, precision=precision), prompts="two", conditions=conditions)
+
+
+def settings(checkpoint: Checkpoint | None = None) -> Settings:
+    return Settings(checkpoint=checkpoint or resolve("canary"), threads=2, context=0)
+
+
+class Letters:
+    """A tokenizer with one id a character, and BOS in front."""
+
+    ends: frozenset[int] = frozenset()
+
+    def __init__(self, context_limit: int | None = None, opening: tuple[int, ...] = (BOS,)) -> None:
+        self.context_limit = context_limit
+        self._opening = opening
+
+    def encode(self, text: str) -> list[int]:
+        return [*self._opening, *(ord(each) for each in text)]
+
+
+@effort(max_examples=40)
+@given(
+    windows=st.integers(MIN_SEQUENCES, 3 * SEQUENCES),
+    rest=st.integers(0, LENGTH - 2),
+    limit=st.sampled_from([None, 16, LENGTH, 4096]),
+    opening=st.sampled_from([(), (BOS,)]),
+)
+def test_windows_are_spread_evenly_over_the_whole_text(
+    windows: int, rest: int, limit: int | None, opening: tuple[int, ...], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Each is whole, none overlaps, the gaps between them differ by one window at most, and little is left at the end."""
+    body = min(LENGTH, limit or LENGTH) - len(opening)
+    count = windows * body + min(rest, body - 1)
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text("".join(chr(0x4E00 + index % 20000) for index in range(count)))
+    expected = [ord(each) for each in path.read_text()]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_calibration, "open_tokenizer", lambda _: Letters(limit, opening))
+        found = calibration_ids(asked(str(path)), settings())
+
+    assert len(found) == min(windows, SEQUENCES)
+    starts = [expected.index(each[len(opening)]) if count <= 20000 else None for each in found]
+    for each, start in zip(found, starts, strict=True):
+        assert tuple(each[: len(opening)]) == opening
+        assert len(each) == body + len(opening)
+        if start is not None:
+            assert each[len(opening) :] == expected[start : start + body]
+    if None not in starts:
+        steps = {(after - before) // body for before, after in zip(starts, starts[1:], strict=False)}  # type: ignore[operator]
+        assert max(steps) - min(steps) <= 1
+        assert all(start % body == 0 for start in starts)  # type: ignore[operator]
+        assert count - starts[-1] < body * (windows // len(found) + 2)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (None, "calibration file {} does not exist; give a text file with --calibration"),
+        (b"", "calibration file {} is empty; write text into it that is like what the model will read"),
+        (b" \n\t", "calibration file {} is empty; write text into it that is like what the model will read"),
+        (b"caf\xe9 " * 100, "calibration file {} is not UTF-8 text ("),
+        ("directory", "calibration file {} cannot be read (Is a directory); give a text file"),
+        (b"word " * 100, "calibration file {} has 200 tokens and 2040 are needed; "),
+    ],
+)
+def test_files_that_are_no_use(content: bytes | str | None, sentence: str, tmp_path: Path) -> None:
+    path = tmp_path / "calibration.txt"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content:
+        path.mkdir()
+    with pytest.raises(UsageError) as caught:
+        calibration_ids(asked(str(path)), settings())
+    assert str(caught.value).startswith(sentence.format(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_just_long_enough_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_calibration, "open_tokenizer", lambda _: Letters())
+    path = tmp_path / "calibration.txt"
+    needed = MIN_SEQUENCES * (LENGTH - 1)
+    path.write_text("x" * needed)
+    assert len(calibration_ids(asked(str(path)), settings())) == MIN_SEQUENCES
+    path.write_text("x" * (needed - 1))  # the same name: the text as it is now counts
+    with pytest.raises(UsageError, match=rf"has {needed - 1} tokens and {needed} are needed"):
+        calibration_ids(asked(str(path)), settings())
+
+
+def test_a_mark_at_the_start_is_no_text(tmp_path: Path) -> None:
+    """Editors on Windows write one."""
+    plain, marked = tmp_path / "plain.txt", tmp_path / "marked.txt"
+    text = Path(textwrap.__file__).read_text()
+    plain.write_text(text)
+    marked.write_text(text, encoding="utf-8-sig")
+    assert calibration_ids(asked(str(plain)), settings()) == calibration_ids(asked(str(marked)), settings())
+
+
+@pytest.mark.usefixtures("artifacts")
+def test_sampled_ids_are_of_the_vocabulary_and_start_with_bos() -> None:
+    found = calibration_ids(asked(), settings())
+    assert len(found) == SEQUENCES
+    assert {len(each) for each in found} == {LENGTH}
+    assert {each[0] for each in found} == {BOS}
+    assert {token for each in found for token in each} <= set(range(VOCABULARY))
+    assert len({tuple(each) for each in found}) == SEQUENCES
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sample little, for tests that sample anew."""
+    for name, value in (("SEQUENCES", 4), ("LENGTH", 12), ("_BATCH", 2)):
+        monkeypatch.setattr(_calibration, name, value)
+
+
+@pytest.mark.usefixtures("few")
+def test_a_seed_gives_the_same_text_wherever_it_is_sampled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    def sampled(seed: int, cache: str) -> list[list[int]]:
+        monkeypatch.setenv("QUANTBENCH_CACHE", str(tmp_path / cache))
+        return calibration_ids(asked(seed=seed), settings())
+
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    first = sampled(0, "one")
+    assert torch.equal(torch.get_rng_state(), state)  # nobody else's random numbers are touched
+    torch.manual_seed(6)
+    assert sampled(0, "two") == first
+    assert sampled(1, "two") != first
+    assert [len(each) for each in first] == [12] * 4
+
+
+@pytest.mark.usefixtures("few")
+def test_text_is_sampled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = calibration_ids(asked(), settings())
+
+    def refuse(*_: object, **__: object) -> Any:
+        raise AssertionError("the model was loaded again")
+
+    monkeypatch.setattr(_calibration, "load_pretrained", refuse)
+    assert calibration_ids(asked(), settings()) == first
+    with pytest.raises(AssertionError, match="loaded again"):
+        calibration_ids(asked(seed=1), settings())
+
+
+def test_there_is_nothing_to_sample_from_in_a_quantized_checkpoint(tmp_path: Path) -> None:
+    ready = Checkpoint(name="ready", kind="hf", path=tmp_path, revision="local", content_hash="0", quantized="gptq")
+    with pytest.raises(UnsupportedError, match="ready is no unquantized checkpoint folder, so there is nothing to sample"):
+        calibration_ids(asked(), settings(ready))
+
+
+def test_the_files_content_is_in_the_key_and_its_name_is_not(tmp_path: Path) -> None:
+    def key(path: str, variant: str = "gptq/int4-g128") -> str:
+        scenario = asked(path, variant=variant)
+        return scenario.key(METHODS[scenario.variant.method].recipe(scenario))
+
+    one, same, other = (tmp_path / name for name in ("one.txt", "same.txt", "other.txt"))
+    one.write_text("text")
+    same.write_text("text")
+    other.write_text("another text")
+    for variant in ("gptq/int4-g128", "awq/int4-g128"):
+        assert key(str(one), variant) == key(str(same), variant)
+        assert len({key(each, variant) for each in (str(one), str(other), "")}) == 3
+    assert len({key(each, "torch/fp32") for each in (str(one), str(other), "")}) == 1
+
+
+def test_a_file_that_is_missing_is_a_row_with_status_error(
+    pytester: pytest.Pytester, results: Callable[..., pd.DataFrame], users_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the variants that calibrate; the others do not need it."""
+    monkeypatch.setenv("QUANTBENCH_CACHE", str(users_cache))
+    pytester.makepyfile(test_load="from quantbench.suite.test_load import test_load")
+    pytester.path.joinpath("matrix.toml").write_text(
+        'control = false\nprompts = ["two"]\n[methods]\ntorch = ["fp32"]\ngptq = ["int4-g128"]\n'
+        '[conditions]\ncalibration = "nowhere.txt"\noutput_tokens = 2\nanswer_tokens = 2\ncontinuation_tokens = 2\n'
+    )
+    options = ("--quantbench-matrix=matrix.toml", "--quantbench-profile=quick", "-p", "no:cacheprovider")
+    pytester.runpytest_subprocess(*options).assert_outcomes(passed=1, failed=1)
+    rows = results().set_index("method")
+    assert dict(rows["status"]) == {"torch": "ok", "gptq": "error"}
+    expected = "calibration file nowhere.txt does not exist; give a text file with --calibration"
+    assert rows["reason"]["gptq"] == expected
+
+
+def test_what_was_asked_lies_beside_the_sampled_text(artifacts: None, users_cache: Path) -> None:
+    calibration_ids(asked(), settings())
+    notes = [json.loads(path.read_text()) for path in (users_cache / "calibration").glob("*/asked.json")]
+    assert {"seed": 0, "sequences": SEQUENCES, "length": LENGTH} in [
+        {name: note[name] for name in ("seed", "sequences", "length")} for note in notes
+    ]
