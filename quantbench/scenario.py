@@ -177,13 +177,13 @@ class Effort:
 
     min_rounds: int = 6
     max_rounds: int = 30
-    budget_s: float = 6.0
+    budget_s: float = 2.5
     precision: float = 0.02
     timeout_s: float = 900.0
 
 
 PROFILES: Mapping[str, Effort] = {
-    "quick": Effort(min_rounds=3, max_rounds=5, budget_s=2.0),
+    "quick": Effort(min_rounds=3, max_rounds=5, budget_s=1.0),
     "default": Effort(),
     "thorough": Effort(min_rounds=10, max_rounds=100, budget_s=60.0, precision=0.01, timeout_s=3600.0),
 }

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
 from math import ceil
@@ -23,14 +23,16 @@ Prompts = Sequence[Sequence[int]]
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """A loaded model with the prompts that it answers."""
+    """A loaded model with the prompts that it answers; ``said`` keeps its last greedy answer to each."""
 
     model: LoadedModel
     prompts: Prompts
+    said: dict[int, tuple[int, ...]] = field(default_factory=dict)
 
     def answer(self, index: int, length: int) -> Generation:
         """One timed answer to one of its prompts."""
-        return timed_answer(self.model, index, self.prompts[index], length)
+        answer, self.said[index] = timed_answer(self.model, index, self.prompts[index], length)
+        return answer
 
 
 def measure_rounds(variant: Contender, anchor: Contender | None, length: int, effort: Effort) -> tuple[Round, ...]:
@@ -62,29 +64,34 @@ def _round_size(answer_s: float, prompts: int, effort: Effort) -> int:
     return max(1, min(prompts, round(affordable)))
 
 
-def timed_answer(model: LoadedModel, index: int, prompt: Sequence[int], length: int) -> Generation:
-    """One answer; the clock is read at each token, the device synchronized at the edges of the phases."""
+def timed_answer(
+    model: LoadedModel, index: int, prompt: Sequence[int], length: int
+) -> tuple[Generation, tuple[int, ...]]:
+    """One greedy answer and its ids; the clock is read at each token, the device synchronized at the edges of the phases."""
     clock = time.perf_counter
     stamps = [0.0] * length
+    ids = [0] * length
     model.synchronize()
     tokens = model.generate(prompt, length)
     started = clock()
-    next(tokens)
+    ids[0] = next(tokens)
     model.synchronize()
     stamps[0] = clock()
-    for position, _ in enumerate(tokens, start=1):
+    for position, token in enumerate(tokens, start=1):
         stamps[position] = clock()
+        ids[position] = token
     model.synchronize()
     ended = clock()
     if not stamps[-1]:
         raise ModelError(f"the method stopped before {length} tokens; its generate() must go on past the end of sequence")
-    return Generation(
+    answer = Generation(
         prompt=index,
         prompt_tokens=len(prompt),
         prefill_s=stamps[0] - started,
         gaps_s=tuple(after - before for before, after in pairwise(stamps)),
         e2e_s=ended - started,
     )
+    return answer, tuple(ids)
 
 
 def _seconds(answer: Generation) -> float:

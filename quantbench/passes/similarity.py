@@ -71,9 +71,17 @@ def answer_greedily(
     model: LoadedModel, prompts: Sequence[tuple[str, Sequence[int]]], length: int, tokenizer: Tokenizer
 ) -> tuple[Answer, ...]:
     """Free-running greedy answers, cut after the first end-of-sequence id."""
+    said = [tuple(model.generate(ids, length)) for _, ids in prompts]
+    return answers_of(said, prompts, tokenizer)
+
+
+def answers_of(
+    said: Sequence[tuple[int, ...]], prompts: Sequence[tuple[str, Sequence[int]]], tokenizer: Tokenizer
+) -> tuple[Answer, ...]:
+    """Greedy ids as answers, cut after the first end-of-sequence id."""
     answers = []
-    for text, ids in prompts:
-        tokens = _until_end(tuple(model.generate(ids, length)), tokenizer.ends)
+    for (text, ids), spoken in zip(prompts, said, strict=True):
+        tokens = _until_end(spoken, tokenizer.ends)
         answers.append(Answer(prompt=text, prompt_tokens=tuple(ids), tokens=tokens, text=tokenizer.decode(tokens)))
     return tuple(answers)
 

@@ -19,7 +19,7 @@ from quantbench.models._tokenizer import Tokenizer, open_tokenizer
 from quantbench.passes.latency import Contender, measure_rounds
 from quantbench.passes.memory import measure_peak, reset_high_water, resident
 from quantbench.passes.reference import make_reference
-from quantbench.passes.similarity import REFERENCE_FILE, answer_greedily, score_continuations
+from quantbench.passes.similarity import REFERENCE_FILE, answer_greedily, answers_of, score_continuations
 from quantbench.scenario import Scenario
 from quantbench.subjects import import_seconds, settings_of
 from quantbench.trace import Answer, Probe, Reference, Trace, load_probes
@@ -73,16 +73,15 @@ def measure(job: Job, folder: Path) -> None:
         peaks = [measure_peak(model, each.ids, length, loading, job.conditions.device) for each in prompts]
         running = model.memory().weight_bytes
         tokenizer = open_tokenizer(job.checkpoint)
-        compared = [
-            _compare(model, each, tokenizer, job.conditions.answer_tokens, folder / f"columns-{index}.npz")
-            for index, each in enumerate(prompts)
-        ]
+        scored = [_score(model, each, folder / f"columns-{index}.npz") for index, each in enumerate(prompts)]
         chosen = choose(scenario, settings)
         anchor = _open_anchor(stack, model, chosen, scenario) if chosen else None
         facts = {**model.facts, "threads": str(settings.threads), "context": str(context)}
-        for index, (each, peak, (answers, columns)) in enumerate(zip(prompts, peaks, compared, strict=True)):
+        for index, (each, peak, columns) in enumerate(zip(prompts, peaks, scored, strict=True)):
             opposite = Contender(anchor, chosen.prompts(each.ids)) if chosen and anchor else None
-            rounds = measure_rounds(Contender(model, each.ids), opposite, length, job.effort)
+            contender = Contender(model, each.ids)
+            rounds = measure_rounds(contender, opposite, length, job.effort)
+            answers = _answers(contender, each, tokenizer, job.conditions.answer_tokens)
             Trace(
                 import_s=import_s,
                 load_s=load_s,
@@ -160,14 +159,20 @@ def _open_anchor(stack: ExitStack, model: LoadedModel, anchor: Anchor, scenario:
     return stack.enter_context(METHODS[anchor.scenario.variant.method].open(anchor.scenario, anchor.settings))
 
 
-def _compare(
-    model: LoadedModel, prompts: Prompts, tokenizer: Tokenizer, length: int, columns: Path
-) -> tuple[tuple[Answer, ...], Path | None]:
-    answers = answer_greedily(model, list(zip(prompts.task.prompts, prompts.ids, strict=True)), length, tokenizer)
+def _score(model: LoadedModel, prompts: Prompts, columns: Path) -> Path | None:
     if prompts.reference is None or prompts.task.reference is None:
-        return answers, None
+        return None
     score_continuations(model, prompts.reference, prompts.task.reference, columns)
-    return answers, columns
+    return columns
+
+
+def _answers(contender: Contender, prompts: Prompts, tokenizer: Tokenizer, length: int) -> tuple[Answer, ...]:
+    """Greedy answers of ``length`` tokens: those that were timed, where they are as long."""
+    asked = list(zip(prompts.task.prompts, prompts.ids, strict=True))
+    said = [contender.said[index][:length] for index in range(len(asked))]
+    if any(len(each) < length for each in said):
+        return answer_greedily(contender.model, asked, length, tokenizer)
+    return answers_of(said, asked, tokenizer)
 
 
 def _checkpoint_bytes(checkpoint: Checkpoint) -> int:

@@ -33,6 +33,16 @@ MODULES = 7 * LAYERS
 ROTARY = 2 * 16 * 4
 """inv_freq and its original: float32, half a head each."""
 
+ORDER = 4 * LAYERS * (6 * HIDDEN + FFN)
+"""GPTQ's g_idx: the group of each row, int32. Beside it a layer has a small table of shifts, one for each value of a word."""
+
+
+def packed_bytes(bits: int, group_size: int) -> int:
+    """Codes, and for each group a zero point of as many bits and a scale of two bytes; the rest in float16."""
+    groups = LINEAR // group_size
+    return (LINEAR + groups) * bits // 8 + 2 * groups + 2 * REST + ROTARY
+
+
 pytestmark = pytest.mark.usefixtures("artifacts", "short_training")
 
 
@@ -92,6 +102,15 @@ def test_what_needs_cuda_says_so_on_the_cpu(method: str, precision: str) -> None
         ("bitsandbytes", "int8", LINEAR + 4 * ROWS + 2 * REST + ROTARY),
         ("bitsandbytes", "nf4", LINEAR // 2 + 4 * (LINEAR // 64) + 16 * 4 * MODULES + 2 * REST + ROTARY),
         ("bitsandbytes", "fp4", LINEAR // 2 + 4 * (LINEAR // 64) + 16 * 4 * MODULES + 2 * REST + ROTARY),
+        ("gptq", "int8", packed_bytes(8, 128) + ORDER + 4 * 4 * MODULES),
+        ("gptq", "int4-g128", packed_bytes(4, 128) + ORDER + 4 * 8 * MODULES),
+        ("gptq", "int4-g64", packed_bytes(4, 64) + ORDER + 4 * 8 * MODULES),
+        ("gptq", "int4-g32", packed_bytes(4, 32) + ORDER + 4 * 8 * MODULES),
+        ("gptq", "int3", packed_bytes(3, 128) + ORDER + 4 * 3 * 12 * MODULES),
+        ("gptq", "int2", packed_bytes(2, 128) + ORDER + 4 * 16 * MODULES),
+        ("awq", "int4-g128", packed_bytes(4, 128)),
+        ("awq", "int4-g64", packed_bytes(4, 64)),
+        ("awq", "int4-g32", packed_bytes(4, 32)),
     ],
 )
 def test_weight_bytes_are_the_closed_form(method: str, precision: str, expected: int) -> None:

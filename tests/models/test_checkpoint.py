@@ -95,6 +95,24 @@ def test_changed_weights_change_the_hash(checkpoint: Path) -> None:
     assert resolve(str(checkpoint)).content_hash != before
 
 
+@pytest.mark.parametrize(
+    ("config", "found"),
+    [
+        ({}, ""),
+        ({"quantization_config": None}, ""),
+        ({"quantization_config": {"quant_method": "awq", "bits": 4}}, "awq"),
+        ({"quantization_config": {"load_in_4bit": True}}, "bitsandbytes"),  # as transformers wrote it in 2023
+        ({"quantization_config": {"wbits": 4}}, "unknown"),
+    ],
+)
+def test_how_a_checkpoint_was_quantized_is_read_from_its_config(
+    config: dict[str, object], found: str, checkpoint: Path
+) -> None:
+    (checkpoint / "config.json").write_text(json.dumps({"model_type": "llama", **config}))
+    (checkpoint / "quantize_config.json").write_text('{"bits": 4}')  # means nothing where no weights are packed
+    assert resolve(str(checkpoint)).quantized == found
+
+
 def test_a_folder_without_a_config_is_refused(checkpoint: Path) -> None:
     (checkpoint / "config.json").unlink()
     expected = f"{checkpoint} has no config.json, so it is no checkpoint; give the folder that save_pretrained wrote"
@@ -196,9 +214,7 @@ def _hub(monkeypatch: pytest.MonkeyPatch, download: object) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(snapshot_download=download))
 
 
-def test_a_hub_id_is_fetched_at_its_revision_and_named_by_its_commit(
-    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_hub_id_is_fetched_at_its_revision_and_named_by_its_commit(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     commit = checkpoint.rename(checkpoint.parent / "0123abcd")
 

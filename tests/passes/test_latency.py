@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 QUARTER = 0.25
 ALIKE = ((1, 2, 3),) * 10
+SIX = Effort(min_rounds=6, max_rounds=6, budget_s=1e9)
 
 
 @dataclass
@@ -78,7 +79,7 @@ def _rounds(clock: Clock, prompts: Sequence[Sequence[int]], effort: Effort, anch
 
 
 def test_one_answers_times_are_those_of_its_tokens(clock: Clock) -> None:
-    answer = timed_answer(FakeModel(clock, token_s=0.5), 7, (1, 2, 3), 4)
+    answer, _ = timed_answer(FakeModel(clock, token_s=0.5), 7, (1, 2, 3), 4)
     assert (answer.prompt, answer.prompt_tokens) == (7, 3)
     assert answer.prefill_s == pytest.approx(1.5)
     assert answer.gaps_s == pytest.approx((0.5, 0.5, 0.5))
@@ -88,7 +89,7 @@ def test_one_answers_times_are_those_of_its_tokens(clock: Clock) -> None:
 def test_a_device_is_waited_for_at_the_edges_of_the_phases(clock: Clock) -> None:
     """Work from before is not counted, the first token is there when it is, and the last one too."""
     model = FakeModel(clock, token_s=0.5, device_s=0.25, pending_s=100.0)
-    answer = timed_answer(model, 0, (1,), 3)
+    answer, _ = timed_answer(model, 0, (1,), 3)
     assert answer.prefill_s == pytest.approx(0.5 + 0.25)
     assert sum(answer.gaps_s) == pytest.approx(2 * 0.5)
     assert answer.e2e_s == pytest.approx(3 * (0.5 + 0.25))
@@ -175,7 +176,7 @@ def _seconds(rounds: Sequence[Round]) -> tuple[float, float]:
 
 @pytest.mark.parametrize("ratio", [0.05, 0.3, 1.0, 2.0, 3.3])
 def test_beside_ten_prompts_the_anchor_takes_at_most_a_quarter_of_the_time(ratio: float, clock: Clock) -> None:
-    rounds = _rounds(clock, ALIKE, Effort(min_rounds=6, max_rounds=6), anchor_s=0.01 * ratio)
+    rounds = _rounds(clock, ALIKE, SIX, anchor_s=0.01 * ratio)
     variant, anchor = _seconds(rounds)
     assert 0 < anchor <= QUARTER * (variant + anchor) * (1 + 1e-9)
     assert all(each.anchor for each in rounds)
@@ -244,7 +245,7 @@ def test_garbage_is_collected_outside_the_rounds_only(clock: Clock) -> None:
         return 1.0
 
     model = FakeModel(clock, moods=look)
-    measure_rounds(Contender(model, ALIKE), Contender(FakeModel(clock), ALIKE), 4, Effort(min_rounds=6, max_rounds=6))
+    measure_rounds(Contender(model, ALIKE), Contender(FakeModel(clock), ALIKE), 4, SIX)
     assert not any(seen[-60:])
     assert gc.isenabled()
 
