@@ -32,7 +32,7 @@ class Option:
 
 
 OPTIONS = (
-    Option("model", "list", None, "MODEL", "built-in name, folder, .gguf file, hub id (ORG/NAME[@REVISION][:TYPE]) or server URL"),
+    Option("model", "list", None, "MODEL", "built-in name, folder, .gguf file, hub id ORG/NAME[@REVISION][:TYPE], server URL"),
     Option("method", "list", None, "METHOD", "only these methods"),
     Option("precision", "list", None, "PRECISION", "only these precisions"),
     Option("prompts", "list", None, "SET", "prompt sets: shipped names or text files with one prompt a line"),

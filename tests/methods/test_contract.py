@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from quantbench.errors import UnsupportedError
-from quantbench.methods import METHODS, LoadedModel, Sampling, Settings, qat
+from quantbench.methods import METHODS, LoadedModel, Sampling, Settings, _gptqmodel, qat
 from quantbench.methods._qat import Training
 from quantbench.models._checkpoint import resolve
 from quantbench.passes.similarity import log_softmax
@@ -43,7 +43,7 @@ def packed_bytes(bits: int, group_size: int) -> int:
     return (LINEAR + groups) * bits // 8 + 2 * groups + 2 * REST + ROTARY
 
 
-pytestmark = pytest.mark.usefixtures("artifacts", "short_training")
+pytestmark = pytest.mark.usefixtures("artifacts", "short_training", "short_search")
 
 
 @pytest.fixture
@@ -51,6 +51,14 @@ def short_training(monkeypatch: pytest.MonkeyPatch) -> None:
     """QAT of a few steps: what is learned is not judged here, and the real one takes minutes on a machine without it."""
     few = Training(rate=4e-6, steps=4, batch=1, length=16, warmup=2)
     monkeypatch.setattr(qat, "_TRAINING", dict.fromkeys(("int8", "int4"), few))
+
+
+@pytest.fixture
+def short_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    """AWQ on 32 tokens: its search takes most of a minute on real calibration, and what it finds is not judged here."""
+    monkeypatch.setitem(_gptqmodel.CALIBRATION_SEQUENCES, "awq", 1)
+    full = _gptqmodel.calibration_ids
+    monkeypatch.setattr(_gptqmodel, "calibration_ids", lambda *asked: [ids[:32] for ids in full(*asked)])
 
 
 @pytest.fixture(scope="module")
