@@ -130,6 +130,8 @@ def scenarios(matrix: Matrix) -> list[Scenario]:
     conditions = matrix.conditions
     method, _, precision = conditions.reference.partition("/")
     METHODS[method].precision(precision)
+    if METHODS[method].endpoint:
+        raise UsageError(f"reference {conditions.reference!r} is a server, which gives no logits; name another method")
     for name in matrix.models:
         models.check_name(name)
     for name in matrix.prompts:

@@ -51,6 +51,7 @@ OPTIONS = (
     Option("profile", "text", "default", "PROFILE", "how hard to try: quick, default or thorough"),
     Option("timeout", "float", None, "SECONDS", "limit for one variant with all its prompt sets"),
     Option("keep-jobs", "text", None, "DIR", "keep the job folders; rerun one with python -m quantbench.worker DIR/JOB"),
+    Option("no-probes", "flag", None, "", "do not try what a variant can do besides: fine-tuning, saving, other devices"),
     Option("trust-remote-code", "flag", None, "", "let a checkpoint run its own Python code"),
 )
 
@@ -91,6 +92,7 @@ def plan(values: Values) -> Plan:
         engine=values["engine"],
         keep_jobs=Path(values["keep_jobs"]) if values["keep_jobs"] else None,
         trust_remote_code=values["trust_remote_code"],
+        probes=not values["no_probes"],
     )
 
 

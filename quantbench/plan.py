@@ -10,10 +10,14 @@ from quantbench.scenario import Effort, Scenario
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What a session wants measured, and how hard to try. ``keep_jobs``: leave job folders there for a rerun by hand."""
+    """What a session wants measured, and how hard to try.
+
+    ``keep_jobs``: leave job folders there for a rerun by hand. ``probes``: try what each variant can do besides answering.
+    """
 
     scenarios: tuple[Scenario, ...]
     effort: Effort
     engine: str
     keep_jobs: Path | None = None
     trust_remote_code: bool = False
+    probes: bool = True

@@ -143,7 +143,9 @@ class Runner:
             _, failure = self._work("prepare", first, checkpoint, tasks)
             if failure:
                 return [self._failed(scenario, failure, checkpoint) for scenario, _ in ready]
-        probes = probed(first, checkpoint, lambda: self._work("probe", first, checkpoint, tasks))
+        probes = None
+        if self._plan.probes:
+            probes = probed(first, checkpoint, lambda: self._work("probe", first, checkpoint, tasks))
         try:
             folder, failure = self._work("measure", first, checkpoint, tasks, probes)
         except BaseException:  # Ctrl-C: what the worker had finished is kept
@@ -190,7 +192,8 @@ class Runner:
         conditions = {name: value for name, value in asdict(wanted.conditions).items() if name not in METHODS_OWN}
         asked: dict[str, object] = {
             "content": checkpoint.content_hash, "prompts": chosen.content_hash, "variant": wanted.variant.name,
-            "conditions": conditions, "versions": _runtime_versions(), "format": REFERENCE_FORMAT,
+            "conditions": conditions, "recipe": dict(METHODS[wanted.variant.method].recipe(wanted)),
+            "versions": _runtime_versions(), "format": REFERENCE_FORMAT,
         }  # fmt: skip
         failures: list[Failure] = []
 
@@ -283,8 +286,13 @@ def _identity(scenario: Scenario, checkpoint: Checkpoint | None) -> Mapping[str,
     except QuantbenchError:
         chosen = scenario.prompts
     model = f"{checkpoint.revision} {checkpoint.content_hash}" if checkpoint else scenario.model
-    return {"model": model, "prompts": chosen, **METHODS[scenario.variant.method].recipe(scenario)}
+    reference = scenario.reference()
+    compared = {f"reference_{name}": asked for name, asked in METHODS[reference.variant.method].recipe(reference).items()}
+    return {"model": model, "prompts": chosen, **METHODS[scenario.variant.method].recipe(scenario), **compared}
+
+
+_RUNTIMES = ("torch", "transformers", "llama-cpp-python", "bitsandbytes", "gptqmodel", "torchao")
 
 
 def _runtime_versions() -> dict[str, str]:
-    return {name: number for name, number in versions().items() if name in ("torch", "transformers", "llama-cpp-python")}
+    return {name: number for name, number in versions().items() if name in _RUNTIMES}

@@ -282,10 +282,17 @@ def _scenario_row(record: Record, run: Run) -> dict[str, Any]:
     conditions = asdict(scenario.conditions)
     facts = dict(record.facts)
     used = {name: facts.pop(name, None) for name in _FOUND}
+    machine = run.machine
+    where: dict[str, str | None] = {
+        "device": conditions["device"], "cpu": machine.cpu, "gpus": ", ".join(machine.gpus), "isa": machine.isa,
+    }  # fmt: skip
+    if elsewhere := facts.pop("elsewhere", ""):
+        where = dict.fromkeys(where)
+        reasons |= dict.fromkeys(where, elsewhere)
     return {
         **{
             name: conditions[name]
-            for name in ("reference", "device", "output_tokens", "answer_tokens", "continuation_tokens", "seed")
+            for name in ("reference", "output_tokens", "answer_tokens", "continuation_tokens", "seed")
         },
         **{name: used[name] or None for name in used},
         "threads": int(facts.pop("threads", 0)) or None,
@@ -304,9 +311,7 @@ def _scenario_row(record: Record, run: Run) -> dict[str, Any]:
         "facts": json.dumps(facts),
         "null_reasons": json.dumps(reasons),
         "machine": run.machine.fingerprint,
-        "cpu": run.machine.cpu,
-        "gpus": ", ".join(run.machine.gpus),
-        "isa": run.machine.isa,
+        **where,
         "versions": json.dumps(dict(run.versions)),
         "schema_version": SCHEMA_VERSION,
         **values,

@@ -35,8 +35,9 @@ class WeightMemory:
 class Generation:
     """One timed answer: ``prefill_s`` to the first token, ``gaps_s`` between tokens, ``e2e_s`` for all of it.
 
-    A server may send several tokens in one event: ``gaps_s`` then lie between events, and ``tokens`` says how many tokens
-    there were (by default one more than gaps). ``prompt_tokens`` is None where nobody counted them.
+    A server may send several tokens in one event: ``gaps_s`` then lie between events, ``tokens`` says how many tokens there
+    were (by default one more than gaps) and ``first_tokens`` how many came first. ``prompt_tokens`` is None where nobody
+    counted them.
     """
 
     prompt: int
@@ -45,6 +46,7 @@ class Generation:
     gaps_s: tuple[float, ...]
     e2e_s: float
     tokens: int = 0
+    first_tokens: int = 1
 
     def __post_init__(self) -> None:
         """Count a token a gap and the first, unless told otherwise."""

@@ -16,6 +16,7 @@ PAIRS = 5
 SCENARIOS = 10_000
 PROMPT_FILES = 1250
 DECODE_TOKENS = 128
+LEAST_ROWS = 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,14 +158,19 @@ def default_matrix() -> Iterator[Result]:
 
 
 def _main_job(cache: str) -> tuple[float, int]:
-    """Seconds of ``pytest bench/`` and the rows that it stored."""
+    """Seconds of ``pytest bench/`` and the rows that it stored; ends the harness when rows failed."""
     import pandas as pd
 
     with tempfile.TemporaryDirectory() as name:
         command = [sys.executable, "-m", "pytest", "bench/", "-q", "-p", "no:cacheprovider", f"--quantbench-results={name}"]
         started = time.perf_counter()
         _quiet(command, Path(__file__).parents[2], QUANTBENCH_CACHE=cache)
-        return time.perf_counter() - started, len(pd.read_parquet(Path(name, "scenarios")))
+        seconds = time.perf_counter() - started
+        rows = pd.read_parquet(Path(name, "scenarios"))
+    broken = rows[~rows["status"].isin(["ok", "skipped"])]
+    if len(broken) or (rows["status"] == "ok").sum() < LEAST_ROWS:
+        raise SystemExit(f"the main job is broken, its time says nothing: {broken['reason'].tolist()}")
+    return seconds, len(rows)
 
 
 ALL: dict[str, Callable[[], Iterable[Result]]] = {

@@ -51,11 +51,15 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Artifact:
-    """A quantized model on disk and the seconds its quantization once took, without conversion; None: made elsewhere."""
+    """A model made ready on disk, and the seconds that its quantization, pruning or training once took, without conversion.
+
+    ``quantize_s`` is None where it was made elsewhere, or not at all; ``quantized`` is False where it is quantized on load.
+    """
 
     path: Path
     file_bytes: int
     quantize_s: float | None
+    quantized: bool = True
 
 
 class LoadedModel(Protocol):
@@ -135,7 +139,7 @@ class Endpoint(Protocol):
 
     @property
     def facts(self) -> Mapping[str, str]:
-        """What was found rather than asked: ``kernel`` (the server's own name), the served model, what it heeds."""
+        """What was found rather than asked: ``kernel`` (the server's own name) and the served model; what else it was sent."""
 
     @property
     def artifact(self) -> Artifact | None:
@@ -209,9 +213,10 @@ class Method:
             kinds = " or ".join(_KINDS[kind] for kind in self.kinds)
             raise UnsupportedError(f"method {self.name!r} cannot open {_KINDS[checkpoint.kind]}; give it {kinds}")
         if checkpoint.quantized and checkpoint.quantized not in self.reads:
+            able = " or ".join(each.name for each in METHODS if checkpoint.quantized in each.reads)
             raise UnsupportedError(
                 f"method {self.name!r} cannot open a checkpoint that is quantized already ({checkpoint.quantized}); "
-                f"ask for the method that made it, or give the unquantized checkpoint"
+                + (f"ask for {able}, or give the unquantized checkpoint" if able else "give the unquantized checkpoint")
             )
 
     def open(self, scenario: Scenario, settings: Settings) -> AbstractContextManager[LoadedModel]:

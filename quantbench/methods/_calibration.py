@@ -54,7 +54,10 @@ def calibration_identity(conditions: Conditions) -> str:
     if not conditions.calibration:
         return f"sampled {SEQUENCES} x {LENGTH}"
     path = Path(conditions.calibration)
-    return file_sha256(path) if path.is_file() else conditions.calibration
+    try:
+        return file_sha256(path) if path.is_file() else conditions.calibration
+    except OSError:  # it cannot be read: the row will say so
+        return conditions.calibration
 
 
 def _shape() -> dict[str, int]:
@@ -63,10 +66,14 @@ def _shape() -> dict[str, int]:
 
 def _sampled(settings: Settings, seed: int, device: str) -> list[list[int]]:
     import torch
+    from transformers import GenerationConfig
 
     model = load_pretrained(settings, device, dtype="auto")
     config = model.config
-    limit = min(LENGTH, getattr(config, "max_position_embeddings", LENGTH))
+    limit = min(LENGTH, getattr(config, "max_position_embeddings", None) or LENGTH)
+    model.generation_config = GenerationConfig(  # not the checkpoint's own, which may bend the distribution
+        bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id, pad_token_id=0
+    )
     generator = torch.Generator().manual_seed(seed)
     start = config.bos_token_id
     sequences: list[list[int]] = []

@@ -71,19 +71,20 @@ def prepared(scenario: Scenario, settings: Settings) -> Artifact:
 
     def make(folder: Path) -> None:
         ids = calibration_ids(scenario, settings)
-        count = CALIBRATION_SEQUENCES[method]
+        count = min(CALIBRATION_SEQUENCES[method], len(ids))
         request = {
             "source": str(checkpoint.path), "bits": bits, "group_size": group_size, "method": method,
             "device": conditions.device, "trust_remote_code": checkpoint.trust_remote_code, "seed": conditions.seed,
-            "ids": ids[:: max(1, len(ids) // count)][:count],
+            "ids": [ids[number * len(ids) // count] for number in range(count)],
         }  # fmt: skip
         (folder / _REQUEST).write_text(json.dumps(request))
         _run(folder, method, bits)
 
     folder = artifact("gptqmodel", asked, make)
     path = folder / CHECKPOINT
-    quantize_s = json.loads((folder / _SECONDS).read_text())["quantize_s"]
-    return Artifact(path=path, file_bytes=_bytes(path), quantize_s=quantize_s)
+    made = json.loads((folder / _SECONDS).read_text())
+    here = made.get("device", "cpu").partition(":")[0] == conditions.device.partition(":")[0]
+    return Artifact(path=path, file_bytes=_bytes(path), quantize_s=made["quantize_s"] if here else None)
 
 
 def saved(made: Artifact, out: Path) -> None:
@@ -191,7 +192,7 @@ def main() -> None:
     model.quantize(examples, batch_size=1, backend=backend)
     seconds = time.perf_counter() - started
     model.save(str(folder / CHECKPOINT))
-    (folder / _SECONDS).write_text(json.dumps({"quantize_s": seconds}))
+    (folder / _SECONDS).write_text(json.dumps({"quantize_s": seconds, "device": request["device"]}))
 
 
 if __name__ == "__main__":

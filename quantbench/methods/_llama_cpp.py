@@ -44,6 +44,15 @@ def library() -> Any:
     return llama_cpp
 
 
+def require_offload(device: str) -> None:
+    """Raise UnsupportedError when a GPU is asked of a build of llama.cpp without one, which would run on the CPU instead."""
+    if device != "cpu" and not library().llama_supports_gpu_offload():
+        raise UnsupportedError(
+            f"device {device!r} was asked for and this llama-cpp-python was built without GPU support; "
+            "rebuild it with CMAKE_ARGS='-DGGML_CUDA=on'"
+        )
+
+
 @contextmanager
 def open_gguf_file(path: Path, *, threads: int, context: int, device: str, extra_buffers: bool) -> Iterator[LlamaCppModel]:
     """Load ``path`` without memory mapping, so that its memory compares with other methods'.
@@ -53,11 +62,7 @@ def open_gguf_file(path: Path, *, threads: int, context: int, device: str, extra
     Raises ModelError when llama.cpp cannot load the file, UnsupportedError when a GPU is asked of a build without one.
     """
     lib = library()
-    if device != "cpu" and not lib.llama_supports_gpu_offload():
-        raise UnsupportedError(
-            f"device {device!r} was asked for and this llama-cpp-python was built without GPU support; "
-            "rebuild it with CMAKE_ARGS='-DGGML_CUDA=on'"
-        )
+    require_offload(device)
     kernel = f"llama.cpp-{device}" + ("" if extra_buffers else "-plain-buffers")
     model_params = lib.llama_model_default_params()
     model_params.use_mmap = False

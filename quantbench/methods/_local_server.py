@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from quantbench.errors import MissingDependency, ModelError
+from quantbench.methods._llama_cpp import require_offload
 from quantbench.scenario import ServerAddress
 
 TIMED = "timed"
@@ -51,13 +52,15 @@ def serve(
 ) -> Iterator[LocalServer]:
     """Serve the GGUF file ``path`` on a free port of the loopback; the process is killed at the end.
 
-    Raises MissingDependency without the server's packages, ModelError when it does not answer within ``patience_s``.
+    Raises MissingDependency without the server's packages, UnsupportedError for a GPU that llama.cpp was built without,
+    ModelError when it does not answer within ``patience_s``.
     """
     missing = [module for module in _NEEDS if find_spec(module) is None]
     if missing:
         raise MissingDependency(
             f"a server of one's own needs {', '.join(missing)}, not installed; pip install 'llama-cpp-python[server]'"
         )
+    require_offload(device)
     with tempfile.TemporaryDirectory(prefix="quantbench-server-") as folder:
         config, log = Path(folder) / "config.json", Path(folder) / "log.txt"
         key = secrets.token_hex()
@@ -72,7 +75,7 @@ def serve(
         try:
             url = f"http://127.0.0.1:{settings['port']}/v1"
             _wait_until_ready(process, url, key, log, patience_s)
-            kernel = f"llama_cpp.server {version('llama_cpp_python')}" + ("" if extra_buffers else " plain-buffers")
+            kernel = f"llama_cpp.server {version('llama_cpp_python')} {device}" + ("" if extra_buffers else " plain-buffers")
             yield LocalServer(address=ServerAddress(url=url, model=TIMED), key=key, kernel=kernel, pid=process.pid)
         finally:
             process.kill()

@@ -37,7 +37,8 @@ _REFUSALS = (400, 422)
 _NO_LOGPROBS = (*_REFUSALS, 500, 501)
 _USAGE = {"stream_options": {"include_usage": True}}
 _OWN = {"cache_prompt": False, "repeat_penalty": 1.0}
-_EXTRAS = ("usage, no prompt cache, no repeat penalty", "usage", "none")
+_ELSEWHERE = "the server runs where its URL points, on hardware that it does not name"
+_EXTRAS = ("asked for: usage, no prompt cache, no repeat penalty", "asked for: usage", "none")
 """Asked besides the standard, most first: the next less where a server refuses; one that knows no such field ignores it."""
 
 
@@ -91,7 +92,7 @@ class CompletionsEndpoint:
     def introduce(self, facts: Mapping[str, str] | None, scoring_model: str) -> None:
         """Learn the server's name and its model, unless ``facts`` tell them."""
         if facts is None:
-            facts = self._discover()
+            facts = {**self._discover(), "elsewhere": _ELSEWHERE}
         self._scoring_model = scoring_model or self._model
         self._facts = {"server": self._url, "served_model": self._model, **facts}
 

@@ -48,6 +48,7 @@ _PRUNINGS: Mapping[str, Callable[[Any], None]] = {
     "structured-50": partial(_pruning.remove_neurons, share=0.5),
 }
 _NOTE = "prune.json"
+_FORMAT = 1
 _SPARSE_CAPABILITY = (8, 0)
 
 
@@ -83,7 +84,7 @@ def prepare_prune(scenario: Scenario, settings: Settings) -> Artifact:
         METHODS["bitsandbytes"].check(settings.checkpoint)
     pruning = precision.removesuffix("-sparse").partition("+")[0]
     asked = {
-        "content": settings.checkpoint.content_hash, "pruning": pruning,
+        "content": settings.checkpoint.content_hash, "pruning": pruning, "format": _FORMAT,
         "versions": {name: version(name) for name in ("torch", "transformers")},
     }  # fmt: skip
 
@@ -101,6 +102,7 @@ def prepare_prune(scenario: Scenario, settings: Settings) -> Artifact:
         path=folder,
         file_bytes=sum(path.stat().st_size for path in folder.glob("*.safetensors")),
         quantize_s=json.loads((folder / _NOTE).read_text())["quantize_s"],
+        quantized=not _quantized(scenario),
     )
 
 

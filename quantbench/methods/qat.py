@@ -48,7 +48,11 @@ def prepare_qat(scenario: Scenario, settings: Settings) -> Artifact:
     """The trained checkpoint, still in bfloat16; ``quantize_s`` are the seconds of training."""
     folder = _trained(scenario, settings)
     file_bytes = sum(path.stat().st_size for path in weight_files(folder / _CHECKPOINT))
-    return Artifact(path=folder / _CHECKPOINT, file_bytes=file_bytes, quantize_s=_curve(folder)["seconds"])
+    made = _curve(folder)
+    here = made.get("device", "cpu").partition(":")[0] == scenario.conditions.device.partition(":")[0]
+    return Artifact(
+        path=folder / _CHECKPOINT, file_bytes=file_bytes, quantize_s=made["seconds"] if here else None, quantized=False
+    )
 
 
 @open_qat.asks
@@ -102,7 +106,7 @@ def _train(folder: Path, scenario: Scenario, settings: Settings, training: Train
         quantize_(model.base_model, QATConfig(step="convert"))
         seconds = time.perf_counter() - started
     model.bfloat16().save_pretrained(folder / _CHECKPOINT)
-    (folder / _CURVE).write_text(json.dumps({"seconds": seconds, "losses": losses, "training": asdict(training)}))
+    (folder / _CURVE).write_text(json.dumps({"seconds": seconds, "losses": losses, "device": device}))
 
 
 def _curve(folder: Path) -> dict[str, Any]:

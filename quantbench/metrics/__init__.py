@@ -4,7 +4,8 @@ A new metric is one file here (or an entry point in the group ``quantbench.metri
 
     @metric(Column("answer_tokens_mean", "tokens"))
     def answer_length(trace, reference):
-        return {"answer_tokens_mean": fmean(len(answer.tokens) for answer in trace.answers)}
+        lengths = [len(answer.tokens) for answer in trace.answers if answer.tokens is not None]
+        return {"answer_tokens_mean": fmean(lengths) if lengths else Missing("no answer has token ids")}
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ PREQUANTIZED = "pre-quantized"
 
 _BY_PROBE = {"runs_on_cpu": "cpu", "runs_on_cuda": "cuda", "finetunes": "finetune", "saves_and_reloads": "save_reload"}
 _LOSSES = {"finetune_loss_first": "loss_first", "finetune_loss_last": "loss_last"}
-_NOT_PROBED = "only language models opened from files are probed"
+_NOT_PROBED = "only language models opened from files are probed, and none with --no-probes"
 
 
 @metric(

@@ -17,7 +17,7 @@ _UNCOUNTED = Missing("nobody counted the prompts' tokens: the server does not, a
 _PER_ANSWER: Mapping[str, tuple[str, Callable[[Generation], float]]] = {
     "prefill_s": ("prompt pass to the first token", lambda answer: answer.prefill_s),
     "ttft_s": ("time to first token; no queue here, so it equals prefill_s", lambda answer: answer.prefill_s),
-    "tpot_s": ("(e2e - ttft) / (n - 1)", lambda answer: (answer.e2e_s - answer.prefill_s) / (answer.tokens - 1)),
+    "tpot_s": ("(e2e - ttft) / (n - 1)", lambda each: (each.e2e_s - each.prefill_s) / (each.tokens - each.first_tokens)),
     "e2e_s": ("request to last token", lambda answer: answer.e2e_s),
 }
 
@@ -111,7 +111,7 @@ def decode_tps(answers: Sequence[Generation]) -> float:
 def seconds_per_token(answers: Sequence[Generation]) -> float | None:
     """Time between tokens over tokens after the first; None where every answer came in one piece."""
     decoded = [answer for answer in answers if _spread(answer)]
-    tokens = sum(answer.tokens - 1 for answer in decoded)
+    tokens = sum(answer.tokens - answer.first_tokens for answer in decoded)
     return sum(sum(answer.gaps_s) for answer in decoded) / tokens if tokens else None
 
 
@@ -122,7 +122,7 @@ def output_tps(answers: Sequence[Generation]) -> float:
 
 def _spread(answer: Generation) -> bool:
     """Whether time passed between its tokens; a server may send them all in one piece."""
-    return answer.tokens > 1 and any(answer.gaps_s)
+    return answer.tokens > answer.first_tokens and any(answer.gaps_s)
 
 
 def _matched_ratio(each: Round, rate: Callable[[Sequence[Generation]], float]) -> float:

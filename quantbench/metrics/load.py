@@ -16,7 +16,7 @@ from quantbench.trace import Reference, Trace
 )
 def load(trace: Trace, reference: Reference | None) -> Mapping[str, Value]:
     """Import, load and quantization time"""
-    elsewhere = "it was quantized elsewhere, or not at all: its files were used as they are"
+    elsewhere = "it was quantized elsewhere or on another device, or not at all: its files were used as they are"
     at_load = "this method has no separate quantization step: what it does, it does while loading (load_s)"
     separate = Missing(trace.absent.get("quantize_s", elsewhere if trace.prequantized else at_load))
     return {

@@ -24,6 +24,9 @@ _OLDER_CONFIGS = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
 
 _OLDER_KEYS = {"w_bit": "bits", "q_group_size": "group_size"}
 _PACKED = ".qweight"
+_BESIDE_TORCHAO = ("_weight_scale", "_weight_zero_point")
+"""What torchao's checkpoints hold beside the values of a weight."""
+
 _BESIDE_PACKED = ("qzeros", "scales", "g_idx")
 
 
@@ -100,7 +103,7 @@ def count_parameters(checkpoint: Checkpoint) -> int:
     total = 0
     for name, entry in tensors.items():
         module, _, last = name.rpartition(".")
-        elements = math.prod(entry["shape"])
+        elements = 0 if last in _BESIDE_TORCHAO else math.prod(entry["shape"])
         if name.endswith(_PACKED):
             total += elements * int(entry["dtype"][1:]) // bits  # words of so many bits, as I32
         elif module not in packed or last not in _BESIDE_PACKED:

@@ -16,17 +16,20 @@ ANCHOR_SHARE = 0.25
 T = TypeVar("T")
 
 
-def until_steady(take: Callable[[int], T], seconds: Callable[[T], float], effort: Effort) -> tuple[T, ...]:
+def until_steady(
+    take: Callable[[int], T], seconds: Callable[[T], float], effort: Effort, *, every: int = 1
+) -> tuple[T, ...]:
     """Rounds until the median's confidence interval is narrow enough or the budget is spent.
 
-    ``take`` makes the round of an index, ``seconds`` says how long the variant's part of it took. Garbage is collected before.
+    ``take`` makes the round of an index, ``seconds`` says how long the variant's part of it took. It ends
+    after a multiple of ``every`` rounds. Garbage is collected before.
     """
     rounds: list[T] = []
     deadline = time.perf_counter() + effort.budget_s
     gc.collect()
     gc.disable()
     try:
-        while not _done([seconds(each) for each in rounds], effort, deadline):
+        while len(rounds) % every or not _done([seconds(each) for each in rounds], effort, deadline):
             rounds.append(take(len(rounds)))
     finally:
         gc.enable()

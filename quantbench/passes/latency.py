@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
-from math import ceil
 
 from quantbench.errors import ModelError
 from quantbench.methods import LoadedModel
@@ -39,11 +38,11 @@ def measure_rounds(variant: Contender, anchor: Contender | None, length: int, ef
     """Timed rounds, until the median's confidence interval is narrow enough or the budget is spent.
 
     A round answers every prompt once; where that would take too long for the rounds that an interval takes, a round answers
-    some prompts in rotation, and there are rounds until every prompt had its turn. The other passes came before and warmed
+    some prompts in rotation, and it ends when every prompt had as many turns. The other passes came before and warmed
     the variant up; one answer each warms what is left.
     """
     size = _round_size(variant.answer(0, length).e2e_s, len(variant.prompts), effort)
-    effort = replace(effort, min_rounds=max(effort.min_rounds, ceil(len(variant.prompts) / size)))
+    sweep = len(variant.prompts) // size
     turn = None
     if anchor:
         prompts = len(anchor.prompts)
@@ -55,13 +54,16 @@ def measure_rounds(variant: Contender, anchor: Contender | None, length: int, ef
         opposite = turn.take(sum(map(_seconds, answers)), numbers) if turn else ()
         return Round(index=index, variant=answers, anchor=opposite)
 
-    return until_steady(take, lambda each: sum(map(_seconds, each.variant)), effort)
+    return until_steady(take, lambda each: sum(map(_seconds, each.variant)), effort, every=sweep)
 
 
 def _round_size(answer_s: float, prompts: int, effort: Effort) -> int:
-    """Prompts of one round, such that the fewest rounds take about the budget, the anchor's share included."""
-    affordable = effort.budget_s * (1 - ANCHOR_SHARE) / effort.min_rounds / answer_s
-    return max(1, min(prompts, round(affordable)))
+    """Prompts of one round, such that the fewest rounds take about the budget, the anchor's share included.
+
+    It divides their number, so that all are answered equally often.
+    """
+    affordable = max(1, round(effort.budget_s * (1 - ANCHOR_SHARE) / effort.min_rounds / answer_s))
+    return max(size for size in range(1, prompts + 1) if prompts % size == 0 and size <= affordable)
 
 
 def timed_answer(

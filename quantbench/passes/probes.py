@@ -15,6 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from quantbench.cache import cache_root
 from quantbench.errors import MissingDependency, QuantbenchError
 from quantbench.machine import describe
 from quantbench.methods import METHODS, HasModule, LoadedModel, Sampling, Settings
@@ -98,7 +99,7 @@ def save_reload(subject: Subject, seen: Seen) -> Probe:
     saver = METHODS[subject.scenario.variant.method].saver
     if saver is None:
         return Probe(found=False, note="this method writes no file that can be loaded safely")
-    with TemporaryDirectory() as folder:
+    with TemporaryDirectory(dir=cache_root()) as folder:  # a model may be larger than what holds temporary files
         saver(subject.scenario, subject.settings, Path(folder))
         with _reopened(subject, seen.dtype, Path(folder)) as model:
             difference = _rms(_logits(model, seen.ids) - seen.logits) / _spread(seen.logits)

@@ -15,6 +15,7 @@ from quantbench.errors import ModelError
 from quantbench.job import TRACE_FILE, Checkpoint, Job, Task
 from quantbench.methods import METHODS, LoadedModel
 from quantbench.models._checkpoint import count_parameters, weight_files
+from quantbench.models._gguf import gguf_parts
 from quantbench.models._tokenizer import Tokenizer, open_tokenizer
 from quantbench.passes.latency import Contender, measure_rounds
 from quantbench.passes.memory import measure_peak, reset_high_water, resident
@@ -59,7 +60,7 @@ def measure(job: Job, folder: Path) -> None:
     settings = settings_of(job, context)
     scenario = job.scenario
     artifact = method.preparer(scenario, settings) if method.preparer else None
-    _read_once([artifact.path] if artifact else weight_files(job.checkpoint.path))
+    _read_once(_files(artifact.path) if artifact else weight_files(job.checkpoint.path))
     reset_high_water()
     before = resident()["VmRSS"]
     with ExitStack() as stack:
@@ -96,15 +97,22 @@ def measure(job: Job, folder: Path) -> None:
                 rounds=rounds,
                 answers=answers,
                 columns=columns,
-                prequantized=artifact is not None or bool(job.checkpoint.quantized),
+                prequantized=bool(artifact and artifact.quantized) or bool(job.checkpoint.quantized),
                 probes=_probes(job),
                 facts={**facts, "checkpoint_dtype": each.reference.checkpoint_dtype if each.reference else ""},
             ).save(folder / TRACE_FILE.format(index))
 
 
+def _files(artifact: Path) -> list[Path]:
+    """The files of a folder, or of a GGUF file all parts."""
+    if artifact.is_dir():
+        return [each for each in artifact.rglob("*") if each.is_file()]
+    return gguf_parts(artifact) if artifact.suffix == ".gguf" else [artifact]
+
+
 def _read_once(files: Sequence[Path]) -> None:
     """Bring files into the page cache, so that loading times loading and not the disk."""
-    for path in [each for place in files for each in (sorted(place.rglob("*")) if place.is_dir() else [place])]:
+    for path in files:
         with path.open("rb", buffering=0) as stream:
             while stream.read(_READ_BYTES):
                 pass

@@ -81,6 +81,7 @@ def probed(scenario: Scenario, checkpoint: Checkpoint, work: Work) -> Path | Non
 def _asked(scenario: Scenario, checkpoint: Checkpoint) -> dict[str, object]:
     return {
         "content": checkpoint.content_hash, "variant": scenario.variant.name, "device": scenario.conditions.device,
+        "seed": scenario.conditions.seed,
         "recipe": dict(METHODS[scenario.variant.method].recipe(scenario)), "machine": describe().fingerprint,
         "versions": {name: number for name, number in versions().items() if name in _LIBRARIES}, "format": PROBE_FORMAT,
     }  # fmt: skip

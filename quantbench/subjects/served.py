@@ -56,13 +56,15 @@ class Client:
     def generation(self, index: int, streamed: Streamed, limit: int) -> Generation:
         """What was streamed as an answer of at most ``limit`` tokens, with the best count of tokens that can be had."""
         ids = self.prompts.ids[index]
+        tokens = self._count(self.task.prompts[index], len(ids), streamed, limit)
         return Generation(
             prompt=index,
             prompt_tokens=streamed.prompt_tokens or (len(ids) if self.tokenizer else None),
             prefill_s=streamed.arrivals_s[0],
             gaps_s=tuple(after - before for before, after in pairwise(streamed.arrivals_s)),
             e2e_s=streamed.arrivals_s[-1],
-            tokens=self._count(self.task.prompts[index], len(ids), streamed, limit),
+            tokens=tokens,
+            first_tokens=max(1, round(tokens / len(streamed.pieces))),  # an event may carry several
         )
 
     def _count(self, prompt: str, prompt_tokens: int, streamed: Streamed, limit: int) -> int:
@@ -147,7 +149,7 @@ def _compare(endpoint: Endpoint, tokenizer: Tokenizer | None, prompts: Prompts) 
 
 
 def _native(client: Client, limit: int) -> dict[str, float]:
-    """The server's own timings summed over all prompts; taken first, before it has seen and cached them."""
+    """The server's own timings summed over all prompts."""
     totals: dict[str, float] = {}
     for prompt in client.task.prompts:
         said = client.endpoint.native(prompt, limit)

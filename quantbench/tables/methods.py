@@ -193,7 +193,7 @@ def _speed(line: Line) -> Finding:
         return Finding("not loaded here", reason=line.row.null_reason("conversion") if line.row else "")
     load = "load time unknown" if load_s is None else f"load {format_seconds(load_s)}"
     if word == _ON_LOAD:
-        return Finding(word, detail=load)
+        return Finding(word, detail=load if quantize_s is None else f"prepared in {format_seconds(quantize_s)}, {load}")
     made = "quantized elsewhere" if quantize_s is None else f"quantize {format_seconds(quantize_s)}"
     return Finding(word, detail=f"{made}, {load}")
 
@@ -204,7 +204,7 @@ def _inference_speed(line: Line) -> Finding:
     if ratio is None:
         return Finding("not measured", reason=line.row.null_reason("decode_tps") if line.row else "")
     mark = "" if line.alternated else f.BETWEEN_PROCESSES
-    device = line.row.text("device") if line.row else ""
+    device = (line.row.text("device") if line.row else "") or "the server's machine"
     return Finding(words().inference_speed.word(ratio), detail=f"{times(ratio)}{mark} x {line.group.reference} on {device}")
 
 

@@ -262,13 +262,13 @@ def test_garbage_is_collected_again_after_a_failure(clock: Clock) -> None:
     assert gc.isenabled()
 
 
-@pytest.mark.parametrize(("budget_s", "size"), [(1e9, 10), (3.84, 8), (1.92, 4), (0.3, 1), (0.0, 1)])
+@pytest.mark.parametrize(("budget_s", "size"), [(1e9, 10), (3.84, 5), (1.2, 2), (0.3, 1), (0.0, 1)])
 def test_where_all_prompts_would_take_too_long_they_take_turns(clock: Clock, budget_s: float, size: int) -> None:
-    """An answer takes 0.06 s here; six rounds of ``size`` answers and the anchor's quarter fill the budget."""
+    """An answer takes 0.06 s here; six rounds of ``size`` answers and the anchor's quarter fit the budget."""
     rounds = _rounds(clock, ALIKE, Effort(min_rounds=6, max_rounds=30, budget_s=budget_s))
     assert {len(each.variant) for each in rounds} == {size}
     asked = [answer.prompt for each in rounds for answer in each.variant]
     assert set(asked) == set(range(10))
-    assert max(map(asked.count, range(10))) - min(map(asked.count, range(10))) <= 1 + (len(rounds) * size) % 10
+    assert len({asked.count(prompt) for prompt in range(10)}) == 1
     for each in rounds:
         assert {answer.prompt for answer in each.anchor} <= {answer.prompt for answer in each.variant}
