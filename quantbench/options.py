@@ -51,7 +51,7 @@ OPTIONS = (
     Option("profile", "text", "default", "PROFILE", "how hard to try: quick, default or thorough"),
     Option("timeout", "float", None, "SECONDS", "limit for one variant with all its prompt sets"),
     Option("keep-jobs", "text", None, "DIR", "keep the job folders; rerun one with python -m quantbench.worker DIR/JOB"),
-    Option("no-probes", "flag", None, "", "do not try what a variant can do besides: fine-tuning, saving, other devices"),
+    Option("no-probes", "flag", None, "", "do not try what a variant can do besides: LoRA, saving, other devices"),
     Option("trust-remote-code", "flag", None, "", "let a checkpoint run its own Python code"),
 )
 

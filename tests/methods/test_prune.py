@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -181,7 +182,7 @@ def test_compositions_are_what_bitsandbytes_makes_of_the_pruned_model(precision:
 
     assert found.weight_bytes == packed + 2 * REST + ROTARY
     assert (found.elements, found.nonzero, found.sparse_bytes) == (None, None, None)
-    assert prepared(precision) == prepared(precision.partition("+")[0])
+    assert prepared(precision) == replace(prepared(precision.partition("+")[0]), quantized=False)
 
 
 @pytest.mark.parametrize(

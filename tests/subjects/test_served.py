@@ -178,7 +178,7 @@ class TestUrlModel:
         limits = {limit for _, limit in endpoint.asked}
         assert limits == {CONDITIONS.output_tokens, CONDITIONS.answer_tokens}
         values = evaluate(trace, None)
-        assert (values["native_decode_tps"], values["decode_tps"]) == (8.0, pytest.approx((22 - 3) / (8 * 0.25)))
+        assert (values["native_decode_tps"], values["decode_tps"]) == (8.0, pytest.approx((22 - 3 * 2) / (8 * 0.25)))
         for name in ("weight_bytes", "peak_rss_bytes"):
             assert values[name] == Missing("a server's memory is not seen from here")
         for name in ("exact_match", "chrf", "top1_served"):
