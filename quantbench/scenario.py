@@ -177,7 +177,7 @@ class Effort:
 
     min_rounds: int = 6
     max_rounds: int = 30
-    budget_s: float = 2.5
+    budget_s: float = 2.0
     precision: float = 0.02
     timeout_s: float = 900.0
 
