@@ -16,6 +16,7 @@ from quantbench.machine import Machine
 from quantbench.methods import METHODS
 from quantbench.metrics import all_columns
 from quantbench.record import SCHEMA_VERSION, Column, Missing, Record, Status
+from quantbench.scenario import Scenario
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -278,7 +279,9 @@ def _scenario_row(record: Record, run: Run) -> dict[str, Any]:
     values = {name: None if isinstance(value, Missing) else value for name, value in record.values.items()}
     reasons = {name: value.reason for name, value in record.values.items() if isinstance(value, Missing)}
     if record.status == Status.OK:
-        reasons |= {name: "the worker found none" for name in _FOUND if not record.facts.get(name)}
+        reasons |= {name: "the worker found none" for name in (*_FOUND, "threads", "context") if not record.facts.get(name)}
+        if _bits(scenario) is None:
+            reasons["bits"] = "this precision promises no number of bits"
     conditions = asdict(scenario.conditions)
     facts = dict(record.facts)
     used = {name: facts.pop(name, None) for name in _FOUND}
@@ -307,7 +310,7 @@ def _scenario_row(record: Record, run: Run) -> dict[str, Any]:
         "traceback": record.traceback or None,
         "control": scenario.variant.control,
         "is_reference": scenario.is_reference,
-        "bits": METHODS[scenario.variant.method].precision(scenario.variant.precision).bits,
+        "bits": _bits(scenario),
         "facts": json.dumps(facts),
         "null_reasons": json.dumps(reasons),
         "machine": run.machine.fingerprint,
@@ -316,6 +319,10 @@ def _scenario_row(record: Record, run: Run) -> dict[str, Any]:
         "schema_version": SCHEMA_VERSION,
         **values,
     }
+
+
+def _bits(scenario: Scenario) -> float | None:
+    return METHODS[scenario.variant.method].precision(scenario.variant.precision).bits
 
 
 def _storable(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
