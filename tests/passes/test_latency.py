@@ -212,7 +212,7 @@ def test_a_short_first_prompt_does_not_give_the_anchor_more_than_a_quarter(clock
 
 
 def test_the_anchors_prompts_rotate_so_that_all_are_used(clock: Clock) -> None:
-    rounds = _rounds(clock, ALIKE, Effort(min_rounds=20, max_rounds=20))
+    rounds = _rounds(clock, ALIKE, Effort(min_rounds=20, max_rounds=20, budget_s=1e9))
     assert {answer.prompt for each in rounds for answer in each.anchor} == set(range(10))
     for each in rounds:
         prompts = [answer.prompt for answer in each.anchor]
