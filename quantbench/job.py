@@ -22,6 +22,7 @@ class Checkpoint:
 
     ``kind`` is ``hf`` (a folder with config.json), ``gguf`` (one file), ``module`` (a built-in module without tokens) or
     ``server`` (a URL; no files). ``quantized`` is the ``quant_method`` of a checkpoint that was quantized elsewhere.
+    ``random_weights``: the weights were made at random, so nothing that it says can be compared.
     """
 
     name: str
@@ -31,15 +32,20 @@ class Checkpoint:
     content_hash: str
     trust_remote_code: bool = False
     quantized: str = ""
+    random_weights: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """One prompt set of a job; ``reference`` is the folder of the reference's artifact, made before any variant runs."""
+    """One prompt set of a job; ``reference`` is the folder of the reference's artifact, made before any variant runs.
+
+    Where ``is_text``, the one prompt is a running text to be scored in chunks.
+    """
 
     prompts_name: str
     prompts: tuple[str, ...]
     reference: Path | None
+    is_text: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +94,7 @@ class Job:
                 prompts_name=entry["prompts_name"],
                 prompts=tuple(entry["prompts"]),
                 reference=Path(entry["reference"]) if entry["reference"] else None,
+                is_text=entry["is_text"],
             )
             for entry in body["tasks"]
         )

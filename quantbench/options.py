@@ -35,13 +35,14 @@ OPTIONS = (
     Option("model", "list", None, "MODEL", "built-in name, folder, .gguf file, hub id ORG/NAME[@REVISION][:TYPE], server URL"),
     Option("method", "list", None, "METHOD", "only these methods"),
     Option("precision", "list", None, "PRECISION", "only these precisions"),
-    Option("prompts", "list", None, "SET", "prompt sets: shipped names or text files with one prompt a line"),
+    Option("prompts", "list", None, "SET", "prompt sets: shipped names, files with one prompt a line, text:FILE to score a text"),
     Option("matrix", "text", None, "FILE", "TOML file with the scenarios (without one: every method on the canary)"),
     Option("reference", "text", None, "METHOD/PRECISION", "what the variants are compared with (torch/fp32)"),
     Option("results", "text", "results", "PATH", "where the parquet tables go: a folder or any URI that pyarrow knows"),
     Option("device", "text", None, "DEVICE", "cpu, cuda or cuda:N"),
     Option("threads", "int", None, "N", "worker threads (default: all cores this process may use)"),
     Option("context", "int", None, "TOKENS", "context length (default: the shortest that holds every prompt with its answer)"),
+    Option("chunks", "int", None, "N", "score at most so many chunks of a text (all)"),
     Option("output-tokens", "int", None, "TOKENS", "length of the timed answers (32)"),
     Option("seed", "int", None, "N", "seed of everything that is sampled (0)"),
     Option("calibration", "text", None, "FILE", "text for methods that calibrate or train (default: sampled from the model)"),
@@ -49,6 +50,7 @@ OPTIONS = (
     Option("concurrency", "int", None, "N", "the most requests that a server gets at once (4)"),
     Option("engine", "text", "process", "ENGINE", "process or inline"),
     Option("profile", "text", "default", "PROFILE", "how hard to try: quick, default or thorough"),
+    Option("repeats", "int", "1", "N", "measure everything so many times, each time in fresh processes"),
     Option("timeout", "float", None, "SECONDS", "limit for one variant with all its prompt sets"),
     Option("keep-jobs", "text", None, "DIR", "keep the job folders; rerun one with python -m quantbench.worker DIR/JOB"),
     Option("no-probes", "flag", None, "", "do not try what a variant can do besides: LoRA, saving, other devices"),
@@ -101,7 +103,10 @@ def _scenarios(values: Values) -> list[Scenario]:
     matrix = select(
         matrix, models=values["model"], methods=values["method"], precisions=values["precision"], prompts=values["prompts"]
     )
-    return scenarios(_with_conditions(matrix, values))
+    planned = scenarios(_with_conditions(matrix, values))
+    if values["repeats"] < 1:
+        raise UsageError(f"--repeats {values['repeats']} measures nothing; ask for at least 1")
+    return [replace(scenario, repeat=repeat) for repeat in range(values["repeats"]) for scenario in planned]
 
 
 def _with_conditions(matrix: Matrix, values: Values) -> Matrix:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _QUIET = pytest.mark.filterwarnings("ignore:Benchmark fixture was not used at all")  # as it is when a scenario failed
 PARAMETER = "quantbench_scenario"
-_TOKENS = "quantbench_tokens"
+_READS = "quantbench_reads"
 _PATHS = ("matrix", "results", "keep_jobs", "calibration")
 _CLOCK = pytest.StashKey[ReplayClock]()
 _BAD_INPUT = pytest.StashKey[str]()
@@ -53,7 +53,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Register the markers and the fixture, and make the folder that ``--benchmark-json`` will be written to."""
     config.addinivalue_line("markers", "gpu: needs a CUDA device")
-    config.addinivalue_line("markers", f"{_TOKENS}(wanted): only scenarios whose model reads tokens, or only the others")
+    config.addinivalue_line("markers", f"{_READS}(what): only scenarios that give their model prompts, a text or inputs")
     has_benchmark = config.pluginmanager.hasplugin("benchmark")
     if not has_benchmark:
         config.addinivalue_line("markers", "benchmark: settings of pytest-benchmark, which is not active")
@@ -74,8 +74,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         except QuantbenchError as error:  # raised here it would be a traceback for every file
             metafunc.config.stash[_BAD_INPUT] = str(error)
             planned = {}
-        wanted = metafunc.definition.get_closest_marker(_TOKENS)
-        ids = [each for each, scenario in planned.items() if wanted is None or scenario.has_tokens == wanted.args[0]]
+        wanted = metafunc.definition.get_closest_marker(_READS)
+        ids = [each for each, scenario in planned.items() if wanted is None or scenario.reads == wanted.args[0]]
         metafunc.parametrize(PARAMETER, ids, ids=ids)
 
 
@@ -106,7 +106,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Give a scenario's test its clock and its group before pytest-benchmark looks at them."""
     if identifier := _scenario_of(item):
         clock = item.stash[_CLOCK] = ReplayClock()
-        model, _, prompts = identifier.rsplit("/", 2)
+        model, _, prompts = _session(item.config).planned[identifier].id.rsplit("/", 2)
         phase = getattr(item, "originalname", item.name).removeprefix("test_")
         item.add_marker(pytest.mark.benchmark(group=f"{model} {prompts} {phase}", timer=clock), append=False)
 
@@ -150,7 +150,7 @@ class Session:
         self._plan: Plan = plan(values)
         self._profile = values["profile"]
         self.results: str = values["results"]
-        self.planned: dict[str, Scenario] = {scenario.id: scenario for scenario in self._plan.scenarios}
+        self.planned: dict[str, Scenario] = {scenario.test_id: scenario for scenario in self._plan.scenarios}
         self._command = " ".join(["pytest", *config.invocation_params.args])
         self._root = config.rootpath
         self._runner: Runner | None = None

@@ -41,13 +41,18 @@ Value = float | int | str | bool | Missing
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column: its unit and direction drive the parquet schema, table headers and the regression check."""
+    """One column: its unit and direction drive the parquet schema, table headers and the regression check.
+
+    Of a metric, ``formula`` says how it is computed from what was seen and ``source`` where that definition comes from.
+    """
 
     name: str
     unit: str
     better: Literal["lower", "higher"] | None = None
-    kind: Literal["float", "int", "string", "bool", "time", "ids"] = "float"
+    kind: Literal["float", "int", "string", "bool", "time", "ids", "floats"] = "float"
     doc: str = ""
+    formula: str = ""
+    source: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +70,8 @@ class Output:
     """Greedy answers of the reference and the variant to one prompt. Texts are model output: untrusted.
 
     Without token ids (a server gives text only) what is counted in tokens is None, and ``exact_match`` is of the texts.
+    What was scored on the reference's continuation of the prompt comes last, and is None where nothing was: ``kld`` in nats at
+    each position, in their order. A mean that is no finite number is None as well.
     """
 
     index: int
@@ -78,6 +85,11 @@ class Output:
     first_divergence: int | None
     token_match: float | None
     chrf: float
+    scored_tokens: int | None = None
+    kld: tuple[float, ...] | None = None
+    kld_mean: float | None = None
+    top1_agreement: float | None = None
+    nll_mean: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,7 @@ import tempfile
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -28,15 +28,15 @@ from quantbench.models._checkpoint import resolve
 from quantbench.passes.similarity import REFERENCE_FILE
 from quantbench.plan import Plan
 from quantbench.record import Record, Status
-from quantbench.scenario import METHODS_OWN, Conditions, Scenario, Variant
+from quantbench.scenario import Conditions, Scenario, Variant
 from quantbench.store import Store
 from quantbench.subjects.probe import probed
 from quantbench.trace import Reference, Trace
 
-REFERENCE_FORMAT = 1
+REFERENCE_FORMAT = 2
 """Counts changes in how a reference is sampled, answered or scored; older artifacts are then made again."""
 
-JobKey = tuple[str, Variant, Conditions]
+JobKey = tuple[str, Variant, Conditions, int]
 
 
 class Runner:
@@ -173,7 +173,7 @@ class Runner:
         reference = self._reference(scenario, checkpoint, chosen)
         if isinstance(reference, Failure):
             return reference
-        return Task(prompts_name=scenario.prompts, prompts=chosen.prompts, reference=reference)
+        return Task(prompts_name=scenario.prompts, prompts=chosen.prompts, reference=reference, is_text=chosen.is_text)
 
     def _reference(self, scenario: Scenario, checkpoint: Checkpoint, chosen: prompts.PromptSet) -> Path | Failure | None:
         """The folder of the reference's artifact; None where the reference cannot open such a checkpoint at all."""
@@ -183,13 +183,13 @@ class Runner:
         return self._references[wanted]
 
     def _make_reference(self, wanted: Scenario, checkpoint: Checkpoint, chosen: prompts.PromptSet) -> Path | Failure | None:
-        if checkpoint.kind not in ("hf", "gguf"):
+        if checkpoint.kind not in ("hf", "gguf") or checkpoint.random_weights:
             return None
         try:
             METHODS[wanted.variant.method].check(checkpoint)
         except UnsupportedError:
             return None
-        conditions = {name: value for name, value in asdict(wanted.conditions).items() if name not in METHODS_OWN}
+        conditions = wanted.heeded()
         asked: dict[str, object] = {
             "content": checkpoint.content_hash, "prompts": chosen.content_hash, "variant": wanted.variant.name,
             "conditions": conditions, "recipe": dict(METHODS[wanted.variant.method].recipe(wanted)),
@@ -198,7 +198,7 @@ class Runner:
         failures: list[Failure] = []
 
         def make(folder: Path) -> None:
-            task = Task(prompts_name=wanted.prompts, prompts=chosen.prompts, reference=None)
+            task = Task(prompts_name=wanted.prompts, prompts=chosen.prompts, reference=None, is_text=chosen.is_text)
             if METHODS[wanted.variant.method].preparer:
                 self._work("prepare", wanted, checkpoint, [task])
             done, failure = self._work("reference", wanted, checkpoint, [task])
@@ -266,7 +266,8 @@ class Runner:
             values=evaluate(trace, reference),
             facts={**trace.facts, "anchor": trace.anchor},
             samples=tuple(raw_samples(trace, scenario.conditions.output_tokens - 1)),
-            outputs=compare_answers(trace.answers, reference.answers) if reference else (),
+            outputs=compare_answers(trace.answers, reference.answers, trace.columns) if reference and trace.answers else (),
+            repeat=scenario.repeat,
         )
 
     def _failed(self, scenario: Scenario, failure: Failure, checkpoint: Checkpoint | None) -> Record:
@@ -276,6 +277,7 @@ class Runner:
             status=failure.status,
             reason=failure.reason,
             traceback=failure.traceback,
+            repeat=scenario.repeat,
         )
 
 

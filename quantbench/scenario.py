@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import PurePath
+from typing import Literal
 from urllib.parse import urlsplit
 
 from quantbench.errors import UsageError
@@ -16,6 +17,15 @@ from quantbench.errors import UsageError
 MIN_LENGTH = 2
 SEEDED_INPUTS = "seeded"
 """The prompt set of a model without tokens: seeded random inputs."""
+
+DUMMY_PREFIX = "dummy:"
+"""``dummy:NAME_OR_CONFIG`` is a model too: a real architecture with random weights."""
+
+TEXT_PREFIX = "text:"
+"""``text:FILE`` is a prompt set too: a running text that is scored and not answered."""
+
+Reads = Literal["prompts", "text", "inputs"]
+"""What a scenario gives its model: prompts to answer, a text to score, or seeded inputs for a module without tokens."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +90,8 @@ class Conditions:
     ``continuation_tokens`` are scored teacher-forced. ``context`` 0 stands for the shortest that holds all of these.
     ``threads`` 0 stands for every core that this process may use. ``calibration`` is a text file for methods that calibrate
     or train; empty stands for text sampled from the model itself. ``server`` is what the method ``server`` asks: a URL, or
-    ``gguf/PRECISION`` for a server started here; ``concurrency`` is the most requests that it gets at once.
+    ``gguf/PRECISION`` for a server started here; ``concurrency`` is the most requests that it gets at once. Of a text at
+    most ``chunks`` chunks are scored, 0 stands for all; a chunk is as long as ``context``, by default 512 tokens.
     """
 
     reference: str = "torch/fp32"
@@ -94,13 +105,14 @@ class Conditions:
     calibration: str = ""
     server: str = ""
     concurrency: int = 4
+    chunks: int = 0
 
     def __post_init__(self) -> None:
         """Raise UsageError for figures that cannot be measured."""
         for name in ("output_tokens", "answer_tokens", "continuation_tokens"):
             if getattr(self, name) < MIN_LENGTH:
                 raise UsageError(f"{name} is {getattr(self, name)}; ask for at least {MIN_LENGTH} tokens")
-        for name in ("threads", "context", "seed"):
+        for name in ("threads", "context", "seed", "chunks"):
             if getattr(self, name) < 0:
                 raise UsageError(f"{name} is {getattr(self, name)}; it cannot be negative")
         if self.server and not self.server.startswith("gguf/"):
@@ -115,9 +127,24 @@ METHODS_OWN = ("calibration", "server", "concurrency")
 """Conditions that only some methods heed; those put them into the key themselves."""
 
 
+TEXTS_OWN = ("chunks",)
+"""Conditions that only a text heeds."""
+
+
+def reads(prompts: str) -> Reads:
+    """What a prompt set of that name gives a model."""
+    if prompts == SEEDED_INPUTS:
+        return "inputs"
+    return "text" if prompts.startswith(TEXT_PREFIX) else "prompts"
+
+
 @cache  # a matrix of thousands has few names
 def short_name(name: str) -> str:
     """A model or prompt set as an id shows it: names and hub ids as they are, of a path its last part."""
+    if name.startswith(TEXT_PREFIX):
+        return TEXT_PREFIX + PurePath(name.removeprefix(TEXT_PREFIX)).name.removesuffix(".txt")
+    if name.startswith(DUMMY_PREFIX):
+        return DUMMY_PREFIX + short_name(name.removeprefix(DUMMY_PREFIX).removesuffix("/config.json"))
     is_path = name.startswith((".", "/", "~")) or name.endswith((".gguf", ".txt"))
     last = PurePath(name).name or name
     return last.removesuffix(".gguf").removesuffix(".txt") if is_path else name
@@ -125,12 +152,16 @@ def short_name(name: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scenario:
-    """Model x method x precision x prompt set. ``id`` is the pytest id and the row key."""
+    """Model x method x precision x prompt set. ``id`` is the row key, with ``repeat``, and without repeats the pytest id.
+
+    A repeat is the same scenario once more in a fresh process; it is no part of what was asked, so keys stay equal.
+    """
 
     model: str
     variant: Variant
     prompts: str
     conditions: Conditions = field(default_factory=Conditions)
+    repeat: int = 0
 
     @property
     def id(self) -> str:
@@ -138,24 +169,34 @@ class Scenario:
         return f"{short_name(self.model)}/{self.variant.label}/{short_name(self.prompts)}"
 
     @property
+    def test_id(self) -> str:
+        """The pytest id: ``id``, and for repeats ``#2``, ``#3`` after it."""
+        return f"{self.id}#{self.repeat + 1}" if self.repeat else self.id
+
+    @property
     def is_reference(self) -> bool:
         """Whether this is the unquantized model that the others are compared with (a control is not)."""
         return self.variant.name == self.conditions.reference and not self.variant.control
 
     @property
-    def has_tokens(self) -> bool:
-        """Whether the model reads prompts; a module of the tutorials takes seeded inputs instead."""
-        return self.prompts != SEEDED_INPUTS
+    def reads(self) -> Reads:
+        """What the model is given."""
+        return reads(self.prompts)
 
     @property
-    def job(self) -> tuple[str, Variant, Conditions]:
+    def job(self) -> tuple[str, Variant, Conditions, int]:
         """Scenarios with an equal job share one load of the model."""
-        return self.model, self.variant, self.conditions
+        return self.model, self.variant, self.conditions, self.repeat
 
     def reference(self) -> Scenario:
         """The scenario of the reference for the same model and prompts."""
         method, _, precision = self.conditions.reference.partition("/")
-        return replace(self, variant=Variant(method=method, precision=precision))
+        return replace(self, variant=Variant(method=method, precision=precision), repeat=0)
+
+    def heeded(self) -> dict[str, str | int]:
+        """The conditions that count here, by name: not those that some other method or a text alone heeds."""
+        others = METHODS_OWN if self.reads == "text" else (*METHODS_OWN, *TEXTS_OWN)
+        return {name: value for name, value in asdict(self.conditions).items() if name not in others}
 
     def key(self, identity: Mapping[str, str]) -> str:
         """sha256 of what was asked and changes what is measured.
@@ -163,8 +204,7 @@ class Scenario:
         ``identity`` is the content behind the names of model and prompts (revision and hashes), known at run time only, and
         what the method asks besides: calibration, kernel, server.
         """
-        conditions = {name: value for name, value in asdict(self.conditions).items() if name not in METHODS_OWN}
-        asked = {"variant": asdict(self.variant), "conditions": conditions, "identity": dict(identity)}
+        asked = {"variant": asdict(self.variant), "conditions": self.heeded(), "identity": dict(identity)}
         return hashlib.sha256(json.dumps(asked, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 

@@ -44,7 +44,8 @@ IDENTITY_COLUMNS = (
     Column("reference", "", kind="string", doc="the variant compared with"),
     Column("is_reference", "", kind="bool"),
     Column("bits", "bits", doc="nominal"),
-    Column("device", "", kind="string"),
+    Column("device", "", kind="string", doc="as asked for"),
+    Column("device_found", "", kind="string", doc="where the weights were found: cpu or cuda:N; never another than asked for"),
     Column("threads", "", kind="int", doc="as used"),
     Column("context", "tokens", kind="int", doc="as used"),
     Column("output_tokens", "tokens", kind="int", doc="timed answer length"),
@@ -91,6 +92,11 @@ OUTPUT_COLUMNS = (
     Column("first_divergence", "tokens", kind="int", doc="null when the answers are equal, or have no token ids"),
     Column("token_match", "ratio", "higher"),
     Column("chrf", "chrF", "higher"),
+    Column("scored_tokens", "tokens", kind="int", doc="positions of the continuation compared with the reference"),
+    Column("kld", "nats", "lower", kind="floats", doc="KL(reference || variant) at each of them, in their order"),
+    Column("kld_mean", "nats", "lower", doc="mean of kld"),
+    Column("top1_agreement", "ratio", "higher", doc="share of positions where both put the same token first"),
+    Column("nll_mean", "nats", "lower", doc="mean negative log-likelihood of the continuation"),
 )
 RUN_COLUMNS = (
     Column("run_id", "", kind="string"),
@@ -133,6 +139,7 @@ def schema(table: str) -> pa.Schema:
     types = {
         "float": pa.float64(), "int": pa.int64(), "string": pa.string(), "bool": pa.bool_(),
         "time": pa.timestamp("us", tz="UTC"), "ids": pa.list_(pa.int32()),
+        "floats": pa.list_(pa.float32()),
     }  # fmt: skip
     fields = [
         pa.field(
@@ -280,6 +287,8 @@ def _scenario_row(record: Record, run: Run) -> dict[str, Any]:
     reasons = {name: value.reason for name, value in record.values.items() if isinstance(value, Missing)}
     if record.status == Status.OK:
         reasons |= {name: "the worker found none" for name in (*_FOUND, "threads", "context") if not record.facts.get(name)}
+        if not record.facts.get("device"):
+            reasons["device_found"] = "the method does not say where its weights are"
         if _bits(scenario) is None:
             reasons["bits"] = "this precision promises no number of bits"
     conditions = asdict(scenario.conditions)
@@ -287,7 +296,8 @@ def _scenario_row(record: Record, run: Run) -> dict[str, Any]:
     used = {name: facts.pop(name, None) for name in _FOUND}
     machine = run.machine
     where: dict[str, str | None] = {
-        "device": conditions["device"], "cpu": machine.cpu, "gpus": ", ".join(machine.gpus), "isa": machine.isa,
+        "device": conditions["device"], "device_found": facts.pop("device", "") or None,
+        "cpu": machine.cpu, "gpus": ", ".join(machine.gpus), "isa": machine.isa,
     }  # fmt: skip
     if elsewhere := facts.pop("elsewhere", ""):
         where = dict.fromkeys(where)

@@ -11,11 +11,14 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightMemory:
-    """True bytes of everything that stores weights, by kind (parameters, quantization state, buffers, tensors).
+    """True bytes of everything that stores weights, by kind.
 
+    The kinds ``parameters``, ``buffers`` and ``tensor_subclasses`` (what wrapper subclasses among them really hold) are what
+    transformers walks over; any other kind is named for what it is, as people read it (``packed_weights``).
     ``footprint_bytes`` is ``get_memory_footprint()`` as transformers says it, ``state_dict_bytes`` what ``torch.save`` writes
     for the state dict; ``nonzero`` of ``elements`` prunable weights are not zero, and ``sparse_bytes`` would hold all weights
-    if zeros were left out. None where there is no such figure.
+    if zeros were left out. ``step_bytes`` are the weights that one decode step reads, of an input embedding of its own one row;
+    ``cache_position_bytes`` are keys and values of one position. None where there is no such figure.
     """
 
     by_kind: Mapping[str, int]
@@ -24,6 +27,8 @@ class WeightMemory:
     elements: int | None = None
     nonzero: int | None = None
     sparse_bytes: int | None = None
+    step_bytes: int | None = None
+    cache_position_bytes: int | None = None
 
     @property
     def weight_bytes(self) -> int:
@@ -111,7 +116,8 @@ class PeakMemory:
 
     ``start_rss_bytes`` is what the process held before the model was opened (a forked worker inherits pages);
     ``load_peak_rss_bytes`` is the high-water mark while it was opened.
-    ``rss_anon_bytes`` and ``rss_file_bytes`` are the split at the end of the round.
+    ``rss_anon_bytes`` and ``rss_file_bytes`` are the anonymous and the file-backed part at the sample, one each 2 ms, with the
+    most resident memory. What torch's allocator held on a device is None on the CPU, and 0 of a runtime with its own allocator.
     """
 
     peak_rss_bytes: int
@@ -121,6 +127,16 @@ class PeakMemory:
     rss_file_bytes: int
     device_allocated_bytes: int | None = None
     device_reserved_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Energy:
+    """Joules that a device took while so many tokens were generated; ``source`` names the counter."""
+
+    joules: float
+    tokens: int
+    window_s: float
+    source: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,8 +194,9 @@ class Probe:
 class Trace:
     """Everything seen of one scenario.
 
-    ``columns`` is an .npz of equally long arrays, one entry per scored position: ``prompt`` int32, ``kld``, ``nll`` and
-    ``nll_reference`` float64, ``top1`` bool. ``calls`` and ``distance`` are of a module without tokens, ``load_points``,
+    ``columns`` is an .npz of equally long arrays, one entry per scored position: ``prompt`` int32 (of a text its chunk),
+    ``nll`` float64 and, where there is a reference, ``kld`` and ``nll_reference`` float64, ``top1`` bool. ``score_s`` are the
+    seconds that scoring each prompt or chunk took, ``score_tokens`` how many the model read meanwhile. ``calls`` and ``distance`` are of a module without tokens, ``load_points``,
     ``top_logprobs`` and ``native`` (a server's own timings) of a server. ``absent`` says why a part is missing, by its name.
     """
 
@@ -197,8 +214,14 @@ class Trace:
     rounds: tuple[Round, ...]
     answers: tuple[Answer, ...]
     columns: Path | None
+    score_s: tuple[float, ...] = ()
+    score_tokens: int = 0
     calls: tuple[Calls, ...] = ()
     distance: OutputDistance | None = None
+    memory_bandwidth_bps: float | None = None
+    """Bytes per second that a copy on this machine's device reads and writes."""
+    bytes_per_token: int | None = None
+    energy: Energy | None = None
     load_points: tuple[LoadPoint, ...] = ()
     top_logprobs: TopLogprobs | None = None
     native: Mapping[str, float] = field(default_factory=dict)
@@ -225,8 +248,10 @@ class Trace:
         body["rounds"] = tuple(_round(entry) for entry in body["rounds"])
         body["answers"] = tuple(_answer(entry) for entry in body["answers"])
         body["columns"] = Path(body["columns"]) if body["columns"] else None
+        body["score_s"] = tuple(body["score_s"])
         body["calls"] = tuple(Calls(**{name: tuple(times) for name, times in entry.items()}) for entry in body["calls"])
         body["distance"] = OutputDistance(**body["distance"]) if body["distance"] else None
+        body["energy"] = Energy(**body["energy"]) if body["energy"] else None
         body["load_points"] = tuple(LoadPoint(**{**entry, "ttft_s": tuple(entry["ttft_s"])}) for entry in body["load_points"])
         body["top_logprobs"] = TopLogprobs(**body["top_logprobs"]) if body["top_logprobs"] else None
         body["probes"] = load_probes(body["probes"])

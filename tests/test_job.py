@@ -48,5 +48,5 @@ def test_a_job_reads_back_as_it_was_written(job: Job) -> None:
 
 @given(jobs)
 def test_the_scenario_of_a_job_is_that_of_its_first_prompt_set(job: Job) -> None:
-    assert job.scenario.job == (job.checkpoint.name, job.variant, job.conditions)
+    assert job.scenario.job == (job.checkpoint.name, job.variant, job.conditions, 0)
     assert job.scenario.prompts == job.tasks[0].prompts_name

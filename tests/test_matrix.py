@@ -67,6 +67,7 @@ def test_every_axis_and_condition_is_read(matrix_file: Callable[[str], Path]) ->
         calibration = "text.txt"
         server = "gguf/q8_0"
         concurrency = 2
+        chunks = 3
     """)
     conditions = Conditions(
         reference="torch/bf16",
@@ -80,6 +81,7 @@ def test_every_axis_and_condition_is_read(matrix_file: Callable[[str], Path]) ->
         calibration="text.txt",
         server="gguf/q8_0",
         concurrency=2,
+        chunks=3,
     )
     assert read_matrix(path) == Matrix(
         models=("canary", "org/model"),
@@ -139,7 +141,7 @@ def test_a_module_is_planned_on_seeded_inputs_with_the_methods_that_open_it() ->
         "canary/torch-fp32/ten", "canary/torch-fp32-control/ten", "canary/gguf-q8_0/ten",
     ]  # fmt: skip
     assert [scenario.id for scenario in both if scenario.model == "lstm"] == expected[:2]
-    assert {scenario.has_tokens for scenario in both if scenario.model == "lstm"} == {False}
+    assert {scenario.reads for scenario in both if scenario.model == "lstm"} == {"inputs"}
 
 
 def test_a_module_beside_methods_that_cannot_open_it_is_refused_unless_another_model_has_scenarios() -> None:

@@ -104,3 +104,36 @@ def test_a_file_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
         prompts.load(str(path))
     assert str(caught.value).startswith(f"prompt file {str(path)!r} is not UTF-8 text (")
     assert str(caught.value).endswith("save it as UTF-8")
+
+
+def test_a_text_is_one_prompt_byte_for_byte_but_for_its_last_newline(tmp_path: Path) -> None:
+    """llama-perplexity takes one newline off as well; a byte order mark, line ends and comments stay as they are."""
+    path = tmp_path / "running.txt"
+    content = "\ufeff# no comment\r\n\n  one\ttwo \\n é\n\n"
+    path.write_bytes(content.encode())
+    loaded = prompts.load(f"text:{path}")
+    assert (loaded.is_text, loaded.prompts) == (True, (content[:-1],))
+    assert not prompts.load("two").is_text
+
+
+def test_a_text_is_known_by_its_content(tmp_path: Path) -> None:
+    one, same, other = (tmp_path / name for name in ("one.txt", "same.txt", "other.txt"))
+    for path, content in ((one, "a b"), (same, "a b"), (other, "a c")):
+        path.write_text(content)
+    first, second, third = (prompts.load(f"text:{path}").content_hash for path in (one, same, other))
+    assert first == second != third
+
+
+def test_a_text_that_is_not_there_is_named(tmp_path: Path) -> None:
+    missing = str(tmp_path / "missing.txt")
+    with pytest.raises(UsageError) as caught:
+        prompts.check_name(f"text:{missing}")
+    assert str(caught.value) == f"text file {missing!r} does not exist; give text:FILE with a UTF-8 text"
+
+
+@pytest.mark.parametrize(("content", "reason"), [(b"", "is empty"), (b" \n \n", "is empty"), (b"Gr\xfc", "is not UTF-8 text")])
+def test_a_text_that_cannot_be_read_is_refused(content: bytes, reason: str, tmp_path: Path) -> None:
+    path = tmp_path / "bad.txt"
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match=reason):
+        prompts.load(f"text:{path}")

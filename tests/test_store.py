@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 TABLES = ("scenarios", "samples", "outputs", "runs")
 SCENARIO_COLUMNS = (
     "run_id", "started_at", "scenario_id", "scenario_key", "model", "method", "precision", "prompts", "repeat", "status",
-    "reason", "traceback", "control", "reference", "is_reference", "bits", "device", "threads", "context", "output_tokens",
+    "reason", "traceback", "control", "reference", "is_reference", "bits", "device", "device_found", "threads", "context",
+    "output_tokens",
     "answer_tokens", "continuation_tokens", "seed", "anchor", "kernel", "kv_dtype", "checkpoint_dtype", "instrument_check",
     "facts", "null_reasons", "machine", "cpu", "gpus", "isa", "versions", "schema_version", "scored_tokens", "kld_mean",
     "kld_mean_se", "kld_median", "kld_p99", "kld_max", "top1_agreement", "top1_agreement_se", "delta_p_rms", "delta_p_rms_se",
@@ -46,6 +47,9 @@ SCENARIO_COLUMNS = (
     "call_s", "call_mad_s", "call_p90_s", "call_ratio", "call_ratio_low", "call_ratio_high", "output_cosine",
     "output_max_abs_error", "concurrency", "concurrent_tps", "concurrent_ttft_s", "concurrency_tps", "top_logprob_positions",
     "top1_served", "topk_overlap", "topk_logprob_error", "native_decode_tps", "native_prefill_tps",
+    "clusters", "few_clusters", "kld_mean_low", "kld_mean_high", "top1_agreement_low", "top1_agreement_high", "ppl_low",
+    "ppl_high", "ppl_ratio_low", "ppl_ratio_high", "chrf_low", "chrf_high",
+    "memory_bandwidth_bps", "bytes_per_token", "mbu", "energy_per_token_j", "energy_window_s", "energy_source",
 )  # fmt: skip
 """Written down, so that a column that is renamed or dropped is noticed; columns are only ever added."""
 
@@ -86,7 +90,7 @@ def ok() -> Record:
         values=values,
         facts={
             "kernel": "ggml-cpu", "kv_dtype": "f16", "checkpoint_dtype": "bf16", "threads": "2", "context": "256",
-            "anchor": "gguf/f16", "isa_of_build": "AVX512",
+            "anchor": "gguf/f16", "device": "cpu", "isa_of_build": "AVX512",
         },
         samples=(Sample("prefill", 0, 0, 0.25), Sample("gap", 0, 1, 0.125)),
         outputs=(
@@ -215,7 +219,8 @@ def test_a_row_of_scenarios_holds_what_was_asked_found_and_measured(results: str
     expected = {
         "run_id": run.run_id, "started_at": run.started_at, "scenario_id": "canary/gguf-q4_k_m/ten", "scenario_key": "k" * 64,
         "model": "canary", "method": "gguf", "precision": "q4_k_m", "prompts": "ten", "repeat": 0, "status": "ok",
-        "control": False, "reference": "torch/fp32", "is_reference": False, "bits": 4.0, "device": "cpu", "threads": 2,
+        "control": False, "reference": "torch/fp32", "is_reference": False, "bits": 4.0, "device": "cpu", "device_found": "cpu",
+        "threads": 2,
         "context": 256, "output_tokens": 32, "answer_tokens": 64, "continuation_tokens": 128, "seed": 0, "anchor": "gguf/f16",
         "kernel": "ggml-cpu", "kv_dtype": "f16", "checkpoint_dtype": "bf16", "instrument_check": True,
         "machine": MACHINE.fingerprint, "cpu": "Xeon", "gpus": "", "isa": "avx2 fma", "schema_version": 1,
@@ -241,6 +246,19 @@ def test_a_fact_that_this_runtime_has_not_gets_a_reason_too(results: str, run: R
     assert _missing(frame) - OF_OK_ROWS <= set(json.loads(frame["null_reasons"].iloc[0]))
 
 
+@pytest.mark.parametrize(
+    ("elsewhere", "nulls", "words"),
+    [("", {"device_found"}, "does not say where"), ("it ran there", {"device", "device_found"}, "it ran there")],
+    ids=["silent method", "server"],
+)
+def test_a_device_that_nobody_found_has_a_reason(elsewhere: str, nulls: set[str], words: str, results: str, ok: Record) -> None:
+    run = Run(machine=MACHINE, versions={}, command="", commit="", profile="quick", engine="inline")
+    _write(results, run, replace(ok, facts={**ok.facts, "device": "", "elsewhere": elsewhere}))
+    frame = load(results)
+    assert {"device", "device_found"} & _missing(frame) == nulls
+    assert words in json.loads(frame["null_reasons"].iloc[0])["device_found"]
+
+
 def test_a_failed_scenario_has_a_row_too_with_its_reason(results: str, run: Run, ok: Record, crashed: Record) -> None:
     _write(results, run, ok, crashed)
     frame = load(results)
@@ -261,6 +279,19 @@ def test_samples_and_outputs_hang_on_their_scenario(results: str, run: Run, ok: 
     for frame in (samples, outputs):
         assert set(frame["scenario_key"]) == {"k" * 64}
         assert set(frame["run_id"]) == {run.run_id}
+
+
+def test_outputs_hold_lists_of_figures_and_nulls(results: str, run: Run, ok: Record) -> None:
+    import pyarrow as pa
+
+    scored = replace(ok.outputs[0], scored_tokens=3, kld=(0.25, 1e-9, 0.1), kld_mean=0.125, top1_agreement=1.0, nll_mean=2.5)
+    _write(results, run, replace(ok, outputs=(scored, ok.outputs[1])))
+    found = load(results, "outputs")
+    assert schema("outputs").field("kld").type == pa.list_(pa.float32())
+    assert found["kld"][0].tolist() == pytest.approx([0.25, 1e-9, 0.1])
+    assert (found["kld"][1], found["kld_mean"][0], found["nll_mean"][0]) == (None, 0.125, 2.5)
+    assert found["scored_tokens"].tolist()[0] == 3
+    assert {"scored_tokens", "kld", "kld_mean", "top1_agreement", "nll_mean"} <= _missing(found, 1)
 
 
 def test_the_runs_own_row(results: str, run: Run, ok: Record) -> None:

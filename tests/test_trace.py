@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quantbench.trace import Answer, Generation, LoadPoint, PeakMemory, Reference, Round, TopLogprobs, Trace, WeightMemory
+from quantbench.trace import (
+    Answer,
+    Energy,
+    Generation,
+    LoadPoint,
+    PeakMemory,
+    Reference,
+    Round,
+    TopLogprobs,
+    Trace,
+    WeightMemory,
+)
 
 if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy
@@ -68,6 +79,9 @@ traces = st.builds(
     ),
     top_logprobs=st.none()
     | st.builds(TopLogprobs, positions=counts, k=counts, top1=seconds, overlap=seconds, error=st.none() | seconds),
+    memory_bandwidth_bps=st.none() | seconds,
+    bytes_per_token=st.none() | counts,
+    energy=st.none() | st.builds(Energy, joules=seconds, tokens=counts, window_s=seconds, source=texts),
     native=st.dictionaries(texts, seconds, max_size=3),
     absent=st.dictionaries(texts, texts, max_size=3),
     facts=st.dictionaries(texts, texts, max_size=3),

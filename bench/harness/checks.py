@@ -1,4 +1,4 @@
-"""The checks: collection, start-up, job overhead, and decode speed against the bare libraries."""
+"""The checks by name; here those of collection, start-up, job overhead and the main job."""
 
 from __future__ import annotations
 
@@ -8,32 +8,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+
+import fidelity
+from ratios import Result, seconds_in_turn, time_ratio
 
 PAIRS = 5
 SCENARIOS = 10_000
 PROMPT_FILES = 1250
-DECODE_TOKENS = 128
 LEAST_ROWS = 24
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """One figure with what it is compared with; ``limit`` such as ``<= 1.3`` is checked against ``figure``."""
-
-    name: str
-    ours: str
-    bare: str
-    figure: float
-    limit: str
-
-    @property
-    def holds(self) -> bool:
-        """Whether the figure keeps its limit."""
-        sign, bound = self.limit.split()
-        return self.figure <= float(bound) if sign == "<=" else self.figure >= float(bound)
 
 
 def collection() -> Iterator[Result]:
@@ -59,10 +43,10 @@ def collection() -> Iterator[Result]:
         )
         command = [sys.executable, "-m", "pytest", "--collect-only", "-qq", "-p", "no:cacheprovider"]
         with_plugin = [*command, "--quantbench-matrix=matrix.toml"]
-        times = _alternate(
+        times = seconds_in_turn(
             lambda: _quiet(with_plugin, ours), lambda: _quiet([*command, "-p", "no:quantbench"], bare), pairs=PAIRS
         )
-        yield _ratio("collect 10,000 scenarios", times, "<= 1.3", "s")
+        yield time_ratio("collect 10,000 scenarios", times, "<= 1.3")
 
 
 def start_up() -> Iterator[Result]:
@@ -70,7 +54,7 @@ def start_up() -> Iterator[Result]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         command = [sys.executable, "-m", "pytest", "--collect-only", "-qq", "-p", "no:cacheprovider"]
-        times = _alternate(
+        times = seconds_in_turn(
             lambda: _quiet(command, folder), lambda: _quiet([*command, "-p", "no:quantbench"], folder), pairs=2 * PAIRS
         )
         ours, bare = median(times[0]), median(times[1])
@@ -106,48 +90,6 @@ def job_overhead() -> Iterator[Result]:
     yield Result("job overhead per variant (in s)", f"{median(walls[rest]):.3f} s", "", median(overheads[rest]), "<= 0.5")
 
 
-def torch_decode() -> Iterator[Result]:
-    """Decoding the same tokens with plain ``model.generate``."""
-    import torch
-
-    from quantbench.methods import METHODS
-
-    prompt = [1, 350, 300, 400, 500]
-    with METHODS["torch"].open(*_canary("torch", "fp32")) as loaded:
-        model = loaded.model  # type: ignore[attr-defined]
-        ids = torch.tensor([prompt])
-        options = {"max_new_tokens": DECODE_TOKENS, "min_new_tokens": DECODE_TOKENS, "do_sample": False}
-
-        def bare() -> None:
-            model.generate(ids, attention_mask=torch.ones_like(ids), pad_token_id=0, **options)
-
-        yield _speed("torch decode over model.generate", lambda: _drain(loaded.generate(prompt, DECODE_TOKENS)), bare)
-
-
-def gguf_decode() -> Iterator[Result]:
-    """Decoding the same tokens with llama.cpp's calls and nothing around them."""
-    from quantbench.methods import METHODS
-
-    prompt = [1, 350, 300, 400, 500]
-    with METHODS["gguf"].open(*_canary("gguf", "q4_k_m")) as loaded:
-        lib, context = loaded._lib, loaded._context  # type: ignore[attr-defined]  # noqa: SLF001 - the same context, bare
-
-        def bare() -> None:
-            sampler = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
-            lib.llama_sampler_chain_add(sampler, lib.llama_sampler_init_greedy())
-            lib.llama_memory_clear(lib.llama_get_memory(context), True)
-            cells = (lib.llama_token * len(prompt))(*prompt)
-            lib.llama_decode(context, lib.llama_batch_get_one(cells, len(prompt)))
-            cell = (lib.llama_token * 1)(lib.llama_sampler_sample(sampler, context, -1))
-            batch = lib.llama_batch_get_one(cell, 1)
-            for _ in range(DECODE_TOKENS - 1):
-                lib.llama_decode(context, batch)
-                cell[0] = lib.llama_sampler_sample(sampler, context, -1)
-            lib.llama_sampler_free(sampler)
-
-        yield _speed("gguf decode over the bare loop", lambda: _drain(loaded.generate(prompt, DECODE_TOKENS)), bare)
-
-
 def default_matrix() -> Iterator[Result]:
     """The whole main job with an empty cache, in which everything is quantized, trained and probed, and once more with it."""
     with tempfile.TemporaryDirectory() as cache:
@@ -177,53 +119,15 @@ ALL: dict[str, Callable[[], Iterable[Result]]] = {
     "start-up": start_up,
     "collection": collection,
     "job-overhead": job_overhead,
-    "torch-decode": torch_decode,
-    "gguf-decode": gguf_decode,
+    "torch-decode": fidelity.torch_decode,
+    "gguf-decode": fidelity.gguf_decode,
+    "llama-bench": fidelity.llama_bench,
+    "kld-scoring": fidelity.kld_scoring,
     "default-matrix": default_matrix,
 }
-
-
-def _canary(method: str, precision: str) -> tuple[object, object]:
-    from quantbench.machine import available_cpus
-    from quantbench.methods import Settings
-    from quantbench.models._checkpoint import resolve
-    from quantbench.scenario import Scenario, Variant
-
-    scenario = Scenario(model="canary", variant=Variant(method=method, precision=precision), prompts="two")
-    return scenario, Settings(checkpoint=resolve("canary"), threads=available_cpus(), context=256)
-
-
-def _drain(tokens: Iterable[int]) -> None:
-    for _ in tokens:
-        pass
 
 
 def _quiet(command: list[str], folder: Path, **variables: str) -> None:
     environment = {**os.environ, "PYTEST_ADDOPTS": "", **variables}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)  # without its cache pytest rewrites every plugin module on every start
     subprocess.run(command, cwd=folder, env=environment, check=False, stdout=subprocess.DEVNULL)
-
-
-def _alternate(ours: Callable[[], None], bare: Callable[[], None], *, pairs: int) -> tuple[list[float], list[float]]:
-    """Seconds of both, in turn, after one untimed call of each."""
-    ours()
-    bare()
-    times: tuple[list[float], list[float]] = ([], [])
-    for _ in range(pairs):
-        for index, work in enumerate((ours, bare)):
-            started = time.perf_counter()
-            work()
-            times[index].append(time.perf_counter() - started)
-    return times
-
-
-def _ratio(name: str, times: tuple[list[float], list[float]], limit: str, unit: str) -> Result:
-    ratio = median(a / b for a, b in zip(*times, strict=True))
-    return Result(name, f"{median(times[0]):.3f} {unit}", f"{median(times[1]):.3f} {unit}", ratio, limit)
-
-
-def _speed(name: str, ours: Callable[[], None], bare: Callable[[], None]) -> Result:
-    times = _alternate(ours, bare, pairs=4 * PAIRS)
-    ratio = median(b / a for a, b in zip(*times, strict=True))
-    rates = [f"{DECODE_TOKENS / median(each):.0f} tok/s" for each in times]
-    return Result(name, rates[0], rates[1], ratio, ">= 0.97")

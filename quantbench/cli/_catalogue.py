@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
+import textwrap
 from typing import Annotated, Any
 
 import typer
 
 from quantbench.cli._output import Format, print_json, print_table
+from quantbench.errors import unknown_name
 from quantbench.methods import METHODS, Method
+from quantbench.metrics import METRICS, Metric, all_columns
+from quantbench.record import Column
 
 FormatOption = Annotated[Format, typer.Option("--format", help="how to print it")]
 
@@ -56,18 +62,53 @@ def methods(output: FormatOption = "text") -> None:
     return print_table(["method", "precisions", "anchor", "installed", "about"], rows)
 
 
-def metrics(output: FormatOption = "text") -> None:
-    """List what is measured: columns, units, directions."""
-    from quantbench.metrics import METRICS
-
-    facts = [
-        {"column": column.name, "unit": column.unit, "better": column.better, "metric": metric.name, "doc": column.doc}
-        for metric in METRICS
-        for column in metric.columns
+def metrics(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="only these metrics or columns")] = None,
+    output: FormatOption = "text",
+) -> None:
+    """List what is measured: each column's meaning, unit, direction, formula and source."""
+    known = [*(each.name for each in METRICS), *(column.name for column in all_columns())]
+    if unknown := [name for name in names or () if name not in known]:
+        raise unknown_name("metric or column", unknown[0], known)
+    chosen = [
+        (each, [column for column in each.columns if not names or each.name in names or column.name in names])
+        for each in METRICS
     ]
     if output == "json":
-        return print_json(facts)
-    return print_table(list(facts[0]), [[value or "" for value in each.values()] for each in facts])
+        return print_json([_column_facts(each, column) for each, columns in chosen for column in columns])
+    blocks = [
+        [f"{each.name}: {each.about}", *(line for column in columns for line in _column_lines(column))]
+        for each, columns in chosen
+        if columns
+    ]
+    return typer.echo("\n\n".join("\n".join(block) for block in blocks))
+
+
+def _column_facts(metric: Metric, column: Column) -> dict[str, Any]:
+    return {
+        "column": column.name, "unit": column.unit, "better": column.better, "metric": metric.name, "doc": column.doc,
+        "formula": column.formula, "source": column.source,
+    }  # fmt: skip
+
+
+def _column_lines(column: Column) -> list[str]:
+    """Name, unit, direction and meaning of a column; then its formula and its source, where it has them."""
+    facts = ", ".join(part for part in (column.unit, f"{column.better} is better" if column.better else "") if part)
+    head = f"{column.name} ({facts}): {column.doc}" if facts else f"{column.name}: {column.doc}"
+    formula = [_indented(f"= {column.formula}", 6)] if column.formula else []
+    source = [_indented(f"source: {column.source}", 6)] if column.source else []
+    return [_indented(head, 2), *formula, *source]
+
+
+def _indented(text: str, blanks: int) -> str:
+    """``text`` after so many blanks: wrapped between words on a terminal, one line elsewhere."""
+    start = " " * blanks
+    if not sys.stdout.isatty():
+        return start + text
+    width = shutil.get_terminal_size().columns
+    return textwrap.fill(
+        text, width, initial_indent=start, subsequent_indent=start + "    ", break_long_words=False, break_on_hyphens=False
+    )
 
 
 def models(output: FormatOption = "text") -> None:

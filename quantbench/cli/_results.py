@@ -65,14 +65,14 @@ def recommend(
         raise typer.Exit(INSUFFICIENT)
 
 
-def _rows(results: str, run_id: str | None) -> pd.DataFrame:
-    """The rows of one run, the latest unless told otherwise; without any: a sentence and exit code 4."""
+def stored(results: str, table: str = "scenarios") -> pd.DataFrame:
+    """The rows of a stored table; without any: a sentence and exit code 4."""
     from quantbench.store import load
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            frame = load(results)
+            frame = load(results, table)
         except StoreError as error:
             frame, reason = None, str(error)
     for each in caught:
@@ -81,6 +81,12 @@ def _rows(results: str, run_id: str | None) -> pd.DataFrame:
     if frame is None:
         message(reason)
         raise typer.Exit(INSUFFICIENT)
+    return frame
+
+
+def _rows(results: str, run_id: str | None) -> pd.DataFrame:
+    """The rows of one run, the latest unless told otherwise; without any: a sentence and exit code 4."""
+    frame = stored(results)
     if run_id is None:
         return latest_run(frame)
     if run_id not in set(frame["run_id"]):

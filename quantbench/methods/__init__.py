@@ -67,7 +67,10 @@ class LoadedModel(Protocol):
 
     @property
     def facts(self) -> Mapping[str, str]:
-        """What was found rather than asked: ``kernel``, ``kv_dtype`` and whatever else changes a figure."""
+        """What was found rather than asked: ``kernel``, ``kv_dtype``, ``device`` and whatever else changes a figure.
+
+        ``device`` is where the weights are, ``cpu`` or ``cuda:N``, several places joined by ``+``; it must be told on CUDA.
+        """
 
     def generate(self, prompt: Sequence[int], limit: int, sampling: Sampling | None = None) -> Iterator[int]:
         """Exactly ``limit`` tokens after ``prompt``, end-of-sequence ids included; greedy unless ``sampling`` is given.
@@ -102,7 +105,7 @@ class LoadedModule(Protocol):
 
     @property
     def facts(self) -> Mapping[str, str]:
-        """What was found rather than asked: ``kernel`` and whatever else changes a figure."""
+        """What was found rather than asked: ``kernel``, ``device`` as of a LoadedModel, and whatever else changes a figure."""
 
     @property
     def parameters(self) -> int:

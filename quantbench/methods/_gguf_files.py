@@ -34,6 +34,9 @@ _MATRIX_NOTE = "quantize.imatrix.entries_count"
 _SOURCE_SHA256 = {"0.3.36": "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"}
 """Source distributions of llama-cpp-python that were looked at; of any other version the package index vouches for the hash."""
 
+_WANTS_BPE = "BPE pre-tokenizer was not recognized"
+"""What the converter says of a tokenizer without BPE merges where the architecture must have some."""
+
 _UNTRUSTED = (".py", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _CONVERTER_PARTS = ("convert_hf_to_gguf.py", "conversion/", "gguf-py/", "LICENSE")
 
@@ -57,6 +60,11 @@ def _converted(checkpoint: Checkpoint, outtype: str) -> Path:
             raise MemoryError(f"llama.cpp's converter was killed while it converted {checkpoint.path}: out of memory")
         if done.returncode or not (folder / MODEL_FILE).is_file():
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            if checkpoint.random_weights and _WANTS_BPE in last:
+                raise UnsupportedError(
+                    f"llama.cpp's converter wants a BPE vocabulary for the architecture of {checkpoint.name} and a dummy has "
+                    "the canary's sentencepiece one; ask for torch, or give the real checkpoint"
+                )
             raise ModelError(f"llama.cpp's converter cannot convert {checkpoint.path} to GGUF: {last}")
 
     return artifact("gguf", asked, make) / MODEL_FILE

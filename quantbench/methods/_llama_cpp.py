@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from quantbench.errors import ModelError, UnsupportedError
 from quantbench.methods import Sampling
+from quantbench.methods._llama_cpp_facts import BUFFER_LINE, found_device, step_counts
 from quantbench.trace import WeightMemory
 
 if TYPE_CHECKING:
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
 PREFILL_BATCH = 512
 """Tokens of one prefill batch, llama.cpp's own default for its physical batch."""
 
-_SCORE_LOGIT_BYTES = 64 * 2**20
+_SCORE_LOGIT_BYTES = 128 * 2**20
+"""Logits of one scoring batch take at most this much: half a chunk of 512 tokens at a vocabulary of 128k."""
+
 _LOG_LEVEL_ERROR = 4
 _ALL_LAYERS = 999
 
@@ -35,9 +38,12 @@ def library() -> Any:
         if level == _LOG_LEVEL_ERROR:
             sys.stderr.write(text.decode("utf-8", "replace"))
             llama_cpp.quantbench_error = text.decode("utf-8", "replace").strip()
+        elif BUFFER_LINE in text:
+            llama_cpp.quantbench_buffers.append(text.decode("utf-8", "replace"))
 
     silent = llama_cpp.llama_log_callback(errors_only)
     llama_cpp.quantbench_error = ""
+    llama_cpp.quantbench_buffers = []
     llama_cpp.llama_log_set(silent, ctypes.c_void_p(0))
     llama_cpp.quantbench_log = silent  # the library keeps a bare pointer: the callback must outlive it
     llama_cpp.llama_backend_init()
@@ -63,11 +69,11 @@ def open_gguf_file(path: Path, *, threads: int, context: int, device: str, extra
     """
     lib = library()
     require_offload(device)
-    kernel = f"llama.cpp-{device}" + ("" if extra_buffers else "-plain-buffers")
     model_params = lib.llama_model_default_params()
-    model_params.use_mmap = False
+    model_params.load_mode = lib.LLAMA_LOAD_MODE_NONE
     model_params.use_extra_bufts = extra_buffers
     model_params.n_gpu_layers = 0 if device == "cpu" else _ALL_LAYERS
+    lib.quantbench_buffers.clear()
     model = lib.llama_model_load_from_file(str(path).encode(), model_params)
     if not model:
         raise ModelError(_refusal(f"llama.cpp cannot load {path}", "make or download it again, or free memory"))
@@ -75,6 +81,7 @@ def open_gguf_file(path: Path, *, threads: int, context: int, device: str, extra
         context_params = lib.llama_context_default_params()
         context_params.n_ctx = context
         context_params.n_batch = PREFILL_BATCH
+        context_params.op_offload = context_params.offload_kqv = device != "cpu"  # else a GPU build uses the GPU all the same
         context_params.n_threads = context_params.n_threads_batch = threads
         llama_context = lib.llama_init_from_model(model, context_params)
         if not llama_context:
@@ -82,7 +89,7 @@ def open_gguf_file(path: Path, *, threads: int, context: int, device: str, extra
                 _refusal(f"llama.cpp cannot make a context of {context} tokens for {path}", "ask for a shorter one")
             )
         try:
-            yield LlamaCppModel(model, llama_context, path, kernel)
+            yield LlamaCppModel(model, llama_context, path, lib.quantbench_buffers, extra_buffers=extra_buffers)
         finally:
             lib.llama_free(llama_context)
     finally:
@@ -97,20 +104,23 @@ def _refusal(what: str, mend: str) -> str:
 class LlamaCppModel:
     """A LoadedModel over a llama.cpp context."""
 
-    def __init__(self, model: Any, context: Any, path: Path, kernel: str) -> None:
-        """``model`` and ``context`` are llama.cpp's pointers, owned by the caller."""
+    def __init__(self, model: Any, context: Any, path: Path, buffers: Sequence[str], *, extra_buffers: bool) -> None:
+        """``model`` and ``context`` are llama.cpp's pointers, owned by the caller; ``buffers`` is its log of weight buffers."""
         self._lib = library()
         self._model = model
         self._context = context
         self._path = path
-        self._kernel = kernel
+        self._buffers = tuple(buffers)
+        self._suffix = "" if extra_buffers else "-plain-buffers"
         self._vocabulary = self._lib.llama_vocab_n_tokens(self._lib.llama_model_get_vocab(model))
 
     @property
     def facts(self) -> Mapping[str, str]:
-        """Kernel class with the instruction sets llama.cpp was built for, and the KV cache dtype."""
+        """Kernel class with the instruction sets llama.cpp was built for, the device, and the KV cache dtype."""
+        device = found_device(self._buffers, self._path)
         return {
-            "kernel": self._kernel,
+            "kernel": f"llama.cpp-{'+'.join(place.partition(':')[0] for place in device.split('+'))}{self._suffix}",
+            "device": device,
             "kv_dtype": "float16",
             "llama_cpp_system": self._lib.llama_print_system_info().decode(),
         }
@@ -140,30 +150,32 @@ class LlamaCppModel:
         import numpy as np
 
         self._forget()
-        if first:
-            self._feed(tokens[:first])
-        step = max(1, min(PREFILL_BATCH, _SCORE_LOGIT_BYTES // (4 * self._vocabulary)))
-        batch = self._lib.llama_batch_init(step, 0, 1)
-        try:
-            for start in range(first, len(tokens), step):
-                chunk = tokens[start : start + step]
-                batch.n_tokens = len(chunk)
-                for offset, token in enumerate(chunk):
-                    batch.token[offset] = token
-                    batch.pos[offset] = start + offset
-                    batch.n_seq_id[offset] = 1
-                    batch.seq_id[offset][0] = 0
-                    batch.logits[offset] = True
-                if self._lib.llama_decode(self._context, batch):
-                    raise ModelError(f"llama.cpp could not score {len(tokens)} tokens with {self._path}; the context is full")
-                pointer = self._lib.llama_get_logits(self._context)
-                yield np.ctypeslib.as_array(pointer, shape=(len(chunk) * self._vocabulary,)).reshape(len(chunk), -1)
-        finally:
-            self._lib.llama_batch_free(batch)
+        lib = self._lib
+        ids = np.asarray(tokens, dtype=np.int32)
+        wanted = (np.arange(len(ids)) >= first).astype(np.int8)
+        for start, end in self._score_batches(len(ids), first):
+            batch = lib.llama_batch_get_one(ids[start:end].ctypes.data_as(ctypes.POINTER(lib.llama_token)), end - start)
+            batch.logits = wanted[start:end].ctypes.data_as(ctypes.POINTER(ctypes.c_int8))
+            if lib.llama_decode(self._context, batch):
+                raise ModelError(f"llama.cpp could not score {len(ids)} tokens with {self._path}; the context is full")
+            if end > first:
+                rows = end - max(start, first)
+                pointer = lib.llama_get_logits(self._context)
+                yield np.ctypeslib.as_array(pointer, shape=(rows * self._vocabulary,)).reshape(rows, -1)
+
+    def _score_batches(self, count: int, first: int) -> Iterator[tuple[int, int]]:
+        """Edges of batches with at most so many tokens, and so many rows of logits, as one may have."""
+        rows = max(1, _SCORE_LOGIT_BYTES // (4 * self._vocabulary))
+        start = 0
+        while start < count:
+            end = min(start + PREFILL_BATCH, count, max(start, first) + rows)
+            yield start, end
+            start = end
 
     def memory(self) -> WeightMemory:
         """Bytes of all tensors as llama.cpp counts them."""
-        return WeightMemory(by_kind={"tensors": int(self._lib.llama_model_size(self._model))})
+        counts = step_counts(self._lib, self._model, self._path)
+        return WeightMemory(by_kind={"tensors": int(self._lib.llama_model_size(self._model))}, **counts)
 
     def synchronize(self) -> None:
         """Wait for the backend."""

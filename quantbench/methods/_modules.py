@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from quantbench.errors import UnsupportedError
 from quantbench.job import Checkpoint
 from quantbench.methods import Settings
-from quantbench.methods._transformers import distinct_bytes
+from quantbench.methods._transformers import distinct_bytes, found_device
 from quantbench.models import MODELS, ModuleRecipe
 from quantbench.trace import WeightMemory
 
@@ -42,8 +42,8 @@ class TorchModule:
 
     @property
     def facts(self) -> Mapping[str, str]:
-        """The kernel."""
-        return {"kernel": self._kernel}
+        """The kernel, and the device; packed weights of torch-dynamic are no tensors and lie on the CPU."""
+        return {"kernel": self._kernel, "device": found_device(self.module) or self._device}
 
     def example(self, seed: int, index: int) -> Any:
         """See LoadedModule."""

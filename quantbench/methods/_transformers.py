@@ -60,9 +60,10 @@ class TransformersModel:
 
     @property
     def facts(self) -> Mapping[str, str]:
-        """Kernel class, KV cache dtype and attention implementation."""
+        """Kernel class, device, KV cache dtype and attention implementation."""
         return {
             "kernel": self._kernel,
+            "device": found_device(self.model),
             "kv_dtype": str(self.model.dtype).removeprefix("torch."),
             "attention": str(self.model.config._attn_implementation),  # noqa: SLF001 - it has no public name
             **self._found,
@@ -107,7 +108,8 @@ class TransformersModel:
             "buffers": sum(distinct_bytes(self.model.buffers())),
             "quantization_state": self._state_bytes(self.model),
         }
-        counts = self._counts(self.model, sum(by_kind.values()))
+        total = sum(by_kind.values())
+        counts = {**_step_counts(self.model, total), **self._counts(self.model, total)}
         return WeightMemory(by_kind=by_kind, footprint_bytes=self.model.get_memory_footprint(), **counts)
 
     def synchronize(self) -> None:
@@ -126,6 +128,41 @@ def distinct_bytes(tensors: Any) -> Iterator[int]:
             if stored.data_ptr() not in seen:
                 seen.add(stored.data_ptr())
                 yield stored.numel() * stored.element_size()
+
+
+def found_device(module: Any) -> str:
+    """Where a module's parameters and saved buffers lie: ``cuda:0``, several places joined by ``+``; empty if it has none."""
+    saved = (
+        buffer
+        for each in module.modules()
+        for name, buffer in each.named_buffers(recurse=False)
+        if name not in each._non_persistent_buffers_set  # noqa: SLF001 - it has no public name
+    )
+    return "+".join(sorted({str(tensor.device) for tensor in (*module.parameters(), *saved)}))
+
+
+def _step_counts(model: Any, weight_bytes: int) -> dict[str, int | None]:
+    """What a decode step reads; nothing is said of experts, of which it reads some, nor of caches that keep less than all."""
+    config = model.config.get_text_config()
+    experts = any("expert" in name and isinstance(count, int) and count > 1 for name, count in config.to_dict().items())
+    step = None if experts else weight_bytes - _unread_rows(model)
+    limited = any(getattr(config, name, None) for name in ("sliding_window", "kv_lora_rank"))
+    heads = getattr(config, "num_attention_heads", None)
+    if limited or not heads or set(getattr(config, "layer_types", None) or ["full_attention"]) != {"full_attention"}:
+        return {"step_bytes": step}
+    kept = (getattr(config, "num_key_value_heads", None) or heads) * (
+        getattr(config, "head_dim", None) or config.hidden_size // heads
+    )
+    return {"step_bytes": step, "cache_position_bytes": 2 * config.num_hidden_layers * kept * model.dtype.itemsize}
+
+
+def _unread_rows(model: Any) -> int:
+    """Bytes of the input embedding less one row; none where the output layer reads the same weights."""
+    embedding, output = model.get_input_embeddings(), model.get_output_embeddings()
+    if output is not None and getattr(output, "weight", None) is embedding.weight:
+        return 0
+    table = sum(distinct_bytes(embedding.parameters()))
+    return table - table // int(embedding.weight.shape[0])
 
 
 def _stored(tensor: Any) -> Iterator[Any]:

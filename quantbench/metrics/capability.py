@@ -14,19 +14,46 @@ PREQUANTIZED = "pre-quantized"
 
 _BY_PROBE = {"runs_on_cpu": "cpu", "runs_on_cuda": "cuda", "finetunes": "finetune", "saves_and_reloads": "save_reload"}
 _LOSSES = {"finetune_loss_first": "loss_first", "finetune_loss_last": "loss_last"}
+_TRIED = "quantbench: tried in a process of its own"
+_LOSS = "transformers causal LM loss"
 _NOT_PROBED = "only language models opened from files are probed, and none with --no-probes"
 
 
 @metric(
-    Column("runs_on_cpu", "", kind="bool", doc="it opened and generated on this machine's CPU"),
-    Column("runs_on_cuda", "", kind="bool", doc="it opened and generated on a CUDA device of this machine"),
-    Column("conversion", "", kind="string", doc=f"{ON_LOAD}, or {PREQUANTIZED}: loaded from files made beforehand"),
-    Column("finetunes", "", kind="bool", doc="five LoRA steps lower the loss, gradients are alive, the adapter reloads"),
-    Column("finetune_loss_first", "nats", doc="loss before the first LoRA step, on text sampled from the variant"),
-    Column("finetune_loss_last", "nats", doc="loss on the same text after the last step"),
-    Column("saves_and_reloads", "", kind="bool", doc="saved, opened again, and its logits are the same"),
-    Column("capability_notes", "", kind="string", doc="JSON: why or how, by probe"),
-)
+    Column(
+        "runs_on_cpu", "", kind="bool", doc="it opened and generated on this machine's CPU",
+        formula="opening and generating there raised nothing", source=_TRIED,
+    ),
+    Column(
+        "runs_on_cuda", "", kind="bool", doc="it opened and generated on a CUDA device of this machine",
+        formula="opening and generating there raised nothing", source=_TRIED,
+    ),
+    Column(
+        "conversion", "", kind="string", doc=f"{ON_LOAD}, or {PREQUANTIZED}: loaded from files made beforehand",
+        formula=f"{PREQUANTIZED} if the files that were loaded were quantized ones", source="quantbench",
+    ),
+    Column(
+        "finetunes", "", kind="bool", doc="five LoRA steps lower the loss, gradients are alive, the adapter reloads",
+        formula="loss_last < loss_first, 0 < gradient norm of the first layer < inf, and rms(logits reloaded - logits trained) "
+        "<= 0.05 rms(logits trained - logits before)",
+        source="peft LoRA, r = 8",
+    ),
+    Column(
+        "finetune_loss_first", "nats", doc="loss before the first LoRA step, on text sampled from the variant",
+        formula="mean(-ln q(t)) of the next token", source=_LOSS,
+    ),
+    Column(
+        "finetune_loss_last", "nats", doc="loss on the same text after the last step",
+        formula="mean(-ln q(t)) of the next token", source=_LOSS,
+    ),
+    Column(
+        "saves_and_reloads", "", kind="bool", doc="saved, opened again, and its logits are the same",
+        formula="rms(logits reloaded - logits) <= 0.0001 rms(logits - mean over the vocabulary)", source=_TRIED,
+    ),
+    Column(
+        "capability_notes", "", kind="string", doc="JSON: why or how, by probe", formula="{probe: sentence}", source=_TRIED,
+    ),
+)  # fmt: skip
 def capability(trace: Trace, reference: Reference | None) -> Mapping[str, Value]:
     """Devices it runs on, conversion, fine-tuning, saving and reloading"""
     probes = trace.probes

@@ -7,6 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 
 from quantbench.metrics import metric
+from quantbench.metrics._spread import (
+    PERCENTILE_SOURCE,
+    SPREAD_SOURCE,
+    interval_columns,
+    percentile_formula,
+    spread_formula,
+)
 from quantbench.record import Column, Missing, Value
 from quantbench.statistics import P99_MIN_SAMPLES, mad, median_interval, percentile
 from quantbench.trace import Generation, Reference, Round, Trace
@@ -14,35 +21,77 @@ from quantbench.trace import Generation, Reference, Round, Trace
 _TOO_FEW = Missing(f"a p99 takes {P99_MIN_SAMPLES} answers")
 _ONE_EVENT = Missing("every answer came in one piece, so there is no time between tokens")
 _UNCOUNTED = Missing("nobody counted the prompts' tokens: the server does not, and the model has no tokenizer here")
-_PER_ANSWER: Mapping[str, tuple[str, Callable[[Generation], float]]] = {
-    "prefill_s": ("prompt pass to the first token", lambda answer: answer.prefill_s),
-    "ttft_s": ("time to first token; no queue here, so it equals prefill_s", lambda answer: answer.prefill_s),
-    "tpot_s": ("(e2e - ttft) / (n - 1)", lambda each: (each.e2e_s - each.prefill_s) / (each.tokens - each.first_tokens)),
-    "e2e_s": ("request to last token", lambda answer: answer.e2e_s),
-}
+_NIM = "NVIDIA NIM LLM benchmarking guide, metrics"
+_PER_ANSWER: Mapping[str, tuple[str, str, str, Callable[[Generation], float]]] = {
+    "prefill_s": (
+        "prompt pass to the first token", "median(t_first - t_request)", "llama-bench, prompt processing",
+        lambda answer: answer.prefill_s,
+    ),
+    "ttft_s": (
+        "time to first token; no queue here, so it equals prefill_s", "median(t_first - t_request)",
+        f"{_NIM}: TTFT; MLCommons inference rules: TTFT", lambda answer: answer.prefill_s,
+    ),
+    "tpot_s": (
+        "time per output token after the first",
+        "median((e2e - ttft) / (n - n_first)); n_first = 1, or what a server sends at once",
+        "NVIDIA AIPerf: inter token latency; MLCommons inference rules: TPOT",
+        lambda each: (each.e2e_s - each.prefill_s) / (each.tokens - each.first_tokens),
+    ),
+    "e2e_s": (
+        "request to last token", "median(t_last - t_request)", f"{_NIM}: end-to-end request latency",
+        lambda answer: answer.e2e_s,
+    ),
+}  # fmt: skip
+"""What is taken of each answer: its meaning, its formula over all answers, where it comes from, and how it is taken."""
+
+_RATES = (
+    (
+        "prefill_tps", "prompt tokens by prefill time of a round; median over rounds",
+        "median over rounds of sum(prompt tokens) / sum(prefill_s)", "llama-bench, pp",
+    ),
+    (
+        "decode_tps", "tokens after the first by the time between tokens of a round; median over rounds",
+        "median over rounds of sum(n - n_first) / sum(gaps between tokens)", "llama-bench, tg",
+    ),
+    (
+        "tps", "all output tokens by the end-to-end time of a round; median over rounds",
+        "median over rounds of sum(n) / sum(e2e_s)", f"{_NIM}: TPS per user",
+    ),
+)  # fmt: skip
 
 
 def _columns() -> tuple[Column, ...]:
     columns = [
-        Column("rounds", "rounds", kind="int", doc="timed rounds"),
-        Column("round_prompts", "prompts", doc="answers of a round, mean; prompts take turns where all would take too long"),
-    ]
-    for name, (doc, _) in _PER_ANSWER.items():
+        Column(
+            "rounds", "rounds", kind="int", doc="timed rounds",
+            formula="until the 95 % interval of the median round is within +-2 % or the time is up", source="quantbench",
+        ),
+        Column(
+            "round_prompts", "prompts", doc="answers of a round, mean; prompts take turns where all would take too long",
+            formula="answers / rounds", source="quantbench",
+        ),
+    ]  # fmt: skip
+    for name, (doc, formula, source, _) in _PER_ANSWER.items():
+        stem = name.removesuffix("_s")
         columns += [
-            Column(name, "s", "lower", doc=f"{doc}; median over answers"),
-            Column(name.removesuffix("_s") + "_mad_s", "s", doc=f"median absolute deviation of {name} x 1.4826"),
-            Column(name.removesuffix("_s") + "_p90_s", "s", "lower", doc=f"90th percentile of {name}"),
-            Column(name.removesuffix("_s") + "_p99_s", "s", "lower", doc=f"99th percentile of {name}, from 1000 answers"),
-        ]
-    for name, doc in (
-        ("prefill_tps", "prompt tokens / prefill time of a round; median over rounds"),
-        ("decode_tps", "tokens after the first / time between tokens of a round; median over rounds"),
-        ("tps", "all output tokens / end-to-end time of a round; median over rounds"),
-    ):
+            Column(name, "s", "lower", doc=f"{doc}; median over answers", formula=formula, source=source),
+            Column(
+                f"{stem}_mad_s", "s", doc=f"median absolute deviation of {name} x 1.4826", formula=spread_formula(name),
+                source=SPREAD_SOURCE,
+            ),
+            Column(
+                f"{stem}_p90_s", "s", "lower", doc=f"90th percentile of {name}", formula=percentile_formula(name, 0.9),
+                source=PERCENTILE_SOURCE,
+            ),
+            Column(
+                f"{stem}_p99_s", "s", "lower", doc=f"99th percentile of {name}, from {P99_MIN_SAMPLES} answers",
+                formula=percentile_formula(name, 0.99), source=PERCENTILE_SOURCE,
+            ),
+        ]  # fmt: skip
+    for name, doc, formula, source in _RATES:
         columns += [
-            Column(name, "tokens/s", "higher", doc=doc),
-            Column(f"{name}_low", "tokens/s", doc=f"lower end of the 95 % confidence interval of {name}"),
-            Column(f"{name}_high", "tokens/s", doc=f"upper end of the 95 % confidence interval of {name}"),
+            Column(name, "tokens/s", "higher", doc=doc, formula=formula, source=source),
+            *interval_columns(name, "tokens/s", "rounds"),
         ]
     return (*columns, *_ANCHORED)
 
@@ -51,11 +100,17 @@ def _anchored() -> tuple[Column, ...]:
     columns = []
     for name in ("prefill", "decode"):
         columns += [
-            Column(f"anchor_{name}_tps", "tokens/s", doc=f"the anchor's {name} throughput in the same process"),
-            Column(f"{name}_ratio", "ratio", "higher", doc=f"{name} throughput over the anchor's; median of paired rounds"),
-            Column(f"{name}_ratio_low", "ratio", doc=f"lower end of the 95 % confidence interval of {name}_ratio"),
-            Column(f"{name}_ratio_high", "ratio", doc=f"upper end of the 95 % confidence interval of {name}_ratio"),
-        ]
+            Column(
+                f"anchor_{name}_tps", "tokens/s", doc=f"the anchor's {name} throughput in the same process",
+                formula=f"{name}_tps of the anchor's answers", source="quantbench",
+            ),
+            Column(
+                f"{name}_ratio", "ratio", "higher", doc=f"{name} throughput over the anchor's; median of paired rounds",
+                formula=f"median over rounds of {name}_tps / anchor_{name}_tps, on the prompts that both answered",
+                source="quantbench",
+            ),
+            *interval_columns(f"{name}_ratio", "ratio", "paired rounds"),
+        ]  # fmt: skip
     return tuple(columns)
 
 
@@ -72,7 +127,7 @@ def latency(trace: Trace, reference: Reference | None) -> Mapping[str, Value]:
     answers = [answer for each in trace.rounds for answer in each.variant]
     values: dict[str, Value] = {"rounds": len(trace.rounds), "round_prompts": len(answers) / len(trace.rounds)}
     decoded = [answer for answer in answers if _spread(answer)]
-    for name, (_, take) in _PER_ANSWER.items():
+    for name, (*_, take) in _PER_ANSWER.items():
         stem = name.removesuffix("_s")
         numbers = [take(answer) for answer in (decoded if stem == "tpot" else answers)]
         if not numbers:

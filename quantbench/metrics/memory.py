@@ -2,67 +2,151 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 
 from quantbench.metrics import metric
 from quantbench.record import Column, Missing, Value
-from quantbench.trace import Reference, Trace
+from quantbench.trace import Reference, Trace, WeightMemory
 
+EQUAL = "equal"
+"""The note of a footprint that is what the weights take."""
+
+_WALKED = ("parameters", "buffers", "tensor_subclasses")
+"""Kinds of weights that ``get_memory_footprint()`` walks over."""
+
+_PROC = "kernel: proc_pid_status(5), proc_pid_clear_refs(5)"
+_TORCH_CUDA = "torch.cuda memory statistics"
+_FOOTPRINT = "transformers PreTrainedModel.get_memory_footprint"
 _WEIGHTS = (
-    "parameters", "weight_bytes", "weight_bytes_running", "bits_per_weight", "footprint_bytes", "state_dict_bytes",
-    "nonzero_fraction", "sparse_bytes",
+    Column(
+        "parameters", "parameters", kind="int", doc="of the reference",
+        formula="product of the dimensions, summed over the distinct weight tensors of the unquantized checkpoint",
+        source="safetensors and GGUF headers",
+    ),
+    Column(
+        "weight_bytes", "bytes", "lower", "int",
+        doc="everything that stores weights, as loaded, quantization state included",
+        formula="sum of the bytes of the distinct storages of parameters, buffers and quantization state; GGUF: of all tensors",
+        source="quantbench; GGUF: llama.cpp llama_model_size",
+    ),
+    Column(
+        "weight_bytes_running", "bytes", "lower", "int", doc="the same after generating: some kernels repack on first use",
+        formula="weight_bytes, counted again after the first answer", source="quantbench",
+    ),
+    Column(
+        "weight_kinds", "bytes", kind="string", doc="JSON: the parts of weight_bytes by kind",
+        formula="{kind: bytes}; their sum is weight_bytes", source="quantbench",
+    ),
+    Column(
+        "bits_per_weight", "bits", "lower", doc="bits that a parameter of the reference takes here",
+        formula="8 * weight_bytes / parameters", source="llama.cpp prints it as BPW",
+    ),
+    Column(
+        "footprint_bytes", "bytes", None, "int", doc="get_memory_footprint() as transformers says it",
+        formula="sum of nelement() * element_size() over parameters and buffers", source=_FOOTPRINT,
+    ),
+    Column(
+        "footprint_note", "", kind="string", doc=f"why footprint_bytes is not weight_bytes; {EQUAL!r} where it is",
+        formula="from weight_kinds: kinds that are neither parameter nor buffer; tensors that say more bytes than they store",
+        source="quantbench",
+    ),
+    Column(
+        "state_dict_bytes", "bytes", "lower", "int", doc="what torch.save writes for the state dict; never loaded",
+        formula="size of the file", source="torch.save",
+    ),
+    Column(
+        "nonzero_fraction", "ratio", doc="share of the prunable weights that is left: Linear layers of the blocks",
+        formula="weights that are not 0 / weights before pruning; removed neurons count as 0", source="torch.count_nonzero",
+    ),
+    Column(
+        "sparse_bytes", "bytes", "lower", "int", doc="weight bytes without zeros: the other values and a bit a weight",
+        formula="weight_bytes - sum over prunable tensors of max(0, zeros * bytes of one - weights / 8)", source="quantbench",
+    ),
+)  # fmt: skip
+_ARTIFACT = Column(
+    "artifact_bytes", "bytes", "lower", "int", doc="on disk: the files the variant is loaded from",
+    formula="sum of the sizes of the weight files", source="stat(2)",
 )  # fmt: skip
 _PEAKS = (
-    "peak_rss_bytes", "peak_rss_growth_bytes", "load_peak_rss_bytes", "rss_anon_bytes", "rss_file_bytes",
-    "peak_device_allocated_bytes", "peak_device_reserved_bytes",
+    Column(
+        "peak_rss_bytes", "bytes", "lower", "int", doc="most resident memory of the process, answering the longest prompt",
+        formula="VmHWM after the answer, reset before it", source=_PROC,
+    ),
+    Column(
+        "peak_rss_growth_bytes", "bytes", "lower", "int", doc="peak_rss_bytes less what was resident before opening",
+        formula="VmHWM - VmRSS before opening, freed memory given back to the kernel first", source=_PROC,
+    ),
+    Column(
+        "load_peak_rss_bytes", "bytes", "lower", "int", doc="most resident memory of the process while the model was opened",
+        formula="VmHWM after opening, reset before it", source=_PROC,
+    ),
+    Column(
+        "rss_anon_bytes", "bytes", "lower", "int", doc="anonymous part of resident memory at the answer's highest sample",
+        formula="RssAnon of the sample with the largest VmRSS, one each 2 ms and one at the end", source=_PROC,
+    ),
+    Column(
+        "rss_file_bytes", "bytes", None, "int", doc="file-backed part of resident memory at the same sample",
+        formula="RssFile of that sample; with RssAnon and shared memory its VmRSS", source=_PROC,
+    ),
+)  # fmt: skip
+_DEVICE_PEAKS = (
+    Column(
+        "peak_device_allocated_bytes", "bytes", "lower", "int", doc="most bytes of tensors on the device while answering",
+        formula="torch.cuda.max_memory_allocated(device), reset before", source=_TORCH_CUDA,
+    ),
+    Column(
+        "peak_device_reserved_bytes", "bytes", "lower", "int", doc="most bytes that torch's allocator took from the device",
+        formula="torch.cuda.max_memory_reserved(device), reset before", source=_TORCH_CUDA,
+    ),
 )  # fmt: skip
 
 
-@metric(
-    Column("parameters", "parameters", kind="int", doc="of the reference"),
-    Column(
-        "weight_bytes", "bytes", "lower", "int", doc="everything that stores weights, as loaded, quantization state included"
-    ),
-    Column("weight_bytes_running", "bytes", "lower", "int", doc="the same after generating: some kernels repack on first use"),
-    Column("bits_per_weight", "bits", "lower", doc="8 x weight_bytes / parameters"),
-    Column("footprint_bytes", "bytes", None, "int", doc="get_memory_footprint() as transformers says it"),
-    Column("state_dict_bytes", "bytes", "lower", "int", doc="what torch.save writes for the state dict; never loaded"),
-    Column("nonzero_fraction", "ratio", doc="share of the prunable weights that is left: Linear layers of the blocks"),
-    Column("sparse_bytes", "bytes", "lower", "int", doc="weight bytes without zeros: the other values and a bit a weight"),
-    Column("artifact_bytes", "bytes", "lower", "int", doc="on disk: the files the variant is loaded from"),
-    Column("peak_rss_bytes", "bytes", "lower", "int", doc="VmHWM while answering the longest prompt"),
-    Column(
-        "peak_rss_growth_bytes",
-        "bytes",
-        "lower",
-        "int",
-        doc="peak_rss_bytes less what was resident before the model was opened",
-    ),
-    Column("load_peak_rss_bytes", "bytes", "lower", "int", doc="VmHWM while the model was opened"),
-    Column("rss_anon_bytes", "bytes", "lower", "int", doc="anonymous part of resident memory after the round"),
-    Column("rss_file_bytes", "bytes", None, "int", doc="file-backed part of resident memory after the round"),
-    Column("peak_device_allocated_bytes", "bytes", "lower", "int", doc="torch.cuda.max_memory_allocated"),
-    Column("peak_device_reserved_bytes", "bytes", "lower", "int", doc="torch.cuda.max_memory_reserved"),
-)
+@metric(*_WEIGHTS, _ARTIFACT, *_PEAKS, *_DEVICE_PEAKS)
 def memory(trace: Trace, reference: Reference | None) -> Mapping[str, Value]:
-    """Weight bytes, bits per weight, and resident memory with its split"""
+    """Weight bytes with their kinds, bits per weight, and resident memory with its split"""
     artifact = _or(trace.artifact_bytes, "the variant was not loaded from files")
     return {"artifact_bytes": artifact, **_weights(trace), **_peaks(trace)}
+
+
+def footprint_note(weights: WeightMemory, footprint_bytes: int) -> str:
+    """Why transformers' figure is not ``weight_bytes``; ``EQUAL`` where nothing sets them apart.
+
+    With several reasons each has its bytes. Any kind that transformers does not walk over is named as it is.
+    """
+    unseen = {kind: count for kind, count in weights.by_kind.items() if count and kind not in _WALKED}
+    excess = footprint_bytes - sum(weights.by_kind.get(kind, 0) for kind in _WALKED)
+    reasons = {}
+    if unseen:
+        names = ", ".join(kind.replace("_", " ") for kind in unseen)
+        reasons[f"neither parameters nor buffers: {names}"] = -sum(unseen.values())
+    if excess > 0 and weights.by_kind.get("tensor_subclasses"):
+        reasons["tensor subclasses say the size of the dense tensors that they stand for"] = excess
+    elif excess > 0:
+        reasons["tensors that share storage are counted more than once"] = excess
+    elif excess < 0:
+        reasons["storage is larger than the tensors in it"] = excess
+    if len(reasons) > 1:
+        return "; ".join(f"{count:+d} bytes: {reason}" for reason, count in reasons.items())
+    return next(iter(reasons), EQUAL)
 
 
 def _weights(trace: Trace) -> dict[str, Value]:
     weights = trace.weights
     unknown = trace.absent.get("weights", "the weights cannot be seen from here")
     if weights is None:
-        return dict.fromkeys(_WEIGHTS, Missing(unknown))
+        return {column.name: Missing(unknown) for column in _WEIGHTS}
     dense = "counted for pruned models only, where weights lie as plain values"
     share = None if weights.nonzero is None or not weights.elements else weights.nonzero / weights.elements
+    footprint: Value = _or(weights.footprint_bytes, "this runtime has no get_memory_footprint()")
     return {
         "parameters": _or(trace.parameters, unknown),
         "weight_bytes": weights.weight_bytes,
         "weight_bytes_running": _or(trace.weight_bytes_running, unknown),
+        "weight_kinds": json.dumps({kind: count for kind, count in weights.by_kind.items() if count}),
         "bits_per_weight": _or(8 * weights.weight_bytes / trace.parameters if trace.parameters else None, unknown),
-        "footprint_bytes": _or(weights.footprint_bytes, "this runtime has no get_memory_footprint()"),
+        "footprint_bytes": footprint,
+        "footprint_note": footprint if isinstance(footprint, Missing) else footprint_note(weights, int(footprint)),
         "state_dict_bytes": _or(weights.state_dict_bytes, "taken of modules, torch and torch-dynamic only"),
         "nonzero_fraction": _or(share, dense),
         "sparse_bytes": _or(weights.sparse_bytes, dense),
@@ -73,17 +157,22 @@ def _peaks(trace: Trace) -> dict[str, Value]:
     peak = trace.peak
     if peak is None:
         unknown = Missing(trace.absent.get("peak", "memory was not measured"))
-        return dict.fromkeys(_PEAKS, unknown)
-    on_host = "the model ran on the CPU"
+        return {column.name: unknown for column in (*_PEAKS, *_DEVICE_PEAKS)}
     return {
         "peak_rss_bytes": peak.peak_rss_bytes,
         "peak_rss_growth_bytes": peak.peak_rss_bytes - peak.start_rss_bytes,
         "load_peak_rss_bytes": peak.load_peak_rss_bytes,
         "rss_anon_bytes": peak.rss_anon_bytes,
         "rss_file_bytes": peak.rss_file_bytes,
-        "peak_device_allocated_bytes": _or(peak.device_allocated_bytes, on_host),
-        "peak_device_reserved_bytes": _or(peak.device_reserved_bytes, on_host),
+        "peak_device_allocated_bytes": _on_device(peak.device_allocated_bytes),
+        "peak_device_reserved_bytes": _on_device(peak.device_reserved_bytes),
     }
+
+
+def _on_device(count: int | None) -> Value:
+    if count == 0:
+        return Missing("torch's allocator held nothing there: this runtime takes device memory by itself, unseen by torch")
+    return _or(count, "the model ran on the CPU")
 
 
 def _or(value: float | None, reason: str) -> Value:

@@ -6,6 +6,13 @@ from collections.abc import Mapping
 from statistics import median
 
 from quantbench.metrics import metric
+from quantbench.metrics._spread import (
+    PERCENTILE_SOURCE,
+    SPREAD_SOURCE,
+    interval_columns,
+    percentile_formula,
+    spread_formula,
+)
 from quantbench.record import Column, Missing, Value
 from quantbench.statistics import mad, median_interval, percentile
 from quantbench.trace import Reference, Trace
@@ -16,15 +23,32 @@ _OUTPUTS = ("output_cosine", "output_max_abs_error")
 
 
 @metric(
-    Column("call_s", "s", "lower", doc="one call of a module without tokens on a seeded input; median over calls"),
-    Column("call_mad_s", "s", doc="median absolute deviation of call_s x 1.4826"),
-    Column("call_p90_s", "s", "lower", doc="90th percentile of call_s"),
-    Column("call_ratio", "ratio", "higher", doc="the anchor's median call over the variant's, a round; median of rounds"),
-    Column("call_ratio_low", "ratio", doc="lower end of the 95 % confidence interval of call_ratio"),
-    Column("call_ratio_high", "ratio", doc="upper end of the 95 % confidence interval of call_ratio"),
-    Column("output_cosine", "ratio", "higher", doc="cosine of all outputs on seeded inputs with the reference's"),
-    Column("output_max_abs_error", "output", "lower", doc="largest absolute difference of an output from the reference's"),
-)
+    Column(
+        "call_s", "s", "lower", doc="one call of a module without tokens on a seeded input; median over calls",
+        formula="median(t_returned - t_called)", source="torch.utils.benchmark takes the median as well",
+    ),
+    Column(
+        "call_mad_s", "s", doc="median absolute deviation of call_s x 1.4826", formula=spread_formula("call_s"),
+        source=SPREAD_SOURCE,
+    ),
+    Column(
+        "call_p90_s", "s", "lower", doc="90th percentile of call_s", formula=percentile_formula("call_s", 0.9),
+        source=PERCENTILE_SOURCE,
+    ),
+    Column(
+        "call_ratio", "ratio", "higher", doc="the anchor's median call over the variant's, a round; median of rounds",
+        formula="median over rounds of median(anchor's calls) / median(variant's calls)", source="quantbench",
+    ),
+    *interval_columns("call_ratio", "ratio", "paired rounds"),
+    Column(
+        "output_cosine", "ratio", "higher", doc="cosine of all outputs on seeded inputs with the reference's",
+        formula="x . y / (|x| * |y|), x and y all outputs in a row, float64", source="cosine similarity, as usual",
+    ),
+    Column(
+        "output_max_abs_error", "output", "lower", doc="largest absolute difference of an output from the reference's",
+        formula="max(|x - y|)", source="maximum norm, as usual",
+    ),
+)  # fmt: skip
 def module(trace: Trace, reference: Reference | None) -> Mapping[str, Value]:
     """Call time and output similarity of a module without tokens"""
     return {**_times(trace), **_ratios(trace), **_distance(trace)}

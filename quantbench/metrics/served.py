@@ -10,22 +10,54 @@ from quantbench.metrics import metric
 from quantbench.record import Column, Missing, Value
 from quantbench.trace import Reference, Trace
 
+_SYSTEM = "NVIDIA NIM LLM benchmarking guide, metrics: TPS per system"
+_OLLAMA = "Ollama API, /api/generate"
 _LOAD = (
-    Column("concurrency", "requests", kind="int", doc="the most requests that the server got at once"),
-    Column("concurrent_tps", "tokens/s", "higher", doc="tokens of all answers / time for all, at that concurrency"),
-    Column("concurrent_ttft_s", "s", "lower", doc="time to first token at that concurrency, queue included; median"),
-    Column("concurrency_tps", "tokens/s", kind="string", doc="JSON: tokens/s by requests at once"),
-)
+    Column(
+        "concurrency", "requests", kind="int", doc="the most requests that the server got at once",
+        formula="as asked with --concurrency", source="quantbench",
+    ),
+    Column(
+        "concurrent_tps", "tokens/s", "higher", doc="tokens of all answers by the time for all, at that concurrency",
+        formula="sum(n) / (last end - first start)", source=_SYSTEM,
+    ),
+    Column(
+        "concurrent_ttft_s", "s", "lower", doc="time to first token at that concurrency, queue included; median",
+        formula="median(t_first - t_request)", source="NVIDIA NIM LLM benchmarking guide, metrics: TTFT",
+    ),
+    Column(
+        "concurrency_tps", "tokens/s", kind="string", doc="JSON: tokens/s by requests at once",
+        formula="{concurrency: concurrent_tps}, for powers of two up to the most", source=_SYSTEM,
+    ),
+)  # fmt: skip
 _TOP = (
-    Column("top_logprob_positions", "positions", kind="int", doc="positions at which likeliest tokens were compared"),
-    Column("top1_served", "ratio", "higher", doc="share of them where server and reference put the same token first"),
-    Column("topk_overlap", "ratio", "higher", doc="share of the reference's 5 likeliest that the server names too, mean"),
-    Column("topk_logprob_error", "nats", "lower", doc="mean absolute difference of log-probabilities that both name"),
-)
+    Column(
+        "top_logprob_positions", "positions", kind="int", doc="positions at which likeliest tokens were compared",
+        formula="count of positions that a text can reach, at most 5 a prompt", source="quantbench",
+    ),
+    Column(
+        "top1_served", "ratio", "higher", doc="share of them where server and reference put the same token first",
+        formula="mean(first of the server == first of the reference)", source="llama.cpp tools/perplexity: Same top p",
+    ),
+    Column(
+        "topk_overlap", "ratio", "higher", doc="share of the reference's 5 likeliest that the server names too, mean",
+        formula="mean(|S and R| / |R|), S and R the sets of likeliest tokens, by text", source="quantbench",
+    ),
+    Column(
+        "topk_logprob_error", "nats", "lower", doc="mean absolute difference of log-probabilities that both name",
+        formula="mean(|ln q(t) - ln p(t)|) over t in S and R", source="quantbench",
+    ),
+)  # fmt: skip
 _NATIVE = (
-    Column("native_decode_tps", "tokens/s", "higher", doc="as the server itself times it: eval_count / eval_duration"),
-    Column("native_prefill_tps", "tokens/s", "higher", doc="the same of prompts: prompt_eval_count / prompt_eval_duration"),
-)
+    Column(
+        "native_decode_tps", "tokens/s", "higher", doc="decode speed as the server itself times it",
+        formula="sum(eval_count) / sum(eval_duration)", source=_OLLAMA,
+    ),
+    Column(
+        "native_prefill_tps", "tokens/s", "higher", doc="the same of prompts",
+        formula="sum(prompt_eval_count) / sum(prompt_eval_duration)", source=_OLLAMA,
+    ),
+)  # fmt: skip
 
 
 @metric(*_LOAD, *_TOP, *_NATIVE)

@@ -2,32 +2,52 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from quantbench.metrics import metric
 from quantbench.record import Column, Missing, Output, Value
 from quantbench.statistics import mean_by_cluster
 from quantbench.trace import Answer, Reference, Trace
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_SE = "sqrt(sum_c (x_c - mean(x))^2 / (C * (C - 1))) over C prompts"
+_SE_SOURCE = "standard error of a mean, as usual"
 _COLUMNS = (
-    Column("exact_match", "ratio", "higher", doc="share of prompts answered with the same tokens; by a server, the same text"),
-    Column("exact_match_se", "ratio", doc="standard error of exact_match"),
     Column(
-        "first_divergence", "tokens", "higher", doc="mean position of the first different token; a match counts as its length"
+        "exact_match", "ratio", "higher", doc="share of prompts answered with the same tokens; by a server, the same text",
+        formula="mean(x_c), x_c = 1 if the answers to prompt c are equal, else 0", source="quantbench",
     ),
-    Column("first_divergence_se", "tokens", doc="standard error of first_divergence"),
-    Column("token_match", "ratio", "higher", doc="share of positions with the same token, mean over prompts"),
-    Column("token_match_se", "ratio", doc="standard error of token_match"),
-    Column("chrf", "chrF", "higher", doc="sacrebleu sentence chrF2 of the answers, 0 to 100, mean over prompts"),
-    Column("chrf_se", "chrF", doc="standard error of chrf"),
-)
+    Column("exact_match_se", "ratio", doc="standard error of exact_match", formula=_SE, source=_SE_SOURCE),
+    Column(
+        "first_divergence", "tokens", "higher", doc="mean position of the first different token; a match counts as its length",
+        formula="mean(x_c), x_c = first position at which the answers differ, from 0",
+        source="Divergent Token Metrics, arXiv:2311.01544: first divergent token",
+    ),
+    Column("first_divergence_se", "tokens", doc="standard error of first_divergence", formula=_SE, source=_SE_SOURCE),
+    Column(
+        "token_match", "ratio", "higher", doc="share of positions with the same token, mean over prompts",
+        formula="mean(x_c), x_c = equal positions / length of the longer answer", source="quantbench",
+    ),
+    Column("token_match_se", "ratio", doc="standard error of token_match", formula=_SE, source=_SE_SOURCE),
+    Column(
+        "chrf", "chrF", "higher", doc="sacrebleu sentence chrF2 of the answers, 0 to 100, mean over prompts",
+        formula="mean(x_c), x_c = F2 of the precision and recall of character 1- to 6-grams; 100 for equal texts",
+        source="sacrebleu chrF2 (Popovic 2015)",
+    ),
+    Column("chrf_se", "chrF", doc="standard error of chrf", formula=_SE, source=_SE_SOURCE),
+)  # fmt: skip
 _NO_IDS = Missing("a server gives text, no token ids")
 
 
 @metric(*_COLUMNS)
 def text(trace: Trace, reference: Reference | None) -> Mapping[str, Value]:
     """Exact match, first divergence, token match and chrF of greedy answers"""
-    if reference is None:
+    if reference is None or not trace.answers:
         none = Missing(trace.absent.get("answers", "no reference to compare with: it cannot open this checkpoint here"))
         return {column.name: none for column in _COLUMNS}
     outputs = compare_answers(trace.answers, reference.answers)
@@ -48,12 +68,15 @@ def text(trace: Trace, reference: Reference | None) -> Mapping[str, Value]:
     return values
 
 
-def compare_answers(variant: Sequence[Answer], reference: Sequence[Answer]) -> tuple[Output, ...]:
-    """The rows of the ``outputs`` table: each prompt's two answers with their similarity."""
-    from sacrebleu.metrics.chrf import CHRF
+def compare_answers(
+    variant: Sequence[Answer], reference: Sequence[Answer], columns: Path | None = None
+) -> tuple[Output, ...]:
+    """The rows of the ``outputs`` table: each prompt's two answers with their similarity.
 
-    chrf = CHRF()
+    ``columns`` is the file of scored positions, see ``Trace``; without one nothing is said of them.
+    """
     outputs = []
+    scores = _scores(columns) if columns else {}
     for index, (ours, theirs) in enumerate(zip(variant, reference, strict=True)):
         exact, first, share = _compare_ids(ours, theirs)
         outputs.append(
@@ -68,10 +91,42 @@ def compare_answers(variant: Sequence[Answer], reference: Sequence[Answer]) -> t
                 exact_match=exact,
                 first_divergence=first,
                 token_match=share,
-                chrf=100.0 if ours.text == theirs.text else chrf.sentence_score(ours.text, [theirs.text]).score,
+                chrf=chrf(ours.text, theirs.text),
+                **scores.get(index, {}),
             )
         )
     return tuple(outputs)
+
+
+def chrf(text: str, other: str) -> float:
+    """Sacrebleu's sentence chrF2 of ``text`` against ``other``, 0 to 100; equal texts, also empty ones, have 100."""
+    from sacrebleu.metrics.chrf import CHRF
+
+    return 100.0 if text == other else float(CHRF().sentence_score(text, [other]).score)
+
+
+def _scores(columns: Path) -> dict[int, dict[str, Any]]:
+    """What was seen at the scored positions of each prompt, by its index and as fields of Output."""
+    import numpy as np
+
+    with np.load(columns, allow_pickle=False) as arrays:
+        prompt, kld, nll, top1 = (arrays[name] for name in ("prompt", "kld", "nll", "top1"))
+    found = {}
+    for index in np.unique(prompt):
+        here = prompt == index
+        found[int(index)] = {
+            "scored_tokens": int(here.sum()),
+            "kld": tuple(kld[here].tolist()),
+            "kld_mean": _finite_mean(kld[here]),
+            "top1_agreement": float(top1[here].mean()),
+            "nll_mean": _finite_mean(nll[here]),
+        }
+    return found
+
+
+def _finite_mean(values: NDArray[Any]) -> float | None:
+    mean = float(values.mean())
+    return mean if math.isfinite(mean) else None
 
 
 def _compare_ids(ours: Answer, theirs: Answer) -> tuple[bool, int | None, float | None]:

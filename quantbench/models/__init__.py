@@ -1,6 +1,7 @@
 """Models by name: built-in ones (one file or folder here each), local folders, ``.gguf`` files, hub ids and servers.
 
 A hub id is ``ORG/REPO[@REVISION]``, or ``ORG/REPO[@REVISION]:TYPE`` for one GGUF file, for example ``:Q4_K_M``.
+``dummy:NAME_OR_CONFIG`` is a configuration with random weights: a built-in one, a folder, a config.json or a hub id.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from quantbench.registry import Registry
-from quantbench.scenario import parse_server
+from quantbench.scenario import DUMMY_PREFIX, parse_server
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,10 +59,23 @@ def is_server(name: str) -> bool:
     return name.startswith(("http://", "https://"))
 
 
+def is_dummy(name: str) -> bool:
+    """Whether ``name`` asks for a real architecture with random weights."""
+    return name.startswith(DUMMY_PREFIX)
+
+
+def dummy_configs() -> dict[str, Path]:
+    """Published config.json files of well-known models, by name: what a dummy can be made of with nothing to download."""
+    return {path.stem: path for path in sorted((Path(__file__).parent / "configs").glob("*.json"))}
+
+
 def check_name(name: str) -> None:
     """Raise UsageError when ``name`` can be no model; needs no network, reads no weights."""
     if is_server(name):
         parse_server(name)
+        return
+    if is_dummy(name):
+        _check_dummy(name.removeprefix(DUMMY_PREFIX))
         return
     if name in MODELS or (looks_like_path(name) and Path(name).expanduser().exists()):
         return
@@ -71,3 +85,14 @@ def check_name(name: str) -> None:
         if looks_like_path(name):
             raise UsageError(f"model path {name!r} does not exist; give a checkpoint folder or a .gguf file")
         raise unknown_name("model", name, (model.name for model in MODELS))
+
+
+def _check_dummy(wanted: str) -> None:
+    from quantbench.errors import UsageError, unknown_name
+
+    if wanted in dummy_configs() or (wanted and looks_like_path(wanted) and Path(wanted).expanduser().exists()):
+        return
+    if wanted and looks_like_path(wanted):
+        raise UsageError(f"dummy path {wanted!r} does not exist; give a config.json, or a folder that holds one")
+    if ":" in wanted or not _HUB_ID.fullmatch(wanted):
+        raise unknown_name("dummy", wanted, dummy_configs())

@@ -13,7 +13,8 @@ from typing import Any
 from quantbench.cache import file_sha256
 from quantbench.errors import ModelError
 from quantbench.job import Checkpoint
-from quantbench.models import MODELS, ModuleRecipe, check_name, is_server, looks_like_path
+from quantbench.models import MODELS, ModuleRecipe, check_name, is_dummy, is_server, looks_like_path
+from quantbench.models._dummy import make_dummy
 from quantbench.models._gguf import gguf_parts
 from quantbench.models._hub import CHECKPOINT_FILES, download
 
@@ -31,7 +32,7 @@ _BESIDE_PACKED = ("qzeros", "scales", "g_idx")
 
 
 def resolve(name: str, *, trust_remote_code: bool = False) -> Checkpoint:
-    """The checkpoint behind a model's name, downloaded from the hub if it must be.
+    """The checkpoint behind a model's name, downloaded from the hub or made from a configuration if it must be.
 
     Raises UsageError for a name that can be no model, ModelError for files that cannot be used: no config.json, only
     pickled weights, a truncated safetensors or GGUF file, a hub that cannot be reached.
@@ -40,6 +41,8 @@ def resolve(name: str, *, trust_remote_code: bool = False) -> Checkpoint:
     if is_server(name):
         content = hashlib.sha256(name.encode()).hexdigest()
         return Checkpoint(name=name, kind="server", path=Path(), revision="served", content_hash=content)
+    if is_dummy(name):
+        return make_dummy(name)
     if name in MODELS:
         recipe = MODELS[name].module
         return _module(name, recipe) if recipe else _folder(name, MODELS[name].folder(), "built-in", trust_remote_code)

@@ -23,12 +23,7 @@ def download(name: str, *, trust_remote_code: bool = False) -> tuple[Path, str]:
     What lies in the hub's own cache is used when the hub cannot be reached. Raises ModelError when nothing can be had, or
     when TYPE names no file or several.
     """
-    try:
-        import huggingface_hub as hub
-    except ImportError as error:
-        raise MissingDependency(
-            f"model {name!r} is on the hub and huggingface_hub is not installed; pip install 'quantbench[torch]'"
-        ) from error
+    hub = _client(name)
     place, _, wanted = name.partition(":")
     repository, _, revision = place.partition("@")
     if wanted:
@@ -37,6 +32,24 @@ def download(name: str, *, trust_remote_code: bool = False) -> tuple[Path, str]:
     with _hub_errors(name):
         folder = Path(hub.snapshot_download(repository, revision=revision or None, allow_patterns=patterns))
     return folder, folder.name
+
+
+def download_config(name: str) -> Path:
+    """Fetch nothing but the config.json of ``ORG/REPO[@REVISION]``. Raises ModelError when it cannot be had."""
+    hub = _client(name)
+    repository, _, revision = name.partition("@")
+    with _hub_errors(name):
+        return Path(hub.hf_hub_download(repository, "config.json", revision=revision or None))
+
+
+def _client(name: str) -> Any:
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise MissingDependency(
+            f"model {name!r} is on the hub and huggingface_hub is not installed; pip install 'quantbench[torch]'"
+        ) from error
+    return huggingface_hub
 
 
 def _gguf(hub: Any, name: str, repository: str, revision: str | None, wanted: str) -> tuple[Path, str]:

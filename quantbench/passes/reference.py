@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
+from quantbench.errors import ModelError
 from quantbench.job import Checkpoint, Task
 from quantbench.methods import LoadedModel, Sampling
 from quantbench.models._checkpoint import checkpoint_dtype, count_parameters
 from quantbench.models._tokenizer import Tokenizer
-from quantbench.passes.similarity import LOGPROBS_FILE, REFERENCE_FILE, answer_greedily, log_softmax
+from quantbench.passes.similarity import LOGPROBS_FILE, REFERENCE_FILE, Scored, answer_greedily, log_softmax
+from quantbench.passes.text import read_chunks
 from quantbench.scenario import Conditions
-from quantbench.trace import Reference
+from quantbench.trace import Answer, Reference
+
+_FREE_SHARE = 0.9
+"""Of the free disk the log-probabilities may take so much."""
+
+_FLOAT32_BYTES = 4
 
 
 def make_reference(
@@ -18,34 +26,58 @@ def make_reference(
 ) -> None:
     """Sample, answer and score with the loaded reference; fill ``folder`` with reference.json and logprobs.npy.
 
-    The log-probabilities are float32 [continuation positions of all prompts, vocabulary], written as they stream.
+    Of a text nothing is sampled or answered: its own second halves are what is scored.
     """
+    scored: Scored
+    answers: tuple[Answer, ...] = ()
+    if task.is_text:
+        scored = read_chunks(tokenizer, task.prompts[0], conditions)
+    else:
+        prompts = [tokenizer.encode(text) for text in task.prompts]
+        scored = [
+            (prompt, tuple(model.generate(prompt, conditions.continuation_tokens, Sampling(seed=seed))))
+            for seed, prompt in enumerate(prompts, start=conditions.seed * 1000)
+        ]
+        answers = answer_greedily(model, list(zip(task.prompts, prompts, strict=True)), conditions.answer_tokens, tokenizer)
+    _write_logprobs(model, scored, folder)
+    Reference(
+        parameters=count_parameters(checkpoint),
+        checkpoint_dtype=checkpoint_dtype(checkpoint.path) if checkpoint.kind == "hf" else "",
+        context_limit=tokenizer.context_limit,
+        prompt_tokens=tuple(tuple(prompt) for prompt, _ in scored),
+        continuations=tuple(tuple(continuation) for _, continuation in scored),
+        answers=answers,
+    ).save(folder / REFERENCE_FILE)
+
+
+def _write_logprobs(model: LoadedModel, scored: Scored, folder: Path) -> None:
+    """Log-probabilities, float32 [scored positions, vocabulary], written as they stream: memory never holds all of them."""
     import numpy as np
 
-    prompts = [tokenizer.encode(text) for text in task.prompts]
-    continuations = [
-        tuple(model.generate(prompt, conditions.continuation_tokens, Sampling(seed=conditions.seed * 1000 + index)))
-        for index, prompt in enumerate(prompts)
-    ]
+    counts = [len(continuation) for _, continuation in scored]
     file = None
     row = 0
-    for prompt, continuation in zip(prompts, continuations, strict=True):
+    for prompt, continuation in scored:
         for logits in model.score([*prompt, *continuation[:-1]], first=len(prompt) - 1):
             if file is None:
-                shape = (len(prompts) * conditions.continuation_tokens, logits.shape[1])
+                _require_room(folder, counts, logits.shape[1])
                 file = np.lib.format.open_memmap(  # type: ignore[no-untyped-call]  # numpy has no annotation here
-                    folder / LOGPROBS_FILE, mode="w+", dtype=np.float32, shape=shape
+                    folder / LOGPROBS_FILE, mode="w+", dtype=np.float32, shape=(sum(counts), logits.shape[1])
                 )
             file[row : row + len(logits)] = log_softmax(logits)
             row += len(logits)
     if file is not None:
         file.flush()
-    answers = answer_greedily(model, list(zip(task.prompts, prompts, strict=True)), conditions.answer_tokens, tokenizer)
-    Reference(
-        parameters=count_parameters(checkpoint),
-        checkpoint_dtype=checkpoint_dtype(checkpoint.path) if checkpoint.kind == "hf" else "",
-        context_limit=tokenizer.context_limit,
-        prompt_tokens=tuple(tuple(prompt) for prompt in prompts),
-        continuations=tuple(continuations),
-        answers=answers,
-    ).save(folder / REFERENCE_FILE)
+
+
+def _require_room(folder: Path, counts: list[int], vocabulary: int) -> None:
+    """ModelError where the log-probabilities would not fit on the disk."""
+    needed = sum(counts) * vocabulary * _FLOAT32_BYTES
+    available = int(shutil.disk_usage(folder).free * _FREE_SHARE)
+    if needed > available:
+        fitting = len(counts) * available // needed
+        raise ModelError(
+            f"the reference's log-probabilities take {needed / 1e9:.1f} GB ({sum(counts)} positions x vocabulary of "
+            f"{vocabulary} x {_FLOAT32_BYTES} bytes) and {available / 1e9:.1f} GB of disk may be used; score fewer prompts, or of a text at "
+            f"most --chunks {fitting}, or set QUANTBENCH_CACHE to a larger disk"
+        )

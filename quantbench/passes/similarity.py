@@ -5,14 +5,17 @@ Logits are streamed against the reference's memory-mapped log-probabilities; onl
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from quantbench.errors import ModelError
 from quantbench.methods import LoadedModel
 from quantbench.models._tokenizer import Tokenizer
-from quantbench.trace import Answer, Reference
+from quantbench.trace import Answer
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,50 +24,113 @@ if TYPE_CHECKING:
 LOGPROBS_FILE = "logprobs.npy"
 REFERENCE_FILE = "reference.json"
 
+_BLOCK_VALUES = 1 << 16
+"""Values that are compared at once: few enough to stay in a core's cache, so that each step finds them there."""
+
 
 def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     """Log-probabilities of logits [positions, vocabulary], float32 with the normalizer accumulated in float64."""
     import numpy as np
 
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    normalizer = np.log(np.exp(shifted).sum(axis=1, keepdims=True, dtype=np.float64))
-    result: NDArray[np.float32] = (shifted - normalizer).astype(np.float32)
+    result = np.empty(logits.shape, dtype=np.float32)
+    _log_softmax(logits, result, np.empty_like(result))
     return result
 
 
-def score_continuations(model: LoadedModel, reference: Reference, folder: Path, out: Path) -> None:
-    """Compare the variant's distribution with the reference's at every position of the continuations; write the columns.
+def _log_softmax(logits: NDArray[np.float32], out: NDArray[np.float32], scratch: NDArray[np.float32]) -> None:
+    import numpy as np
 
-    KLD is KL(reference || variant) in nats over the whole vocabulary, summed in float64. Raises ModelError when the
-    vocabularies differ.
+    np.subtract(logits, logits.max(axis=1, keepdims=True), out=out)
+    normalizer = np.log(np.exp(out, out=scratch).sum(axis=1, keepdims=True, dtype=np.float64))
+    np.subtract(out, normalizer, out=out, casting="same_kind")
+
+
+Scored = Sequence[tuple[Sequence[int], Sequence[int]]]
+"""What is read and what is scored after it: a prompt with its continuation, or the halves of a text's chunk."""
+
+
+def score_columns(
+    model: LoadedModel, scored: Scored, reference: Path | None, out: Path, *, threads: int = 1
+) -> tuple[float, ...]:
+    """Score every continuation, compare with the reference's distribution at every position, and write the columns.
+
+    ``reference`` is the folder with the reference's log-probabilities. KLD is KL(reference || variant) in nats over the whole
+    vocabulary, summed in float64, on so many ``threads``, which rest while the model works. Without a reference only ``prompt``
+    and ``nll`` are written. Returns the seconds of each.
+    Raises ModelError when the vocabularies differ.
     """
     import numpy as np
 
-    expected = np.load(folder / LOGPROBS_FILE, mmap_mode="r", allow_pickle=False)
-    parts: dict[str, list[NDArray[np.generic]]] = {name: [] for name in ("prompt", "kld", "nll", "nll_reference", "top1")}
+    expected = np.load(reference / LOGPROBS_FILE, mmap_mode="r", allow_pickle=False) if reference else None
+    parts: list[dict[str, NDArray[np.generic]]] = []
+    taken_s: list[float] = []
     row = 0
-    for index, (prompt, continuation) in enumerate(zip(reference.prompt_tokens, reference.continuations, strict=True)):
-        targets = np.asarray(continuation)
-        done = 0
-        for logits in model.score([*prompt, *continuation[:-1]], first=len(prompt) - 1):
-            if logits.shape[1] < expected.shape[1]:
-                raise ModelError(
-                    f"the variant has {logits.shape[1]} vocabulary entries and the reference {expected.shape[1]}; "
-                    "give a reference with the same vocabulary"
-                )
-            count = len(logits)
-            variant = log_softmax(logits[:, : expected.shape[1]])
-            wanted = np.asarray(expected[row : row + count])
-            target = targets[done : done + count]
-            lines = np.arange(count)
-            parts["prompt"].append(np.full(count, index, dtype=np.int32))
-            parts["kld"].append((np.exp(wanted, dtype=np.float64) * (wanted.astype(np.float64) - variant)).sum(axis=1))
-            parts["nll"].append(-variant[lines, target].astype(np.float64))
-            parts["nll_reference"].append(-wanted[lines, target].astype(np.float64))
-            parts["top1"].append(variant.argmax(axis=1) == wanted.argmax(axis=1))
-            row += count
-            done += count
-    np.savez(out, **{name: np.concatenate(arrays) for name, arrays in parts.items()})
+    with ThreadPoolExecutor(threads) as pool:
+        for index, (prompt, continuation) in enumerate(scored):
+            started = time.perf_counter()
+            targets = np.asarray(continuation)
+            done = 0
+            for logits in model.score([*prompt, *continuation[:-1]], first=len(prompt) - 1):
+                count = len(logits)
+                wanted = None if expected is None else expected[row : row + count]
+                columns = _compare(logits, wanted, targets[done : done + count], pool, threads)
+                parts.append({"prompt": np.full(count, index, dtype=np.int32), **columns})
+                row += count
+                done += count
+            taken_s.append(time.perf_counter() - started)
+    np.savez(out, **{name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
+    return tuple(taken_s)
+
+
+def _compare(
+    logits: NDArray[np.float32],
+    expected: NDArray[np.float32] | None,
+    targets: NDArray[np.int64],
+    pool: Executor,
+    threads: int,
+) -> dict[str, NDArray[np.generic]]:
+    """The columns of a chunk of positions: ``nll``, and against the reference ``kld``, ``nll_reference`` and ``top1``."""
+    import numpy as np
+
+    if expected is not None and logits.shape[1] < expected.shape[1]:
+        raise ModelError(
+            f"the variant has {logits.shape[1]} vocabulary entries and the reference {expected.shape[1]}; "
+            "give a reference with the same vocabulary"
+        )
+    width = logits.shape[1] if expected is None else expected.shape[1]
+    step = max(1, _BLOCK_VALUES // width)
+    share = step * -(-len(logits) // (step * threads))
+    work = partial(_compare_rows, logits[:, :width], expected, targets, step)
+    parts = list(pool.map(work, [range(start, min(start + share, len(logits))) for start in range(0, len(logits), share)]))
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _compare_rows(
+    logits: NDArray[np.float32], expected: NDArray[np.float32] | None, targets: NDArray[np.int64], step: int, rows: range
+) -> dict[str, NDArray[np.generic]]:
+    """The columns of some rows, ``step`` at a time in the same two buffers."""
+    import numpy as np
+
+    names = ("nll",) if expected is None else ("nll", "kld", "nll_reference")
+    columns: dict[str, NDArray[Any]] = {name: np.empty(len(rows)) for name in names}
+    if expected is not None:
+        columns["top1"] = np.empty(len(rows), dtype=bool)
+    buffers = np.empty((2, min(step, len(rows)), logits.shape[1]), dtype=np.float32)
+    for start in rows[::step]:
+        here = slice(start, min(start + step, rows.stop))
+        into = slice(here.start - rows.start, here.stop - rows.start)
+        variant, scratch = buffers[:, : here.stop - here.start]
+        _log_softmax(logits[here], variant, scratch)
+        lines, target = np.arange(len(variant)), targets[here]
+        columns["nll"][into] = -variant[lines, target]
+        if expected is not None:
+            wanted = np.asarray(expected[here])
+            columns["nll_reference"][into] = -wanted[lines, target]
+            columns["top1"][into] = variant.argmax(axis=1) == wanted.argmax(axis=1)
+            np.subtract(wanted, variant, out=variant)
+            np.multiply(np.exp(wanted, out=scratch), variant, out=variant)
+            columns["kld"][into] = variant.sum(axis=1, dtype=np.float64)
+    return columns
 
 
 def answer_greedily(

@@ -9,15 +9,16 @@ from importlib.resources import files
 from pathlib import Path
 
 from quantbench.errors import UsageError, unknown_name
-from quantbench.scenario import SEEDED_INPUTS
+from quantbench.scenario import SEEDED_INPUTS, TEXT_PREFIX
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptSet:
-    """Prompts under one name; none under the name that stands for seeded inputs."""
+    """Prompts under one name; none under the name that stands for seeded inputs. A text is one prompt."""
 
     name: str
     prompts: tuple[str, ...]
+    is_text: bool = False
 
     @property
     def content_hash(self) -> str:
@@ -34,7 +35,11 @@ def names() -> tuple[str, ...]:
 
 
 def check_name(name: str) -> None:
-    """UsageError with the nearest names unless ``name`` is shipped, is a file or stands for seeded inputs."""
+    """UsageError with the nearest names unless ``name`` is shipped, is a file, a text or stands for seeded inputs."""
+    if name.startswith(TEXT_PREFIX):
+        if not Path(name.removeprefix(TEXT_PREFIX)).is_file():
+            raise UsageError(f"text file {name.removeprefix(TEXT_PREFIX)!r} does not exist; give text:FILE with a UTF-8 text")
+        return
     if name not in (*names(), SEEDED_INPUTS) and not Path(name).is_file():
         if name.endswith(".txt") or "/" in name:
             raise UsageError(f"prompt file {name!r} does not exist; give a text file with one prompt a line")
@@ -45,11 +50,13 @@ def load(name: str) -> PromptSet:
     r"""A shipped prompt set by name, or a text file with one prompt a line (blank lines and ``#`` lines are left out).
 
     In a line, ``\n`` stands for a newline. Raises UsageError for an unknown name, a file that is no UTF-8 text, or one
-    without prompts.
+    without prompts. ``text:FILE`` is the whole file as it is.
     """
     check_name(name)
     if name == SEEDED_INPUTS:
         return PromptSet(name=name, prompts=())
+    if name.startswith(TEXT_PREFIX):
+        return _text(name)
     try:
         source = (files(__name__) / f"{name}.txt") if name in names() else Path(name)
         text = source.read_text(encoding="utf-8-sig")
@@ -60,3 +67,15 @@ def load(name: str) -> PromptSet:
     if not prompts:
         raise UsageError(f"prompt set {name!r} has no prompts; write one prompt a line")
     return PromptSet(name=name, prompts=prompts)
+
+
+def _text(name: str) -> PromptSet:
+    """A file byte for byte but for one newline at its end, which llama-perplexity takes off as well."""
+    path = Path(name.removeprefix(TEXT_PREFIX))
+    try:
+        text = path.read_bytes().decode("utf-8").removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"text file {str(path)!r} is not UTF-8 text ({error.reason}); save it as UTF-8") from error
+    if not text.strip():
+        raise UsageError(f"text file {str(path)!r} is empty; give a text of at least two chunks")
+    return PromptSet(name=name, prompts=(text,), is_text=True)

@@ -17,24 +17,37 @@ from quantbench.methods import METHODS, LoadedModel
 from quantbench.models._checkpoint import count_parameters, weight_files
 from quantbench.models._gguf import gguf_parts
 from quantbench.models._tokenizer import Tokenizer, open_tokenizer
+from quantbench.passes.bandwidth import bytes_per_token, memory_bandwidth
+from quantbench.passes.energy import measure_energy
 from quantbench.passes.latency import Contender, measure_rounds
 from quantbench.passes.memory import measure_peak, reset_high_water, resident
 from quantbench.passes.reference import make_reference
-from quantbench.passes.similarity import REFERENCE_FILE, answer_greedily, answers_of, score_continuations
+from quantbench.passes.similarity import REFERENCE_FILE, answer_greedily, answers_of, score_columns
+from quantbench.passes.text import Chunks, read_chunks
 from quantbench.scenario import Scenario
 from quantbench.subjects import import_seconds, settings_of
-from quantbench.trace import Answer, Probe, Reference, Trace, load_probes
+from quantbench.subjects._device import check_device
+from quantbench.trace import Answer, Energy, Probe, Reference, Round, Trace, load_probes
 
 _CONTEXT_STEP = 64
 _READ_BYTES = 1 << 22
 
 
+_NOT_ANSWERED = "a text is scored and not answered; name a prompt set such as 'ten' besides"
+_RANDOM = "random weights say nothing about similarity"
+_UNPROBED = "a dummy is not probed: ask what the real model can do, or the canary"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompts:
-    """A task with its ids; ``reference`` is None where nothing can be compared."""
+    """A task with its ids; ``reference`` is None where nothing can be compared.
+
+    ``scored`` is what is scored after what: the reference's continuations, or the halves of a text's chunks.
+    """
 
     task: Task
     ids: tuple[tuple[int, ...], ...]
+    scored: Chunks
     reference: Reference | None
 
 
@@ -42,9 +55,10 @@ def make_references(job: Job, folder: Path) -> None:
     """Fill ``reference-N`` in ``folder`` for the job's N-th prompt set, with the job's own variant as the reference."""
     method = METHODS[job.variant.method]
     tokenizer = open_tokenizer(job.checkpoint)
-    prompts = [Prompts(task=task, ids=_encode(tokenizer, task), reference=None) for task in job.tasks]
+    prompts = [_unread(job, tokenizer, task) for task in job.tasks]
     context = _context(job, prompts, tokenizer.context_limit)
     with method.open(job.scenario, settings_of(job, context)) as model:
+        check_device(job.conditions.device, model.facts, job.variant.name)
         for index, task in enumerate(job.tasks):
             out = folder / f"reference-{index}"
             out.mkdir()
@@ -60,6 +74,7 @@ def measure(job: Job, folder: Path) -> None:
     settings = settings_of(job, context)
     scenario = job.scenario
     artifact = method.preparer(scenario, settings) if method.preparer else None
+    bandwidth = memory_bandwidth(job.conditions.device, settings.threads)
     _read_once(_files(artifact.path) if artifact else weight_files(job.checkpoint.path))
     reset_high_water()
     before = resident()["VmRSS"]
@@ -69,20 +84,27 @@ def measure(job: Job, folder: Path) -> None:
         model.synchronize()
         load_s = time.perf_counter() - started
         loading = before, resident()["VmHWM"]
+        check_device(job.conditions.device, model.facts, scenario.variant.name)
         weights = model.memory()
         length = job.conditions.output_tokens
         peaks = [measure_peak(model, each.ids, length, loading, job.conditions.device) for each in prompts]
-        running = model.memory().weight_bytes
+        running = model.memory()
         tokenizer = open_tokenizer(job.checkpoint)
-        scored = [_score(model, each, folder / f"columns-{index}.npz") for index, each in enumerate(prompts)]
+        scored = [_score(model, each, folder / f"columns-{index}.npz", settings.threads) for index, each in enumerate(prompts)]
         chosen = choose(scenario, settings)
         anchor = _open_anchor(stack, model, chosen, scenario) if chosen else None
         facts = {**model.facts, "threads": str(settings.threads), "context": str(context)}
         for index, (each, peak, columns) in enumerate(zip(prompts, peaks, scored, strict=True)):
-            opposite = Contender(anchor, chosen.prompts(each.ids)) if chosen and anchor else None
-            contender = Contender(model, each.ids)
-            rounds = measure_rounds(contender, opposite, length, job.effort)
-            answers = _answers(contender, each, tokenizer, job.conditions.answer_tokens)
+            rounds: tuple[Round, ...] = ()
+            answers: tuple[Answer, ...] = ()
+            energy: Energy | str = _NOT_ANSWERED
+            if not each.task.is_text:
+                opposite = Contender(anchor, chosen.prompts(each.ids)) if chosen and anchor else None
+                contender = Contender(model, each.ids)
+                rounds = measure_rounds(contender, opposite, length, job.effort)
+                energy = measure_energy(model, each.ids, context, job.conditions.device)
+                if not job.checkpoint.random_weights:
+                    answers = _answers(contender, each, tokenizer, job.conditions.answer_tokens)
             Trace(
                 import_s=import_s,
                 load_s=load_s,
@@ -90,17 +112,36 @@ def measure(job: Job, folder: Path) -> None:
                 measured_s=time.perf_counter() - started,
                 parameters=each.reference.parameters if each.reference else count_parameters(job.checkpoint),
                 weights=weights,
-                weight_bytes_running=running,
+                weight_bytes_running=running.weight_bytes,
                 artifact_bytes=artifact.file_bytes if artifact else _checkpoint_bytes(job.checkpoint),
                 peak=peak,
                 anchor=chosen.name if chosen else "",
                 rounds=rounds,
                 answers=answers,
-                columns=columns,
+                columns=columns.path if columns and not job.checkpoint.random_weights else None,
+                score_s=columns.seconds if columns else (),
+                score_tokens=sum(len(prompt) + len(rest) - 1 for prompt, rest in each.scored) if columns else 0,
+                memory_bandwidth_bps=None if isinstance(bandwidth, str) else bandwidth,
+                bytes_per_token=bytes_per_token(running, each.ids, length) if rounds else None,
+                energy=None if isinstance(energy, str) else energy,
+                absent=_absent(each.task, job.checkpoint) | _reasons(memory_bandwidth_bps=bandwidth, energy=energy),
                 prequantized=bool(artifact and artifact.quantized) or bool(job.checkpoint.quantized),
                 probes=_probes(job),
                 facts={**facts, "checkpoint_dtype": each.reference.checkpoint_dtype if each.reference else ""},
             ).save(folder / TRACE_FILE.format(index))
+
+
+def _reasons(**seen: object) -> dict[str, str]:
+    """Why parts of a trace are missing: those that are a sentence instead."""
+    return {name: each for name, each in seen.items() if isinstance(each, str)}
+
+
+def _absent(task: Task, checkpoint: Checkpoint) -> dict[str, str]:
+    """Why parts of a trace are missing."""
+    absent = dict.fromkeys(("rounds", "answers", "anchor"), _NOT_ANSWERED) if task.is_text else {}
+    if checkpoint.random_weights:
+        absent |= {"answers": _RANDOM, "columns": _RANDOM, "probes": _UNPROBED}
+    return absent
 
 
 def _files(artifact: Path) -> list[Path]:
@@ -127,16 +168,20 @@ def read_prompts(job: Job) -> tuple[list[Prompts], int]:
         if task.reference:
             reference = Reference.load(task.reference / REFERENCE_FILE)
             limit = reference.context_limit
-            prompts.append(Prompts(task=task, ids=reference.prompt_tokens, reference=reference))
+            scored = tuple(zip(reference.prompt_tokens, reference.continuations, strict=True))
+            prompts.append(Prompts(task=task, ids=reference.prompt_tokens, scored=scored, reference=reference))
         else:
             tokenizer = tokenizer or open_tokenizer(job.checkpoint)
             limit = tokenizer.context_limit
-            prompts.append(Prompts(task=task, ids=_encode(tokenizer, task), reference=None))
+            prompts.append(_unread(job, tokenizer, task))
     return prompts, _context(job, prompts, limit)
 
 
-def _encode(tokenizer: Tokenizer, task: Task) -> tuple[tuple[int, ...], ...]:
-    return tuple(tuple(tokenizer.encode(text)) for text in task.prompts)
+def _unread(job: Job, tokenizer: Tokenizer, task: Task) -> Prompts:
+    """A task without a reference: of a text there is still something to score."""
+    chunks = read_chunks(tokenizer, task.prompts[0], job.conditions) if task.is_text else ()
+    prompts = [prompt for prompt, _ in chunks] or [tuple(tokenizer.encode(text)) for text in task.prompts]
+    return Prompts(task=task, ids=tuple(prompts), scored=chunks, reference=None)
 
 
 def _context(job: Job, prompts: Sequence[Prompts], limit: int | None) -> int:
@@ -146,11 +191,13 @@ def _context(job: Job, prompts: Sequence[Prompts], limit: int | None) -> int:
     available = min(bound for bound in (conditions.context or limit, limit or conditions.context, sys.maxsize) if bound)
     needed = 0
     for each in prompts:
+        after = conditions.output_tokens if each.task.is_text else answer
+        needed = max([needed, *(len(prompt) + len(scored) for prompt, scored in each.scored)])
         for number, ids in enumerate(each.ids, start=1):
-            needed = max(needed, len(ids) + answer)
-            if len(ids) + answer > available:
+            needed = max(needed, len(ids) + after)
+            if len(ids) + after > available:
                 raise ModelError(
-                    f"prompt {number} of {each.task.prompts_name!r} has {len(ids)} tokens and its answer {answer}, more than "
+                    f"prompt {number} of {each.task.prompts_name!r} has {len(ids)} tokens and its answer {after}, more than "
                     f"the context of {available} tokens; shorten the prompt or use a model with a longer context"
                 )
     return conditions.context or min(available, -(-needed // _CONTEXT_STEP) * _CONTEXT_STEP)
@@ -164,14 +211,23 @@ def _open_anchor(stack: ExitStack, model: LoadedModel, anchor: Anchor, scenario:
     """The anchor in this process; the model itself where it is its own anchor."""
     if anchor.name == scenario.variant.name:
         return model
-    return stack.enter_context(METHODS[anchor.scenario.variant.method].open(anchor.scenario, anchor.settings))
+    opened = stack.enter_context(METHODS[anchor.scenario.variant.method].open(anchor.scenario, anchor.settings))
+    check_device(anchor.scenario.conditions.device, opened.facts, f"the anchor {anchor.name}")
+    return opened
 
 
-def _score(model: LoadedModel, prompts: Prompts, columns: Path) -> Path | None:
-    if prompts.reference is None or prompts.task.reference is None:
+@dataclass(frozen=True, slots=True)
+class _Columns:
+    """Where the per-position columns lie, and the seconds that scoring took, by prompt or chunk."""
+
+    path: Path
+    seconds: tuple[float, ...]
+
+
+def _score(model: LoadedModel, prompts: Prompts, columns: Path, threads: int) -> _Columns | None:
+    if not prompts.scored:
         return None
-    score_continuations(model, prompts.reference, prompts.task.reference, columns)
-    return columns
+    return _Columns(columns, score_columns(model, prompts.scored, prompts.task.reference, columns, threads=threads))
 
 
 def _answers(contender: Contender, prompts: Prompts, tokenizer: Tokenizer, length: int) -> tuple[Answer, ...]:

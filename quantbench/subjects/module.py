@@ -14,6 +14,7 @@ from quantbench.passes.memory import peak_during, reset_high_water, resident
 from quantbench.passes.module import Caller, compare_outputs, measure_calls
 from quantbench.scenario import Scenario
 from quantbench.subjects import import_seconds, settings_of
+from quantbench.subjects._device import check_device
 from quantbench.trace import Trace
 
 _NO_ANSWERS = "a module without tokens has no prompts and no answers"
@@ -37,6 +38,7 @@ def measure(job: Job, folder: Path) -> None:
         opened = stack.enter_context(method.open_module(scenario, settings))
         load_s = time.perf_counter() - started
         loading = before, resident()["VmHWM"]
+        check_device(conditions.device, opened.facts, scenario.variant.name)
         weights = opened.memory()
         variant = Caller.seeded(opened, conditions.seed)
         peak = peak_during(variant.round, loading, conditions.device)
@@ -81,4 +83,6 @@ def _open_anchor(stack: ExitStack, variant: LoadedModule, anchor: Anchor, scenar
     """The anchor in this process; the variant itself where it is its own anchor."""
     if anchor.name == scenario.variant.name:
         return variant
-    return stack.enter_context(METHODS[anchor.scenario.variant.method].open_module(anchor.scenario, anchor.settings))
+    opened = stack.enter_context(METHODS[anchor.scenario.variant.method].open_module(anchor.scenario, anchor.settings))
+    check_device(anchor.scenario.conditions.device, opened.facts, f"the anchor {anchor.name}")
+    return opened

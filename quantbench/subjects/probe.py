@@ -59,9 +59,10 @@ def measure(job: Job, folder: Path) -> None:
 def probed(scenario: Scenario, checkpoint: Checkpoint, work: Work) -> Path | None:
     """The file with the variant's probes: from the cache, or by ``work``; what that left undone is noted and not kept.
 
-    None where nothing can be probed, or nothing can be written.
+    None where nothing can be probed, weights are random, or nothing can be written.
     """
-    if checkpoint.kind not in ("hf", "gguf") or METHODS[scenario.variant.method].endpoint:
+    told = checkpoint.kind in ("hf", "gguf") and not checkpoint.random_weights
+    if not told or METHODS[scenario.variant.method].endpoint:
         return None
     found: list[Path] = []
 

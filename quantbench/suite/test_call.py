@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from quantbench.plugin import Measured
 
 
-@pytest.mark.quantbench_tokens(False)
+@pytest.mark.quantbench_reads("inputs")
 def test_call(quantbench: Measured) -> None:
     """Mean time of one call on a seeded input, one sample a round."""
     quantbench.replay([fmean(each.variant) for each in quantbench.trace.calls])

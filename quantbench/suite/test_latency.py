@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from quantbench.plugin import Measured
 
 
-@pytest.mark.quantbench_tokens(True)
+@pytest.mark.quantbench_reads("prompts")
 def test_prefill(quantbench: Measured) -> None:
     """Mean time to the first token, one sample a round."""
     quantbench.replay([fmean(answer.prefill_s for answer in each.variant) for each in quantbench.trace.rounds])
 
 
-@pytest.mark.quantbench_tokens(True)
+@pytest.mark.quantbench_reads("prompts")
 def test_decode(quantbench: Measured) -> None:
     """Mean time between tokens, one sample a round; pytest-benchmark's OPS is tokens per second."""
     rounds = [seconds for each in quantbench.trace.rounds if (seconds := seconds_per_token(each.variant))]

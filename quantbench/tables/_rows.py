@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from quantbench.scenario import SEEDED_INPUTS, short_name
+from quantbench.scenario import Reads, reads, short_name
 
 if TYPE_CHECKING:
     import pandas as pd
+
+REPEATS = "repeats"
+"""Of a row that stands for several processes: how many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +53,9 @@ class Row:
 
     @property
     def suffix(self) -> str:
-        """What tells it from another row of its variant: control, and the repeat after the first."""
-        repeat = self.number("repeat")
-        return (" (control)" if self.flag("control") else "") + (f" (repeat {repeat})" if repeat else "")
+        """What tells it from another row of its variant: control, and of how many processes it is the middle."""
+        repeats = self.number(REPEATS)
+        return (" (control)" if self.flag("control") else "") + (f" (median of {repeats})" if repeats else "")
 
     @property
     def label(self) -> str:
@@ -88,9 +92,9 @@ class Group:
         return short_name(self.fact("prompts"))
 
     @property
-    def has_tokens(self) -> bool:
-        """Whether the model reads prompts; a module without tokens was called on seeded inputs."""
-        return self.fact("prompts") != SEEDED_INPUTS
+    def reads(self) -> Reads:
+        """What the model was given."""
+        return reads(self.fact("prompts"))
 
     @property
     def reference(self) -> str:
@@ -132,17 +136,37 @@ def latest_run(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def groups(frame: pd.DataFrame) -> list[Group]:
-    """The rows of ``frame`` by run, model and prompt set, in order of appearance."""
-    found: dict[tuple[str, str, str], list[Row]] = {}
-    for values in frame.astype(object).where(frame.notna(), None).to_dict("records"):
-        row = Row({str(name): value for name, value in values.items()})
-        found.setdefault((row.text("run_id"), row.text("model"), row.text("prompts")), []).append(row)
-    return [Group(tuple(sorted(rows, key=_order))) for rows in found.values()]
+    """The rows of ``frame`` by run, model and prompt set, in order of appearance; the repeats of a variant are one row."""
+    found: dict[tuple[str, str, str], dict[tuple[str, bool], list[Row]]] = {}
+    for row in rows_of(frame):
+        group = found.setdefault((row.text("run_id"), row.text("model"), row.text("prompts")), {})
+        group.setdefault((row.variant, row.flag("control")), []).append(row)
+    return [Group(tuple(sorted(map(_middle, group.values()), key=_order))) for group in found.values()]
 
 
-def _order(row: Row) -> tuple[bool, bool, str, float, str, int | float]:
+def rows_of(frame: pd.DataFrame) -> list[Row]:
+    """The rows of ``frame`` as they are."""
+    records = frame.astype(object).where(frame.notna(), None).to_dict("records")
+    return [Row({str(name): value for name, value in values.items()}) for values in records]
+
+
+def _middle(repeats: Sequence[Row]) -> Row:
+    """Repeats of one variant as one row: medians of what was measured well; intervals reach from the lowest to the highest."""
+    measured = [row for row in repeats if row.ok]
+    if len(measured) < 2:
+        return (measured or repeats)[0]
+    figures = {name: [row.number(name) for row in measured] for name in measured[0].values}
+    middle: dict[str, float] = {}
+    for name, numbers in figures.items():
+        known = [number for number in numbers if number is not None]
+        if len(known) == len(measured):
+            take = min if name.endswith("_low") else max if name.endswith("_high") else median
+            middle[name] = take(known) if len(set(known)) > 1 else known[0]
+    return Row({**measured[0].values, **middle, REPEATS: len(measured)})
+
+
+def _order(row: Row) -> tuple[bool, bool, str, float, str]:
     is_reference = row.variant == row.text("reference")
     return (
         not is_reference, row.flag("control"), row.text("method"), -(row.number("bits") or 0), row.text("precision"),
-        row.number("repeat") or 0,
     )  # fmt: skip

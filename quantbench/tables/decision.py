@@ -128,7 +128,7 @@ def decide(
     """
     kld = words().quality.upper_edge(DEFAULT_WORD) if max_kld is None else max_kld
     limits = Limits(memory_bytes=memory_bytes, max_kld=kld, min_tps=min_tps)
-    return [_decide(group, limits) for group in groups(frame) if group.has_tokens]
+    return [_decide(group, limits) for group in groups(frame) if group.reads == "prompts"]
 
 
 def _decide(group: Group, limits: Limits) -> Choice:

@@ -66,7 +66,7 @@ Find = Callable[[Line], Finding]
 
 def table(frame: pd.DataFrame) -> list[Table]:
     """One table per run, language model and prompt set of ``frame``, which holds rows of ``scenarios``."""
-    return [made for group in groups(frame) if group.has_tokens and (made := _table(group))]
+    return [made for group in groups(frame) if group.reads == "prompts" and (made := _table(group))]
 
 
 def _table(group: Group) -> Table | None:

@@ -35,7 +35,7 @@ _CALL_NOTES = (
 
 def table(frame: pd.DataFrame) -> list[Table]:
     """One table per run and module of ``frame``, and per language model that the method was measured on."""
-    return [made for group in groups(frame) if (made := _table(group))]
+    return [made for group in groups(frame) if group.reads != "text" and (made := _table(group))]
 
 
 def calls(reference: str) -> list[f.Field]:
@@ -51,7 +51,7 @@ def calls(reference: str) -> list[f.Field]:
 
 
 def _table(group: Group) -> Table | None:
-    lines = _language_model_lines(group) if group.has_tokens else plain_lines(group)
+    lines = _language_model_lines(group) if group.reads != "inputs" else plain_lines(group)
     if not lines:
         return None
     reduction = Heading(key="state_dict_reduction", title="Reduction", unit="ratio", source="measured", numeric=True)
@@ -59,11 +59,11 @@ def _table(group: Group) -> Table | None:
         f.Field(Heading(key="variant", title="Variant"), lambda line: Cell(line.label)),
         f.measured("state_dict_bytes", "State dict, KB", lambda count: f"{count / _KB:.2f}"),
         f.Field(reduction, _reduction),
-        *(_answers(group.reference) if group.has_tokens else calls(group.reference)),
+        *(_answers(group.reference) if group.reads != "inputs" else calls(group.reference)),
         *f.status(shown=any(line.status != "ok" for line in lines)),
     ]
     check = f"{group.model} is an instrument check: its figures show that the instrument works and say nothing of a real model"
-    notes = [*_NOTES, *(() if group.has_tokens else _CALL_NOTES), *([check] if group.instrument_check else [])]
+    notes = [*_NOTES, *(() if group.reads != "inputs" else _CALL_NOTES), *([check] if group.instrument_check else [])]
     return assemble("modules", "Dynamic quantization", lines, fields, notes)
 
 

@@ -14,12 +14,13 @@ from functools import cached_property
 from typing import TYPE_CHECKING, cast
 
 from quantbench.methods.qat import SAME_AS
+from quantbench.statistics import minimum_detectable_effect, t_quantile
 from quantbench.tables import TableKind
 from quantbench.tables._assemble import assemble, instrument_note
 from quantbench.tables._fields import Field
 from quantbench.tables._lines import Line
 from quantbench.tables._rows import Group, Row, groups
-from quantbench.tables._show import CONFIDENCE_95, short, with_error
+from quantbench.tables._show import short, with_error
 from quantbench.tables._table import Cell, Heading, Scalar
 from quantbench.units import format_seconds
 
@@ -38,7 +39,8 @@ _NOTES = (
     "PTQ: quantized without training; QAT: trained by self-distillation with the quantization simulated, then quantized alike",
     "difference: KLD of QAT less that of PTQ, negative where QAT is closer to the reference",
     "its standard error takes the two for independent (root of the sum of squares): conservative, both saw the same tokens",
-    f"verdict: one of them is called closer where the difference exceeds {CONFIDENCE_95} standard errors (95 %)",
+    "verdict: a two-sided t test of the difference at 5 %, prompts - 1 degrees of freedom",
+    "detectable: the least true difference that this test would have found with 80 % power",
     "loss: mean KL(reference || model) in nats on the text trained on, each end an average over some steps",
 )
 
@@ -63,15 +65,30 @@ class Pair(Line):
         known = before_se is not None and after_se is not None
         return after - before, math.hypot(before_se or 0.0, after_se or 0.0) if known else None
 
+    @cached_property
+    def tested(self) -> tuple[float, float, int] | None:
+        """The difference, its standard error and degrees of freedom: the prompts of the side with fewer, less one."""
+        counts = [side.number("clusters") for side in self.sides]
+        known = [int(count) for count in counts if count is not None]
+        if self.difference is None or len(known) < len(counts):
+            return None
+        value, error = self.difference
+        return None if error is None else (value, error, min(known) - 1)
+
     @property
     def verdict(self) -> str | None:
         """Which is closer to the reference; None where it cannot be told."""
-        if self.difference is None or self.difference[1] is None:
+        if self.tested is None:
             return None
-        value, error = self.difference
-        if abs(value) <= CONFIDENCE_95 * (error or 0.0):
+        value, error, degrees = self.tested
+        if abs(value) <= t_quantile(degrees) * error:
             return NO_DIFFERENCE
         return QAT_CLOSER if value < 0 else PTQ_CLOSER
+
+    @property
+    def detectable(self) -> float | None:
+        """The least true difference in nats that would have been found with 80 % power; None where nothing was tested."""
+        return minimum_detectable_effect(*self.tested[1:]) if self.tested else None
 
     @cached_property
     def losses(self) -> list[float]:
@@ -85,7 +102,7 @@ class Pair(Line):
 
 def table(frame: pd.DataFrame) -> list[Table]:
     """One table per run, model and prompt set of ``frame`` in which QAT was planned."""
-    return [made for group in groups(frame) if (made := _table(group))]
+    return [made for group in groups(frame) if group.reads == "prompts" and (made := _table(group))]
 
 
 def _table(group: Group) -> Table | None:
@@ -98,7 +115,7 @@ def _table(group: Group) -> Table | None:
         _field("ptq_kld", "PTQ KLD ± s.e., nats", lambda pair: _kld(pair.ptq), numeric=True),
         _field("qat_kld", "QAT KLD ± s.e., nats", _kld, numeric=True),
         _field("difference", "QAT - PTQ ± s.e., nats", _difference, numeric=True),
-        _field("verdict", "Verdict", lambda pair: pair.verdict or "not judged"),
+        _field("verdict", "Verdict", _verdict),
         _field("ptq_top1", "PTQ top-1", lambda pair: _top1(pair.ptq), numeric=True),
         _field("qat_top1", "QAT top-1", _top1, numeric=True),
         _field("training", "Training", _training, numeric=True),
@@ -149,6 +166,7 @@ def _raw() -> list[Field]:
         *(_hidden(f"{side}_{name}", unit, figure(side, name)) for name, unit in of_both.items() for side in sides),
         _hidden("kld_difference", "nats", lambda pair: pair.difference[0] if pair.difference else None),
         _hidden("kld_difference_se", "nats", lambda pair: pair.difference[1] if pair.difference else None),
+        _hidden("kld_difference_detectable", "nats", lambda pair: pair.detectable),
         _hidden("training_s", "s", lambda pair: pair.number("quantize_s")),
         _hidden("loss_first", "nats", lambda pair: pair.losses[0] if pair.losses else None),
         _hidden("loss_last", "nats", lambda pair: pair.losses[-1] if pair.losses else None),
@@ -177,6 +195,12 @@ def _difference(pair: Pair) -> str:
     return with_error(*pair.difference) if pair.difference else "not measured"
 
 
+def _verdict(pair: Pair) -> str:
+    if pair.verdict == NO_DIFFERENCE and pair.detectable is not None:
+        return f"{NO_DIFFERENCE} (detectable: {short(pair.detectable)} nats)"
+    return pair.verdict or "not judged"
+
+
 def _training(pair: Pair) -> str:
     seconds = pair.number("quantize_s")
     return _status(pair) if seconds is None else format_seconds(seconds)
@@ -188,7 +212,7 @@ def _loss(pair: Pair) -> str:
 
 def _absent(pair: Pair) -> list[str]:
     """Why figures of sides that were measured are missing."""
-    wanted = {"kld_mean": "KLD", "kld_mean_se": "standard error", "top1_agreement": "top-1"}
+    wanted = {"kld_mean": "KLD", "kld_mean_se": "standard error", "clusters": "number of prompts", "top1_agreement": "top-1"}
     asked = [(side, name, what) for side in pair.sides for name, what in wanted.items()]
     asked.append((pair, "quantize_s", "training time"))
     found: dict[tuple[str, str], list[str]] = {}

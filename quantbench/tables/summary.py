@@ -15,6 +15,7 @@ from quantbench.tables._show import with_interval
 from quantbench.tables._table import Cell, Heading
 from quantbench.tables.decision import decide
 from quantbench.tables.modules import calls
+from quantbench.tables.perplexity import scores
 from quantbench.tables.render import as_text, terminal_width, wrap
 from quantbench.units import format_bytes, format_seconds
 
@@ -56,11 +57,21 @@ def _overview(group: Group) -> Table:
         f.Field(Heading(key="variant", title="Variant"), lambda line: Cell(line.label)),
         f.measured("weight_bytes", "Weights", format_bytes),
         f.measured("bits_per_weight", "Bits/weight", "{:.2f}".format),
-        *(_answers() if group.has_tokens else calls(group.reference)),
+        *_figures(group),
         *f.status(shown=True),
     ]
     notes = ["intervals are 95 %, ± is one standard error, MB = 10^6 bytes"]
     return assemble("overview", "Measured", plain_lines(group), fields, notes)
+
+
+def _figures(group: Group) -> list[f.Field]:
+    match group.reads:
+        case "prompts":
+            return _answers()
+        case "text":
+            return scores()
+        case "inputs":
+            return calls(group.reference)
 
 
 def _answers() -> list[f.Field]:

@@ -14,7 +14,7 @@ from quantbench.cli._guard import DEBUG, guarded
 from quantbench.cli._output import paragraph
 from quantbench.errors import QuantbenchError, UsageError
 
-COMMANDS = ("run", "tables", "recommend", "methods", "metrics", "models", "quantize", "doctor")
+COMMANDS = ("run", "tables", "recommend", "contrast", "methods", "metrics", "models", "quantize", "doctor")
 HEAVY = ("torch", "pandas", "pyarrow", "transformers", "numpy", "scipy", "llama_cpp", "bitsandbytes", "pytest")
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from typer.testing import CliRunner
 
 from quantbench import machine
-from quantbench.cli import _doctor, app
+from quantbench.cli import _catalogue, _doctor, app
 from quantbench.methods import METHODS, _llama_cpp_probe
 from quantbench.metrics import METRICS, all_columns
+from quantbench.record import Column
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -60,14 +62,52 @@ def test_metrics_list_every_column_once() -> None:
     found = _json("metrics")
     assert [each["column"] for each in found] == [column.name for column in all_columns()]
     assert {each["metric"] for each in found} == {metric.name for metric in METRICS}
-    kld = next(each for each in found if each["column"] == "kld_mean")
-    assert kld == {
-        "column": "kld_mean", "unit": "nats", "better": "lower", "metric": "divergence", "doc": "mean KL(reference || variant)",
+    bits = next(each for each in found if each["column"] == "bits_per_weight")
+    assert bits == {
+        "column": "bits_per_weight", "unit": "bits", "better": "lower", "metric": "memory",
+        "doc": "bits that a parameter of the reference takes here", "formula": "8 * weight_bytes / parameters",
+        "source": "llama.cpp prints it as BPW",
     }  # fmt: skip
+
+
+def test_metrics_as_text_are_grouped_with_formula_and_source_below_each() -> None:
     lines = _said("metrics").splitlines()
-    assert lines[0].split() == ["column", "unit", "better", "metric", "doc"]
-    assert [line.split()[0] for line in lines[1:]] == [each["column"] for each in found]
+    heads = [line for line in lines if line and not line.startswith(" ")]
+    assert heads == [f"{metric.name}: {metric.about}" for metric in METRICS]
+    columns = [line.split()[0].rstrip(":") for line in lines if line.startswith("  ") and not line.startswith("   ")]
+    assert columns == [column.name for column in all_columns()]
+    at = lines.index("  bits_per_weight (bits, lower is better): bits that a parameter of the reference takes here")
+    assert lines[at + 1 : at + 3] == ["      = 8 * weight_bytes / parameters", "      source: llama.cpp prints it as BPW"]
     assert all(line == line.rstrip() for line in lines)
+
+
+def test_metrics_of_some_names() -> None:
+    assert [each["column"] for each in _json("metrics", "ttft_s", "load")] == ["ttft_s", "import_s", "load_s", "quantize_s"]
+    assert [line.split(":")[0] for line in _said("metrics", "ttft_s").splitlines()] == [
+        "latency", "  ttft_s (s, lower is better)", "      = median(t_first - t_request)", "      source",
+    ]  # fmt: skip
+
+
+def test_an_unknown_metric_is_a_usage_error_with_the_nearest_names() -> None:
+    result = CliRunner().invoke(app, ["metrics", "tttft_s"])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "unknown metric or column 'tttft_s'; did you mean 'ttft_s'" in " ".join(result.stderr.split())
+
+
+def test_on_a_terminal_metrics_are_wrapped_under_their_column(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_catalogue.sys.stdout.__class__, "isatty", lambda self: True, raising=False)
+    monkeypatch.setattr(_catalogue.shutil, "get_terminal_size", lambda: os.terminal_size((60, 24)))
+    column = next(each for each in METRICS["memory"].columns if each.name == "weight_bytes")
+    lines = "\n".join(_catalogue._column_lines(column)).splitlines()
+    assert max(map(len, lines)) <= 60
+    assert [line for line in lines if not line.startswith("      ")] == [lines[0]]
+    assert " ".join(" ".join(lines).split()).startswith("weight_bytes (bytes, lower is better): everything that stores weights")
+
+
+def test_a_metric_from_elsewhere_needs_neither_formula_nor_source() -> None:
+    assert _catalogue._column_lines(Column("stub_answers", "answers", kind="int", doc="answers seen")) == [
+        "  stub_answers (answers): answers seen"
+    ]
 
 
 def test_models_name_the_built_in_ones_and_the_other_forms() -> None:

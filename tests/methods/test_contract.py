@@ -83,7 +83,11 @@ def test_generation_and_scoring_agree(method: str, precision: str, short_text: s
         again = list(model.generate(PROMPT, 8))
         chunks = np.concatenate([chunk.copy() for chunk in model.score([*PROMPT, *tokens], first=len(PROMPT) - 1)])
         drawn = [list(model.generate(PROMPT, 8, Sampling(seed=seed))) for seed in (1, 1, 2)]
+        facts, weights = model.facts, model.memory()
 
+    assert facts["device"] == "cpu"
+    assert 0.7 < (weights.step_bytes or 0) / weights.weight_bytes < 1  # all but the input embedding, one of two of 2048 x 256
+    assert weights.cache_position_bytes == 2 * 6 * 4 * 32 * (4 if facts["kv_dtype"] == "float32" else 2)
     assert len(tokens) == 8
     assert tokens == again
     assert chunks.shape == (9, VOCABULARY)

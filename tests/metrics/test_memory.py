@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
-from quantbench.metrics.memory import memory
+from quantbench.metrics.memory import EQUAL, memory
 from quantbench.record import Missing
 from quantbench.trace import WeightMemory
 
@@ -33,6 +34,50 @@ def test_quantization_state_counts_as_weight(trace: Trace) -> None:
     assert values["footprint_bytes"] < values["weight_bytes"]
 
 
+SHARED = "tensors that share storage are counted more than once"
+DENSE = "tensor subclasses say the size of the dense tensors that they stand for"
+LARGER = "storage is larger than the tensors in it"
+
+
+@pytest.mark.parametrize(
+    ("by_kind", "footprint", "note"),
+    [
+        ({"parameters": 500, "buffers": 20}, 520, EQUAL),
+        ({"parameters": 500, "buffers": 20, "quantization_state": 0}, 520, EQUAL),
+        ({"parameters": 500, "absmax": 62}, 500, "neither parameters nor buffers: absmax"),
+        ({"parameters": 0, "packed_weights": 99}, 0, "neither parameters nor buffers: packed weights"),
+        ({"parameters": 8, "absmax": 1, "code_book": 2}, 8, "neither parameters nor buffers: absmax, code book"),
+        ({"parameters": 100, "tensor_subclasses": 400}, 900, DENSE),
+        ({"parameters": 100, "tensor_subclasses": 400}, 500, EQUAL),
+        ({"parameters": 100, "buffers": 10}, 142, SHARED),
+        ({"parameters": 100}, 90, LARGER),
+        ({"parameters": 8, "absmax": 3}, 10, f"-3 bytes: neither parameters nor buffers: absmax; +2 bytes: {SHARED}"),
+        ({"parameters": 8, "absmax": 3}, 11, f"-3 bytes: neither parameters nor buffers: absmax; +3 bytes: {SHARED}"),
+    ],
+)
+def test_the_footprints_note_says_what_sets_it_apart(
+    by_kind: dict[str, int], footprint: int, note: str, trace: Trace
+) -> None:
+    """The last case cancels out to equal figures, and is not passed off as equal."""
+    weights = WeightMemory(by_kind=by_kind, footprint_bytes=footprint)
+    values = memory.compute(replace(trace, weights=weights), None)
+    assert values["footprint_note"] == note
+
+
+def test_the_kinds_are_the_parts_of_the_whole(trace: Trace) -> None:
+    weights = WeightMemory(by_kind={"parameters": 500, "buffers": 0, "absmax": 62})
+    values = memory.compute(replace(trace, weights=weights), None)
+    kinds = json.loads(str(values["weight_kinds"]))
+    assert kinds == {"parameters": 500, "absmax": 62}
+    assert sum(kinds.values()) == values["weight_bytes"]
+
+
+def test_without_weights_every_figure_of_them_has_their_reason(trace: Trace) -> None:
+    values = memory.compute(replace(trace, weights=None, absent={"weights": "in another process"}), None)
+    for name in ("weight_bytes", "weight_kinds", "footprint_bytes", "footprint_note", "bits_per_weight"):
+        assert values[name] == Missing("in another process")
+
+
 def test_on_the_cpu_the_devices_figures_have_a_reason(trace: Trace) -> None:
     values = memory.compute(trace, None)
     for name in ("peak_device_allocated_bytes", "peak_device_reserved_bytes"):
@@ -40,14 +85,23 @@ def test_on_the_cpu_the_devices_figures_have_a_reason(trace: Trace) -> None:
 
 
 def test_on_a_gpu_they_are_figures(trace: Trace) -> None:
-    peak = replace(trace.peak, device_allocated_bytes=0, device_reserved_bytes=7)
+    peak = replace(trace.peak, device_allocated_bytes=5, device_reserved_bytes=7)
     values = memory.compute(replace(trace, peak=peak), None)
-    assert (values["peak_device_allocated_bytes"], values["peak_device_reserved_bytes"]) == (0, 7)
+    assert (values["peak_device_allocated_bytes"], values["peak_device_reserved_bytes"]) == (5, 7)
+
+
+def test_a_runtime_that_takes_device_memory_by_itself_has_no_zero_for_it(trace: Trace) -> None:
+    peak = replace(trace.peak, device_allocated_bytes=0, device_reserved_bytes=0)
+    values = memory.compute(replace(trace, peak=peak), None)
+    for name in ("peak_device_allocated_bytes", "peak_device_reserved_bytes"):
+        found = values[name]
+        assert isinstance(found, Missing)
+        assert "unseen by torch" in found.reason
 
 
 def test_what_the_runtime_does_not_say_has_a_reason(trace: Trace) -> None:
     values = memory.compute(replace(trace, weights=WeightMemory(by_kind={"tensors": 8}), artifact_bytes=None), None)
-    for name in ("footprint_bytes", "artifact_bytes"):
+    for name in ("footprint_bytes", "footprint_note", "artifact_bytes"):
         found = values[name]
         assert isinstance(found, Missing)
         assert found.reason

@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,6 +16,8 @@ from quantbench.record import Missing
 from quantbench.trace import Answer
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from quantbench.trace import Reference, Trace
 
 tokens = st.lists(st.integers(0, 3), max_size=6).map(tuple)
@@ -97,6 +100,30 @@ def test_outputs_keep_both_answers_and_the_prompt(reference: Reference) -> None:
     assert [output.prompt for output in outputs] == ["one", "two", "three"]
     assert {output.variant_tokens for output in outputs} == {(9,)}
     assert [output.reference_text for output in outputs] == [answer.text for answer in reference.answers]
+
+
+def test_outputs_keep_what_was_scored_on_their_prompt(trace: Trace, reference: Reference) -> None:
+    assert trace.columns
+    outputs = compare_answers(trace.answers, reference.answers, trace.columns)
+    with np.load(trace.columns) as arrays:
+        scored = {name: arrays[name].reshape(3, -1) for name in ("kld", "top1", "nll")}
+    assert [output.scored_tokens for output in outputs] == [5, 5, 5]
+    assert [output.kld for output in outputs] == [tuple(row) for row in scored["kld"].tolist()]
+    means = {name: values.mean(axis=1).tolist() for name, values in scored.items()}
+    assert [output.kld_mean for output in outputs] == pytest.approx(means["kld"])
+    assert [output.top1_agreement for output in outputs] == pytest.approx(means["top1"])
+    assert [output.nll_mean for output in outputs] == pytest.approx(means["nll"])
+
+
+def test_outputs_say_nothing_of_a_prompt_that_was_not_scored(trace: Trace, reference: Reference, tmp_path: Path) -> None:
+    path = tmp_path / "partly.npz"
+    np.savez(path, prompt=np.array([1, 1]), kld=np.array([0.5, np.inf]), nll=np.ones(2), top1=np.array([True, False]))
+    outputs = compare_answers(trace.answers, reference.answers, path)
+    assert [output.scored_tokens for output in outputs] == [None, 2, None]
+    assert [output.kld for output in outputs] == [None, (0.5, math.inf), None]
+    assert [output.kld_mean for output in outputs] == [None, None, None]
+    assert [output.top1_agreement for output in outputs] == [None, 0.5, None]
+    assert {output.kld for output in compare_answers(trace.answers, reference.answers)} == {None}
 
 
 def test_columns_are_means_over_prompts_with_plain_standard_errors(trace: Trace, reference: Reference) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,16 +17,32 @@ from quantbench.errors import UnsupportedError
 from quantbench.passes import memory
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 MIB = 2**20
 HOLDING, PASSING, MAPPED = 48 * MIB, 96 * MIB, 32 * MIB
+LARGE = 192 * MIB
+COPIES = LARGE // MAPPED
 
 PRELUDE = """
-import json, mmap, sys
-from quantbench.passes.memory import measure_peak, reset_high_water, resident
+import json, mmap, sys, time
+from dataclasses import asdict
+from quantbench.passes import memory
+from quantbench.passes.memory import measure_peak, peak_during, reset_high_water, resident
 
 PAGE = mmap.PAGESIZE
+looks = []
+
+def counted():
+    looks.append(None)
+    return resident()
+
+memory.resident = counted
+
+def hold():  # until what is resident now was surely sampled, however busy the machine
+    seen, patience = len(looks), time.monotonic() + 30
+    while len(looks) < seen + 2 and time.monotonic() < patience:
+        time.sleep(memory.SAMPLE_S)
 
 def anonymous(size):
     area = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -38,13 +57,100 @@ def mapped(path, size):
     return area
 """
 
+KNOWN = f"""
+LARGE, MAPPED, COPIES, BLOCK = {LARGE}, {MAPPED}, {COPIES}, 100_000
+kept = []
 
-@pytest.fixture
+def release():
+    for area in kept:
+        if isinstance(area, mmap.mmap):
+            area.close()
+    kept.clear()
+
+def anonymous_kept():
+    kept.append(anonymous(LARGE))
+
+def bytes_kept():
+    kept.append(b"x" * LARGE)
+
+def array_kept():
+    import numpy as np
+    kept.append(np.ones(LARGE, np.uint8))
+
+def anonymous_freed():
+    area = anonymous(LARGE)
+    hold()
+    area.close()
+
+def file_kept():  # every mapping of a page counts
+    kept.extend(mapped(sys.argv[1], MAPPED) for _ in range(COPIES))
+
+def file_freed():
+    file_kept()
+    hold()
+    release()
+
+def half_of_each_then_only_the_file():
+    half = anonymous(LARGE // 2)
+    kept.extend(mapped(sys.argv[1], MAPPED) for _ in range(COPIES // 2))
+    hold()
+    half.close()
+
+def anonymous_freed_then_half_a_file():
+    anonymous_freed()
+    kept.extend(mapped(sys.argv[1], MAPPED) for _ in range(COPIES // 2))
+    hold()
+
+def in_blocks():  # each too small for a mapping of its own, so that the allocator keeps what is freed below the last one
+    kept.extend(bytearray(BLOCK) for _ in range(LARGE // BLOCK))
+
+def measured(work):
+    reset_high_water()
+    start = resident()
+    peak = peak_during(work, (start["VmRSS"], start["VmHWM"]), "cpu")
+    release()
+    return [start, asdict(peak)]
+
+import numpy
+found = {{work.__name__: measured(work) for work in (
+    anonymous_kept, bytes_kept, array_kept, anonymous_freed, file_kept, file_freed, half_of_each_then_only_the_file,
+    anonymous_freed_then_half_a_file,
+)}}
+anonymous(LARGE).close()
+found["nothing_after_much_was_freed"] = measured(lambda: None)
+in_blocks()
+del kept[:-1]
+found["in_blocks_that_the_allocator_had_before"] = measured(in_blocks)
+print(json.dumps(found))
+"""
+
+TRUTH = {
+    "anonymous_kept": (LARGE, LARGE, 0),
+    "bytes_kept": (LARGE, LARGE, 0),
+    "array_kept": (LARGE, LARGE, 0),
+    "anonymous_freed": (LARGE, LARGE, 0),
+    "file_kept": (LARGE, 0, LARGE),
+    "file_freed": (LARGE, 0, LARGE),
+    "half_of_each_then_only_the_file": (LARGE, LARGE // 2, LARGE // 2),
+    "anonymous_freed_then_half_a_file": (LARGE, LARGE, 0),
+    "nothing_after_much_was_freed": (0, 0, 0),
+    "in_blocks_that_the_allocator_had_before": (LARGE, LARGE, 0),
+}
+"""What each adds to the process: its peak, and the anonymous and the file-backed part of that."""
+
+
+@pytest.fixture(scope="module")
 def large_file() -> str:
     """A file on a disk: what lies in a tmpfs counts as shared memory. Any installed library that is large enough."""
     import pyarrow as pa
 
     return str(next(path for path in Path(pa.__file__).parent.glob("lib*.so*") if path.stat().st_size >= MAPPED))
+
+
+@pytest.fixture(scope="module")
+def known(large_file: str) -> Mapping[str, Sequence[Mapping[str, int]]]:
+    """Every case of TRUTH, one after the other in one fresh process."""
+    return _run(KNOWN, large_file)  # type: ignore[return-value]
 
 
 def _close(size: int) -> object:
@@ -96,12 +202,23 @@ def test_a_parents_peak_is_not_inherited() -> None:
     assert child["VmHWM"] < PASSING
 
 
+@pytest.mark.parametrize("case", TRUTH)
+def test_peak_and_split_are_what_was_touched(case: str, known: Mapping[str, Sequence[Mapping[str, int]]]) -> None:
+    """Within 2 % of what is known to have been touched; the split is that of the peak, whatever is left at the end."""
+    if case.startswith("in_blocks") and not hasattr(ctypes.CDLL(None), "malloc_trim"):
+        pytest.skip("this C library cannot be asked to give freed memory back")
+    start, peak = known[case]
+    growth, anonymous, file = TRUTH[case]
+    near = 0.02 * LARGE
+    assert peak["peak_rss_bytes"] - peak["start_rss_bytes"] == pytest.approx(growth, abs=near)
+    assert peak["rss_anon_bytes"] - start["RssAnon"] == pytest.approx(anonymous, abs=near)
+    assert peak["rss_file_bytes"] - start["RssFile"] == pytest.approx(file, abs=near)
+
+
 def test_measure_peak_splits_loading_from_answering(large_file: str) -> None:
     """Loading passes a high peak and keeps weights and a mapped file; answering takes a little and gives it back."""
     answering = 16 * MIB
     script = f"""
-from dataclasses import asdict
-
 class Model:
     def __init__(self, path):
         anonymous({PASSING}).close()
@@ -110,6 +227,7 @@ class Model:
     def generate(self, prompt, limit, sampling=None):
         work = anonymous({answering})
         yield from range(limit)
+        hold()
         work.close()
 
     def synchronize(self):
@@ -124,7 +242,7 @@ print(json.dumps([before, asdict(measure_peak(model, [(1, 2), (3,)], 4, loading,
     assert peak["start_rss_bytes"] == before["VmRSS"]
     assert peak["load_peak_rss_bytes"] - before["VmRSS"] == _close(PASSING)
     assert peak["peak_rss_bytes"] - before["VmRSS"] == _close(HOLDING + MAPPED + answering)
-    assert peak["rss_anon_bytes"] - before["RssAnon"] == _close(HOLDING)
+    assert peak["rss_anon_bytes"] - before["RssAnon"] == _close(HOLDING + answering)
     assert peak["rss_file_bytes"] - before["RssFile"] == _close(MAPPED)
     assert (peak["device_allocated_bytes"], peak["device_reserved_bytes"]) == (None, None)
 
@@ -142,3 +260,67 @@ def test_without_proc_it_is_unsupported_and_says_so(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(memory, "_STATUS", tmp_path / "none")
     with pytest.raises(UnsupportedError, match=r"^peak memory is read from /proc/self/status, which this system lacks"):
         memory.resident()
+
+
+def test_an_old_kernel_lacks_the_split_and_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "status").write_text("Name:\tpython\nVmHWM:\t   12 kB\nVmRSS:\t   11 kB\n")
+    monkeypatch.setattr(memory, "_STATUS", tmp_path / "status")
+    with pytest.raises(UnsupportedError, match=r"^peak memory is read from RssAnon, RssFile of /proc/self/status, which"):
+        memory.resident()
+
+
+def test_a_peak_that_cannot_be_reset_is_unsupported_and_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(memory, "_CLEAR_REFS", tmp_path / "none" / "clear_refs")
+    with pytest.raises(UnsupportedError, match=r"which cannot be written here \(No such file or directory\); measure on Linux"):
+        memory.reset_high_water()
+
+
+class FakeCuda:
+    """torch.cuda with figures by device."""
+
+    def __init__(self, *, used: bool) -> None:
+        self.used = used
+        self.reset: list[str] = []
+
+    def is_initialized(self) -> bool:
+        return self.used
+
+    def reset_peak_memory_stats(self, device: str) -> None:
+        self.reset.append(device)
+
+    def max_memory_allocated(self, device: str) -> int:
+        return {"cuda": 5, "cuda:1": 7}[device]
+
+    def max_memory_reserved(self, device: str) -> int:
+        return {"cuda": 50, "cuda:1": 70}[device]
+
+
+@pytest.mark.parametrize(
+    ("device", "used", "expected", "reset"),
+    [
+        ("cuda:1", True, (7, 70), ["cuda:1"]),
+        ("cuda", True, (5, 50), ["cuda"]),
+        ("cuda", False, (0, 0), []),
+        ("cpu", True, (None, None), []),
+    ],
+)
+def test_the_devices_peaks_are_those_of_the_device_asked_for(
+    device: str, used: bool, expected: tuple[int | None, int | None], reset: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A runtime with an allocator of its own leaves torch unused, and asking torch would take device memory itself."""
+    cuda = FakeCuda(used=used)
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
+    peak = memory.peak_during(lambda: None, (0, 0), device)
+    assert (peak.device_allocated_bytes, peak.device_reserved_bytes) == expected
+    assert cuda.reset == reset
+
+
+def test_the_watching_thread_ends_when_the_work_fails() -> None:
+    before = threading.active_count()
+
+    def fail() -> None:
+        raise ValueError
+
+    with pytest.raises(ValueError, match=r"^$"):
+        memory.peak_during(fail, (0, 0), "cpu")
+    assert threading.active_count() == before

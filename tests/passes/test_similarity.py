@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from quantbench.errors import ModelError
 from quantbench.job import Checkpoint, Task
 from quantbench.passes.reference import make_reference
-from quantbench.passes.similarity import LOGPROBS_FILE, REFERENCE_FILE, answer_greedily, log_softmax, score_continuations
+from quantbench.passes.similarity import LOGPROBS_FILE, REFERENCE_FILE, answer_greedily, log_softmax, score_columns
 from quantbench.scenario import Conditions
 from quantbench.trace import Reference
 
@@ -98,6 +98,10 @@ def _seen(index: int, continuations: Sequence[Sequence[int]]) -> list[int]:
     return [PROMPTS[index][-1], *continuations[index][:-1]]
 
 
+def _scored(reference: Reference) -> list[tuple[Sequence[int], Sequence[int]]]:
+    return list(zip(reference.prompt_tokens, reference.continuations, strict=True))
+
+
 def _columns(path: Path) -> dict[str, NDArray[Any]]:
     import numpy as np
 
@@ -136,7 +140,7 @@ def test_every_positions_columns_agree_with_scipy(
     theirs = _table(seed)
     ours = (theirs + noise * _table(seed + 1)).astype(np.float32)
     reference = _reference(folder, theirs, seed)
-    score_continuations(FakeModel(ours, chunk), reference, folder, folder / "columns.npz")
+    score_columns(FakeModel(ours, chunk), _scored(reference), folder, folder / "columns.npz")
     found = _columns(folder / "columns.npz")
     before = [token for index in range(len(PROMPTS)) for token in _seen(index, reference.continuations)]
     targets = [token for continuation in reference.continuations for token in continuation]
@@ -151,7 +155,7 @@ def test_every_positions_columns_agree_with_scipy(
 
 def test_columns_have_the_types_that_the_trace_promises(tmp_path: Path) -> None:
     reference = _reference(tmp_path, _table(0))
-    score_continuations(FakeModel(_table(1)), reference, tmp_path, tmp_path / "columns.npz")
+    score_columns(FakeModel(_table(1)), _scored(reference), tmp_path, tmp_path / "columns.npz")
     types = {name: str(array.dtype) for name, array in _columns(tmp_path / "columns.npz").items()}
     assert types == {"prompt": "int32", "kld": "float64", "nll": "float64", "nll_reference": "float64", "top1": "bool"}
 
@@ -163,7 +167,7 @@ def test_a_forbidden_token_of_the_reference_adds_nothing(tmp_path: Path) -> None
     theirs, ours = _table(0), _table(1)
     theirs[:, 3] = ours[:, 3] = np.finfo(np.float32).min
     reference = _reference(tmp_path, theirs)
-    score_continuations(FakeModel(ours), reference, tmp_path, tmp_path / "columns.npz")
+    score_columns(FakeModel(ours), _scored(reference), tmp_path, tmp_path / "columns.npz")
     before = [token for index in range(len(PROMPTS)) for token in _seen(index, reference.continuations)]
     p, q = (softmax(np.delete(table[before], 3, axis=1).astype(np.float64), axis=1) for table in (theirs, ours))
     np.testing.assert_allclose(_columns(tmp_path / "columns.npz")["kld"], rel_entr(p, q).sum(axis=1), rtol=1e-5, atol=1e-6)
@@ -176,25 +180,38 @@ def test_padding_of_the_variants_vocabulary_is_left_out(tmp_path: Path) -> None:
     theirs = _table(0)
     reference = _reference(tmp_path, theirs)
     padded = np.hstack([theirs, np.full((VOCABULARY, 5), 9.0, np.float32)])
-    score_continuations(FakeModel(padded), reference, tmp_path, tmp_path / "columns.npz")
+    score_columns(FakeModel(padded), _scored(reference), tmp_path, tmp_path / "columns.npz")
     assert _columns(tmp_path / "columns.npz")["kld"] == pytest.approx(0.0, abs=1e-6)
 
 
 def test_a_smaller_vocabulary_cannot_be_compared(tmp_path: Path) -> None:
     reference = _reference(tmp_path, _table(0))
     with pytest.raises(ModelError, match=r"^the variant has 9 vocabulary entries and the reference 11"):
-        score_continuations(FakeModel(_table(0)[:, :-2]), reference, tmp_path, tmp_path / "columns.npz")
+        score_columns(FakeModel(_table(0)[:, :-2]), _scored(reference), tmp_path, tmp_path / "columns.npz")
+
+
+def test_without_a_reference_the_likelihood_is_all_that_is_kept(tmp_path: Path) -> None:
+    """A text is scored even where nothing can be compared; every prompt has the seconds that it took."""
+    reference = _reference(tmp_path, _table(0))
+    seconds = score_columns(FakeModel(_table(1)), _scored(reference), None, tmp_path / "alone.npz")
+    score_columns(FakeModel(_table(1)), _scored(reference), tmp_path, tmp_path / "compared.npz")
+    alone, compared = _columns(tmp_path / "alone.npz"), _columns(tmp_path / "compared.npz")
+    assert set(alone) == {"prompt", "nll"}
+    for name, values in alone.items():
+        assert values.tolist() == compared[name].tolist()
+    assert len(seconds) == len(PROMPTS)
+    assert all(each >= 0 for each in seconds)
 
 
 def test_the_full_logits_of_a_variant_are_never_kept(tmp_path: Path) -> None:
     """Five numbers a position."""
     reference = _reference(tmp_path, _table(0))
-    score_continuations(FakeModel(_table(1)), reference, tmp_path, tmp_path / "columns.npz")
+    score_columns(FakeModel(_table(1)), _scored(reference), tmp_path, tmp_path / "columns.npz")
     assert {array.shape for array in _columns(tmp_path / "columns.npz").values()} == {(len(PROMPTS) * LENGTH,)}
 
 
-def _make(folder: Path, model: FakeModel, seed: int = 0) -> Reference:
-    """A reference made by the package itself."""
+def _make(folder: Path, model: FakeModel, seed: int = 0, text: str = "", context: int = 0) -> Reference:
+    """A reference made by the package itself, of three prompts or of a text."""
     folder.mkdir()
     checkpoint = folder / "checkpoint"
     checkpoint.mkdir()
@@ -204,8 +221,13 @@ def _make(folder: Path, model: FakeModel, seed: int = 0) -> Reference:
         model,
         FakeTokenizer(),
         checkpoint=Checkpoint(name="tiny", kind="hf", path=checkpoint, revision="local", content_hash="c"),
-        task=Task(prompts_name="three", prompts=("bc", "d", "efg"), reference=None),
-        conditions=Conditions(continuation_tokens=LENGTH, answer_tokens=5, seed=seed),
+        task=Task(
+            prompts_name="text:some.txt" if text else "three",
+            prompts=(text,) if text else ("bc", "d", "efg"),
+            reference=None,
+            is_text=bool(text),
+        ),
+        conditions=Conditions(continuation_tokens=LENGTH, answer_tokens=5, seed=seed, context=context),
         folder=folder,
     )
     return Reference.load(folder / REFERENCE_FILE)
@@ -214,11 +236,35 @@ def _make(folder: Path, model: FakeModel, seed: int = 0) -> Reference:
 def test_the_reference_against_itself_is_exactly_nothing(tmp_path: Path) -> None:
     model = FakeModel(_table(5))
     reference = _make(tmp_path / "made", model)
-    score_continuations(model, reference, tmp_path / "made", tmp_path / "columns.npz")
+    score_columns(model, _scored(reference), tmp_path / "made", tmp_path / "columns.npz")
     found = _columns(tmp_path / "columns.npz")
     assert (found["kld"] == 0).all()
     assert found["top1"].all()
     assert (found["nll"] == found["nll_reference"]).all()
+
+
+def test_a_text_is_read_in_chunks_whose_second_halves_are_scored(tmp_path: Path) -> None:
+    """Nothing is sampled or answered, and the log-probabilities are those after each id of a second half but the last."""
+    import numpy as np
+    from scipy.special import log_softmax as oracle
+
+    table = _table(5)
+    reference = _make(tmp_path / "made", FakeModel(table), text="abcdefghijk" * 2, context=8)
+    assert reference.answers == ()
+    assert reference.prompt_tokens == ((0, 1, 2, 3, 4), (8, 9, 10, 0, 1))
+    assert reference.continuations == ((5, 6, 7), (2, 3, 4))
+    logprobs = np.load(tmp_path / "made" / LOGPROBS_FILE)
+    np.testing.assert_allclose(logprobs, oracle(table[[4, 5, 6, 1, 2, 3]].astype(np.float64), axis=1), rtol=1e-6, atol=1e-6)
+
+
+def test_log_probabilities_that_do_not_fit_on_the_disk_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before they are written: 6 positions of 11 float32 are 264 bytes, and 90 % of 200 may be used."""
+    from types import SimpleNamespace
+
+    monkeypatch.setattr("shutil.disk_usage", lambda _folder: SimpleNamespace(free=200))
+    with pytest.raises(ModelError, match=r"6 positions x vocabulary of 11 x 4 bytes.* at most --chunks 1, or set QUANTBENCH_"):
+        _make(tmp_path / "made", FakeModel(_table(5)), text="abcdefghijk" * 2, context=8)
+    assert not (tmp_path / "made" / LOGPROBS_FILE).exists()
 
 
 def test_a_made_reference_holds_ids_sampled_continuations_and_greedy_answers(tmp_path: Path) -> None:

@@ -158,10 +158,12 @@ def test_one_table_per_model_and_prompt_set(write: Write, record: Make) -> None:
     ]
 
 
-def test_repeats_are_told_apart(write: Write, record: Make) -> None:
-    [table] = gguf.table(write([record(repeat=repeat) for repeat in (0, 1)]))
+def test_repeats_are_one_row_of_medians(write: Write, record: Make) -> None:
+    rows = [record(repeat=repeat, decode_tps=rate) for repeat, rate in enumerate((100.0, 130.0, 110.0))]
+    [table] = gguf.table(write(rows))
 
-    assert [name for name in _column(table, "name") if str(name).startswith("Q4")] == ["Q4_K_M", "Q4_K_M (repeat 1)"]
+    assert [name for name in _column(table, "name") if str(name).startswith("Q4")] == ["Q4_K_M (median of 3)"]
+    assert [rate for rate in _column(table, "decode_tps") if rate is not None] == [110.0]
 
 
 def test_latest_run_drops_earlier_rows(write: Write, record: Make) -> None:
@@ -192,10 +194,10 @@ def test_an_unknown_kind_is_a_sentence() -> None:
 def test_columns_that_an_older_frame_lacks_are_dashes(write: Write, full: list[Record]) -> None:
     frame = write(full)[["run_id", "model", "method", "precision", "prompts", "status", "reference"]]
 
-    levels, files, methods = tables.build("all", frame)
-    for table in (levels, files):
-        assert _column(table, "kld_mean") == [None] * len(table.rows)
-    assert set(_column(methods, "finetuning")) <= {"not run", "not tried (no reason kept)"}
+    made = {table.name: table for table in tables.build("all", frame)}
+    for name in ("precision", "gguf"):
+        assert _column(made[name], "kld_mean") == [None] * len(made[name].rows)
+    assert set(_column(made["methods"], "finetuning")) <= {"not run", "not tried (no reason kept)"}
 
 
 def test_broken_json_columns_do_no_harm(write: Write, record: Make) -> None:

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     Make = Callable[..., Record]
 
 LOSSES = [0.021, 0.016, 0.0125]
+PROMPTS = 10
+T_9 = 2.262157
+"""t(0.975; 9) of a printed table."""
 
 
 @pytest.fixture
@@ -35,7 +39,7 @@ def pair(record: Make) -> Callable[..., list[Record]]:
     def make(
         ptq: tuple[float, float] = (0.019, 3e-4), qat: tuple[float, float] = (0.013, 4e-4), **changes: Any
     ) -> list[Record]:
-        known = {"weight_bytes": 7_264_896, **changes}
+        known = {"weight_bytes": 7_264_896, "clusters": PROMPTS, **changes}
         return [
             record("torchao/intx4-wo", kld_mean=ptq[0], kld_mean_se=ptq[1], top1_agreement=0.91, **known),
             record(
@@ -72,22 +76,46 @@ def test_a_pair_is_one_line_with_the_difference_and_its_error(write: Write, pair
 @pytest.mark.parametrize(
     ("difference", "verdict"),
     [
-        (-1.1, "QAT closer"), (-0.97, "no difference found"), (0.0, "no difference found"),
-        (0.97, "no difference found"), (1.1, "PTQ closer"),
+        (-1.1, "QAT closer"), (-0.97, "no difference found (detectable: 0.0016 nats)"),
+        (0.0, "no difference found (detectable: 0.0016 nats)"), (0.97, "no difference found (detectable: 0.0016 nats)"),
+        (1.1, "PTQ closer"),
     ],
 )  # fmt: skip
-def test_a_side_is_closer_from_1_96_standard_errors_of_the_difference(
+def test_a_side_is_closer_where_a_t_test_says_so_else_what_would_have_been_found_is_named(
     difference: float, verdict: str, write: Write, pair: Callable[..., list[Record]]
 ) -> None:
-    """The errors 3e-4 and 4e-4 make 5e-4; the difference is given in half-widths of its 95 % interval."""
+    """The errors 3e-4 and 4e-4 make 5e-4; the difference is given in half-widths of its 95 % interval.
+
+    Of ten pairs an effect of 3.1496 standard errors is found with 80 % power (noncentral t).
+    """
     errors = (3e-4, 4e-4)
-    after = 0.019 + difference * 1.96 * math.sqrt(sum(each**2 for each in errors))
+    after = 0.019 + difference * T_9 * math.sqrt(sum(each**2 for each in errors))
     [table] = qat.table(write(pair((0.019, errors[0]), (after, errors[1]))))
     cells = _cells(table)
 
     assert cells["verdict"].shown == verdict
     assert cells["kld_difference"].value == pytest.approx(after - 0.019)
     assert cells["kld_difference_se"].value == pytest.approx(5e-4)
+    assert cells["kld_difference_detectable"].value == pytest.approx(3.149636 * 5e-4)
+
+
+def test_the_side_with_fewer_prompts_gives_the_degrees_of_freedom(write: Write, pair: Callable[..., list[Record]]) -> None:
+    """Two prompts have one degree of freedom, and t(0.975; 1) = 12.7 errors are not reached by 12."""
+    ptq, trained = pair()
+    few = replace(ptq, values={**ptq.values, "clusters": 2})
+    [table] = qat.table(write([few, trained]))
+
+    assert _cells(table)["verdict"].shown.startswith("no difference found")
+    assert _cells(qat.table(tables.latest_run(write(pair(), run_id="run-2", day=2)))[0])["verdict"].shown == "QAT closer"
+
+
+def test_rows_without_a_number_of_prompts_are_not_judged(
+    write: Write, pair: Callable[..., list[Record]], missing: Callable[[str], Missing]
+) -> None:
+    [table] = qat.table(write(pair(clusters=missing("an older version did not count"))))
+
+    assert (_cells(table)["verdict"].shown, _cells(table)["kld_difference_detectable"].value) == ("not judged", None)
+    assert "qat/int4: no number of prompts: an older version did not count" in table.notes
 
 
 def test_where_training_was_no_gain_its_course_stands_in_a_note(write: Write, pair: Callable[..., list[Record]]) -> None:
@@ -105,7 +133,7 @@ def test_it_says_how_it_judges(write: Write, pair: Callable[..., list[Record]]) 
     [table] = qat.table(write(pair()))
     notes = " ".join(table.notes)
 
-    for part in ("root of the sum of squares", "conservative", "same tokens", "1.96 standard errors", "instrument check"):
+    for part in ("root of the sum of squares", "conservative", "same tokens", "t test", "80 % power", "instrument check"):
         assert part in notes
 
 
@@ -146,15 +174,15 @@ def test_a_figure_that_is_null_has_its_reason(
 ) -> None:
     none = missing("one prompt has no spread")
     gone = missing("no reference")
-    ptq = record("torchao/intx4-wo", kld_mean_se=none)
-    nothing = dict.fromkeys(("kld_mean", "kld_mean_se", "top1_agreement"), gone)
+    ptq = record("torchao/intx4-wo", kld_mean_se=none, clusters=1)
+    nothing = dict.fromkeys(("kld_mean", "kld_mean_se", "clusters", "top1_agreement"), gone)
     [alone] = qat.table(write([ptq, pair()[1]]))
     [neither] = qat.table(tables.latest_run(write([ptq, record("qat/int4", **nothing)], run_id="run-2", day=2)))
 
     assert (_cells(alone)["difference"].shown, _cells(alone)["verdict"].shown) == ("0.003", "not judged")
     assert "torchao/intx4-wo: no standard error: one prompt has no spread" in alone.notes
     assert [_cells(neither)[key].shown for key in ("qat_kld", "qat_top1", "loss")] == ["not measured"] * 3
-    assert "qat/int4: no KLD, no standard error, no top-1: no reference" in neither.notes
+    assert "qat/int4: no KLD, no standard error, no number of prompts, no top-1: no reference" in neither.notes
     assert "qat/int4: no loss: the row keeps none" in neither.notes
 
 
@@ -168,10 +196,12 @@ def test_damaged_facts_are_no_curve(broken: str, write: Write, pair: Callable[..
 
 def test_repeats_are_paired_with_repeats(write: Write, pair: Callable[..., list[Record]]) -> None:
     [table] = qat.table(write([*pair(), *pair(qat=(0.015, 4e-4), repeat=1)]))
+    [line] = table.rows
+    cells = dict(zip([heading.key for heading in table.headings], line, strict=True))
 
-    assert [_cells(table, row)["qat"].shown for row in (0, 1)] == ["qat/int4", "qat/int4 (repeat 1)"]
-    assert [_cells(table, row)["ptq"].shown for row in (0, 1)] == ["torchao/intx4-wo", "torchao/intx4-wo (repeat 1)"]
-    assert [_cells(table, row)["kld_difference"].value for row in (0, 1)] == pytest.approx([-0.006, -0.004])
+    assert (cells["qat"].shown, cells["ptq"].shown) == ("qat/int4 (median of 2)", "torchao/intx4-wo (median of 2)")
+    assert cells["kld_difference"].value == pytest.approx(-0.005)
+    assert cells["verdict"].shown == "QAT closer"
 
 
 def test_without_qat_there_is_no_such_table(write: Write, pair: Callable[..., list[Record]], record: Make) -> None:
@@ -203,6 +233,7 @@ def test_machines_get_raw_figures(write: Write, pair: Callable[..., list[Record]
     expected = {
         "ptq_kld_mean": 0.019, "ptq_kld_mean_se": 3e-4, "qat_kld_mean": 0.013, "qat_kld_mean_se": 4e-4,
         "ptq_top1_agreement": 0.91, "qat_top1_agreement": 0.925, "kld_difference": -0.006, "kld_difference_se": 5e-4,
+        "kld_difference_detectable": 3.149636 * 5e-4,
         "training_s": 151.5, "loss_first": 0.021, "loss_last": 0.0125,
     }  # fmt: skip
     assert {name: row[name] for name in expected} == pytest.approx(expected)

@@ -1,0 +1,224 @@
+"""Are our figures those of the bare libraries? Decoding beside ``generate``, everything of a GGUF beside llama.cpp's own tools.
+
+llama.cpp's tools load a model afresh each time, and between fresh processes a figure moves more than within one; so beside them
+our side is a fresh process too. Both read the same file into plain memory and run the same kernels.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from ratios import CannotRunError, in_turn, seconds_in_turn, speed_ratio
+
+from quantbench.machine import available_cpus
+from quantbench.methods import METHODS, Settings
+from quantbench.methods._llama_cpp_probe import extra_buffers_work
+from quantbench.models._checkpoint import resolve
+from quantbench.scenario import Scenario, Variant
+
+if TYPE_CHECKING:
+    from ratios import Pairs, Result
+
+HERE = Path(__file__).parent
+BIN_VARIABLE = "QUANTBENCH_LLAMA_CPP_BIN"
+LEVEL = "gguf/q4_k_m"
+REFERENCE = "gguf/f16"
+PROMPT = [1, 350, 300, 400, 500]
+PROCESSES = 9
+"""Fresh processes of each side."""
+
+TEXT = HERE.parents[1] / "tests" / "data" / "llama_cpp" / "text.txt"
+TEXT_COPIES = 2
+CONTEXT = 512
+CHUNKS = (4, 64)
+"""llama-perplexity's speed is taken from the difference of these two runs, so that loading cancels."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """A model with the lengths in tokens and the counts that suit its size."""
+
+    model: str
+    name: str
+    decode: int
+    pairs: int
+    prompt: int
+    length: int
+    repetitions: int
+    bench_limit: str
+
+
+CANARY = Subject(
+    model="canary", name="canary", decode=128, pairs=20, prompt=512, length=128, repetitions=10, bench_limit=">= 0.85"
+)
+DUMMY = Subject(
+    model=f"dummy:{HERE / 'half-billion.json'}", name="0.55 B dummy", decode=8, pairs=8, prompt=128, length=24, repetitions=2,
+    bench_limit=">= 0.98",
+)  # fmt: skip
+"""Large enough that a step takes tens of milliseconds, as that of a real model."""
+
+SUBJECTS = (CANARY, DUMMY)
+
+
+def torch_decode() -> Iterator[Result]:
+    """Decoding the same tokens with plain ``model.generate``."""
+    import torch
+
+    for subject in SUBJECTS:
+        length = subject.decode
+        with METHODS["torch"].open(*_opened(subject, "torch/fp32")) as loaded:
+            model = loaded.model  # type: ignore[attr-defined]
+            ids = torch.tensor([PROMPT])
+            options = {"max_new_tokens": length, "min_new_tokens": length, "do_sample": False, "pad_token_id": 0}
+
+            def ours(loaded: Any = loaded, length: int = length) -> None:
+                _drain(loaded.generate(PROMPT, length))
+
+            def bare(model: Any = model, ids: Any = ids, options: dict[str, Any] = options) -> None:
+                model.generate(ids, attention_mask=torch.ones_like(ids), **options)
+
+            seconds = seconds_in_turn(ours, bare, pairs=subject.pairs)
+        yield speed_ratio(f"{subject.name} torch decode over model.generate", _rates(seconds, length), ">= 0.98")
+
+
+def gguf_decode() -> Iterator[Result]:
+    """Decoding the same tokens with llama.cpp's calls and nothing around them."""
+    length = CANARY.decode
+    with METHODS["gguf"].open(*_opened(CANARY, LEVEL)) as loaded:
+        lib, context = loaded._lib, loaded._context  # type: ignore[attr-defined]  # noqa: SLF001 - the same context, bare
+
+        def bare() -> None:
+            sampler = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
+            lib.llama_sampler_chain_add(sampler, lib.llama_sampler_init_greedy())
+            lib.llama_memory_clear(lib.llama_get_memory(context), True)
+            cells = (lib.llama_token * len(PROMPT))(*PROMPT)
+            lib.llama_decode(context, lib.llama_batch_get_one(cells, len(PROMPT)))
+            cell = (lib.llama_token * 1)(lib.llama_sampler_sample(sampler, context, -1))
+            batch = lib.llama_batch_get_one(cell, 1)
+            for _ in range(length - 1):
+                lib.llama_decode(context, batch)
+                cell[0] = lib.llama_sampler_sample(sampler, context, -1)
+            lib.llama_sampler_free(sampler)
+
+        seconds = seconds_in_turn(lambda: _drain(loaded.generate(PROMPT, length)), bare, pairs=CANARY.pairs)
+    yield speed_ratio("gguf decode over the bare loop", _rates(seconds, length), ">= 0.97")
+
+
+def llama_bench() -> Iterator[Result]:
+    """Prefill and decode of a GGUF file beside ``llama-bench -p N -n N``, which does not sample."""
+    tool = _tool("llama-bench")
+    for subject in SUBJECTS:
+        path = _gguf(subject, LEVEL)
+        command = [
+            str(tool), "-m", str(path), "-p", str(subject.prompt), "-n", str(subject.length), "-r", str(subject.repetitions),
+            "-t", str(available_cpus()), "-b", "512", "-ub", "512", "-lm", "none", "--repack", str(int(extra_buffers_work())),
+            "-o", "json",
+        ]  # fmt: skip
+        asked = {"prompt": subject.prompt, "length": subject.length, "repetitions": subject.repetitions}
+        context = max(subject.prompt, subject.length + 2)
+        found = in_turn(
+            lambda path=path, asked=asked, context=context: _ours("answers", path, LEVEL, context=context, **asked),  # type: ignore[misc]
+            lambda command=command: _bench(command),  # type: ignore[misc]
+            pairs=PROCESSES,
+        )
+        for phase, tokens in (("prefill", subject.prompt), ("decode", subject.length)):
+            rates: Pairs = ([each[phase] for each in found[0]], [each[phase] for each in found[1]])
+            yield speed_ratio(f"{subject.name} {phase} of {tokens} over llama-bench", rates, subject.bench_limit)
+
+
+def kld_scoring() -> Iterator[Result]:
+    """Scoring a text by a GGUF file against another beside ``llama-perplexity --kl-divergence``."""
+    tool = _tool("llama-perplexity")
+    files = {variant: _gguf(CANARY, variant) for variant in (LEVEL, REFERENCE)}
+    with tempfile.TemporaryDirectory() as name:
+        scratch = Path(name)
+        text = scratch / "text.txt"
+        text.write_text(TEXT.read_text(encoding="utf-8") * TEXT_COPIES, encoding="utf-8")
+        plain = [] if extra_buffers_work() else ["--no-repack"]
+        common = [str(tool), "-c", str(CONTEXT), "-t", str(available_cpus()), "--load-mode", "none", *plain]
+        for chunks in CHUNKS:
+            made = ["-m", str(files[REFERENCE]), "-f", str(text), "--chunks", str(chunks)]
+            _run([*common, *made, "--kl-divergence-base", str(scratch / f"{chunks}.dat")])
+        _ours("reference", files[REFERENCE], REFERENCE, context=CONTEXT, chunks=CHUNKS[-1], text=str(text), folder=name)
+
+        def ours() -> float:
+            return _ours("score", files[LEVEL], LEVEL, context=CONTEXT, folder=name)["score"]
+
+        def bare() -> float:
+            seconds = []
+            for chunks in CHUNKS:
+                base = ["--kl-divergence-base", str(scratch / f"{chunks}.dat")]
+                started = time.perf_counter()
+                _run([*common, "-m", str(files[LEVEL]), *base, "--kl-divergence"])
+                seconds.append(time.perf_counter() - started)
+            return (CHUNKS[-1] - CHUNKS[0]) * CONTEXT / (seconds[-1] - seconds[0])
+
+        rates = in_turn(ours, bare, pairs=PROCESSES)
+    yield speed_ratio("canary KLD scoring over llama-perplexity", rates, ">= 0.8")
+
+
+def _opened(subject: Subject, variant: str) -> tuple[Scenario, Settings]:
+    method, _, precision = variant.partition("/")
+    scenario = Scenario(model=subject.model, variant=Variant(method=method, precision=precision), prompts="two")
+    return scenario, Settings(checkpoint=resolve(subject.model), threads=available_cpus(), context=256)
+
+
+@cache
+def _gguf(subject: Subject, variant: str) -> Path:
+    """The model's file, made on first use."""
+    preparer = METHODS["gguf"].preparer
+    assert preparer is not None
+    return preparer(*_opened(subject, variant)).path
+
+
+def _tool(name: str) -> Path:
+    """One of llama.cpp's tools; CannotRunError where nobody says where it is."""
+    folder = os.environ.get(BIN_VARIABLE)
+    path = Path(folder or ".", name)
+    if not folder or not path.is_file():
+        raise CannotRunError(
+            f"{name} is not in {BIN_VARIABLE}={folder or ''}; build it from the source of the installed llama-cpp-python, as "
+            "build() in tests/data/llama_cpp/regenerate.py does, and set the variable to its folder"
+        )
+    return path.absolute()
+
+
+def _ours(what: str, model: Path, variant: str, **asked: Any) -> dict[str, float]:
+    """Tokens/s by phase, the median of a fresh process's repetitions."""
+    job = {"model": str(model), "variant": variant, "threads": available_cpus(), **asked}
+    printed = _run([sys.executable, str(HERE / "ours.py"), what, json.dumps(job)])
+    return {phase: median(rates) for phase, rates in json.loads(printed.splitlines()[-1]).items()}
+
+
+def _bench(command: Sequence[str]) -> dict[str, float]:
+    """Tokens/s by phase, the median of llama-bench's repetitions."""
+    tests = json.loads(_run(command))
+    return {"prefill" if each["n_prompt"] else "decode": median(each["samples_ts"]) for each in tests}
+
+
+def _run(command: Sequence[str]) -> str:
+    """What a command prints; it ends the harness when the command fails."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-2000:]}")
+    return done.stdout
+
+
+def _rates(seconds: Pairs, tokens: int) -> Pairs:
+    return [tokens / each for each in seconds[0]], [tokens / each for each in seconds[1]]
+
+
+def _drain(tokens: Iterable[int]) -> None:
+    for _ in tokens:
+        pass

@@ -1,0 +1,40 @@
+"""The time between tokens as a comparison of runs looks at it: the figure that moves least between fresh processes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import median
+
+from quantbench.metrics import metric
+from quantbench.record import Column, Missing, Value
+from quantbench.trace import Generation, Reference, Trace
+
+_SOURCE = "quantbench; bench/harness/README.md has its spread between processes"
+_COLUMNS = (
+    Column(
+        "gap_s", "s", "lower", doc="time between two tokens, middle of all", formula="median of t(i+1) - t(i) over all answers",
+        source=_SOURCE,
+    ),
+    Column(
+        "gap_ratio", "ratio", "higher", doc="decode speed over the anchor's of the same process, by single gaps",
+        formula="median gap of the anchor / gap_s", source=_SOURCE,
+    ),
+)  # fmt: skip
+
+
+@metric(*_COLUMNS)
+def gap(trace: Trace, reference: Reference | None) -> Mapping[str, Value]:
+    """Median time between tokens, raw and over the anchor's: what comparisons of runs gate on"""
+    if not trace.rounds:
+        none = Missing(trace.absent.get("rounds", "no answers were timed"))
+        return dict.fromkeys(("gap_s", "gap_ratio"), none)
+    if any(len(answer.gaps_s) != answer.tokens - 1 for each in trace.rounds for answer in each.variant):
+        return dict.fromkeys(("gap_s", "gap_ratio"), Missing("several tokens came at once, so there is no time between them"))
+    own = _middle([answer for each in trace.rounds for answer in each.variant])
+    anchors = [answer for each in trace.rounds for answer in each.anchor]
+    none = Missing(trace.absent.get("anchor", "no anchor could be had for this runtime here"))
+    return {"gap_s": own, "gap_ratio": _middle(anchors) / own if anchors else none}
+
+
+def _middle(answers: Sequence[Generation]) -> float:
+    return median(seconds for answer in answers for seconds in answer.gaps_s)

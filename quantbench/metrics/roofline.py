@@ -1,0 +1,72 @@
+"""How near decoding comes to the speed of the memory: a decode step can be no faster than its bytes can be read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from statistics import median
+
+from quantbench.metrics import metric
+from quantbench.metrics.latency import decode_tps, seconds_per_token
+from quantbench.record import Column, Missing, Value
+from quantbench.trace import Reference, Trace
+
+_NO_MODEL = "no model decodes in this process"
+_UNKNOWN = (
+    "it is not known which bytes a step of this model reads: its method does not count them, or a step reads only a part, "
+    "as with experts or sliding windows"
+)
+
+
+@metric(
+    Column(
+        "memory_bandwidth_bps",
+        "bytes/s",
+        doc="what this device's memory moves in a copy, with the threads in use; bytes read and bytes written both count",
+        formula="2 x array bytes (at most 256 MiB) / seconds of the fastest copy; once per machine, device and threads",
+        source="numpy copy on CPU (one part a thread), torch copy on CUDA; STREAM's Copy counts alike",
+    ),
+    Column(
+        "bytes_per_token",
+        "bytes",
+        "lower",
+        "int",
+        doc="what a decode step reads at least: weights, of an input embedding of its own one row, and the KV cache so far",
+        formula="weight_bytes_running - untied input embedding + one row of it + KV bytes a position x mean position",
+        source="quantbench, DESIGN section 6",
+    ),
+    Column(
+        "mbu",
+        "ratio",
+        "higher",
+        doc="memory bandwidth in use while decoding; above 1 where a CPU's caches hold the model, or reads outrun copies",
+        formula="bytes_per_token x decode_tps / memory_bandwidth_bps",
+        source="Databricks, LLM Inference Performance Engineering: Best Practices (2023): model bandwidth utilization",
+    ),
+)
+def roofline(trace: Trace, reference: Reference | None) -> Mapping[str, Value]:
+    """Bytes read per token, and the share of the measured memory bandwidth that decoding uses"""
+    bandwidth: Value = _or(trace.memory_bandwidth_bps, trace.absent.get("memory_bandwidth_bps", _NO_MODEL))
+    read: Value = _or(trace.bytes_per_token, _unread(trace))
+    return {"memory_bandwidth_bps": bandwidth, "bytes_per_token": read, "mbu": _mbu(trace, bandwidth, read)}
+
+
+def _unread(trace: Trace) -> str:
+    """Why the bytes of a step are not known."""
+    if trace.weights is None:
+        return trace.absent.get("weights", _NO_MODEL)
+    return _UNKNOWN if trace.rounds else trace.absent.get("rounds", _NO_MODEL)
+
+
+def _mbu(trace: Trace, bandwidth: Value, read: Value) -> Value:
+    for lacking in (read, bandwidth):
+        if isinstance(lacking, Missing):
+            return lacking
+    if not trace.rounds or any(seconds_per_token(each.variant) is None for each in trace.rounds):
+        return Missing(trace.absent.get("rounds", "no time passed between tokens"))
+    assert trace.bytes_per_token is not None
+    assert trace.memory_bandwidth_bps is not None
+    return trace.bytes_per_token * median(decode_tps(each.variant) for each in trace.rounds) / trace.memory_bandwidth_bps
+
+
+def _or(value: float | None, reason: str) -> Value:
+    return Missing(reason) if value is None else value

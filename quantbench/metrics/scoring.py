@@ -1,0 +1,25 @@
+"""How fast a variant scores tokens whose next token is known."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from quantbench.metrics import metric
+from quantbench.record import Column, Missing, Value
+from quantbench.trace import Reference, Trace
+
+
+@metric(
+    Column(
+        "scoring_tps", "tokens/s", "higher",
+        doc="tokens read while scoring over the seconds that it took, the comparison with the reference included",
+        formula="sum over prompts or chunks of tokens read / sum of score_s",
+        source="measured here; llama-perplexity's 'prompt eval time' counts the model alone",
+    )
+)  # fmt: skip
+def scoring(trace: Trace, reference: Reference | None) -> Mapping[str, Value]:
+    """Tokens scored per second"""
+    seconds = sum(trace.score_s)
+    if not seconds:
+        return {"scoring_tps": Missing(trace.absent.get("columns", "nothing was scored"))}
+    return {"scoring_tps": trace.score_tokens / seconds}

@@ -1,0 +1,119 @@
+"""How near the memory roofline: what the memory can move, and what a decode step must read from it.
+
+The bandwidth is that of the fastest of several copies of an array that is larger than most caches; the bytes that are read and
+the bytes that are written both count. It is measured once per machine, device and number of threads, in a process of its own
+before a model is opened, and remembered in the cache.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
+from pathlib import Path
+from statistics import fmean
+
+from quantbench.cache import artifact
+from quantbench.errors import QuantbenchError
+from quantbench.machine import available_memory, describe
+from quantbench.trace import WeightMemory
+
+BANDWIDTH_FORMAT = 1
+"""Counts changes in how it is measured; what was remembered before is then measured again."""
+
+_RESULT = "bandwidth.json"
+_ARRAY_BYTES = 256 * 2**20
+_MEMORY_SHARE = 0.1
+"""Each of the two arrays takes at most this much of the memory that is free."""
+
+_LEAST_COPIES = 3
+_COPYING_S = 0.4
+_TIMEOUT_S = 120
+
+
+def memory_bandwidth(device: str, threads: int) -> float | str:
+    """Bytes per second read and written by a copy on ``device``, on a CPU with that many threads; a string says why not."""
+    cuda = device.startswith("cuda")
+    if cuda and not describe().gpus:
+        return "there is no CUDA device here whose memory could be measured"
+
+    def measure(folder: Path) -> None:
+        command = [sys.executable, "-m", __name__, device, str(threads), str(folder / _RESULT)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_TIMEOUT_S)
+        if done.returncode:
+            last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+            raise QuantbenchError(f"memory bandwidth could not be measured on {device}: {last}")
+
+    library = "torch" if cuda else "numpy"
+    try:
+        asked: dict[str, object] = {
+            "machine": describe().fingerprint, "device": device, "threads": 0 if cuda else threads,
+            "with": f"{library} {version(library)}", "format": BANDWIDTH_FORMAT,
+        }  # fmt: skip
+        body = json.loads((artifact("bandwidth", asked, measure) / _RESULT).read_text())
+        return float(body["bytes_per_second"])
+    except (QuantbenchError, OSError, subprocess.TimeoutExpired, ImportError) as error:  # it costs this figure, never the row
+        return str(error)
+
+
+def bytes_per_token(weights: WeightMemory, prompts: Sequence[Sequence[int]], length: int) -> int | None:
+    """Bytes that a decode step reads, mean over the steps of answers of ``length`` tokens; None where it is not known.
+
+    Step i after a prompt of n tokens reads the weights and the keys and values of the n + i - 1 positions before its own.
+    """
+    if weights.step_bytes is None or weights.cache_position_bytes is None:
+        return None
+    positions = fmean(map(len, prompts)) + length / 2 - 1
+    return round(weights.step_bytes + weights.cache_position_bytes * positions)
+
+
+def copy_on_cpu(threads: int, array_bytes: int) -> float:
+    """The fastest copy's bytes per second; each thread copies its own part, and numpy lets go of Python's lock meanwhile."""
+    import numpy as np
+
+    parts = [np.ones(array_bytes // threads, dtype=np.uint8) for _ in range(threads)]  # zeros would all be one page, cached
+    copies = [np.empty_like(part) for part in parts]
+    with ThreadPoolExecutor(threads) as pool:
+        seconds = _fastest(lambda: list(pool.map(np.copyto, copies, parts)))
+    return 2 * sum(part.nbytes for part in parts) / seconds
+
+
+def copy_on_device(device: str, array_bytes: int) -> float:
+    """The fastest copy's bytes per second, from one place of the device's memory to another."""
+    import torch
+
+    source = torch.ones(array_bytes, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+
+    def copy() -> None:
+        target.copy_(source)
+        torch.cuda.synchronize(device)
+
+    return 2 * array_bytes / _fastest(copy)
+
+
+def _fastest(copy: Callable[[], object]) -> float:
+    """Seconds of the fastest of several copies; one goes before, since a first touch is not a copy."""
+    copy()
+    taken: list[float] = []
+    while len(taken) < _LEAST_COPIES or sum(taken) < _COPYING_S:
+        started = time.perf_counter()
+        copy()
+        taken.append(time.perf_counter() - started)
+    return min(taken)
+
+
+def main() -> None:
+    """Measure the device and threads named on the command line, and write the file named third."""
+    device, threads, path = sys.argv[1:]
+    array_bytes = min(_ARRAY_BYTES, int(available_memory() * _MEMORY_SHARE))
+    speed = copy_on_cpu(int(threads), array_bytes) if device == "cpu" else copy_on_device(device, array_bytes)
+    Path(path).write_text(json.dumps({"bytes_per_second": speed, "array_bytes": array_bytes}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+"""A running text as llama-perplexity reads it: chunks of the context's length, of which the second half is scored."""
+
+from __future__ import annotations
+
+from quantbench.errors import ModelError
+from quantbench.models._tokenizer import Tokenizer
+from quantbench.scenario import Conditions
+
+CHUNK_TOKENS = 512
+"""llama-perplexity's own default."""
+
+_LEAST_CHUNKS = 2
+
+Chunks = tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
+"""Of each chunk what is only read, and what is scored after it."""
+
+
+def chunk_tokens(conditions: Conditions, limit: int | None) -> int:
+    """Tokens of a chunk: the context asked for, else 512 or what the model can read, if that is less."""
+    return conditions.context or min(CHUNK_TOKENS, limit or CHUNK_TOKENS)
+
+
+def read_chunks(tokenizer: Tokenizer, text: str, conditions: Conditions) -> Chunks:
+    """The text's ids cut into chunks of equal length; what is left over is not scored, as by llama-perplexity.
+
+    Where the model was trained with BOS, it replaces the first id of each chunk. Positions n/2 to n - 2 of a chunk of n are
+    scored: those predict ids n/2 + 1 to n - 1. ModelError when the text is shorter than two chunks.
+    """
+    size = chunk_tokens(conditions, tokenizer.context_limit)
+    ids = tokenizer.encode(text)
+    head = tokenizer.encode("")[:1]
+    count = len(ids) // size
+    if count < _LEAST_CHUNKS:
+        raise ModelError(
+            f"the text has {len(ids)} tokens and scoring takes two chunks of {size}; give a longer text or a shorter --context"
+        )
+    chunks = [[*(head or ids[start : start + 1]), *ids[start + 1 : start + size]] for start in range(0, count * size, size)]
+    split = size // 2 + 1
+    kept = chunks[: conditions.chunks or count]
+    return tuple((tuple(chunk[:split]), tuple(chunk[split:])) for chunk in kept)

@@ -1,0 +1,64 @@
+"""Perplexity and divergence on a running text, as llama-perplexity prints them, for every method alike."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from quantbench.tables import TableKind
+from quantbench.tables import _fields as f
+from quantbench.tables._assemble import assemble, instrument_note
+from quantbench.tables._lines import Line, plain_lines
+from quantbench.tables._rows import Group, groups
+from quantbench.tables._show import short, with_error
+from quantbench.tables._table import Cell, Heading
+from quantbench.units import format_bytes
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from quantbench.tables._table import Table
+
+_NOTES = (
+    "scored as llama-perplexity scores: chunks of n tokens, BOS first, positions n/2 to n - 2 of each",
+    "± is one standard error, clustered by chunk; llama-perplexity takes tokens as independent, which the columns *_se_iid do",
+)
+
+
+def table(frame: pd.DataFrame) -> list[Table]:
+    """One table per run, model and text of ``frame``."""
+    return [_table(group) for group in groups(frame) if group.reads == "text"]
+
+
+def scores() -> list[f.Field]:
+    """The main figures of a scored text."""
+    return [
+        f.Field(f.metric_heading("ppl", "PPL"), lambda line: _with_error(line, "ppl")),
+        f.Field(f.metric_heading("ppl_ratio", "PPL, x reference"), lambda line: _with_error(line, "ppl_ratio")),
+        *f.divergence(),
+        f.measured("top1_agreement", "Same top", "{:.2%}".format),
+        f.measured("delta_p_rms", "RMS Δp", "{:.2%}".format),
+    ]
+
+
+def _table(group: Group) -> Table:
+    lines = plain_lines(group)
+    fields = [
+        f.Field(Heading(key="variant", title="Variant"), lambda line: Cell(line.label)),
+        f.measured("weight_bytes", "Weights", format_bytes),
+        f.measured("bits_per_weight", "Bits/weight", "{:.2f}".format),
+        *scores(),
+        f.measured("kld_median", "Median", short),
+        f.measured("kld_p99", "99 %", short),
+        f.measured("kld_max", "Maximum", short),
+        *f.background("scored_tokens", "ppl_se", "ppl_ratio_se", "delta_p_rms_se", "top1_agreement_se"),
+        *f.status(shown=any(line.status != "ok" for line in lines)),
+    ]
+    return assemble("perplexity", "Perplexity and divergence", lines, fields, [*_NOTES, *instrument_note(group)])
+
+
+def _with_error(line: Line, name: str) -> Cell:
+    value = line.number(name)
+    return Cell(None) if value is None else Cell(value, with_error(value, line.number(f"{name}_se")))
+
+
+PERPLEXITY = TableKind(name="perplexity", about="a scored text: PPL, its ratio, KL divergence, same top", place=45, build=table)

@@ -1,0 +1,62 @@
+"""The roofline table: how much of the memory's speed decoding uses, and what a token costs in energy."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from quantbench.tables import TableKind
+from quantbench.tables import _fields as f
+from quantbench.tables._assemble import assemble
+from quantbench.tables._lines import Line, plain_lines
+from quantbench.tables._rows import Group, groups
+from quantbench.tables._table import Cell, Heading
+from quantbench.units import GB, format_bytes, significant
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import pandas as pd
+
+    from quantbench.tables._table import Table
+
+_FIGURES = ("mbu", "energy_per_token_j")
+_NOTES = (
+    "MBU: bytes a token x decode rate over the bandwidth; the bandwidth is a copy's, bytes read and written both counted",
+    "above 1 a CPU's caches hold the model, or memory is read faster than copied; GB = 10^9 bytes",
+    "J/token: of the whole GPU board or of all CPU packages, prompt passes included, idle power not subtracted",
+)
+
+
+def table(frame: pd.DataFrame) -> list[Table]:
+    """One table per run, model and prompt set of ``frame`` with a figure of it; ``frame`` holds rows of ``scenarios``."""
+    return [made for group in groups(frame) if (made := _table(group))]
+
+
+def _table(group: Group) -> Table | None:
+    if all(row.number(name) is None for row in group.rows for name in _FIGURES):
+        return None
+    lines = plain_lines(group)
+    fields = [
+        f.Field(Heading(key="variant", title="Variant"), lambda line: Cell(line.label)),
+        f.measured("bytes_per_token", "Read a token", format_bytes),
+        f.measured("decode_tps", "Decode, tokens/s"),
+        f.measured("memory_bandwidth_bps", "Bandwidth", lambda value: f"{significant(value / GB)} GB/s"),
+        f.measured("mbu", "MBU", "{:.1%}".format),
+        f.measured("energy_per_token_j", "J/token"),
+        f.Field(Heading(key="kernel", title="Kernel", source="measured"), _text("kernel")),
+        f.Field(Heading(key="device_found", title="Device", source="measured"), _text("device_found")),
+        *f.background("energy_window_s"),
+        f.Field(Heading(key="energy_source", title="Counter of energy", shown=False), _text("energy_source")),
+        *f.status(shown=any(line.status != "ok" for line in lines)),
+    ]
+    return assemble("roofline", "Memory roofline and energy", lines, fields, _NOTES)
+
+
+def _text(name: str) -> Callable[[Line], Cell]:
+    return lambda line: Cell((line.row.text(name) if line.row else "") or None)
+
+
+ROOFLINE = TableKind(
+    name="roofline", about="bytes read a token, share of the memory's bandwidth, energy a token, device found", place=60,
+    build=table,
+)  # fmt: skip

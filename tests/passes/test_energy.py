@@ -1,0 +1,229 @@
+"""The energy pass on made-up counters: what is summed, what wraps around, when it ends, and why there may be none."""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from quantbench.passes import energy
+from quantbench.passes.energy import Nvml, Rapl, count_energy, find_counter, measure_energy, nvml_counter, open_rapl
+from quantbench.trace import Energy
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+RANGE_UJ = 262_143_328_850
+"""What one server's packages count to before they start again."""
+
+
+@dataclass
+class Clock:
+    """Time that passes only when something is done."""
+
+    now: float = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+@dataclass
+class FakeModel:
+    """Takes ``token_s`` a token; the device works on for ``late_s`` until it is synchronized."""
+
+    clock: Clock
+    token_s: float = 0.25
+    late_s: float = 0.0
+    asked: list[tuple[tuple[int, ...], int]] = field(default_factory=list)
+    closed: int = 0
+
+    def generate(self, prompt: Sequence[int], limit: int) -> Iterator[int]:
+        self.asked.append((tuple(prompt), limit))
+        try:
+            for position in range(limit):
+                self.clock.now += self.token_s
+                yield position
+        finally:
+            self.closed += 1
+
+    def synchronize(self) -> None:
+        self.clock.now += self.late_s
+
+
+@dataclass
+class FakeCounter:
+    """A device of ``watts``, whose counter stood at some figure before."""
+
+    clock: Clock
+    watts: float
+    source: str = "fake"
+
+    def joules(self) -> float:
+        return 1e6 + self.watts * self.clock.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The pass's clock."""
+    made = Clock()
+    monkeypatch.setattr("quantbench.passes.energy.time", made)
+    return made
+
+
+def _domain(root: Path, folder: str, name: str, energy_uj: int = 0) -> Path:
+    made = root / folder
+    made.mkdir(parents=True)
+    (made / "name").write_text(f"{name}\n")
+    (made / "energy_uj").write_text(f"{energy_uj}\n")
+    (made / "max_energy_range_uj").write_text(f"{RANGE_UJ}\n")
+    return made
+
+
+def test_energy_is_counted_over_at_least_five_seconds_of_answers(clock: Clock) -> None:
+    model = FakeModel(clock, token_s=0.25)
+    counted = count_energy(model, ((1, 2, 3), (4, 5)), 10, FakeCounter(clock, watts=60))
+    # 7 and 8 tokens to the ends of the context, then the first prompt again until 20 tokens took 5 s
+    assert model.asked == [((1, 2, 3), 7), ((4, 5), 8), ((1, 2, 3), 7)]
+    assert counted == Energy(joules=pytest.approx(300), tokens=20, window_s=5.0, source="fake")
+
+
+def test_what_the_device_still_does_belongs_to_the_window(clock: Clock) -> None:
+    counted = count_energy(FakeModel(clock, late_s=0.5), ((1,),), 100, FakeCounter(clock, watts=10))
+    assert counted.window_s == pytest.approx(5.5)
+    assert counted.joules == pytest.approx(55)
+
+
+def test_a_slow_model_ends_with_its_token(clock: Clock) -> None:
+    counted = count_energy(FakeModel(clock, token_s=30.0), ((1,),), 100, FakeCounter(clock, watts=10))
+    assert (counted.tokens, counted.window_s) == (1, 30.0)
+
+
+def test_every_package_counts_and_its_parts_do_not(tmp_path: Path) -> None:
+    first, second = _domain(tmp_path, "intel-rapl:0", "package-0", 5_000_000), _domain(tmp_path, "intel-rapl:1", "package-1")
+    core = _domain(tmp_path, "intel-rapl:0:0", "core")
+    platform = _domain(tmp_path, "intel-rapl:2", "psys")
+    _domain(tmp_path, "intel-rapl-mmio:0", "package-0")  # the same package once more, through another door
+    counter = open_rapl(tmp_path)
+    assert isinstance(counter, Rapl)
+    assert counter.joules() == 0
+    (first / "energy_uj").write_text("7500000")
+    (second / "energy_uj").write_text("1000000")
+    (core / "energy_uj").write_text("999000000")
+    (platform / "energy_uj").write_text("999000000")
+    assert counter.joules() == pytest.approx(3.5)
+
+
+def test_a_counter_that_starts_again_goes_on(tmp_path: Path) -> None:
+    domain = _domain(tmp_path, "intel-rapl:0", "package-0", RANGE_UJ - 1_000_000)
+    counter = open_rapl(tmp_path)
+    assert isinstance(counter, Rapl)
+    (domain / "energy_uj").write_text("2000000")
+    assert counter.joules() == pytest.approx(3.0)
+    (domain / "energy_uj").write_text("1000000")  # and once more around
+    assert counter.joules() == pytest.approx(3.0 + RANGE_UJ / 1e6 - 1)
+
+
+@pytest.mark.parametrize("names", [(), ("core",), ("psys",), ("dram",)], ids=lambda names: names or "none")
+def test_without_a_package_there_is_no_energy(names: tuple[str, ...], tmp_path: Path) -> None:
+    for index, name in enumerate(names):
+        _domain(tmp_path, f"intel-rapl:{index}", name)
+    assert (
+        open_rapl(tmp_path)
+        == f"the kernel offers no RAPL energy counter of a CPU package here (no such domain under {tmp_path})"
+    )
+    assert find_counter("cpu", tmp_path / "nowhere") == open_rapl(tmp_path / "nowhere")
+
+
+def test_a_counter_for_root_only_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    domain = _domain(tmp_path, "intel-rapl:0", "package-0")
+    read = Path.read_text
+
+    def refuse(path: Path, *arguments: Any) -> str:
+        if path.name == "energy_uj":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return read(path, *arguments)
+
+    monkeypatch.setattr(Path, "read_text", refuse)  # root may read any file, so the mode alone would not refuse a test
+    found = open_rapl(tmp_path)
+    assert isinstance(found, str)
+    assert f"{domain / 'energy_uj'} is not readable as this user" in found
+
+
+def test_a_counter_that_says_no_number_is_none(tmp_path: Path) -> None:
+    (_domain(tmp_path, "intel-rapl:0", "package-0") / "energy_uj").write_text("<none>")
+    assert "cannot be read" in str(open_rapl(tmp_path))
+
+
+class FakeError(Exception):
+    """Stands for pynvml's."""
+
+
+class FakeNvml:
+    """Stands for pynvml with one board."""
+
+    NVMLError = FakeError
+
+    def __init__(self, *millijoules: int, refuses: str = "") -> None:
+        self._readings = iter(millijoules)
+        self._refuses = refuses
+
+    def nvmlInit(self) -> None:  # noqa: N802 - its name
+        if self._refuses == "init":
+            raise FakeError("Driver Not Loaded")
+
+    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:  # noqa: N802
+        assert uuid == "GPU-1-2-3"
+        return "board"
+
+    def nvmlDeviceGetTotalEnergyConsumption(self, handle: str) -> int:  # noqa: N802
+        assert handle == "board"
+        if self._refuses == "energy":
+            raise FakeError("Not Supported")
+        return next(self._readings)
+
+
+@pytest.mark.parametrize("uuid", ["1-2-3", "GPU-1-2-3"])
+def test_a_boards_millijoules_are_joules(uuid: str) -> None:
+    counter = nvml_counter(FakeNvml(7, 1_000_000, 1_250_500), uuid)
+    assert isinstance(counter, Nvml)
+    assert counter.joules() == pytest.approx(1000)
+    assert counter.joules() == pytest.approx(1250.5)
+
+
+@pytest.mark.parametrize(("refuses", "words"), [("init", "Driver Not Loaded"), ("energy", "Not Supported")])
+def test_a_board_without_a_counter_says_so(refuses: str, words: str) -> None:
+    assert nvml_counter(FakeNvml(refuses=refuses), "1-2-3") == f"NVML gives no energy counter of this GPU: {words}"
+
+
+def test_without_a_library_for_nvml_the_reason_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> Any:
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    monkeypatch.setattr(energy, "import_module", absent)
+    assert "pynvml is not installed; pip install 'quantbench[gpu]'" in str(find_counter("cuda:0"))
+
+
+def test_where_there_is_no_counter_no_time_is_spent(clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(energy, "find_counter", lambda device: f"none for {device}")
+    model = FakeModel(clock)
+    assert measure_energy(model, ((1,),), 10, "cpu") == "none for cpu"
+    assert model.asked == []
+
+
+def test_a_counter_that_stands_still_gives_no_figure(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    counter = FakeCounter(clock, watts=5.0)
+    monkeypatch.setattr(energy, "find_counter", lambda _: counter)
+    found = measure_energy(FakeModel(clock), ((1,),), 10, "cpu")
+    assert isinstance(found, Energy)
+    assert found.joules == pytest.approx(25)
+    counter.watts = 0.0
+    assert measure_energy(FakeModel(clock), ((1,),), 10, "cpu") == "the energy counter fake did not move in 5 s"
+
+
+def test_a_counter_that_fails_midway_costs_the_figure_only(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    board = Nvml(FakeNvml(refuses="energy"), "board")
+    monkeypatch.setattr(energy, "find_counter", lambda _: board)
+    assert "failed while answers were generated: Not Supported" in str(measure_energy(FakeModel(clock), ((1,),), 10, "cuda"))
