@@ -36,6 +36,8 @@ from quantbench.trace import Reference, Trace
 REFERENCE_FORMAT = 2
 """Counts changes in how a reference is sampled, answered or scored; older artifacts are then made again."""
 
+_NO_LOGITS = "a server gives no logits of a whole vocabulary, so that no text can be scored; name a prompt set such as 'ten'"
+
 JobKey = tuple[str, Variant, Conditions, int]
 
 
@@ -170,6 +172,8 @@ class Runner:
             chosen = prompts.load(scenario.prompts)
         except QuantbenchError as error:
             return Failure(status=Status.ERROR, reason=str(error))
+        if chosen.is_text and METHODS[scenario.variant.method].endpoint:
+            return Failure(status=Status.SKIPPED, reason=_NO_LOGITS)
         reference = self._reference(scenario, checkpoint, chosen)
         if isinstance(reference, Failure):
             return reference

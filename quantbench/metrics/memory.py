@@ -21,7 +21,7 @@ _FOOTPRINT = "transformers PreTrainedModel.get_memory_footprint"
 _WEIGHTS = (
     Column(
         "parameters", "parameters", kind="int", doc="of the reference",
-        formula="product of the dimensions, summed over the distinct weight tensors of the unquantized checkpoint",
+        formula="elements of all weight tensors in the headers of the files; packed ones as if unpacked",
         source="safetensors and GGUF headers",
     ),
     Column(

@@ -57,6 +57,6 @@ def _text(name: str) -> Callable[[Line], Cell]:
 
 
 ROOFLINE = TableKind(
-    name="roofline", about="bytes read a token, share of the memory's bandwidth, energy a token, device found", place=60,
+    name="roofline", about="bytes read a token, share of the memory's bandwidth, energy a token, device found", place=65,
     build=table,
 )  # fmt: skip

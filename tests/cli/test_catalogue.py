@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -95,7 +96,7 @@ def test_an_unknown_metric_is_a_usage_error_with_the_nearest_names() -> None:
 
 
 def test_on_a_terminal_metrics_are_wrapped_under_their_column(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_catalogue.sys.stdout.__class__, "isatty", lambda self: True, raising=False)
+    monkeypatch.setattr(_catalogue.sys, "stdout", SimpleNamespace(isatty=lambda: True))
     monkeypatch.setattr(_catalogue.shutil, "get_terminal_size", lambda: os.terminal_size((60, 24)))
     column = next(each for each in METRICS["memory"].columns if each.name == "weight_bytes")
     lines = "\n".join(_catalogue._column_lines(column)).splitlines()

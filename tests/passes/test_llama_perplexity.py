@@ -7,9 +7,9 @@ Three things make its figures differ from ours, and each is shown here rather th
   reference rounded in the same way every statistic agrees.
 * By default it reads four chunks in one batch, which sums in another order; with one chunk in a batch every digit agrees.
 * Other kernels (vector instructions, compiler, repacked weights) round activations differently. Tried on the recorded machine
-  with llama.cpp built for AVX2 only, which repacks weights: PPL moved by up to 3.9e-4, mean KLD by 0.9 %, same top by 0.17 points,
-  RMS delta p by 2.2 %, percentiles but for the outermost by less than 5 %. Where the kernels here are not the recorded ones, figures
-  are therefore held to ``OTHER_KERNELS``, a bit more than twice that; ids, text and data are held to the same equality everywhere.
+  with llama.cpp built for AVX2 only, which repacks weights: PPL moved by up to 3.9e-4, mean KLD by 0.9 %, same top by 0.17
+  points, RMS delta p by 2.2 %, percentiles but for the outermost by less than 5 %. Where the kernels here are not the recorded
+  ones, figures are therefore held to ``OTHER_KERNELS``, about twice that; ids, data and exact zeros stay equal everywhere.
 """
 
 from __future__ import annotations

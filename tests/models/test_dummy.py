@@ -1,0 +1,318 @@
+"""Dummies: real shapes with random weights, the same everywhere, measured but never compared, and refused in one sentence."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from quantbench.cache import file_sha256
+from quantbench.errors import ModelError, UnsupportedError, UsageError
+from quantbench.job import Checkpoint
+from quantbench.machine import describe
+from quantbench.methods import METHODS, Settings
+from quantbench.methods._gguf_files import f16_file
+from quantbench.models import MODELS, _dummy, check_name, dummy_configs
+from quantbench.models._checkpoint import checkpoint_dtype, count_parameters, resolve
+from quantbench.models._dummy import write_weights
+from quantbench.models._tokenizer import open_tokenizer
+from quantbench.plan import Plan
+from quantbench.record import Missing, Record, Status
+from quantbench.runner import Runner
+from quantbench.scenario import Conditions, Effort, Scenario, Variant, short_name
+from quantbench.store import Run, Store
+
+LAYERS, HIDDEN, KV, FFN, VOCABULARY, CONTEXT = 2, 256, 128, 512, 2304, 128
+CONFIG: dict[str, Any] = {
+    "model_type": "llama", "hidden_size": HIDDEN, "num_hidden_layers": LAYERS, "intermediate_size": FFN, "num_attention_heads": 8,
+    "num_key_value_heads": 4, "vocab_size": VOCABULARY, "max_position_embeddings": CONTEXT, "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": False, "quantization_config": {"quant_method": "gptq", "bits": 4},
+}  # fmt: skip
+PARAMETERS = (
+    LAYERS * (2 * HIDDEN * HIDDEN + 2 * HIDDEN * KV + 3 * HIDDEN * FFN) + 2 * VOCABULARY * HIDDEN + (2 * LAYERS + 1) * HIDDEN
+)
+ROTARY = 2 * 16 * 4
+"""Of the torch model: inv_freq and its original, float32, half a head each."""
+
+PUBLISHED = {"tinyllama-1.1b": 1_100_048_384, "llama-3.2-1b": 1_235_814_400, "llama-2-7b": 6_738_415_616}
+SIMILARITY = ("kld_mean", "kld_p99", "top1_agreement", "ppl", "ppl_ratio", "exact_match", "first_divergence", "chrf")
+
+
+def _no_weights(folder: Path, source: Path) -> None:
+    """Stands for the process that makes them."""
+
+
+def _write(folder: Path, config: Mapping[str, Any]) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory, users_cache: Path) -> Iterator[Checkpoint]:
+    """A dummy that was made in a process of its own, at this run or an earlier one; kept in the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("QUANTBENCH_CACHE", str(users_cache))
+        yield resolve(f"dummy:{_write(tmp_path_factory.mktemp('tiny'), CONFIG)}")
+
+
+@pytest.fixture
+def refusal(tmp_path: Path) -> Callable[..., str]:
+    """What is said of a configuration, given as text or as an object."""
+
+    def refuse(content: str | Mapping[str, Any], make: Callable[[Path], object] | None = None) -> str:
+        path = tmp_path / "config.json"
+        path.write_text(content if isinstance(content, str) else json.dumps(content))
+        with pytest.raises(ModelError) as caught:
+            make(tmp_path) if make else resolve(f"dummy:{path}")
+        assert "\n" not in str(caught.value)
+        return str(caught.value).replace(str(path), "PATH")
+
+    return refuse
+
+
+def test_it_is_a_plain_bf16_checkpoint_of_the_configurations_shape(tiny: Checkpoint) -> None:
+    assert (tiny.kind, tiny.random_weights, tiny.quantized) == ("hf", True, "")
+    assert count_parameters(tiny) == PARAMETERS
+    assert checkpoint_dtype(tiny.path) == "bf16"
+
+
+def test_the_architecture_draws_its_own_weights(tiny: Checkpoint) -> None:
+    """Llama's are normal with a standard deviation of 0.02, its norms ones."""
+    from safetensors.torch import load_file
+
+    tensors = load_file(tiny.path / "model.safetensors")
+    norms = {name: each for name, each in tensors.items() if "norm" in name}
+    assert len(norms) == 2 * LAYERS + 1
+    assert all((each == 1).all() for each in norms.values())
+    for name in tensors.keys() - norms.keys():
+        drawn = tensors[name].float()
+        assert float(drawn.std()) == pytest.approx(0.02, rel=0.02), name
+        assert abs(float(drawn.mean())) < 1e-3, name
+
+
+def test_the_same_configuration_has_the_same_weights_wherever_it_is_made(tiny: Checkpoint, tmp_path: Path) -> None:
+    again = _write(tmp_path / "again", json.loads((tiny.path / "asked.json").read_text())["config"])
+    write_weights(again, "again")
+    assert file_sha256(again / "model.safetensors") == file_sha256(tiny.path / "model.safetensors")
+
+
+@pytest.mark.usefixtures("artifacts")
+def test_its_hash_is_of_the_configuration_and_not_of_the_place(tiny: Checkpoint, tmp_path: Path) -> None:
+    found = resolve(f"dummy:{_write(tmp_path / 'elsewhere', CONFIG) / 'config.json'}")
+    assert (found.content_hash, found.path) == (tiny.content_hash, tiny.path)
+
+
+def test_another_configuration_or_seed_has_another_hash(
+    tiny: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_dummy, "_make_elsewhere", _no_weights)
+    wider = resolve(f"dummy:{_write(tmp_path / 'wider', {**CONFIG, 'intermediate_size': 768})}")
+    monkeypatch.setattr(_dummy, "SEED", 1)
+    reseeded = resolve(f"dummy:{_write(tmp_path / 'same', CONFIG)}")
+    assert len({tiny.content_hash, wider.content_hash, reseeded.content_hash}) == 3
+
+
+def test_prompts_are_read_by_the_canarys_tokenizer(tiny: Checkpoint) -> None:
+    tokenizer = open_tokenizer(tiny)
+    canary = open_tokenizer(resolve("canary"))
+    assert tokenizer.encode("Return the number 12345.") == canary.encode("Return the number 12345.")
+    assert (tokenizer.ends, tokenizer.context_limit) == (canary.ends, CONTEXT)
+
+
+@pytest.mark.parametrize("name", sorted(PUBLISHED))
+def test_built_in_configurations_have_the_published_number_of_parameters(name: str) -> None:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model(**json.loads(dummy_configs()[name].read_text()))
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    assert sum(each.numel() for each in model.parameters()) == PUBLISHED[name]
+
+
+def test_every_built_in_configuration_is_known_here() -> None:
+    assert set(dummy_configs()) == set(PUBLISHED)
+
+
+@pytest.fixture(scope="module")
+def records(tiny: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Record]:
+    """A dummy through runner and workers, by method and kind of prompts."""
+    text = tmp_path_factory.mktemp("text") / "words.txt"
+    text.write_text("The number of items is returned. " * 60)
+    conditions = Conditions(output_tokens=4, answer_tokens=4, continuation_tokens=4, threads=1)
+    scenarios = tuple(
+        Scenario(model=tiny.name, variant=Variant(method=method, precision=precision), prompts=prompts, conditions=conditions)
+        for method, precision in (("torch", "bf16"), ("gguf", "q8_0"))
+        for prompts in ("two", f"text:{text}")
+    )
+    effort = Effort(min_rounds=1, max_rounds=1, budget_s=0.01)
+    run = Run(machine=describe(), versions={}, command="", commit="", profile="quick", engine="inline")
+    store = Store(str(tmp_path_factory.mktemp("results")), run)
+    with Runner(Plan(scenarios=scenarios, effort=effort, engine="inline"), store) as runner:
+        return {(each.variant.method, each.reads): runner.measure(each) for each in scenarios}
+
+
+@pytest.mark.parametrize("method", ["torch", "gguf"])
+def test_memory_and_latency_are_measured(method: str, records: dict[tuple[str, str], Record]) -> None:
+    record = records[method, "prompts"]
+    assert record.status is Status.OK, record.reason
+    q8_0 = (PARAMETERS - (2 * LAYERS + 1) * HIDDEN) * 34 // 32 + 4 * (2 * LAYERS + 1) * HIDDEN
+    assert record.values["weight_bytes"] == (2 * PARAMETERS + ROTARY if method == "torch" else q8_0)
+    assert record.values["parameters"] == PARAMETERS
+    assert not isinstance(record.values["decode_tps"], Missing)
+    assert not isinstance(records[method, "text"].values["scoring_tps"], Missing)
+
+
+@pytest.mark.parametrize("method", ["torch", "gguf"])
+@pytest.mark.parametrize("kind", ["prompts", "text"])
+def test_similarity_is_null_with_the_reason(kind: str, method: str, records: dict[tuple[str, str], Record]) -> None:
+    record = records[method, kind]
+    assert record.status is Status.OK, record.reason
+    reason = Missing("random weights say nothing about similarity")
+    assert {name: record.values[name] for name in SIMILARITY} == dict.fromkeys(SIMILARITY, reason)
+    assert record.outputs == ()
+
+
+def test_it_is_not_probed_and_says_so(records: dict[tuple[str, str], Record]) -> None:
+    reason = Missing("a dummy is not probed: ask what the real model can do, or the canary")
+    assert records["torch", "prompts"].values["finetunes"] == reason
+
+
+def test_an_architecture_that_takes_a_bpe_vocabulary_has_no_gguf(
+    tiny: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "convert_hf_to_gguf.py").touch()
+    monkeypatch.setenv("QUANTBENCH_LLAMA_CPP", str(tmp_path))
+    said = "Traceback\nNotImplementedError: BPE pre-tokenizer was not recognized - update get_vocab_base_pre()"
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=1, stderr=said))
+    with pytest.raises(UnsupportedError, match=r"wants a BPE vocabulary for the architecture of dummy:.* ask for torch"):
+        f16_file(tiny)
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("dummy:tinyllama-1.1b", "dummy:tinyllama-1.1b"),
+        ("dummy:org/tiny", "dummy:org/tiny"),
+        ("dummy:/some/where/tiny", "dummy:tiny"),
+        ("dummy:/some/where/tiny/config.json", "dummy:tiny"),
+        ("dummy:../where/tiny/config.json", "dummy:tiny"),
+    ],
+)
+def test_ids_are_short(name: str, shown: str) -> None:
+    assert short_name(name) == shown
+
+
+@pytest.mark.parametrize("name", ["dummy:tinyllama-1.1b", "dummy:org/tiny", "dummy:org/tiny@main"])
+def test_a_name_is_checked_without_network(name: str) -> None:
+    check_name(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("dummy:tinylama-1.1b", "unknown dummy 'tinylama-1.1b'; did you mean 'tinyllama-1.1b'"),
+        ("dummy:", "unknown dummy ''; known: llama-2-7b, llama-3.2-1b, tinyllama-1.1b"),
+        ("dummy:org/tiny:Q4_K_M", "unknown dummy 'org/tiny:Q4_K_M'; known: "),
+        ("dummy:./no/config.json", "dummy path './no/config.json' does not exist; give a config.json, or a folder that holds one"),
+    ],
+)
+def test_a_name_that_can_be_no_dummy_is_refused(name: str, reason: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        check_name(name)
+    assert str(caught.value).startswith(reason)
+
+
+def test_a_hub_repository_gives_its_config_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, str, str | None]] = []
+
+    def download(repository: str, filename: str, *, revision: str | None) -> str:
+        asked.append((repository, filename, revision))
+        return str(_write(tmp_path / "hub", CONFIG) / filename)
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(hf_hub_download=download))
+    monkeypatch.setattr(_dummy, "_make_elsewhere", _no_weights)
+    found = resolve("dummy:org/tiny@v2")
+    assert asked == [("org/tiny", "config.json", "v2")]
+    assert json.loads((found.path / "config.json").read_text())["hidden_size"] == HIDDEN
+
+
+def test_a_hub_that_cannot_be_reached_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def download(*_: object, **__: object) -> str:
+        raise OSError("Connection refused\nand forty lines more")
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(hf_hub_download=download))
+    with pytest.raises(ModelError, match=r"^model 'org/tiny' could not be fetched from the hub \(Connection refused\); check"):
+        resolve("dummy:org/tiny")
+
+
+def test_a_file_that_is_no_configuration_is_refused(refusal: Callable[..., str], tmp_path: Path) -> None:
+    assert refusal("{").startswith("PATH cannot be read as JSON (Expecting property name")
+    assert refusal({"hidden_size": 1}) == (
+        "PATH names no model_type, so it is no model's config.json; give one that save_pretrained wrote"
+    )
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ModelError, match=r"empty/config.json does not exist; a dummy is made from a config.json"):
+        resolve(f"dummy:{tmp_path / 'empty'}")
+
+
+def test_a_vocabulary_that_is_too_small_for_prompts_is_refused(refusal: Callable[..., str]) -> None:
+    config = {key: value for key, value in CONFIG.items() if key != "quantization_config"}
+    found = refusal({**config, "vocab_size": 2047}, lambda folder: write_weights(folder, "SOURCE"))
+    assert found == (
+        "SOURCE has a vocabulary of 2047 and a dummy's prompts are encoded with 2048 ids; set vocab_size to 2048 or more"
+    )
+
+
+def test_what_disk_or_memory_cannot_hold_is_refused_before_it_is_made(
+    refusal: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = json.loads(dummy_configs()["llama-2-7b"].read_text())
+
+    def make(folder: Path) -> None:
+        write_weights(folder, "SOURCE")
+
+    takes = "the dummy of SOURCE takes 13.5 GB (6,738,415,616 parameters in bfloat16) and "
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=13 * 10**9))
+    assert refusal(config, make) == f"{takes}the cache's disk has 13 GB free; set QUANTBENCH_CACHE to a larger one"
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=14 * 10**9))
+    monkeypatch.setattr(_dummy, "available_memory", lambda: 10**9)
+    assert refusal(config, make) == f"{takes}1 GB of memory are free; free some, or take a smaller configuration"
+
+
+@pytest.mark.parametrize(
+    ("ended", "reason"),
+    [
+        ((2, "a warning\nSOURCE is refused"), "SOURCE is refused"),
+        (
+            (1, "Traceback\nValueError: no such model_type"),
+            "transformers cannot make a model from PATH (ValueError: no such model_type); give another configuration",
+        ),
+        ((-9, ""), "the process that made the dummy of PATH was killed: out of memory; take a smaller configuration"),
+    ],
+)
+def test_a_process_that_fails_is_one_sentence(
+    ended: tuple[int, str], reason: str, refusal: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, said = ended
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=code, stderr=said))
+    assert refusal({**CONFIG, "model_type": "fantasy"}) == reason
+
+
+@pytest.mark.usefixtures("artifacts")
+def test_the_gguf_file_has_as_many_ids_as_the_configuration(tiny: Checkpoint) -> None:
+    """llama.cpp's converter fills the canary's vocabulary up with ids that stand for nothing."""
+    variant = Variant(method="gguf", precision="q8_0")
+    scenario = Scenario(model=tiny.name, variant=variant, prompts="two")
+    with METHODS["gguf"].open(scenario, Settings(checkpoint=tiny, threads=1, context=64)) as model:
+        (logits,) = model.score([1, 300, 400])
+    assert logits.shape == (3, VOCABULARY)
+    assert len(json.loads((MODELS["canary"].folder() / "tokenizer.json").read_text())["model"]["vocab"]) < VOCABULARY
