@@ -35,7 +35,7 @@ OPTIONS = (
     Option("model", "list", None, "MODEL", "built-in name, folder, .gguf file, hub id ORG/NAME[@REVISION][:TYPE], server URL"),
     Option("method", "list", None, "METHOD", "only these methods"),
     Option("precision", "list", None, "PRECISION", "only these precisions"),
-    Option("prompts", "list", None, "SET", "prompt sets: shipped names, files with one prompt a line, text:FILE to score a text"),
+    Option("prompts", "list", None, "SET", "prompt sets: shipped names, files of one prompt a line, text:FILE to score a text"),
     Option("matrix", "text", None, "FILE", "TOML file with the scenarios (without one: every method on the canary)"),
     Option("reference", "text", None, "METHOD/PRECISION", "what the variants are compared with (torch/fp32)"),
     Option("results", "text", "results", "PATH", "where the parquet tables go: a folder or any URI that pyarrow knows"),

@@ -196,7 +196,8 @@ class Trace:
 
     ``columns`` is an .npz of equally long arrays, one entry per scored position: ``prompt`` int32 (of a text its chunk),
     ``nll`` float64 and, where there is a reference, ``kld`` and ``nll_reference`` float64, ``top1`` bool. ``score_s`` are the
-    seconds that scoring each prompt or chunk took, ``score_tokens`` how many the model read meanwhile. ``calls`` and ``distance`` are of a module without tokens, ``load_points``,
+    seconds that scoring each prompt or chunk took, ``score_tokens`` how many the model read meanwhile. ``calls`` and
+    ``distance`` are of a module without tokens, ``load_points``,
     ``top_logprobs`` and ``native`` (a server's own timings) of a server. ``absent`` says why a part is missing, by its name.
     """
 

@@ -73,6 +73,9 @@ def open_gguf_file(path: Path, *, threads: int, context: int, device: str, extra
     model_params.load_mode = lib.LLAMA_LOAD_MODE_NONE
     model_params.use_extra_bufts = extra_buffers
     model_params.n_gpu_layers = 0 if device == "cpu" else _ALL_LAYERS
+    if ":" in device:  # one of several GPUs; llama.cpp would split the model over all
+        model_params.split_mode = lib.LLAMA_SPLIT_MODE_NONE
+        model_params.main_gpu = int(device.partition(":")[2])
     lib.quantbench_buffers.clear()
     model = lib.llama_model_load_from_file(str(path).encode(), model_params)
     if not model:

@@ -47,8 +47,8 @@ class Prompts:
 
     task: Task
     ids: tuple[tuple[int, ...], ...]
-    scored: Chunks
     reference: Reference | None
+    scored: Chunks = ()
 
 
 def make_references(job: Job, folder: Path) -> None:
@@ -89,22 +89,13 @@ def measure(job: Job, folder: Path) -> None:
         length = job.conditions.output_tokens
         peaks = [measure_peak(model, each.ids, length, loading, job.conditions.device) for each in prompts]
         running = model.memory()
-        tokenizer = open_tokenizer(job.checkpoint)
         scored = [_score(model, each, folder / f"columns-{index}.npz", settings.threads) for index, each in enumerate(prompts)]
         chosen = choose(scenario, settings)
         anchor = _open_anchor(stack, model, chosen, scenario) if chosen else None
         facts = {**model.facts, "threads": str(settings.threads), "context": str(context)}
         for index, (each, peak, columns) in enumerate(zip(prompts, peaks, scored, strict=True)):
-            rounds: tuple[Round, ...] = ()
-            answers: tuple[Answer, ...] = ()
-            energy: Energy | str = _NOT_ANSWERED
-            if not each.task.is_text:
-                opposite = Contender(anchor, chosen.prompts(each.ids)) if chosen and anchor else None
-                contender = Contender(model, each.ids)
-                rounds = measure_rounds(contender, opposite, length, job.effort)
-                energy = measure_energy(model, each.ids, context, job.conditions.device)
-                if not job.checkpoint.random_weights:
-                    answers = _answers(contender, each, tokenizer, job.conditions.answer_tokens)
+            opposite = Contender(anchor, chosen.prompts(each.ids)) if chosen and anchor else None
+            answered = _answer(job, each, Contender(model, each.ids), opposite, context)
             Trace(
                 import_s=import_s,
                 load_s=load_s,
@@ -116,19 +107,40 @@ def measure(job: Job, folder: Path) -> None:
                 artifact_bytes=artifact.file_bytes if artifact else _checkpoint_bytes(job.checkpoint),
                 peak=peak,
                 anchor=chosen.name if chosen else "",
-                rounds=rounds,
-                answers=answers,
+                rounds=answered.rounds,
+                answers=answered.answers,
                 columns=columns.path if columns and not job.checkpoint.random_weights else None,
                 score_s=columns.seconds if columns else (),
                 score_tokens=sum(len(prompt) + len(rest) - 1 for prompt, rest in each.scored) if columns else 0,
                 memory_bandwidth_bps=None if isinstance(bandwidth, str) else bandwidth,
-                bytes_per_token=bytes_per_token(running, each.ids, length) if rounds else None,
-                energy=None if isinstance(energy, str) else energy,
-                absent=_absent(each.task, job.checkpoint) | _reasons(memory_bandwidth_bps=bandwidth, energy=energy),
+                bytes_per_token=bytes_per_token(running, each.ids, length) if answered.rounds else None,
+                energy=None if isinstance(answered.energy, str) else answered.energy,
+                absent=_absent(each.task, job.checkpoint) | _reasons(memory_bandwidth_bps=bandwidth, energy=answered.energy),
                 prequantized=bool(artifact and artifact.quantized) or bool(job.checkpoint.quantized),
                 probes=_probes(job),
                 facts={**facts, "checkpoint_dtype": each.reference.checkpoint_dtype if each.reference else ""},
             ).save(folder / TRACE_FILE.format(index))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Answered:
+    """What the passes that answer saw; of ``energy`` the reason where it was not measured."""
+
+    rounds: tuple[Round, ...] = ()
+    answers: tuple[Answer, ...] = ()
+    energy: Energy | str = _NOT_ANSWERED
+
+
+def _answer(job: Job, prompts: Prompts, contender: Contender, opposite: Contender | None, context: int) -> _Answered:
+    """The latency and energy passes and the greedy answers; nothing of these for a text."""
+    if prompts.task.is_text:
+        return _Answered()
+    rounds = measure_rounds(contender, opposite, job.conditions.output_tokens, job.effort)
+    energy = measure_energy(contender.model, prompts.ids, context, job.conditions.device)
+    answers: tuple[Answer, ...] = ()
+    if not job.checkpoint.random_weights:
+        answers = _answers(contender, prompts, open_tokenizer(job.checkpoint), job.conditions.answer_tokens)
+    return _Answered(rounds=rounds, answers=answers, energy=energy)
 
 
 def _reasons(**seen: object) -> dict[str, str]:

@@ -133,7 +133,7 @@ def levels(most: int) -> list[int]:
 def _read(job: Job) -> tuple[list[Prompts], int, Tokenizer | None]:
     """The prompt sets, the context in tokens that holds them, and the tokenizer; a model that is a URL has neither."""
     if job.checkpoint.kind == "server":
-        return [Prompts(task=task, ids=((),) * len(task.prompts), scored=(), reference=None) for task in job.tasks], 0, None
+        return [Prompts(task=task, ids=((),) * len(task.prompts), reference=None) for task in job.tasks], 0, None
     prompts, context = read_prompts(job)
     return prompts, context, open_tokenizer(job.checkpoint)
 

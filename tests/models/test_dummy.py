@@ -31,9 +31,9 @@ from quantbench.store import Run, Store
 
 LAYERS, HIDDEN, KV, FFN, VOCABULARY, CONTEXT = 2, 256, 128, 512, 2304, 128
 CONFIG: dict[str, Any] = {
-    "model_type": "llama", "hidden_size": HIDDEN, "num_hidden_layers": LAYERS, "intermediate_size": FFN, "num_attention_heads": 8,
-    "num_key_value_heads": 4, "vocab_size": VOCABULARY, "max_position_embeddings": CONTEXT, "rms_norm_eps": 1e-5,
-    "tie_word_embeddings": False, "quantization_config": {"quant_method": "gptq", "bits": 4},
+    "model_type": "llama", "hidden_size": HIDDEN, "num_hidden_layers": LAYERS, "intermediate_size": FFN,
+    "num_attention_heads": 8, "num_key_value_heads": 4, "vocab_size": VOCABULARY, "max_position_embeddings": CONTEXT,
+    "rms_norm_eps": 1e-5, "tie_word_embeddings": False, "quantization_config": {"quant_method": "gptq", "bits": 4},
 }  # fmt: skip
 PARAMETERS = (
     LAYERS * (2 * HIDDEN * HIDDEN + 2 * HIDDEN * KV + 3 * HIDDEN * FFN) + 2 * VOCABULARY * HIDDEN + (2 * LAYERS + 1) * HIDDEN
@@ -143,7 +143,13 @@ def test_every_built_in_configuration_is_known_here() -> None:
 
 
 @pytest.fixture(scope="module")
-def records(tiny: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Record]:
+def jobs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the runner's jobs are kept."""
+    return tmp_path_factory.mktemp("jobs")
+
+
+@pytest.fixture(scope="module")
+def records(tiny: Checkpoint, jobs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Record]:
     """A dummy through runner and workers, by method and kind of prompts."""
     text = tmp_path_factory.mktemp("text") / "words.txt"
     text.write_text("The number of items is returned. " * 60)
@@ -156,7 +162,7 @@ def records(tiny: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> dict[
     effort = Effort(min_rounds=1, max_rounds=1, budget_s=0.01)
     run = Run(machine=describe(), versions={}, command="", commit="", profile="quick", engine="inline")
     store = Store(str(tmp_path_factory.mktemp("results")), run)
-    with Runner(Plan(scenarios=scenarios, effort=effort, engine="inline"), store) as runner:
+    with Runner(Plan(scenarios=scenarios, effort=effort, engine="inline", keep_jobs=jobs), store) as runner:
         return {(each.variant.method, each.reads): runner.measure(each) for each in scenarios}
 
 
@@ -184,6 +190,12 @@ def test_similarity_is_null_with_the_reason(kind: str, method: str, records: dic
 def test_it_is_not_probed_and_says_so(records: dict[tuple[str, str], Record]) -> None:
     reason = Missing("a dummy is not probed: ask what the real model can do, or the canary")
     assert records["torch", "prompts"].values["finetunes"] == reason
+
+
+@pytest.mark.usefixtures("records")
+def test_no_work_is_done_but_what_is_measured(jobs: Path) -> None:
+    kinds = [folder.name.rpartition("-")[2] for folder in jobs.iterdir()]
+    assert sorted(set(kinds)) == ["measure", "prepare"]
 
 
 def test_an_architecture_that_takes_a_bpe_vocabulary_has_no_gguf(
@@ -222,7 +234,7 @@ def test_a_name_is_checked_without_network(name: str) -> None:
         ("dummy:tinylama-1.1b", "unknown dummy 'tinylama-1.1b'; did you mean 'tinyllama-1.1b'"),
         ("dummy:", "unknown dummy ''; known: llama-2-7b, llama-3.2-1b, tinyllama-1.1b"),
         ("dummy:org/tiny:Q4_K_M", "unknown dummy 'org/tiny:Q4_K_M'; known: "),
-        ("dummy:./no/config.json", "dummy path './no/config.json' does not exist; give a config.json, or a folder that holds one"),
+        ("dummy:./no/x", "dummy path './no/x' does not exist; give a config.json, or a folder that holds one"),
     ],
 )
 def test_a_name_that_can_be_no_dummy_is_refused(name: str, reason: str) -> None:

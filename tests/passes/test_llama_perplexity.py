@@ -5,7 +5,8 @@ Three things make its figures differ from ours, and each is shown here rather th
 * It keeps the base's log-probabilities in 16 bits: steps of up to 16 / 65535 nats, and nothing more than 16 nats below the most
   likely token. Unlikely targets then look likelier, so its PPL(base) is too low and PPL(Q)/PPL(base) too high. With our
   reference rounded in the same way every statistic agrees.
-* By default it reads four chunks in one batch, which sums in another order; with one chunk in a batch every digit agrees.
+* It reads four chunks in one batch. Where three are left for the last one, llama.cpp takes other paths through its kernels: of 27
+  chunks of this text in q8_0 exactly 25 to 27 differed, by up to 0.026 nats a token, and PPL by 3e-6. The 30 chunks leave two.
 * Other kernels (vector instructions, compiler, repacked weights) round activations differently. Tried on the recorded machine
   with llama.cpp built for AVX2 only, which repacks weights: PPL moved by up to 3.9e-4, mean KLD by 0.9 %, same top by 0.17
   points, RMS delta p by 2.2 %, percentiles but for the outermost by less than 5 %. Where the kernels here are not the recorded
@@ -42,7 +43,7 @@ from quantbench.worker import run_job
 
 DATA = Path(__file__).parents[1] / "data" / "llama_cpp"
 RECORDED: Mapping[str, Any] = json.loads((DATA / "calibration.json").read_text(encoding="utf-8"))
-LEVELS = tuple(RECORDED["usual"]["levels"])
+LEVELS = tuple(RECORDED["levels"])
 ALSO_ROUNDED = ("f16", "q4_k_m")
 """Levels that are scored once more against the reference as a base file would keep it."""
 
@@ -187,10 +188,10 @@ def scored(reference: Path, base_file: Path, tmp_path_factory: pytest.TempPathFa
     return found
 
 
-def printed(run: str, level: str) -> Mapping[str, tuple[float, float]]:
+def printed(level: str) -> Mapping[str, tuple[float, float]]:
     """What llama-perplexity printed, and half a unit of its last digit; uncertainties as ``*_se_iid``; percent as ratios."""
     found = {}
-    for name, entry in RECORDED[run]["levels"][level]["statistics"].items():
+    for name, entry in RECORDED["levels"][level]["statistics"].items():
         scale = 0.01 if entry["percent"] else 1.0
         for key, text in ((name, entry["value"]), (f"{name}_se_iid", entry["error"])):
             if text is not None:
@@ -205,12 +206,10 @@ def test_the_data_is_of_this_runtime_and_of_one_script() -> None:
     script = _regenerate()
     assert RECORDED["llama_cpp_python"] == version("llama_cpp_python")
     assert hashlib.sha256((DATA / "text.txt").read_bytes()).hexdigest() == RECORDED["text_sha256"]
-    for run in ("usual", "one_chunk"):
-        for level in LEVELS:
-            output = (DATA / f"{run}-{level}.txt").read_text(encoding="utf-8")
-            recorded = RECORDED[run]["levels"][level]
-            assert output.startswith(f"$ {recorded['command']}\n")
-            assert script.parsed(output) == recorded["statistics"]
+    for level, recorded in RECORDED["levels"].items():
+        output = (DATA / f"{level}.txt").read_text(encoding="utf-8")
+        assert output.startswith(f"$ {recorded['command']}\n")
+        assert script.parsed(output) == recorded["statistics"]
 
 
 def _regenerate() -> ModuleType:
@@ -235,11 +234,10 @@ def test_both_sides_run_on_the_same_tensors(bounds: Bounds) -> None:
         assert tensors == RECORDED["tensors"]
 
 
-@pytest.mark.parametrize("run", ["usual", "one_chunk"])
-def test_the_ids_are_those_of_llama_cpps_base_file(reference: Path, run: str) -> None:
+def test_the_ids_are_those_of_llama_cpps_base_file(reference: Path) -> None:
     """Except each chunk's first, which both replace by BOS when they read it."""
     made = Reference.load(reference / REFERENCE_FILE)
-    base = RECORDED[run]["base"]
+    base = RECORDED["base"]
     chunks = [[*read, *rest] for read, rest in zip(made.prompt_tokens, made.continuations, strict=True)]
     assert (len(chunks), {len(chunk) for chunk in chunks}) == (base["chunks"], {base["context"]})
     assert {chunk[0] for chunk in chunks} == {1}
@@ -255,15 +253,14 @@ def _ids_of_the_text() -> list[int]:
     return open_tokenizer(resolve("canary")).encode(prompts.load(f"text:{DATA / 'text.txt'}").prompts[0])
 
 
-@pytest.mark.parametrize("run", ["usual", "one_chunk"])
 @pytest.mark.parametrize("level", LEVELS)
 def test_main_figures_agree_with_llama_perplexity(
-    scored: Mapping[str, Scored], bounds: Bounds, level: str, run: str
+    scored: Mapping[str, Scored], bounds: Bounds, level: str
 ) -> None:
     """PPL within 1e-5, mean KLD 2e-6 + 0.1 %, same top 0.02 points, RMS delta p 0.5 % and half its last digit."""
     values = scored[level].values
-    theirs = {name: value for name, (value, _) in printed(run, level).items()}
-    assert values["scored_tokens"] == RECORDED[run]["base"]["chunks"] * 255
+    theirs = {name: value for name, (value, _) in printed(level).items()}
+    assert values["scored_tokens"] == RECORDED["base"]["chunks"] * 255
     assert values["ppl"] == pytest.approx(theirs["ppl"], rel=bounds.ppl)
     assert values["kld_mean"] == pytest.approx(theirs["kld_mean"], rel=0, abs=2e-6 + bounds.kld * theirs["kld_mean"])
     assert values["top1_agreement"] == pytest.approx(theirs["top1_agreement"], rel=0, abs=bounds.top1)
@@ -273,7 +270,7 @@ def test_main_figures_agree_with_llama_perplexity(
 def _agree(ours: Mapping[str, float], level: str, names: Callable[[str], bool], bounds: Bounds, rounding: float) -> None:
     """Each statistic that ``names`` picks is what was printed, to half a digit and ``rounding``."""
     compared = 0
-    for name, (value, half_digit) in printed("one_chunk", level).items():
+    for name, (value, half_digit) in printed(level).items():
         if not names(name) or (name.endswith(OUTERMOST) and not bounds.outermost):
             continue
         halfway = HALF_STEP if name.endswith(("max", "min")) else 0.0  # one position: it may fall to either side of a step
@@ -322,8 +319,8 @@ def test_llama_perplexitys_base_is_likelier_than_the_model_itself(
 ) -> None:
     """Its PPL(base) leaves out what lies more than 16 nats below the top; ours is F16's own, as its run without a base says."""
     values = scored["f16"].values
-    own = float(RECORDED["usual"]["base"]["ppl"])
-    floored = printed("usual", "f16")["ppl_reference"][0]
+    own = float(RECORDED["base"]["ppl"])
+    floored = printed("f16")["ppl_reference"][0]
     exact = np.load(reference / LOGPROBS_FILE, mmap_mode="r")
     below = exact[np.arange(len(targets)), targets] < exact.max(axis=1) - 16
     assert values["ppl_reference"] == pytest.approx(own, rel=bounds.ppl)
@@ -337,7 +334,7 @@ def test_f16_against_itself_is_exactly_nothing(scored: Mapping[str, Scored]) -> 
     values = scored["f16"].values
     assert (values["kld_mean"], values["kld_max"], values["delta_p_rms"], values["top1_agreement"]) == (0, 0, 0, 1)
     assert (values["ppl_ratio"], values["ppl_difference"]) == (1, 0)
-    assert printed("usual", "f16")["kld_max"][0] > 0
+    assert printed("f16")["kld_max"][0] > 0
 
 
 def test_f16_of_llama_cpp_is_the_model_of_transformers(cached: None, tmp_path: Path) -> None:

@@ -153,6 +153,19 @@ def test_every_positions_columns_agree_with_scipy(
     np.testing.assert_array_equal(found["top1"], p.argmax(axis=1) == q.argmax(axis=1))
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3, 8])
+@pytest.mark.parametrize("block", [1, 2 * VOCABULARY, 3 * VOCABULARY])
+def test_neither_blocks_nor_threads_change_a_figure(
+    block: int, threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reference = _reference(tmp_path, _table(0))
+    score_columns(FakeModel(_table(1), LENGTH), _scored(reference), tmp_path, tmp_path / "whole.npz")
+    monkeypatch.setattr("quantbench.passes.similarity._BLOCK_VALUES", block)
+    score_columns(FakeModel(_table(1), LENGTH), _scored(reference), tmp_path, tmp_path / "parts.npz", threads=threads)
+    whole, parts = _columns(tmp_path / "whole.npz"), _columns(tmp_path / "parts.npz")
+    assert {name: values.tolist() for name, values in parts.items()} == {name: each.tolist() for name, each in whole.items()}
+
+
 def test_columns_have_the_types_that_the_trace_promises(tmp_path: Path) -> None:
     reference = _reference(tmp_path, _table(0))
     score_columns(FakeModel(_table(1)), _scored(reference), tmp_path, tmp_path / "columns.npz")
