@@ -8,7 +8,7 @@ from functools import cache
 
 from quantbench.store import table_columns
 from quantbench.tables._lines import Line
-from quantbench.tables._show import CONFIDENCE_95, times, with_error
+from quantbench.tables._show import times, with_error
 from quantbench.tables._table import Cell, Heading
 from quantbench.tables.claims import ClaimTable
 from quantbench.tables.words import Scale, words
@@ -80,11 +80,11 @@ def word(scale: Scale, key: str, title: str, pick: Callable[[Scale, float], str]
     """What ``pick`` says of the scale's figure, with a sign where the figure's 95 % interval reaches another word."""
 
     def cell(line: Line) -> Cell:
-        value, error = line.number(scale.figure), line.number(f"{scale.figure}_se") or 0.0
+        value = line.number(scale.figure)
         if value is None:
             return Cell(None)
-        low, high = (pick(scale, value + sign * CONFIDENCE_95 * error) for sign in (-1, 1))
-        return Cell(pick(scale, value), mark=f" {NEAR_EDGE}" if low != high else "")
+        ends = [end for end in (line.number(f"{scale.figure}_low"), line.number(f"{scale.figure}_high")) if end is not None]
+        return Cell(pick(scale, value), mark=f" {NEAR_EDGE}" if len({pick(scale, end) for end in ends}) > 1 else "")
 
     return Field(Heading(key=key, title=title, source="measured"), cell)
 

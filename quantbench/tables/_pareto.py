@@ -18,13 +18,20 @@ class Candidate:
     tps_low: float | None
     tps_high: float | None
     kld: float
-    kld_se: float | None
+    kld_low: float | None
+    kld_high: float | None
 
     def tps_overlaps(self, other: Candidate) -> bool:
         """Whether the 95 % intervals of decode throughput overlap; a rate without an interval is a point."""
         low, high = self._interval()
         other_low, other_high = other._interval()
         return low <= other_high and other_low <= high
+
+    @property
+    def tps_margin(self) -> float:
+        """Half the width of the interval of decode throughput, in tokens/s."""
+        low, high = self._interval()
+        return (high - low) / 2
 
     def _interval(self) -> tuple[float, float]:
         return (

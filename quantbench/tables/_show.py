@@ -9,8 +9,6 @@ from quantbench.units import significant
 
 PLAIN_FROM = 0.01
 """Smaller divergences are written with an exponent."""
-CONFIDENCE_95 = 1.96
-"""Half-width of a 95 % interval of a mean, in standard errors."""
 
 
 def short(value: float) -> str:

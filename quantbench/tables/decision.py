@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from quantbench.tables._pareto import Candidate, choose, dominates, front
 from quantbench.tables._rows import Group, Row, groups
-from quantbench.tables._show import CONFIDENCE_95, short, with_interval
+from quantbench.tables._show import short, with_interval
 from quantbench.tables.words import words
 from quantbench.units import GIB, format_bytes, significant
 
@@ -175,7 +175,8 @@ def _candidate(row: Row) -> Candidate | Verdict:
         tps_low=row.number("decode_tps_low"),
         tps_high=row.number("decode_tps_high"),
         kld=kld,
-        kld_se=row.number("kld_mean_se"),
+        kld_low=row.number("kld_mean_low"),
+        kld_high=row.number("kld_mean_high"),
     )
 
 
@@ -189,19 +190,22 @@ def _beaten(candidate: Candidate, pick: Candidate, fastest: Candidate, feasible:
     if better:
         reason = f"dominated by {better[0].name}"
     elif candidate.tps_overlaps(fastest):
-        reason = "as fast within the intervals, KLD higher"
+        reason = f"as fast within the intervals (a difference below {_undetected(feasible, fastest):.0%} would not show), KLD higher"
     else:
         reason = f"slower than {fastest.name}"
     return Verdict(name=candidate.name, reason=reason, candidate=candidate)
 
 
+def _undetected(feasible: Sequence[Candidate], fastest: Candidate) -> float:
+    """The largest relative difference in speed that the intervals of the fastest and of another as fast could hide."""
+    return max(each.tps_margin + fastest.tps_margin for each in feasible if each.tps_overlaps(fastest)) / fastest.tps
+
+
 def _figures(candidate: Candidate) -> str:
     bits = "" if candidate.bits_per_weight is None else f" ({candidate.bits_per_weight:.2f} bits/weight)"
     grows = f", {format_bytes(candidate.need_bytes)} running" if candidate.need_bytes > 1.01 * candidate.weight_bytes else ""
-    margin = None if candidate.kld_se is None else CONFIDENCE_95 * candidate.kld_se
-    low, high = (None, None) if margin is None else (max(candidate.kld - margin, 0.0), candidate.kld + margin)
     rate = with_interval(candidate.tps, candidate.tps_low, candidate.tps_high, "tokens/s")
-    kld = with_interval(candidate.kld, low, high, "nats", short)
+    kld = with_interval(candidate.kld, candidate.kld_low, candidate.kld_high, "nats", short)
     return f"{format_bytes(candidate.weight_bytes)} weights{bits}{grows}, decode {rate}, KLD {kld}"
 
 

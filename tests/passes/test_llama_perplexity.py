@@ -5,8 +5,8 @@ Three things make its figures differ from ours, and each is shown here rather th
 * It keeps the base's log-probabilities in 16 bits: steps of up to 16 / 65535 nats, and nothing more than 16 nats below the most
   likely token. Unlikely targets then look likelier, so its PPL(base) is too low and PPL(Q)/PPL(base) too high. With our
   reference rounded in the same way every statistic agrees.
-* It reads four chunks in one batch. Where three are left for the last one, llama.cpp takes other paths through its kernels: of 27
-  chunks of this text in q8_0 exactly 25 to 27 differed, by up to 0.026 nats a token, and PPL by 3e-6. The 30 chunks leave two.
+* It reads four chunks in one batch. Where three are left for the last one, llama.cpp takes other paths through its kernels: of
+  27 chunks of this text in q8_0 exactly 25 to 27 differed, by up to 0.026 nats a token, and PPL by 3e-6. Its 30 leave two.
 * Other kernels (vector instructions, compiler, repacked weights) round activations differently. Tried on the recorded machine
   with llama.cpp built for AVX2 only, which repacks weights: PPL moved by up to 3.9e-4, mean KLD by 0.9 %, same top by 0.17
   points, RMS delta p by 2.2 %, percentiles but for the outermost by less than 5 %. Where the kernels here are not the recorded
@@ -221,6 +221,7 @@ def _regenerate() -> ModuleType:
     return module
 
 
+@pytest.mark.usefixtures("artifacts")
 def test_both_sides_run_on_the_same_tensors(bounds: Bounds) -> None:
     """To the byte where the kernels are the same: quantizing rounds, too."""
     from quantbench.methods._gguf_files import quantized_file
@@ -337,7 +338,8 @@ def test_f16_against_itself_is_exactly_nothing(scored: Mapping[str, Scored]) -> 
     assert printed("f16")["kld_max"][0] > 0
 
 
-def test_f16_of_llama_cpp_is_the_model_of_transformers(cached: None, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("artifacts")
+def test_f16_of_llama_cpp_is_the_model_of_transformers(tmp_path: Path) -> None:
     """The formats are compared on one scale: KLD of gguf/f16 against torch/fp32 is at most 1e-5."""
     torch = work("reference", "torch/fp32", [None], tmp_path / "torch", reference="torch/fp32", chunks=4) / "reference-0"
     folder = work("measure", "gguf/f16", [torch], tmp_path / "f16", reference="torch/fp32", chunks=4)

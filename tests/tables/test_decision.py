@@ -33,7 +33,7 @@ def candidates(draw: st.DrawFn) -> list[Candidate]:
         Candidate(
             name=f"v{index}", weight_bytes=(size := draw(SMALL)), need_bytes=size, bits_per_weight=None,
             tps=(tps := draw(SMALL)), tps_low=draw(st.none() | st.just(tps - 0.6)),
-            tps_high=draw(st.none() | st.just(tps + 0.6)), kld=draw(SMALL), kld_se=None,
+            tps_high=draw(st.none() | st.just(tps + 0.6)), kld=draw(SMALL), kld_low=None, kld_high=None,
         )
         for index in range(count)
     ]  # fmt: skip
@@ -73,7 +73,7 @@ def test_dominance_is_a_strict_order(group: list[Candidate]) -> None:
 def test_a_tie_within_the_intervals_goes_to_the_lower_kld() -> None:
     fast = Candidate(
         name="fast", weight_bytes=1, need_bytes=1, bits_per_weight=None, tps=100, tps_low=90, tps_high=110,
-        kld=0.05, kld_se=None,
+        kld=0.05, kld_low=None, kld_high=None,
     )  # fmt: skip
     close = replace(fast, name="close", weight_bytes=2, tps=95, tps_low=88, tps_high=99, kld=0.01)
 
@@ -149,7 +149,13 @@ def test_what_failed_or_lacks_a_figure_is_named(write: Write, record: Make, miss
             record("gguf/q8_0"),
             record("gguf/q6_k", status="crashed", reason="signal 11"),
             record("gguf/q5_k_m", kld_mean=missing("none"), decode_tps=missing("none")),
-            record("gguf/q4_k_m", decode_tps_low=missing("few"), decode_tps_high=missing("few"), kld_mean_se=missing("one")),
+            record(
+                "gguf/q4_k_m",
+                decode_tps_low=missing("few"),
+                decode_tps_high=missing("few"),
+                kld_mean_low=missing("one"),
+                kld_mean_high=missing("one"),
+            ),
         ]
     )
     [choice] = decide(frame)

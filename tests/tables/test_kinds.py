@@ -118,14 +118,14 @@ def test_a_null_figure_is_a_dash_and_its_reason_a_note(write: Write, record: Mak
 
 
 def test_a_word_near_an_edge_is_marked(write: Write, record: Make) -> None:
-    [table] = gguf.table(write([record("gguf/q4_k_m", kld_mean=0.056, kld_mean_se=0.004)]))
+    [table] = gguf.table(write([record("gguf/q4_k_m", kld_mean=0.056, kld_mean_low=0.048, kld_mean_high=0.064)]))
 
     assert _cells(table, "Q4_K_M")["quality"].shown == "Good ≈"
     assert "≈ the 95 % interval of the KLD reaches another word" in table.notes
 
 
 def test_two_words_with_one_recommendation_do_not_mark_it(write: Write, record: Make) -> None:
-    [table] = gguf.table(write([record("gguf/q6_k", kld_mean=0.0077, kld_mean_se=0.001)]))
+    [table] = gguf.table(write([record("gguf/q6_k", kld_mean=0.0077, kld_mean_low=0.0057, kld_mean_high=0.0097)]))
     row = _cells(table, "Q6_K")
 
     assert (row["quality"].shown, row["recommended"].shown) == ("Very good ≈", "High quality")
