@@ -47,6 +47,7 @@ SCENARIO_COLUMNS = (
     "call_s", "call_mad_s", "call_p90_s", "call_ratio", "call_ratio_low", "call_ratio_high", "output_cosine",
     "output_max_abs_error", "concurrency", "concurrent_tps", "concurrent_ttft_s", "concurrency_tps", "top_logprob_positions",
     "top1_served", "topk_overlap", "topk_logprob_error", "native_decode_tps", "native_prefill_tps",
+    "weight_kinds", "footprint_note",
     "clusters", "few_clusters", "kld_mean_low", "kld_mean_high", "top1_agreement_low", "top1_agreement_high", "ppl_low",
     "ppl_high", "ppl_ratio_low", "ppl_ratio_high", "chrf_low", "chrf_high",
     "memory_bandwidth_bps", "bytes_per_token", "mbu", "energy_per_token_j", "energy_window_s", "energy_source",

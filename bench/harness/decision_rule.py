@@ -5,7 +5,8 @@
 
 Every run is a pytest of its own, in which every variant has a process of its own. An A/A trial takes three disjoint sets of
 ``PROCESSES`` runs as baseline, candidate and second measurement of what was flagged; nothing changed between them, so whatever
-is reported is a false alarm. Sets are drawn at random, and as windows of consecutive runs, which a drifting machine tells apart.
+is reported is a false alarm. Sets are drawn at random, and as windows of consecutive runs, which a drifting machine tells
+apart.
 For the power the same trials are judged with one cell's figures slowed down.
 """
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from quantbench.errors import UnsupportedError
 from quantbench.job import Checkpoint
 from quantbench.methods import Settings
-from quantbench.methods._transformers import distinct_bytes, found_device
+from quantbench.methods._transformers import bytes_by_kind, found_device
 from quantbench.models import MODELS, ModuleRecipe
 from quantbench.trace import WeightMemory
 
@@ -29,9 +29,12 @@ class TorchModule:
 
     def __init__(
         self, module: Any, kernel: str, settings: Settings, *, parameters: int, device: str, dtype: Any,
-        state_bytes: Callable[[Any], int] = lambda _: 0,
+        state_bytes: Callable[[Any], int] = lambda _: 0, state_kind: str = "quantization_state",
     ) -> None:  # fmt: skip
-        """``kernel`` names what runs; ``state_bytes`` counts in the module what is neither parameter nor buffer."""
+        """``kernel`` names what runs; ``state_bytes`` counts in the module what is neither parameter nor buffer.
+
+        ``state_kind`` says what that is.
+        """
         self.module = module
         self.parameters = parameters
         self._kernel = kernel
@@ -39,6 +42,7 @@ class TorchModule:
         self._device = device
         self._dtype = dtype
         self._state_bytes = state_bytes
+        self._state_kind = state_kind
 
     @property
     def facts(self) -> Mapping[str, str]:
@@ -59,11 +63,7 @@ class TorchModule:
 
     def memory(self) -> WeightMemory:
         """Bytes of distinct parameter and buffer storages, the quantization state, and the saved file."""
-        by_kind = {
-            "parameters": sum(distinct_bytes(self.module.parameters())),
-            "buffers": sum(distinct_bytes(self.module.buffers())),
-            "quantization_state": self._state_bytes(self.module),
-        }
+        by_kind = {**bytes_by_kind(self.module), self._state_kind: self._state_bytes(self.module)}
         return WeightMemory(by_kind=by_kind, state_dict_bytes=_file_bytes(self.module.state_dict()))
 
 

@@ -47,16 +47,20 @@ class TransformersModel:
         state_bytes: Callable[[Any], int] = lambda _: 0,
         counts: Callable[[Any, int], Mapping[str, int | None]] = lambda model, weight_bytes: {},  # noqa: ARG005
         found: Mapping[str, str] = MappingProxyType({}),
+        *,
+        state_kind: str = "quantization_state",
     ) -> None:
         """``kernel`` names what runs; ``state_bytes`` counts in the model what is neither parameter nor buffer.
 
-        ``counts`` gives further fields of WeightMemory from the model and its weight bytes; ``found`` are further facts.
+        ``state_kind`` says what that is. ``counts`` gives further fields of WeightMemory from the model and its weight bytes;
+        ``found`` are further facts.
         """
         self.model = model
         self._kernel = kernel
         self._state_bytes = state_bytes
         self._counts = counts
         self._found = found
+        self._state_kind = state_kind
 
     @property
     def facts(self) -> Mapping[str, str]:
@@ -103,11 +107,7 @@ class TransformersModel:
 
     def memory(self) -> WeightMemory:
         """Bytes of distinct parameter and buffer storages, plus the quantization state."""
-        by_kind = {
-            "parameters": sum(distinct_bytes(self.model.parameters())),
-            "buffers": sum(distinct_bytes(self.model.buffers())),
-            "quantization_state": self._state_bytes(self.model),
-        }
+        by_kind = {**bytes_by_kind(self.model), self._state_kind: self._state_bytes(self.model)}
         total = sum(by_kind.values())
         counts = {**_step_counts(self.model, total), **self._counts(self.model, total)}
         return WeightMemory(by_kind=by_kind, footprint_bytes=self.model.get_memory_footprint(), **counts)
@@ -120,14 +120,26 @@ class TransformersModel:
             torch.cuda.synchronize(self.model.device)
 
 
-def distinct_bytes(tensors: Any) -> Iterator[int]:
-    """Bytes of each storage once, however many tensors share it."""
+def bytes_by_kind(module: Any) -> dict[str, int]:
+    """Bytes of a module's parameters and buffers, and of what wrapper subclasses among them hold; each storage counts once."""
+    kinds = {"parameters": 0, "buffers": 0}
     seen: set[int] = set()
+    for kind, tensors in (("parameters", module.parameters()), ("buffers", module.buffers())):
+        for tensor in tensors:
+            name = "tensor_subclasses" if hasattr(tensor, "__tensor_flatten__") else kind
+            kinds[name] = kinds.get(name, 0) + sum(distinct_bytes([tensor], seen))
+    return kinds
+
+
+def distinct_bytes(tensors: Any, seen: set[int] | None = None) -> Iterator[int]:
+    """Bytes of each storage once, however many tensors share it, in whole or in part; ``seen`` are those counted before."""
+    known = set() if seen is None else seen
     for tensor in tensors:
         for stored in _stored(tensor):
-            if stored.data_ptr() not in seen:
-                seen.add(stored.data_ptr())
-                yield stored.numel() * stored.element_size()
+            storage = stored.untyped_storage()
+            if storage.data_ptr() not in known:
+                known.add(storage.data_ptr())
+                yield storage.nbytes()
 
 
 def found_device(module: Any) -> str:

@@ -19,6 +19,7 @@ _DEPRECATIONS = (
     ("torch.ao.quantization is deprecated", DeprecationWarning),
     ("torch.quantize_per_tensor, torch.quantize_per_channel and other quantized tensor", UserWarning),
 )
+_PACKED = "packed_weights"
 _QPARAMS_BYTES = 4 + 4
 """A float32 scale and an int32 zero point."""
 
@@ -38,10 +39,11 @@ def open_torch_dynamic(scenario: Scenario, settings: Settings) -> Iterator[Loade
         yield TorchModule(
             quantized, _kernel(quantized), settings,
             parameters=parameters, device="cpu", dtype=torch.float32, state_bytes=_packed_bytes,
+            state_kind=_PACKED,
         )  # fmt: skip
     else:
         model = _quantize(load_pretrained(settings, "cpu", dtype="float32"))
-        yield TransformersModel(model, _kernel(model), _packed_bytes, state_dict_counts)
+        yield TransformersModel(model, _kernel(model), _packed_bytes, state_dict_counts, state_kind=_PACKED)
 
 
 def _quantize(model: Any) -> Any:

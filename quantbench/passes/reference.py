@@ -78,6 +78,6 @@ def _require_room(folder: Path, counts: list[int], vocabulary: int) -> None:
         fitting = len(counts) * available // needed
         raise ModelError(
             f"the reference's log-probabilities take {needed / 1e9:.1f} GB ({sum(counts)} positions x vocabulary of "
-            f"{vocabulary} x {_FLOAT32_BYTES} bytes) and {available / 1e9:.1f} GB of disk may be used; score fewer prompts, or of "
-            f"a text at most --chunks {fitting}, or set QUANTBENCH_CACHE to a larger disk"
+            f"{vocabulary} x {_FLOAT32_BYTES} bytes) and {available / 1e9:.1f} GB of disk may be used; "
+            f"score fewer prompts, or of a text at most --chunks {fitting}, or set QUANTBENCH_CACHE to a larger disk"
         )

@@ -190,7 +190,8 @@ def _beaten(candidate: Candidate, pick: Candidate, fastest: Candidate, feasible:
     if better:
         reason = f"dominated by {better[0].name}"
     elif candidate.tps_overlaps(fastest):
-        reason = f"as fast within the intervals (a difference below {_undetected(feasible, fastest):.0%} would not show), KLD higher"
+        hidden = _undetected(feasible, fastest)
+        reason = f"as fast within the intervals (a difference below {hidden:.0%} would not show), KLD higher"
     else:
         reason = f"slower than {fastest.name}"
     return Verdict(name=candidate.name, reason=reason, candidate=candidate)

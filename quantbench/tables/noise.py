@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     from quantbench.tables._table import Table
 
 _FIGURES = (
-    ("decode_tps", "Decode"), ("gap_ratio", "Decode, x anchor"), ("prefill_tps", "Prefill"),
-    ("prefill_ratio", "Prefill, x anchor"), ("call_s", "Call"), ("call_ratio", "Call, x anchor"), ("peak_rss_bytes", "Peak RSS"),
+    ("decode_tps", "Decode"), ("gap_ratio", "Decode, x anchor"),
+    ("prefill_tps", "Prefill"), ("prefill_ratio", "Prefill, x anchor"),
+    ("call_s", "Call"), ("call_ratio", "Call, x anchor"),
+    ("peak_rss_bytes", "Peak RSS"),
 )  # fmt: skip
 _NOTES = (
     "spread: standard deviation over the mean between fresh processes, in brackets the largest over the smallest",

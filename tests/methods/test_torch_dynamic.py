@@ -89,7 +89,7 @@ def test_the_modules_bytes_are_those_of_the_format() -> None:
 
     assert full.weight_bytes == 4 * (LSTM_WEIGHTS + LINEAR_WEIGHTS + BIASES)
     assert packed.weight_bytes == LSTM_WEIGHTS + LINEAR_WEIGHTS + 5 * QPARAMS + 4 * BIASES
-    assert packed.by_kind == {"parameters": 0, "buffers": 0, "quantization_state": packed.weight_bytes}
+    assert packed.by_kind == {"parameters": 0, "buffers": 0, "packed_weights": packed.weight_bytes}
     assert reference.parameters == module.parameters == LSTM_WEIGHTS + LINEAR_WEIGHTS + BIASES
 
 
@@ -176,7 +176,7 @@ def test_the_canarys_bytes_are_those_of_the_format() -> None:
         memory = model.memory()
         kernel = model.facts["kernel"]
 
-    assert memory.by_kind["quantization_state"] == packed
+    assert memory.by_kind["packed_weights"] == packed
     assert memory.weight_bytes == packed + rest
     assert memory.footprint_bytes == rest
     assert kernel.startswith("DynamicQuantizedLinear-")
