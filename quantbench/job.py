@@ -14,6 +14,7 @@ JobKind = Literal["measure", "prepare", "probe", "reference"]
 JOB_FILE = "job.json"
 FAILURE_FILE = "failure.json"
 TRACE_FILE = "trace-{}.json"
+REFERENCE_FOLDER = "reference-{}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

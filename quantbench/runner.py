@@ -17,7 +17,7 @@ from quantbench import cache, prompts
 from quantbench.engines import ENGINES, Failure, collected_trace
 from quantbench.engines import Runner as OpenedEngine
 from quantbench.errors import QuantbenchError, StoreError, UnsupportedError
-from quantbench.job import Checkpoint, Job, JobKind, Task
+from quantbench.job import REFERENCE_FOLDER, Checkpoint, Job, JobKind, Task
 from quantbench.machine import versions
 from quantbench.methods import METHODS
 from quantbench.metrics import evaluate
@@ -149,7 +149,7 @@ class Runner:
         if self._plan.probes:
             probes = probed(first, checkpoint, lambda: self._work("probe", first, checkpoint, tasks))
         try:
-            folder, failure = self._work("measure", first, checkpoint, tasks, probes)
+            folder, failure = self._work("measure", first, checkpoint, tasks, probes=probes)
         except BaseException:  # Ctrl-C: what the worker had finished is kept
             folder = self._scratch / f"{self._job_count - 1:03d}-{first.variant.label}-measure"
             for index, (scenario, task) in enumerate(ready):
@@ -205,11 +205,10 @@ class Runner:
             task = Task(prompts_name=wanted.prompts, prompts=chosen.prompts, reference=None, is_text=chosen.is_text)
             if METHODS[wanted.variant.method].preparer:
                 self._work("prepare", wanted, checkpoint, [task])
-            done, failure = self._work("reference", wanted, checkpoint, [task])
+            _, failure = self._work("reference", wanted, checkpoint, [task], into=folder)
             if failure:
                 failures.append(failure)
                 raise QuantbenchError(failure.reason)
-            shutil.copytree(done / "reference-0", folder, dirs_exist_ok=True)
 
         try:
             return cache.artifact("reference", asked, make)
@@ -218,14 +217,26 @@ class Runner:
             return replace(failure, reason=f"the reference {wanted.variant.name} could not be made: {failure.reason}")
 
     def _work(
-        self, kind: JobKind, first: Scenario, checkpoint: Checkpoint, tasks: Sequence[Task], probes: Path | None = None
+        self,
+        kind: JobKind,
+        first: Scenario,
+        checkpoint: Checkpoint,
+        tasks: Sequence[Task],
+        *,
+        probes: Path | None = None,
+        into: Path | None = None,
     ) -> tuple[Path, Failure | None]:
-        """Run one job. An engine that breaks costs this job; the next one gets a new engine."""
+        """Run one job; the reference that it makes goes right ``into`` its place, which may be on another disk.
+
+        An engine that breaks costs this job; the next one gets a new engine.
+        """
         folder = self._scratch / f"{self._job_count:03d}-{first.variant.label}-{kind}"
         self._job_count += 1
         try:
             shutil.rmtree(folder, ignore_errors=True)  # of an earlier run that kept its jobs here
             folder.mkdir()
+            if into:
+                (folder / REFERENCE_FOLDER.format(0)).symlink_to(into)
             engine = self._engine()
             Job(
                 kind=kind,

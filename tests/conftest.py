@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,15 +21,18 @@ settings.register_profile("repeatable", deadline=None, derandomize=True, max_exa
 settings.load_profile("repeatable")
 
 _USERS_CACHE = cache_root()
-STUB = Path(__file__).parent / "stub_method.py"
-ENTRY_POINTS = "[quantbench.methods]\nstub = stub_method\n[quantbench.metrics]\nstub = stub_method\n"
+PLUG_INS = ("stub_method", "odd_method")
+ENTRY_POINTS = "[quantbench.methods]\nstub = stub_method\nodd = odd_method\n[quantbench.metrics]\nstub = stub_method\n"
+SUITE = {"latency": "test_decode, test_prefill", "load": "test_load", "score": "test_score"}
+STUB_OPTIONS = ("--quantbench-matrix=matrix.toml", "--quantbench-profile=quick", "-p", "no:cacheprovider")
 
 
 @pytest.fixture(scope="session")
 def stub_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that, on the import path, is an installed distribution which publishes the stub methods."""
+    """A folder that, on the import path, is an installed distribution which publishes the stub and the odd methods."""
     folder = tmp_path_factory.mktemp("stub")
-    shutil.copy(STUB, folder)
+    for name in PLUG_INS:
+        shutil.copy(Path(__file__).parent / f"{name}.py", folder)
     info = folder / "stub_method-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: stub-method\nVersion: 1.0\n")
@@ -51,25 +58,40 @@ def artifacts(users_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QUANTBENCH_CACHE", str(users_cache))
 
 
-@pytest.fixture
-def stub_run(
-    pytester: pytest.Pytester, stub_path: Path, shared_cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., pytest.RunResult]:
-    """Run pytest on the shipped benchmarks with the stub as the reference, in a process of its own."""
-    monkeypatch.setenv("PYTHONPATH", str(stub_path))
-    monkeypatch.setenv("QUANTBENCH_CACHE", str(shared_cache))
-    pytester.makepyfile(
-        test_latency="from quantbench.suite.test_latency import test_decode, test_prefill",
-        test_load="from quantbench.suite.test_load import test_load",
-    )
+@pytest.fixture(scope="session")
+def write_stub_matrix() -> Callable[..., None]:
+    """Write the shipped benchmarks and a matrix of the stub's precisions into a folder."""
 
-    def run(*arguments: str, precisions: str = "exact,noisy", control: bool = False) -> pytest.RunResult:
-        pytester.path.joinpath("matrix.toml").write_text(
-            f'control = {str(control).lower()}\nprompts = ["two"]\n[methods]\nstub = {precisions.split(",")!r}\n'
+    def write(folder: Path, precisions: str = "exact,noisy", *, control: bool = False, methods: str = "") -> None:
+        for name, tests in SUITE.items():
+            (folder / f"test_{name}.py").write_text(f"from quantbench.suite.test_{name} import {tests}\n")
+        (folder / "matrix.toml").write_text(
+            f'control = {str(control).lower()}\nprompts = ["two"]\n[methods]\nstub = {precisions.split(",")!r}\n{methods}\n'
             '[conditions]\nreference = "stub/exact"\noutput_tokens = 4\nanswer_tokens = 4\ncontinuation_tokens = 8\n'
         )
-        options = ("--quantbench-matrix=matrix.toml", "--quantbench-profile=quick", "-p", "no:cacheprovider")
-        return pytester.runpytest_subprocess(*options, *arguments)
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def stub_environment(stub_path: Path, shared_cache: Path) -> dict[str, str]:
+    """Environment variables of a process that knows the stub methods."""
+    kept = {name: value for name, value in os.environ.items() if name != "PYTEST_ADDOPTS"}
+    return {**kept, "PYTHONPATH": str(stub_path), "QUANTBENCH_CACHE": str(shared_cache)}
+
+
+@pytest.fixture(scope="session")
+def stub_pytest(stub_environment: dict[str, str]) -> Callable[..., pytest.RunResult]:
+    """Run pytest on what ``write_stub_matrix`` wrote, in a process of its own; it costs seconds, so tests share runs."""
+
+    def run(folder: Path, *arguments: str, **environment: str) -> pytest.RunResult:
+        started = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", *STUB_OPTIONS, *arguments],
+            cwd=folder, env={**stub_environment, **environment}, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        seconds = time.perf_counter() - started
+        return pytest.RunResult(done.returncode, done.stdout.splitlines(), done.stderr.splitlines(), seconds)
 
     return run
 

@@ -18,7 +18,7 @@ from quantbench.scenario import Precision, Scenario
 from quantbench.trace import Reference, Trace, WeightMemory
 
 VOCABULARY = 2048
-BEHAVIOURS = ("exact", "noisy", "killed", "segfault", "error", "memory", "refused", "slow", "stuck", "late", "odd")
+BEHAVIOURS = ("exact", "noisy", "killed", "segfault", "error", "memory", "refused", "stuck", "late", "odd")
 LONG_PROMPT = 40
 
 
@@ -33,9 +33,8 @@ class StubModel:
             "oom_score_adj": Path("/proc/self/oom_score_adj").read_text().strip(),
         }
 
-    def __init__(self, noise: float = 0.0, step_s: float = 0.0, *, dies_late: bool = False, odd: bool = False) -> None:
+    def __init__(self, noise: float = 0.0, *, dies_late: bool = False, odd: bool = False) -> None:
         self._noise = noise
-        self._step_s = step_s
         self._dies_late = dies_late
         self._long_prompts = 0
         self._odd = odd
@@ -46,8 +45,6 @@ class StubModel:
         if self._dies_late and self._long_prompts > 2:  # the memory and the similarity pass went well
             os.kill(os.getpid(), signal.SIGKILL)
         for position in range(limit):
-            if self._step_s:
-                time.sleep(self._step_s)
             last = int(self._logits(last).argmax()) if sampling is None else (last * 31 + position + sampling.seed) % VOCABULARY
             yield last
 
@@ -91,7 +88,6 @@ def open_stub(scenario: Scenario, settings: Settings) -> Iterator[LoadedModel]:
     behaviour = scenario.variant.precision
     yield StubModel(
         noise=0.3 if behaviour == "noisy" else 0.0,
-        step_s=0.002 if behaviour == "slow" else 0.0,
         dies_late=behaviour == "late",
         odd=behaviour == "odd",
     )

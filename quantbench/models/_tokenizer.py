@@ -22,6 +22,9 @@ class Tokenizer(Protocol):
     def encode(self, text: str) -> list[int]:
         """Ids of ``text``, with BOS in front where the model was trained with one."""
 
+    def encode_literal(self, text: str) -> list[int]:
+        """The same of a running text, in which ``<s>`` and the like are what they look like and no special tokens."""
+
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of ``tokens``."""
 
@@ -60,7 +63,13 @@ class _FolderTokenizer:
         self.context_limit = config.get("max_position_embeddings")
 
     def encode(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=True)
+        return self._encode(text)
+
+    def encode_literal(self, text: str) -> list[int]:
+        return self._encode(text, split_special_tokens=True, verbose=False)  # a text is longer than any context
+
+    def _encode(self, text: str, **how: bool) -> list[int]:
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=True, **how)
         bos = self._tokenizer.bos_token_id
         if getattr(self._tokenizer, "add_bos_token", False) and bos is not None and ids[:1] != [bos]:
             return [bos, *ids]
@@ -89,6 +98,9 @@ class _GgufTokenizer:
 
     def encode(self, text: str) -> list[int]:
         return list(self._llama.tokenize(text.encode(), add_bos=True, special=True))
+
+    def encode_literal(self, text: str) -> list[int]:
+        return list(self._llama.tokenize(text.encode(), add_bos=True, special=False))
 
     def decode(self, tokens: Sequence[int]) -> str:
         text: bytes = self._llama.detokenize(list(tokens))

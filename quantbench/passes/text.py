@@ -10,6 +10,8 @@ CHUNK_TOKENS = 512
 """llama-perplexity's own default."""
 
 _LEAST_CHUNKS = 2
+_LEAST_TOKENS = 3
+"""A shorter chunk has nothing to score in its second half."""
 
 Chunks = tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
 """Of each chunk what is only read, and what is scored after it."""
@@ -24,11 +26,14 @@ def read_chunks(tokenizer: Tokenizer, text: str, conditions: Conditions) -> Chun
     """The text's ids cut into chunks of equal length; what is left over is not scored, as by llama-perplexity.
 
     Where the model was trained with BOS, it replaces the first id of each chunk. Positions n/2 to n - 2 of a chunk of n are
-    scored: those predict ids n/2 + 1 to n - 1. ModelError when the text is shorter than two chunks.
+    scored: those predict ids n/2 + 1 to n - 1. ModelError when the text is shorter than two chunks, or a chunk too short.
     """
     size = chunk_tokens(conditions, tokenizer.context_limit)
-    ids = tokenizer.encode(text)
-    head = tokenizer.encode("")[:1]
+    if size < _LEAST_TOKENS:
+        raise ModelError(f"a chunk of {size} tokens has nothing to score; ask for a --context of at least {_LEAST_TOKENS}")
+    ids = tokenizer.encode_literal(text)
+    first = tokenizer.encode("")[:1]
+    head = first if ids[:1] == first else []  # what an empty text ends with is no BOS
     count = len(ids) // size
     if count < _LEAST_CHUNKS:
         raise ModelError(

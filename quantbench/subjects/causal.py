@@ -12,7 +12,7 @@ from pathlib import Path
 
 from quantbench.anchor import Anchor, choose
 from quantbench.errors import ModelError
-from quantbench.job import TRACE_FILE, Checkpoint, Job, Task
+from quantbench.job import REFERENCE_FOLDER, TRACE_FILE, Checkpoint, Job, Task
 from quantbench.methods import METHODS, LoadedModel
 from quantbench.models._checkpoint import count_parameters, weight_files
 from quantbench.models._gguf import gguf_parts
@@ -60,8 +60,8 @@ def make_references(job: Job, folder: Path) -> None:
     with method.open(job.scenario, settings_of(job, context)) as model:
         check_device(job.conditions.device, model.facts, job.variant.name)
         for index, task in enumerate(job.tasks):
-            out = folder / f"reference-{index}"
-            out.mkdir()
+            out = folder / REFERENCE_FOLDER.format(index)
+            out.mkdir(exist_ok=True)  # the runner links it to where it will stay
             make_reference(model, tokenizer, checkpoint=job.checkpoint, task=task, conditions=job.conditions, folder=out)
 
 
@@ -205,6 +205,11 @@ def _context(job: Job, prompts: Sequence[Prompts], limit: int | None) -> int:
     for each in prompts:
         after = conditions.output_tokens if each.task.is_text else answer
         needed = max([needed, *(len(prompt) + len(scored) for prompt, scored in each.scored)])
+        if each.task.is_text and needed > available:
+            raise ModelError(
+                f"a chunk of {needed} tokens is more than the {available} that the model was trained at; ask for a shorter "
+                "--context"
+            )
         for number, ids in enumerate(each.ids, start=1):
             needed = max(needed, len(ids) + after)
             if len(ids) + after > available:

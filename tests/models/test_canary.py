@@ -58,6 +58,10 @@ def test_both_runtimes_read_the_same_ids() -> None:
 
     texts = [*TEXTS, *load("ten").prompts]
     assert [ours.encode(text) for text in texts] == [theirs.encode(text) for text in texts]
+    assert [ours.encode_literal(text) for text in texts] == [theirs.encode_literal(text) for text in texts]
+    assert 2 in ours.encode("a </s> b")
+    assert 2 not in ours.encode_literal("a </s> b")
+    assert ours.encode_literal("a </s> b") == theirs.encode_literal("a </s> b")
     assert all(ours.encode(text)[0] == 1 for text in texts)
     assert [ours.decode(ours.encode(text)) for text in texts] == texts
     assert ours.ends == theirs.ends == {2}

@@ -69,6 +69,8 @@ class FakeTokenizer:
     def encode(self, text: str) -> list[int]:
         return [ord(letter) - ord("a") for letter in text]
 
+    encode_literal = encode
+
     def decode(self, tokens: Sequence[int]) -> str:
         return "".join(chr(ord("a") + token) for token in tokens)
 

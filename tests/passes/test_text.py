@@ -30,6 +30,9 @@ class Letters:
     def encode(self, text: str) -> list[int]:
         return [BOS] * self.bos + list(range(len(text)))
 
+    def encode_literal(self, text: str) -> list[int]:
+        return self.encode(text)
+
     def decode(self, tokens: Sequence[int]) -> str:
         return "." * len(tokens)
 
@@ -46,7 +49,7 @@ def _scored_by_llama_perplexity(ids: list[int], n_ctx: int, *, bos: bool, n_chun
     return found
 
 
-@given(length=st.integers(0, 90), size=st.integers(2, 17), bos=st.booleans(), most=st.integers(0, 5))
+@given(length=st.integers(0, 90), size=st.integers(3, 17), bos=st.booleans(), most=st.integers(0, 5))
 def test_chunks_are_llama_perplexitys(length: int, size: int, bos: bool, most: int) -> None:
     """BOS replaces the first id and shifts none; what is left over is not scored; a target comes once."""
     tokenizer = Letters(bos)
@@ -98,3 +101,17 @@ def test_chunks_limits_how_many_are_scored() -> None:
     assert len(everything) == 5001 // 512
     assert read_chunks(Letters(bos=True), text, Conditions(chunks=3)) == everything[:3]
     assert read_chunks(Letters(bos=True), text, Conditions(chunks=99)) == everything
+
+
+def test_a_chunk_without_a_second_half_is_refused() -> None:
+    with pytest.raises(ModelError, match="a chunk of 2 tokens has nothing to score; ask for a --context of at least 3"):
+        read_chunks(Letters(bos=True), "x" * 100, Conditions(context=2))
+
+
+def test_an_end_of_sequence_after_the_text_is_no_bos() -> None:
+    class Ending(Letters):
+        def encode(self, text: str) -> list[int]:
+            return [*range(len(text)), BOS]
+
+    (read, _), *_ = read_chunks(Ending(bos=False), "x" * 100, Conditions(context=8))
+    assert read == (0, 1, 2, 3, 4)
