@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,8 +19,6 @@ settings.load_profile("repeatable")
 _USERS_CACHE = cache_root()
 PLUG_INS = ("stub_method", "odd_method")
 ENTRY_POINTS = "[quantbench.methods]\nstub = stub_method\nodd = odd_method\n[quantbench.metrics]\nstub = stub_method\n"
-SUITE = {"latency": "test_decode, test_prefill", "load": "test_load", "score": "test_score"}
-STUB_OPTIONS = ("--quantbench-matrix=matrix.toml", "--quantbench-profile=quick", "-p", "no:cacheprovider")
 
 
 @pytest.fixture(scope="session")
@@ -56,44 +50,6 @@ def users_cache() -> Path:
 def artifacts(users_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a test use the user's own cache."""
     monkeypatch.setenv("QUANTBENCH_CACHE", str(users_cache))
-
-
-@pytest.fixture(scope="session")
-def write_stub_matrix() -> Callable[..., None]:
-    """Write the shipped benchmarks and a matrix of the stub's precisions into a folder."""
-
-    def write(folder: Path, precisions: str = "exact,noisy", *, control: bool = False, methods: str = "") -> None:
-        for name, tests in SUITE.items():
-            (folder / f"test_{name}.py").write_text(f"from quantbench.suite.test_{name} import {tests}\n")
-        (folder / "matrix.toml").write_text(
-            f'control = {str(control).lower()}\nprompts = ["two"]\n[methods]\nstub = {precisions.split(",")!r}\n{methods}\n'
-            '[conditions]\nreference = "stub/exact"\noutput_tokens = 4\nanswer_tokens = 4\ncontinuation_tokens = 8\n'
-        )
-
-    return write
-
-
-@pytest.fixture(scope="session")
-def stub_environment(stub_path: Path, shared_cache: Path) -> dict[str, str]:
-    """Environment variables of a process that knows the stub methods."""
-    kept = {name: value for name, value in os.environ.items() if name != "PYTEST_ADDOPTS"}
-    return {**kept, "PYTHONPATH": str(stub_path), "QUANTBENCH_CACHE": str(shared_cache)}
-
-
-@pytest.fixture(scope="session")
-def stub_pytest(stub_environment: dict[str, str]) -> Callable[..., pytest.RunResult]:
-    """Run pytest on what ``write_stub_matrix`` wrote, in a process of its own; it costs seconds, so tests share runs."""
-
-    def run(folder: Path, *arguments: str, **environment: str) -> pytest.RunResult:
-        started = time.perf_counter()
-        done = subprocess.run(
-            [sys.executable, "-m", "pytest", *STUB_OPTIONS, *arguments],
-            cwd=folder, env={**stub_environment, **environment}, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        seconds = time.perf_counter() - started
-        return pytest.RunResult(done.returncode, done.stdout.splitlines(), done.stderr.splitlines(), seconds)
-
-    return run
 
 
 @pytest.fixture

@@ -42,7 +42,9 @@ def _log_softmax(logits: NDArray[np.float32], out: NDArray[np.float32], scratch:
 
     np.subtract(logits, logits.max(axis=1, keepdims=True), out=out)
     normalizer = np.log(np.exp(out, out=scratch).sum(axis=1, keepdims=True, dtype=np.float64))
-    np.subtract(out, normalizer, out=out, casting="same_kind")
+    coarse = normalizer.astype(np.float32)  # in two steps of float32, each of half the traffic of one in float64
+    np.subtract(out, coarse, out=out)
+    np.subtract(out, (normalizer - coarse).astype(np.float32), out=out)
 
 
 Scored = Sequence[tuple[Sequence[int], Sequence[int]]]
