@@ -32,7 +32,7 @@ class Option:
 
 
 OPTIONS = (
-    Option("model", "list", None, "MODEL", "built-in name, folder, .gguf file, hub id ORG/NAME[@REVISION][:TYPE], server URL"),
+    Option("model", "list", None, "MODEL", "built-in, folder, .gguf, hub ORG/NAME[@REVISION][:TYPE], dummy:CONFIG, server"),
     Option("method", "list", None, "METHOD", "only these methods"),
     Option("precision", "list", None, "PRECISION", "only these precisions"),
     Option("prompts", "list", None, "SET", "prompt sets: shipped names, files of one prompt a line, text:FILE to score a text"),

@@ -33,7 +33,7 @@ from quantbench.store import Store
 from quantbench.subjects.probe import probed
 from quantbench.trace import Reference, Trace
 
-REFERENCE_FORMAT = 2
+REFERENCE_FORMAT = 3
 """Counts changes in how a reference is sampled, answered or scored; older artifacts are then made again."""
 
 _NO_LOGITS = "a server gives no logits of a whole vocabulary, so that no text can be scored; name a prompt set such as 'ten'"

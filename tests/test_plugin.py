@@ -11,9 +11,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -30,12 +31,10 @@ ends = {}
 for name, arguments in json.load(sys.stdin).items():
     out = io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
-        import time; t=time.time(); code = pytest.main(arguments); print(name, time.time()-t, file=open("/tmp/w/suite/times","a"))
+        code = pytest.main(arguments)
     ends[name] = int(code), out.getvalue()
 json.dump(ends, sys.stdout)
 """
-
-Started = Mapping[str, Future["Ran"]]
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,12 @@ class Ran:
 
     def table(self, name: str = "scenarios") -> pd.DataFrame:
         """What it stored, by plain pandas, as an analyst would read it."""
-        return pd.read_parquet(self.folder / self.results / name)
+        return _read(self.folder / self.results / name)
+
+
+@cache
+def _read(path: Path) -> pd.DataFrame:
+    return pd.read_parquet(path)
 
 
 def plan(folder: Path, precisions: str, *, control: bool = False, methods: str = "", matrix: str = "matrix.toml") -> None:
@@ -70,10 +74,13 @@ def environment(folder: Path, stub_path: Path) -> dict[str, str]:
 def run(folder: Path, stub_path: Path, *arguments: str) -> Ran:
     """Run pytest on the shipped benchmarks, in a process of its own."""
     command = [sys.executable, "-m", "pytest", "--quantbench-matrix=matrix.toml", *OPTIONS, *arguments]
-    done = subprocess.run(
-        command, cwd=folder, env=environment(folder, stub_path), capture_output=True, text=True, check=False
-    )
-    return Ran(folder, pytest.RunResult(done.returncode, done.stdout.splitlines(), done.stderr.splitlines(), 0.0))
+    return Ran(folder, _ended(command, folder, stub_path))
+
+
+def _ended(command: Sequence[str], folder: Path, stub_path: Path, stdin: str = "", **variables: str) -> pytest.RunResult:
+    variables = {**environment(folder, stub_path), **variables}
+    done = subprocess.run(command, cwd=folder, env=variables, input=stdin, capture_output=True, text=True, check=False)
+    return pytest.RunResult(done.returncode, done.stdout.splitlines(), done.stderr.splitlines(), 0.0)
 
 
 def run_sound(folder: Path, stub_path: Path) -> Ran:
@@ -98,27 +105,8 @@ def run_failing(folder: Path, stub_path: Path) -> Ran:
     (folder / "empty.txt").write_text("\n# nothing here\n")
     return run(
         folder, stub_path, "--quantbench-model=./broken,canary", "--quantbench-prompts=two,long.txt,odd.txt,empty.txt",
-        "-k", "exact or canary and (two or long)", "--quantbench-timeout=5", "--quantbench-no-probes",
+        "-k", "exact or canary and (two or long)", "--quantbench-timeout=10", "--quantbench-no-probes",
     )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def started(stub_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Started]:
-    """The two long runs, at once."""
-    with ThreadPoolExecutor() as pool:
-        yield {each.__name__: pool.submit(each, tmp_path_factory.mktemp("run"), stub_path) for each in (run_sound, run_failing)}
-
-
-@pytest.fixture(scope="module")
-def sound(started: Started) -> Ran:
-    """A run that goes well."""
-    return started[run_sound.__name__].result()
-
-
-@pytest.fixture(scope="module")
-def failing(started: Started) -> Ran:
-    """A run in which everything goes wrong that can."""
-    return started[run_failing.__name__].result()
 
 
 BAD_INPUT = {
@@ -142,25 +130,82 @@ INLINE = {
 }
 
 
-@pytest.fixture(scope="module")
-def short(sound: Ran, stub_path: Path) -> Mapping[str, Ran]:
-    """Runs that end soon or start no process, one after another in one process, where ``sound`` was."""
+def run_by_hand(sound: Ran, stub_path: Path) -> Ran:
+    """A job of that run once more, after its first trace went away."""
+    job = min(sound.folder.glob("jobs/*-stub-exact-measure"))
+    (job / "trace-0.json").unlink()
+    return Ran(job, _ended([sys.executable, "-m", "quantbench.worker", str(job)], sound.folder, stub_path))
+
+
+def run_interrupted(folder: Path, stub_path: Path) -> Ran:
+    """Ctrl-C while the second variant is stuck."""
+    plan(folder, "exact,stuck")
+    # a suite that runs in the background ignores SIGINT, and its children inherit that
+    heed = "import signal, sys, pytest; signal.signal(signal.SIGINT, signal.default_int_handler); sys.exit(pytest.main())"
+    command = [sys.executable, "-c", heed, "--quantbench-matrix=matrix.toml", "--quantbench-no-probes", *OPTIONS]
+    process = subprocess.Popen(
+        command, cwd=folder, env=environment(folder, stub_path), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    for _ in range(600):
+        if list(folder.glob("results/scenarios/*/*.parquet")):
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    try:
+        output, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    return Ran(folder, pytest.RunResult(process.returncode, output.splitlines(), [], 0.0))
+
+
+def run_short(sound: Ran, stub_path: Path) -> dict[str, Ran]:
+    """What ends soon or starts no process: one after another in one process, in the folder of that run."""
     plan(sound.folder, "exact,noisy,refused", matrix="short.toml")
-    common = ("--quantbench-matrix=short.toml", *OPTIONS)
+    common = ("--quantbench-matrix=short.toml", "-p", "quantbench.plugin", *OPTIONS)
+    inline = ("-p", "benchmark", "--quantbench-engine=inline", "--quantbench-no-probes")
     runs = {
-        **{name: (*common, *each, f"--quantbench-results={name}", "--quantbench-engine=inline") for name, each in INLINE.items()},
         **{each: (*common, each) for each in BAD_INPUT},
         "listed": (*common, "--collect-only", "-q", "--quantbench-results=listed"),
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", ONE_AFTER_ANOTHER], cwd=sound.folder, env=environment(sound.folder, stub_path),
-        input=json.dumps(runs), capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+        **{name: (*common, *inline, *each, f"--quantbench-results={name}") for name, each in INLINE.items()},
+    }  # these last: with torch imported, pytest's collections of garbage take their time
+    command = [sys.executable, "-c", ONE_AFTER_ANOTHER]
+    done = _ended(command, sound.folder, stub_path, json.dumps(runs), PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
+    assert done.ret == 0, done.stderr.str()
     return {
         name: Ran(sound.folder, pytest.RunResult(code, text.splitlines(), [], 0.0), results=name)
-        for name, (code, text) in json.loads(done.stdout).items()
+        for name, (code, text) in json.loads(done.stdout.str()).items()
     }
+
+
+@pytest.fixture(scope="module")
+def started(stub_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str, Future[Any]]]:
+    """All runs; while one waits for what is stuck, two others work."""
+    pool = ThreadPoolExecutor(3)
+    runs: dict[str, Future[Any]] = {}
+    for each in (run_sound, run_failing, run_interrupted):
+        runs[each.__name__] = pool.submit(each, tmp_path_factory.mktemp(each.__name__), stub_path)
+    for after in (run_by_hand, run_short):
+        runs[after.__name__] = pool.submit(lambda do: do(runs["run_sound"].result(), stub_path), after)
+    yield runs
+    pool.shutdown(cancel_futures=True)
+
+
+@pytest.fixture(scope="module")
+def sound(started: Mapping[str, Future[Ran]]) -> Ran:
+    """See run_sound."""
+    return started["run_sound"].result()
+
+
+@pytest.fixture(scope="module")
+def failing(started: Mapping[str, Future[Ran]]) -> Ran:
+    """See run_failing."""
+    return started["run_failing"].result()
+
+
+@pytest.fixture(scope="module")
+def short(started: Mapping[str, Future[dict[str, Ran]]]) -> dict[str, Ran]:
+    """See run_short."""
+    return started["run_short"].result()
 
 
 NOT_ANSWERED = "a text is scored and not answered; name a prompt set such as 'ten' besides"
@@ -202,8 +247,9 @@ class TestARunThatGoesWell:
 
     def test_repeats_have_equal_keys_and_processes_of_their_own_all_of_one_before_the_next(self, sound: Ran) -> None:
         frame = sound.table()
-        assert (frame.groupby("scenario_id").scenario_key.nunique() == 1).all()
-        assert frame.scenario_key.nunique() == len(frame) / 2
+        first, second = (frame[frame.repeat == repeat].set_index("scenario_id").scenario_key.to_dict() for repeat in (0, 1))
+        assert first == second
+        assert len(set(first.values())) == len(first)
         jobs = [path.name.split("-", 1)[1] for path in sorted(sound.folder.glob("jobs/*-measure"))]
         once = [f"{variant}-measure" for variant in VARIANTS]
         assert sorted(jobs[: len(once)]) == sorted(once)
@@ -236,18 +282,10 @@ class TestARunThatGoesWell:
         probes = sorted(path.name.split("-", 1)[1] for path in sound.folder.glob("jobs/*-probe"))
         assert probes == ["fatal-save-probe", "fatal-save-probe", "stub-exact-probe", "stub-noisy-probe"]
 
-    def test_a_job_can_be_run_again_by_hand(self, sound: Ran, stub_path: Path) -> None:
-        job = min(sound.folder.glob("jobs/*-stub-exact-measure"))
-        trace = job / "trace-0.json"
-        trace.unlink()
-
-        command = [sys.executable, "-m", "quantbench.worker", str(job)]
-        again = subprocess.run(
-            command, env=environment(sound.folder, stub_path), capture_output=True, text=True, check=False
-        )
-
-        assert again.returncode == 0, again.stderr
-        assert json.loads(trace.read_text())["facts"]["kernel"] == "stub"
+    def test_a_job_can_be_run_again_by_hand(self, started: Mapping[str, Future[Ran]]) -> None:
+        again = started["run_by_hand"].result()
+        assert again.end.ret == 0, again.end.stderr.str()
+        assert json.loads((again.folder / "trace-0.json").read_text())["facts"]["kernel"] == "stub"
 
 
 GOOD = [("canary", precision, prompts) for precision in ("exact", "noisy") for prompts in ("two", "long.txt")]
@@ -272,12 +310,10 @@ class TestWhatFailsFailsAlone:
             ("memory", "oom", "run out of memory"),
             ("refused", "skipped", "the stub cannot run here; use another precision"),
             ("odd", "error", "a metric failed: ValueError: too odd for this metric"),
-            ("stuck", "timeout", "5 s"),
+            ("stuck", "timeout", "no result within 10 s"),
         ],
     )
-    def test_a_failing_variant_has_its_status_and_reason(
-        self, precision: str, status: str, words: str, failing: Ran
-    ) -> None:
+    def test_a_failing_variant_has_its_status_and_reason(self, precision: str, status: str, words: str, failing: Ran) -> None:
         frame = _by_variant(failing).loc["canary", precision]
         assert frame.status.to_dict() == {"two": status, "long.txt": status}
         assert [words in reason for reason in frame.reason] == [True, True]
@@ -325,67 +361,52 @@ class TestWhatFailsFailsAlone:
 
 
 class TestShortRuns:
-    def test_selection_by_k_measures_and_stores_only_what_is_selected(self, short: Mapping[str, Ran]) -> None:
+    def test_selection_by_k_measures_and_stores_only_what_is_selected(self, short: dict[str, Ran]) -> None:
         assert short["selected"].table().scenario_id.tolist() == ["canary/stub-noisy/two"]
         assert short["selected"].table("runs").planned.tolist() == [1]
 
-    def test_save_and_compare_work_as_pytest_benchmark_documents_them(self, short: Mapping[str, Ran]) -> None:
+    def test_save_and_compare_work_as_pytest_benchmark_documents_them(self, short: dict[str, Ran]) -> None:
         assert short["selected"].end.ret == pytest.ExitCode.OK
         short["selected"].end.stdout.fnmatch_lines(["*0001_first*"])
 
-    def test_benchmark_disable_still_measures_and_stores(self, short: Mapping[str, Ran]) -> None:
+    def test_benchmark_disable_still_measures_and_stores(self, short: dict[str, Ran]) -> None:
         short["disabled"].end.assert_outcomes(passed=6, deselected=3)
         assert short["disabled"].table().status.tolist() == ["ok", "ok"]
 
-    def test_without_pytest_benchmark_the_rows_are_still_written(self, short: Mapping[str, Ran]) -> None:
+    def test_without_pytest_benchmark_the_rows_are_still_written(self, short: dict[str, Ran]) -> None:
+        short["disabled"].end.stdout.fnmatch_lines(["benchmark: *"])
+        short["without"].end.stdout.no_fnmatch_line("benchmark: *")
         short["without"].end.assert_outcomes(passed=6, skipped=3)
         assert short["without"].table().status.tolist() == ["ok", "ok", "skipped"]
 
-    def test_the_inline_engine_measures_in_this_process(self, short: Mapping[str, Ran]) -> None:
+    def test_the_inline_engine_measures_in_this_process(self, short: dict[str, Ran]) -> None:
         """A worker of its own would be the first to go when memory runs out."""
         own = Path("/proc/self/oom_score_adj").read_text().strip()
         for name in INLINE:
             facts = json.loads(short[name].table().query("status == 'ok'").facts.iloc[-1])
             assert facts["oom_score_adj"] == own
 
-    def test_a_refusal_is_a_skip_with_the_reason(self, short: Mapping[str, Ran]) -> None:
+    def test_a_refusal_is_a_skip_with_the_reason(self, short: dict[str, Ran]) -> None:
         assert short["without"].end.ret == pytest.ExitCode.OK
         short["without"].end.stdout.fnmatch_lines(["*the stub cannot run here; use another precision*"])
 
-    def test_collect_only_measures_nothing(self, short: Mapping[str, Ran]) -> None:
+    def test_collect_only_measures_nothing(self, short: dict[str, Ran]) -> None:
         short["listed"].end.stdout.fnmatch_lines(["test_latency.py::test_prefill[[]canary/stub-noisy/two[]]"])
         assert not (short["listed"].folder / "listed").exists()
 
     @pytest.mark.parametrize("argument", BAD_INPUT)
-    def test_bad_input_is_one_sentence_and_a_usage_error(self, argument: str, short: Mapping[str, Ran]) -> None:
+    def test_bad_input_is_one_sentence_and_a_usage_error(self, argument: str, short: dict[str, Ran]) -> None:
         end = short[argument].end
         assert end.ret == pytest.ExitCode.USAGE_ERROR
         assert BAD_INPUT[argument] in end.stdout.str()
         assert "Traceback" not in end.stdout.str()
 
 
-def test_ctrl_c_keeps_finished_rows_and_ends_with_pytests_code(stub_path: Path, tmp_path: Path) -> None:
-    plan(tmp_path, "exact,stuck")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "pytest", "--quantbench-matrix=matrix.toml", *OPTIONS],
-        cwd=tmp_path, env=environment(tmp_path, stub_path), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        # a suite that runs in the background ignores SIGINT, and its children inherit that
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - no threads are about
-    )  # fmt: skip
-    finished = tmp_path / "results" / "scenarios"
-    for _ in range(600):
-        if list(finished.rglob("*.parquet")):
-            break
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    try:
-        output, _ = process.communicate(timeout=60)
-    finally:
-        process.kill()
-
-    assert process.returncode == pytest.ExitCode.INTERRUPTED, output.decode()
-    assert pd.read_parquet(finished).precision.tolist() == ["exact"]
-    assert pd.read_parquet(tmp_path / "results" / "runs").interrupted.tolist() == [True]
+def test_ctrl_c_keeps_finished_rows_and_ends_with_pytests_code(started: Mapping[str, Future[Ran]]) -> None:
+    run = started["run_interrupted"].result()
+    assert run.end.ret == pytest.ExitCode.INTERRUPTED, run.end.stdout.str()
+    assert run.table().precision.tolist() == ["exact"]
+    assert run.table("runs").interrupted.tolist() == [True]
 
 
 def _entries(ran: Ran) -> list[dict[str, Any]]:

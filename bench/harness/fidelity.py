@@ -101,7 +101,7 @@ def gguf_decode() -> Iterator[Result]:
         def bare() -> None:
             sampler = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
             lib.llama_sampler_chain_add(sampler, lib.llama_sampler_init_greedy())
-            lib.llama_memory_clear(lib.llama_get_memory(context), True)
+            lib.llama_memory_clear(lib.llama_get_memory(context), False)
             cells = (lib.llama_token * len(PROMPT))(*PROMPT)
             lib.llama_decode(context, lib.llama_batch_get_one(cells, len(PROMPT)))
             cell = (lib.llama_token * 1)(lib.llama_sampler_sample(sampler, context, -1))

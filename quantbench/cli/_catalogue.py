@@ -23,6 +23,10 @@ _MODEL_FORMS = (
     ("FILE.gguf", "a GGUF file"),
     ("ORG/NAME[@REVISION]", "a checkpoint on the Hugging Face hub, at a branch, tag or commit"),
     ("ORG/NAME[@REVISION]:Q4_K_M", "one GGUF file of a hub repository, all its parts"),
+    (
+        "dummy:NAME|FOLDER|config.json|ORG/NAME",
+        "a real architecture with random weights, for memory and latency; NAME is tinyllama-1.1b, llama-3.2-1b or llama-2-7b",
+    ),
     ("http://HOST[:PORT]/v1[#MODEL]", "an OpenAI-compatible server, for the method server"),
 )
 

@@ -185,7 +185,8 @@ class LlamaCppModel:
         self._lib.llama_synchronize(self._context)
 
     def _forget(self) -> None:
-        self._lib.llama_memory_clear(self._lib.llama_get_memory(self._context), True)
+        """Empty the cache without overwriting it: that would take as long as the context is, and count as prefill."""
+        self._lib.llama_memory_clear(self._lib.llama_get_memory(self._context), False)
 
     def _feed(self, tokens: Sequence[int]) -> None:
         for start in range(0, len(tokens), PREFILL_BATCH):

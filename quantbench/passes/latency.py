@@ -1,6 +1,6 @@
 """The latency pass: rounds of fixed-length answers, alternating with short rounds of the anchor.
 
-Between fresh processes the raw figure moves by 3 to 15 %; the ratio to an anchor in the same process by 1 to 2 %.
+Between fresh processes the raw figure moves more than the ratio to an anchor in the same process: bench/harness/README.md.
 """
 
 from __future__ import annotations

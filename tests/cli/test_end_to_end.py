@@ -60,7 +60,7 @@ def test_a_failed_scenario_is_exit_code_1_and_the_others_are_kept(quantbench: Co
     text = MATRIX.replace('"noisy"', '"error"')
     (tmp_path / "matrix.toml").write_text(text)
 
-    run = quantbench("run", "--matrix=matrix.toml", "--profile=quick")
+    run = quantbench("run", "--matrix=matrix.toml", "--profile=quick", "--engine=inline", "--no-probes")
 
     assert run.returncode == 1
     assert sorted(pd.read_parquet(tmp_path / "results" / "scenarios").status) == ["error", "ok"]

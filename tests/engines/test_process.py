@@ -18,13 +18,15 @@ from quantbench.record import Status
 from quantbench.scenario import PROFILES, Conditions, Variant
 
 
-@pytest.fixture
-def runner(stub_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ProcessRunner]:
-    """An open engine whose workers know the stub methods."""
-    monkeypatch.setenv("PYTHONPATH", str(stub_path))
-    with open_process("cpu") as opened:
-        assert isinstance(opened, ProcessRunner)
-        yield opened
+@pytest.fixture(scope="module")
+def runner(stub_path: Path, shared_cache: Path) -> Iterator[ProcessRunner]:
+    """An open engine whose workers know the stub methods; its server imports for seconds, so the tests share it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(stub_path))
+        patch.setenv("QUANTBENCH_CACHE", str(shared_cache))
+        with open_process("cpu") as opened:
+            assert isinstance(opened, ProcessRunner)
+            yield opened
 
 
 def job(folder: Path, precision: str) -> Path:

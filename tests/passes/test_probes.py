@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -31,10 +30,6 @@ Found = dict[str, dict[str, Probe]]
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory, stub_path: Path, users_cache: Path) -> Found:
     """Probes by variant. One process for all: peft takes seconds to import, and patches what this process uses."""
-    tests = Path(__file__).parents[1]
-    plug_ins = shutil.copytree(stub_path, tmp_path_factory.mktemp("odd") / "path")
-    shutil.copy(tests / "odd_method.py", plug_ins)
-    (next(plug_ins.glob("*.dist-info")) / "entry_points.txt").write_text("[quantbench.methods]\nodd = odd_method\n")
     folders = {}
     for index, name in enumerate(VARIANTS):
         folders[name] = tmp_path_factory.mktemp(f"job-{index}")
@@ -44,7 +39,7 @@ def found(tmp_path_factory: pytest.TempPathFactory, stub_path: Path, users_cache
             conditions=Conditions(threads=1), effort=Effort(),
             tasks=(Task(prompts_name="two", prompts=(), reference=None),),
         ).save(folders[name])  # fmt: skip
-    environment = {**os.environ, "QUANTBENCH_CACHE": str(users_cache), "PYTHONPATH": str(plug_ins)}
+    environment = {**os.environ, "QUANTBENCH_CACHE": str(users_cache), "PYTHONPATH": str(stub_path)}
     command = [sys.executable, "-c", RUN_ALL, *map(str, folders.values())]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]

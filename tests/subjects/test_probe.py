@@ -1,9 +1,11 @@
-"""Probe jobs: what is found is written as it is found, kept in the cache, and costs no row when the process dies."""
+"""Probe jobs: what is found is written as it is found, kept in the cache, and costs no row when the process dies.
+
+A process that really dies is in tests/test_plugin.py.
+"""
 
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,9 +19,7 @@ from quantbench.subjects.probe import probed
 from quantbench.trace import Probe, load_probes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    import pandas as pd
+    from collections.abc import Mapping
 
 CHECKPOINT = Checkpoint(name="m", kind="hf", path=Path("m"), revision="", content_hash="0" * 64)
 SCENARIO = Scenario(model="m", variant=Variant(method="torch", precision="fp32"), prompts="two")
@@ -128,38 +128,3 @@ def test_modules_and_servers_are_not_probed(tmp_path: Path, kind: Any, method: s
 
     assert probed(scenario, replace(CHECKPOINT, kind=kind), worker) is None
     assert worker.runs == 0
-
-
-@pytest.fixture
-def odd_path(stub_path: Path, tmp_path: Path) -> Path:
-    """The stub's distribution with the odd methods beside it."""
-    folder = shutil.copytree(stub_path, tmp_path / "odd")
-    shutil.copy(Path(__file__).parents[1] / "odd_method.py", folder)
-    points = next(folder.glob("*.dist-info")) / "entry_points.txt"
-    points.write_text(points.read_text().replace("stub = stub_method\n", "stub = stub_method\nodd = odd_method\n", 1))
-    return folder
-
-
-def test_a_probe_that_crashes_costs_itself_and_not_the_row(
-    stub_run: Callable[..., pytest.RunResult],
-    odd_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    results: Callable[..., pd.DataFrame],
-    pytester: pytest.Pytester,
-) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(odd_path))
-    arguments = ("--quantbench-method=fatal", "--quantbench-method=stub", "--quantbench-keep-jobs=jobs", "-k", "load")
-
-    stub_run(*arguments, precisions="exact").assert_outcomes(passed=2)
-
-    frame = results().set_index("method")
-    assert frame.status.to_dict() == {"fatal": "ok", "stub": "ok"}
-    assert frame.runs_on_cpu.to_dict() == {"fatal": True, "stub": True}
-    reason = json.loads(frame.null_reasons["fatal"])["saves_and_reloads"]
-    assert reason.startswith("the probe process ended: the worker was ended by SIGSEGV")
-    assert not frame.saves_and_reloads["stub"]
-    assert "no file that can be loaded safely" in json.loads(frame.capability_notes["stub"])["save_reload"]
-
-    shutil.rmtree(pytester.path / "jobs")
-    stub_run(*arguments, precisions="exact").assert_outcomes(passed=2)
-    assert {path.name.partition("-")[2] for path in pytester.path.glob("jobs/*-probe")} == {"fatal-save-probe"}
