@@ -19,8 +19,8 @@ _CHUNK_BYTES = 1 << 22
 
 
 def cache_root() -> Path:
-    """The cache folder: ``QUANTBENCH_CACHE``, else the user's cache folder."""
-    return Path(os.environ.get(CACHE_VARIABLE) or platformdirs.user_cache_path("quantbench"))
+    """The cache folder: ``QUANTBENCH_CACHE``, else the user's cache folder; absolute, since workers may start elsewhere."""
+    return Path(os.environ.get(CACHE_VARIABLE) or platformdirs.user_cache_path("quantbench")).expanduser().absolute()
 
 
 def digest(asked: Mapping[str, object]) -> str:

@@ -134,8 +134,12 @@ class Runner:
             else:
                 records.append(self._failed(scenario, found, checkpoint))
         comparable = all(task.reference for _, task in ready)  # else the worker reads the prompts, and one may not fit
-        for together in [ready] if comparable and ready else [[each] for each in ready]:
-            records += self._measure_ready(together, checkpoint)
+        # a text is scored for minutes and sets the context: it gets a job of its own
+        prompts = [each for each in ready if not each[1].is_text]
+        texts = [[each] for each in ready if each[1].is_text]
+        for together in [prompts, *texts] if comparable else [[each] for each in ready]:
+            if together:
+                records += self._measure_ready(together, checkpoint)
         return records
 
     def _measure_ready(self, ready: Sequence[tuple[Scenario, Task]], checkpoint: Checkpoint) -> list[Record]:

@@ -71,7 +71,7 @@ SAMPLE_COLUMNS = (
     Column("scenario_id", "", kind="string"),
     Column("scenario_key", "", kind="string"),
     Column("repeat", "", kind="int"),
-    Column("phase", "", kind="string", doc="prefill, gap, e2e, call, and the same of the anchor"),
+    Column("phase", "", kind="string", doc="prefill, gap, e2e, call, and the same of the anchor; score, by prompt or chunk"),
     Column("round", "", kind="int"),
     Column("index", "", kind="int", doc="prompt; for gaps prompt x (output_tokens - 1) + position"),
     Column("value_s", "s", "lower"),

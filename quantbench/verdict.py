@@ -125,6 +125,9 @@ class _Prior:
 
 
 _GATES: tuple[GateName, ...] = ("ratio", "raw")
+_ORDER = (Verdict.WORSE, Verdict.SUSPECT_WORSE, Verdict.BETTER, Verdict.SUSPECT_BETTER, Verdict.SAME)
+"""Where both gates were flagged, the first of these is the cell's: faster than a slowed anchor is still slower."""
+
 _LEAST_SHARED = 4
 """Fewer cells say nothing of how variances vary."""
 
@@ -137,9 +140,12 @@ def judge(cells: Sequence[Cell], rule: Rule | None = None) -> list[Finding]:
 
     A cell is flagged by a gate whose change is at least the rule's and whose p, by a moderated t-test on the logarithms of the
     processes' values and Holm's correction over both gates of all cells, is below ``alpha``. With ``again`` it is better or
-    worse if the second measurement says so too, at ``confirm_alpha``; else it is the same. Without, it is suspect.
+    worse if the second measurement says so too, at ``confirm_alpha``; else it is the same. Without, it is suspect. UsageError
+    for two cells of one name.
     """
     rule = rule or Rule()
+    if len({cell.name for cell in cells}) < len(cells):
+        raise UsageError("two cells have one name; name each scenario and metric once")
     enough = [cell for cell in cells if _enough(cell, rule)]
     priors = {gate: _prior([cell for cell in enough if gate in _usable(cell)], gate) for gate in _GATES}
     tests = {
@@ -171,16 +177,17 @@ def _finding(
     again: Mapping[GateName, _Test | None],
     rule: Rule,
 ) -> Finding:
-    flagged = [
-        gate for gate, test in tests.items()
+    judged = {
+        gate: _verdict(cell, test.difference, again[gate], gate, rule)
+        for gate, test in tests.items()
         if adjusted[cell.name, gate] < rule.alpha and abs(math.expm1(test.difference)) >= rule.least(gate)
-    ]  # fmt: skip
-    gate = flagged[0] if flagged else next(iter(tests))
+    }
+    gate = min(judged, key=lambda each: _ORDER.index(judged[each])) if judged else next(iter(tests))
     test = tests[gate]
     effect = minimum_detectable_effect(test.error, test.degrees, rule.alpha / len(adjusted), rule.power)
     return Finding(
         name=cell.name,
-        verdict=_verdict(cell, test.difference, again[gate], gate, rule) if flagged else Verdict.SAME,
+        verdict=judged.get(gate, Verdict.SAME),
         gate=gate,
         change=math.expm1(test.difference),
         p_value=adjusted[cell.name, gate],

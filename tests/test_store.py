@@ -54,7 +54,7 @@ SCENARIO_COLUMNS = (
     "kld_min", "kld_p001", "kld_p01", "kld_p05", "kld_p10", "kld_p90", "kld_p95", "kld_p999", "kld_mean_se_iid",
     "delta_p_mean", "delta_p_mean_se", "delta_p_mean_se_iid", "delta_p_rms_se_iid", "delta_p_min", "delta_p_p001",
     "delta_p_p01", "delta_p_p05", "delta_p_p10", "delta_p_p25", "delta_p_median", "delta_p_p75", "delta_p_p90",
-    "delta_p_p95", "delta_p_p99", "delta_p_p999", "delta_p_max", "top1_agreement_se_iid", "gap_s", "gap_ratio",
+    "delta_p_p95", "delta_p_p99", "delta_p_p999", "delta_p_max", "top1_agreement_se_iid", "itl_s", "itl_ratio",
     "ppl_se_iid", "ppl_reference", "ppl_reference_se", "ppl_reference_se_iid", "nll_correlation", "ln_ppl_ratio",
     "ln_ppl_ratio_se", "ln_ppl_ratio_se_iid", "ppl_ratio_se_iid", "ppl_difference", "ppl_difference_se",
     "ppl_difference_se_iid", "scoring_tps",

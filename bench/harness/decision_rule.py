@@ -32,7 +32,7 @@ PROCESSES = 5
 DRAWS = 2000
 POWER_DRAWS = 100
 SLOWDOWNS = (0.02, 0.05, 0.10, 0.20)
-PHASES = {"prefill": ("prefill_tps", "prefill_ratio"), "decode": ("gap_s", "gap_ratio")}
+PHASES = {"prefill": ("prefill_tps", "prefill_ratio"), "decode": ("itl_s", "itl_ratio")}
 """What the rule looks at: the raw column and the ratio to the anchor."""
 MATRIX = Path(__file__).with_name("decision.toml")
 
@@ -87,7 +87,7 @@ def by_cell(frame: pd.DataFrame) -> Runs:
         for phase, (raw, ratio) in PHASES.items():
             ratios = [None] * len(rows) if own else rows[ratio].tolist()
             raws = rows[raw].tolist()
-            found[f"{name} {phase}"] = list(zip([1 / each for each in raws] if raw == "gap_s" else raws, ratios, strict=True))
+            found[f"{name} {phase}"] = list(zip([1 / each for each in raws] if raw == "itl_s" else raws, ratios, strict=True))
     return found
 
 

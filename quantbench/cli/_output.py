@@ -21,7 +21,9 @@ def message(text: str) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    Console(stderr=True, soft_wrap=True).print(Text.assemble(("quantbench: ", "bold red"), text))
+    from quantbench.tables.render import one_line
+
+    Console(stderr=True, soft_wrap=True).print(Text.assemble(("quantbench: ", "bold red"), one_line(text)))
 
 
 def counted(count: int, noun: str) -> str:

@@ -10,6 +10,8 @@ from quantbench.trace import Generation, Trace
 
 def raw_samples(trace: Trace, stride: int) -> Iterable[Sample]:
     """Raw numbers; ``stride`` is the most gaps that an answer can have, so that a gap's index tells prompt and position."""
+    for number, seconds in enumerate(trace.score_s):
+        yield Sample("score", 0, number, seconds)
     for number, calls in enumerate(trace.calls):
         for phase, taken in (("call", calls.variant), ("anchor_call", calls.anchor)):
             yield from (Sample(phase, number, index, seconds) for index, seconds in enumerate(taken))

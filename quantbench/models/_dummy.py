@@ -35,6 +35,7 @@ _CONFIG = "config.json"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 _TOKENIZER_IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None}
 _TOKENIZER_SIZE = 2048
+_LEFT_OUT = ("quantization_config", "auto_map")
 _BFLOAT16_BYTES = 2
 _SHARD = "2GB"
 _MAKERS = ("torch", "transformers")
@@ -55,8 +56,8 @@ def make_dummy(name: str) -> Checkpoint:
     asked: dict[str, object] = {
         "config": config, "seed": SEED, "recipe": RECIPE,
         "tokenizer": [file_sha256(canary / each) for each in _TOKENIZER_FILES],
-        "versions": {each: number for each, number in versions().items() if each in _MAKERS},
     }  # fmt: skip
+    makers = {each: number for each, number in versions().items() if each in _MAKERS}
 
     def make(folder: Path) -> None:
         (folder / _CONFIG).write_text(json.dumps(config))
@@ -65,7 +66,7 @@ def make_dummy(name: str) -> Checkpoint:
         _make_elsewhere(folder, source)
 
     content = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
-    folder = artifact("dummy", asked, make)
+    folder = artifact("dummy", {**asked, "versions": makers}, make)
     return Checkpoint(name=name, kind="hf", path=folder, revision=f"seed {SEED}", content_hash=content, random_weights=True)
 
 
@@ -92,14 +93,17 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _unquantized(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration of the plain model, with the special ids of the tokenizer that a dummy has."""
-    return {**{key: value for key, value in config.items() if key != "quantization_config"}, **_TOKENIZER_IDS}
+    """The configuration of the plain model without code of its own, with the special ids of the tokenizer that a dummy has."""
+    return {**{key: value for key, value in config.items() if key not in _LEFT_OUT}, **_TOKENIZER_IDS}
 
 
 def _make_elsewhere(folder: Path, source: Path) -> None:
     """Fill the folder with weights, in a process of its own."""
     command = [sys.executable, "-m", __name__, str(folder), str(source)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
     if done.returncode == 0:
         return
     if done.returncode == -signal.SIGKILL:
@@ -117,7 +121,7 @@ def write_weights(folder: Path, source: str) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     vocabulary = config.get_text_config().vocab_size
     if vocabulary < _TOKENIZER_SIZE:
         raise ModelError(
@@ -125,10 +129,11 @@ def write_weights(folder: Path, source: str) -> None:
             f"set vocab_size to {_TOKENIZER_SIZE} or more"
         )
     with torch.device("meta"):
-        shape = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+        shape = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, trust_remote_code=False)
     _require_room(folder, sum(each.numel() for each in shape.parameters()), source)
     torch.manual_seed(SEED)
-    AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder, max_shard_size=_SHARD)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, trust_remote_code=False)
+    model.save_pretrained(folder, max_shard_size=_SHARD)
 
 
 def _require_room(folder: Path, parameters: int, source: str) -> None:

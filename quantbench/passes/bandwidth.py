@@ -8,6 +8,7 @@ before a model is opened, and remembered in the cache.
 from __future__ import annotations
 
 import json
+import platform
 import subprocess
 import sys
 import time
@@ -30,6 +31,7 @@ _ARRAY_BYTES = 256 * 2**20
 _MEMORY_SHARE = 0.1
 """Each of the two arrays takes at most this much of the memory that is free."""
 
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _LEAST_COPIES = 3
 _COPYING_S = 0.4
 _TIMEOUT_S = 120
@@ -52,12 +54,17 @@ def memory_bandwidth(device: str, threads: int) -> float | str:
     try:
         asked: dict[str, object] = {
             "machine": describe().fingerprint, "device": device, "threads": 0 if cuda else threads,
-            "with": f"{library} {version(library)}", "format": BANDWIDTH_FORMAT,
+            "with": f"{library} {version(library)}", "format": BANDWIDTH_FORMAT, "boot": _boot(),
         }  # fmt: skip
         body = json.loads((artifact("bandwidth", asked, measure) / _RESULT).read_text())
         return float(body["bytes_per_second"])
     except (QuantbenchError, OSError, subprocess.TimeoutExpired, ImportError) as error:  # it costs this figure, never the row
         return str(error)
+
+
+def _boot() -> str:
+    """What tells this machine, since it was started, from another of its kind that shares the cache."""
+    return _BOOT_ID.read_text().strip() if _BOOT_ID.exists() else platform.node()
 
 
 def bytes_per_token(weights: WeightMemory, prompts: Sequence[Sequence[int]], length: int) -> int | None:

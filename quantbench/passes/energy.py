@@ -23,7 +23,7 @@ WINDOW_S = 5.0
 """NVML's counter moves every 20 to 100 ms, so a window of this length is right within 2 %."""
 
 POWERCAP = Path("/sys/class/powercap")
-_PACKAGE = re.compile(r"package-\d+")
+_PACKAGE = re.compile(r"package-\d+(-die-\d+)?")
 _MICRO = 1e-6
 _MILLI = 1e-3
 

@@ -10,7 +10,7 @@ from quantbench.job import Checkpoint, Task
 from quantbench.methods import LoadedModel, Sampling
 from quantbench.models._checkpoint import checkpoint_dtype, count_parameters
 from quantbench.models._tokenizer import Tokenizer
-from quantbench.passes.similarity import LOGPROBS_FILE, REFERENCE_FILE, Scored, answer_greedily, log_softmax
+from quantbench.passes.similarity import LOGPROBS_FILE, REFERENCE_FILE, WRONG_COUNT, Scored, answer_greedily, log_softmax
 from quantbench.passes.text import read_chunks
 from quantbench.scenario import Conditions
 from quantbench.trace import Answer, Reference
@@ -58,14 +58,19 @@ def _write_logprobs(model: LoadedModel, scored: Scored, folder: Path) -> None:
     file = None
     row = 0
     for prompt, continuation in scored:
+        end = row + len(continuation)
         for logits in model.score([*prompt, *continuation[:-1]], first=len(prompt) - 1):
             if file is None:
                 _require_room(folder, counts, logits.shape[1])
                 file = np.lib.format.open_memmap(  # type: ignore[no-untyped-call]  # numpy has no annotation here
                     folder / LOGPROBS_FILE, mode="w+", dtype=np.float32, shape=(sum(counts), logits.shape[1])
                 )
+            if row + len(logits) > end:
+                break
             file[row : row + len(logits)] = log_softmax(logits)
             row += len(logits)
+        if row != end:
+            raise ModelError(WRONG_COUNT.format(len(continuation)))
     if file is not None:
         file.flush()
 

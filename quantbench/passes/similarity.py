@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 LOGPROBS_FILE = "logprobs.npy"
 REFERENCE_FILE = "reference.json"
 
+WRONG_COUNT = "the method did not score the {} positions asked for; its score() must begin at 'first' and end with the last"
+
 _BLOCK_VALUES = 1 << 16
 """Values that are compared at once: few enough to stay in a core's cache, so that each step finds them there."""
 
@@ -74,11 +76,15 @@ def score_columns(
             done = 0
             for logits in model.score([*prompt, *continuation[:-1]], first=len(prompt) - 1):
                 count = len(logits)
+                if done + count > len(continuation):
+                    break
                 wanted = None if expected is None else expected[row : row + count]
                 columns = _compare(logits, wanted, targets[done : done + count], pool, threads)
                 parts.append({"prompt": np.full(count, index, dtype=np.int32), **columns})
                 row += count
                 done += count
+            if done != len(continuation):
+                raise ModelError(WRONG_COUNT.format(len(continuation)))
             taken_s.append(time.perf_counter() - started)
     np.savez(out, **{name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
     return tuple(taken_s)

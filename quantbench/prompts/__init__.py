@@ -76,6 +76,8 @@ def _text(name: str) -> PromptSet:
         text = path.read_bytes().decode("utf-8").removesuffix("\n")
     except UnicodeDecodeError as error:
         raise UsageError(f"text file {str(path)!r} is not UTF-8 text ({error.reason}); save it as UTF-8") from error
+    except OSError as error:
+        raise UsageError(f"text file {str(path)!r} cannot be read ({error.strerror}); give one that can") from error
     if not text.strip():
         raise UsageError(f"text file {str(path)!r} is empty; give a text of at least two chunks")
     return PromptSet(name=name, prompts=(text,), is_text=True)

@@ -24,7 +24,7 @@ from quantbench.passes.memory import measure_peak, reset_high_water, resident
 from quantbench.passes.reference import make_reference
 from quantbench.passes.similarity import REFERENCE_FILE, answer_greedily, answers_of, score_columns
 from quantbench.passes.text import Chunks, read_chunks
-from quantbench.scenario import Scenario
+from quantbench.scenario import Conditions, Scenario
 from quantbench.subjects import import_seconds, settings_of
 from quantbench.subjects._device import check_device
 from quantbench.trace import Answer, Energy, Probe, Reference, Round, Trace, load_probes
@@ -61,6 +61,8 @@ def make_references(job: Job, folder: Path) -> None:
         check_device(job.conditions.device, model.facts, job.variant.name)
         for index, task in enumerate(job.tasks):
             out = folder / REFERENCE_FOLDER.format(index)
+            if out.is_symlink() and not out.exists():  # of a job that was kept: its artifact has long been moved to its place
+                out.unlink()
             out.mkdir(exist_ok=True)  # the runner links it to where it will stay
             make_reference(model, tokenizer, checkpoint=job.checkpoint, task=task, conditions=job.conditions, folder=out)
 
@@ -87,10 +89,10 @@ def measure(job: Job, folder: Path) -> None:
         check_device(job.conditions.device, model.facts, scenario.variant.name)
         weights = model.memory()
         length = job.conditions.output_tokens
-        peaks = [measure_peak(model, each.ids, length, loading, job.conditions.device) for each in prompts]
+        peaks = [measure_peak(model, each.ids, _after(job, each), loading, job.conditions.device) for each in prompts]
         running = model.memory()
         scored = [_score(model, each, folder / f"columns-{index}.npz", settings.threads) for index, each in enumerate(prompts)]
-        chosen = choose(scenario, settings)
+        chosen = None if all(each.task.is_text for each in prompts) else choose(scenario, settings)
         anchor = _open_anchor(stack, model, chosen, scenario) if chosen else None
         facts = {**model.facts, "threads": str(settings.threads), "context": str(context)}
         for index, (each, peak, columns) in enumerate(zip(prompts, peaks, scored, strict=True)):
@@ -199,11 +201,10 @@ def _unread(job: Job, tokenizer: Tokenizer, task: Task) -> Prompts:
 def _context(job: Job, prompts: Sequence[Prompts], limit: int | None) -> int:
     """The context in tokens: what was asked, or the shortest that holds everything. ModelError when a prompt is too long."""
     conditions = job.conditions
-    answer = max(conditions.output_tokens, conditions.answer_tokens, conditions.continuation_tokens)
     available = min(bound for bound in (conditions.context or limit, limit or conditions.context, sys.maxsize) if bound)
     needed = 0
     for each in prompts:
-        after = conditions.output_tokens if each.task.is_text else answer
+        after = _after(job, each) if each.task.is_text else _longest_answer(conditions)
         needed = max([needed, *(len(prompt) + len(scored) for prompt, scored in each.scored)])
         if each.task.is_text and needed > available:
             raise ModelError(
@@ -218,6 +219,16 @@ def _context(job: Job, prompts: Sequence[Prompts], limit: int | None) -> int:
                     f"the context of {available} tokens; shorten the prompt or use a model with a longer context"
                 )
     return conditions.context or min(available, -(-needed // _CONTEXT_STEP) * _CONTEXT_STEP)
+
+
+def _longest_answer(conditions: Conditions) -> int:
+    return max(conditions.output_tokens, conditions.answer_tokens, conditions.continuation_tokens)
+
+
+def _after(job: Job, prompts: Prompts) -> int:
+    """Tokens that the memory pass generates: as many as are timed, but no more than a text's chunk has room for."""
+    length = job.conditions.output_tokens
+    return min(length, len(prompts.scored[0][1])) if prompts.task.is_text else length
 
 
 def _probes(job: Job) -> dict[str, Probe]:

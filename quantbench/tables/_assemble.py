@@ -6,11 +6,14 @@ from collections.abc import Sequence
 
 from quantbench.tables._fields import BETWEEN_PROCESSES, NEAR_EDGE, Field
 from quantbench.tables._lines import Line
-from quantbench.tables._rows import Group
+from quantbench.tables._rows import REPEATS, Group
 from quantbench.tables._show import short
 from quantbench.tables._table import Table
 from quantbench.tables.claims import ClaimTable
 from quantbench.tables.words import Scale, words
+
+
+_REPEATED = "median of N: of as many fresh processes; intervals reach from the lowest to the highest end of theirs"
 
 
 def assemble(name: str, title: str, lines: Sequence[Line], fields: Sequence[Field], notes: Sequence[str]) -> Table:
@@ -19,7 +22,7 @@ def assemble(name: str, title: str, lines: Sequence[Line], fields: Sequence[Fiel
     rows = tuple(tuple(field.cell(line) for field in fields) for line in lines)
     shown = "".join(cell.shown for row in rows for cell in row)
     signs = {
-        BETWEEN_PROCESSES: "between processes, where the figure moves by 3 to 15 %; others alternated in one process",
+        BETWEEN_PROCESSES: "between processes, where figures move more; others alternated with the reference in one process",
         NEAR_EDGE: "the 95 % interval of the KLD reaches another word",
     }
     check = " (an instrument check)" if group.instrument_check else ""
@@ -44,6 +47,7 @@ def assemble(name: str, title: str, lines: Sequence[Line], fields: Sequence[Fiel
             *notes,
             *(f"{sign} {meaning}" for sign, meaning in signs.items() if sign in shown),
             *(line.failure for line in lines if line.failure),
+            *([_REPEATED] if any(line.row and line.row.number(REPEATS) for line in lines) else []),
             *_missing(lines, fields),
         ),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from quantbench.tables._rows import Group, Row
+from quantbench.tables._rows import FAILED, Group, Row
 from quantbench.tables.claims import ClaimTable
 
 
@@ -27,8 +27,11 @@ class Line:
     @property
     def failure(self) -> str:
         """What went wrong, in a sentence; empty where nothing did or nothing was planned."""
-        if self.row is None or self.row.ok:
+        if self.row is None:
             return ""
+        if self.row.ok:
+            failed = self.row.text(FAILED)
+            return f"{self.label}: otherwise {failed}" if failed else ""
         return f"{self.label}: {self.status}, {self.row.text('reason') or 'no reason kept'}"
 
     @property

@@ -16,7 +16,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
 REPEATS = "repeats"
-"""Of a row that stands for several processes: how many."""
+"""Of a row that stands for several processes: how many were measured, and how many were planned."""
+
+PLANNED = "planned_repeats"
+FAILED = "failed_repeats"
+"""What became of those that were not measured, in words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +58,9 @@ class Row:
     @property
     def suffix(self) -> str:
         """What tells it from another row of its variant: control, and of how many processes it is the middle."""
-        repeats = self.number(REPEATS)
-        return (" (control)" if self.flag("control") else "") + (f" (median of {repeats})" if repeats else "")
+        repeats, planned = self.number(REPEATS), self.number(PLANNED)
+        some = f"{repeats} of {planned}" if repeats != planned else f"{repeats}"
+        return (" (control)" if self.flag("control") else "") + (f" (median of {some})" if repeats else "")
 
     @property
     def label(self) -> str:
@@ -151,18 +156,24 @@ def rows_of(frame: pd.DataFrame) -> list[Row]:
 
 
 def _middle(repeats: Sequence[Row]) -> Row:
-    """Repeats of one variant as one row: medians of what was measured well; intervals reach from the lowest to the highest."""
+    """Repeats of one variant as one row: medians of what was measured well; intervals reach from the lowest to the highest.
+
+    A figure that some of them lack is missing.
+    """
     measured = [row for row in repeats if row.ok]
-    if len(measured) < 2:
-        return (measured or repeats)[0]
+    if not measured or len(repeats) == 1:
+        return repeats[0]
     figures = {name: [row.number(name) for row in measured] for name in measured[0].values}
-    middle: dict[str, float] = {}
+    middle: dict[str, float | None] = {}
     for name, numbers in figures.items():
         known = [number for number in numbers if number is not None]
-        if len(known) == len(measured):
+        if known:
             take = min if name.endswith("_low") else max if name.endswith("_high") else median
-            middle[name] = take(known) if len(set(known)) > 1 else known[0]
-    return Row({**measured[0].values, **middle, REPEATS: len(measured)})
+            middle[name] = (take(known) if len(set(known)) > 1 else known[0]) if len(known) == len(measured) else None
+    others = [f"{row.text('status')}, {row.text('reason') or 'no reason kept'}" for row in repeats if not row.ok]
+    middle["repeat"] = None
+    counts = {REPEATS: len(measured), PLANNED: len(repeats), FAILED: "; ".join(dict.fromkeys(others))}
+    return Row({**measured[0].values, **middle, **counts})
 
 
 def _order(row: Row) -> tuple[bool, bool, str, float, str]:

@@ -199,7 +199,8 @@ def _beaten(candidate: Candidate, pick: Candidate, fastest: Candidate, feasible:
 
 def _undetected(feasible: Sequence[Candidate], fastest: Candidate) -> float:
     """The largest relative difference in speed that the intervals of the fastest and of another as fast could hide."""
-    return max(each.tps_margin + fastest.tps_margin for each in feasible if each.tps_overlaps(fastest)) / fastest.tps
+    others = [each.tps_margin for each in feasible if each is not fastest and each.tps_overlaps(fastest)]
+    return (max(others) + fastest.tps_margin) / fastest.tps
 
 
 def _figures(candidate: Candidate) -> str:

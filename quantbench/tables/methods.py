@@ -108,7 +108,7 @@ def _lines(group: Group, claim: ClaimTable) -> list[Line]:
     """The claimed methods in the text's order, then every other method of the group; empty where no method was planned."""
     by_method: dict[str, list[Row]] = {}
     for row in group.rows:
-        if not row.flag("control") and not row.number("repeat"):
+        if not row.flag("control"):
             by_method.setdefault(row.text("method"), []).append(row)
     lines = []
     for each in claim.rows if by_method else ():

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from quantbench.tables._table import Table
 
 _FIGURES = (
-    ("decode_tps", "Decode"), ("gap_ratio", "Decode, x anchor"),
+    ("decode_tps", "Decode"), ("itl_ratio", "Decode, x anchor"),
     ("prefill_tps", "Prefill"), ("prefill_ratio", "Prefill, x anchor"),
     ("call_s", "Call"), ("call_ratio", "Call, x anchor"),
     ("peak_rss_bytes", "Peak RSS"),

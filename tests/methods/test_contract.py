@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 import textwrap
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from quantbench.errors import UnsupportedError
 from quantbench.methods import METHODS, LoadedModel, Sampling, Settings, _gptqmodel, qat
@@ -16,6 +20,7 @@ from quantbench.methods._qat import Training
 from quantbench.models._checkpoint import resolve
 from quantbench.passes.similarity import log_softmax
 from quantbench.scenario import Conditions, Scenario, Variant
+from quantbench.trace import WeightMemory
 
 PROMPT = [1, 300, 400, 500, 600, 700]
 NEED_CUDA = [("prune", "2-4-sparse"), ("torchao", "int4-wo"), ("torchao", "fp8")]
@@ -75,21 +80,42 @@ def opened(method: str, precision: str, calibration: str = "") -> AbstractContex
     return METHODS[method].open(scenario, Settings(checkpoint=resolve("canary"), threads=2, context=256))
 
 
-@pytest.mark.parametrize(("method", "precision"), VARIANTS, ids=[f"{a}-{b}" for a, b in VARIANTS])
-def test_generation_and_scoring_agree(method: str, precision: str, short_text: str) -> None:
-    """Greedy tokens are the argmax of the scores; lengths are exact; sampling follows its seed."""
-    with opened(method, precision, short_text if method == "gguf" else "") as model:
+@dataclass(frozen=True)
+class Seen:
+    """What one loaded variant did: ``loaded`` before its first forward, ``weights`` after all."""
+
+    loaded: WeightMemory
+    weights: WeightMemory
+    facts: Mapping[str, str]
+    tokens: list[int]
+    again: list[int]
+    drawn: list[list[int]]
+    chunks: NDArray[np.float32]
+
+
+@cache
+def seen(method: str, precision: str, calibration: str = "") -> Seen:
+    """Load a variant once for all tests that look at it."""
+    with opened(method, precision, calibration) as model:
+        loaded = model.memory()
         tokens = list(model.generate(PROMPT, 8))
         again = list(model.generate(PROMPT, 8))
         chunks = np.concatenate([chunk.copy() for chunk in model.score([*PROMPT, *tokens], first=len(PROMPT) - 1)])
         drawn = [list(model.generate(PROMPT, 8, Sampling(seed=seed))) for seed in (1, 1, 2)]
-        facts, weights = model.facts, model.memory()
+        return Seen(loaded, model.memory(), dict(model.facts), tokens, again, drawn, chunks)
+
+
+@pytest.mark.parametrize(("method", "precision"), VARIANTS, ids=[f"{a}-{b}" for a, b in VARIANTS])
+def test_generation_and_scoring_agree(method: str, precision: str, short_text: str) -> None:
+    """Greedy tokens are the argmax of the scores; lengths are exact; sampling follows its seed."""
+    found = seen(method, precision, short_text if method == "gguf" else "")
+    facts, weights, tokens, chunks, drawn = found.facts, found.weights, found.tokens, found.chunks, found.drawn
 
     assert facts["device"] == "cpu"
     assert 0.7 < (weights.step_bytes or 0) / weights.weight_bytes < 1  # all but the input embedding, one of two of 2048 x 256
     assert weights.cache_position_bytes == 2 * 6 * 4 * 32 * (4 if facts["kv_dtype"] == "float32" else 2)
     assert len(tokens) == 8
-    assert tokens == again
+    assert tokens == found.again
     assert chunks.shape == (9, VOCABULARY)
     assert chunks.dtype == np.float32
     best = np.sort(chunks[:-1], axis=1)
@@ -126,23 +152,18 @@ def test_what_needs_cuda_says_so_on_the_cpu(method: str, precision: str) -> None
     ],
 )
 def test_weight_bytes_are_the_closed_form(method: str, precision: str, expected: int) -> None:
-    with opened(method, precision) as model:
-        memory = model.memory()
-
-    assert memory.weight_bytes == expected
+    assert seen(method, precision).loaded.weight_bytes == expected
 
 
 def test_footprint_leaves_out_the_quantization_state() -> None:
     """What transformers reports for NF4 is short by exactly the state."""
-    with opened("bitsandbytes", "nf4") as model:
-        memory = model.memory()
+    memory = seen("bitsandbytes", "nf4").loaded
 
     assert memory.footprint_bytes == memory.weight_bytes - memory.by_kind["quantization_state"]
 
 
 def test_double_quantization_saves_memory() -> None:
-    with opened("bitsandbytes", "nf4") as plain, opened("bitsandbytes", "nf4-dq") as double:
-        assert double.memory().weight_bytes < plain.memory().weight_bytes
+    assert seen("bitsandbytes", "nf4-dq").loaded.weight_bytes < seen("bitsandbytes", "nf4").loaded.weight_bytes
 
 
 @pytest.mark.parametrize("precision", GGUF_MADE)

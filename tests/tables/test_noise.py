@@ -27,14 +27,14 @@ def column(table: Table, key: str) -> list[object]:
 
 
 def test_the_spread_is_the_standard_deviation_over_the_mean_of_the_processes(write: Write, record: Make) -> None:
-    repeated = [record(repeat=repeat, decode_tps=rate, gap_ratio=1.3) for repeat, rate in enumerate(RATES)]
+    repeated = [record(repeat=repeat, decode_tps=rate, itl_ratio=1.3) for repeat, rate in enumerate(RATES)]
     control = [record("torch/fp32", control=True, repeat=repeat, decode_tps=50.0 + repeat) for repeat in (0, 1)]
     [table] = noise.table(write([*repeated, *control, record("gguf/q8_0")]))
 
     assert column(table, "variant") == ["torch/fp32 (control)", "gguf/q4_k_m"]
     assert column(table, "processes") == [2, 3]
     assert column(table, "decode_tps_spread")[1] == pytest.approx(stdev(RATES) / mean(RATES))
-    assert column(table, "gap_ratio_spread") == [None, 0.0]
+    assert column(table, "itl_ratio_spread") == [None, 0.0]
     assert "1.13 x" in next(row for row in table.rows if row[0].value == "gguf/q4_k_m")[2].shown
 
 

@@ -12,28 +12,28 @@ from quantbench.trace import Generation, Reference, Trace
 _SOURCE = "quantbench; bench/harness/README.md has its spread between processes"
 _COLUMNS = (
     Column(
-        "gap_s", "s", "lower", doc="time between two tokens, middle of all", formula="median of t(i+1) - t(i) over all answers",
+        "itl_s", "s", "lower", doc="inter-token latency: time between two tokens, middle of all", formula="median of t(i+1) - t(i) over all answers",
         source=_SOURCE,
     ),
     Column(
-        "gap_ratio", "ratio", "higher", doc="decode speed over the anchor's of the same process, by single gaps",
-        formula="median gap of the anchor / gap_s", source=_SOURCE,
+        "itl_ratio", "ratio", "higher", doc="decode speed over the anchor's of the same process, by single gaps",
+        formula="median of the same over all answers of the anchor / itl_s", source=_SOURCE,
     ),
 )  # fmt: skip
 
 
 @metric(*_COLUMNS)
-def gap(trace: Trace, reference: Reference | None) -> Mapping[str, Value]:
+def itl(trace: Trace, reference: Reference | None) -> Mapping[str, Value]:
     """Median time between tokens, raw and over the anchor's: what comparisons of runs gate on"""
     if not trace.rounds:
         none = Missing(trace.absent.get("rounds", "no answers were timed"))
-        return dict.fromkeys(("gap_s", "gap_ratio"), none)
+        return dict.fromkeys(("itl_s", "itl_ratio"), none)
     if any(len(answer.gaps_s) != answer.tokens - 1 for each in trace.rounds for answer in each.variant):
-        return dict.fromkeys(("gap_s", "gap_ratio"), Missing("several tokens came at once, so there is no time between them"))
+        return dict.fromkeys(("itl_s", "itl_ratio"), Missing("several tokens came at once, so there is no time between them"))
     own = _middle([answer for each in trace.rounds for answer in each.variant])
     anchors = [answer for each in trace.rounds for answer in each.anchor]
     none = Missing(trace.absent.get("anchor", "no anchor could be had for this runtime here"))
-    return {"gap_s": own, "gap_ratio": _middle(anchors) / own if anchors else none}
+    return {"itl_s": own, "itl_ratio": _middle(anchors) / own if anchors else none}
 
 
 def _middle(answers: Sequence[Generation]) -> float:

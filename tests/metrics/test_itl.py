@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from quantbench.metrics.gap import gap
+from quantbench.metrics.itl import itl
 from quantbench.record import Missing
 from quantbench.trace import Generation, Round, Trace
 
@@ -21,21 +21,21 @@ def test_it_is_the_median_of_all_gaps_and_its_ratio_the_anchors_over_it(trace: T
         Round(index=0, variant=(answer(0.1, 0.2), answer(0.3, 9.0)), anchor=(answer(0.05, 0.06),)),
         Round(index=1, variant=(answer(0.2, 0.25),), anchor=(answer(0.07, 5.0),)),
     )
-    found = gap.compute(replace(trace, rounds=rounds), None)
+    found = itl.compute(replace(trace, rounds=rounds), None)
     own = np.median([0.1, 0.2, 0.3, 9.0, 0.2, 0.25])
-    assert found["gap_s"] == pytest.approx(own)
-    assert found["gap_ratio"] == pytest.approx(np.median([0.05, 0.06, 0.07, 5.0]) / own)
+    assert found["itl_s"] == pytest.approx(own)
+    assert found["itl_ratio"] == pytest.approx(np.median([0.05, 0.06, 0.07, 5.0]) / own)
 
 
 def test_without_an_anchor_there_is_no_ratio(trace: Trace) -> None:
-    found = gap.compute(replace(trace, rounds=(Round(index=0, variant=(answer(0.1, 0.2),), anchor=()),)), None)
-    assert found["gap_s"] == pytest.approx(0.15)
-    assert isinstance(found["gap_ratio"], Missing)
+    found = itl.compute(replace(trace, rounds=(Round(index=0, variant=(answer(0.1, 0.2),), anchor=()),)), None)
+    assert found["itl_s"] == pytest.approx(0.15)
+    assert isinstance(found["itl_ratio"], Missing)
 
 
 @pytest.mark.parametrize(
     "rounds", [(), (Round(index=0, variant=(answer(0.1, tokens=5),), anchor=(answer(0.1),)),)], ids=["none", "in one piece"]
 )
 def test_what_was_not_seen_is_missing(trace: Trace, rounds: tuple[Round, ...]) -> None:
-    found = gap.compute(replace(trace, rounds=rounds), None)
+    found = itl.compute(replace(trace, rounds=rounds), None)
     assert all(isinstance(value, Missing) for value in found.values())
