@@ -49,6 +49,12 @@ def test_the_variable_names_the_folder(cache_folder: Path) -> None:
     assert cache.cache_root() == cache_folder
 
 
+def test_a_relative_folder_stays_where_it_was_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("QUANTBENCH_CACHE", "here")
+    assert cache.cache_root() == tmp_path / "here"
+
+
 @pytest.mark.parametrize("value", [None, ""])
 def test_without_the_variable_it_is_the_users_cache_folder(
     value: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

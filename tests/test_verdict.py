@@ -82,6 +82,19 @@ def test_too_few_processes_say_nothing() -> None:
     assert only(judge([again])).verdict == Verdict.SUSPECT_WORSE
 
 
+def test_faster_than_a_slowed_anchor_is_still_slower() -> None:
+    slower = cell(factor=0.6, ratio_factor=1.3, again=0.6)
+    assert only(judge([slower])).verdict == Verdict.WORSE
+    unconfirmed = replace(cell(factor=0.6, ratio_factor=0.8), again=side(3, factor=0.6, ratio_factor=1.0))
+    found = only(judge([unconfirmed]))
+    assert (found.verdict, found.gate) == (Verdict.WORSE, "raw")
+
+
+def test_two_cells_of_one_name_are_refused() -> None:
+    with pytest.raises(UsageError, match="two cells have one name"):
+        judge([cell(), cell()])
+
+
 def test_a_variant_that_is_its_own_anchor_has_the_raw_gate_only() -> None:
     own = cell(factor=0.5, again=0.5)
     bare = {name: Side(raws=getattr(own, name).raws, ratios=()) for name in ("baseline", "candidate")}

@@ -63,7 +63,7 @@ CANARY = Subject(
     model="canary", name="canary", decode=128, pairs=20, prompt=512, length=128, repetitions=10, bench_limit=">= 0.85"
 )
 DUMMY = Subject(
-    model=f"dummy:{HERE / 'half-billion.json'}", name="0.55 B dummy", decode=8, pairs=8, prompt=128, length=24, repetitions=2,
+    model=f"dummy:{HERE / 'half-billion.json'}", name="0.55 B dummy", decode=8, pairs=8, prompt=128, length=24, repetitions=6,
     bench_limit=">= 0.98",
 )  # fmt: skip
 """Large enough that a step takes tens of milliseconds, as that of a real model."""

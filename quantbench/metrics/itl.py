@@ -12,8 +12,8 @@ from quantbench.trace import Generation, Reference, Trace
 _SOURCE = "quantbench; bench/harness/README.md has its spread between processes"
 _COLUMNS = (
     Column(
-        "itl_s", "s", "lower", doc="inter-token latency: time between two tokens, middle of all", formula="median of t(i+1) - t(i) over all answers",
-        source=_SOURCE,
+        "itl_s", "s", "lower", doc="inter-token latency: time between two tokens, middle of all",
+        formula="median of t(i+1) - t(i) over all answers", source=_SOURCE,
     ),
     Column(
         "itl_ratio", "ratio", "higher", doc="decode speed over the anchor's of the same process, by single gaps",

@@ -12,7 +12,6 @@ from quantbench.tables._table import Table
 from quantbench.tables.claims import ClaimTable
 from quantbench.tables.words import Scale, words
 
-
 _REPEATED = "median of N: of as many fresh processes; intervals reach from the lowest to the highest end of theirs"
 
 

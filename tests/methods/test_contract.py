@@ -9,10 +9,10 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from quantbench.errors import UnsupportedError
 from quantbench.methods import METHODS, LoadedModel, Sampling, Settings, _gptqmodel, qat
@@ -90,11 +90,11 @@ class Seen:
     tokens: list[int]
     again: list[int]
     drawn: list[list[int]]
-    chunks: NDArray[np.float32]
+    chunks: np.ndarray[Any, np.dtype[np.float32]]
 
 
 @cache
-def seen(method: str, precision: str, calibration: str = "") -> Seen:
+def seen(method: str, precision: str, calibration: str) -> Seen:
     """Load a variant once for all tests that look at it."""
     with opened(method, precision, calibration) as model:
         loaded = model.memory()
@@ -152,18 +152,18 @@ def test_what_needs_cuda_says_so_on_the_cpu(method: str, precision: str) -> None
     ],
 )
 def test_weight_bytes_are_the_closed_form(method: str, precision: str, expected: int) -> None:
-    assert seen(method, precision).loaded.weight_bytes == expected
+    assert seen(method, precision, "").loaded.weight_bytes == expected
 
 
 def test_footprint_leaves_out_the_quantization_state() -> None:
     """What transformers reports for NF4 is short by exactly the state."""
-    memory = seen("bitsandbytes", "nf4").loaded
+    memory = seen("bitsandbytes", "nf4", "").loaded
 
     assert memory.footprint_bytes == memory.weight_bytes - memory.by_kind["quantization_state"]
 
 
 def test_double_quantization_saves_memory() -> None:
-    assert seen("bitsandbytes", "nf4-dq").loaded.weight_bytes < seen("bitsandbytes", "nf4").loaded.weight_bytes
+    assert seen("bitsandbytes", "nf4-dq", "").loaded.weight_bytes < seen("bitsandbytes", "nf4", "").loaded.weight_bytes
 
 
 @pytest.mark.parametrize("precision", GGUF_MADE)

@@ -102,7 +102,8 @@ def test_a_slow_model_ends_with_its_token(clock: Clock) -> None:
 
 
 def test_every_package_counts_and_its_parts_do_not(tmp_path: Path) -> None:
-    first, second = _domain(tmp_path, "intel-rapl:0", "package-0", 5_000_000), _domain(tmp_path, "intel-rapl:1", "package-1")
+    first = _domain(tmp_path, "intel-rapl:0", "package-0", 5_000_000)
+    second = _domain(tmp_path, "intel-rapl:1", "package-1-die-0")
     core = _domain(tmp_path, "intel-rapl:0:0", "core")
     platform = _domain(tmp_path, "intel-rapl:2", "psys")
     _domain(tmp_path, "intel-rapl-mmio:0", "package-0")  # the same package once more, through another door

@@ -329,3 +329,16 @@ def test_answers_end_with_the_first_end_of_sequence() -> None:
 def test_answers_without_an_end_have_the_length_asked_for() -> None:
     (answer,) = answer_greedily(_said(2, 3, 4, 5, 6, 7), [("b", (1,))], 4, FakeTokenizer())
     assert answer.tokens == (2, 3, 4, 5)
+
+
+@pytest.mark.parametrize(("begin", "end"), [(0, None), (None, -1)], ids=["all tokens", "one position short"])
+def test_a_method_that_scores_other_positions_than_asked_is_refused(tmp_path: Path, begin: int | None, end: int | None) -> None:
+    """Else every later position would be held against the wrong row of the reference."""
+    reference = _reference(tmp_path, _table(0))
+
+    class Careless(FakeModel):
+        def score(self, tokens: Sequence[int], first: int = 0) -> Iterator[NDArray[Any]]:
+            return super().score(tokens[:end], first if begin is None else begin)
+
+    with pytest.raises(ModelError, match=f"did not score the {LENGTH} positions asked for"):
+        score_columns(Careless(_table(1)), _scored(reference), tmp_path, tmp_path / "columns.npz")

@@ -166,6 +166,15 @@ def test_repeats_are_one_row_of_medians(write: Write, record: Make) -> None:
     assert [rate for rate in _column(table, "decode_tps") if rate is not None] == [110.0]
 
 
+def test_failed_repeats_are_counted_and_told(write: Write, record: Make, missing: Callable[[str], Missing]) -> None:
+    rows = [record(), record(repeat=1, decode_tps_low=missing("few")), record(repeat=2, status="oom", reason="memory ran out")]
+    [table] = gguf.table(write(rows))
+
+    assert [name for name in _column(table, "name") if str(name).startswith("Q4")] == ["Q4_K_M (median of 2 of 3)"]
+    assert [low for low in _column(table, "decode_tps_low") if low is not None] == []
+    assert "Q4_K_M (median of 2 of 3): otherwise oom, memory ran out" in table.notes
+
+
 def test_latest_run_drops_earlier_rows(write: Write, record: Make) -> None:
     write([record()], run_id="zz-old", day=1)
     frame = write([record()], run_id="aa-new", day=2)
