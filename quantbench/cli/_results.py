@@ -55,7 +55,7 @@ def recommend(
     memory_bytes = parse_bytes(memory)
     choices = decide(_rows(results, None), memory_bytes=memory_bytes, **limits)
     if not choices:
-        message("the last run answered no prompts, and a pick takes decode speed and KLD; run one with a prompt set such as ten")
+        message("the last run answered no prompts, and a pick takes decode speed and KLD; run one with prompts such as ten")
         raise typer.Exit(INSUFFICIENT)
     if output == "json":
         print_json([{"sentence": choice.sentence, **asdict(choice)} for choice in choices])
