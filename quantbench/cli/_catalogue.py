@@ -70,7 +70,7 @@ def metrics(
     names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="only these metrics or columns")] = None,
     output: FormatOption = "text",
 ) -> None:
-    """List what is measured: each column's meaning, unit, direction, formula and source."""
+    """List columns with unit, formula and source."""
     known = [*(each.name for each in METRICS), *(column.name for column in all_columns())]
     if unknown := [name for name in names or () if name not in known]:
         raise unknown_name("metric or column", unknown[0], known)

@@ -119,7 +119,7 @@ def test_models_name_the_built_in_ones_and_the_other_forms() -> None:
     found = _json("models")
     assert found["built_in"][0]["model"] == "canary"
     assert found["built_in"][0]["instrument_check"] is True
-    assert len(found["forms"]) == 6
+    assert len(found["forms"]) == 7
 
 
 @pytest.fixture

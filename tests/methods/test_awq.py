@@ -33,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("artifacts")
 
 def opened(model: Path | str, precision: str, method: str = "awq") -> AbstractContextManager[LoadedModel]:
     scenario = Scenario(model=str(model), variant=Variant(method=method, precision=precision), prompts="two")
-    return METHODS[method].open(scenario, Settings(checkpoint=resolve(str(model)), threads=2, context=256))
+    return METHODS[method].open(scenario, Settings(checkpoint=resolve(str(model)), threads=1, context=256))
 
 
 def logits(model: LoadedModel) -> Array:
@@ -64,7 +64,7 @@ def made(users_cache: Path) -> Path:
     scenario = Scenario(model="canary", variant=Variant(method="awq", precision="int4-g128"), prompts="two")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("QUANTBENCH_CACHE", str(users_cache))
-        return preparer(scenario, Settings(checkpoint=resolve("canary"), threads=2, context=256)).path
+        return preparer(scenario, Settings(checkpoint=resolve("canary"), threads=1, context=256)).path
 
 
 @pytest.mark.parametrize("precision", [each.name for each in METHODS["awq"].precisions])

@@ -33,7 +33,7 @@ def asked(calibration: str = "", seed: int = 0, variant: str = "gptq/int4-g128")
 
 
 def settings(checkpoint: Checkpoint | None = None) -> Settings:
-    return Settings(checkpoint=checkpoint or resolve("canary"), threads=2, context=0)
+    return Settings(checkpoint=checkpoint or resolve("canary"), threads=1, context=0)
 
 
 class Positions:

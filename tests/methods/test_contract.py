@@ -77,7 +77,7 @@ def short_text(tmp_path_factory: pytest.TempPathFactory) -> str:
 def opened(method: str, precision: str, calibration: str = "") -> AbstractContextManager[LoadedModel]:
     variant = Variant(method=method, precision=precision)
     scenario = Scenario(model="canary", variant=variant, prompts="two", conditions=Conditions(calibration=calibration))
-    return METHODS[method].open(scenario, Settings(checkpoint=resolve("canary"), threads=2, context=256))
+    return METHODS[method].open(scenario, Settings(checkpoint=resolve("canary"), threads=1, context=256))
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ def test_gguf_bytes_are_those_of_the_files_tensors(precision: str, short_text: s
 
     variant = Variant(method="gguf", precision=precision)
     scenario = Scenario(model="canary", variant=variant, prompts="two", conditions=Conditions(calibration=short_text))
-    settings = Settings(checkpoint=resolve("canary"), threads=2, context=256)
+    settings = Settings(checkpoint=resolve("canary"), threads=1, context=256)
     prepare = METHODS["gguf"].preparer
     assert prepare
     made = prepare(scenario, settings)

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("artifacts")
 
 
 def settings(checkpoint: Checkpoint) -> Settings:
-    return Settings(checkpoint=checkpoint, threads=2, context=64)
+    return Settings(checkpoint=checkpoint, threads=1, context=64)
 
 
 def scenario(model: str, precision: str) -> Scenario:

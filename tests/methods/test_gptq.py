@@ -48,7 +48,7 @@ def asked(model: Path | str, precision: str, calibration: str = "") -> tuple[Sce
     """A scenario of method gptq, and settings for it."""
     variant = Variant(method="gptq", precision=precision)
     scenario = Scenario(model=str(model), variant=variant, prompts="two", conditions=Conditions(calibration=calibration))
-    return scenario, Settings(checkpoint=resolve(str(model)), threads=2, context=256)
+    return scenario, Settings(checkpoint=resolve(str(model)), threads=1, context=256)
 
 
 def opened(model: Path | str, precision: str) -> AbstractContextManager[LoadedModel]:
@@ -154,7 +154,7 @@ def test_layers_packed_by_auto_gptqs_rules_are_what_they_stand_for(
         found = logits(model)
         kernel = model.facts["kernel"]
     reference = Scenario(model=str(plain), variant=Variant(method="torch", precision="fp32"), prompts="two")
-    with METHODS["torch"].open(reference, Settings(checkpoint=resolve(str(plain)), threads=2, context=256)) as model:
+    with METHODS["torch"].open(reference, Settings(checkpoint=resolve(str(plain)), threads=1, context=256)) as model:
         exact = logits(model)
     assert "-Torch" in kernel
     assert distance(found, exact) < (0.008 if "Aten" in kernel else 0.002)  # that kernel computes in bfloat16

@@ -39,7 +39,7 @@ def scenario(precision: str, calibration: str, model: str = "canary") -> Scenari
 
 
 def settings(checkpoint: Checkpoint) -> Settings:
-    return Settings(checkpoint=checkpoint, threads=2, context=LENGTH)
+    return Settings(checkpoint=checkpoint, threads=1, context=LENGTH)
 
 
 def read(path: Path) -> dict[str, NDArray[np.float32]]:

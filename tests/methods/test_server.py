@@ -480,7 +480,7 @@ class TestKeys:
 
 
 def settings(checkpoint: Checkpoint | None = None) -> Settings:
-    return Settings(checkpoint=checkpoint or resolve("canary"), threads=2, context=128)
+    return Settings(checkpoint=checkpoint or resolve("canary"), threads=1, context=128)
 
 
 class TestMethod:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -17,17 +18,18 @@ from quantbench.trace import Trace
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 INT8 = Variant(method="torch-dynamic", precision="int8")
 FP32 = Variant(method="torch", precision="fp32")
 
 
-@pytest.fixture
-def measured(tmp_path: Path) -> Callable[..., Trace]:
-    """Measure ``lstm`` in this process."""
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Trace]:
+    """Measure ``lstm`` in this process; what was measured once is not measured again."""
 
+    @cache
     def measure(variant: Variant, **conditions: object) -> Trace:
+        folder = tmp_path_factory.mktemp("job")
         job = Job(
             kind="measure",
             checkpoint=resolve("lstm"),
@@ -36,8 +38,8 @@ def measured(tmp_path: Path) -> Callable[..., Trace]:
             effort=Effort(min_rounds=3, max_rounds=3, budget_s=0.0),
             tasks=(Task(prompts_name=SEEDED_INPUTS, prompts=load(SEEDED_INPUTS).prompts, reference=None),),
         )
-        module.measure(job, tmp_path)
-        return Trace.load(tmp_path / TRACE_FILE.format(0))
+        module.measure(job, folder)
+        return Trace.load(folder / TRACE_FILE.format(0))
 
     return measure
 
@@ -115,7 +117,7 @@ def run(pytester: pytest.Pytester) -> Callable[..., pytest.RunResult]:
             f'models = {models!r}\nprompts = ["two"]\ncontrol = false\n[methods]\ntorch = ["fp32"]\ntorch-dynamic = ["int8"]\n'
             'gguf = ["q8_0"]\n'
         )
-        options = ("--quantbench-matrix=matrix.toml", "--quantbench-profile=quick", "--quantbench-engine=inline")
+        options = ("--quantbench-matrix=matrix.toml", "--quantbench-profile=quick", "--quantbench-engine=inline", "--quantbench-threads=1")
         return pytester.runpytest_subprocess(*options, "-p", "no:cacheprovider", "-W", "error", *arguments)
 
     return run_on
