@@ -117,8 +117,9 @@ def run(pytester: pytest.Pytester) -> Callable[..., pytest.RunResult]:
             f'models = {models!r}\nprompts = ["two"]\ncontrol = false\n[methods]\ntorch = ["fp32"]\ntorch-dynamic = ["int8"]\n'
             'gguf = ["q8_0"]\n'
         )
-        options = ("--quantbench-matrix=matrix.toml", "--quantbench-profile=quick", "--quantbench-engine=inline", "--quantbench-threads=1")
-        return pytester.runpytest_subprocess(*options, "-p", "no:cacheprovider", "-W", "error", *arguments)
+        options = ("--quantbench-matrix=matrix.toml", "--quantbench-profile=quick", "--quantbench-engine=inline")
+        cheap = ("--quantbench-threads=1", "-p", "no:cacheprovider")
+        return pytester.runpytest_subprocess(*options, *cheap, "-W", "error", *arguments)
 
     return run_on
 
