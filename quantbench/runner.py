@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property
@@ -116,7 +116,8 @@ class Runner:
             self._opened = self._stack.enter_context(ENGINES[self._plan.engine].open(device))
         return self._opened
 
-    def _run_job(self, group: Sequence[Scenario]) -> Iterable[Record]:
+    def _run_job(self, group: Sequence[Scenario]) -> Iterator[Record]:
+        """Records as they are known, so that what is done is kept whatever happens to the rest."""
         first = group[0]
         checkpoint = None
         try:
@@ -124,23 +125,22 @@ class Runner:
             METHODS[first.variant.method].check(checkpoint)
         except QuantbenchError as error:
             status = Status.SKIPPED if isinstance(error, UnsupportedError) else Status.ERROR
-            return [self._failed(scenario, Failure(status=status, reason=str(error)), checkpoint) for scenario in group]
+            yield from (self._failed(scenario, Failure(status=status, reason=str(error)), checkpoint) for scenario in group)
+            return
         ready: list[tuple[Scenario, Task]] = []
-        records: list[Record] = []
         for scenario in group:
             found = self._task(scenario, checkpoint)
             if isinstance(found, Task):
                 ready.append((scenario, found))
             else:
-                records.append(self._failed(scenario, found, checkpoint))
+                yield self._failed(scenario, found, checkpoint)
         comparable = all(task.reference for _, task in ready)  # else the worker reads the prompts, and one may not fit
         # a text is scored for minutes and sets the context: it gets a job of its own
         prompts = [each for each in ready if not each[1].is_text]
         texts = [[each] for each in ready if each[1].is_text]
         for together in [prompts, *texts] if comparable else [[each] for each in ready]:
             if together:
-                records += self._measure_ready(together, checkpoint)
-        return records
+                yield from self._measure_ready(together, checkpoint)
 
     def _measure_ready(self, ready: Sequence[tuple[Scenario, Task]], checkpoint: Checkpoint) -> list[Record]:
         first = ready[0][0]
