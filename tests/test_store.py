@@ -18,7 +18,8 @@ from quantbench.machine import Machine
 from quantbench.metrics import METRICS, all_columns
 from quantbench.record import Missing, Output, Record, Sample, Status
 from quantbench.scenario import Scenario, Variant
-from quantbench.store import Run, Store, load, schema
+from quantbench.schema import schema
+from quantbench.store import Run, Store, load
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -152,7 +153,7 @@ def test_every_column_says_its_unit_and_occurs_once(table: str) -> None:
     found = schema(table)
     assert len(set(found.names)) == len(found.names)
     for field in found:
-        assert set(field.metadata) == {b"unit", b"better", b"doc"}, field.name
+        assert set(field.metadata) == {b"unit", b"better", b"doc", b"formula", b"source"}, field.name
         assert field.metadata[b"better"] in (b"", b"lower", b"higher"), field.name
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 
-from quantbench.store import table_columns
+from quantbench.schema import table_columns
 from quantbench.tables._lines import Line
 from quantbench.tables._show import times, with_error
 from quantbench.tables._table import Cell, Heading

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from quantbench import load
 from quantbench.cli import app
 from quantbench.cli._results import tables
-from quantbench.store import schema
+from quantbench.schema import schema
 from quantbench.tables.decision import decide
 from quantbench.tables.render import FORMATS
 
