@@ -150,8 +150,9 @@ def _conform(found: pa.Table, wanted: pa.Schema) -> pa.Table:
     """Add the columns that an older file lacks, as nulls; columns are only ever added, so nothing is dropped."""
     import pyarrow as pa
 
+    have = set(found.column_names)  # pyarrow makes the list anew each time it is asked for
     columns = [
-        found.column(field.name).cast(field.type) if field.name in found.column_names else pa.nulls(len(found), field.type)
+        found.column(field.name).cast(field.type) if field.name in have else pa.nulls(len(found), field.type)
         for field in wanted
     ]
     return pa.Table.from_arrays(columns, schema=wanted)
