@@ -19,7 +19,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
 
+from quantbench.architecture import Architecture
 from quantbench.errors import MissingDependency, UnsupportedError, unknown_name
+from quantbench.footprint import Weights
 from quantbench.job import Checkpoint
 from quantbench.registry import Registry
 from quantbench.scenario import Precision, Scenario
@@ -165,6 +167,8 @@ Opener = Callable[[Scenario, Settings], AbstractContextManager[Subject]]
 Recipe = Callable[[Scenario], Mapping[str, str]]
 Preparer = Callable[[Scenario, Settings], Artifact]
 Saver = Callable[[Scenario, Settings, Path], None]
+Forecaster = Callable[[Architecture, Sequence[str]], Mapping[str, Weights]]
+"""From an architecture and names of precisions to what the weights of each will take; reads no weight, imports no torch."""
 
 
 _KINDS: Mapping[str, str] = {
@@ -188,6 +192,7 @@ class Method:
     opener: Opener
     preparer: Preparer | None = field(default=None, init=False)
     saver: Saver | None = field(default=None, init=False)
+    forecaster: Forecaster | None = field(default=None, init=False)
     recipe: Recipe = field(default=lambda _: {}, init=False)
 
     def precision(self, name: str) -> Precision:
@@ -246,6 +251,11 @@ class Method:
         """Decorator: ``preparer`` makes the quantized artifact outside any timing, or finds it in the cache."""
         self.preparer = preparer
         return preparer
+
+    def forecasts(self, forecaster: Forecaster) -> Forecaster:
+        """Decorator: ``forecaster`` predicts the bytes of the weights of each precision asked for."""
+        self.forecaster = forecaster
+        return forecaster
 
     def saves(self, saver: Saver) -> Saver:
         """Decorator: ``saver`` writes the quantized model into a folder, for ``quantbench quantize``."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from quantbench.architecture import Architecture
+from quantbench.footprint import Weights, dense_bytes
 from quantbench.methods import LoadedModel, LoadedModule, Settings, method
 from quantbench.methods._modules import TorchModule, build_module, refuse_to_save, state_dict_counts
 from quantbench.methods._transformers import TransformersModel, load_pretrained
@@ -28,6 +30,12 @@ def open_torch(scenario: Scenario, settings: Settings) -> Iterator[LoadedModel |
     else:
         model = load_pretrained(settings, device, dtype=dtype)
         yield TransformersModel(model, kernel=f"aten-{dtype}", counts=state_dict_counts)
+
+
+@open_torch.forecasts
+def forecast_torch(architecture: Architecture, precisions: Sequence[str]) -> Mapping[str, Weights]:
+    """Every parameter in the dtype asked for."""
+    return {each: Weights(weight_bytes=dense_bytes(architecture, each), dtype=each) for each in precisions}
 
 
 @open_torch.saves

@@ -64,6 +64,11 @@ def is_dummy(name: str) -> bool:
     return name.startswith(DUMMY_PREFIX)
 
 
+def is_hub_id(name: str) -> bool:
+    """Whether ``name`` is written like a checkpoint on the hub."""
+    return ":" not in name and _HUB_ID.fullmatch(name) is not None
+
+
 def dummy_configs() -> dict[str, Path]:
     """Published config.json files of well-known models, by name: what a dummy can be made of with nothing to download."""
     return {path.stem: path for path in sorted((Path(__file__).parent / "configs").glob("*.json"))}
@@ -94,5 +99,5 @@ def _check_dummy(wanted: str) -> None:
         return
     if wanted and looks_like_path(wanted):
         raise UsageError(f"dummy path {wanted!r} does not exist; give a config.json, or a folder that holds one")
-    if ":" in wanted or not _HUB_ID.fullmatch(wanted):
+    if not is_hub_id(wanted):
         raise unknown_name("dummy", wanted, dummy_configs())

@@ -22,8 +22,8 @@ from quantbench.cache import CACHE_VARIABLE, artifact, file_sha256
 from quantbench.errors import MissingDependency, ModelError, QuantbenchError
 from quantbench.job import Checkpoint
 from quantbench.machine import available_memory, versions
-from quantbench.models import MODELS, dummy_configs, looks_like_path
-from quantbench.models._hub import download_config
+from quantbench.models import MODELS
+from quantbench.models._configs import CONFIG, config_file, read_config_file
 from quantbench.scenario import DUMMY_PREFIX
 from quantbench.units import format_bytes
 
@@ -31,7 +31,6 @@ SEED = 0
 RECIPE = 1
 """Counts changes in how a dummy is made; older ones are then made again."""
 
-_CONFIG = "config.json"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 _TOKENIZER_IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None}
 _TOKENIZER_SIZE = 2048
@@ -50,8 +49,8 @@ def make_dummy(name: str) -> Checkpoint:
     missing = [each for each in _MAKERS if find_spec(each) is None]
     if missing:
         raise MissingDependency(f"model {name!r} takes {', '.join(missing)}, not installed; pip install 'quantbench[torch]'")
-    source = _config_file(name.removeprefix(DUMMY_PREFIX))
-    config = _unquantized(_read(source))
+    source = config_file(name.removeprefix(DUMMY_PREFIX))
+    config = _unquantized(read_config_file(source))
     canary = MODELS["canary"].folder()
     asked: dict[str, object] = {
         "config": config, "seed": SEED, "recipe": RECIPE,
@@ -60,7 +59,7 @@ def make_dummy(name: str) -> Checkpoint:
     makers = {each: number for each, number in versions().items() if each in _MAKERS}
 
     def make(folder: Path) -> None:
-        (folder / _CONFIG).write_text(json.dumps(config))
+        (folder / CONFIG).write_text(json.dumps(config))
         for each in _TOKENIZER_FILES:
             shutil.copyfile(canary / each, folder / each)
         _make_elsewhere(folder, source)
@@ -68,28 +67,6 @@ def make_dummy(name: str) -> Checkpoint:
     content = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
     folder = artifact("dummy", {**asked, "versions": makers}, make)
     return Checkpoint(name=name, kind="hf", path=folder, revision=f"seed {SEED}", content_hash=content, random_weights=True)
-
-
-def _config_file(wanted: str) -> Path:
-    """The config.json that is meant: a built-in one, one in a folder or at a path, or a hub repository's."""
-    if wanted in dummy_configs():
-        return dummy_configs()[wanted]
-    if looks_like_path(wanted):
-        path = Path(wanted).expanduser().absolute()
-        return path / _CONFIG if path.is_dir() else path
-    return download_config(wanted)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        body = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ModelError(f"{path} does not exist; a dummy is made from a config.json, as save_pretrained writes it") from error
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read as JSON ({error}); a dummy is made from a config.json") from error
-    if not isinstance(body, dict) or not isinstance(body.get("model_type"), str):
-        raise ModelError(f"{path} names no model_type, so it is no model's config.json; give one that save_pretrained wrote")
-    return body
 
 
 def _unquantized(config: Mapping[str, Any]) -> dict[str, Any]:

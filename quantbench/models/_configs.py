@@ -1,0 +1,57 @@
+"""Configurations by name: built-in ones, a folder's or file's config.json, or a hub repository's; no weight is looked at."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from quantbench import architecture
+from quantbench.architecture import Architecture
+from quantbench.errors import MissingDependency, ModelError, UsageError, unknown_name
+from quantbench.models import MODELS, dummy_configs, is_hub_id, looks_like_path
+from quantbench.models._hub import download_config
+from quantbench.scenario import DUMMY_PREFIX
+
+CONFIG = "config.json"
+
+
+def read_architecture(name: str) -> Architecture:
+    """The architecture of the model called ``name``: a built-in one, ``dummy:`` or not, a folder, a config.json, or a hub id.
+
+    Raises UsageError for a name that can be none of these, ModelError for a configuration that cannot be had or read.
+    """
+    source = config_file(name.removeprefix(DUMMY_PREFIX))
+    return architecture.read(read_config_file(source), name, str(source))
+
+
+def config_file(wanted: str) -> Path:
+    """The config.json that is meant; one of the hub is downloaded."""
+    if wanted in dummy_configs():
+        return dummy_configs()[wanted]
+    if wanted in MODELS and MODELS[wanted].module is None:
+        return MODELS[wanted].folder() / CONFIG
+    if looks_like_path(wanted):
+        path = Path(wanted).expanduser().absolute()
+        if not path.exists():
+            raise UsageError(f"path {wanted!r} does not exist; give a config.json, a folder that holds one, or a .gguf file")
+        return path / CONFIG if path.is_dir() else path
+    if not is_hub_id(wanted):
+        raise unknown_name("model", wanted, [*dummy_configs(), *(each.name for each in MODELS if each.module is None)])
+    try:
+        return download_config(wanted)
+    except (ModelError, MissingDependency) as error:
+        raise type(error)(f"{error}; or give the path of its config.json, which is all that is needed") from error
+
+
+def read_config_file(path: Path) -> dict[str, Any]:
+    """What a config.json says. ModelError where there is none, or where it is none of a model."""
+    try:
+        body = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ModelError(f"{path} does not exist; a config.json is wanted, as save_pretrained writes it") from error
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read as JSON ({error}); a config.json is wanted") from error
+    if not isinstance(body, dict) or not isinstance(body.get("model_type"), str):
+        raise ModelError(f"{path} names no model_type, so it is no model's config.json; give one that save_pretrained wrote")
+    return body
