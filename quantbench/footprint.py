@@ -47,26 +47,32 @@ class Weights:
 
 def dense_bytes(architecture: Architecture, dtype: str) -> int:
     """Bytes of all parameters in one dtype, and of the buffers in theirs."""
-    return math.ceil(architecture.parameters * ELEMENT_BYTES[dtype]) + architecture.buffer_bytes
+    size = ELEMENT_BYTES[dtype]
+    return math.ceil(architecture.parameters * size) + architecture.buffer_bytes_in(math.ceil(size))
 
 
 def kv_cache_bytes(architecture: Architecture, *, context: int, batch: int, dtype: str, runtime: Runtime) -> int:
     """Bytes of the keys and values of ``batch`` sequences of ``context`` positions.
 
-    2 x batch x sum over layers of positions x heads x head_dim x element bytes; a layer with a window keeps no more than that.
-    llama.cpp rounds positions up to multiples of 256.
+    2 x batch x sum over layers of positions x heads x head_dim x element bytes. torch keeps no more than its window of a layer
+    that has one, and heads as often as the model's own code repeats them; llama.cpp, as it is opened here, keeps every position,
+    in multiples of 256.
     """
-    positions = context if runtime == "torch" else -(-context // _CELL_PADDING) * _CELL_PADDING
-    values = sum(min(positions, layer.window or positions) * layer.heads * layer.head_dim for layer in architecture.layers)
+    padded = -(-context // _CELL_PADDING) * _CELL_PADDING
+    values = sum(
+        layer.heads * layer.head_dim * (min(context, layer.window or context) * layer.copies if runtime == "torch" else padded)
+        for layer in architecture.layers
+    )
     return math.ceil(2 * batch * values * ELEMENT_BYTES[dtype])
 
 
 def activation_bytes(architecture: Architecture, *, context: int, batch: int, dtype: str, runtime: Runtime) -> int:
-    """Bytes of the activations that live at once while prompts of ``context`` tokens are prefilled: an estimate.
+    """Bytes of the tensors that live at once while prompts of ``context`` tokens are prefilled: an estimate.
 
-    torch holds every position at once: the residual and its norm, and the wider of queries, keys, values and the attention's
-    output, or gate, up and their product, or the norm's two float32 copies; of the logits the last position only. llama.cpp
-    works on 512 positions at a time, in float32, with the logits of all of them and a mask over the whole context.
+    torch holds every position at once: of the hidden size the embeddings, a layer's input, the residual and its norm, as
+    transformers keeps them referenced; the rotary tables; and the wider of queries, keys, values and the attention's output, or
+    gate, up and their product, or the norm's two float32 copies; of the logits the last position only. An allocator may take
+    more. llama.cpp works on 512 positions at a time, in float32, with the logits of all of them and a mask over the context.
     """
     width, inner = architecture.width, architecture.inner_width
     wide = max(architecture.attention_width + width, inner + inner // 2)
@@ -75,8 +81,9 @@ def activation_bytes(architecture: Architecture, *, context: int, batch: int, dt
         values = max(2 * width + wide, architecture.vocabulary + width)
         return _FLOAT32 * positions * (values + context)
     size = ELEMENT_BYTES[dtype]
+    tables = 2 * max(layer.head_dim for layer in architecture.layers)
     inside = max(wide * size, Fraction(2 * _FLOAT32 * width))
-    return math.ceil(batch * (context * (2 * width * size + inside) + architecture.vocabulary * size))
+    return math.ceil(context * (tables * size + batch * (4 * width * size + inside)) + batch * architecture.vocabulary * size)
 
 
 def largest_context(architecture: Architecture, weights: Weights, budget: int, *, batch: int, dtype: str) -> int | None:

@@ -75,6 +75,20 @@ def available_memory() -> int:
     return free
 
 
+def memory_limit() -> int:
+    """Bytes of memory that a process here can have at most: physical memory, or the control group's limit if that is less."""
+    physical = describe().memory_bytes
+    limit = Path("/sys/fs/cgroup/memory.max")
+    text = limit.read_text().strip() if limit.is_file() else ""
+    return min(physical, int(text)) if text.isdigit() else physical
+
+
+def gpu_memory() -> tuple[tuple[str, int], ...]:
+    """Name and memory in bytes of each GPU that nvidia-smi lists."""
+    answer = _ask_nvidia("name,memory.total")
+    return tuple((row[0], int(row[1]) * 2**20) for row in answer if row[-1].isdigit())
+
+
 def versions() -> dict[str, str]:
     """Installed versions of the tracked packages; what is not installed is left out."""
     found = {"python": platform.python_version()}
@@ -112,9 +126,14 @@ def _cpuinfo(text: str, key: str) -> str:
 
 
 def _nvidia() -> tuple[tuple[str, ...], str]:
-    if not shutil.which("nvidia-smi"):
-        return (), ""
-    asked = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
-    answer = subprocess.run(asked, capture_output=True, text=True, check=False)
-    rows = [line.split(", ") for line in answer.stdout.splitlines() if ", " in line]
+    rows = _ask_nvidia("name,driver_version")
     return tuple(row[0] for row in rows), rows[0][1] if rows else ""
+
+
+def _ask_nvidia(fields: str) -> list[list[str]]:
+    """What nvidia-smi says of each GPU; empty where there is none. Sizes are in MiB."""
+    if not shutil.which("nvidia-smi"):
+        return []
+    asked = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
+    answer = subprocess.run(asked, capture_output=True, text=True, check=False)
+    return [line.split(", ") for line in answer.stdout.splitlines() if ", " in line]

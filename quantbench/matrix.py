@@ -52,6 +52,25 @@ def default_matrix() -> Matrix:
     return Matrix(models=("canary",), prompts=("ten",), variants=variants)
 
 
+def every_variant(methods: Sequence[str], precisions: Sequence[str]) -> list[Variant]:
+    """Every variant there is, or those of the methods and precisions named. UsageError for what does not exist."""
+    chosen = [METHODS[name] for name in methods] or list(METHODS)
+    known = {each.name for method in METHODS for each in method.precisions}
+    for name in precisions:
+        if name not in known:
+            raise unknown_name("precision", name, known)
+    found = [
+        Variant(method=method.name, precision=each.name)
+        for method in chosen
+        for each in method.precisions
+        if not precisions or each.name in precisions
+    ]
+    if not found:
+        have = ", ".join(dict.fromkeys(each.name for method in chosen for each in method.precisions))
+        raise UsageError(f"no method asked for has precision {' or '.join(precisions)}; it would be one of {have}")
+    return found
+
+
 def read_matrix(path: Path) -> Matrix:
     """Read a matrix file. MatrixError names the file and the line or key of whatever is wrong in it."""
     try:

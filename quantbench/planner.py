@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from quantbench.architecture import Architecture
 from quantbench.errors import UsageError, unknown_name
 from quantbench.footprint import ELEMENT_BYTES, Weights, activation_bytes, dense_bytes, kv_cache_bytes, largest_context
+from quantbench.machine import gpu_memory, memory_limit
 from quantbench.methods import METHODS
+from quantbench.models import _configs
 from quantbench.scenario import Variant
 from quantbench.units import format_bytes
 
@@ -74,11 +77,49 @@ class Planned:
         """``method/precision``."""
         return f"{self.method}/{self.precision}"
 
+    def refusal(self, device: Device) -> str:
+        """Why it cannot run on ``device``, with the arithmetic; empty where it fits or nobody can tell."""
+        if self.peak_bytes is None or self.peak_bytes <= device.memory_bytes:
+            return ""
+        return (
+            f"{self.variant} of {self.model} takes {format_bytes(self.peak_bytes)} ({self.arithmetic}) and {device.name} has "
+            f"{format_bytes(device.memory_bytes)}"
+        )
+
     @property
     def arithmetic(self) -> str:
         """The sum behind ``peak_bytes``."""
         parts = {"weights": self.weight_bytes, "KV cache": self.kv_cache_bytes, "activations": self.activation_bytes}
         return " + ".join(f"{name} {format_bytes(count)}" for name, count in parts.items() if count is not None)
+
+
+def read_architecture(name: str, *, any_age: bool = False) -> Architecture:
+    """The architecture of the model called ``name``: a built-in one, a config.json, a folder, a ``.gguf`` file or a hub id.
+
+    Of a hub repository the config.json is fetched and nothing else; where ``any_age`` will do, it may be an old one. Raises
+    UsageError or ModelError where there is none.
+    """
+    if name.endswith(".gguf") and Path(name).expanduser().is_file():
+        from quantbench.methods._gguf_plan import gguf_architecture
+
+        return gguf_architecture(Path(name).expanduser().absolute())
+    return _configs.read_architecture(name, any_age=any_age)
+
+
+def device_here(device: str) -> Device:
+    """The memory behind a device that a scenario asks for; UsageError where there is no such GPU."""
+    if device == "cpu":
+        return Device(name="this machine", memory_bytes=memory_limit())
+    gpus, number = gpu_memory(), int(device.partition(":")[2] or 0)
+    if number >= len(gpus):
+        raise UsageError(f"device {device!r} was asked for and nvidia-smi lists {len(gpus)} GPUs; use cpu, or one of them")
+    return Device(name=gpus[number][0], memory_bytes=gpus[number][1])
+
+
+def workload(architecture: Architecture, *, context: int | None, batch: int = 1, kv_dtype: str = "") -> Workload:
+    """The workload asked for; without a context 4096 tokens, or as many as the model was made for if that is less."""
+    usual = min(DEFAULT_CONTEXT, architecture.context or DEFAULT_CONTEXT)
+    return Workload(context=usual if context is None else context, batch=batch, kv_dtype=kv_dtype)
 
 
 def plan(

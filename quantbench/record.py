@@ -94,7 +94,10 @@ class Output:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """One row of ``scenarios`` with the rows that hang on it. ``values`` holds a Missing where nothing was measured."""
+    """One row of ``scenarios`` with the rows that hang on it. ``values`` holds a Missing where nothing was measured.
+
+    ``predicted_weight_bytes`` is what was planned from shapes before anything was loaded.
+    """
 
     scenario: Scenario
     scenario_key: str
@@ -102,6 +105,7 @@ class Record:
     reason: str = ""
     traceback: str = ""
     repeat: int = 0
+    predicted_weight_bytes: int | Missing = Missing("nothing was planned")
     values: Mapping[str, Value] = field(default_factory=dict)
     facts: Mapping[str, str] = field(default_factory=dict)
     samples: tuple[Sample, ...] = ()

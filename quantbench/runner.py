@@ -27,6 +27,7 @@ from quantbench.models import MODELS
 from quantbench.models._checkpoint import resolve
 from quantbench.passes.similarity import REFERENCE_FILE
 from quantbench.plan import Plan
+from quantbench.preflight import Preflight
 from quantbench.record import Record, Status
 from quantbench.scenario import Conditions, Scenario, Variant
 from quantbench.store import Store
@@ -60,6 +61,7 @@ class Runner:
             self._jobs.setdefault(scenario.job, []).append(scenario)
         self._checkpoints: dict[str, Checkpoint | QuantbenchError] = {}
         self._references: dict[Scenario, Path | Failure | None] = {}
+        self._preflight = Preflight()
         self._job_count = 0
         self._opened: OpenedEngine | None = None
 
@@ -121,8 +123,10 @@ class Runner:
         first = group[0]
         checkpoint = None
         try:
+            self._require_room(first)
             checkpoint = self._checkpoint(first.model)
             METHODS[first.variant.method].check(checkpoint)
+            self._require_room(first, checkpoint)
         except QuantbenchError as error:
             status = Status.SKIPPED if isinstance(error, UnsupportedError) else Status.ERROR
             yield from (self._failed(scenario, Failure(status=status, reason=str(error)), checkpoint) for scenario in group)
@@ -141,6 +145,11 @@ class Runner:
         for together in [prompts, *texts] if comparable else [[each] for each in ready]:
             if together:
                 yield from self._measure_ready(together, checkpoint)
+
+    def _require_room(self, scenario: Scenario, checkpoint: Checkpoint | None = None) -> None:
+        """Raise UnsupportedError, with the arithmetic, for a variant that cannot fit here; nothing was made or loaded yet."""
+        if refusal := self._preflight.outlook(scenario, checkpoint).refusal:
+            raise UnsupportedError(f"{refusal}; choose a smaller precision, or run where there is more memory")
 
     def _measure_ready(self, ready: Sequence[tuple[Scenario, Task]], checkpoint: Checkpoint) -> list[Record]:
         first = ready[0][0]
@@ -197,6 +206,9 @@ class Runner:
             METHODS[wanted.variant.method].check(checkpoint)
         except UnsupportedError:
             return None
+        if refusal := self._preflight.outlook(wanted, checkpoint).refusal:
+            reason = f"the reference does not fit: {refusal}; name a smaller one with --reference, such as torch/bf16"
+            return Failure(status=Status.SKIPPED, reason=reason)
         conditions = wanted.heeded()
         asked: dict[str, object] = {
             "content": checkpoint.content_hash, "prompts": chosen.content_hash, "variant": wanted.variant.name,
@@ -287,6 +299,7 @@ class Runner:
             samples=tuple(raw_samples(trace, scenario.conditions.output_tokens - 1)),
             outputs=compare_answers(trace.answers, reference.answers, trace.columns) if reference and trace.answers else (),
             repeat=scenario.repeat,
+            predicted_weight_bytes=self._preflight.outlook(scenario, checkpoint).weight_bytes,
         )
 
     def _failed(self, scenario: Scenario, failure: Failure, checkpoint: Checkpoint | None) -> Record:
@@ -297,6 +310,7 @@ class Runner:
             reason=failure.reason,
             traceback=failure.traceback,
             repeat=scenario.repeat,
+            predicted_weight_bytes=self._preflight.outlook(scenario, checkpoint).weight_bytes,
         )
 
 

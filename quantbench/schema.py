@@ -43,6 +43,7 @@ IDENTITY_COLUMNS = (
     Column("kernel", "", kind="string", doc="kernel class found in use"),
     Column("kv_dtype", "", kind="string"),
     Column("checkpoint_dtype", "", kind="string", doc="a bf16 checkpoint loses nothing in bf16 by construction"),
+    Column("predicted_weight_bytes", "bytes", kind="int", doc="weight_bytes as planned from shapes before loading"),
     Column("instrument_check", "", kind="bool", doc="the model only checks the instrument"),
     Column("facts", "", kind="string", doc="JSON: whatever else was found rather than asked"),
     Column("null_reasons", "", kind="string", doc="JSON: why each null metric of an ok row is null"),

@@ -160,8 +160,9 @@ def _conform(found: pa.Table, wanted: pa.Schema) -> pa.Table:
 
 def _scenario_row(record: Record, run: Run) -> dict[str, Any]:
     scenario = record.scenario
-    values = {name: None if isinstance(value, Missing) else value for name, value in record.values.items()}
-    reasons = {name: value.reason for name, value in record.values.items() if isinstance(value, Missing)}
+    found = {**record.values, "predicted_weight_bytes": record.predicted_weight_bytes}
+    values = {name: None if isinstance(value, Missing) else value for name, value in found.items()}
+    reasons = {name: value.reason for name, value in found.items() if isinstance(value, Missing)}
     if record.status == Status.OK:
         reasons |= {name: "the worker found none" for name in (*_FOUND, "threads", "context") if not record.facts.get(name)}
         if not record.facts.get("device"):

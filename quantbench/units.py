@@ -38,6 +38,14 @@ def format_bytes(count: float) -> str:
     return f"{count:.0f} B"
 
 
+def format_limit(count: int) -> str:
+    """A limit as people give it: whole GiB or MiB, else decimal."""
+    for name, factor in (("GiB", GIB), ("MiB", 2**20)):
+        if count % factor == 0:
+            return f"{count // factor} {name}"
+    return format_bytes(count)
+
+
 def format_seconds(value: float) -> str:
     """A duration with three significant digits: ``1.24 s``, ``3.1 ms``, ``212 us``."""
     for name, factor in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
@@ -15,7 +16,6 @@ from quantbench.machine import Machine
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 MACHINE = Machine(
     cpu="Xeon", cpus=2, memory_bytes=16 * 2**30, isa="avx2 fma", system="Linux x86_64", gpus=("H100",), driver="580"
@@ -93,6 +93,21 @@ def test_a_machine_without_a_working_gpu_has_none(script: str, tmp_path: Path, m
     _command(tmp_path, "nvidia-smi", script)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     assert (machine.describe().gpus, machine.describe().driver) == ((), "")
+
+
+def test_gpu_memory_comes_from_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _command(tmp_path, "nvidia-smi", "echo 'NVIDIA H100 80GB HBM3, 81559'; echo 'NVIDIA A10, [N/A]'")
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert machine.gpu_memory() == (("NVIDIA H100 80GB HBM3", 81559 * 2**20),)
+
+
+def test_memory_is_limited_by_the_control_group_where_there_is_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    limit = Path("/sys/fs/cgroup/memory.max")
+    read_text, is_file = Path.read_text, Path.is_file
+    for said, expected in (("1048576\n", 2**20), ("max\n", machine.describe().memory_bytes)):
+        monkeypatch.setattr(Path, "is_file", lambda path: path == limit or is_file(path))
+        monkeypatch.setattr(Path, "read_text", lambda path, *_, text=said, **__: text if path == limit else read_text(path))
+        assert machine.memory_limit() == expected
 
 
 def test_versions_name_what_is_installed_and_leave_out_what_is_not() -> None:

@@ -39,25 +39,31 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Buffer:
-    """A tensor that is no parameter, such as rotary frequencies; it keeps its own dtype whatever the model's."""
+    """A tensor that is no parameter, such as rotary frequencies, which stay in float32 whatever the model's dtype.
+
+    ``element_bytes`` is None where it has the dtype that the model is loaded in.
+    """
 
     name: str
     shape: tuple[int, ...]
-    element_bytes: int
+    element_bytes: int | None
 
-    @property
-    def bytes(self) -> int:
-        """Its size."""
-        return math.prod(self.shape) * self.element_bytes
+    def bytes_in(self, model_element_bytes: int) -> int:
+        """Its size in a model of a dtype of so many bytes."""
+        return math.prod(self.shape) * (model_element_bytes if self.element_bytes is None else self.element_bytes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheLayer:
-    """What a layer keeps per position: a key and a value of ``heads`` x ``head_dim``; of the last ``window`` positions only."""
+    """What a layer keeps per position: a key and a value of ``heads`` x ``head_dim``; of the last ``window`` positions only.
+
+    ``copies`` is how often transformers keeps each of them, llama.cpp once.
+    """
 
     heads: int
     head_dim: int
     window: int | None = None
+    copies: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,8 +72,8 @@ class Architecture:
 
     ``width`` is the hidden size, ``inner_width`` the most values a position has inside a feed-forward layer at once (gate and
     up counted both, of experts those that one token uses), ``attention_width`` those of queries, keys and values together.
-    ``context`` is the most positions it was made for, None where it says nothing. ``config`` is the configuration itself, of a GGUF file its metadata; ``gguf`` that file.
-    ``note`` says what had to be assumed.
+    ``context`` is the most positions it was made for, None where it says nothing. ``config`` is the configuration itself, of a
+    GGUF file its metadata; ``gguf`` that file. ``note`` says what had to be assumed.
     """
 
     name: str
@@ -92,8 +98,12 @@ class Architecture:
 
     @property
     def buffer_bytes(self) -> int:
-        """Bytes of all buffers."""
-        return sum(buffer.bytes for buffer in self.buffers)
+        """Bytes of all buffers of a model loaded in a 16-bit dtype."""
+        return self.buffer_bytes_in(2)
+
+    def buffer_bytes_in(self, model_element_bytes: int) -> int:
+        """Bytes of all buffers of a model loaded in a dtype of so many bytes."""
+        return sum(buffer.bytes_in(model_element_bytes) for buffer in self.buffers)
 
 
 class Config:
@@ -104,15 +114,21 @@ class Config:
         self.body = body
         self.source = source
 
-    def count(self, *names: str, default: int | None = None) -> int:
-        """A positive whole number under the first of ``names`` that is there."""
-        found = next((self.body[name] for name in names if self.body.get(name) is not None), default)
+    def count(self, *names: str, default: int | None = None, least: int = 1) -> int:
+        """A whole number, positive unless ``least`` says otherwise, under the first of ``names`` that is there."""
+        found = self.optional(*names, default=default, least=least)
         if found is None:
             raise ModelError(
                 f"{self.source} has no {' or '.join(names)}, which its shapes follow from; give a whole config.json"
             )
-        if isinstance(found, bool) or not isinstance(found, int) or found < 1:
-            raise ModelError(f"{self.source} has {names[0]} {found!r}; it must be a whole number from 1 on")
+        return found
+
+    def optional(self, *names: str, default: int | None = None, least: int = 1) -> int | None:
+        """Like ``count``, and None where there is neither the key nor a ``default``."""
+        name = next((each for each in names if self.body.get(each) is not None), names[0])
+        found = default if self.body.get(name) is None else self.body[name]
+        if found is not None and (isinstance(found, bool) or not isinstance(found, int) or found < least):
+            raise self._wrong(name, f"a whole number from {least} on")
         return found
 
     def flag(self, name: str, *, default: bool) -> bool:
@@ -121,9 +137,60 @@ class Config:
         if found is None:
             return default
         if not isinstance(found, bool):
-            raise ModelError(f"{self.source} has {name} {found!r}; it must be true or false")
+            raise self._wrong(name, "true or false")
         return found
 
+    def share(self, name: str, *, default: float) -> float:
+        """A part of a whole: above 0, at most 1."""
+        found = self.body.get(name)
+        if found is None:
+            return default
+        if isinstance(found, bool) or not isinstance(found, int | float) or not 0 < found <= 1:
+            raise self._wrong(name, "a number above 0 and up to 1")
+        return float(found)
+
+    def counts(self, name: str) -> tuple[int, ...]:
+        """A list of whole numbers; empty where there is none."""
+        found = self.body.get(name)
+        whole = isinstance(found, list) and all(isinstance(each, int) and not isinstance(each, bool) for each in found)
+        if found is not None and not whole:
+            raise self._wrong(name, "a list of whole numbers")
+        return tuple(found or ())
+
+    def text(self, name: str) -> str:
+        """A word; empty where there is none."""
+        found = self.body.get(name)
+        if found is not None and not isinstance(found, str):
+            raise self._wrong(name, "a string")
+        return found or ""
+
+    def texts(self, name: str) -> tuple[str, ...]:
+        """A list of words; empty where there is none."""
+        found = self.body.get(name)
+        if found is not None and not (isinstance(found, list) and all(isinstance(each, str) for each in found)):
+            raise self._wrong(name, "a list of strings")
+        return tuple(found or ())
+
+    def table(self, name: str) -> Config:
+        """A table of keys of its own; without keys where there is none."""
+        found = self.body.get(name)
+        if found is not None and not isinstance(found, Mapping):
+            raise self._wrong(name, "a table of keys")
+        return Config(found or {}, f"{self.source} under {name}")
+
+    def __bool__(self) -> bool:
+        """Whether it has any keys."""
+        return bool(self.body)
+
+    def _wrong(self, name: str, wanted: str) -> ModelError:
+        return ModelError(f"{self.source} has {name} {self.body[name]!r}; it must be {wanted}")
+
+
+_UNLIKE_LLAMA = (
+    "is_encoder_decoder", "num_experts", "num_local_experts", "n_routed_experts", "kv_lora_rank", "state_size", "ssm_cfg",
+    "mamba_d_state", "linear_num_value_heads", "layers_block_type", "hybrid_override_pattern", "block_configs",
+)  # fmt: skip
+"""Keys of models with an encoder, experts, latent attention, recurrent layers or layers unlike each other."""
 
 Build = Callable[[Config], Architecture]
 
@@ -153,13 +220,14 @@ def read(body: Mapping[str, Any], name: str, source: str) -> Architecture:
     """The architecture that a configuration describes; ``name`` is what the model is called, ``source`` what messages name.
 
     A model type that no family knows is read as a Llama where its keys allow, with a note that says so. Raises ModelError where
-    fields are missing or impossible.
+    fields are missing or impossible, and for models that are more than a decoder of text.
     """
-    model_type = str(body.get("model_type"))
     config = Config(body, source)
+    model_type = config.text("model_type")
     known = next((each for each in FAMILIES if model_type in each.model_types), None)
     if known:
         return replace(known.build(config), name=name)
+    _require_like_llama(config, model_type)
     try:
         found = FAMILIES["llama"].build(config)
     except ModelError as error:
@@ -169,3 +237,21 @@ def read(body: Mapping[str, Any], name: str, source: str) -> Architecture:
         ) from error
     assumed = f"model type {model_type!r} is not known: counted as if it were a Llama of these dimensions"
     return replace(found, name=name, note="; ".join(filter(None, (assumed, found.note))))
+
+
+def _require_like_llama(config: Config, model_type: str) -> None:
+    """ModelError where an unknown type has keys which say that it is built otherwise."""
+    if config.body.get("text_config"):
+        raise ModelError(
+            f"{config.source} has model_type {model_type!r} with a text_config: a model of more than text, of which quantbench "
+            "counts no part; give a config.json that holds what is under text_config to plan its text part alone"
+        )
+    if marks := [each for each in _UNLIKE_LLAMA if config.body.get(each)]:
+        raise ModelError(
+            f"{config.source} has model_type {model_type!r}, which quantbench does not know, and its {marks[0]} says that "
+            f"it is not built like a Llama; known types are {', '.join(_model_types())}"
+        )
+
+
+def _model_types() -> list[str]:
+    return sorted(each for known in FAMILIES for each in known.model_types)

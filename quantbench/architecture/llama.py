@@ -2,48 +2,47 @@
 
 from __future__ import annotations
 
-from quantbench.architecture import Architecture, Buffer, CacheLayer, Config, Tensor, family
+from quantbench.architecture import Architecture, Config, Tensor, family
+from quantbench.architecture._parts import attention, cache_layers, decoder, gated, layer_kinds, norm, read_heads, rotary
 
-_ROTARY_BYTES = 4
-"""Rotary frequencies are float32 whatever the model's dtype."""
+_KEPT = {"mistral": 8, "qwen2": 32, "qwen3": 32}
+_WINDOW = 4096
+_UNWINDOWED = 28
+"""What transformers takes for keys that a configuration of these model types lacks."""
 
 
 @family("llama", "mistral", "qwen2", "qwen3")
 def llama(config: Config) -> Architecture:
     """Llama, Mistral, Qwen2 and Qwen3."""
-    kind = config.body.get("model_type")
-    hidden, inner = config.count("hidden_size"), config.count("intermediate_size")
-    heads, count = config.count("num_attention_heads"), config.count("num_hidden_layers")
-    kept = config.count("num_key_value_heads", default=heads)
-    size = config.count("head_dim", default=max(1, hidden // heads))
-    vocabulary = config.count("vocab_size")
-    tied = config.flag("tie_word_embeddings", default=False)
-    biased = config.flag("attention_bias", default=kind == "qwen2")
-    tensors = [Tensor("model.embed_tokens.weight", (vocabulary, hidden), "embedding")]
+    kind = config.text("model_type")
+    hidden, inner, count = config.count("hidden_size"), config.count("intermediate_size"), config.count("num_hidden_layers")
+    heads = read_heads(config, hidden, kept=_KEPT.get(kind), size=128 if kind == "qwen3" else None)
+    biased = kind not in ("mistral", "qwen2") and config.flag("attention_bias", default=False)
+    blocks: list[Tensor] = []
     for number in range(count):
         start = f"model.layers.{number}."
-        shapes = {
-            "q": (heads * size, hidden),
-            "k": (kept * size, hidden),
-            "v": (kept * size, hidden),
-            "o": (hidden, heads * size),
-        }
-        for name, shape in shapes.items():
-            tensors.append(Tensor(f"{start}self_attn.{name}_proj.weight", shape, "linear"))
-            if biased and (name != "o" or kind != "qwen2"):
-                tensors.append(Tensor(f"{start}self_attn.{name}_proj.bias", shape[:1]))
+        blocks += attention(f"{start}self_attn", heads, hidden, qkv_bias=biased or kind == "qwen2", out_bias=biased)
         if kind == "qwen3":
-            tensors += [Tensor(f"{start}self_attn.{name}_norm.weight", (size,)) for name in ("q", "k")]
-        tensors += [Tensor(f"{start}mlp.{name}_proj.weight", (inner, hidden), "linear") for name in ("gate", "up")]
-        tensors.append(Tensor(f"{start}mlp.down_proj.weight", (hidden, inner), "linear"))
-        tensors += [Tensor(f"{start}{name}_layernorm.weight", (hidden,)) for name in ("input", "post_attention")]
-    tensors.append(Tensor("model.norm.weight", (hidden,)))
-    if not tied:
-        tensors.append(Tensor("lm_head.weight", (vocabulary, hidden), "output"))
-    return Architecture(
-        name="", model_type=str(kind), config=config.body, tensors=tuple(tensors),
-        buffers=(Buffer("model.rotary_emb.inv_freq", (size // 2,), _ROTARY_BYTES),),
-        layers=(CacheLayer(heads=kept, head_dim=size),) * count,
-        width=hidden, inner_width=2 * inner, attention_width=(heads + 2 * kept) * size, vocabulary=vocabulary,
-        context=config.count("max_position_embeddings"), tied=tied,
+            blocks += [*norm(f"{start}self_attn.q_norm", heads.size), *norm(f"{start}self_attn.k_norm", heads.size)]
+        blocks += gated(f"{start}mlp", inner, hidden, bias=kind not in _KEPT and config.flag("mlp_bias", default=False))
+        blocks += [*norm(f"{start}input_layernorm", hidden), *norm(f"{start}post_attention_layernorm", hidden)]
+    window = sliding_window(config)
+    first = config.count("max_window_layers", default=_UNWINDOWED, least=0) if kind.startswith("qwen") and window else 0
+    return decoder(
+        config, blocks, heads=heads, buffers=rotary(config, "model.rotary_emb", heads.size),
+        layers=cache_layers(config, heads, count, window=window, kinds=layer_kinds(each >= first for each in range(count))
+                            if window else ()),
+        inner_width=2 * inner, tied=config.flag("tie_word_embeddings", default=False),
     )  # fmt: skip
+
+
+def sliding_window(config: Config) -> int | None:
+    """The last positions that a layer with a window keeps, None where no layer has one.
+
+    Qwen has windows where use_sliding_window says so; Mistral has one of 4096 where its configuration does not say.
+    """
+    kind = config.text("model_type")
+    if kind.startswith("qwen") and not config.flag("use_sliding_window", default=False):
+        return None
+    absent = _WINDOW if kind.startswith(("qwen", "mistral", "gemma")) and "sliding_window" not in config.body else None
+    return config.optional("sliding_window", default=absent)

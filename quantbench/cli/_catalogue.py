@@ -17,19 +17,6 @@ from quantbench.record import Column
 
 FormatOption = Annotated[Format, typer.Option("--format", help="how to print it")]
 
-_MODEL_FORMS = (
-    ("NAME", "a built-in model"),
-    ("FOLDER", "a checkpoint folder with config.json and safetensors, as save_pretrained writes it"),
-    ("FILE.gguf", "a GGUF file"),
-    ("ORG/NAME[@REVISION]", "a checkpoint on the Hugging Face hub, at a branch, tag or commit"),
-    ("ORG/NAME[@REVISION]:Q4_K_M", "one GGUF file of a hub repository, all its parts"),
-    (
-        "dummy:NAME|FOLDER|config.json|ORG/NAME",
-        "a real architecture with random weights, for memory and latency; NAME is tinyllama-1.1b, llama-3.2-1b or llama-2-7b",
-    ),
-    ("http://HOST[:PORT]/v1[#MODEL]", "an OpenAI-compatible server, for the method server"),
-)
-
 
 def method_facts(method: Method) -> dict[str, Any]:
     """What there is to know of a method without importing what it needs."""
@@ -115,6 +102,24 @@ def _indented(text: str, blanks: int) -> str:
     )
 
 
+def _model_forms() -> list[tuple[str, str]]:
+    """Every way to name a model, with what it means."""
+    from quantbench.models import dummy_configs
+
+    return [
+        ("NAME", "a built-in model"),
+        ("FOLDER", "a checkpoint folder with config.json and safetensors, as save_pretrained writes it"),
+        ("FILE.gguf", "a GGUF file"),
+        ("ORG/NAME[@REVISION]", "a checkpoint on the Hugging Face hub, at a branch, tag or commit"),
+        ("ORG/NAME[@REVISION]:Q4_K_M", "one GGUF file of a hub repository, all its parts"),
+        (
+            "dummy:NAME|FOLDER|config.json|ORG/NAME",
+            f"a real architecture with random weights, for memory and latency; NAME is one of {', '.join(dummy_configs())}",
+        ),
+        ("http://HOST[:PORT]/v1[#MODEL]", "an OpenAI-compatible server, for the method server"),
+    ]
+
+
 def models(output: FormatOption = "text") -> None:
     """List the built-in models and other ways to name one."""
     from quantbench.models import MODELS
@@ -123,9 +128,9 @@ def models(output: FormatOption = "text") -> None:
         {"model": model.name, "about": model.about, "instrument_check": model.instrument_check, "folder": str(model.folder())}
         for model in MODELS
     ]
-    forms = [{"form": form, "meaning": meaning} for form, meaning in _MODEL_FORMS]
+    forms = _model_forms()
     if output == "json":
-        return print_json({"built_in": built_in, "forms": forms})
+        return print_json({"built_in": built_in, "forms": [{"form": form, "meaning": meaning} for form, meaning in forms]})
     print_table(["model", "about"], [[model.name, model.about] for model in MODELS])
     typer.echo()
-    return print_table(["--model takes", ""], _MODEL_FORMS)
+    return print_table(["--model takes", ""], forms)

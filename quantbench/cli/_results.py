@@ -11,12 +11,13 @@ import typer
 from quantbench.cli._catalogue import FormatOption
 from quantbench.cli._guard import INSUFFICIENT
 from quantbench.cli._output import message, paragraph, print_json
+from quantbench.cli._plan import BatchOption, ContextOption, planned_for
 from quantbench.errors import StoreError, UsageError, unknown_name
 from quantbench.tables import ALL, build, latest_run
 from quantbench.units import parse_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import pandas as pd
 
@@ -42,31 +43,77 @@ def tables(
 
 
 def recommend(
-    memory: Annotated[str, typer.Option("--memory", metavar="SIZE", help="for the running weights, such as 24GiB or 16GB")],
+    memory: Annotated[str, typer.Option("--memory", metavar="SIZE", help="what there is, such as 24GiB or 16GB")],
+    *,
+    model: Annotated[str | None, typer.Option("--model", metavar="MODEL", help="this model; planned if not measured")] = None,
+    context: ContextOption = None,
+    batch: BatchOption = 1,
     max_kld: Annotated[float | None, typer.Option("--max-kld", metavar="NATS", help="limit of the mean KL divergence")] = None,
     min_tps: Annotated[float | None, typer.Option("--min-tps", metavar="TPS", help="least decode speed in tokens/s")] = None,
     results: ResultsOption = "results",
     output: FormatOption = "text",
 ) -> None:
-    """Say which variant of the latest run to ship."""
-    from quantbench.tables.decision import decide
-
+    """Say which variant to ship: of the latest run, or of a model before anything is measured."""
     limits = {"max_kld": _limit("--max-kld", max_kld), "min_tps": _limit("--min-tps", min_tps)}
     memory_bytes = parse_bytes(memory)
-    choices = decide(_rows(results, None), memory_bytes=memory_bytes, **limits)
+    rows = _measured_of(results, model)
+    if rows is None:
+        _suggest(str(model), memory_bytes=memory_bytes, limits=limits, context=context, batch=batch, output=output)
+        return
+    from quantbench.tables.decision import decide
+
+    if context is not None or batch != 1:
+        raise UsageError("--context and --batch are for planning, and what is measured has its own; name another --model")
+    choices = decide(rows, memory_bytes=memory_bytes, **limits)
     if not choices:
         message("the last run answered no prompts, and a pick takes decode speed and KLD; run one with prompts such as ten")
         raise typer.Exit(INSUFFICIENT)
     if output == "json":
-        print_json([{"sentence": choice.sentence, **asdict(choice)} for choice in choices])
+        print_json([{"sentence": choice.sentence, "measured": True, **asdict(choice)} for choice in choices])
     else:
         typer.echo("\n\n".join(paragraph(choice.sentence) for choice in choices))
     if not any(choice.pick for choice in choices):
         raise typer.Exit(INSUFFICIENT)
 
 
-def stored(results: str, table: str = "scenarios") -> pd.DataFrame:
-    """The rows of a stored table; without any: a sentence and exit code 4."""
+def _measured_of(results: str, model: str | None) -> pd.DataFrame | None:
+    """Rows of the latest run, or of the latest that measured ``model``; None where that model was never measured."""
+    if model is None:
+        return _rows(results, None, "or name a --model, to plan it before anything is measured")
+    from quantbench.store import load
+
+    try:
+        frame = load(results)
+    except StoreError:
+        return None
+    of_model = frame[(frame["model"] == model) & (frame["status"] == "ok")]
+    if of_model.empty:
+        return None
+    latest: pd.DataFrame = latest_run(of_model)
+    rows: pd.DataFrame = frame[(frame["run_id"] == latest["run_id"].iloc[0]) & (frame["model"] == model)]
+    return rows
+
+
+def _suggest(
+    model: str, *, memory_bytes: int, limits: Mapping[str, float | None], context: int | None, batch: int, output: str
+) -> None:
+    """The answer from planned bytes and published quality; exit code 4 where nothing fits."""
+    from quantbench.tables.planned import suggest
+
+    if limits["min_tps"] is not None:
+        raise UsageError(f"model {model!r} was not measured and a speed cannot be planned; leave --min-tps out, or run it")
+    planned, workload = planned_for(model, context=context, batch=batch)
+    found = suggest(planned, memory_bytes=memory_bytes, workload=workload, max_kld=limits["max_kld"])
+    if output == "json":
+        print_json([{"sentence": found.sentence, "measured": False, **asdict(found)}])
+    else:
+        typer.echo(paragraph(found.sentence))
+    if found.pick is None:
+        raise typer.Exit(INSUFFICIENT)
+
+
+def stored(results: str, table: str = "scenarios", *, hint: str = "") -> pd.DataFrame:
+    """The rows of a stored table; without any: a sentence, with a ``hint`` what else to do, and exit code 4."""
     from quantbench.store import load
 
     with warnings.catch_warnings(record=True) as caught:
@@ -79,14 +126,14 @@ def stored(results: str, table: str = "scenarios") -> pd.DataFrame:
         if each.category is UserWarning:
             message(str(each.message))
     if frame is None:
-        message(reason)
+        message("; ".join(filter(None, (reason, hint))))
         raise typer.Exit(INSUFFICIENT)
     return frame
 
 
-def _rows(results: str, run_id: str | None) -> pd.DataFrame:
+def _rows(results: str, run_id: str | None, hint: str = "") -> pd.DataFrame:
     """The rows of one run, the latest unless told otherwise; without any: a sentence and exit code 4."""
-    frame = stored(results)
+    frame = stored(results, hint=hint)
     if run_id is None:
         return latest_run(frame)
     if run_id not in set(frame["run_id"]):

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -98,7 +98,8 @@ def quantized_file(checkpoint: Checkpoint, precision: str, matrix: Path | None =
         asked["imatrix"] = matrix.parent.name
 
     def make(folder: Path) -> None:
-        _check_shapes(source, precision)
+        tensors = [tensor for part in gguf_parts(source) for tensor in read_gguf(part).tensors]
+        check_shapes(source, [(tensor.name, int(tensor.shape[0]), len(tensor.shape)) for tensor in tensors], precision)
         seconds = _quantize(source, folder / MODEL_FILE, precision, matrix)
         (folder / "quantize.json").write_text(json.dumps({"quantize_s": seconds}))
 
@@ -119,7 +120,7 @@ def _quantize(source: Path, target: Path, precision: str, matrix: Path | None) -
     if matrix:
         with np.load(matrix, allow_pickle=False) as file:  # the library gets bare pointers: the arrays must outlive the call
             entries = {name: np.ascontiguousarray(file[name], dtype=np.float32) for name in file.files}
-        params.imatrix = _matrix_array(lib, entries)
+        params.imatrix = matrix_array(lib, entries)
         params.kv_overrides = _matrix_note(lib, len(entries))
     lib.quantbench_error = ""
     started = time.perf_counter()
@@ -129,7 +130,7 @@ def _quantize(source: Path, target: Path, precision: str, matrix: Path | None) -
     return time.perf_counter() - started
 
 
-def _matrix_array(lib: Any, entries: Mapping[str, Any]) -> Any:
+def matrix_array(lib: Any, entries: Mapping[str, Any]) -> Any:
     """llama.cpp's array of importance entries, ended by an empty one."""
     array = (lib.llama_model_imatrix_data * (len(entries) + 1))()
     for cell, (name, values) in zip(array, entries.items(), strict=False):
@@ -221,16 +222,16 @@ def _fetch_converter(folder: Path, installed: str) -> None:
     requirement.unlink()
 
 
-def _check_shapes(source: Path, precision: str) -> None:
-    tensors = [tensor for part in gguf_parts(source) for tensor in read_gguf(part).tensors if len(tensor.shape) > 1]
-    if precision == "mxfp4_moe" and not any(len(tensor.shape) > 2 for tensor in tensors):
+def check_shapes(source: object, tensors: Iterable[tuple[str, int, int]], precision: str) -> None:
+    """Raise UnsupportedError when ``precision`` does not suit tensors of a name, a row size and so many dimensions."""
+    matrices = [each for each in tensors if each[2] > 1]
+    if precision == "mxfp4_moe" and not any(dimensions > 2 for _, _, dimensions in matrices):
         raise UnsupportedError(f"mxfp4_moe is for experts and {source} has none, so it would be Q8_0; ask for gguf/q8_0")
     block = block_size(precision)
-    for tensor in tensors:
-        row = int(tensor.shape[0])
+    for name, row, _ in matrices:
         if row % block:
             raise UnsupportedError(
-                f"{precision} needs row sizes that are multiples of {block} and tensor {tensor.name} has rows of {row}; "
+                f"{precision} needs row sizes that are multiples of {block} and tensor {name} has rows of {row}; "
                 f"use {'q8_0, q5_1 or q4_0' if row % 32 == 0 else 'f16'} for this model"
             )
 

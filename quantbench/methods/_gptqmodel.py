@@ -20,9 +20,10 @@ from pathlib import Path
 from quantbench.cache import artifact
 from quantbench.errors import ModelError, UnsupportedError
 from quantbench.job import Checkpoint
-from quantbench.methods import METHODS, Artifact, Settings
+from quantbench.methods import Artifact, Settings
 from quantbench.methods._calibration import calibration_identity, calibration_ids
 from quantbench.methods._packed import BELONGS, grouping, ready
+from quantbench.methods._packed_forecast import BLOCKS, misfit
 from quantbench.models._checkpoint import safetensors_header, weight_files
 from quantbench.scenario import Scenario, Variant
 
@@ -32,10 +33,6 @@ CALIBRATION_SEQUENCES = {"gptq": 64, "awq": 16}
 CHECKPOINT = "checkpoint"
 _REQUEST = "request.json"
 _SECONDS = "quantize.json"
-_AWQ_OUTPUTS = 64
-"""gptqmodel searches a layer's clipping in steps of so many outputs, and asserts that they divide it."""
-
-_BLOCKS = (".layers.", ".h.", ".blocks.")
 _SHOWN = 300
 _WORKERS = "2"
 _THREADS = {"gptq": "1", "awq": "2"}
@@ -103,26 +100,15 @@ def _bytes(folder: Path) -> int:
 
 def _check_shapes(checkpoint: Checkpoint, variant: Variant) -> None:
     """Raise UnsupportedError where a weight's shape does not fit the groups, or the quantizer."""
-    shapes = {
+    layers = {
         name: entry["shape"]
         for path in weight_files(checkpoint.path)
         for name, entry in safetensors_header(path).items()
-        if len(entry["shape"]) == 2 and any(part in name for part in _BLOCKS)
+        if len(entry["shape"]) == 2 and any(part in name for part in BLOCKS)
     }
-    fits = [
-        each.name
-        for each in METHODS[variant.method].precisions
-        if all(row % grouping(each.name)[1] == 0 for _, row in shapes.values())
-    ]
-    _, group_size = grouping(variant.precision)
-    for name, (outputs, row) in shapes.items():
-        if row % group_size:
-            mend = f"ask for {' or '.join(fits)}" if fits else f"no precision of {variant.method} divides all rows"
-            raise UnsupportedError(f"groups of {group_size} do not divide the rows of {row} of {name}; {mend}")
-        if variant.method == "awq" and outputs % _AWQ_OUTPUTS:
-            raise UnsupportedError(
-                f"gptqmodel makes AWQ of layers with a multiple of {_AWQ_OUTPUTS} outputs and {name} has {outputs}; use gptq"
-            )
+    why = misfit(variant.method, variant.precision, layers)
+    if why:
+        raise UnsupportedError(why)
 
 
 def _run(folder: Path, method: str, bits: int) -> None:

@@ -36,10 +36,7 @@ def importance_matrix(scenario: Scenario, settings: Settings) -> Path:
     """
     checkpoint, conditions = settings.checkpoint, scenario.conditions
     if checkpoint.kind == "gguf":
-        raise UnsupportedError(
-            f"{scenario.variant.name} needs an importance matrix, which is computed on a checkpoint folder, and "
-            f"{checkpoint.path} is a GGUF file; give the folder it was made from"
-        )
+        raise UnsupportedError(no_matrix(scenario.variant.name, checkpoint.path))
     asked = {
         "content": checkpoint.content_hash, "calibration": calibration_identity(conditions), "seed": conditions.seed,
         "sequences": SEQUENCES, "length": LENGTH, "format": _FORMAT,
@@ -60,6 +57,14 @@ def importance_matrix(scenario: Scenario, settings: Settings) -> Path:
         (folder / "imatrix.json").write_text(json.dumps({"imatrix_s": seconds, "tokens": len(ids) * len(ids[0])}))
 
     return artifact("imatrix", asked, make) / MATRIX_FILE
+
+
+def no_matrix(variant: str, path: Path) -> str:
+    """Why there is no importance matrix of a GGUF file."""
+    return (
+        f"{variant} needs an importance matrix, which is computed on a checkpoint folder, and {path} is a GGUF file; "
+        "give the folder it was made from"
+    )
 
 
 def mean_squares(

@@ -6,10 +6,13 @@ are not touched.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
+from quantbench.architecture import Architecture
 from quantbench.errors import UnsupportedError
+from quantbench.methods._forecast import block_of, class_name
 
 _FFNS = (
     (("gate_proj", "up_proj"), "down_proj"),
@@ -31,12 +34,17 @@ def prunable_layers(model: Any) -> list[Any]:
     blocks = _blocks(model)
     layers = [module for block in blocks for module in block.modules() if isinstance(module, Linear)]
     held = sum(layer.weight.numel() for layer in layers)
-    if 2 * held < sum(weight.numel() for weight in blocks.parameters()):
-        raise UnsupportedError(
-            f"prune works on Linear layers, and the decoder blocks of {type(model).__name__} keep most weights elsewhere "
-            "(fused experts, Conv1D); use a method that quantizes this model as a whole"
-        )
+    _check_held(held, sum(weight.numel() for weight in blocks.parameters()), type(model).__name__)
     return layers
+
+
+def check_prunable(architecture: Architecture, *, in_fours: bool = False) -> None:
+    """Raise UnsupportedError where prunable_layers would of such a model, or zero_two_of_four where it is ``in_fours``."""
+    inside = [tensor for tensor in architecture.tensors if block_of(tensor.name)]
+    layers, name = [tensor for tensor in inside if tensor.role == "linear"], class_name(architecture)
+    _check_held(sum(layer.elements for layer in layers), sum(tensor.elements for tensor in inside), name)
+    if in_fours:
+        _check_fours((layer.shape[1] for layer in layers), name)
 
 
 def zero_smallest(model: Any, share: float) -> None:
@@ -52,12 +60,7 @@ def zero_smallest(model: Any, share: float) -> None:
 def zero_two_of_four(model: Any) -> None:
     """Of every four neighbours along the input dimension, set the two of least magnitude to zero."""
     layers = prunable_layers(model)
-    for layer in layers:
-        if layer.in_features % 4:
-            raise UnsupportedError(
-                f"2:4 sparsity needs rows of a multiple of four weights, and a Linear layer of {type(model).__name__} has rows "
-                f"of {layer.in_features}; use unstructured-50"
-            )
+    _check_fours((layer.in_features for layer in layers), type(model).__name__)
     for layer in layers:
         groups = layer.weight.data.view(-1, 4)
         smallest = groups.abs().topk(2, dim=1, largest=False).indices
@@ -74,11 +77,8 @@ def remove_neurons(model: Any, share: float) -> None:
     config = model.config.get_text_config()
     width = next((name for name in _WIDTHS if getattr(config, name, None) == size), None)
     if width is None or any(down.in_features != size for _, down in networks):
-        raise UnsupportedError(
-            f"structured pruning shrinks all FFNs alike through one figure of the config, and that of {type(model).__name__} "
-            "has none such; use an unstructured precision"
-        )
-    kept = size - round(size * share)
+        raise _uneven(type(model).__name__)
+    kept = _kept(size, share)
     for ups, down in networks:
         keep = _importance(ups, down).topk(kept).indices.sort().values
         for layer in ups:
@@ -89,6 +89,28 @@ def remove_neurons(model: Any, share: float) -> None:
         down.weight.data = down.weight.data[:, keep].contiguous()
         down.in_features = kept
     setattr(config, width, kept)
+
+
+def shrink(architecture: Architecture, share: float) -> Architecture:
+    """What remove_neurons leaves of such a model; UnsupportedError where it finds no neurons to remove."""
+    name = class_name(architecture)
+    networks = _networks_by_block(architecture)
+    for found in networks.values():
+        _check_one(found, name)
+    shapes = {tensor.name: tensor.shape for tensor in architecture.tensors}
+    sizes = {shapes[f"{down}.weight"][1] for [(_, down)] in networks.values()}
+    if len(sizes) != 1:
+        raise _uneven(name)
+    size, removed = sizes.pop(), 0
+    kept = _kept(size, share)
+    for [(ups, down)] in networks.values():
+        removed = len(ups) * (size - kept)
+        shapes[f"{down}.weight"] = (shapes[f"{down}.weight"][0], kept)
+        for each in (f"{up}.{kind}" for up in ups for kind in ("weight", "bias")):
+            if each in shapes:
+                shapes[each] = (kept, *shapes[each][1:])
+    tensors = tuple(replace(tensor, shape=shapes[tensor.name]) for tensor in architecture.tensors)
+    return replace(architecture, tensors=tensors, inner_width=architecture.inner_width - removed)
 
 
 def count_values(model: Any, weight_bytes: int, elements: int) -> dict[str, int]:
@@ -123,11 +145,7 @@ def _blocks(model: Any) -> Any:
 def _network(block: Any, name: str) -> tuple[list[Any], Any]:
     """The Linear layers into and out of the one feed-forward network of a decoder block."""
     found = [network for module in block.modules() for network in _networks(module)]
-    if len(found) != 1:
-        raise UnsupportedError(
-            f"structured pruning needs one FFN of separate Linear layers (gate/up/down or fc1/fc2) in each block, and a block "
-            f"of {name} has {len(found) or 'none'}; use an unstructured precision"
-        )
+    _check_one(found, name)
     return found[0]
 
 
@@ -140,6 +158,60 @@ def _networks(module: Any) -> Iterator[tuple[list[Any], Any]]:
         if all(isinstance(layer, Linear) for layer in layers) and all(up.out_features == down.in_features for up in ups):
             yield ups, down
             return
+
+
+def _networks_by_block(architecture: Architecture) -> dict[str, list[tuple[list[str], str]]]:
+    """Of each decoder block its feed-forward networks: names of the Linear layers into and out of their neurons."""
+    networks: dict[str, list[tuple[list[str], str]]] = {}
+    layers: dict[str, tuple[int, ...]] = {}
+    for tensor in architecture.tensors:
+        if block := block_of(tensor.name):
+            networks.setdefault(block, [])
+            if tensor.role == "linear":
+                layers[tensor.name.removesuffix(".weight")] = tensor.shape
+    for parent in dict.fromkeys(name.rpartition(".")[0] for name in layers):
+        for into, out in _FFNS:
+            ups, down = [f"{parent}.{each}" for each in into], f"{parent}.{out}"
+            if down in layers and all(up in layers and layers[up][0] == layers[down][1] for up in ups):
+                networks[block_of(down)].append((ups, down))
+                break
+    return networks
+
+
+def _kept(size: int, share: float) -> int:
+    return size - round(size * share)
+
+
+def _check_held(held: int, whole: int, name: str) -> None:
+    if 2 * held < whole:
+        raise UnsupportedError(
+            f"prune works on Linear layers, and the decoder blocks of {name} keep most weights elsewhere "
+            "(fused experts, Conv1D); use a method that quantizes this model as a whole"
+        )
+
+
+def _check_fours(rows: Iterable[int], name: str) -> None:
+    for length in rows:
+        if length % 4:
+            raise UnsupportedError(
+                f"2:4 sparsity needs rows of a multiple of four weights, and a Linear layer of {name} has rows of {length}; "
+                "use unstructured-50"
+            )
+
+
+def _check_one(found: Sequence[object], name: str) -> None:
+    if len(found) != 1:
+        raise UnsupportedError(
+            f"structured pruning needs one FFN of separate Linear layers (gate/up/down or fc1/fc2) in each block, and a block "
+            f"of {name} has {len(found) or 'none'}; use an unstructured precision"
+        )
+
+
+def _uneven(name: str) -> UnsupportedError:
+    return UnsupportedError(
+        f"structured pruning shrinks all FFNs alike through one figure of the config, and that of {name} has none such; use an "
+        "unstructured precision"
+    )
 
 
 def _importance(ups: list[Any], down: Any) -> Any:

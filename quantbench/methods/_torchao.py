@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any
 
+from quantbench.architecture import Architecture
 from quantbench.errors import ModelError, UnsupportedError
+from quantbench.footprint import Weights
 from quantbench.job import Checkpoint
 from quantbench.methods import Settings
+from quantbench.methods._forecast import class_name, joined, layers_of, left_note, mixed_bytes
+from quantbench.methods._forecast import sides as sides_of
 from quantbench.methods._transformers import TransformersModel, load_pretrained
 from quantbench.models._checkpoint import read_config
 
@@ -22,6 +27,12 @@ _IN_GROUPS = ("intx4-wo", "int4-wo")
 _KNOWN = ("int8-wo", "int8-dyn", "intx8-dyn", "intx4-wo", "int4-wo", "fp8")
 _NEEDS_CUDA = {"int4-wo": (8, 0), "fp8": (8, 9)}
 """Least compute capability of the only kernels that these precisions have."""
+
+_TILE = (8, 1024)
+"""Outputs and inputs of which torch's INT4 kernels take multiples; torchao pads to them."""
+
+_FP8_MULTIPLE = 16
+"""What both sides of a layer must be a multiple of for torchao to quantize it to FP8."""
 
 
 def require_kernel(precision: str, device: str) -> None:
@@ -52,17 +63,71 @@ def check_layers(settings: Settings, precision: str) -> None:
     trusted = {"trust_remote_code": checkpoint.trust_remote_code}
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(checkpoint.path, **trusted), **trusted)
-    rows = {name: layer.in_features for name, layer in _linear_layers(model).items()}
-    if not rows:
-        raise UnsupportedError(
-            f"torchao quantizes Linear layers, and {type(model).__name__} has none but its output layer; use another method"
-        )
-    odd = next((name for name, length in rows.items() if length % GROUP_SIZE), "")
+    sides = {name: (layer.out_features, layer.in_features) for name, layer in _linear_layers(model).items()}
+    if reason := _refusal(precision, sides, type(model).__name__):
+        raise UnsupportedError(reason)
+
+
+def forecast(architecture: Architecture, precision: str) -> Weights:
+    """Linear layers of the blocks as torchao's tensor classes store them, the rest in bfloat16."""
+    layers = {tensor.name: sides_of(tensor) for tensor in layers_of(architecture, "linear")}
+    named = {name.removesuffix(".weight"): sides for name, sides in layers.items()}
+    if reason := _refusal(precision, named, class_name(architecture)):
+        return Weights(weight_bytes=None, note=reason)
+    stored = {name: _stored_bytes(precision, *sides) for name, sides in layers.items() if _taken(precision, *sides)}
+    padded = precision == "int4-wo" and any(_tiled(*sides) != sides for sides in layers.values())
+    note = joined(
+        "CUDA only" if precision in _NEEDS_CUDA else "",
+        f"padded to {_TILE[0]} outputs and {_TILE[1]} inputs or multiples of them" if padded else "",
+        left_note(architecture, "bf16", stored),
+    )
+    return Weights(weight_bytes=mixed_bytes(architecture, "bf16", stored), dtype="bf16", note=note)
+
+
+def _refusal(precision: str, layers: Mapping[str, tuple[int, int]], name: str) -> str:
+    """Why torchao cannot quantize Linear layers of these outputs and inputs, of a model class; empty where it can."""
+    if not layers:
+        return f"torchao quantizes Linear layers, and {name} has none but its output layer; use another method"
+    odd = next((layer for layer, (_, inputs) in layers.items() if inputs % GROUP_SIZE), "")
     if odd and precision in _IN_GROUPS:
-        raise UnsupportedError(
-            f"torchao/{precision} works on groups of {GROUP_SIZE} weights, and these do not divide the rows of {rows[odd]} of "
-            f"{odd}; use an 8-bit precision"
+        return (
+            f"torchao/{precision} works on groups of {GROUP_SIZE} weights, and these do not divide the rows of {layers[odd][1]} "
+            f"of {odd}; use an 8-bit precision"
         )
+    if not any(_taken(precision, *sides) for sides in layers.values()):
+        return (
+            f"torchao/{precision} takes layers whose outputs and inputs are multiples of {_FP8_MULTIPLE}, and {name} has none "
+            "such; use an INT8 precision"
+        )
+    return ""
+
+
+def _taken(precision: str, outputs: int, inputs: int) -> bool:
+    """Whether torchao quantizes a layer at all; one that it passes by stays as it is."""
+    return precision != "fp8" or not (outputs % _FP8_MULTIPLE or inputs % _FP8_MULTIPLE)
+
+
+def _tiled(outputs: int, inputs: int) -> tuple[int, int]:
+    """Outputs and inputs in whole tiles of torch's INT4 kernels."""
+    return -(-outputs // _TILE[0]) * _TILE[0], -(-inputs // _TILE[1]) * _TILE[1]
+
+
+def _stored_bytes(precision: str, outputs: int, inputs: int) -> int:
+    """Bytes of a layer's weight: its codes, and scales and zero points of their own dtypes."""
+    codes = outputs * inputs
+    match precision:
+        case "int8-wo" | "int8-dyn":
+            return codes + outputs * (4 + 1)
+        case "intx8-dyn":
+            return codes + outputs * (2 + 1)
+        case "intx4-wo":
+            return codes + codes // GROUP_SIZE * (2 + 1)
+        case "int4-wo":
+            codes = math.prod(_tiled(outputs, inputs))
+            return codes // 2 + codes // GROUP_SIZE * (2 + 2)
+        case "fp8":
+            return codes + 4
+    raise AssertionError(precision)
 
 
 def base_config(precision: str) -> Any:

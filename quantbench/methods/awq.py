@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from quantbench.architecture import Architecture
+from quantbench.footprint import Weights
 from quantbench.methods import Artifact, LoadedModel, Settings, method
 from quantbench.methods import _gptqmodel as gptqmodel
 from quantbench.methods._packed import load_packed
+from quantbench.methods._packed_forecast import forecast
 from quantbench.scenario import Precision, Scenario
 
 INT4_G128 = Precision(name="int4-g128", bits=4, title="INT4, groups of 128")
@@ -32,6 +35,12 @@ def open_awq(scenario: Scenario, settings: Settings) -> Iterator[LoadedModel]:
 def prepare_awq(scenario: Scenario, settings: Settings) -> Artifact:
     """The AWQ checkpoint."""
     return gptqmodel.prepared(scenario, settings)
+
+
+@open_awq.forecasts
+def forecast_awq(architecture: Architecture, precisions: Sequence[str]) -> Mapping[str, Weights]:
+    """Packed layers, the rest in 16 bits."""
+    return forecast("awq", architecture, precisions)
 
 
 @open_awq.asks

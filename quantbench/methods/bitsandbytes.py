@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from quantbench.architecture import Architecture, Tensor
+from quantbench.errors import UnsupportedError
+from quantbench.footprint import Weights
 from quantbench.methods import LoadedModel, Settings, method
+from quantbench.methods._forecast import class_name, layers_of, left_note, mixed_bytes, sides
 from quantbench.methods._transformers import TransformersModel, load_pretrained
 from quantbench.scenario import Precision, Scenario
 
@@ -16,12 +20,55 @@ NF4 = Precision(name="nf4", bits=4, title="NF4")
 NF4_DQ = Precision(name="nf4-dq", bits=4, title="NF4, double quantization")
 FP4 = Precision(name="fp4", bits=4, title="FP4")
 
+_BLOCK, _NESTED_BLOCK = 64, 256
+"""Weights that share a scale, and, where these are quantized in turn, scales that share one."""
+
+_FLOAT32 = 4
+
 
 @method("bitsandbytes", precisions=[INT8, NF4, NF4_DQ, FP4], requires=["torch", "transformers", "accelerate", "bitsandbytes"])
 @contextmanager
 def open_bitsandbytes(scenario: Scenario, settings: Settings) -> Iterator[LoadedModel]:
     """Quantized on load to INT8 (LLM.int8) or 4-bit blocks of 64 (NF4, FP4)"""
     yield TransformersModel(_load(scenario, settings), f"bitsandbytes-{scenario.variant.precision}", _state_bytes)
+
+
+@open_bitsandbytes.forecasts
+def forecast_bitsandbytes(architecture: Architecture, precisions: Sequence[str]) -> Mapping[str, Weights]:
+    """Linear and Conv1D layers of the blocks as bitsandbytes stores them, the rest in the dtype that it is loaded in."""
+    layers = layers_of(architecture, "linear", "conv1d", exact=True)
+    if not layers:
+        return dict.fromkeys(precisions, Weights(weight_bytes=None, note=_nothing_taken(class_name(architecture))))
+    return {each: _weights(architecture, layers, each) for each in precisions}
+
+
+def _weights(architecture: Architecture, layers: Sequence[Tensor], precision: str) -> Weights:
+    stored = {layer.name: _stored_bytes(*sides(layer), precision) for layer in layers}
+    dtype = "fp16" if precision == "int8" else "bf16"
+    note = left_note(architecture, dtype, stored)
+    if precision != "int8":
+        note += "; as loaded: a CPU with AVX512-BF16 repacks the weights at the first forward"
+    return Weights(weight_bytes=mixed_bytes(architecture, dtype, stored), dtype=dtype, note=note)
+
+
+def _stored_bytes(outputs: int, inputs: int, precision: str) -> int:
+    """Bytes of a layer's weight with its state; every layer has the tables of its codes for itself."""
+    weights = outputs * inputs
+    if precision == "int8":
+        return weights + _FLOAT32 * outputs
+    blocks = -(-weights // _BLOCK)
+    codes = -(-weights // 2) + _FLOAT32 * 2**4
+    if not precision.endswith("-dq"):
+        return codes + _FLOAT32 * blocks
+    nested, table, offset = -(-blocks // _NESTED_BLOCK), 2**8, 1
+    return codes + blocks + _FLOAT32 * (nested + table + offset)
+
+
+def _nothing_taken(name: str) -> str:
+    return (
+        f"bitsandbytes quantizes layers of torch's Linear class and Conv1D, and {name} has none but its output layer; use a "
+        "method that takes its classes, such as torchao or gguf"
+    )
 
 
 @open_bitsandbytes.saves
@@ -32,19 +79,23 @@ def save_bitsandbytes(scenario: Scenario, settings: Settings, out: Path) -> None
 
 def _load(scenario: Scenario, settings: Settings) -> Any:
     import torch
+    from bitsandbytes.nn import Linear4bit, Linear8bitLt
     from transformers import BitsAndBytesConfig
 
     precision = scenario.variant.precision
-    device = scenario.conditions.device
-    if precision == "int8":  # LLM.int8() computes in float16 and casts, with a warning a call, whatever else it is given
-        return load_pretrained(settings, device, quantization_config=BitsAndBytesConfig(load_in_8bit=True), dtype="float16")
+    dtype = "bfloat16"
     config = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type=precision.removesuffix("-dq"),
         bnb_4bit_use_double_quant=precision.endswith("-dq"),
         bnb_4bit_compute_dtype=torch.bfloat16,
     )
-    return load_pretrained(settings, device, quantization_config=config, dtype="bfloat16")
+    if precision == "int8":  # LLM.int8() computes in float16 and casts, with a warning a call, whatever else it is given
+        dtype, config = "float16", BitsAndBytesConfig(load_in_8bit=True)
+    model = load_pretrained(settings, scenario.conditions.device, quantization_config=config, dtype=dtype)
+    if not any(isinstance(module, Linear4bit | Linear8bitLt) for module in model.modules()):
+        raise UnsupportedError(_nothing_taken(type(model).__name__))
+    return model
 
 
 def _state_bytes(model: Any) -> int:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
+from quantbench.architecture import Architecture
 from quantbench.errors import UnsupportedError
+from quantbench.footprint import Weights
 from quantbench.methods import Artifact, LoadedModel, Settings, method
 from quantbench.methods._calibration import calibration_identity
 from quantbench.models._gguf import gguf_parts
@@ -75,6 +77,12 @@ def open_gguf(scenario: Scenario, settings: Settings) -> Iterator[LoadedModel]:
         yield model
 
 
+_FILES = tuple(
+    (each.name, each.name.removesuffix(IMATRIX), uses_matrix(each.name)) for each in open_gguf.precisions
+)
+"""Each precision with llama.cpp's file type, and whether it is made with an importance matrix."""
+
+
 @open_gguf.asks
 def gguf_recipe(scenario: Scenario) -> Mapping[str, str]:
     """The calibration, where an importance matrix is computed on it."""
@@ -104,14 +112,67 @@ def _ready(path: Path, precision: str) -> Artifact | None:
     from quantbench.methods import _gguf_files as files
 
     files.tensor_bytes(path)
-    own = files.file_precision(path)
+    matrix = precision.endswith(IMATRIX) and files.has_matrix(path)
+    if not _is_as_asked(path, precision, files.file_precision(path), matrix=matrix):
+        return None
+    return Artifact(path=path, file_bytes=_file_bytes(path), quantize_s=None)
+
+
+def _is_as_asked(path: Path, precision: str, own: str, *, matrix: bool) -> bool:
+    """Whether a ready file is what was asked for, or can be quantized to it; UnsupportedError where neither is so."""
+    from quantbench.methods._gguf_files import UNQUANTIZED
+
     if own == precision.removesuffix(IMATRIX):
-        if precision.endswith(IMATRIX) and not files.has_matrix(path):
+        if precision.endswith(IMATRIX) and not matrix:
             raise UnsupportedError(f"{path} does not say that it was made with an importance matrix; ask for gguf/{own}")
-        return Artifact(path=path, file_bytes=sum(part.stat().st_size for part in gguf_parts(path)), quantize_s=None)
-    if own not in files.UNQUANTIZED:
+        return True
+    if own not in UNQUANTIZED:
         raise UnsupportedError(f"{path} is {own}; ask for gguf/{own}, or give an F16 file")
-    return None
+    return False
+
+
+def _file_bytes(path: Path) -> int:
+    return sum(part.stat().st_size for part in gguf_parts(path))
+
+
+@open_gguf.forecasts
+def forecast_gguf(architecture: Architecture, precisions: Sequence[str]) -> Mapping[str, Weights]:
+    """Tensor bytes of each file by llama.cpp's own dry run; of a ready file's own precision as they are."""
+    from quantbench.methods import _gguf_plan
+
+    if missing := open_gguf.missing():
+        reason = f"llama.cpp is asked for the sizes and needs {', '.join(missing)}, not installed; {open_gguf.install}"
+        return {each: _unknown(reason) for each in precisions}
+    found = _forecast_ready(architecture.gguf) if architecture.gguf else _gguf_plan.forecast(architecture, _FILES)
+    return {each: found[each] for each in precisions}
+
+
+def _forecast_ready(path: Path) -> dict[str, Weights]:
+    """Sizes of all files that can be made of a ready one."""
+    from quantbench.methods import _gguf_plan
+    from quantbench.methods._imatrix import no_matrix
+
+    header = _gguf_plan.header(path)
+    found: dict[str, Weights] = {}
+    wanted = []
+    for precision, kind, matrix in _FILES:
+        try:
+            if _is_as_asked(path, precision, header["precision"], matrix=header["matrix"]):
+                size = _gguf_plan.ready_bytes(path)
+                found[precision] = Weights(
+                    weight_bytes=size, file_bytes=_file_bytes(path), dtype="fp16", runtime="llama.cpp", note="the file as it is"
+                )
+            elif matrix:
+                found[precision] = _unknown(no_matrix(f"gguf/{precision}", path))
+            else:
+                wanted.append((precision, kind, matrix))
+        except UnsupportedError as error:
+            found[precision] = _unknown(str(error))
+    return found | (_gguf_plan.forecast_from(path, wanted) if wanted else {})
+
+
+def _unknown(reason: str) -> Weights:
+    return Weights(weight_bytes=None, dtype="fp16", runtime="llama.cpp", note=reason)
 
 
 @open_gguf.saves

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from quantbench.architecture import Architecture
+from quantbench.footprint import Weights
 from quantbench.methods import Artifact, LoadedModel, Settings, method
 from quantbench.methods import _gptqmodel as gptqmodel
 from quantbench.methods._packed import load_packed
+from quantbench.methods._packed_forecast import forecast
 from quantbench.scenario import Precision, Scenario
 
 INT8 = Precision(name="int8", bits=8, title="INT8, groups of 128")
@@ -35,6 +38,12 @@ def open_gptq(scenario: Scenario, settings: Settings) -> Iterator[LoadedModel]:
 def prepare_gptq(scenario: Scenario, settings: Settings) -> Artifact:
     """The GPTQ checkpoint."""
     return gptqmodel.prepared(scenario, settings)
+
+
+@open_gptq.forecasts
+def forecast_gptq(architecture: Architecture, precisions: Sequence[str]) -> Mapping[str, Weights]:
+    """Packed layers, the rest in 16 bits."""
+    return forecast("gptq", architecture, precisions)
 
 
 @open_gptq.asks

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -16,8 +16,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from quantbench.architecture import Architecture
 from quantbench.cache import artifact
 from quantbench.errors import UnsupportedError
+from quantbench.footprint import Weights, dense_bytes
 from quantbench.methods import METHODS, Artifact, LoadedModel, Settings, _pruning, method
 from quantbench.methods._transformers import TransformersModel, load_pretrained
 from quantbench.scenario import Precision, Scenario, Variant
@@ -39,13 +41,15 @@ PRECISIONS = (
     STRUCTURED_25, STRUCTURED_25_INT8, STRUCTURED_25_NF4, STRUCTURED_50, STRUCTURED_50_INT8,
 )  # fmt: skip
 
+_REMOVED = {"structured-25": 0.25, "structured-50": 0.5}
+"""Shares of FFN neurons."""
+
 _PRUNINGS: Mapping[str, Callable[[Any], None]] = {
     "unstructured-30": partial(_pruning.zero_smallest, share=0.3),
     "unstructured-50": partial(_pruning.zero_smallest, share=0.5),
     "unstructured-70": partial(_pruning.zero_smallest, share=0.7),
     "2-4": _pruning.zero_two_of_four,
-    "structured-25": partial(_pruning.remove_neurons, share=0.25),
-    "structured-50": partial(_pruning.remove_neurons, share=0.5),
+    **{name: partial(_pruning.remove_neurons, share=share) for name, share in _REMOVED.items()},
 }
 _NOTE = "prune.json"
 _FORMAT = 1
@@ -104,6 +108,31 @@ def prepare_prune(scenario: Scenario, settings: Settings) -> Artifact:
         quantize_s=json.loads((folder / _NOTE).read_text())["quantize_s"],
         quantized=not _quantized(scenario),
     )
+
+
+@open_prune.forecasts
+def forecast_prune(architecture: Architecture, precisions: Sequence[str]) -> Mapping[str, Weights]:
+    """Zeros are stored like other values; removed neurons are gone; then as bitsandbytes stores what is left."""
+    return {each: _forecast(architecture, each) for each in precisions}
+
+
+def _forecast(architecture: Architecture, precision: str) -> Weights:
+    pruning, _, quantized = precision.removesuffix("-sparse").partition("+")
+    share = _REMOVED.get(pruning)
+    try:
+        _pruning.check_prunable(architecture, in_fours=pruning == TWO_OF_FOUR.name)
+        left = _pruning.shrink(architecture, share) if share else architecture
+    except UnsupportedError as error:
+        return Weights(weight_bytes=None, dtype="fp32", note=str(error))
+    if quantized:
+        forecaster = METHODS["bitsandbytes"].forecaster
+        assert forecaster
+        return forecaster(left, [quantized])[quantized]
+    if precision == TWO_OF_FOUR_SPARSE.name:
+        unknown = "CUDA only, where torch's sparse kernels, one library's or another's, choose how weights are stored"
+        return Weights(weight_bytes=None, dtype="bf16", note=unknown)
+    note = "" if share else "zeros are stored like any value"
+    return Weights(weight_bytes=dense_bytes(left, "fp32"), dtype="fp32", note=note)
 
 
 @open_prune.saves

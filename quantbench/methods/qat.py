@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from importlib.metadata import version
@@ -12,7 +12,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from quantbench.architecture import Architecture
 from quantbench.cache import artifact
+from quantbench.footprint import Weights
 from quantbench.methods import Artifact, LoadedModel, Settings, method
 from quantbench.methods import _torchao as ao
 from quantbench.methods._calibration import calibration_identity, calibration_ids
@@ -60,6 +62,12 @@ def qat_recipe(scenario: Scenario) -> Mapping[str, str]:
     """Calibration text and training."""
     training = _TRAINING[scenario.variant.precision]
     return {"calibration": calibration_identity(scenario.conditions), "training": json.dumps(asdict(training))}
+
+
+@open_qat.forecasts
+def forecast_qat(architecture: Architecture, precisions: Sequence[str]) -> Mapping[str, Weights]:
+    """What torchao's same precision takes: training changes values only."""
+    return {each: ao.forecast(architecture, SAME_AS[each]) for each in precisions}
 
 
 @open_qat.saves

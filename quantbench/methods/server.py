@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from urllib.parse import urlsplit
 
+from quantbench.architecture import Architecture
 from quantbench.errors import UnsupportedError, UsageError
+from quantbench.footprint import Weights
 from quantbench.methods import METHODS, Endpoint, Settings, method
 from quantbench.scenario import Precision, Scenario, ServerAddress, Variant, parse_server
 
 KEY_VARIABLE = "QUANTBENCH_SERVER_KEY"
 OPENAI_VARIABLE = "OPENAI_API_KEY"
 STARTED_HERE = "gguf/"
+ELSEWHERE = "the server holds the weights, and in which precision is not known before it is asked"
 
 AS_SERVED = Precision(name="as-served", bits=None, title="as served", usual=False)
 
@@ -39,6 +42,12 @@ def open_server(scenario: Scenario, settings: Settings) -> Iterator[Endpoint]:
     address = parse_server(wanted)
     with connect(address, key=bearer_key(address)) as endpoint:
         yield endpoint
+
+
+@open_server.forecasts
+def forecast_server(architecture: Architecture, precisions: Sequence[str]) -> Mapping[str, Weights]:  # noqa: ARG001
+    """Nothing: it is not this machine that holds them."""
+    return {each: Weights(weight_bytes=None, note=ELSEWHERE) for each in precisions}
 
 
 @open_server.asks

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from quantbench.architecture import Architecture
 from quantbench.errors import UnsupportedError
+from quantbench.footprint import Weights
 from quantbench.methods import LoadedModel, LoadedModule, Settings, method
+from quantbench.methods._forecast import joined, layers_of, left_note, mixed_bytes
 from quantbench.methods._modules import TorchModule, build_module, state_dict_counts
 from quantbench.methods._transformers import TransformersModel, distinct_bytes, load_pretrained
 from quantbench.scenario import Precision, Scenario
@@ -44,6 +47,22 @@ def open_torch_dynamic(scenario: Scenario, settings: Settings) -> Iterator[Loade
     else:
         model = _quantize(load_pretrained(settings, "cpu", dtype="float32"))
         yield TransformersModel(model, _kernel(model), _packed_bytes, state_dict_counts, state_kind=_PACKED)
+
+
+@open_torch_dynamic.forecasts
+def forecast_torch_dynamic(architecture: Architecture, precisions: Sequence[str]) -> Mapping[str, Weights]:
+    """Linear layers in INT8 with one scale each, the output layer among them; the rest in float32."""
+    layers = layers_of(architecture, "linear", exact=True) + layers_of(architecture, "output")
+    stored = {layer.name: layer.elements + _QPARAMS_BYTES for layer in layers}
+    copy = ""
+    if architecture.tied:
+        copied = next(tensor for tensor in architecture.tensors if tensor.role == "embedding")
+        stored["output"] = copied.elements + _QPARAMS_BYTES
+        copy = "the output layer gets an INT8 copy of the embedding that it was tied to"
+    engine = "CPU only; as x86's engine packs, where oneDNN and QNNPACK keep every INT8 weight twice"
+    note = joined(engine, copy, left_note(architecture, "fp32", stored, output=True))
+    weights = Weights(weight_bytes=mixed_bytes(architecture, "fp32", stored), dtype="fp32", note=note)
+    return dict.fromkeys(precisions, weights)
 
 
 def _quantize(model: Any) -> Any:

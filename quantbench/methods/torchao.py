@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from quantbench.architecture import Architecture
+from quantbench.footprint import Weights
 from quantbench.methods import LoadedModel, Settings, method
 from quantbench.methods import _torchao as ao
 from quantbench.methods._transformers import TransformersModel
@@ -29,6 +31,12 @@ FP8 = Precision(name="fp8", bits=8, title="FP8, activations too")
 def open_torchao(scenario: Scenario, settings: Settings) -> Iterator[LoadedModel]:
     """Quantized on load to torchao's tensor classes"""
     yield _load(scenario, settings)
+
+
+@open_torchao.forecasts
+def forecast_torchao(architecture: Architecture, precisions: Sequence[str]) -> Mapping[str, Weights]:
+    """See quantbench.methods._torchao.forecast."""
+    return {each: ao.forecast(architecture, each) for each in precisions}
 
 
 @open_torchao.saves

@@ -34,10 +34,16 @@ def download(name: str, *, trust_remote_code: bool = False) -> tuple[Path, str]:
     return folder, folder.name
 
 
-def download_config(name: str) -> Path:
-    """Fetch nothing but the config.json of ``ORG/REPO[@REVISION]``. Raises ModelError when it cannot be had."""
+def download_config(name: str, *, any_age: bool = False) -> Path:
+    """Fetch nothing but the config.json of ``ORG/REPO[@REVISION]``. Raises ModelError when it cannot be had.
+
+    ``any_age``: one that lies in the hub's own cache will do, however old.
+    """
     hub = _client(name)
     repository, _, revision = name.partition("@")
+    if any_age:
+        with suppress(Exception):  # it is not there: fetched below
+            return Path(hub.hf_hub_download(repository, "config.json", revision=revision or None, local_files_only=True))
     with _hub_errors(name):
         return Path(hub.hf_hub_download(repository, "config.json", revision=revision or None))
 

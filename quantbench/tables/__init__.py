@@ -1,5 +1,7 @@
 """Tables: one file each. A table kind turns rows of ``scenarios`` into Tables, one per run, model and prompt set.
 
+Some kinds have something to say without results: what a type library, a plan or a text says.
+
 A new kind is one file here (or an entry point in the group ``quantbench.tables``) that holds a TableKind. From Python::
 
     from quantbench import load, tables
@@ -29,21 +31,31 @@ ALL = "all"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableKind:
-    """A kind of table. ``place`` orders the kinds where all are shown."""
+    """A kind of table. ``place`` orders the kinds where all are shown.
+
+    ``build`` makes its tables of rows of ``scenarios``; ``unmeasured`` those that it has where there are none, None where
+    it has nothing to say without results.
+    """
 
     name: str
     about: str
     place: int
     build: Callable[[pd.DataFrame], list[Table]]
+    unmeasured: Callable[[], list[Table]] | None = None
+
+    def tables(self, frame: pd.DataFrame | None) -> list[Table]:
+        """Its tables of ``frame``; of none, and where none of its rows are in it, what it says unmeasured."""
+        made = [] if frame is None else self.build(frame)
+        return made or (self.unmeasured() if self.unmeasured else [])
 
 
 KINDS: Registry[TableKind] = Registry("quantbench.tables", TableKind, "table")
 
 
-def build(name: str, frame: pd.DataFrame) -> list[Table]:
-    """The tables of the kind called ``name``, or of all kinds; ``frame`` holds rows of ``scenarios``.
+def build(name: str, frame: pd.DataFrame | None) -> list[Table]:
+    """The tables of the kind called ``name``, or of all kinds; ``frame`` holds rows of ``scenarios``, if there are any.
 
-    A kind of which a run planned no row makes no table for that run. UsageError when there is no such kind.
+    A kind of which a run planned no row shows what can be said unmeasured. UsageError when there is no such kind.
     """
     kinds = sorted(KINDS, key=lambda kind: kind.place) if name == ALL else [KINDS[name]]
-    return [table for kind in kinds for table in kind.build(frame)]
+    return [table for kind in kinds for table in kind.tables(frame)]

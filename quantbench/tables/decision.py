@@ -17,14 +17,13 @@ from quantbench.tables._pareto import Candidate, choose, dominates, front
 from quantbench.tables._rows import Group, Row, groups
 from quantbench.tables._show import short, with_interval
 from quantbench.tables.words import words
-from quantbench.units import GIB, format_bytes, significant
+from quantbench.units import format_bytes, format_limit, significant
 
 if TYPE_CHECKING:
     import pandas as pd
 
 DEFAULT_WORD = "Good"
 """Without a limit of its own the KLD may go as far as this word of the GGUF scale."""
-_MIB = 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +43,7 @@ class Limits:
         """All limits in words."""
         parts = [f"KLD up to {short(self.max_kld)}"]
         if self.memory_bytes is not None:
-            parts.append(f"weights within {_limit(self.memory_bytes)}")
+            parts.append(f"weights within {format_limit(self.memory_bytes)}")
         if self.min_tps is not None:
             parts.append(f"at least {significant(self.min_tps)} tokens/s")
         return ", ".join(parts)
@@ -52,8 +51,9 @@ class Limits:
     def broken(self, candidate: Candidate) -> list[tuple[str, float]]:
         """The limits that ``candidate`` breaks: in words, and by which factor."""
         found = []
-        if self.memory_bytes is not None and candidate.need_bytes > self.memory_bytes:
-            found.append((f"needs more than {_limit(self.memory_bytes)}", _factor(candidate.need_bytes, self.memory_bytes)))
+        room = self.memory_bytes
+        if room is not None and candidate.need_bytes > room:
+            found.append((f"needs more than {format_limit(room)}", _factor(candidate.need_bytes, room)))
         if candidate.kld > self.max_kld:
             found.append((f"KLD above {short(self.max_kld)}", _factor(candidate.kld, self.max_kld)))
         if self.min_tps is not None and candidate.tps < self.min_tps:
@@ -94,7 +94,7 @@ class Choice:
     def _picked(self) -> str:
         assert self.pick is not None
         budget = self.limits.memory_bytes
-        start = f"Under {_limit(budget)} ship" if budget is not None else "Ship"
+        start = f"Under {format_limit(budget)} ship" if budget is not None else "Ship"
         parts = [f"{start} {self.pick.name} on {self.model} (prompts {self.prompts}): {_figures(self.pick)}"]
         second = self.runner_up
         if second and second.candidate:
@@ -213,11 +213,3 @@ def _figures(candidate: Candidate) -> str:
 
 def _factor(larger: float, smaller: float) -> float:
     return larger / smaller if smaller else math.inf
-
-
-def _limit(count: int) -> str:
-    """A limit as people give it: whole GiB or MiB, else decimal."""
-    for name, factor in (("GiB", GIB), ("MiB", _MIB)):
-        if count % factor == 0:
-            return f"{count // factor} {name}"
-    return format_bytes(count)

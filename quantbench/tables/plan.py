@@ -1,0 +1,99 @@
+"""The plan as a table: one line a variant, with what each device can hold."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from quantbench.architecture import Architecture
+from quantbench.planner import Device, Planned, Workload
+from quantbench.tables._show import times
+from quantbench.tables._table import Cell, Heading, Table
+from quantbench.units import format_bytes
+
+
+def plan_table(architecture: Architecture, planned: Sequence[Planned], workload: Workload, devices: Sequence[Device]) -> Table:
+    """What was planned of one architecture; bytes are decimal, a device's memory is shown as it was given."""
+    headings, rows = _columns(planned, devices)
+    longest = f", made for {architecture.context} tokens" if architecture.context else ""
+    keys = f", keys and values in {workload.kv_dtype}" if workload.kv_dtype else ""
+    sequences = f"{workload.batch} sequences of " if workload.batch > 1 else ""
+    return Table(
+        name="plan",
+        title=f"Plan: {architecture.name}, {architecture.parameters:,} parameters",
+        facts={
+            "model": architecture.name,
+            "parameters": architecture.parameters,
+            "context": workload.context,
+            "batch": workload.batch,
+        },
+        caption=f"Planned from shapes, nothing was measured; for {sequences}{workload.context} tokens{keys} "
+        f"({architecture.model_type}{longest})",
+        headings=headings,
+        rows=rows,
+        notes=tuple(_notes(architecture, planned, devices)),
+    )  # fmt: skip
+
+
+def _columns(planned: Sequence[Planned], devices: Sequence[Device]) -> tuple[tuple[Heading, ...], tuple[tuple[Cell, ...], ...]]:
+    loaded = {"weight_bytes": "Weights"}
+    running = {"kv_cache_bytes": "KV cache", "activation_bytes": "Activations", "peak_bytes": "Peak"}
+    ratios = {"compression_fp32": "fp32 over it", "compression_fp16": "fp16 over it"}
+    headings = [
+        Heading(key="variant", title="Variant"),
+        *(Heading(key=key, title=title, unit="bytes", numeric=True) for key, title in loaded.items()),
+        Heading(key="bits_per_weight", title="Bits/weight", unit="bits", numeric=True),
+        *(Heading(key=key, title=title, unit="ratio", numeric=True) for key, title in ratios.items()),
+        *(Heading(key=key, title=title, unit="bytes", numeric=True) for key, title in running.items()),
+        *(Heading(key=f"fits {device.name}", title=f"Fits {device.name}") for device in devices),
+        Heading(key="largest_context", title="Longest context", unit="tokens", numeric=True),
+        *(Heading(key=key, title=key, shown=False) for key in ("method", "precision", "parameters", "file_bytes", "note")),
+    ]
+    rows = []
+    for each in planned:
+        bits = each.bits_per_weight
+        found = {
+            "variant": Cell(each.variant),
+            "bits_per_weight": Cell(bits, "" if bits is None else f"{bits:.2f}"),
+            **{key: _bytes(getattr(each, key)) for key in {**loaded, **running}},
+            **{key: _ratio(getattr(each, key)) for key in ratios},
+            **{f"fits {device.name}": _yes(each.fits_on.get(device.name)) for device in devices},
+            **{key: Cell(getattr(each, key)) for key in ("largest_context", "method", "precision", "parameters", "file_bytes")},
+            "note": Cell(each.note or None),
+        }
+        rows.append(tuple(found[heading.key] for heading in headings))
+    return tuple(headings), tuple(rows)
+
+
+def _bytes(count: int | None) -> Cell:
+    return Cell(None) if count is None else Cell(count, format_bytes(count))
+
+
+def _ratio(value: float | None) -> Cell:
+    return Cell(None) if value is None else Cell(value, times(value))
+
+
+def _yes(fits: bool | None) -> Cell:
+    return Cell(None) if fits is None else Cell(fits, "yes" if fits else "no")
+
+
+def _notes(architecture: Architecture, planned: Sequence[Planned], devices: Sequence[Device]) -> list[str]:
+    """What the columns mean, then each note with the variants that it is of."""
+    of: dict[str, list[str]] = {}
+    for each in planned:
+        if each.note:
+            of.setdefault(each.note, []).append(each.variant)
+    rooms = ", ".join(f"{device.name} {format_bytes(device.memory_bytes)}" for device in devices)
+    fits = (
+        f"fits: the peak is within the memory ({rooms}); longest context: what the largest of these holds, "
+        "at most what the model was made for"
+    )
+    exact = (
+        "MB = 10^6 bytes; weights are exact, as weight_bytes of a loaded model will say; of the peak (weights, KV cache and "
+        "activations of one prefill) the activations are an estimate"
+    )
+    return [
+        exact,
+        fits,
+        *([architecture.note] if architecture.note else []),
+        *(f"{', '.join(names)}: {note}" if len(names) < len(planned) else note for note, names in of.items()),
+    ]

@@ -1,0 +1,142 @@
+"""``quantbench plan`` and ``recommend --model``: sizes before anything is measured."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from typer.testing import CliRunner
+
+from quantbench.cli import app
+from quantbench.units import GIB
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from typer.testing import Result
+
+KEYS = {
+    "model", "method", "precision", "parameters", "weight_bytes", "kv_cache_bytes", "activation_bytes", "peak_bytes",
+    "bits_per_weight", "fits", "note",
+}  # fmt: skip
+
+
+def _run(*arguments: str) -> Result:
+    return CliRunner().invoke(app, list(arguments))
+
+
+def _rows(*arguments: str) -> dict[str, dict[str, Any]]:
+    result = _run("plan", *arguments, "--format", "json")
+    assert result.exit_code == 0, result.output
+    return {f"{row['method']}/{row['precision']}": row for row in json.loads(result.stdout)}
+
+
+def test_json_is_a_list_of_rows_with_the_agreed_keys() -> None:
+    rows = _rows("llama-2-7b", "--method", "torch", "--fit", "24GiB", "--context", "2048", "--batch", "2")
+    assert list(rows) == ["torch/fp32", "torch/fp16", "torch/bf16"]
+    half = rows["torch/fp16"]
+    assert set(half) >= KEYS
+    assert half["parameters"] == 6_738_415_616
+    assert half["kv_cache_bytes"] == 2 * 2 * 32 * 32 * 128 * 2048 * 2
+    assert (half["fits"], half["fits_on"]) == (True, {"24 GiB": True})
+    assert rows["torch/fp32"]["fits"] is False
+
+
+def test_every_format_prints_the_same_rows() -> None:
+    arguments = ("plan", "canary", "--method", "torch", "--fit", "1GiB")
+    text, md = _run(*arguments).stdout, _run(*arguments, "--format", "md").stdout
+    records = list(csv.DictReader(io.StringIO(_run(*arguments, "--format", "csv").stdout)))
+    assert [each["variant"] for each in records] == ["torch/fp32", "torch/fp16", "torch/bf16"]
+    assert [int(each["weight_bytes"]) for each in records] == [23_082_112, 11_541_120, 11_541_120]
+    for out in (text, md):
+        assert out.startswith("Not measured: ")
+        assert "23.1 MB" in out
+        assert "Fits 1 GiB" in out
+    assert "| torch/fp32 | 23.1 MB |" in md
+
+
+def test_without_fit_the_memory_here_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    from quantbench.cli import _plan
+
+    monkeypatch.setattr(_plan, "memory_limit", lambda: GIB)
+    monkeypatch.setattr(_plan, "gpu_memory", lambda: (("an A10", 24 * GIB), ("an A10", 24 * GIB)))
+    rows = _rows("llama-2-7b", "--method", "torch")
+    assert rows["torch/fp16"]["fits_on"] == {"this machine": False, "an A10": True}
+    assert rows["torch/fp16"]["fits"] is True
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["llama-9-7b"], "unknown model 'llama-9-7b'; did you mean"),
+        (["./nowhere"], "path './nowhere' does not exist"),
+        (["llama-2-7b", "--context", "0"], "context is 0; give a whole number from 1 on"),
+        (["llama-2-7b", "--context", "-4"], "context is -4; give a whole number from 1 on"),
+        (["llama-2-7b", "--batch", "0"], "batch is 0; give a whole number from 1 on"),
+        (["llama-2-7b", "--fit", "lots"], "'lots' is not a memory size; write for example 24GiB"),
+        (["llama-2-7b", "--fit", "0GiB"], "'0GiB' is not a memory size"),
+        (["llama-2-7b", "--fit", "-1GiB"], "'-1GiB' is not a memory size"),
+        (["llama-2-7b", "--fit", ""], "'' is not a memory size"),
+        (["llama-2-7b", "--kv-dtype", "fp7"], "unknown KV dtype 'fp7'"),
+        (["llama-2-7b", "--method", "magic"], "unknown method 'magic'"),
+        (["llama-2-7b", "--precision", "q9"], "unknown precision 'q9'"),
+        (["lstm"], "model 'lstm' is a module without tokens and has no config.json"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_2(arguments: list[str], says: str) -> None:
+    result = _run("plan", *arguments)
+    assert result.exit_code == 2
+    assert says in " ".join(result.stderr.split())
+    assert result.stdout == ""
+
+
+def test_planning_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; sys.argv = ['quantbench', 'plan', 'llama-2-70b', '--fit', '24GiB']\n"
+        "from quantbench.cli import app\n"
+        "try: app()\n"
+        "except SystemExit as end: assert not end.code\n"
+        "print(sorted({'torch', 'transformers', 'pandas', 'pyarrow', 'llama_cpp', 'scipy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_recommend_answers_before_anything_is_measured(tmp_path: Path) -> None:
+    arguments = ("recommend", "--model", "llama-2-13b", "--memory", "12GiB", "--results", str(tmp_path / "none"))
+    result = _run(*arguments, "--context", "2048")
+    assert result.exit_code == 0, result.output
+    sentence = " ".join(result.stdout.split())
+    assert sentence.startswith("Not measured: under 12 GiB try gguf/")
+    assert "of llama-2-13b at 2048 tokens first" in sentence
+    assert "published KLD" in sentence
+    assert "README.md" in sentence  # the source is named
+    (body,) = json.loads(_run(*arguments, "--format", "json").stdout)
+    assert body["measured"] is False
+    assert body["pick"]["peak_bytes"] <= 12 * GIB
+    assert body["sentence"].startswith("Not measured")
+
+
+def test_recommend_says_what_comes_nearest_where_nothing_fits(tmp_path: Path) -> None:
+    result = _run("recommend", "--model", "llama-2-70b", "--memory", "8GiB", "--results", str(tmp_path / "none"))
+    assert result.exit_code == 4
+    sentence = " ".join(result.stdout.split())
+    assert "no variant of llama-2-70b planned fits at 4096 tokens" in sentence
+    assert "nearest is gguf/" in sentence
+
+
+def test_recommend_plans_no_speed(tmp_path: Path) -> None:
+    result = _run("recommend", "--model", "canary", "--memory", "8GiB", "--min-tps", "3", "--results", str(tmp_path / "none"))
+    assert result.exit_code == 2
+    assert "was not measured and a speed cannot be planned" in " ".join(result.stderr.split())
+
+
+def test_without_results_the_hint_is_to_name_a_model(tmp_path: Path) -> None:
+    result = _run("recommend", "--memory", "8GiB", "--results", str(tmp_path / "none"))
+    assert result.exit_code == 4
+    assert "or name a --model, to plan it before anything is measured" in " ".join(result.stderr.split())

@@ -1,0 +1,97 @@
+"""What cannot fit is skipped with the arithmetic before anything is loaded, and what was predicted is in every row."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from quantbench import planner
+from quantbench.machine import describe
+from quantbench.models._configs import read_architecture
+from quantbench.plan import Plan
+from quantbench.preflight import Preflight
+from quantbench.record import Missing, Record, Status
+from quantbench.runner import Runner
+from quantbench.scenario import Conditions, Effort, Scenario, Variant
+from quantbench.store import Run, Store, load
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+FP32_BYTES = 23_082_112  # 5,770,496 parameters in float32, and 128 bytes of rotary frequencies
+
+
+def _scenario(precision: str = "fp32", model: str = "canary", **asked: str) -> Scenario:
+    return Scenario(
+        model=model,
+        variant=Variant(method="torch", precision=precision),
+        prompts="two",
+        conditions=Conditions(**asked),  # type: ignore[arg-type]
+    )
+
+
+def _measured(scenario: Scenario, folder: Path) -> Record:
+    run = Run(machine=describe(), versions={}, command="", commit="", profile="quick", engine="inline")
+    plan = Plan(scenarios=(scenario,), effort=Effort(), engine="inline", keep_jobs=folder / "jobs")
+    with Runner(plan, Store(str(folder / "results"), run)) as runner:
+        return runner.measure(scenario)
+
+
+def test_what_cannot_fit_is_skipped_before_anything_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planner, "memory_limit", lambda: 10**7)
+    record = _measured(_scenario(), tmp_path)
+    assert record.status is Status.SKIPPED
+    assert record.reason.startswith("torch/fp32 of canary takes 25.6 MB (weights")
+    assert "(weights 23.1 MB + KV cache 786 kB + activations 1.74 MB) and" in record.reason
+    assert record.reason.endswith("this machine has 10 MB; choose a smaller precision, or run where there is more memory")
+    assert not (tmp_path / "jobs").exists()
+    row = load(str(tmp_path / "results")).iloc[0]
+    assert (row["status"], row["predicted_weight_bytes"]) == ("skipped", FP32_BYTES)
+
+
+def test_a_reference_that_cannot_fit_is_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planner, "memory_limit", lambda: 15 * 10**6)
+    record = _measured(_scenario("bf16"), tmp_path)
+    assert record.status is Status.SKIPPED
+    assert record.reason.startswith("the reference does not fit: torch/fp32 of canary takes")
+    assert record.reason.endswith("name a smaller one with --reference, such as torch/bf16")
+
+
+def test_a_dummy_that_cannot_fit_is_not_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QUANTBENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(planner, "memory_limit", lambda: 24 * 2**30)
+    record = _measured(_scenario("bf16", "dummy:llama-2-70b"), tmp_path)
+    assert record.status is Status.SKIPPED
+    assert "torch/bf16 of dummy:llama-2-70b takes 138 GB (weights 138 GB" in record.reason
+    assert not list((tmp_path / "cache").glob("dummy/*"))
+
+
+def test_an_outlook_is_the_plans_own() -> None:
+    outlook = Preflight().outlook(_scenario("bf16"))
+    canary = read_architecture("canary")
+    assert outlook.weight_bytes == 2 * canary.parameters + canary.buffer_bytes
+    assert outlook.refusal == ""
+
+
+@pytest.mark.parametrize("model", ["lstm", "http://localhost:1/v1"])
+def test_what_has_no_known_shapes_is_never_refused(model: str) -> None:
+    outlook = Preflight().outlook(_scenario(model=model))
+    assert outlook.refusal == ""
+    assert isinstance(outlook.weight_bytes, Missing)
+    assert "language models whose configuration is known" in outlook.weight_bytes.reason
+
+
+def test_a_forecast_that_breaks_costs_nothing_but_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("by nothing")
+
+    monkeypatch.setattr(planner, "forecast", broken)
+    outlook = Preflight().outlook(_scenario())
+    assert outlook.weight_bytes == Missing("the forecast failed: ZeroDivisionError: by nothing")
+    assert outlook.refusal == ""
+
+
+def test_a_gpu_that_is_not_there_is_the_workers_to_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planner, "gpu_memory", tuple)
+    assert Preflight().outlook(_scenario(device="cuda")).refusal == ""
