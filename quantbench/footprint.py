@@ -55,7 +55,7 @@ def kv_cache_bytes(architecture: Architecture, *, context: int, batch: int, dtyp
     """Bytes of the keys and values of ``batch`` sequences of ``context`` positions.
 
     2 x batch x sum over layers of positions x heads x head_dim x element bytes. torch keeps no more than its window of a layer
-    that has one, and heads as often as the model's own code repeats them; llama.cpp, as it is opened here, keeps every position,
+    that has one, and heads as often as the model's own code repeats them; llama.cpp, as it is opened here, keeps all positions,
     in multiples of 256.
     """
     padded = -(-context // _CELL_PADDING) * _CELL_PADDING
@@ -71,11 +71,12 @@ def activation_bytes(architecture: Architecture, *, context: int, batch: int, dt
 
     torch holds every position at once: of the hidden size the embeddings, a layer's input, the residual and its norm, as
     transformers keeps them referenced; the rotary tables; and the wider of queries, keys, values and the attention's output, or
-    gate, up and their product, or the norm's two float32 copies; of the logits the last position only. An allocator may take
-    more. llama.cpp works on 512 positions at a time, in float32, with the logits of all of them and a mask over the context.
+    the inside of a feed-forward layer, or the norm's two float32 copies; of the logits the last position only; and keys and
+    values beyond a layer's window, which go once the prompt is through. An allocator may take more. llama.cpp works on 512
+    positions at a time, in float32, with the logits of all of them and a mask over the context.
     """
     width, inner = architecture.width, architecture.inner_width
-    wide = max(architecture.attention_width + width, inner + inner // 2)
+    wide = max(architecture.attention_width + width, inner)
     if runtime == "llama.cpp":
         positions = min(context, _LLAMA_CPP_BATCH)
         values = max(2 * width + wide, architecture.vocabulary + width)
@@ -83,7 +84,11 @@ def activation_bytes(architecture: Architecture, *, context: int, batch: int, dt
     size = ELEMENT_BYTES[dtype]
     tables = 2 * max(layer.head_dim for layer in architecture.layers)
     inside = max(wide * size, Fraction(2 * _FLOAT32 * width))
-    return math.ceil(context * (tables * size + batch * (4 * width * size + inside)) + batch * architecture.vocabulary * size)
+    beyond = sum(
+        layer.heads * layer.head_dim * layer.copies * max(0, context - (layer.window or context)) for layer in architecture.layers
+    )
+    each = batch * (4 * width * size + inside) + tables * size
+    return math.ceil(context * each + batch * (architecture.vocabulary + 2 * beyond) * size)
 
 
 def largest_context(architecture: Architecture, weights: Weights, budget: int, *, batch: int, dtype: str) -> int | None:

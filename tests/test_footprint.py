@@ -50,6 +50,17 @@ def test_block_formats_are_ggufs_own() -> None:
         assert ELEMENT_BYTES[name] == pytest.approx(size / block)
 
 
+def test_a_window_caps_the_cache_and_what_is_beyond_it_goes_after_the_prompt() -> None:
+    model = read_architecture("mistral-7b")
+    assert {layer.window for layer in model.layers} == {4096}
+    a_position = 2 * 32 * 8 * 128 * 2
+    short, long = (kv_cache_bytes(model, context=each, batch=1, dtype="bf16", runtime="torch") for each in (4096, 6000))
+    assert short == long == 4096 * a_position
+    busy = [activation_bytes(model, context=each, batch=1, dtype="bf16", runtime="torch") for each in (4096, 6000)]
+    logits = 2 * 32000
+    assert (busy[1] - logits) / 6000 - (busy[0] - logits) / 4096 == pytest.approx(1904 * a_position / 6000, rel=1e-6)
+
+
 def test_llama_cpp_keeps_positions_in_multiples_of_256() -> None:
     model = read_architecture("llama-2-7b")
     sizes = [kv_cache_bytes(model, context=each, batch=1, dtype="fp16", runtime="llama.cpp") for each in (1, 256, 257)]

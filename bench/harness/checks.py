@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import median
 
 import fidelity
+import planned
 from ratios import Result, seconds_in_turn, time_ratio
 
 PAIRS = 5
@@ -123,6 +124,8 @@ ALL: dict[str, Callable[[], Iterable[Result]]] = {
     "gguf-decode": fidelity.gguf_decode,
     "llama-bench": fidelity.llama_bench,
     "kld-scoring": fidelity.kld_scoring,
+    "plan": planned.plan_command,
+    "planned-weights": planned.predicted_weights,
     "default-matrix": default_matrix,
 }
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -66,14 +67,14 @@ class CacheLayer:
     copies: int = 1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Architecture:
     """A model without its weights. Tied tensors are listed once.
 
-    ``width`` is the hidden size, ``inner_width`` the most values a position has inside a feed-forward layer at once (gate and
-    up counted both, of experts those that one token uses), ``attention_width`` those of queries, keys and values together.
-    ``context`` is the most positions it was made for, None where it says nothing. ``config`` is the configuration itself, of a
-    GGUF file its metadata; ``gguf`` that file. ``note`` says what had to be assumed.
+    ``width`` is the hidden size, ``inner_width`` the most values a position has inside a feed-forward layer at once (gate, up
+    and their product, or a layer and its activation; of experts those that one token uses), ``attention_width`` those of
+    queries, keys and values together. ``context`` is the most positions it was made for, None where it says nothing. ``config``
+    is the configuration itself, of a GGUF file its metadata; ``gguf`` that file. ``note`` says what had to be assumed.
     """
 
     name: str
@@ -91,7 +92,7 @@ class Architecture:
     gguf: Path | None = None
     note: str = ""
 
-    @property
+    @cached_property
     def parameters(self) -> int:
         """Values of all parameters, tied ones once."""
         return sum(tensor.elements for tensor in self.tensors)
@@ -226,7 +227,7 @@ def read(body: Mapping[str, Any], name: str, source: str) -> Architecture:
     model_type = config.text("model_type")
     known = next((each for each in FAMILIES if model_type in each.model_types), None)
     if known:
-        return replace(known.build(config), name=name)
+        return replace(known.build(config), name=name, note=_quantized(config))
     _require_like_llama(config, model_type)
     try:
         found = FAMILIES["llama"].build(config)
@@ -236,7 +237,13 @@ def read(body: Mapping[str, Any], name: str, source: str) -> Architecture:
             f"as Llama's do ({error})"
         ) from error
     assumed = f"model type {model_type!r} is not known: counted as if it were a Llama of these dimensions"
-    return replace(found, name=name, note="; ".join(filter(None, (assumed, found.note))))
+    return replace(found, name=name, note="; ".join(filter(None, (assumed, _quantized(config)))))
+
+
+def _quantized(config: Config) -> str:
+    """A note where the checkpoint is not the plain model."""
+    method = config.table("quantization_config").text("quant_method")
+    return f"the checkpoint is quantized already ({method}): sizes are those of the model before that" if method else ""
 
 
 def _require_like_llama(config: Config, model_type: str) -> None:

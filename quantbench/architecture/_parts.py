@@ -35,14 +35,19 @@ def read_heads(config: Config, hidden: int, *, kept: int | None = None, size: in
     where they are null, every head has a key and a value of its own, and the hidden size is divided among the heads.
     """
     count = config.count("num_attention_heads")
-    absent_kept = kept if kept and "num_key_value_heads" not in config.body else count
-    found_kept = config.count("num_key_value_heads", default=absent_kept)
-    if count % found_kept:
-        raise ModelError(f"{config.source} has {count} attention heads for {found_kept} key-value heads; they must divide")
+    given = config.body.get("num_key_value_heads", kept)
+    found_kept = config.count("num_key_value_heads", default=count if given is None else kept)
+    require_groups(config, count, found_kept)
     absent_size = size if size and "head_dim" not in config.body else None
     if config.body.get("head_dim") is None and not absent_size:
         absent_size = per_head(config, hidden, count)
     return Heads(count, found_kept, config.count("head_dim", default=absent_size))
+
+
+def require_groups(config: Config, count: int, kept: int) -> None:
+    """ModelError where ``count`` heads cannot share ``kept`` keys and values."""
+    if count % kept:
+        raise ModelError(f"{config.source} gives {count} attention heads {kept} key-value heads; they must divide")
 
 
 def per_head(config: Config, hidden: int, count: int) -> int:

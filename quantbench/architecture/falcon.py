@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from quantbench.architecture import Architecture, Config, Tensor, family
-from quantbench.architecture._parts import Heads, cache_layers, layer, norm, per_head, rotary
-from quantbench.errors import ModelError
+from quantbench.architecture._parts import Heads, cache_layers, layer, norm, per_head, require_groups, rotary
 
 
 @family("falcon")
@@ -35,7 +34,7 @@ def falcon(config: Config) -> Architecture:
     return Architecture(
         name="", model_type=config.text("model_type"), config=config.body, tensors=tuple(tensors),
         buffers=rotary(config, "transformer.rotary_emb", heads.size),
-        layers=tuple(replace(each, copies=copies) for each in layers), width=hidden, inner_width=inner,
+        layers=tuple(replace(each, copies=copies) for each in layers), width=hidden, inner_width=2 * inner,
         attention_width=heads.width, vocabulary=vocabulary, context=config.optional("max_position_embeddings"), tied=tied,
     )  # fmt: skip
 
@@ -46,8 +45,7 @@ def _heads(config: Config, hidden: int) -> Heads:
     size = per_head(config, hidden, count)
     if config.flag("new_decoder_architecture", default=False):
         kept = config.count("num_kv_heads", default=count)
-        if count % kept:
-            raise ModelError(f"{config.source} has {count} attention heads for {kept} key-value heads; they must divide")
+        require_groups(config, count, kept)
         return Heads(count, kept, size)
     return Heads(count, 1 if config.flag("multi_query", default=True) else count, size)
 

@@ -45,7 +45,7 @@ def gemma(config: Config) -> Architecture:
         blocks += [each for name in _NORMS.get(kind, _NORMS["gemma2"]) for each in norm(start + name, hidden)]
     layers = _layers(config, kind, heads, count)
     return decoder(
-        config, blocks, heads=heads, layers=layers, buffers=_buffers(config, kind, heads, layers), inner_width=2 * inner,
+        config, blocks, heads=heads, layers=layers, buffers=_buffers(config, kind, heads, layers), inner_width=3 * inner,
         tied=config.flag("tie_word_embeddings", default=True),
     )  # fmt: skip
 

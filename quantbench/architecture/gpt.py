@@ -140,6 +140,6 @@ def _model(
         name="", model_type=config.text("model_type"), config=config.body,
         tensors=(*tensors, *(() if shared else layer("lm_head", vocabulary, output or hidden, role="output"))),
         buffers=buffers, layers=cache_layers(config, each, count, window=config.optional("sliding_window")), width=hidden,
-        inner_width=inner, attention_width=3 * hidden, vocabulary=vocabulary,
+        inner_width=2 * inner, attention_width=3 * hidden, vocabulary=vocabulary,
         context=config.optional("max_position_embeddings", "n_positions"), tied=shared,
     )  # fmt: skip

@@ -32,7 +32,7 @@ def llama(config: Config) -> Architecture:
         config, blocks, heads=heads, buffers=rotary(config, "model.rotary_emb", heads.size),
         layers=cache_layers(config, heads, count, window=window, kinds=layer_kinds(each >= first for each in range(count))
                             if window else ()),
-        inner_width=2 * inner, tied=config.flag("tie_word_embeddings", default=False),
+        inner_width=3 * inner, tied=config.flag("tie_word_embeddings", default=False),
     )  # fmt: skip
 
 

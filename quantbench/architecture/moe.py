@@ -47,7 +47,7 @@ def moe(config: Config) -> Architecture:
     at_once = (small * min(experts, config.count("num_experts_per_tok")), shared, inner if dense else 0)
     return decoder(
         config, blocks, heads=heads, layers=_layers(config, kind, heads, count),
-        buffers=rotary(config, "model.rotary_emb", heads.size), inner_width=2 * max(at_once),
+        buffers=rotary(config, "model.rotary_emb", heads.size), inner_width=3 * max(at_once),
         tied=config.flag("tie_word_embeddings", default=False),
     )  # fmt: skip
 

@@ -24,7 +24,7 @@ def phi(config: Config) -> Architecture:
         blocks += norm(f"{start}input_layernorm", hidden, bias=True)
     found = decoder(
         config, blocks, heads=heads, buffers=rotary(config, "model.rotary_emb", heads.size, part=0.5),
-        layers=cache_layers(config, heads, count, window=config.optional("sliding_window")), inner_width=inner,
+        layers=cache_layers(config, heads, count, window=config.optional("sliding_window")), inner_width=2 * inner,
         tied=config.flag("tie_word_embeddings", default=False), last=norm("model.final_layernorm", hidden, bias=True),
     )  # fmt: skip
     return replace(found, tensors=(*found.tensors, Tensor("lm_head.bias", (found.vocabulary,))))
@@ -44,6 +44,6 @@ def phi3(config: Config) -> Architecture:
         blocks += [*norm(f"{start}input_layernorm", hidden), *norm(f"{start}post_attention_layernorm", hidden)]
     return decoder(
         config, blocks, heads=heads, buffers=rotary(config, "model.rotary_emb", heads.size, part=1.0),
-        layers=cache_layers(config, heads, count, window=config.optional("sliding_window")), inner_width=2 * inner,
+        layers=cache_layers(config, heads, count, window=config.optional("sliding_window")), inner_width=3 * inner,
         tied=config.flag("tie_word_embeddings", default=False),
     )  # fmt: skip

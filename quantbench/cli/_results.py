@@ -13,7 +13,7 @@ from quantbench.cli._guard import INSUFFICIENT
 from quantbench.cli._output import message, paragraph, print_json
 from quantbench.cli._plan import BatchOption, ContextOption, planned_for
 from quantbench.errors import StoreError, UsageError, unknown_name
-from quantbench.tables import ALL, build, latest_run
+from quantbench.tables import ALL, KINDS, build, latest_run
 from quantbench.units import parse_bytes
 
 if TYPE_CHECKING:
@@ -25,20 +25,26 @@ ResultsOption = Annotated[str, typer.Option("--results", metavar="PATH", help="w
 
 
 def tables(
-    kind: Annotated[str, typer.Argument(metavar="TABLE", help="precision, gguf, another kind that is installed, or all")] = ALL,
+    kind: Annotated[
+        str,
+        typer.Argument(
+            metavar="TABLE", help="formats, precision, gguf, methods, claims, another kind that is installed, or all"
+        ),
+    ] = ALL,
     results: ResultsOption = "results",
     run_id: Annotated[str | None, typer.Option("--run", metavar="ID", help="a run's id (default: the latest run)")] = None,
     output: Annotated[Literal["text", "md", "csv", "json"], typer.Option("--format", help="how to print them")] = "text",
 ) -> None:
-    """Print the tables of a run, the decision first."""
+    """Print the tables of a run, the decision first; without results what was claimed and planned."""
     from quantbench.tables.render import render
 
-    rows = _rows(results, run_id)
+    rows = _rows_if_any(kind, results, run_id)
     found = build(kind, rows)
     if not found:
-        message(f"run {rows['run_id'].iloc[0]} has no rows for table {kind!r}; quantbench run measures some")
+        if rows is not None:
+            message(f"run {rows['run_id'].iloc[0]} has no rows for table {kind!r}; quantbench run measures some")
         raise typer.Exit(INSUFFICIENT)
-    opening = _decision(rows, output) if output in ("text", "md") else []
+    opening = _decision(rows, output) if rows is not None and output in ("text", "md") else []
     typer.echo("\n\n".join([*opening, render(found, output).rstrip("\n")]))
 
 
@@ -114,21 +120,41 @@ def _suggest(
 
 def stored(results: str, table: str = "scenarios", *, hint: str = "") -> pd.DataFrame:
     """The rows of a stored table; without any: a sentence, with a ``hint`` what else to do, and exit code 4."""
+    frame, reason = _read(results, table)
+    if frame is None:
+        message("; ".join(filter(None, (reason, hint))))
+        raise typer.Exit(INSUFFICIENT)
+    return frame
+
+
+def _read(results: str, table: str) -> tuple[pd.DataFrame | None, str]:
+    """The rows of a stored table, or why there are none."""
     from quantbench.store import load
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            frame = load(results, table)
+            frame, reason = load(results, table), ""
         except StoreError as error:
             frame, reason = None, str(error)
     for each in caught:
         if each.category is UserWarning:
             message(str(each.message))
+    return frame, reason
+
+
+def _rows_if_any(kind: str, results: str, run_id: str | None) -> pd.DataFrame | None:
+    """The rows of one run, the latest unless told otherwise; None, and a sentence, where nothing was measured."""
+    if kind != ALL and KINDS[kind].build is None:
+        return None
+    if run_id is not None:
+        return _rows(results, run_id)
+    frame, reason = _read(results, "scenarios")
     if frame is None:
-        message("; ".join(filter(None, (reason, hint))))
-        raise typer.Exit(INSUFFICIENT)
-    return frame
+        message(reason)
+        return None
+    rows: pd.DataFrame = latest_run(frame)
+    return rows
 
 
 def _rows(results: str, run_id: str | None, hint: str = "") -> pd.DataFrame:

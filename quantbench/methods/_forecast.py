@@ -36,7 +36,8 @@ def block_of(name: str) -> str:
 def mixed_bytes(architecture: Architecture, dtype: str, stored: Mapping[str, int]) -> int:
     """Bytes of a model some of whose tensors, by name, are ``stored`` in a form of their own and all others in one dtype."""
     rest = sum(tensor.elements for tensor in architecture.tensors if tensor.name not in stored)
-    return sum(stored.values()) + int(rest * ELEMENT_BYTES[dtype]) + architecture.buffer_bytes
+    size = int(ELEMENT_BYTES[dtype])
+    return sum(stored.values()) + rest * size + architecture.buffer_bytes_in(size)
 
 
 def left_note(architecture: Architecture, dtype: str, taken: Collection[str], *, output: bool = False) -> str:

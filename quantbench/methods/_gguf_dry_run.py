@@ -43,7 +43,7 @@ Tensor = tuple[str, Sequence[int], str]
 
 
 def architecture_of(model_type: str) -> Any:
-    """gguf's architecture for a model type of transformers."""
+    """What gguf calls the architecture of a model type of transformers, from its own enumeration."""
     import gguf
 
     wanted = _plain(_ALIASES.get(model_type, model_type))
@@ -145,7 +145,7 @@ def tensor_bytes(shape: Sequence[int], kind: str) -> int:
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
     block, size = GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
-    return math.prod(shape) // block * size
+    return math.prod(shape) // int(block) * int(size)
 
 
 class DryRun:
@@ -220,11 +220,15 @@ def _share(
         try:
             check_shapes(model, rows, kind)
             types = run.types(kind, matrix=matrix)
-            if types.keys() != shapes.keys():
-                raise UnsupportedError(f"llama.cpp told the types of {len(types)} tensors of {len(shapes)} in its dry run")
-            found[precision] = sum(bytes_of(name, kind) for name, kind in types.items())
         except UnsupportedError as error:
             found[precision] = str(error)
+            continue
+        all_told = types.keys() == shapes.keys()
+        found[precision] = (
+            sum(bytes_of(name, told) for name, told in types.items())
+            if all_told
+            else f"llama.cpp told the types of {len(types)} tensors of {len(shapes)} in its dry run"
+        )
     return found
 
 

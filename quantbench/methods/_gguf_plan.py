@@ -81,21 +81,29 @@ def gguf_architecture(path: Path) -> Architecture:
             raise ModelError(f"{path} has no {own}.{key} in its header, which its KV cache follows from; give another file")
         return number
 
-    tensors = tuple(Tensor(name, tuple(shape), _role(name, len(shape))) for name, shape, _ in found["tensors"])
-    shapes = {tensor.name: tensor.shape for tensor in tensors}
     blocks, width = int(value("block_count")), int(value("embedding_length"))
     heads = _each(value("attention.head_count"), blocks)
     kept = _each(value("attention.head_count_kv", heads), blocks)
-    size = int(value("attention.key_length", width // max(heads)))
-    inner = max(_each(value("feed_forward_length"), blocks))
+    size = int(value("attention.key_length", width // max(1, *heads)))
+    tensors = tuple(Tensor(name, tuple(shape), _role(name, len(shape))) for name, shape, _ in found["tensors"])
+    rows = {tensor.name: tensor.shape[0] for tensor in tensors}
     return Architecture(
         name=str(path), model_type=own, config=metadata, tensors=tensors,
         layers=tuple(CacheLayer(heads=each, head_dim=size) for each in kept),
-        width=width, inner_width=inner * (2 if any("ffn_gate" in name for name in shapes) else 1),
+        width=width, inner_width=_inner_width(tensors, _each(value("expert_used_count", 1), blocks)),
         attention_width=max(first + 2 * second for first, second in zip(heads, kept, strict=True)) * size,
-        vocabulary=shapes["token_embd.weight"][0] if "token_embd.weight" in shapes else int(value("vocab_size")),
-        context=int(value("context_length")), tied="output.weight" not in shapes, gguf=path,
+        vocabulary=rows["token_embd.weight"] if "token_embd.weight" in rows else int(value("vocab_size")),
+        context=int(value("context_length")), tied="output.weight" not in rows, gguf=path,
+        note="" if all(kept) else "what layers without attention keep is not counted",
     )  # fmt: skip
+
+
+def _inner_width(tensors: Sequence[Tensor], used: Sequence[int]) -> int:
+    """Values that a position has inside a feed-forward layer: those of its gate beside its own, of experts those in use."""
+    up = [each.shape for each in tensors if ".ffn_up" in each.name and len(each.shape) > 1]
+    widest = max((shape[-2] * (max(used) if len(shape) > 2 else 1) for shape in up), default=0)
+    gated = any(".ffn_gate." in each.name or ".ffn_gate_exps." in each.name for each in tensors)
+    return widest * (2 if gated else 1)
 
 
 def _each(value: int | list[int], blocks: int) -> list[int]:
@@ -128,7 +136,7 @@ def _shapes(architecture: Architecture) -> dict[str, Any]:
         "inner_width": architecture.inner_width,
         "vocabulary": architecture.vocabulary,
         "context": architecture.context or _CONTEXT,
-        "window": max((layer.window or 0 for layer in architecture.layers)) or _CONTEXT,
+        "window": max(layer.window or 0 for layer in architecture.layers) or _CONTEXT,
         "rotary": rotary.get("full_attention", rotary),
     }
 
@@ -177,9 +185,9 @@ def _asked(request: Mapping[str, Any]) -> dict[str, Any]:
             raise UnsupportedError(f"llama.cpp's dry run took more than {_TIMEOUT_S} s and was stopped") from error
         if done.returncode or not (folder / RESULT).is_file():
             raise UnsupportedError(f"llama.cpp's dry run {_death(done)}")
-        error = json.loads((folder / RESULT).read_text()).get("error")
-        if error and "describe" in request:
-            raise ModelError(error)
+        result = json.loads((folder / RESULT).read_text())
+        if "error" in result and "describe" in request:
+            raise ModelError(result["error"])
 
     found: dict[str, Any] = json.loads((artifact("gguf-plan", request, make) / RESULT).read_text())
     return found

@@ -59,10 +59,11 @@ def misfit(method: str, precision: str, layers: Mapping[str, Sequence[int]]) -> 
         if all(row % grouping(each.name)[1] == 0 for _, row in layers.values())
     ]
     _, group_size = grouping(precision)
-    for name, (outputs, row) in layers.items():
+    for name, (_, row) in layers.items():
         if row % group_size:
             mend = f"ask for {' or '.join(fits)}" if fits else f"no precision of {method} divides all rows"
             return f"groups of {group_size} do not divide the rows of {row} of {name}; {mend}"
+    for name, (outputs, _) in layers.items():
         if method == "awq" and outputs % _AWQ_OUTPUTS:
             return f"gptqmodel makes AWQ of layers with a multiple of {_AWQ_OUTPUTS} outputs and {name} has {outputs}; use gptq"
     return ""

@@ -104,7 +104,7 @@ def shrink(architecture: Architecture, share: float) -> Architecture:
     size, removed = sizes.pop(), 0
     kept = _kept(size, share)
     for [(ups, down)] in networks.values():
-        removed = len(ups) * (size - kept)
+        removed = (len(ups) + 1) * (size - kept)
         shapes[f"{down}.weight"] = (shapes[f"{down}.weight"][0], kept)
         for each in (f"{up}.{kind}" for up in ups for kind in ("weight", "bias")):
             if each in shapes:

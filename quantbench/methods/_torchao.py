@@ -88,11 +88,11 @@ def _refusal(precision: str, layers: Mapping[str, tuple[int, int]], name: str) -
     """Why torchao cannot quantize Linear layers of these outputs and inputs, of a model class; empty where it can."""
     if not layers:
         return f"torchao quantizes Linear layers, and {name} has none but its output layer; use another method"
-    odd = next((layer for layer, (_, inputs) in layers.items() if inputs % GROUP_SIZE), "")
+    odd, length = next(((layer, inputs) for layer, (_, inputs) in layers.items() if inputs % GROUP_SIZE), ("", 0))
     if odd and precision in _IN_GROUPS:
         return (
-            f"torchao/{precision} works on groups of {GROUP_SIZE} weights, and these do not divide the rows of {layers[odd][1]} "
-            f"of {odd}; use an 8-bit precision"
+            f"torchao/{precision} works on groups of {GROUP_SIZE} weights, and these do not divide the rows of {length} of "
+            f"{odd}; use an 8-bit precision"
         )
     if not any(_taken(precision, *sides) for sides in layers.values()):
         return (

@@ -77,9 +77,7 @@ def open_gguf(scenario: Scenario, settings: Settings) -> Iterator[LoadedModel]:
         yield model
 
 
-_FILES = tuple(
-    (each.name, each.name.removesuffix(IMATRIX), uses_matrix(each.name)) for each in open_gguf.precisions
-)
+_FILES = tuple((each.name, each.name.removesuffix(IMATRIX), uses_matrix(each.name)) for each in open_gguf.precisions)
 """Each precision with llama.cpp's file type, and whether it is made with an importance matrix."""
 
 

@@ -33,19 +33,19 @@ ALL = "all"
 class TableKind:
     """A kind of table. ``place`` orders the kinds where all are shown.
 
-    ``build`` makes its tables of rows of ``scenarios``; ``unmeasured`` those that it has where there are none, None where
-    it has nothing to say without results.
+    ``build`` makes its tables of rows of ``scenarios``, None for a kind that takes none; ``unmeasured`` makes those that it
+    has where there are no such rows, None for a kind that has nothing to say then.
     """
 
     name: str
     about: str
     place: int
-    build: Callable[[pd.DataFrame], list[Table]]
+    build: Callable[[pd.DataFrame], list[Table]] | None = None
     unmeasured: Callable[[], list[Table]] | None = None
 
     def tables(self, frame: pd.DataFrame | None) -> list[Table]:
         """Its tables of ``frame``; of none, and where none of its rows are in it, what it says unmeasured."""
-        made = [] if frame is None else self.build(frame)
+        made = self.build(frame) if self.build and frame is not None else []
         return made or (self.unmeasured() if self.unmeasured else [])
 
 

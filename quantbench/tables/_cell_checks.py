@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
-from quantbench.tables import _sizes
 from quantbench.tables import _marks as m
+from quantbench.tables import _sizes
 from quantbench.tables._evidence import Evidence, no_gpu
 from quantbench.tables._findings import FINDINGS, absent
 from quantbench.tables._lines import Line
@@ -14,7 +15,7 @@ from quantbench.tables._marks import Figure, Verdict
 from quantbench.tables._show import times
 from quantbench.tables.claims import ClaimRow, ClaimTable
 from quantbench.tables.words import Scale, words
-from quantbench.units import GB, format_bytes, significant
+from quantbench.units import GB
 
 _BILLION = 1e9
 _INSTRUMENT = "measured on {} only, an instrument check"
@@ -74,12 +75,13 @@ def _size(cell: ClaimedCell, evidence: Evidence) -> Verdict:
 
 def _idealised(cell: ClaimedCell, claimed: m.Amount, found: float) -> str:
     """Whether the claim's own arithmetic holds, values x bits, and what the real model has instead."""
-    values = m.amount(cell.heading.split()[0]).value
+    values = m.amount(cell.heading.split(maxsplit=1)[0]).value
     bits = _sizes.nominal_bits(cell.row.variant)
     parameters = _sizes.architecture_of(cell.model).parameters
-    real = f"{cell.model} has {significant(parameters / _BILLION)}B of {8 * found / parameters:.2f} bits"
+    taken = _sizes.bits_of(found, parameters)
+    real = f"{cell.model} has {parameters / _BILLION:.2f}B" + (f" x {taken:.2f}" if round(taken, 2) != bits else "")
     holds = claimed.mark(_sizes.ideal_bytes(values, bits)) == m.HOLDS
-    return f"{values:g}B values x {bits} bits are {cell.text}; {real}" if holds else real
+    return f"{cell.text} is {values:g}B x {bits} bits; {real}" if holds else real
 
 
 def _bits(cell: ClaimedCell, evidence: Evidence) -> Verdict:
@@ -94,14 +96,15 @@ def _bits(cell: ClaimedCell, evidence: Evidence) -> Verdict:
         return Verdict(mark=m.NOT_YET, why=weights.note)
     mark = claimed.mark(found)
     code = claimed.value == _sizes.nominal_bits(variant)
-    why = f"{claimed.value:g} bits is one code, without scales and wider tensors" if mark == m.FAILS and code else ""
+    why = f"{claimed.value:g} bits is a code; scales and wider tensors add to it" if mark == m.FAILS and code else ""
     return Verdict(mark=mark, why=why, planned=_figure(planned), measured=_figure(measured))
 
 
-def _word(scale: Scale, pick: Callable[[Scale, float], str]) -> Check:
+def _word(name: Literal["quality", "quality_loss"], pick: Callable[[Scale, float], str]) -> Check:
     """A word of a scale, as the figure of a real model gets it."""
 
     def check(cell: ClaimedCell, evidence: Evidence) -> Verdict:
+        scale: Scale = getattr(words(), name)
         for line in evidence.lines(cell.row.variant):
             value = line.number(scale.figure)
             if value is not None:
@@ -147,7 +150,7 @@ def capability(claimed: str, key: str, line: Line) -> Verdict:
     finding = FINDINGS[key](line)
     if finding.word not in _RANKS:
         return Verdict(mark=m.NOT_YET, why=finding.reason)
-    steps = _RANKS.index(finding.word) - _RANKS.index(claimed.split()[0])
+    steps = _RANKS.index(finding.word) - _RANKS.index(claimed.split(maxsplit=1)[0])
     mark = m.OUTDATED if steps > 0 else m.FAILS if steps < 0 else m.HOLDS
     return Verdict(mark=mark, why=finding.reason, measured=Figure(finding.word, f"{finding.word}, {line.variant}"))
 
@@ -178,7 +181,7 @@ def _tried(cell: ClaimedCell, evidence: Evidence) -> tuple[Line | None, str]:
 
 
 def _bytes(count: float | None) -> Figure | None:
-    return None if count is None else Figure(count, format_bytes(count))
+    return None if count is None else Figure(count, _sizes.gigabytes(count))
 
 
 def _figure(value: float | None) -> Figure | None:
@@ -190,9 +193,9 @@ Check = Callable[[ClaimedCell, Evidence], Verdict]
 CELL_CHECKS: Mapping[str, Check] = {
     "size": _size,
     "bits": _bits,
-    "quality": _word(words().quality, Scale.word),
-    "quality_loss": _word(words().quality_loss, Scale.word),
-    "recommended": _word(words().quality, lambda scale, value: scale.anchor(value).recommended),
+    "quality": _word("quality", Scale.word),
+    "quality_loss": _word("quality_loss", Scale.word),
+    "recommended": _word("quality", lambda scale, value: scale.anchor(value).recommended),
     "inference_speed": _inference_speed,
     "conversion": _conversion,
     "capability": _capability,

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from quantbench.machine import describe
-from quantbench.methods import METHODS
 from quantbench.tables._findings import representative
 from quantbench.tables._lines import Line
 from quantbench.tables._rows import Group
@@ -48,12 +47,6 @@ class Evidence:
         """Rows of two variants from one group each."""
         others = {id(line.group): line for line in self.lines(than)}
         return [(line, others[id(line.group)]) for line in self.lines(variant) if id(line.group) in others]
-
-
-def title_of(variant: str) -> str:
-    """What people call the precision of a variant."""
-    method, _, precision = variant.partition("/")
-    return METHODS[method].precision(precision).title
 
 
 def no_gpu() -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
 from quantbench.schema import table_columns
+from quantbench.tables import _sizes
 from quantbench.tables._lines import Line
 from quantbench.tables._show import times, with_error
 from quantbench.tables._table import Cell, Heading
@@ -38,6 +39,43 @@ def claimed(claims: ClaimTable, key: str) -> Field:
     """A column of the claimed table, under the text's own heading."""
     heading = Heading(key=f"claimed_{key}", title=claims.headings[key], source="claimed")
     return Field(heading, lambda line: Cell(line.claims.get(key)))
+
+
+def planned(claims: ClaimTable, key: str, lines: Sequence[Line]) -> list[Field]:
+    """The planned counterpart of a claimed size; for machines also the values x nominal bits that tutorials count."""
+    model, title = claims.models[key], claims.headings[key]
+    weights = _sizes.planned_weights(model, (line.variant for line in lines))
+    heading = Heading(key=f"planned_{key}", title=title, unit="bytes", source="planned", numeric=True)
+    ideal = Heading(key=f"idealised_{key}", title=f"{title}, parameters x bits", unit="bytes", source="planned", shown=False)
+    parameters = _sizes.architecture_of(model).parameters
+
+    def idealised(line: Line) -> Cell:
+        bits = _sizes.nominal_bits(line.variant)
+        return Cell(_sizes.ideal_bytes(parameters, bits) if bits else None)
+
+    return [
+        Field(heading, lambda line: _figure(weights[line.variant].weight_bytes, _sizes.gigabytes)),
+        Field(ideal, idealised),
+    ]
+
+
+def planned_bits(claims: ClaimTable, lines: Sequence[Line]) -> Field:
+    """Bits of a value of the first model that the claimed table names."""
+    size, model = next(iter(claims.models.items()))
+    title = f"{claims.headings['bits']}, {claims.headings[size].split(maxsplit=1)[0]}"
+    weights = _sizes.planned_weights(model, (line.variant for line in lines))
+    heading = Heading(key="planned_bits", title=title, unit="bits", source="planned", numeric=True)
+    return Field(heading, lambda line: _figure(_sizes.bits_per_weight(model, weights[line.variant]), "{:.2f}".format))
+
+
+def planned_notes(claims: ClaimTable, lines: Sequence[Line]) -> list[str]:
+    """What has to be known of the planned sizes, each sentence once with the lines that it is of."""
+    weights = _sizes.planned_weights(next(iter(claims.models.values())), (line.variant for line in lines))
+    found: dict[str, dict[str, None]] = {}
+    for line in lines:
+        if weights[line.variant].note:
+            found.setdefault(weights[line.variant].note, {})[line.label] = None
+    return [f"planned{'' if len(labels) == len(lines) else ' ' + ', '.join(labels)}: {note}" for note, labels in found.items()]
 
 
 @cache

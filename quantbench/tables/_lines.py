@@ -66,7 +66,7 @@ def lines_of(group: Group, claims: ClaimTable, belongs: Callable[[Row], bool]) -
     if not rows:
         return []
     lines: list[Line] = []
-    key = next(iter(claims.headings))
+    key = claims.first
     for claim in claims.rows:
         found = [row for row in rows if row.variant == claim.variant and not row.flag("control")]
         lines += [_line(group, row, claim.cells[key], claim.cells) for row in found]
@@ -74,6 +74,15 @@ def lines_of(group: Group, claims: ClaimTable, belongs: Callable[[Row], bool]) -
             lines.append(Line(group=group, label=claim.cells[key], variant=claim.variant, row=None, claims=claim.cells))
     shown = {id(line.row) for line in lines}
     return lines + [_line(group, row, row.text("precision").upper(), {}) for row in rows if id(row) not in shown]
+
+
+def claimed_lines(claims: ClaimTable) -> list[Line]:
+    """The claimed rows in the text's order, with nothing measured."""
+    nothing = Group(())
+    return [
+        Line(group=nothing, label=claim.cells[claims.first], variant=claim.variant, row=None, claims=claim.cells)
+        for claim in claims.rows
+    ]
 
 
 def plain_lines(group: Group) -> list[Line]:

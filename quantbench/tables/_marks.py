@@ -19,8 +19,8 @@ NOT_HERE = "not measurable here"
 MARKS = (HOLDS, ROUNDED, RECIPE, OUTDATED, FAILS, NOT_YET, NOT_HERE)
 """From the best to the worst, then those that say nothing of the claim."""
 
-_EXACT = 1e-3
-"""A figure that differs from the claim by no more than this share of it is the claim's."""
+_MORE_DECIMALS = 2
+"""A figure that is the claimed one with so many more decimals than the claim has is no rounding of it."""
 
 _AMOUNT = re.compile(r"(\d+(?:\.(\d+))?)\s*(\w*)")
 
@@ -52,14 +52,15 @@ class Amount:
     decimals: int
 
     def mark(self, found: float) -> str:
-        """HOLDS, ROUNDED where ``found`` with as many decimals is the claimed number, else FAILS."""
-        if abs(found - self.value) <= _EXACT * self.value:
+        """HOLDS, ROUNDED where ``found`` is the claimed number only with as many decimals, else FAILS."""
+        if self.is_rounded(found, _MORE_DECIMALS):
             return HOLDS
         return ROUNDED if self.is_rounded(found) else FAILS
 
-    def is_rounded(self, found: float) -> bool:
-        """Whether ``found`` written with as many decimals is the claimed number."""
-        return Decimal(found).quantize(Decimal(1).scaleb(-self.decimals), ROUND_HALF_UP) == Decimal(str(self.value))
+    def is_rounded(self, found: float, more: int = 0) -> bool:
+        """Whether ``found`` written with as many decimals, or with so many ``more``, is the claimed number."""
+        step = Decimal(1).scaleb(-self.decimals - more)
+        return Decimal(found).quantize(step, ROUND_HALF_UP) == Decimal(str(self.value))
 
 
 def amount(text: str) -> Amount:

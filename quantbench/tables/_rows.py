@@ -10,7 +10,7 @@ from numbers import Integral, Real
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from quantbench.scenario import Reads, reads, short_name
+from quantbench.scenario import Conditions, Reads, reads, short_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -103,8 +103,8 @@ class Group:
 
     @property
     def reference(self) -> str:
-        """The variant that the others are compared with."""
-        return self.fact("reference")
+        """The variant that the others are compared with; the usual one where there are no rows."""
+        return self.fact("reference") if self.rows else Conditions().reference
 
     @property
     def reference_row(self) -> Row | None:

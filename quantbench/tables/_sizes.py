@@ -10,6 +10,7 @@ from quantbench.architecture import Architecture
 from quantbench.errors import QuantbenchError
 from quantbench.footprint import Weights
 from quantbench.methods import METHODS
+from quantbench.units import GB
 
 _BYTE_BITS = 8
 
@@ -44,9 +45,20 @@ def ideal_bytes(values: float, bits: float) -> float:
     return values * bits / _BYTE_BITS
 
 
+def bits_of(count: float, values: int) -> float:
+    """Bits of a value where so many take so many bytes."""
+    return _BYTE_BITS * count / values
+
+
 def bits_per_weight(model: str, weights: Weights) -> float | None:
     """Bits of a model's weights over its parameters."""
-    return None if weights.weight_bytes is None else _BYTE_BITS * weights.weight_bytes / architecture_of(model).parameters
+    known = weights.weight_bytes
+    return None if known is None else bits_of(known, architecture_of(model).parameters)
+
+
+def gigabytes(count: float) -> str:
+    """A size with two decimals, so that its rounding shows."""
+    return f"{count / GB:.2f} GB"
 
 
 @cache

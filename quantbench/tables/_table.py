@@ -16,15 +16,16 @@ DASH = "–"
 class Heading:
     """A column. ``key`` and ``unit`` are for machines (base units), ``title`` and ``source`` for people.
 
-    A column that is not ``shown`` goes to CSV and JSON only.
+    A column that is not ``shown`` goes to CSV and JSON only; one that ``wraps`` may take several lines on a terminal.
     """
 
     key: str
     title: str
     unit: str = ""
-    source: Literal["", "claimed", "measured"] = ""
+    source: Literal["", "claimed", "planned", "measured"] = ""
     shown: bool = True
     numeric: bool = False
+    wraps: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,8 @@ class Table:
     headings: tuple[Heading, ...]
     rows: tuple[tuple[Cell, ...], ...]
     notes: tuple[str, ...] = ()
+    listed: bool = False
+    """Whether a terminal shows a row as its first cell with the others below it, for cells that are sentences."""
 
     @property
     def compares(self) -> bool:

@@ -154,5 +154,5 @@ def _limit(key: str) -> Show:
 
 FORMATS = TableKind(
     name="formats", about="number formats: bits, range, step, bytes a value; llama.cpp's block types", place=10,
-    build=lambda _: table(), unmeasured=table,
+    unmeasured=table,
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The GGUF table: Q2_K to Q8_0 as claimed, beside what was measured of one model.
+"""The GGUF table: Q2_K to Q8_0 as claimed, as llama.cpp's dry run plans a 7B, and as measured of one model.
 
 Every other GGUF level that was planned follows without claims. The words are anchored on published 7-8B figures (see
 ``words``), and what is recommended follows from the quality word; a canary is an instrument check, and its table shows that the
@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING
 from quantbench.tables import TableKind
 from quantbench.tables import _fields as f
 from quantbench.tables._assemble import assemble, claim_notes
-from quantbench.tables._lines import lines_of
+from quantbench.tables._evidence import Evidence
+from quantbench.tables._lines import Line, claimed_lines, lines_of
 from quantbench.tables._rows import Group, groups
+from quantbench.tables.checked import mark_notes
 from quantbench.tables.claims import claims
 from quantbench.tables.words import words
 
@@ -28,17 +30,26 @@ def table(frame: pd.DataFrame) -> list[Table]:
     return [made for group in groups(frame) if group.reads == "prompts" and (made := _table(group))]
 
 
+def unmeasured() -> list[Table]:
+    """The claimed levels, planned."""
+    return [_assemble(claimed_lines(claims()["gguf"]))]
+
+
 def _table(group: Group) -> Table | None:
-    claim = claims()["gguf"]
+    lines = lines_of(group, claims()["gguf"], lambda row: row.text("method") == "gguf")
+    return _assemble(lines) if lines else None
+
+
+def _assemble(lines: list[Line]) -> Table:
+    claim, group = claims()["gguf"], lines[0].group
     scale = words().quality
-    lines = lines_of(group, claim, lambda row: row.text("method") == "gguf")
-    if not lines:
-        return None
     fields = [
         *f.identity(claim.headings["quantization"]),
         f.claimed(claim, "bits"),
-        f.measured("bits_per_weight", "Bits", "{:.2f}".format),
+        f.planned_bits(claim, lines),
+        f.measured("bits_per_weight", claim.headings["bits"], "{:.2f}".format),
         f.claimed(claim, "size_7b"),
+        *f.planned(claim, "size_7b", lines),
         *f.size(group.reference),
         f.claimed(claim, "quality"),
         f.word(scale, "quality", claim.headings["quality"]),
@@ -47,9 +58,15 @@ def _table(group: Group) -> Table | None:
         f.word(scale, "recommended", claim.headings["recommended"], lambda each, value: each.anchor(value).recommended),
         *f.speed(group.reference),
         *f.background("artifact_bytes"),
-        *f.status(shown=any(line.status != "ok" for line in lines)),
+        *f.status(shown=any(line.row and line.status != "ok" for line in lines)),
     ]
-    return assemble("gguf", "GGUF quantization levels", lines, fields, [*claim_notes(claim, scale, group), *_notes(group)])
+    notes = [
+        *claim_notes(claim, scale, group),
+        *f.planned_notes(claim, lines),
+        *_notes(group),
+        *mark_notes("gguf", Evidence([group])),
+    ]
+    return assemble("gguf", "GGUF quantization levels", lines, fields, notes)
 
 
 def _notes(group: Group) -> list[str]:
@@ -58,4 +75,7 @@ def _notes(group: Group) -> list[str]:
     return ["recommended follows from the quality word", *([drift] if build else [])]
 
 
-GGUF = TableKind(name="gguf", about="Q2_K to Q8_0: bits, size, quality, what it is good for, speed", place=30, build=table)
+GGUF = TableKind(
+    name="gguf", about="Q2_K to Q8_0: bits, size, quality, what it is good for, speed", place=30, build=table,
+    unmeasured=unmeasured,
+)  # fmt: skip

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING
 from quantbench.tables import TableKind
 from quantbench.tables import _fields as f
 from quantbench.tables._assemble import assemble, instrument_note, speed_note
+from quantbench.tables._evidence import Evidence
 from quantbench.tables._findings import FINDINGS, Find, Finding, absent, kernel, representative, truth
 from quantbench.tables._lines import Line
 from quantbench.tables._rows import Group, Row, groups
 from quantbench.tables._table import Cell, Heading
+from quantbench.tables.checked import mark_notes
 from quantbench.tables.claims import ClaimTable, claims
 
 if TYPE_CHECKING:
@@ -59,6 +61,7 @@ def _table(group: Group) -> Table | None:
         "saves and reloads: opened again from safetensors or GGUF, with the same logits",
         speed_note(group.reference),
         *instrument_note(group),
+        *mark_notes("methods", Evidence([group])),
         *[note for line in lines for note in _differences(line, claim, found)],
         *reasons,
     ]

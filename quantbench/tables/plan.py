@@ -10,6 +10,9 @@ from quantbench.tables._show import times
 from quantbench.tables._table import Cell, Heading, Table
 from quantbench.units import format_bytes
 
+_NAMED = 6
+"""Precisions of one method that a note names; more are counted."""
+
 
 def plan_table(architecture: Architecture, planned: Sequence[Planned], workload: Workload, devices: Sequence[Device]) -> Table:
     """What was planned of one architecture; bytes are decimal, a device's memory is shown as it was given."""
@@ -36,16 +39,16 @@ def plan_table(architecture: Architecture, planned: Sequence[Planned], workload:
 
 def _columns(planned: Sequence[Planned], devices: Sequence[Device]) -> tuple[tuple[Heading, ...], tuple[tuple[Cell, ...], ...]]:
     loaded = {"weight_bytes": "Weights"}
-    running = {"kv_cache_bytes": "KV cache", "activation_bytes": "Activations", "peak_bytes": "Peak"}
-    ratios = {"compression_fp32": "fp32 over it", "compression_fp16": "fp16 over it"}
+    running = {"kv_cache_bytes": "KV", "activation_bytes": "Activ.", "peak_bytes": "Peak"}
+    ratios = {"compression_fp32": "fp32 ÷ it", "compression_fp16": "fp16 ÷ it"}
     headings = [
         Heading(key="variant", title="Variant"),
         *(Heading(key=key, title=title, unit="bytes", numeric=True) for key, title in loaded.items()),
-        Heading(key="bits_per_weight", title="Bits/weight", unit="bits", numeric=True),
+        Heading(key="bits_per_weight", title="Bits/w", unit="bits", numeric=True),
         *(Heading(key=key, title=title, unit="ratio", numeric=True) for key, title in ratios.items()),
         *(Heading(key=key, title=title, unit="bytes", numeric=True) for key, title in running.items()),
         *(Heading(key=f"fits {device.name}", title=f"Fits {device.name}") for device in devices),
-        Heading(key="largest_context", title="Longest context", unit="tokens", numeric=True),
+        Heading(key="largest_context", title="Longest", unit="tokens", numeric=True),
         *(Heading(key=key, title=key, shown=False) for key in ("method", "precision", "parameters", "file_bytes", "note")),
     ]
     rows = []
@@ -78,22 +81,29 @@ def _yes(fits: bool | None) -> Cell:
 
 def _notes(architecture: Architecture, planned: Sequence[Planned], devices: Sequence[Device]) -> list[str]:
     """What the columns mean, then each note with the variants that it is of."""
-    of: dict[str, list[str]] = {}
+    rooms = ", ".join(f"{device.name} {format_bytes(device.memory_bytes)}" for device in devices)
+    exact = (
+        "MB = 10^6 bytes; weights are exact, as weight_bytes of a loaded model will say; bits/w: of all parameters; ÷: how "
+        "many times smaller; peak: weights, KV cache, and the activations of one prefill, which are an estimate"
+    )
+    fits = (
+        f"fits: the peak is within the memory ({rooms}); longest: the context in tokens that the largest of these holds, at "
+        "most what the model was made for"
+    )
+    of: dict[str, list[Planned]] = {}
     for each in planned:
         if each.note:
-            of.setdefault(each.note, []).append(each.variant)
-    rooms = ", ".join(f"{device.name} {format_bytes(device.memory_bytes)}" for device in devices)
-    fits = (
-        f"fits: the peak is within the memory ({rooms}); longest context: what the largest of these holds, "
-        "at most what the model was made for"
-    )
-    exact = (
-        "MB = 10^6 bytes; weights are exact, as weight_bytes of a loaded model will say; of the peak (weights, KV cache and "
-        "activations of one prefill) the activations are an estimate"
-    )
-    return [
-        exact,
-        fits,
-        *([architecture.note] if architecture.note else []),
-        *(f"{', '.join(names)}: {note}" if len(names) < len(planned) else note for note, names in of.items()),
-    ]
+            of.setdefault(each.note, []).append(each)
+    notes = [f"{_names(rows, planned)}: {note}" if len(rows) < len(planned) else note for note, rows in of.items()]
+    return [exact, fits, *([architecture.note] if architecture.note else []), *notes]
+
+
+def _names(rows: Sequence[Planned], planned: Sequence[Planned]) -> str:
+    """The variants, by the name of their method alone where it is all of that method's, and counted where they are many."""
+    names = []
+    for method in dict.fromkeys(each.method for each in rows):
+        mine = [each.precision for each in rows if each.method == method]
+        whole = len(mine) == sum(each.method == method for each in planned)
+        some = f"{method} ({len(mine)} precisions)" if len(mine) > _NAMED else f"{method}/{', '.join(mine)}"
+        names.append(method if whole else some)
+    return "; ".join(names)

@@ -1,4 +1,4 @@
-"""The precision table: FP32, FP16, INT8 and INT4 as claimed, beside what was measured of one model.
+"""The precision table: FP32, FP16, INT8 and INT4 as claimed, as planned of a 7B, 13B and 70B, and as measured of one model.
 
 Rows: FP32 and FP16 are torch, INT8 is bitsandbytes LLM.int8(), INT4 is bitsandbytes NF4 with double quantization; every other
 variant that is no GGUF level follows without claims. The words are anchored on published 7-8B figures (see ``words``); a canary
@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING
 from quantbench.tables import TableKind
 from quantbench.tables import _fields as f
 from quantbench.tables._assemble import assemble, claim_notes, speed_note
-from quantbench.tables._lines import lines_of, plain_lines
+from quantbench.tables._evidence import Evidence
+from quantbench.tables._lines import Line, claimed_lines, lines_of, plain_lines
 from quantbench.tables._rows import Group, groups
+from quantbench.tables.checked import mark_notes
 from quantbench.tables.claims import claims
 from quantbench.tables.words import words
 
@@ -28,6 +30,11 @@ def table(frame: pd.DataFrame) -> list[Table]:
     return [made for group in groups(frame) if group.reads == "prompts" and (made := _table(group))]
 
 
+def unmeasured() -> list[Table]:
+    """The claimed rows, planned."""
+    return [_assemble(claimed_lines(claims()["precision"]), [])]
+
+
 def _table(group: Group) -> Table | None:
     claim = claims()["precision"]
     claimed = {row.variant for row in claim.rows}
@@ -36,11 +43,19 @@ def _table(group: Group) -> Table | None:
     lines = lines_of(group, claim, lambda row: row in shown)
     if not lines:
         return None
+    others = [line for line in plain_lines(group) if line.row in rows and line.row not in shown]
+    return _assemble(lines, [f"left out, as it has no size here: {line.failure or line.label}" for line in others])
+
+
+def _assemble(lines: list[Line], left_out: list[str]) -> Table:
+    claim, group = claims()["precision"], lines[0].group
+    sizes = [[f.claimed(claim, key), *f.planned(claim, key, lines)] for key in claim.models]
     fields = [
         *f.identity(claim.headings["precision"]),
         f.claimed(claim, "bits"),
-        f.measured("bits_per_weight", "Bits/value", "{:.2f}".format),
-        *(f.claimed(claim, key) for key in ("size_7b", "size_13b", "size_70b")),
+        f.planned_bits(claim, lines),
+        f.measured("bits_per_weight", claim.headings["bits"], "{:.2f}".format),
+        *(field for size in sizes for field in size),
         *f.size(group.reference),
         f.claimed(claim, "quality_loss"),
         f.word(words().quality_loss, "quality_loss", claim.headings["quality_loss"]),
@@ -48,12 +63,19 @@ def _table(group: Group) -> Table | None:
         f.claimed(claim, "inference_speed"),
         f.speed_word(claim.headings["inference_speed"]),
         *f.speed(group.reference),
-        *f.status(shown=any(line.status != "ok" for line in lines)),
+        *f.status(shown=any(line.row and line.status != "ok" for line in lines)),
     ]
-    others = [line for line in plain_lines(group) if line.row in rows and line.row not in shown]
-    left_out = [f"left out, as it has no size here: {line.failure or line.label}" for line in others]
-    notes = [*claim_notes(claim, words().quality_loss, group), speed_note(group.reference), *left_out]
+    notes = [
+        *claim_notes(claim, words().quality_loss, group),
+        speed_note(group.reference),
+        *f.planned_notes(claim, lines),
+        *mark_notes("precision", Evidence([group])),
+        *left_out,
+    ]
     return assemble("precision", "Precision levels", lines, fields, notes)
 
 
-PRECISION = TableKind(name="precision", about="FP32, FP16, INT8, INT4: bits, size, quality loss, speed", place=20, build=table)
+PRECISION = TableKind(
+    name="precision", about="FP32, FP16, INT8, INT4: bits, size, quality loss, speed", place=20, build=table,
+    unmeasured=unmeasured,
+)  # fmt: skip

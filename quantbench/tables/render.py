@@ -9,16 +9,19 @@ import re
 import shutil
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from quantbench.errors import unknown_name
-from quantbench.tables._table import Table
+from quantbench.tables._table import DASH, Table
 
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 _FALLBACK_SIZE = (120, 24)
 _NARROWEST = 20
 _GAP = 2
 """Blanks between two columns of a text table."""
+_SQUEEZED = 14
+"""Cells of a terminal that a column which wraps has at least."""
+_SEPARATOR = " · "
 
 
 def render(tables: Sequence[Table], form: str) -> str:
@@ -95,7 +98,11 @@ def escape_markdown(text: str) -> str:
 def wrap(text: str, width: int, indent: str = "") -> list[str]:
     """``text`` on lines of at most ``width``, unless a word is longer; later lines are indented."""
     return textwrap.wrap(
-        one_line(text), max(width, _NARROWEST), subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+        text[: len(text) - len(text.lstrip(" "))] + one_line(text),
+        max(width, _NARROWEST),
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
     )
 
 
@@ -123,20 +130,35 @@ def _markdown(table: Table) -> list[str]:
 
 
 def _text(table: Table, width: int) -> list[str]:
+    lines = [one_line(table.title), *wrap(table.caption, width), ""]
+    lines += _listed(table, width) if table.listed else _gridded(table, width)
+    for note in table.notes:
+        lines += wrap(f"- {note}", width, "  ")
+    return [*lines, ""]
+
+
+def _listed(table: Table, width: int) -> list[str]:
+    """Rows below each other, cells that are not there left out."""
+    (_, firsts), *others = table.shown_columns()
+    lines = []
+    for index, first in enumerate(firsts):
+        cells = [f"{heading.title}: {one_line(texts[index])}" for heading, texts in others if texts[index].strip(f" {DASH}")]
+        indent = " " * (2 * _GAP)
+        lines += [*wrap(first, width), *wrap(indent + _SEPARATOR.join(cells), width, indent), ""]
+    return lines
+
+
+def _gridded(table: Table, width: int) -> list[str]:
     columns = [
         _Block(
             title=f"{heading.title}\n{heading.source}" if table.compares else heading.title,
             numeric=heading.numeric,
             texts=[one_line(text) for text in texts],
+            wraps=heading.wraps,
         )
         for heading, texts in table.shown_columns()
     ]
-    lines = [one_line(table.title), *wrap(table.caption, width), ""]
-    for panel in _panels(columns, width):
-        lines += [*_grid(panel), ""]
-    for note in table.notes:
-        lines += wrap(f"- {note}", width, "  ")
-    return [*lines, ""]
+    return [line for panel in _panels(_squeeze(columns, width), width) for line in [*_grid(panel), ""]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,13 +168,30 @@ class _Block:
     title: str
     numeric: bool
     texts: Sequence[str]
+    wraps: bool
+    limit: int | None = None
+    """Cells that it was squeezed to."""
 
     @property
     def width(self) -> int:
         """Cells of a terminal that it takes."""
         from rich.cells import cell_len
 
-        return max(cell_len(text) for text in (*self.title.splitlines(), *self.texts))
+        return self.limit or max(cell_len(text) for text in (*self.title.splitlines(), *self.texts))
+
+
+def _squeeze(columns: Sequence[_Block], width: int) -> list[_Block]:
+    """Columns that wrap made so narrow that all fit ``width``, the widest first; as they are where that leaves too little."""
+    wide = [column for column in columns if column.wraps]
+    others = sum(column.width for column in columns) - sum(column.width for column in wide)
+    room = width - others - _GAP * (len(columns) - 1)
+    if not wide or room < _SQUEEZED * len(wide):
+        return list(columns)
+    limits: dict[int, int] = {}
+    for left, column in zip(range(len(wide), 0, -1), sorted(wide, key=lambda each: each.width), strict=True):
+        limits[id(column)] = min(column.width, room // left)
+        room -= limits[id(column)]
+    return [replace(column, limit=limits.get(id(column))) for column in columns]
 
 
 def _panels(columns: Sequence[_Block], width: int) -> list[list[_Block]]:
@@ -177,7 +216,9 @@ def _grid(columns: Sequence[_Block]) -> list[str]:
 
     grid = Grid(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, _GAP - 1, 0, 0))
     for column in columns:
-        grid.add_column(Text(column.title), justify="right" if column.numeric else "left", no_wrap=True)
+        grid.add_column(
+            Text(column.title), justify="right" if column.numeric else "left", no_wrap=not column.limit, width=column.width
+        )
     for row in zip(*(column.texts for column in columns), strict=True):
         grid.add_row(*(Text(cell) for cell in row))
     out = io.StringIO()

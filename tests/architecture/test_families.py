@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from quantbench import architecture
 from quantbench.architecture import FAMILIES, Architecture
+from quantbench.errors import ModelError
 
 SMALL: dict[str, Any] = {
     "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -47,7 +48,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-partly-rotated": (
         "llama", {**SMALL, "rope_parameters": {"rope_type": "linear", "factor": 2.0, "partial_rotary_factor": 0.5}},
     ),
-    "llama-part-without-effect": ("llama", {**SMALL, "rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}),
+    "llama-no-part": ("llama", {**SMALL, "rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}),
     "llama-windows": ("llama", {**SMALL, "sliding_window": 8}),
     "mistral-usual-window": ("mistral", SMALL),
     "mistral-no-window": ("mistral", {**SMALL, "sliding_window": None, "head_dim": 10}),
@@ -101,12 +102,12 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 WIDTHS = {
-    "llama-gqa": (80, 48), "llama-biases-and-head-dim": (80, 80), "gemma2": (80, 64), "phi": (40, 48), "phi3": (80, 48),
-    "gpt2": (96, 72), "gpt2-inner": (40, 72), "opt-projected": (40, 72), "gpt-neo": (96, 72), "gpt-neox": (40, 72),
-    "falcon-7b-like": (96, 36), "falcon-40b-like": (96, 48), "falcon-rw-like": (40, 72), "mixtral": (160, 48),
-    "qwen2-moe": (72, 64), "qwen2-moe-some-dense": (80, 64), "qwen3-moe": (64, 64), "qwen3-moe-some-dense": (80, 64),
+    "llama-gqa": (120, 48), "llama-biases-and-head-dim": (120, 80), "gemma2": (120, 64), "phi": (80, 48), "phi3": (120, 48),
+    "gpt2": (192, 72), "gpt2-inner": (80, 72), "opt-projected": (80, 72), "gpt-neo": (192, 72), "gpt-neox": (80, 72),
+    "falcon-7b-like": (192, 36), "falcon-40b-like": (192, 48), "falcon-rw-like": (80, 72), "mixtral": (240, 48),
+    "qwen2-moe": (108, 64), "qwen2-moe-some-dense": (120, 64), "qwen3-moe": (96, 64), "qwen3-moe-some-dense": (120, 64),
 }  # fmt: skip
-"""Values of gate and up, of all experts that a token uses; and of queries, keys and values."""
+"""Values of gate, up and product (of all experts of a token), or of a layer and its activation; of queries, keys, values."""
 
 RUN = (
     *WIDTHS, "llama-null-kv-heads", "llama-windows", "mistral-absent-kv-heads", "qwen2-windows", "qwen3-layer-types", "gemma",
@@ -180,12 +181,12 @@ def _roles(model: Any) -> Any:
         module = model.get_submodule(name.rpartition(".")[0])
         if module is model.get_input_embeddings():
             role = "embedding"
-        elif parameter.dim() == 3:  # noqa: PLR2004
+        elif parameter.dim() == 3:
             role = "experts"
-        elif parameter.dim() == 2 and isinstance(module, torch.nn.Linear):  # noqa: PLR2004
+        elif parameter.dim() == 2 and isinstance(module, torch.nn.Linear):
             role = "output" if module is model.get_output_embeddings() else "linear"
         else:
-            role = "conv1d" if parameter.dim() == 2 and isinstance(module, Conv1D) else "other"  # noqa: PLR2004
+            role = "conv1d" if parameter.dim() == 2 and isinstance(module, Conv1D) else "other"
         yield name, role
 
 
@@ -240,7 +241,7 @@ def test_widths_are_those_of_the_widest_step(case: str) -> None:
     flags=st.tuples(st.booleans(), st.booleans(), st.booleans()),
 )
 def test_a_llama_of_any_size_is_counted_as_transformers_counts_it(
-    heads: tuple[int, int], head_dim: int | None, inner: int, layers: int, vocabulary: int, flags: tuple[bool, bool, bool]
+    *, heads: tuple[int, int], head_dim: int | None, inner: int, layers: int, vocabulary: int, flags: tuple[bool, bool, bool]
 ) -> None:
     keys = {
         "hidden_size": 24, "num_attention_heads": heads[0], "num_key_value_heads": heads[1], "head_dim": head_dim,
@@ -251,3 +252,20 @@ def test_a_llama_of_any_size_is_counted_as_transformers_counts_it(
     pair = _make("llama", keys)
     assert {each.name: each.shape for each in pair.read.tensors} == _shapes(pair.model.named_parameters())
     assert pair.read.buffer_bytes == sum(each.nbytes for each in pair.model.buffers())
+
+
+STRANGE = (None, "x", 1.5, True, [], [1], {}, {"a": 1}, 0, -1, ["a", "b", "c"])
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_whatever_a_key_holds_is_read_or_refused_in_one_line(case: str) -> None:
+    model_type, keys = CASES[case]
+    refused = []
+    for name in (*keys, "head_dim", "layer_types", "sliding_window", "rope_scaling", "rope_parameters", "quantization_config"):
+        for value in STRANGE:
+            try:
+                architecture.read({"model_type": model_type, **keys, name: value}, "tiny", "keys")
+            except ModelError as error:
+                refused.append(str(error))
+    assert len(refused) > len(STRANGE)
+    assert not [each for each in refused if "\n" in each or not each.startswith("keys ")]

@@ -15,7 +15,8 @@ LLAMA: dict[str, Any] = {
     "vocab_size": 64, "max_position_embeddings": 32,
 }  # fmt: skip
 PARAMETERS = 2 * (4 * 24 * 24 + 3 * 24 * 40 + 2 * 24) + 2 * 64 * 24 + 24
-WINDOWS = {"model_type": "qwen3", "layer_types": ["sliding_attention"] * 2}
+UNKNOWN = "model type 'novel' is not known: counted as if it were a Llama of these dimensions"
+WINDOWS = {"model_type": "qwen3", "num_key_value_heads": 2, "layer_types": ["sliding_attention"] * 2}
 FALCON = {"model_type": "falcon", "new_decoder_architecture": True, "num_kv_heads": 3}
 
 
@@ -26,16 +27,31 @@ def _refusal(body: dict[str, Any]) -> str:
 
 
 def test_an_unknown_type_with_llamas_keys_is_counted_and_says_so() -> None:
-    read = architecture.read({**LLAMA, "model_type": "novel", "is_encoder_decoder": False, "num_experts": None}, "mine", "m.json")
+    read = architecture.read(
+        {**LLAMA, "model_type": "novel", "is_encoder_decoder": False, "num_experts": None}, "mine", "m.json"
+    )
     assert read.parameters == PARAMETERS
-    assert (read.model_type, read.note) == (
-        "novel", "model type 'novel' is not known: counted as if it were a Llama of these dimensions"
-    )  # fmt: skip
+    assert (read.model_type, read.note) == ("novel", UNKNOWN)
 
 
 def test_a_known_type_has_no_note() -> None:
     read = architecture.read(LLAMA, "mine", "mine.json")
     assert (read.parameters, read.note, read.config) == (PARAMETERS, "", LLAMA)
+
+
+def test_a_checkpoint_that_is_quantized_already_says_so() -> None:
+    quantized = {**LLAMA, "quantization_config": {"quant_method": "gptq", "bits": 4}}
+    read = architecture.read(quantized, "mine", "mine.json")
+    assert read.parameters == PARAMETERS
+    assert read.note == "the checkpoint is quantized already (gptq): sizes are those of the model before that"
+    unknown = architecture.read({**quantized, "model_type": "novel"}, "mine", "mine.json")
+    assert unknown.note == f"{UNKNOWN}; {read.note}"
+
+
+def test_keys_that_are_absent_are_those_that_transformers_takes() -> None:
+    assert "gives 4 attention heads 32 key-value heads" in _refusal({**LLAMA, "model_type": "qwen2"})
+    null = architecture.read({**LLAMA, "model_type": "qwen2", "num_key_value_heads": None}, "mine", "mine.json")
+    assert {each.heads for each in null.layers} == {4}
 
 
 def test_a_context_is_no_necessity() -> None:
@@ -45,7 +61,10 @@ def test_a_context_is_no_necessity() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_local_experts": 8}, "its num_local_experts says that it is not built like a Llama; known types are falcon, gemma"),
+        (
+            {"num_local_experts": 8},
+            "its num_local_experts says that it is not built like a Llama; known types are falcon, gemma",
+        ),
         ({"kv_lora_rank": 512}, "its kv_lora_rank says that it is not built like a Llama"),
         ({"is_encoder_decoder": True}, "its is_encoder_decoder says that it is not built like a Llama"),
         ({"text_config": {"hidden_size": 24}}, "model_type 'novel' with a text_config: a model of more than text, of which"),
@@ -76,7 +95,7 @@ def test_what_is_missing_is_named(name: str) -> None:
     ("changes", "message"),
     [
         ({"hidden_size": 25}, "divides a hidden size of 25 among 4 attention heads; they must divide"),
-        ({"num_key_value_heads": 3}, "has 4 attention heads for 3 key-value heads; they must divide"),
+        ({"num_key_value_heads": 3}, "gives 4 attention heads 3 key-value heads; they must divide"),
         ({"head_dim": 7}, "has heads of 7 values, which cannot be rotated in pairs; they must be even"),
         ({"tie_word_embeddings": "yes"}, "has tie_word_embeddings 'yes'; it must be true or false"),
         ({"mlp_bias": 1}, "has mlp_bias 1; it must be true or false"),
@@ -92,7 +111,7 @@ def test_what_is_missing_is_named(name: str) -> None:
         ({"model_type": "gpt2", "add_cross_attention": True}, "has add_cross_attention, which"),
         ({"model_type": "gpt_neo", "hidden_size": 25}, "divides a hidden size of 25 among 4 attention heads"),
         ({"model_type": "opt"}, "has no ffn_dim, which its shapes follow from"),
-        (FALCON, "has 4 attention heads for 3 key-value heads; they must divide"),
+        (FALCON, "gives 4 attention heads 3 key-value heads; they must divide"),
     ],
 )
 def test_what_no_model_can_be_is_refused(changes: dict[str, Any], message: str) -> None:

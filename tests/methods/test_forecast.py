@@ -39,17 +39,25 @@ SMALL: Mapping[str, Mapping[str, Any]] = {
     "mixtral": {
         "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 4,
     },
+    "gemma": {
+        "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 24,
+    },
+    "opt": {
+        "hidden_size": 64, "ffn_dim": 100, "num_attention_heads": 4, "word_embed_proj_dim": 32, "max_position_embeddings": 64,
+    },
     "falcon": {"hidden_size": 64, "num_attention_heads": 4},
     "gpt2": {"n_embd": 48, "n_head": 4, "n_positions": 64},
 }  # fmt: skip
 """Tied embeddings, biases, grouped heads of a width of their own, rows and weights that no block divides; fused experts, a
-Linear class that is not torch's, and Conv1D."""
+buffer in the model's dtype, Linear layers outside the blocks, a Linear class that is not torch's, and Conv1D."""
 
 ALL_PRUNED = [each for each in OFFERED if each.startswith("prune/")]
 REFUSED: Mapping[str, list[str]] = {
     "qwen2": ["torchao/intx4-wo"],
     "llama": ["torchao/intx4-wo", "prune/2-4"],
     "mixtral": ALL_PRUNED,
+    "gemma": [],
+    "opt": ["torchao/intx4-wo"],
     "falcon": [each for each in OFFERED if each.startswith("bitsandbytes/") or (each in ALL_PRUNED and "+" in each)],
     "gpt2": [*ALL_PRUNED, *(each for each in OFFERED if each.startswith("torchao/"))],
 }

@@ -256,7 +256,7 @@ def test_a_file_that_is_no_configuration_is_refused(refusal: Callable[..., str],
         "PATH names no model_type, so it is no model's config.json; give one that save_pretrained wrote"
     )
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ModelError, match=r"empty/config.json does not exist; a dummy is made from a config.json"):
+    with pytest.raises(ModelError, match=r"empty/config.json does not exist; a config.json is wanted"):
         resolve(f"dummy:{tmp_path / 'empty'}")
 
 
