@@ -85,7 +85,8 @@ def activation_bytes(architecture: Architecture, *, context: int, batch: int, dt
     tables = 2 * max(layer.head_dim for layer in architecture.layers)
     inside = max(wide * size, Fraction(2 * _FLOAT32 * width))
     beyond = sum(
-        layer.heads * layer.head_dim * layer.copies * max(0, context - (layer.window or context)) for layer in architecture.layers
+        layer.heads * layer.head_dim * layer.copies * max(0, context - (layer.window or context))
+        for layer in architecture.layers
     )
     each = batch * (4 * width * size + inside) + tables * size
     return math.ceil(context * each + batch * (architecture.vocabulary + 2 * beyond) * size)

@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from quantbench.errors import QuantbenchError, UnsupportedError
+from quantbench.errors import ModelError, QuantbenchError, UnsupportedError
 
 REQUEST, RESULT = "request.json", "result.json"
 _HEADER, _OTHER = "header.gguf", "other.json"
@@ -242,22 +242,27 @@ def plain_sizes(tensors: Sequence[Tensor], request: Mapping[str, Any]) -> dict[s
 
 def describe(path: Path) -> dict[str, Any]:
     """What a GGUF file's header says: metadata of its architecture, tensors with their types, precision, matrix or none."""
-    from quantbench.methods._gguf_files import file_precision, has_matrix, read_gguf
+    from quantbench.methods._gguf_files import named_precision, notes_matrix, read_gguf
     from quantbench.models._gguf import gguf_parts
 
-    first, *others = map(read_gguf, gguf_parts(path))
-    architecture = str(first.get_field("general.architecture").contents())
+    readers = [read_gguf(part) for part in gguf_parts(path)]
+    first = readers[0]
+    named = first.get_field("general.architecture")
+    if named is None:
+        raise ModelError(f"{path} names no architecture in its header; make or download it again")
+    architecture = str(named.contents())
     wanted = [name for name in first.fields if name.startswith(f"{architecture}.")]
     return {
         "architecture": architecture,
         "metadata": {name: first.fields[name].contents() for name in wanted},
         "tensors": [
             [tensor.name, [int(size) for size in reversed(tensor.shape)], tensor.tensor_type.name]
-            for reader in (first, *others)
+            for reader in readers
             for tensor in reader.tensors
         ],
-        "precision": file_precision(path),
-        "matrix": has_matrix(path),
+        "bytes": sum(int(tensor.n_bytes) for reader in readers for tensor in reader.tensors),
+        "precision": named_precision(first),
+        "matrix": notes_matrix(first),
     }
 
 

@@ -158,7 +158,12 @@ def file_type(precision: str) -> int:
 
 def file_precision(path: Path) -> str:
     """The precision that a GGUF file's header names, for example ``q4_k_m``."""
-    field = read_gguf(path).get_field("general.file_type")
+    return named_precision(read_gguf(path))
+
+
+def named_precision(reader: Any) -> str:
+    """The precision that the header of an open GGUF file names."""
+    field = reader.get_field("general.file_type")
     number = int(field.contents()) if field else -1
     names = (name for name in dir(library()) if name.startswith("LLAMA_FTYPE_") and getattr(library(), name) == number)
     return next(names, "unknown").removeprefix("LLAMA_FTYPE_").removeprefix("MOSTLY_").removeprefix("ALL_").lower()
@@ -166,7 +171,12 @@ def file_precision(path: Path) -> str:
 
 def has_matrix(path: Path) -> bool:
     """Whether a GGUF file's header says that it was quantized with an importance matrix."""
-    return read_gguf(path).get_field(_MATRIX_NOTE) is not None
+    return notes_matrix(read_gguf(path))
+
+
+def notes_matrix(reader: Any) -> bool:
+    """Whether the header of an open GGUF file says so."""
+    return reader.get_field(_MATRIX_NOTE) is not None
 
 
 def tensor_bytes(path: Path) -> int:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from quantbench.architecture import Architecture, CacheLayer, Role, Tensor
 from quantbench.cache import artifact
-from quantbench.errors import ModelError, UnsupportedError
+from quantbench.errors import MissingDependency, ModelError, UnsupportedError
 from quantbench.footprint import Weights
-from quantbench.methods._gguf_dry_run import REQUEST, RESULT, tensor_bytes
+from quantbench.methods._gguf_dry_run import REQUEST, RESULT
 from quantbench.methods._gguf_files import UNQUANTIZED
 from quantbench.models._gguf import gguf_parts
 
@@ -52,17 +53,15 @@ def forecast_from(path: Path, files: Sequence[File]) -> dict[str, Weights]:
     return _weights(request, files)
 
 
-def ready_bytes(path: Path) -> int:
-    """Bytes of all tensors of a ready GGUF file."""
-    return sum(tensor_bytes(shape, kind) for _, shape, kind in header(path)["tensors"])
-
-
 def header(path: Path) -> Mapping[str, Any]:
-    """What a ready GGUF file's header says: ``architecture``, ``metadata``, ``tensors``, ``precision``, ``matrix``.
+    """What a ready GGUF file's header says: ``architecture``, ``metadata``, ``tensors``, ``bytes``, ``precision``, ``matrix``.
 
     ModelError where it is cut short, damaged or no GGUF file.
     """
-    gguf_parts(path)
+    from quantbench.methods.gguf import open_gguf
+
+    if missing := open_gguf.missing():
+        raise MissingDependency(f"{path} cannot be read without {', '.join(missing)}, not installed; {open_gguf.install}")
     return _asked({"describe": str(path), "content": _stamp(path), "versions": _versions()})
 
 
@@ -72,15 +71,21 @@ def gguf_architecture(path: Path) -> Architecture:
     ModelError where the file is cut short, damaged, or says too little of its shapes.
     """
     found = header(path)
-    metadata: Mapping[str, Any] = found["metadata"]
-    own = str(found["architecture"])
 
     def value(key: str, default: Any = None) -> Any:
-        number = metadata.get(f"{own}.{key}", default)
+        name = f"{found['architecture']}.{key}"
+        number = found["metadata"].get(name, default)
         if number is None:
-            raise ModelError(f"{path} has no {own}.{key} in its header, which its KV cache follows from; give another file")
+            raise ModelError(f"{path} has no {name} in its header, from which its sizes follow; give another file")
         return number
 
+    try:
+        return _described(path, found, value)
+    except (ValueError, TypeError) as error:
+        raise ModelError(f"{path} contradicts itself in its header ({error}); make or download it again") from error
+
+
+def _described(path: Path, found: Mapping[str, Any], value: Callable[..., Any]) -> Architecture:
     blocks, width = int(value("block_count")), int(value("embedding_length"))
     heads = _each(value("attention.head_count"), blocks)
     kept = _each(value("attention.head_count_kv", heads), blocks)
@@ -88,7 +93,7 @@ def gguf_architecture(path: Path) -> Architecture:
     tensors = tuple(Tensor(name, tuple(shape), _role(name, len(shape))) for name, shape, _ in found["tensors"])
     rows = {tensor.name: tensor.shape[0] for tensor in tensors}
     return Architecture(
-        name=str(path), model_type=own, config=metadata, tensors=tensors,
+        name=str(path), model_type=found["architecture"], config=found["metadata"], tensors=tensors,
         layers=tuple(CacheLayer(heads=each, head_dim=size) for each in kept),
         width=width, inner_width=_inner_width(tensors, _each(value("expert_used_count", 1), blocks)),
         attention_width=max(first + 2 * second for first, second in zip(heads, kept, strict=True)) * size,
@@ -99,11 +104,18 @@ def gguf_architecture(path: Path) -> Architecture:
 
 
 def _inner_width(tensors: Sequence[Tensor], used: Sequence[int]) -> int:
-    """Values that a position has inside a feed-forward layer: those of its gate beside its own, of experts those in use."""
-    up = [each.shape for each in tensors if ".ffn_up" in each.name and len(each.shape) > 1]
-    widest = max((shape[-2] * (max(used) if len(shape) > 2 else 1) for shape in up), default=0)
-    gated = any(".ffn_gate." in each.name or ".ffn_gate_exps." in each.name for each in tensors)
-    return widest * (2 if gated else 1)
+    """Values that a position has inside a feed-forward layer at once: with a gate three of each, else two.
+
+    The gate may be merged with its neighbour, which then has twice as many rows as there are columns on the way back.
+    """
+    shapes = {each.name: each.shape for each in tensors}
+    widths = [0]
+    for name, shape in shapes.items():
+        if ".ffn_down" in name and len(shape) > 1:
+            merged = shapes.get(name.replace("ffn_down", "ffn_up"), shape)[-2] == 2 * shape[-1]
+            gated = merged or name.replace("ffn_down", "ffn_gate") in shapes
+            widths.append(shape[-1] * (3 if gated else 2) * (max(used) if len(shape) > 2 else 1))
+    return max(widths)
 
 
 def _each(value: int | list[int], blocks: int) -> list[int]:
@@ -123,8 +135,7 @@ def _role(name: str, dimensions: int) -> Role:
 
 def _shapes(architecture: Architecture) -> dict[str, Any]:
     """What a dry run must know of an architecture."""
-    body = {**architecture.config, **(architecture.config.get("text_config") or {})}
-    rotary = body.get("rope_parameters") or body.get("rope_scaling") or {}
+    rotary = architecture.config.get("rope_parameters") or architecture.config.get("rope_scaling") or {}
     first = architecture.layers[0]
     return {
         "model_type": architecture.model_type,
@@ -176,24 +187,32 @@ def _asked(request: Mapping[str, Any]) -> dict[str, Any]:
 
     def make(folder: Path) -> None:
         (folder / REQUEST).write_text(json.dumps(request))
-        command = [sys.executable, "-m", _CHILD, str(folder)]
-        try:
-            done = subprocess.run(
-                command, capture_output=True, check=False, timeout=_TIMEOUT_S, env={**os.environ, **_LEAN}
-            )  # fmt: skip
-        except subprocess.TimeoutExpired as error:
-            raise UnsupportedError(f"llama.cpp's dry run took more than {_TIMEOUT_S} s and was stopped") from error
-        if done.returncode or not (folder / RESULT).is_file():
-            raise UnsupportedError(f"llama.cpp's dry run {_death(done)}")
-        result = json.loads((folder / RESULT).read_text())
-        if "error" in result and "describe" in request:
-            raise ModelError(result["error"])
+        failed = _run(folder)
+        result = {} if failed else json.loads((folder / RESULT).read_text())
+        if "describe" in request and (failed or "error" in result):
+            raise ModelError(result.get("error") or f"{request['describe']} cannot be read: gguf's reader {failed}")
+        if failed:
+            raise UnsupportedError(f"llama.cpp's dry run {failed}")
 
     found: dict[str, Any] = json.loads((artifact("gguf-plan", request, make) / RESULT).read_text())
     return found
 
 
-def _death(done: subprocess.CompletedProcess[bytes]) -> str:
-    last = (done.stderr.decode("utf-8", "replace").strip().splitlines() or ["it gave no reason"])[-1]
-    how = signal.Signals(-done.returncode).name if done.returncode < 0 else f"exit code {done.returncode}"
-    return f"ended with {how} ({last})"
+def _run(folder: Path) -> str:
+    """Let the child answer the request in ``folder``; how it failed, empty if it did not."""
+    command = [sys.executable, "-m", _CHILD, str(folder)]
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env={**os.environ, **_LEAN}, process_group=0
+    ) as child:
+        try:
+            _, said = child.communicate(timeout=_TIMEOUT_S)
+        except BaseException as error:
+            os.killpg(child.pid, signal.SIGKILL)  # its fork as well
+            if isinstance(error, subprocess.TimeoutExpired):
+                return f"took more than {_TIMEOUT_S} s and was stopped"
+            raise
+    if not child.returncode:
+        return ""
+    last = (said.decode("utf-8", "replace").strip().splitlines() or ["it gave no reason"])[-1]
+    how = signal.Signals(-child.returncode).name if child.returncode < 0 else f"exit code {child.returncode}"
+    return f"ended with {how} ({re.sub('^/[^ ]*/', '', last)})"  # without the folder that llama.cpp was built in

@@ -14,8 +14,9 @@ FAMILIES: Mapping[str, frozenset[str]] = {
     "gptq": frozenset(("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi", "opt")),
     "awq": frozenset(("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "phi", "opt")),
 }
-"""Model types that gptqmodel 7.6 was seen to quantize and transformers 5.23 to load again. Others fail in one or the other:
-fused experts (mixtral), Conv1D (gpt2), subclasses of Linear (falcon), names that have changed (gpt_neox, phi3)."""
+"""Model types that gptqmodel 7.6 was seen to quantize and transformers 5.23 to load again. Others failed in one or the other:
+fused experts (mixtral), Conv1D (gpt2), subclasses of Linear (falcon), names that have changed (gpt_neox, phi3), rotary
+positions that differ between layers (gemma3_text, in AWQ's search only)."""
 
 BLOCKS = (".layers.", ".h.", ".blocks.")
 """What the names of all weights inside the blocks contain one of."""
@@ -32,8 +33,8 @@ _SHARD_BYTES = 4 * 2**30
 _LENGTH_BYTES = 8
 _HEADER_START = len('{"__metadata__":{"format":"pt"},')
 _NOTES = {
-    "gptq": "GPTQ v1 with an int32 g_idx; embeddings and the output layer stay in 16 bits",
-    "awq": "AWQ gemm; embeddings and the output layer stay in 16 bits",
+    "gptq": "GPTQ v1 with an int32 g_idx, as loaded on a CPU; embeddings and the output layer stay in 16 bits",
+    "awq": "AWQ gemm, as loaded on a CPU; embeddings and the output layer stay in 16 bits",
 }
 
 Stored = tuple[str, str, tuple[int, ...]]
@@ -45,18 +46,16 @@ def forecast(method: str, architecture: Architecture, precisions: Sequence[str])
     layers = {tensor.name: tensor.shape for tensor in architecture.tensors if _packed(tensor)}
     reason = _unknown(method, architecture)
     found = {}
-    for precision in precisions:
-        why = reason or misfit(method, precision, layers)
-        found[precision] = Weights(weight_bytes=None, dtype="fp16", note=why) if why else _weights(method, precision, architecture)
+    for each in precisions:
+        why = reason or misfit(method, each, layers)
+        found[each] = Weights(weight_bytes=None, dtype="fp16", note=why) if why else _weights(method, each, architecture)
     return found
 
 
 def misfit(method: str, precision: str, layers: Mapping[str, Sequence[int]]) -> str:
     """Why gptqmodel cannot make ``precision`` of layers of these shapes [outputs, inputs]; empty where it can."""
     fits = [
-        each.name
-        for each in METHODS[method].precisions
-        if all(row % grouping(each.name)[1] == 0 for _, row in layers.values())
+        each.name for each in METHODS[method].precisions if all(row % grouping(each.name)[1] == 0 for _, row in layers.values())
     ]
     _, group_size = grouping(precision)
     for name, (_, row) in layers.items():

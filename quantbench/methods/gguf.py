@@ -156,10 +156,10 @@ def _forecast_ready(path: Path) -> dict[str, Weights]:
     for precision, kind, matrix in _FILES:
         try:
             if _is_as_asked(path, precision, header["precision"], matrix=header["matrix"]):
-                size = _gguf_plan.ready_bytes(path)
                 found[precision] = Weights(
-                    weight_bytes=size, file_bytes=_file_bytes(path), dtype="fp16", runtime="llama.cpp", note="the file as it is"
-                )
+                    weight_bytes=header["bytes"], file_bytes=_file_bytes(path), dtype="fp16", runtime="llama.cpp",
+                    note="the file as it is",
+                )  # fmt: skip
             elif matrix:
                 found[precision] = _unknown(no_matrix(f"gguf/{precision}", path))
             else:

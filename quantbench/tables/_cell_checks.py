@@ -18,7 +18,7 @@ from quantbench.tables.words import Scale, words
 from quantbench.units import GB
 
 _BILLION = 1e9
-_INSTRUMENT = "measured on {} only, an instrument check"
+INSTRUMENT_CHECK = "an instrument check"
 _RANKS = ("No", "Limited", "Yes")
 """How far something is supported."""
 
@@ -60,17 +60,16 @@ def _size(cell: ClaimedCell, evidence: Evidence) -> Verdict:
     line = evidence.of_model(variant, cell.model)
     measured = line.number("weight_bytes") if line else None
     planned = weights.weight_bytes
-    figures = {"planned": _bytes(planned), "measured": _bytes(measured)}
     found = planned if measured is None else measured
     if found is None:
         return Verdict(mark=m.NOT_YET, why=weights.note)
-    mark = claimed.mark(found / GB)
-    if mark != m.FAILS:
-        return Verdict(mark=mark, **figures)
-    if any(claimed.is_rounded(m.amount(each.size).value) for each in cell.row.earlier):
+    mark, why = claimed.mark(found / GB), ""
+    if mark == m.FAILS and any(claimed.is_rounded(m.amount(each.size).value) for each in cell.row.earlier):
         published = ", ".join(f"{each.size} in {each.date}" for each in cell.row.earlier)
-        return Verdict(mark=m.RECIPE, why=f"{published}; now {weights.note}", **figures)
-    return Verdict(mark=mark, why=_idealised(cell, claimed, found), **figures)
+        mark, why = m.RECIPE, f"{published}; now {weights.note}"
+    elif mark == m.FAILS:
+        why = _idealised(cell, claimed, found)
+    return Verdict(mark=mark, why=why, planned=_bytes(planned), measured=_bytes(measured))
 
 
 def _idealised(cell: ClaimedCell, claimed: m.Amount, found: float) -> str:
@@ -79,9 +78,9 @@ def _idealised(cell: ClaimedCell, claimed: m.Amount, found: float) -> str:
     bits = _sizes.nominal_bits(cell.row.variant)
     parameters = _sizes.architecture_of(cell.model).parameters
     taken = _sizes.bits_of(found, parameters)
-    real = f"{cell.model} has {parameters / _BILLION:.2f}B" + (f" x {taken:.2f}" if round(taken, 2) != bits else "")
+    real = f"{cell.model}: {parameters / _BILLION:.2f}B" + (f" x {taken:.2f}" if round(taken, 2) != bits else "")
     holds = claimed.mark(_sizes.ideal_bytes(values, bits)) == m.HOLDS
-    return f"{cell.text} is {values:g}B x {bits} bits; {real}" if holds else real
+    return f"{values:g}B x {bits:g} bits; {real}" if holds else real
 
 
 def _bits(cell: ClaimedCell, evidence: Evidence) -> Verdict:
@@ -96,7 +95,7 @@ def _bits(cell: ClaimedCell, evidence: Evidence) -> Verdict:
         return Verdict(mark=m.NOT_YET, why=weights.note)
     mark = claimed.mark(found)
     code = claimed.value == _sizes.nominal_bits(variant)
-    why = f"{claimed.value:g} bits is a code; scales and wider tensors add to it" if mark == m.FAILS and code else ""
+    why = f"{claimed.value:g} bits a code, scales on top" if mark == m.FAILS and code else ""
     return Verdict(mark=mark, why=why, planned=_figure(planned), measured=_figure(measured))
 
 
@@ -132,7 +131,7 @@ def _of_model(line: Line, claimed: str, found: str, value: float) -> Verdict:
     """A word found of a real model is compared with the claim; of an instrument check it only stands there."""
     measured = Figure(value, f"{found}, {line.group.model}")
     if line.group.instrument_check:
-        return Verdict(mark=m.NOT_YET, why=_INSTRUMENT.format(line.group.model), measured=measured)
+        return Verdict(mark=m.NOT_YET, why=INSTRUMENT_CHECK, measured=measured)
     return Verdict(mark=m.HOLDS if found == claimed else m.FAILS, measured=measured)
 
 

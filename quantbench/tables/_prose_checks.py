@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 
-from quantbench import planner
 from quantbench.errors import QuantbenchError
 from quantbench.footprint import dense_bytes
 from quantbench.passes.energy import find_counter
-from quantbench.planner import Device, Planned
-from quantbench.scenario import Variant
+from quantbench.planner import Planned
 from quantbench.tables import _marks as m
 from quantbench.tables import _sizes
-from quantbench.tables._cell_checks import capability
+from quantbench.tables._cell_checks import INSTRUMENT_CHECK, capability
 from quantbench.tables._evidence import Evidence
 from quantbench.tables._lines import Line
 from quantbench.tables._marks import Figure, Verdict
@@ -22,8 +20,6 @@ from quantbench.tables._type_facts import TypeFacts, type_facts
 from quantbench.tables.claims import Prose
 from quantbench.tables.words import words
 from quantbench.units import GB, format_bytes, format_limit, parse_bytes
-
-_INSTRUMENT = "measured on {} only, an instrument check"
 
 Check = Callable[[Prose, Evidence], Verdict]
 
@@ -109,12 +105,11 @@ def _smaller(claim: Prose, evidence: Evidence) -> Verdict:
     """Whether one variant's weights take less than another's, as planned and as loaded."""
     model, variant, than = (claim.facts[key] for key in ("model", "variant", "than"))
     sizes = _sizes.planned_weights(model, [variant, than])
-    figures = [(sizes[variant].weight_bytes, sizes[than].weight_bytes)]
+    figures: list[tuple[float | None, float | None]] = [(sizes[variant].weight_bytes, sizes[than].weight_bytes)]
     measured = None
-    for line, other in evidence.pairs(variant, than):
+    for line, other in evidence.pairs(variant, than)[:1]:
         figures.append((line.number("weight_bytes"), other.number("weight_bytes")))
         measured = _versus(*figures[-1], f", {line.group.model}")
-        break
     known = [mine < theirs for mine, theirs in figures if mine is not None and theirs is not None]
     if not known:
         return Verdict(mark=m.NOT_YET, why=sizes[variant].note, measured=measured)
@@ -126,20 +121,14 @@ def _smaller(claim: Prose, evidence: Evidence) -> Verdict:
 
 def _fits(claim: Prose, _: Evidence) -> Verdict:
     """Whether one of the text's variants runs within a memory: weights, a KV cache of 4096 tokens and activations."""
-    model, memory = claim.facts["model"], parse_bytes(claim.facts["memory"])
-    architecture = _sizes.architecture_of(model)
-    device = Device(name=claim.facts["memory"], memory_bytes=memory)
-    methods = {variant.partition("/")[0] for variant in claim.facts["variants"]}
-    variants = [
-        Variant(method=name, precision=each.name) for name in sorted(methods) for each in planner.METHODS[name].precisions
-    ]
-    plans = planner.plan(architecture, variants, planner.workload(architecture, context=None), [device])
-    peaks = {each.variant: each for each in plans if each.peak_bytes is not None}
-    named = [peaks[variant] for variant in claim.facts["variants"] if variant in peaks]
+    model, memory, variants = claim.facts["model"], parse_bytes(claim.facts["memory"]), claim.facts["variants"]
+    plans = _sizes.planned_on(model, tuple(sorted({variant.partition("/")[0] for variant in variants})), memory)
+    named = [plans[variant] for variant in variants if variant in plans]
     if not named:
-        return Verdict(mark=m.NOT_YET, why="; ".join(dict.fromkeys(each.note for each in plans if each.note)))
+        notes = {weights.note for weights in _sizes.planned_weights(model, variants).values()}
+        return Verdict(mark=m.NOT_YET, why="; ".join(sorted(notes)))
     least = min(named, key=_peak)
-    other = max((each for each in peaks.values() if each.fits), key=_peak, default=None)
+    other = max((each for each in plans.values() if each.fits), key=_peak, default=None)
     why = f"{least.arithmetic}; {format_limit(memory)} are {_sizes.gigabytes(memory)}"
     if not least.fits and other:
         why += f"; {other.variant} fits with {_sizes.gigabytes(_peak(other))}"
@@ -208,7 +197,7 @@ def _measured(
             continue
         figure = Figure(found[1].value, f"{found[1].text}, {line.group.model}")
         if line.group.instrument_check:
-            return Verdict(mark=m.NOT_YET, why=f"{compared}; {_INSTRUMENT.format(line.group.model)}", measured=figure)
+            return Verdict(mark=m.NOT_YET, why=f"{compared}; {line.group.model} is {INSTRUMENT_CHECK}", measured=figure)
         return Verdict(mark=_truth(found[0]), why=compared, measured=figure)
     return Verdict(mark=m.NOT_HERE if absent else m.NOT_YET, why=absent or compared)
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 
 from quantbench import planner
 from quantbench.architecture import Architecture
 from quantbench.errors import QuantbenchError
 from quantbench.footprint import Weights
+from quantbench.matrix import every_variant
 from quantbench.methods import METHODS
-from quantbench.units import GB
+from quantbench.planner import Device, Planned
+from quantbench.units import GB, format_limit
 
 _BYTE_BITS = 8
 
@@ -23,21 +25,29 @@ def architecture_of(model: str) -> Architecture:
 
 def planned_weights(model: str, variants: Iterable[str]) -> dict[str, Weights]:
     """The forecast for each ``method/precision``; of one that cannot be planned the bytes are None, with the reason."""
-    wanted: dict[str, dict[str, None]] = {}
+    strange = Weights(weight_bytes=None, note="no method has such a precision")
+    found = {}
     for variant in variants:
         method, _, precision = variant.partition("/")
-        wanted.setdefault(method, {})[precision] = None
-    return {
-        f"{method}/{precision}": weights
-        for method, precisions in wanted.items()
-        for precision, weights in _forecast(model, method, tuple(precisions)).items()
-    }
+        found[variant] = _forecast(model, method).get(precision, strange)
+    return found
 
 
-def nominal_bits(variant: str) -> int:
+@cache
+def planned_on(model: str, methods: Sequence[str], memory_bytes: int) -> dict[str, Planned]:
+    """The plan of every variant of some methods for one memory, of those whose peak can be told; 4096 tokens, one sequence."""
+    architecture = architecture_of(model)
+    device = Device(name=format_limit(memory_bytes), memory_bytes=memory_bytes)
+    workload = planner.workload(architecture, context=None)
+    plans = planner.plan(architecture, every_variant(methods, ()), workload, [device])
+    return {each.variant: each for each in plans if each.peak_bytes is not None}
+
+
+def nominal_bits(variant: str) -> float:
     """The bits in the name of a precision, 0 where there are none."""
     method, _, precision = variant.partition("/")
-    return METHODS[method].precision(precision).bits if method in METHODS else 0
+    known = METHODS[method].precisions if method in METHODS else ()
+    return next((each.bits for each in known if each.name == precision), None) or 0
 
 
 def ideal_bytes(values: float, bits: float) -> float:
@@ -62,11 +72,12 @@ def gigabytes(count: float) -> str:
 
 
 @cache
-def _forecast(model: str, method: str, precisions: tuple[str, ...]) -> Mapping[str, Weights]:
+def _forecast(model: str, method: str) -> Mapping[str, Weights]:
+    """All precisions of a method at once: llama.cpp is asked for all of its file types in one go."""
+    if method not in METHODS:
+        return {}
+    names = [each.name for each in METHODS[method].precisions]
     try:
-        known = {each.name for each in METHODS[method].precisions}
-        found = planner.forecast(architecture_of(model), method, [name for name in precisions if name in known])
+        return planner.forecast(architecture_of(model), method, names)
     except QuantbenchError as error:
-        return {name: Weights(weight_bytes=None, note=str(error)) for name in precisions}
-    strange = Weights(weight_bytes=None, note=f"{method} has no such precision")
-    return {name: found.get(name, strange) for name in precisions}
+        return {name: Weights(weight_bytes=None, note=str(error)) for name in names}

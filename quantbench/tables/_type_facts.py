@@ -6,6 +6,7 @@ Importing them takes seconds and prints to the terminal, so a process of its own
 
 from __future__ import annotations
 
+import ctypes
 import json
 import math
 import subprocess
@@ -21,7 +22,8 @@ from typing import Any
 from quantbench.cache import cache_root, digest, write_atomically
 from quantbench.errors import QuantbenchError
 
-PACKAGES = ("torch", "torchao", "bitsandbytes", "gguf")
+LLAMA_CPP = "llama-cpp-python"
+PACKAGES = ("torch", "torchao", "bitsandbytes", LLAMA_CPP)
 _FLOATS = {
     "FP32": "float32", "FP16": "float16", "BF16": "bfloat16", "FP8 E4M3": "float8_e4m3fn", "FP8 E5M2": "float8_e5m2",
 }  # fmt: skip
@@ -93,7 +95,7 @@ def read_types() -> list[TypeFacts]:
         *_read("torch", ["INT8"], _int8),
         *_read("torchao", ["INT4"], _int4),
         *_read("bitsandbytes", ["NF4"], _nf4),
-        *_read("gguf", ["GGUF"], _blocks),
+        *_read(LLAMA_CPP, ["GGUF"], _blocks),
     ]
 
 
@@ -101,7 +103,7 @@ def _read(package: str, names: Sequence[str] | dict[str, str], ask: Callable[[],
     """What ``ask`` finds; where the library cannot be had the bare names with the reason."""
     try:
         return list(ask())
-    except (ImportError, AttributeError, KeyError, RuntimeError) as error:
+    except (ImportError, AttributeError, KeyError, OSError, RuntimeError) as error:
         installed = package_versions().get(package)
         why = f"{package} {installed} does not tell: {error}" if installed else f"{package} is not installed"
         return [TypeFacts(name=name, package=package, missing=why) for name in names]
@@ -167,11 +169,19 @@ def _nf4() -> Iterator[TypeFacts]:
 
 
 def _blocks() -> Iterator[TypeFacts]:
-    from gguf import GGML_QUANT_SIZES
+    """Of the library that runs the models; the package gguf has had other sizes for types that no file holds."""
+    from llama_cpp import GGML_TYPE_COUNT
+    from llama_cpp._ggml import libggml
 
-    blocks = {kind.name: size for kind, size in GGML_QUANT_SIZES.items() if size[0] > 1}
-    for name, (values, count) in sorted(blocks.items(), key=lambda item: (-item[1][1] / item[1][0], item[0])):
-        yield TypeFacts(name=name, package="gguf", scaled=True, block_values=values, block_bytes=count)
+    libggml.ggml_type_name.restype = ctypes.c_char_p
+    libggml.ggml_blck_size.restype, libggml.ggml_type_size.restype = ctypes.c_int64, ctypes.c_size_t
+    found = []
+    for kind in range(GGML_TYPE_COUNT):
+        name, values, count = libggml.ggml_type_name(kind), libggml.ggml_blck_size(kind), libggml.ggml_type_size(kind)
+        if values > 1:
+            found.append((-count / values, name.decode().upper(), values, count))
+    for _, name, values, count in sorted(found):
+        yield TypeFacts(name=name, package=LLAMA_CPP, scaled=True, block_values=values, block_bytes=count)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _NOTES = (
     "planned: from shapes and llama.cpp's dry run, and of number types what their libraries say; MB = 10^6 bytes",
+    "a size that does not hold: the sum that the text made, then what the real model has",
     f"{m.HOLDS}: with two decimals more than the claim has, the figure is still the claimed one",
     f"{m.ROUNDED}: with as many decimals as the claim has, it is the claimed one",
     f"{m.RECIPE}: the claim is the size of an earlier recipe",
@@ -34,7 +35,7 @@ _NOTES = (
 _HEADINGS = (
     Heading(key="place", title="Of"),
     Heading(key="claim", title="Claim"),
-    Heading(key="planned", title="Planned"),
+    Heading(key="planned", title="Planned", wraps=True),
     Heading(key="measured", title="Measured", wraps=True),
     Heading(key="mark", title="Mark", wraps=True),
     Heading(key="why", title="Why", wraps=True),

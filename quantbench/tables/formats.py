@@ -8,12 +8,11 @@ from quantbench.errors import QuantbenchError
 from quantbench.tables import TableKind
 from quantbench.tables._show import times
 from quantbench.tables._table import Cell, Heading, Scalar, Table
-from quantbench.tables._type_facts import PACKAGES, TypeFacts, package_versions, type_facts
+from quantbench.tables._type_facts import LLAMA_CPP, PACKAGES, TypeFacts, package_versions, type_facts
 from quantbench.units import significant
 
 SCALED = "×s"
 _BYTE_BITS = 8
-_LLAMA_CPP = "gguf"
 _WIDEST = "FP32"
 _NOTES = (
     "s+e+m: bits of sign, exponent and mantissa; integers have no exponent, and NF4's codes are places in a table",
@@ -34,7 +33,7 @@ def table() -> list[Table]:
         facts = type_facts()
     except QuantbenchError as error:
         return [_table("Number formats", [], _formats(()), (str(error),))]
-    formats, blocks = ([each for each in facts if (each.package == _LLAMA_CPP) is chosen] for chosen in (False, True))
+    formats, blocks = ([each for each in facts if (each.package == LLAMA_CPP) is chosen] for chosen in (False, True))
     return [
         _table("Number formats", formats, _formats(facts), [*_NOTES, *map(_with_scale, formats)]),
         _table("Block types of llama.cpp", blocks, _blocks(facts), _BLOCK_NOTES),

@@ -19,7 +19,7 @@ _FALLBACK_SIZE = (120, 24)
 _NARROWEST = 20
 _GAP = 2
 """Blanks between two columns of a text table."""
-_SQUEEZED = 14
+_SQUEEZED = 12
 """Cells of a terminal that a column which wraps has at least."""
 _SEPARATOR = " · "
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -107,23 +107,22 @@ def pack(folder: Path, variant: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def canary(users_cache: Path) -> Iterator[Callable[[str], Artifact]]:
-    """The canary as gptqmodel makes it, from the user's own cache."""
+def canary(users_cache: Path) -> Mapping[str, Artifact]:
+    """The canary as gptqmodel makes it, by method, from the user's own cache."""
+    found = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("QUANTBENCH_CACHE", str(users_cache))
-
-        def prepared(method: str) -> Artifact:
+        for method in FAMILIES:
             preparer = METHODS[method].preparer
             assert preparer
-            return preparer(*asked(f"{method}/int4-g128", "canary"))
-
-        yield prepared
+            found[method] = preparer(*asked(f"{method}/int4-g128", "canary"))
+    return found
 
 
 @pytest.mark.parametrize("method", ["gptq", "awq"])
-def test_the_canary_as_it_is_made_and_loaded(method: str, canary: Callable[[str], Artifact]) -> None:
+def test_the_canary_as_it_is_made_and_loaded(method: str, canary: Mapping[str, Artifact]) -> None:
     """The file, tensor by tensor in its order and in all, and what the loaded model takes."""
-    artifact = canary(method)
+    artifact = canary[method]
     header = safetensors_header(artifact.path / "model.safetensors")
     stored = [(name, entry["dtype"], tuple(entry["shape"])) for name, entry in header.items()]
     assert list(packed_tensors(method, "int4-g128", read_architecture("canary"))) == stored
@@ -160,7 +159,7 @@ def test_layers_outside_the_blocks_stay_as_they_are(built: Callable[..., Path]) 
 def test_several_files_are_as_the_quantizer_itself_writes_them(
     shard_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """gptqmodel's own writer, given the same tensors; some are larger than a file of 60,000 bytes may be."""
+    """Against the writer of gptqmodel, given the same tensors; some are larger than a file of 60,000 bytes may be."""
     import torch
     from gptqmodel.utils.model import TensorSource, streaming_state_dict_to_shards
 

@@ -9,6 +9,8 @@ import pytest
 
 from quantbench import tables
 from quantbench.errors import UsageError
+from quantbench.methods import METHODS
+from quantbench.planner import forecast, read_architecture
 from quantbench.tables import gguf, precision
 
 if TYPE_CHECKING:
@@ -132,7 +134,7 @@ def test_two_words_with_one_recommendation_do_not_mark_it(write: Write, record: 
 
 
 def test_every_table_says_what_it_was_measured_on(write: Write, full: list[Record]) -> None:
-    made = tables.build("all", write(full))
+    made = [table for table in tables.build("all", write(full)) if table.facts.get("run_id")]
     assert len(made) > 2
     for table in made:
         assert table.title.endswith(": canary, prompts ten")
@@ -183,21 +185,80 @@ def test_latest_run_drops_earlier_rows(write: Write, record: Make) -> None:
     assert tables.latest_run(frame[:0]).empty
 
 
-def test_a_run_without_a_kinds_rows_makes_no_such_table(write: Write, record: Make) -> None:
+def test_of_a_kind_without_rows_the_plan_is_left(write: Write, record: Make) -> None:
     frame = write([record("gguf/q8_0")])
 
     assert precision.table(frame) == []
-    assert [table.name for table in tables.build("all", frame)] == ["gguf", "methods"]
-    assert tables.build("all", frame[:0]) == []
+    made = {table.name: table for table in tables.build("all", frame)}
+    assert [name for name, table in made.items() if table.facts.get("run_id")] == ["gguf", "methods"]
+    assert made["precision"] == precision.unmeasured()[0]
+    assert [table.name for table in tables.build("methods", frame[:0])] == []
+
+
+def test_without_results_there_are_the_formats_the_plans_and_the_claims() -> None:
+    made = tables.build("all", None)
+
+    assert list(dict.fromkeys(table.name for table in made)) == ["formats", "precision", "gguf", "claims"]
+    assert tables.build("methods", None) == []
+    for table in made[2:4]:
+        assert table.caption.startswith("Nothing of this was measured; quantbench run")
+        measured = [heading.key for heading in table.headings if heading.source == "measured"]
+        assert len(measured) > 4
+        assert {value for key in measured for value in _column(table, key)} == {None}
+        assert {heading.title for heading, _ in table.shown_columns() if heading.source == "measured"} == {
+            heading.title for heading in table.headings if heading.source == "claimed"
+        } - {"7B size", "13B size", "70B size"}
+
+
+def test_planned_sizes_are_those_of_the_planner() -> None:
+    [levels], [files] = precision.unmeasured(), gguf.unmeasured()
+
+    for table, key, model in [
+        (levels, "size_7b", "llama-2-7b"), (levels, "size_13b", "llama-2-13b"), (levels, "size_70b", "llama-2-70b"),
+        (files, "size_7b", "llama-2-7b"),
+    ]:  # fmt: skip
+        architecture = read_architecture(model)
+        bits = [METHODS[method].precision(name).bits or 0 for method, name in map(_split, _column(table, "variant"))]
+        planned = [
+            forecast(architecture, method, [name])[name].weight_bytes for method, name in map(_split, _column(table, "variant"))
+        ]
+        assert None not in planned
+        assert _column(table, f"planned_{key}") == planned
+        assert _column(table, f"idealised_{key}") == [architecture.parameters * each / 8 for each in bits]
+        if key == "size_7b":
+            exact = [8 * (count or 0) / architecture.parameters for count in planned]
+            assert _column(table, "planned_bits") == pytest.approx(exact)
+    assert [_cells(levels, name)["planned_size_7b"].shown for name in ("FP32", "INT4")] == ["26.95 GB", "3.87 GB"]
+    assert {heading.title for heading, _ in levels.shown_columns() if heading.source == "planned"} == {
+        "Bits/value, 7B", "7B size", "13B size", "70B size",
+    }  # fmt: skip
+
+
+def test_measured_rows_without_a_claim_are_planned_too_and_strange_ones_are_dashes(write: Write, record: Make) -> None:
+    frame = write([record("torch/fp32"), record("torch/bf16"), record("server/as-served"), record("gptq/int3")])
+    [table] = precision.table(frame.replace({"method": {"gptq": "gone"}}))
+
+    assert _cells(table, "BF16")["planned_size_7b"].value == _cells(table, "FP16")["planned_size_7b"].value
+    for name in ("AS-SERVED", "INT3"):
+        row = _cells(table, name)
+        assert (row["planned_size_7b"].shown, row["idealised_size_7b"].value, row["planned_bits"].value) == ("–", None, None)
+    assert any(note.startswith("planned INT3: no method has such a precision") for note in table.notes)
+
+
+def _split(variant: str) -> tuple[str, str]:
+    method, _, precision_name = variant.partition("/")
+    return method, precision_name
 
 
 def test_all_kinds_come_in_the_tutorials_order(write: Write, full: list[Record]) -> None:
-    assert [table.name for table in tables.build("all", write(full))] == ["precision", "gguf", "methods"]
+    names = [table.name for table in tables.build("all", write(full))]
+
+    assert list(dict.fromkeys(names)) == ["formats", "precision", "gguf", "methods", "claims"]
 
 
 def test_an_unknown_kind_is_a_sentence() -> None:
     with pytest.raises(UsageError, match="unknown table 'precison'; did you mean 'precision'"):
-        tables.build("precison", None)  # type: ignore[arg-type]
+        tables.build("precison", None)
 
 
 def test_columns_that_an_older_frame_lacks_are_dashes(write: Write, full: list[Record]) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from quantbench import tables
-from quantbench.tables import modules
+from quantbench.tables import gguf, modules, precision
 from quantbench.tables.decision import decide
 from quantbench.tables.render import as_text, render
 from quantbench.tables.summary import overview, run_summary
@@ -154,7 +154,7 @@ def test_the_overview_of_a_module_shows_its_own_columns(write: Write, rows: list
 
 def test_the_precision_and_gguf_tables_leave_modules_out(write: Write, rows: list[Record]) -> None:
     frame = write(rows)
-    assert tables.build("precision", frame) == tables.build("gguf", frame) == []
+    assert precision.table(frame) == gguf.table(frame) == []
     assert "modules" in {table.name for table in tables.build(tables.ALL, frame)}
 
 

@@ -79,6 +79,7 @@ def test_csv_holds_raw_values_and_empty_nulls(write: Write, full: list[Record], 
 
     assert len(read) == sum(len(table.rows) for table in built)
     assert list(read.columns[:3]) == ["table", "model", "instrument_check"]
+    read = read[read["table"].isin(["precision", "gguf"])]
     int8 = read[(read["name"] == "INT8")].iloc[0]
     assert (int8["weight_bytes"], int8["claimed_size_7b"]) == (1_187_500, "7GB")
     failed = read[read["name"] == "Q2_K"].iloc[0]

@@ -1,0 +1,52 @@
+"""Published quality: each figure is the source's own, for what this package makes in the same way, and says where it is from."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from quantbench.methods import METHODS
+from quantbench.methods.gguf import uses_matrix
+from quantbench.tables.published import published
+from quantbench.tables.words import words
+
+DATA = Path(__file__).parents[1] / "data" / "reference_numbers.csv"
+MATRIX = " imatrix=WT 10m"
+
+
+def scoreboard() -> dict[str, float]:
+    """The mean KLD of each row of llama.cpp's scoreboard."""
+    with DATA.open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["quantity"] == "kld_mean"]
+    assert {row["model"] for row in rows} == {"Llama-3-8B"}
+    assert all("scoreboard @f364eb6f wikitext-2" in row["source"] for row in rows)
+    return {row["precision"]: float(row["value"].split()[0]) for row in rows}
+
+
+def test_each_figure_is_the_sources_own() -> None:
+    rows = scoreboard()
+    assert len(published()) > 20
+    for variant, quality in published().items():
+        assert (quality.variant, quality.model) == (variant, "Llama-3-8B")
+        assert quality.kld_mean == rows[quality.published]
+
+
+def test_none_is_of_another_recipe_and_none_is_left_out() -> None:
+    """A file made with an importance matrix has the figure of one, and a type whose twin alone was published has none."""
+    rows = {name.lower(): value for name, value in scoreboard().items()}
+    names = {each.name: each.name.removesuffix("-imat") for each in METHODS["gguf"].precisions}
+    same = {name: f"{kind}{MATRIX}".lower() if uses_matrix(name) else kind for name, kind in names.items()}
+    expected = {f"gguf/{name}": rows[row] for name, row in same.items() if row in rows}
+    assert {variant: quality.kld_mean for variant, quality in published().items()} == expected
+    assert {"gguf/iq3_s", "gguf/iq4_nl", "gguf/iq4_xs"}.isdisjoint(expected)
+
+
+def test_it_says_where_from_and_how_far_to_trust_it() -> None:
+    """The same source as the words are anchored on, and the floor that its 16-bit reference makes."""
+    anchors = {anchor.published: anchor.value for anchor in words().quality.anchors}
+    for quality in published().values():
+        assert quality.date == "2024-05"
+        assert quality.source.startswith("llama.cpp's scoreboard")
+        assert str(published()["gguf/f16"].kld_mean) in quality.note
+        assert anchors.get(f"Llama-3-8B {quality.published}", quality.kld_mean) == quality.kld_mean
+    assert sum(f"Llama-3-8B {quality.published}" in anchors for quality in published().values()) == len(anchors)
