@@ -42,18 +42,15 @@ class Suggestion:
         """The answer in one sentence, marked as not measured."""
         start = f"Not measured: under {format_limit(self.memory_bytes)}"
         size = f"{self.workload.batch} x {self.workload.context}" if self.workload.batch > 1 else str(self.workload.context)
-        parts = []
         if self.pick:
-            parts.append(f"{start} try {self.pick.variant} of {self.model} at {size} tokens first: {_figures(self.pick)}")
-            if self.best and self.best is not self.pick:
-                parts.append(f"the lowest published KLD that fits has {self.best.variant}: {_figures(self.best)}")
+            parts = [f"{start} try {self.pick.variant} of {self.model} at {size} tokens first: {_figures(self.pick)}"]
         else:
-            what = "with a published KLD" if self.unpublished else "planned"
-            parts.append(
-                f"{start} no variant of {self.model} {what} fits at {size} tokens with a KLD up to {short(self.max_kld)}"
-            )
-            if self.nearest:
-                parts.append(f"nearest is {self.nearest.variant}: {_figures(self.nearest)}")
+            limit = f"a published KLD up to {short(self.max_kld)}"
+            parts = [f"{start} no variant of {self.model} with {limit} fits at {size} tokens"]
+        if self.nearest:
+            parts.append(f"nearest is {self.nearest.variant}: {_figures(self.nearest)}")
+        if self.best and self.best is not self.pick:
+            parts.append(f"the lowest published KLD that fits has {self.best.variant}: {_figures(self.best)}")
         if self.unpublished:
             methods = ", ".join(dict.fromkeys(each.method for each in self.unpublished))
             parts.append(f"nobody published a KLD of {len(self.unpublished)} more that fit ({methods})")

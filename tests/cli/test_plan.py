@@ -115,7 +115,7 @@ def test_recommend_answers_before_anything_is_measured(tmp_path: Path) -> None:
     assert sentence.startswith("Not measured: under 12 GiB try gguf/")
     assert "of llama-2-13b at 2048 tokens first" in sentence
     assert "published KLD" in sentence
-    assert "README.md" in sentence  # the source is named
+    assert "llama.cpp's scoreboard, wikitext-2, 2024-05" in sentence  # the source is named
     (body,) = json.loads(_run(*arguments, "--format", "json").stdout)
     assert body["measured"] is False
     assert body["pick"]["peak_bytes"] <= 12 * GIB
@@ -126,7 +126,7 @@ def test_recommend_says_what_comes_nearest_where_nothing_fits(tmp_path: Path) ->
     result = _run("recommend", "--model", "llama-2-70b", "--memory", "8GiB", "--results", str(tmp_path / "none"))
     assert result.exit_code == 4
     sentence = " ".join(result.stdout.split())
-    assert "no variant of llama-2-70b planned fits at 4096 tokens" in sentence
+    assert "no variant of llama-2-70b with a published KLD up to 0.056 fits at 4096 tokens" in sentence
     assert "nearest is gguf/" in sentence
 
 

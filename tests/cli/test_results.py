@@ -106,13 +106,15 @@ def test_one_kind_of_table(results: Path) -> None:
 def test_csv_and_json_hold_data_only(results: Path) -> None:
     _, text, _ = _run("tables", "--results", str(results), "--run", "early", "--format", "csv")
     rows = list(csv.DictReader(io.StringIO(text)))
-    assert {row["model"] for row in rows} == {"some/model"}
-    assert {row["table"] for row in rows} == {"precision", "gguf", "methods"}
+    assert {row["table"] for row in rows if row["model"] == "some/model"} == {"precision", "gguf", "methods"}
+    assert {row["table"] for row in rows if not row["model"]} == {"formats", "claims"}
     _, text, _ = _run("tables", "gguf", "--results", str(results), "--run", "early", "--format", "json")
     assert [each["table"] for each in json.loads(text)] == ["gguf"]
 
 
-@pytest.mark.parametrize("command", [["tables"], ["recommend", "--memory", "1GiB"]])
+@pytest.mark.parametrize(
+    "command", [["tables", "methods"], ["tables", "roofline"], ["tables", "--run", "some"], ["recommend", "--memory", "1GiB"]]
+)
 def test_without_results_there_is_a_sentence_and_code_4(tmp_path: Path, command: list[str]) -> None:
     code, stdout, stderr = _run(*command, "--results", str(tmp_path / "nothing"))
     assert (code, stdout) == (4, "")
@@ -121,9 +123,35 @@ def test_without_results_there_is_a_sentence_and_code_4(tmp_path: Path, command:
 
 
 def test_a_run_without_rows_of_that_table(results: Path) -> None:
-    code, stdout, stderr = _run("tables", "gguf", "--results", str(results))
+    code, stdout, stderr = _run("tables", "roofline", "--results", str(results))
     assert (code, stdout) == (4, "")
-    assert stderr == "quantbench: run late has no rows for table 'gguf'; quantbench run measures some\n"
+    assert stderr == "quantbench: run late has no rows for table 'roofline'; quantbench run measures some\n"
+
+
+def test_a_run_without_rows_of_a_planned_table_leaves_the_plan(results: Path) -> None:
+    code, stdout, stderr = _run("tables", "gguf", "--results", str(results))
+    assert (code, stderr) == (0, "")
+    assert "Nothing of this was measured" in stdout
+    assert "2.53 GB" in stdout
+
+
+@pytest.mark.parametrize("output", get_args(get_type_hints(tables, include_extras=False)["output"]))
+def test_without_results_tables_show_what_was_claimed_and_planned(tmp_path: Path, output: str) -> None:
+    code, stdout, stderr = _run("tables", "--results", str(tmp_path / "nothing"), "--format", output)
+    assert code == 0
+    assert stderr.startswith("quantbench: no results of table 'scenarios' under")
+    assert stderr.count("\n") == 1
+    for said in ("BF16", "280GB", "2.67GiB in 2023-06", "not true today"):
+        assert said in stdout
+    if output in ("text", "md"):
+        assert stdout.index("Number formats") < stdout.index("Precision levels") < stdout.index("GGUF quantization levels")
+
+
+def test_formats_need_no_results_and_say_nothing_of_them(tmp_path: Path) -> None:
+    code, stdout, stderr = _run("tables", "formats", "--results", str(tmp_path / "nothing"))
+    assert (code, stderr) == (0, "")
+    assert stdout.startswith("Number formats\n")
+    assert _run("tables", "formats", "--results", str(tmp_path / "nothing"), "--run", "any")[0] == 0
 
 
 @pytest.mark.parametrize(

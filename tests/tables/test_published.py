@@ -1,4 +1,4 @@
-"""Published quality: each figure is the source's own, for what this package makes in the same way, and says where it is from."""
+"""Published quality: each figure is the source's own, for what is made here in the same way, and says where it is from."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -132,6 +133,42 @@ def test_titles_say_claimed_or_measured_only_where_both_stand(write: Write, full
 
     assert "Bits (claimed)" in as_markdown(tables.build("gguf", frame))
     assert "measured)" not in as_markdown(overview(frame))
+
+
+def _sentences(*texts: str, listed: bool = False) -> Table:
+    headings = (
+        Heading(key="k", title="Name"),
+        *(Heading(key=f"k{at}", title=f"T{at}", wraps=True) for at in range(len(texts))),
+    )
+    row = (Cell("one"), *(Cell(text) for text in texts))
+    return Table(name="demo", title="D", facts={}, caption="C", headings=headings, rows=(row, row), listed=listed)
+
+
+@pytest.mark.parametrize(("width", "panels"), [(40, 1), (60, 1), (20, 2), (500, 1)])
+def test_columns_that_wrap_are_squeezed_before_others_go_below(width: int, panels: int) -> None:
+    lines = as_text([_sentences("some words " * 9, "others " * 5)], width).splitlines()
+
+    assert len([line for line in lines if line.startswith("Name")]) == panels
+    assert width < 30 or max(map(len, lines)) <= width
+    assert " ".join(lines).count("words") == 9 * 2
+    assert (len([line for line in lines if line.startswith("one")]) == len(lines) - 5) == (width == 500)
+
+
+def test_a_short_column_is_not_squeezed_for_a_long_one() -> None:
+    lines = as_text([_sentences("short text", "long " * 30)], 60).splitlines()
+
+    assert [line for line in lines if line.startswith("one  short text  long")]
+    assert max(map(len, lines)) <= 60
+
+
+def test_listed_rows_stand_below_each_other() -> None:
+    table = _sentences("first\nof all", "", listed=True)
+    lines = as_text([replace(table, rows=(table.rows[0], (Cell("a sentence " * 5), Cell(None), Cell("yes"))))], 40).splitlines()
+
+    assert lines[3:] == [
+        "one", "    T0: first of all", "", "a sentence a sentence a sentence a", "sentence a sentence", "    T1: yes", "", "",
+    ]  # fmt: skip
+    assert "| one | first of all |" in as_markdown([table])
 
 
 def test_nothing_renders_to_nothing() -> None:
