@@ -10,6 +10,7 @@ import shutil
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 from quantbench.errors import unknown_name
 from quantbench.tables._table import DASH, Table
@@ -195,16 +196,20 @@ def _squeeze(columns: Sequence[_Block], width: int) -> list[_Block]:
 
 
 def _panels(columns: Sequence[_Block], width: int) -> list[list[_Block]]:
-    """Columns in groups that fit ``width``, each led by the first column."""
+    """Columns in groups that fit ``width``, each led by the first column; those of one title stay together where they can."""
     first, *others = columns
     panels = [[first]]
     used = first.width
-    for column in others:
-        if len(panels[-1]) > 1 and used + _GAP + column.width > width:
-            panels.append([first])
-            used = first.width
-        panels[-1].append(column)
-        used += _GAP + column.width
+    for _, same in groupby(others, key=lambda column: column.title.splitlines()[0].partition(",")[0]):
+        together = list(same)
+        needed = sum(_GAP + column.width for column in together)
+        for index, column in enumerate(together):
+            room = needed if index == 0 and first.width + needed <= width else _GAP + column.width
+            if len(panels[-1]) > 1 and used + room > width:
+                panels.append([first])
+                used = first.width
+            panels[-1].append(column)
+            used += _GAP + column.width
     return panels
 
 
