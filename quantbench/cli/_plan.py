@@ -13,11 +13,14 @@ from quantbench.cli._output import paragraph, print_json
 from quantbench.machine import gpu_memory, memory_limit
 from quantbench.matrix import every_variant
 from quantbench.models._configs import read_architecture
+from quantbench.options import OPTIONS, convert
 from quantbench.planner import Device, Planned, Workload
 from quantbench.tables.plan import plan_table
 from quantbench.tables.planned import suggest
 from quantbench.tables.render import escape_markdown, render
 from quantbench.units import format_limit, parse_bytes
+
+_LISTS = [option for option in OPTIONS if option.name in ("method", "precision")]
 
 ContextOption = Annotated[
     int | None,
@@ -45,7 +48,7 @@ def plan(
 ) -> None:
     """Predict weights, KV cache and peak of every variant; no weights needed."""
     devices = [Device(name=format_limit(parse_bytes(fit)), memory_bytes=parse_bytes(fit))] if fit is not None else _here()
-    variants = every_variant(method or (), precision or ())
+    variants = every_variant(*(convert(option, given) for option, given in zip(_LISTS, (method, precision), strict=True)))
     architecture = read_architecture(model)
     workload = planner.workload(architecture, context=context, batch=batch, kv_dtype=kv_dtype)
     planned = planner.plan(architecture, variants, workload, devices)

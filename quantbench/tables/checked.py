@@ -70,16 +70,34 @@ def unmeasured() -> list[Table]:
     return _tables(Evidence())
 
 
-def judge_table(name: str, evidence: Evidence) -> Iterator[Checked]:
-    """Every cell of a claimed table."""
+def judge_table(name: str, evidence: Evidence, model: str = "") -> Iterator[Checked]:
+    """Every cell of a claimed table, or of those columns only that are sizes of ``model``."""
     claimed = claims()[name]
     for key, check in claimed.checks.items():
+        if model and claimed.models.get(key) != model:
+            continue
         for row in claimed.rows:
             cell = ClaimedCell(claimed, row, key)
             yield Checked(
                 text=cell.text, source=claimed.source, date=claimed.date, subject=cell.subject, heading=cell.heading,
                 variant=row.variant, verdict=CELL_CHECKS[check](cell, evidence),
             )  # fmt: skip
+
+
+def size_notes(model: str) -> list[str]:
+    """What was claimed of a model's sizes, with what is planned and the mark: one sentence a claimed table."""
+    notes = []
+    for name in claims():
+        found = list(judge_table(name, Evidence(), model))
+        told = [
+            f"{each.variant} {each.text}, {each.verdict.planned.text} {each.verdict.mark}"
+            + (f" ({each.verdict.why})" if each.verdict.why else "")
+            for each in found
+            if each.verdict.planned
+        ]
+        if told:
+            notes.append(f"claimed ({found[0].source}), planned, and what that makes of the claim: {'; '.join(told)}")
+    return notes
 
 
 def judge_prose(evidence: Evidence) -> Iterator[Checked]:

@@ -8,6 +8,7 @@ from quantbench.architecture import Architecture
 from quantbench.planner import Device, Planned, Workload
 from quantbench.tables._show import times
 from quantbench.tables._table import Cell, Heading, Table
+from quantbench.tables.checked import size_notes
 from quantbench.units import format_bytes
 
 _NAMED = 6
@@ -95,7 +96,7 @@ def _notes(architecture: Architecture, planned: Sequence[Planned], devices: Sequ
         if each.note:
             of.setdefault(each.note, []).append(each)
     notes = [f"{_names(rows, planned)}: {note}" if len(rows) < len(planned) else note for note, rows in of.items()]
-    return [exact, fits, *([architecture.note] if architecture.note else []), *notes]
+    return [exact, fits, *([architecture.note] if architecture.note else []), *notes, *size_notes(architecture.name)]
 
 
 def _names(rows: Sequence[Planned], planned: Sequence[Planned]) -> str:

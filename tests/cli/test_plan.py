@@ -60,6 +60,11 @@ def test_every_format_prints_the_same_rows() -> None:
     assert "| torch/fp32 | 23.1 MB |" in md
 
 
+def test_methods_and_precisions_are_lists_as_for_run() -> None:
+    rows = _rows("canary", "--method", "torch,bitsandbytes", "--method", "torch-dynamic", "--precision", "fp16,int8", "--fit", "1GiB")
+    assert list(rows) == ["torch/fp16", "bitsandbytes/int8", "torch-dynamic/int8"]
+
+
 def test_without_fit_the_memory_here_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     from quantbench.cli import _plan
 
@@ -140,3 +145,24 @@ def test_without_results_the_hint_is_to_name_a_model(tmp_path: Path) -> None:
     result = _run("recommend", "--memory", "8GiB", "--results", str(tmp_path / "none"))
     assert result.exit_code == 4
     assert "or name a --model, to plan it before anything is measured" in " ".join(result.stderr.split())
+
+
+@pytest.mark.parametrize(
+    ("model", "sizes"),
+    [
+        (
+            "llama-2-7b",
+            ["28GB, 26.95 GB does not hold", "7GB, 7.01 GB holds when rounded", "2.7GB, 2.53 GB recipe has changed since"],
+        ),
+        ("llama-2-13b", ["52GB, 52.06 GB holds when rounded", "13GB, 13.35 GB holds when rounded"]),
+        ("llama-2-70b", ["70GB, 69.53 GB holds when rounded", "35GB, 36.36 GB does not hold"]),
+    ],
+)
+def test_claimed_sizes_stand_beside_the_plan(model: str, sizes: list[str]) -> None:
+    out = " ".join(_run("plan", model, "--method", "torch").stdout.split())
+    for each in sizes:
+        assert each in out
+
+
+def test_a_model_that_nothing_was_claimed_of_has_no_such_note() -> None:
+    assert "claimed" not in _run("plan", "mistral-7b", "--method", "torch").stdout
