@@ -16,6 +16,7 @@ from quantbench.scenario import Variant
 from quantbench.units import format_bytes
 
 DEFAULT_CONTEXT = 4096
+_MOST = 10**12
 _NOT_PREDICTED = "this method says nothing of what its weights will take"
 
 
@@ -43,6 +44,8 @@ class Workload:
         for name in ("context", "batch"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}; give a whole number from 1 on")
+            if getattr(self, name) > _MOST:
+                raise UsageError(f"{name} is above {_MOST}, which no model holds; give a smaller one")
         if self.kv_dtype and self.kv_dtype not in ELEMENT_BYTES:
             raise unknown_name("KV dtype", self.kv_dtype, ELEMENT_BYTES)
 
@@ -51,6 +54,8 @@ class Workload:
 class Planned:
     """The predicted footprint of one variant. Bytes are None where they cannot be told, with the reason in ``note``.
 
+    ``context`` (tokens), ``batch`` and ``kv_dtype`` are what the cache is planned for. ``model_note`` says what is to be known
+    of all variants of the model, such as that the checkpoint is quantized already.
     ``peak_bytes`` is weights, KV cache and activations together. ``fits_on`` says of each device whether that is within its
     memory; ``largest_context`` is the longest that fits on the largest of them, in tokens.
     """
@@ -59,6 +64,9 @@ class Planned:
     method: str
     precision: str
     parameters: int
+    context: int
+    batch: int
+    kv_dtype: str
     weight_bytes: int | None
     file_bytes: int | None
     kv_cache_bytes: int | None
@@ -71,6 +79,7 @@ class Planned:
     fits_on: Mapping[str, bool]
     largest_context: int | None
     note: str
+    model_note: str
 
     @property
     def variant(self) -> str:
@@ -130,23 +139,27 @@ def plan(
     for variant in variants:
         wanted.setdefault(variant.method, []).append(variant.precision)
     return [
-        _planned(architecture, Variant(method=method, precision=precision), weights, workload, devices)
+        planned(architecture, Variant(method=method, precision=precision), weights, workload, devices)
         for method, precisions in wanted.items()
         for precision, weights in forecast(architecture, method, precisions).items()
     ]
 
 
 def forecast(architecture: Architecture, method: str, precisions: Sequence[str]) -> Mapping[str, Weights]:
-    """What the weights of each precision of a method will take."""
+    """What the weights of each precision of a method will take; a ``.gguf`` file is for methods that open one."""
+    reason = METHODS[method].cannot_open("gguf") if architecture.gguf else ""
+    if reason:
+        return {each: Weights(weight_bytes=None, note=reason) for each in precisions}
     forecaster = METHODS[method].forecaster
     if forecaster is None:
         return {each: Weights(weight_bytes=None, note=_NOT_PREDICTED) for each in precisions}
     return forecaster(architecture, precisions)
 
 
-def _planned(
+def planned(
     architecture: Architecture, variant: Variant, weights: Weights, workload: Workload, devices: Sequence[Device]
 ) -> Planned:
+    """The footprint of one variant whose ``weights`` are known."""
     loaded, runtime = weights.weight_bytes, weights.runtime
     dtype = workload.kv_dtype or ("fp16" if runtime == "llama.cpp" else weights.dtype)
     cache = kv_cache_bytes(architecture, context=workload.context, batch=workload.batch, dtype=dtype, runtime=runtime)
@@ -156,7 +169,8 @@ def _planned(
     room = max((device.memory_bytes for device in devices), default=None)
     return Planned(
         model=architecture.name, method=variant.method, precision=variant.precision, parameters=architecture.parameters,
-        weight_bytes=loaded, file_bytes=weights.file_bytes, kv_cache_bytes=cache, activation_bytes=busy, peak_bytes=peak,
+        context=workload.context, batch=workload.batch, kv_dtype=dtype, weight_bytes=loaded,
+        file_bytes=weights.file_bytes, kv_cache_bytes=cache, activation_bytes=busy, peak_bytes=peak,
         bits_per_weight=8 * loaded / architecture.parameters if loaded else None,
         compression_fp32=dense_bytes(architecture, "fp32") / loaded if loaded else None,
         compression_fp16=dense_bytes(architecture, "fp16") / loaded if loaded else None,
@@ -164,7 +178,7 @@ def _planned(
         largest_context=None if room is None else largest_context(
             architecture, weights, room, batch=workload.batch, dtype=dtype
         ),
-        note="; ".join(filter(None, (weights.note, _beyond(architecture, workload)))),
+        note="; ".join(filter(None, (weights.note, _beyond(architecture, workload)))), model_note=architecture.note,
     )  # fmt: skip
 
 

@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from quantbench import models, planner
 from quantbench.architecture import Architecture
 from quantbench.errors import QuantbenchError, UsageError
+from quantbench.footprint import Runtime
 from quantbench.job import Checkpoint
 from quantbench.planner import Planned, Workload
 from quantbench.record import Missing
-from quantbench.scenario import Scenario, short_name
+from quantbench.scenario import Conditions, Scenario, short_name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +28,7 @@ class Preflight:
     def __init__(self) -> None:
         """Nothing is read before the first question."""
         self._architectures: dict[str, Architecture | str] = {}
-        self._outlooks: dict[tuple[str, str, str, int], Outlook] = {}
+        self._outlooks: dict[tuple[str, str, Conditions, bool], Outlook] = {}
 
     def outlook(self, scenario: Scenario, checkpoint: Checkpoint | None = None) -> Outlook:
         """What is planned of the scenario's variant; before its ``checkpoint`` is there, by the name of its model."""
@@ -35,12 +36,10 @@ class Preflight:
         architecture = self._architecture(place)
         if isinstance(architecture, str):
             return Outlook(weight_bytes=Missing(architecture))
-        conditions = scenario.conditions
-        least = max(conditions.output_tokens, conditions.answer_tokens, conditions.continuation_tokens)
-        key = place, scenario.variant.name, conditions.device, conditions.context or least
+        key = place, scenario.variant.name, scenario.conditions, scenario.reads == "text"
         if key not in self._outlooks:
             try:
-                self._outlooks[key] = _outlook(architecture, scenario, conditions.context or least)
+                self._outlooks[key] = _outlook(architecture, scenario)
             except Exception as error:  # noqa: BLE001 - a forecaster may be anybody's; without one nothing is refused
                 self._outlooks[key] = Outlook(weight_bytes=Missing(f"the forecast failed: {type(error).__name__}: {error}"))
         return self._outlooks[key]
@@ -61,10 +60,18 @@ def _read(place: str) -> Architecture | str:
         return str(error)
 
 
-def _outlook(architecture: Architecture, scenario: Scenario, context: int) -> Outlook:
-    named = replace(architecture, name=short_name(scenario.model))
-    planned = planner.plan(named, [scenario.variant], Workload(context=context), [])[0]
+def _outlook(architecture: Architecture, scenario: Scenario) -> Outlook:
+    named, variant = replace(architecture, name=short_name(scenario.model)), scenario.variant
+    weights = planner.forecast(named, variant.method, [variant.precision])[variant.precision]
+    planned = planner.planned(named, variant, weights, Workload(context=_least_context(scenario, weights.runtime)), [])
     return Outlook(weight_bytes=_bytes(planned), refusal=_refusal(planned, scenario.conditions.device))
+
+
+def _least_context(scenario: Scenario, runtime: Runtime) -> int:
+    """Tokens that are surely held at once: the context asked for, of which torch holds no more than a prompt and its answer."""
+    conditions = scenario.conditions
+    least = max(conditions.output_tokens, conditions.answer_tokens, conditions.continuation_tokens)
+    return conditions.context if conditions.context and (runtime == "llama.cpp" or scenario.reads == "text") else least
 
 
 def _bytes(planned: Planned) -> int | Missing:

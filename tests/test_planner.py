@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -73,6 +75,25 @@ def test_a_dtype_of_the_cache_is_used_for_the_cache_alone() -> None:
     rows = [planner.plan(architecture, variant, Workload(context=512, kv_dtype=each), ())[0] for each in ("", "fp8")]
     assert rows[0].kv_cache_bytes == 4 * (rows[1].kv_cache_bytes or 0)
     assert rows[0].activation_bytes == rows[1].activation_bytes
+
+
+def test_a_gguf_file_is_planned_for_methods_that_open_one_alone(tmp_path: Path) -> None:
+    architecture = replace(read_architecture("canary"), gguf=tmp_path / "a.gguf")
+    for method in METHODS:
+        if "gguf" in method.kinds:
+            continue
+        found = planner.forecast(architecture, method.name, [each.name for each in method.precisions])
+        assert set(found) == {each.name for each in method.precisions}
+        for weights in found.values():
+            assert weights.weight_bytes is None
+            assert weights.note.startswith(f"method {method.name!r} cannot open a .gguf file; give it a checkpoint folder")
+    assert {each.name for each in METHODS if "gguf" in each.kinds} == {"gguf", "server"}
+
+
+@pytest.mark.parametrize("name", ["context", "batch"])
+def test_a_workload_beyond_all_models_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match=f"{name} is above 1000000000000, which no model holds"):
+        Workload(**{"context": 10, name: 10**330})
 
 
 @pytest.mark.parametrize("asked", [{"context": 0}, {"context": -5}, {"batch": 0}, {"kv_dtype": "fp7"}])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 FP32_BYTES = 23_082_112  # 5,770,496 parameters in float32, and 128 bytes of rotary frequencies
 
 
-def _scenario(precision: str = "fp32", model: str = "canary", **asked: str) -> Scenario:
+def _scenario(precision: str = "fp32", model: str = "canary", **asked: str | int) -> Scenario:
     return Scenario(
         model=model,
         variant=Variant(method="torch", precision=precision),
@@ -65,6 +66,19 @@ def test_a_dummy_that_cannot_fit_is_not_made(tmp_path: Path, monkeypatch: pytest
     assert record.status is Status.SKIPPED
     assert "torch/bf16 of dummy:llama-2-70b takes 138 GB (weights 138 GB" in record.reason
     assert not list((tmp_path / "cache").glob("dummy/*"))
+
+
+def test_a_context_that_torch_does_not_fill_refuses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """llama.cpp allots its whole context; torch's cache grows with the prompt, and a text fills its chunks."""
+    monkeypatch.setattr(planner, "memory_limit", lambda: 40 * 10**6)
+    preflight = Preflight()
+    wide = _scenario("fp32", context=1024)
+    assert preflight.outlook(wide).refusal == ""
+    assert "activations 13.9 MB" in preflight.outlook(replace(wide, prompts="text:a.txt")).refusal
+    monkeypatch.setattr(planner, "memory_limit", lambda: 10**6)
+    file = replace(wide, variant=Variant(method="gguf", precision="f32"))
+    assert "KV cache 3.15 MB" in preflight.outlook(file).refusal
+    assert "KV cache 786 kB" in preflight.outlook(replace(file, conditions=Conditions())).refusal
 
 
 def test_an_outlook_is_the_plans_own() -> None:

@@ -107,6 +107,11 @@ class Architecture:
         return sum(buffer.bytes_in(model_element_bytes) for buffer in self.buffers)
 
 
+_MOST, _MOST_LAYERS = 10**12, 10**4
+"""Figures beyond these are slips: a tensor is listed for each layer, and sizes are divided as floats."""
+_LAYER_KEYS = ("num_hidden_layers", "num_layers", "n_layer")
+
+
 class Config:
     """A config.json's keys, each asked for with what it must be; ModelError names what is missing or impossible."""
 
@@ -130,6 +135,9 @@ class Config:
         found = default if self.body.get(name) is None else self.body[name]
         if found is not None and (isinstance(found, bool) or not isinstance(found, int) or found < least):
             raise self._wrong(name, f"a whole number from {least} on")
+        most = _MOST_LAYERS if name in _LAYER_KEYS else _MOST
+        if found is not None and found > most:
+            raise ModelError(f"{self.source} has {name} above {most}, which no model has; give a config.json that is whole")
         return found
 
     def flag(self, name: str, *, default: bool) -> bool:
@@ -188,8 +196,9 @@ class Config:
 
 
 _UNLIKE_LLAMA = (
-    "is_encoder_decoder", "num_experts", "num_local_experts", "n_routed_experts", "kv_lora_rank", "state_size", "ssm_cfg",
-    "mamba_d_state", "linear_num_value_heads", "layers_block_type", "hybrid_override_pattern", "block_configs",
+    "is_encoder_decoder", "type_vocab_size", "num_experts", "num_local_experts", "n_routed_experts", "kv_lora_rank",
+    "state_size", "ssm_cfg", "mamba_d_state", "linear_num_value_heads", "layers_block_type", "hybrid_override_pattern",
+    "block_configs",
 )  # fmt: skip
 """Keys of models with an encoder, experts, latent attention, recurrent layers or layers unlike each other."""
 
@@ -242,8 +251,9 @@ def read(body: Mapping[str, Any], name: str, source: str) -> Architecture:
 
 def _quantized(config: Config) -> str:
     """A note where the checkpoint is not the plain model."""
-    method = config.table("quantization_config").text("quant_method")
-    return f"the checkpoint is quantized already ({method}): sizes are those of the model before that" if method else ""
+    table = config.table("quantization_config")
+    how = f" ({method})" if (method := table.text("quant_method")) else ""
+    return f"the checkpoint is quantized already{how}: sizes are those of the model before that" if table else ""
 
 
 def _require_like_llama(config: Config, model_type: str) -> None:

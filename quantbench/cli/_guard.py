@@ -15,6 +15,7 @@ from quantbench.errors import QuantbenchError
 
 FAILED = 1
 USAGE = 2
+REGRESSION = 3
 INSUFFICIENT = 4
 INTERRUPTED = 130
 

@@ -12,7 +12,6 @@ from quantbench import planner
 from quantbench.cli._output import paragraph, print_json
 from quantbench.machine import gpu_memory, memory_limit
 from quantbench.matrix import every_variant
-from quantbench.models._configs import read_architecture
 from quantbench.options import OPTIONS, convert
 from quantbench.planner import Device, Planned, Workload
 from quantbench.tables.plan import plan_table
@@ -49,7 +48,7 @@ def plan(
     """Predict weights, KV cache and peak of every variant; no weights needed."""
     devices = [Device(name=format_limit(parse_bytes(fit)), memory_bytes=parse_bytes(fit))] if fit is not None else _here()
     variants = every_variant(*(convert(option, given) for option, given in zip(_LISTS, (method, precision), strict=True)))
-    architecture = read_architecture(model)
+    architecture = planner.read_architecture(model)
     workload = planner.workload(architecture, context=context, batch=batch, kv_dtype=kv_dtype)
     planned = planner.plan(architecture, variants, workload, devices)
     if output == "json":
@@ -62,7 +61,7 @@ def plan(
 
 def planned_for(model: str, *, context: int | None, batch: int) -> tuple[Sequence[Planned], Workload]:
     """Every variant of a model, planned with nothing to fit."""
-    architecture = read_architecture(model)
+    architecture = planner.read_architecture(model)
     workload = planner.workload(architecture, context=context, batch=batch)
     return planner.plan(architecture, every_variant((), ()), workload, ()), workload
 

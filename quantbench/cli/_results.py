@@ -86,11 +86,8 @@ def _measured_of(results: str, model: str | None) -> pd.DataFrame | None:
     """Rows of the latest run, or of the latest that measured ``model``; None where that model was never measured."""
     if model is None:
         return _rows(results, None, "or name a --model, to plan it before anything is measured")
-    from quantbench.store import load
-
-    try:
-        frame = load(results)
-    except StoreError:
+    frame, _ = _read(results, "scenarios")
+    if frame is None:
         return None
     of_model = frame[(frame["model"] == model) & (frame["status"] == "ok")]
     if of_model.empty:

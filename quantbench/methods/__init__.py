@@ -212,14 +212,20 @@ class Method:
         ours = self.opener.__module__.startswith("quantbench.")
         return f"pip install 'quantbench[{self.extra}]'" if ours else f"pip install {' '.join(self.requires)}"
 
+    def cannot_open(self, kind: str) -> str:
+        """Why this method opens no checkpoint of a kind (``hf``, ``gguf``, ``module``, ``server``); empty where it does."""
+        if kind in self.kinds:
+            return ""
+        kinds = " or ".join(_KINDS[each] for each in self.kinds)
+        return f"method {self.name!r} cannot open {_KINDS[kind]}; give it {kinds}"
+
     def check(self, checkpoint: Checkpoint) -> None:
         """Raise MissingDependency or UnsupportedError when this method cannot open ``checkpoint`` here."""
         missing = self.missing()
         if missing:
             raise MissingDependency(f"method {self.name!r} needs {', '.join(missing)}, not installed; {self.install}")
-        if checkpoint.kind not in self.kinds:
-            kinds = " or ".join(_KINDS[kind] for kind in self.kinds)
-            raise UnsupportedError(f"method {self.name!r} cannot open {_KINDS[checkpoint.kind]}; give it {kinds}")
+        if reason := self.cannot_open(checkpoint.kind):
+            raise UnsupportedError(reason)
         if checkpoint.quantized and checkpoint.quantized not in self.reads:
             able = " or ".join(each.name for each in METHODS if checkpoint.quantized in each.reads)
             raise UnsupportedError(

@@ -89,7 +89,9 @@ def _described(path: Path, found: Mapping[str, Any], value: Callable[..., Any]) 
     blocks, width = int(value("block_count")), int(value("embedding_length"))
     heads = _each(value("attention.head_count"), blocks)
     kept = _each(value("attention.head_count_kv", heads), blocks)
-    size = int(value("attention.key_length", width // max(1, *heads)))
+    usual = width // max(1, *heads)
+    sides = [int(value(f"attention.{side}_length", usual)) for side in ("key", "value")]
+    size = -(-sum(sides) // 2)  # a cache layer has one length for both
     tensors = tuple(Tensor(name, tuple(shape), _role(name, len(shape))) for name, shape, _ in found["tensors"])
     rows = {tensor.name: tensor.shape[0] for tensor in tensors}
     return Architecture(

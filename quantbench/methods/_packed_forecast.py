@@ -87,8 +87,6 @@ def _packed(tensor: Tensor) -> bool:
 
 def _unknown(method: str, architecture: Architecture) -> str:
     """Why nothing can be said of an architecture; empty where something can."""
-    if architecture.gguf is not None:
-        return f"method {method!r} cannot open a .gguf file; give it a checkpoint folder"
     if architecture.model_type not in FAMILIES[method]:
         return f"gptqmodel is not known to make {method.upper()} of model type {architecture.model_type!r} that loads again"
     outside = [tensor.name for tensor in architecture.tensors if tensor.role == "linear" and not _packed(tensor)]

@@ -11,6 +11,7 @@ from quantbench.tables._table import Cell, Heading, Table
 from quantbench.tables.checked import size_notes
 from quantbench.units import format_bytes
 
+_HIDDEN = ("method", "precision", "parameters", "context", "batch", "kv_dtype", "file_bytes", "note", "model_note")
 _NAMED = 6
 """Precisions of one method that a note names; more are counted."""
 
@@ -50,7 +51,7 @@ def _columns(planned: Sequence[Planned], devices: Sequence[Device]) -> tuple[tup
         *(Heading(key=key, title=title, unit="bytes", numeric=True) for key, title in running.items()),
         *(Heading(key=f"fits {device.name}", title=f"Fits {device.name}") for device in devices),
         Heading(key="largest_context", title="Longest", unit="tokens", numeric=True),
-        *(Heading(key=key, title=key, shown=False) for key in ("method", "precision", "parameters", "file_bytes", "note")),
+        *(Heading(key=key, title=key, shown=False) for key in _HIDDEN),
     ]
     rows = []
     for each in planned:
@@ -61,8 +62,7 @@ def _columns(planned: Sequence[Planned], devices: Sequence[Device]) -> tuple[tup
             **{key: _bytes(getattr(each, key)) for key in {**loaded, **running}},
             **{key: _ratio(getattr(each, key)) for key in ratios},
             **{f"fits {device.name}": _yes(each.fits_on.get(device.name)) for device in devices},
-            **{key: Cell(getattr(each, key)) for key in ("largest_context", "method", "precision", "parameters", "file_bytes")},
-            "note": Cell(each.note or None),
+            **{key: Cell(None if getattr(each, key) == "" else getattr(each, key)) for key in ("largest_context", *_HIDDEN)},
         }
         rows.append(tuple(found[heading.key] for heading in headings))
     return tuple(headings), tuple(rows)

@@ -24,8 +24,8 @@ DEFAULT_WORD = "Good"
 class Suggestion:
     """What to try first. ``pick`` is None when nothing keeps the limits; ``best`` has the lowest published KLD that fits.
 
-    ``unpublished`` fit and are no larger than the memory, but no KLD of theirs was published; ``nearest`` misses the memory by
-    the least. Nothing here was measured.
+    ``unpublished`` fit, but no KLD of theirs was published; ``nearest`` misses the memory by the least. ``model_note`` is
+    that of the plan. Nothing here was measured.
     """
 
     model: str
@@ -36,6 +36,7 @@ class Suggestion:
     best: Planned | None
     unpublished: tuple[Planned, ...]
     nearest: Planned | None
+    model_note: str
 
     @property
     def sentence(self) -> str:
@@ -54,6 +55,8 @@ class Suggestion:
         if self.unpublished:
             methods = ", ".join(dict.fromkeys(each.method for each in self.unpublished))
             parts.append(f"nobody published a KLD of {len(self.unpublished)} more that fit ({methods})")
+        if self.model_note:
+            parts.append(self.model_note)
         return "; ".join(parts)
 
 
@@ -78,6 +81,7 @@ def suggest(planned: Sequence[Planned], *, memory_bytes: int, workload: Workload
         best=min(judged, key=lambda pair: (pair[1].kld_mean, _size(pair[0])), default=(None, None))[0],
         unpublished=tuple(each for each in fitting if each.variant not in known),
         nearest=None if kept else min(within, key=_size, default=None),
+        model_note=planned[0].model_note if planned else "",
     )
 
 

@@ -54,6 +54,18 @@ def test_keys_that_are_absent_are_those_that_transformers_takes() -> None:
     assert {each.heads for each in null.layers} == {4}
 
 
+def test_a_checkpoint_whose_quantizer_is_not_named_says_so_too() -> None:
+    read = architecture.read({**LLAMA, "quantization_config": {"load_in_4bit": True}}, "mine", "mine.json")
+    assert read.note == "the checkpoint is quantized already: sizes are those of the model before that"
+
+
+@pytest.mark.parametrize(("name", "most"), [("num_hidden_layers", 10**4), ("vocab_size", 10**12)])
+def test_what_no_model_has_so_many_of_is_refused(name: str, most: int) -> None:
+    for value in (most + 1, 10**320):
+        assert f"mine.json has {name} above {most}, which no model has" in _refusal({**LLAMA, name: value})
+    assert "above" not in _refusal({**LLAMA, name: 0})
+
+
 def test_a_context_is_no_necessity() -> None:
     assert architecture.read({key: LLAMA[key] for key in LLAMA if key != "max_position_embeddings"}, "m", "m").context is None
 
@@ -66,6 +78,7 @@ def test_a_context_is_no_necessity() -> None:
             "its num_local_experts says that it is not built like a Llama; known types are falcon, gemma",
         ),
         ({"kv_lora_rank": 512}, "its kv_lora_rank says that it is not built like a Llama"),
+        ({"type_vocab_size": 2}, "its type_vocab_size says that it is not built like a Llama"),
         ({"is_encoder_decoder": True}, "its is_encoder_decoder says that it is not built like a Llama"),
         ({"text_config": {"hidden_size": 24}}, "model_type 'novel' with a text_config: a model of more than text, of which"),
         ({"intermediate_size": None}, "its fields do not say its shapes as Llama's do (mine.json has no intermediate_size"),

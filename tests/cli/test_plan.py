@@ -43,6 +43,7 @@ def test_json_is_a_list_of_rows_with_the_agreed_keys() -> None:
     assert set(half) >= KEYS
     assert half["parameters"] == 6_738_415_616
     assert half["kv_cache_bytes"] == 2 * 2 * 32 * 32 * 128 * 2048 * 2
+    assert (half["context"], half["batch"], half["kv_dtype"]) == (2048, 2, "fp16")
     assert (half["fits"], half["fits_on"]) == (True, {"24 GiB": True})
     assert rows["torch/fp32"]["fits"] is False
 
@@ -53,6 +54,8 @@ def test_every_format_prints_the_same_rows() -> None:
     records = list(csv.DictReader(io.StringIO(_run(*arguments, "--format", "csv").stdout)))
     assert [each["variant"] for each in records] == ["torch/fp32", "torch/fp16", "torch/bf16"]
     assert [int(each["weight_bytes"]) for each in records] == [23_082_112, 11_541_120, 11_541_120]
+    workloads = [(each["context"], each["batch"], each["kv_dtype"]) for each in records]
+    assert workloads == [("1024", "1", "fp32"), ("1024", "1", "fp16"), ("1024", "1", "bf16")]
     for out in (text, md):
         assert out.startswith("Not measured: ")
         assert "23.1 MB" in out
@@ -61,7 +64,7 @@ def test_every_format_prints_the_same_rows() -> None:
 
 
 def test_methods_and_precisions_are_lists_as_for_run() -> None:
-    rows = _rows("canary", "--method", "torch,bitsandbytes", "--method", "torch-dynamic", "--precision", "fp16,int8", "--fit", "1GiB")
+    rows = _rows("canary", "--method", "torch,bitsandbytes", "--method", "torch-dynamic", "--precision", "fp16,int8")
     assert list(rows) == ["torch/fp16", "bitsandbytes/int8", "torch-dynamic/int8"]
 
 
@@ -110,6 +113,47 @@ def test_planning_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_gguf_file_is_planned_for_what_opens_it(tmp_path: Path) -> None:
+    from quantbench.methods._gguf_files import quantized_file, tensor_bytes
+    from quantbench.models._checkpoint import resolve
+
+    path = quantized_file(resolve("canary"), "q8_0").path
+    rows = _rows(str(path), "--method", "gguf,torch", "--precision", "q8_0,q4_0,fp32", "--fit", "1GiB")
+    assert [key for key, row in rows.items() if row["weight_bytes"]] == ["gguf/q8_0"]
+    assert rows["gguf/q8_0"]["weight_bytes"] == tensor_bytes(path)
+    assert "is q8_0; ask for gguf/q8_0" in rows["gguf/q4_0"]["note"]
+    assert "cannot open a .gguf file" in rows["torch/fp32"]["note"]
+    cut = tmp_path / "cut ünd.gguf"
+    cut.write_bytes(path.read_bytes()[:100_000])
+    for arguments in (("plan", str(cut)), ("recommend", "--memory", "1GiB", "--model", str(cut))):
+        result = _run(*arguments)
+        assert result.exit_code == 2
+        assert "cut ünd.gguf is cut short or damaged" in " ".join(result.stderr.split())
+
+
+def test_what_is_to_be_known_of_the_model_stands_in_every_format(tmp_path: Path) -> None:
+    from quantbench.models import dummy_configs
+
+    config = json.loads(dummy_configs()["llama-2-7b"].read_text())
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**config, "quantization_config": {"quant_method": "gptq"}}))
+    says = "the checkpoint is quantized already (gptq): sizes are those of the model before that"
+    plan = ("plan", str(path), "--method", "torch")
+    outs = [_run(*plan, "--format", each).stdout for each in ("table", "md", "csv", "json")]
+    outs.append(_run("recommend", "--model", str(path), "--memory", "24GiB", "--results", str(tmp_path / "none")).stdout)
+    for out in outs:
+        assert says in " ".join(out.split())
+
+
+def test_results_that_cannot_be_read_are_named_before_a_plan(tmp_path: Path) -> None:
+    (tmp_path / "scenarios").mkdir()
+    (tmp_path / "scenarios" / "broken.parquet").write_text("junk")
+    result = _run("recommend", "--model", "canary", "--memory", "1GiB", "--results", str(tmp_path))
+    assert result.exit_code == 0
+    assert "broken.parquet cannot be read and is left out" in " ".join(result.stderr.split())
+    assert result.stdout.startswith("Not measured: ")
 
 
 def test_recommend_answers_before_anything_is_measured(tmp_path: Path) -> None:

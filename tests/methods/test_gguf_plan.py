@@ -14,7 +14,7 @@ import pytest
 
 from quantbench.architecture import FAMILIES, Architecture, read
 from quantbench.errors import MissingDependency, ModelError, UnsupportedError
-from quantbench.footprint import Weights
+from quantbench.footprint import Weights, kv_cache_bytes
 from quantbench.job import Checkpoint
 from quantbench.methods import METHODS, Settings, _gguf_plan
 from quantbench.methods._gguf_files import f16_file, quantized_file, read_gguf, tensor_bytes
@@ -346,3 +346,24 @@ def test_a_header_that_says_too_little_is_one_sentence(tmp_path: Path) -> None:
 
     with pytest.raises(ModelError, match=r"little\.gguf has no llama\.block_count in its header"):
         gguf_architecture(path)
+
+
+def test_keys_and_values_of_different_lengths_are_both_counted(tmp_path: Path) -> None:
+    from gguf import GGUFWriter
+
+    path = tmp_path / "uneven.gguf"
+    writer = GGUFWriter(path, "llama")
+    for add, number in (
+        (writer.add_block_count, 3), (writer.add_embedding_length, 64), (writer.add_head_count, 4), (writer.add_key_length, 96),
+        (writer.add_value_length, 32), (writer.add_context_length, 1024),
+    ):  # fmt: skip
+        add(number)
+    writer.add_tensor("token_embd.weight", np.zeros((8, 64), np.float16))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+    cache = kv_cache_bytes(gguf_architecture(path), context=256, batch=1, dtype="fp16", runtime="llama.cpp")
+
+    assert cache == 3 * 256 * 4 * (96 + 32) * 2

@@ -1,0 +1,60 @@
+"""``quantbench compare``: a candidate against a baseline, with an exit code for a gate."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+
+from quantbench.cli._guard import INSUFFICIENT, REGRESSION
+from quantbench.cli._output import message, paragraph, print_json
+from quantbench.cli._results import ResultsOption
+from quantbench.compare import Verdict, _show
+from quantbench.compare import compare as compared
+from quantbench.compare._figures import parse_threshold
+from quantbench.compare._side import load_side
+from quantbench.errors import StoreError, UsageError
+from quantbench.tables.render import render
+
+_SIDE = "a results folder or URI (its last run), a .parquet file, a .json of pytest-benchmark, or run ids"
+
+
+def compare(
+    baseline: Annotated[str, typer.Argument(metavar="BASELINE", help=_SIDE)],
+    candidate: Annotated[str, typer.Argument(metavar="CANDIDATE", help="the same")],
+    *,
+    again: Annotated[str | None, typer.Option("--again", metavar="SIDE", help="the candidate measured once more")] = None,
+    window: Annotated[int, typer.Option("--window", metavar="N", help="of a baseline folder the last N runs")] = 1,
+    threshold: Annotated[
+        list[str] | None,
+        typer.Option("--threshold", metavar="METRIC=PCT", help="the least change that counts, such as decode=5"),
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="show also what stayed the same")] = False,
+    results: ResultsOption = "results",
+    output: Annotated[Literal["text", "md", "json", "junit"], typer.Option("--format", help="how to print it")] = "text",
+) -> None:
+    """Say what became better or worse; exit code 3 for a regression, 4 where data lacks."""
+    if window < 1:
+        raise UsageError(f"--window {window} holds no run; give a whole number from 1 on")
+    thresholds = dict(map(parse_threshold, threshold or ()))
+    try:
+        after = load_side(candidate, results)
+        before = load_side(baseline, results, window=window, but=tuple(after["run_id"].unique()))
+        further = load_side(again, results) if again else None
+    except StoreError as error:
+        message(str(error))
+        raise typer.Exit(INSUFFICIENT) from None
+    found = compared(before, after, again=further, thresholds=thresholds)
+    if output == "json":
+        print_json(_show.as_data(found))
+    elif output == "junit":
+        typer.echo(_show.as_junit(found), nl=False)
+    elif output == "md":
+        typer.echo(_show.as_markdown(found, everything=everything).rstrip("\n"))
+    else:
+        table = render([_show.table(found, everything=everything)], "text")
+        typer.echo(f"{paragraph(_show.sentence(found))}\n\n{table}".rstrip("\n"))
+    if found.of(Verdict.WORSE):
+        raise typer.Exit(REGRESSION)
+    if not found.conclusive:
+        raise typer.Exit(INSUFFICIENT)

@@ -1,0 +1,223 @@
+"""A candidate against a baseline: what became better, worse or stayed the same, per scenario and figure.
+
+Speeds are judged by the decision rule (``quantbench.verdict``), whose unit is a fresh process. Figures that are the same each
+time they are measured (bytes, and KLD at an equal seed and kernel) go by a threshold alone. What was asked differently, was
+measured on another machine or by another kernel, or is kept under another schema is incomparable, and says why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from statistics import median
+from typing import TYPE_CHECKING
+
+from quantbench.compare._figures import EXACT, TIMED, Exact, Timed, exact_of
+from quantbench.compare._pairs import Pair, pairs
+from quantbench.verdict import Cell, Finding, Rule, Side, judge
+from quantbench.verdict import Verdict as Judged
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from quantbench.tables._rows import Row
+
+STATUS = "status"
+"""The figure of a scenario that ended differently."""
+
+
+class Verdict(StrEnum):
+    """What became of a figure."""
+
+    BETTER = "better"
+    WORSE = "worse"
+    SAME = "same"
+    INSUFFICIENT = "insufficient data"
+    INCOMPARABLE = "incomparable"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One figure of one scenario.
+
+    ``baseline`` and ``candidate`` are medians over processes, in ``unit``. ``change`` is relative, 0.05 stands for 5 % more; of
+    timed figures it is that of the speed, by the gate that decided (``ratio`` to the anchor, or ``raw``). ``mde`` is the least
+    change that would have been found. None where there is no such figure. ``processes`` are those of baseline and candidate.
+    """
+
+    scenario_id: str
+    metric: str
+    verdict: Verdict
+    unit: str = ""
+    baseline: float | None = None
+    candidate: float | None = None
+    change: float | None = None
+    mde: float | None = None
+    p_value: float | None = None
+    gate: str = ""
+    processes: tuple[int, int] = (0, 0)
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """All entries, scenario by scenario; ``notes`` say what else changed between the two sides."""
+
+    entries: tuple[Entry, ...]
+    baseline_runs: tuple[str, ...]
+    candidate_runs: tuple[str, ...]
+    rule: Rule
+    notes: tuple[str, ...] = ()
+
+    def of(self, verdict: Verdict) -> tuple[Entry, ...]:
+        """The entries with that verdict."""
+        return tuple(each for each in self.entries if each.verdict is verdict)
+
+    @property
+    def conclusive(self) -> bool:
+        """Whether something could be compared and nothing lacked data."""
+        compared = (Verdict.BETTER, Verdict.WORSE, Verdict.SAME)
+        return not self.of(Verdict.INSUFFICIENT) and any(each.verdict in compared for each in self.entries)
+
+
+def compare(
+    baseline: pd.DataFrame,
+    candidate: pd.DataFrame,
+    *,
+    again: pd.DataFrame | None = None,
+    thresholds: Mapping[str, float] | None = None,
+    rule: Rule | None = None,
+) -> Comparison:
+    """Compare rows of ``scenarios``; each side may hold several runs and repeats, whose rows are its processes.
+
+    ``again`` are rows that were measured after something was flagged; without them a candidate of at least twice the processes
+    that the rule takes is its own second measurement. ``thresholds`` are the least relative changes that count, by figure or
+    column; a column with a direction that is no figure by itself becomes one. UsageError for a threshold of no such column.
+    """
+    rule = rule or Rule()
+    asked = dict(thresholds or {})
+    exact = [*(replace(each, least=asked.get(each.column, each.least)) for each in EXACT), *exact_of(asked)]
+    found = list(pairs(baseline, candidate, again, rule.min_processes))
+    cells = {_name(pair, timed): (timed, cell) for pair in found for timed in TIMED if (cell := _cell(pair, timed)) is not None}
+    findings = {each.name: each for each in judge([cell for _, cell in cells.values()], rule)}
+    timed = {
+        name: _timed(figure, cell, findings[name], rule=rule, least=asked.get(figure.name, 0.0))
+        for name, (figure, cell) in cells.items()
+    }
+    entries: list[Entry] = []
+    for pair in found:
+        if pair.incomparable or pair.ended:
+            entries.append(_whole(pair))
+            continue
+        entries += [timed[name] for figure in TIMED if (name := _name(pair, figure)) in timed]
+        entries += [entry for each in exact if (entry := _exact(pair, each)) is not None]
+    return Comparison(
+        entries=tuple(entries),
+        baseline_runs=_runs(baseline),
+        candidate_runs=_runs(candidate),
+        rule=rule,
+        notes=tuple(_changed_versions(found)),
+    )
+
+
+def _whole(pair: Pair) -> Entry:
+    """The one entry of a scenario that cannot be compared, or that ended differently."""
+    if pair.incomparable:
+        return Entry(scenario_id=pair.scenario_id, metric="", verdict=Verdict.INCOMPARABLE, reason=pair.incomparable)
+    verdict = Verdict.WORSE if pair.worse_end else Verdict.BETTER
+    return Entry(
+        scenario_id=pair.scenario_id, metric=STATUS, verdict=verdict, reason=pair.ended,
+        processes=(len(pair.baseline), len(pair.candidate)),
+    )  # fmt: skip
+
+
+def _cell(pair: Pair, timed: Timed) -> Cell | None:
+    """The figure's values on both sides, all of them the higher the better; None where a side has none."""
+    if pair.incomparable or pair.ended:
+        return None
+    sides = [_values(rows, timed) for rows in (pair.baseline, pair.candidate)]
+    if not all(side.raws for side in sides):
+        return None
+    again = _values(pair.again, timed) if pair.again else None
+    return Cell(name=_name(pair, timed), better="higher", baseline=sides[0], candidate=sides[1], again=again)
+
+
+def _name(pair: Pair, timed: Timed) -> str:
+    return f"{pair.scenario_id} {timed.name}"
+
+
+def _values(rows: Sequence[Row], timed: Timed) -> Side:
+    raws = [value for row in rows if (value := row.number(timed.raw))]
+    ratios = [value for row in rows if (value := row.number(timed.ratio))]
+    return Side(
+        raws=tuple(1 / value if timed.inverse else value for value in raws),
+        ratios=tuple(ratios) if len(ratios) == len(raws) else (),
+    )
+
+
+_VERDICTS: Mapping[Judged, Verdict] = {
+    Judged.BETTER: Verdict.BETTER, Judged.WORSE: Verdict.WORSE, Judged.SAME: Verdict.SAME,
+    Judged.SUSPECT_BETTER: Verdict.INSUFFICIENT, Judged.SUSPECT_WORSE: Verdict.INSUFFICIENT,
+    Judged.INSUFFICIENT: Verdict.INSUFFICIENT,
+}  # fmt: skip
+
+
+def _timed(timed: Timed, cell: Cell, finding: Finding, *, rule: Rule, least: float) -> Entry:
+    counts = len(cell.baseline.raws), len(cell.candidate.raws)
+    verdict = _VERDICTS[finding.verdict]
+    small = finding.change is not None and abs(finding.change) < least
+    if small:
+        verdict = Verdict.SAME
+    reason = "" if small else _lacking(finding, counts, rule)
+    first, second = (median(values) for values in (cell.baseline.raws, cell.candidate.raws))
+    return Entry(
+        scenario_id=cell.name.removesuffix(f" {timed.name}"), metric=timed.name, verdict=verdict, unit=timed.unit,
+        baseline=1 / first if timed.inverse else first, candidate=1 / second if timed.inverse else second,
+        change=finding.change, mde=finding.mde, p_value=finding.p_value, gate=finding.gate if finding.mde else "",
+        processes=counts, reason=reason,
+    )  # fmt: skip
+
+
+def _lacking(finding: Finding, counts: tuple[int, int], rule: Rule) -> str:
+    """What more it takes to say; empty where enough was measured."""
+    if finding.verdict is Judged.INSUFFICIENT:
+        sides = zip(("baseline", "candidate"), counts, strict=True)
+        short = [f"{rule.min_processes - count} more of the {side}" for side, count in sides if count < rule.min_processes]
+        return f"the rule takes {rule.min_processes} processes a side: {' and '.join(short)}"
+    if finding.verdict in (Judged.SUSPECT_BETTER, Judged.SUSPECT_WORSE) and finding.change is not None:
+        return f"flagged, and believed only if found again: {rule.min_processes} more processes of the candidate"
+    return ""
+
+
+def _exact(pair: Pair, exact: Exact) -> Entry | None:
+    """The entry of a figure that is the same each time; None where neither side has it."""
+    first, second = (
+        [value for row in rows if (value := row.number(exact.column)) is not None] for rows in (pair.baseline, pair.candidate)
+    )
+    if not first and not second:
+        return None
+    blank = Entry(
+        scenario_id=pair.scenario_id, metric=exact.column, verdict=Verdict.INCOMPARABLE, unit=exact.unit,
+        processes=(len(first), len(second)),
+    )  # fmt: skip
+    if not first or not second:
+        return replace(blank, reason=f"the {'baseline' if not first else 'candidate'} has none")
+    before, after = median(first), median(second)
+    change = (after - before) / abs(before) if before else None
+    moved = abs(after - before) > exact.floor and (change is None or abs(change) > exact.least)
+    better = (after > before) == (exact.better == "higher")
+    verdict = Verdict.SAME if not moved else Verdict.BETTER if better else Verdict.WORSE
+    return replace(blank, verdict=verdict, baseline=before, candidate=after, change=change, mde=exact.least or None)
+
+
+def _runs(frame: pd.DataFrame) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(map(str, frame["run_id"])))
+
+
+def _changed_versions(found: Sequence[Pair]) -> list[str]:
+    """Library versions that both sides name and that differ."""
+    changed: dict[str, tuple[str, str]] = {}
+    for pair in found:
+        changed |= pair.changed_versions()
+    return [f"{name} {before} became {after}" for name, (before, after) in sorted(changed.items())]

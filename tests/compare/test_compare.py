@@ -1,0 +1,226 @@
+"""Comparisons of rows made here: what is told apart, what is not, and what cannot be compared."""
+
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree as ET
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from quantbench.compare import Comparison, Entry, Verdict, _show, compare
+from quantbench.compare._figures import parse_threshold
+from quantbench.errors import UsageError
+
+SCENARIOS = ("canary/torch-bf16/ten", "canary/gguf-q8_0/ten", "canary/gguf-q4_k_m/ten", "canary/bitsandbytes-nf4/ten")
+ITL_S = 0.004
+
+
+def row(scenario: str, process: int, **changes: Any) -> dict[str, Any]:
+    """A row whose speeds spread by about 1 % from process to process, seeded."""
+    noise = np.random.default_rng([process, *f"{scenario} {changes.get('run_id', 'a')}".encode()])
+    itl_s = changes.pop("itl_s", ITL_S) * (1 + noise.normal(0, 0.01))
+    return {
+        "run_id": "a", "started_at": f"2026-01-01T00:{process:02d}", "repeat": process, "scenario_id": scenario,
+        "scenario_key": "k", "schema_version": 1, "machine": "m", "cpu": "a CPU", "kernel": "aten", "status": "ok",
+        "reason": None, "versions": json.dumps({"torch": "2.13"}), "threads": 2, "seed": 0,
+        "itl_s": itl_s, "itl_ratio": 0.008 * (1 + noise.normal(0, 0.005)) / itl_s,
+        "prefill_tps": 3000 * (1 + noise.normal(0, 0.01)), "prefill_ratio": 1.5 * (1 + noise.normal(0, 0.005)),
+        "weight_bytes": 4000, "kld_mean": 0.02, "ppl": 12.0, "peak_rss_bytes": 500,
+        **changes,
+    }  # fmt: skip
+
+
+def side(processes: int = 5, *, run_id: str = "a", of: Sequence[str] = SCENARIOS, **changes: Any) -> pd.DataFrame:
+    """So many processes of every scenario; a change given by scenario is a mapping."""
+    rows = []
+    for scenario in of:
+        own = {name: value.get(scenario) for name, value in changes.items() if isinstance(value, Mapping) and scenario in value}
+        same = {name: value for name, value in changes.items() if not isinstance(value, Mapping)}
+        rows += [row(scenario, process, run_id=run_id, **same, **own) for process in range(processes)]
+    return pd.DataFrame(rows)
+
+
+def entry(found: Comparison, scenario: str, metric: str) -> Entry:
+    (one,) = [each for each in found.entries if (each.scenario_id, each.metric) == (scenario, metric)]
+    return one
+
+
+def test_equal_sides_are_the_same_with_the_effect_that_would_have_shown() -> None:
+    found = compare(side(), side(run_id="b"))
+    assert {each.verdict for each in found.entries} == {Verdict.SAME}
+    assert len(found.entries) == len(SCENARIOS) * 5  # decode, prefill, bytes, KLD, perplexity
+    decode = entry(found, SCENARIOS[0], "decode")
+    assert decode.mde is not None
+    assert 0.0 < decode.mde < 0.1
+    assert decode.processes == (5, 5)
+    assert found.conclusive
+    assert _show.sentence(found).startswith("No regression; 20 same; of the same speeds a change of ")
+
+
+def test_a_slowdown_that_is_found_again_is_worse_and_named() -> None:
+    slow = {SCENARIOS[1]: ITL_S * 1.2}
+    found = compare(side(), side(run_id="b", itl_s=slow), again=side(run_id="c", itl_s=slow))
+    (worse,) = found.of(Verdict.WORSE)
+    assert (worse.scenario_id, worse.metric, worse.gate) == (SCENARIOS[1], "decode", "ratio")
+    assert worse.change == pytest.approx(1 / 1.2 - 1, abs=0.02)
+    assert worse.candidate == pytest.approx(ITL_S * 1.2, rel=0.02)
+    assert _show.sentence(found).startswith(f"Regression: {SCENARIOS[1]} decode -1")
+
+
+def test_a_speed_up_is_better() -> None:
+    fast = {SCENARIOS[2]: ITL_S / 1.3}
+    found = compare(side(), side(10, run_id="b", itl_s=fast))
+    assert [(each.scenario_id, each.metric) for each in found.of(Verdict.BETTER)] == [(SCENARIOS[2], "decode")]
+    assert not found.of(Verdict.WORSE)
+
+
+def test_twice_the_processes_are_their_own_second_measurement() -> None:
+    slow = {SCENARIOS[1]: ITL_S * 1.2}
+    found = compare(side(), side(10, run_id="b", itl_s=slow))
+    assert entry(found, SCENARIOS[1], "decode").verdict is Verdict.WORSE
+    assert entry(found, SCENARIOS[1], "decode").processes == (5, 5)
+
+
+def test_what_was_flagged_once_only_is_not_believed() -> None:
+    slow = {SCENARIOS[1]: ITL_S * 1.2}
+    once = compare(side(), side(run_id="b", itl_s=slow))
+    flagged = entry(once, SCENARIOS[1], "decode")
+    assert flagged.verdict is Verdict.INSUFFICIENT
+    assert flagged.reason == "flagged, and believed only if found again: 5 more processes of the candidate"
+    twice = compare(side(), side(run_id="b", itl_s=slow), again=side(run_id="c"))
+    assert entry(twice, SCENARIOS[1], "decode").verdict is Verdict.SAME
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "says"),
+    [(1, 1, "4 more of the baseline and 4 more of the candidate"), (5, 3, "2 more of the candidate")],
+)
+def test_too_few_processes_say_how_many_more(first: int, second: int, says: str) -> None:
+    found = compare(side(first), side(second, run_id="b"))
+    decode = entry(found, SCENARIOS[0], "decode")
+    assert (decode.verdict, decode.mde, decode.change) == (Verdict.INSUFFICIENT, None, None)
+    assert decode.reason == f"the rule takes 5 processes a side: {says}"
+    assert entry(found, SCENARIOS[0], "weight_bytes").verdict is Verdict.SAME
+    assert not found.conclusive
+    assert _show.sentence(found).startswith(f"Not enough data: 8 figures: the rule takes 5 processes a side: {says}")
+
+
+def test_deterministic_figures_go_by_threshold_alone() -> None:
+    worse_kld = {SCENARIOS[2]: 0.03}
+    found = compare(side(1), side(1, run_id="b", kld_mean=worse_kld, weight_bytes={SCENARIOS[0]: 3000}))
+    assert [(each.scenario_id, each.metric) for each in found.of(Verdict.WORSE)] == [(SCENARIOS[2], "kld_mean")]
+    assert [(each.scenario_id, each.metric) for each in found.of(Verdict.BETTER)] == [(SCENARIOS[0], "weight_bytes")]
+    assert entry(found, SCENARIOS[2], "kld_mean").change == pytest.approx(0.5)
+
+
+def test_rounding_of_a_tiny_divergence_is_no_change() -> None:
+    found = compare(side(1, kld_mean=2e-7), side(1, run_id="b", kld_mean=6e-7))
+    assert not found.of(Verdict.WORSE)
+
+
+def test_thresholds_widen_what_counts_and_add_columns() -> None:
+    slow = {SCENARIOS[1]: ITL_S * 1.2}
+    before, after = side(), side(10, run_id="b", itl_s=slow, kld_mean=0.022, peak_rss_bytes=600)
+    wide = compare(before, after, thresholds={"decode": 0.5, "kld_mean": 0.2, "peak_rss_bytes": 0.1})
+    assert {each.metric for each in wide.of(Verdict.WORSE)} == {"peak_rss_bytes"}
+    assert {each.metric for each in compare(before, after).of(Verdict.WORSE)} == {"decode", "kld_mean"}
+    with pytest.raises(UsageError, match="unknown figure or column with a direction 'kld_men'; did you mean 'kld_mean'"):
+        compare(before, after, thresholds={"kld_men": 0.1})
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"machine": "n", "cpu": "another CPU"}, "measured on another machine: a CPU became another CPU"),
+        ({"machine": "n"}, "measured on another machine: m became n"),
+        ({"kernel": "gemm"}, "run by another kernel: aten became gemm"),
+        ({"schema_version": 2}, "kept under another schema version: 1 became 2"),
+        ({"scenario_key": "l", "threads": 4}, "asked differently: threads 2 became 4"),
+        ({"scenario_key": "l"}, "asked differently: the files of the model, the prompts or the calibration"),
+        ({"status": "skipped", "reason": "no CUDA"}, "candidate skipped, no CUDA"),
+    ],
+)
+def test_incomparable_says_why(changes: dict[str, Any], says: str) -> None:
+    found = compare(side(), side(run_id="b", **{name: {SCENARIOS[0]: value} for name, value in changes.items()}))
+    (one,) = found.of(Verdict.INCOMPARABLE)
+    assert (one.scenario_id, one.reason) == (SCENARIOS[0], says)
+    assert found.conclusive
+
+
+def test_missing_scenarios_are_named_on_either_side() -> None:
+    found = compare(side(of=SCENARIOS[:3]), side(run_id="b", of=SCENARIOS[1:]))
+    reasons = {each.scenario_id: each.reason for each in found.of(Verdict.INCOMPARABLE)}
+    assert reasons == {SCENARIOS[3]: "missing from the baseline", SCENARIOS[0]: "missing from the candidate"}
+
+
+def test_nothing_in_common_is_not_enough() -> None:
+    found = compare(side(of=SCENARIOS[:1]), side(run_id="b", of=SCENARIOS[1:2]))
+    assert not found.conclusive
+    assert _show.sentence(found).startswith("Not enough data: nothing can be compared, for example missing from the baseline")
+
+
+def test_a_window_takes_only_what_is_comparable() -> None:
+    window = pd.concat([side(5, run_id="old", machine="n"), side(5, run_id="a")])
+    found = compare(window, side(run_id="b"))
+    assert entry(found, SCENARIOS[0], "decode").processes == (5, 5)
+
+
+def test_a_scenario_that_fails_now_is_worse_and_one_that_works_now_better() -> None:
+    broken = {"status": {SCENARIOS[0]: "oom"}, "reason": {SCENARIOS[0]: "killed: out of memory"}}
+    found = compare(side(), side(run_id="b", **broken))
+    assert entry(found, SCENARIOS[0], "status").verdict is Verdict.WORSE
+    assert entry(found, SCENARIOS[0], "status").reason == "was ok, is oom, killed: out of memory"
+    assert entry(compare(side(**broken), side(run_id="b")), SCENARIOS[0], "status").verdict is Verdict.BETTER
+
+
+def test_changed_versions_are_noted() -> None:
+    found = compare(side(), side(run_id="b", versions=json.dumps({"torch": "2.14", "gguf": "1"})))
+    assert found.notes == ("torch 2.13 became 2.14",)
+
+
+def test_the_table_hides_what_stayed_the_same_and_says_so() -> None:
+    found = compare(side(1), side(1, run_id="b", kld_mean=0.03))
+    few, many = _show.table(found, everything=False), _show.table(found, everything=True)
+    assert len(few.rows) == 12  # KLD worse, decode and prefill without data, of four scenarios
+    assert "8 figures stayed the same and are not shown; --all shows them" in few.notes
+    assert len(many.rows) == len(found.entries) == 20
+    assert [str(cells[6].value) for cells in few.rows][:4] == ["worse"] * 4
+
+
+def test_markdown_stays_below_the_limit_of_a_job_page() -> None:
+    names = [f"canary/<b>{'x' * 400}/{number}" for number in range(3000)]
+    text = _show.as_markdown(compare(side(1, of=names), side(1, run_id="b", of=names)), everything=True)
+    assert len(text.encode()) <= _show.MARKDOWN_LIMIT
+    assert "more lines do not fit here" in text
+    assert "<b>" not in text
+
+
+def test_json_has_everything_and_no_nan() -> None:
+    body = json.loads(json.dumps(_show.as_data(compare(side(1), side(1, run_id="b"))), allow_nan=False))
+    assert body["counts"]["insufficient data"] == 8
+    assert {each["metric"] for each in body["entries"]} == {"decode", "prefill", "weight_bytes", "kld_mean", "ppl"}
+
+
+def test_junit_has_a_case_a_figure_with_its_values() -> None:
+    broken = compare(side(1), side(1, run_id="b", kld_mean={SCENARIOS[0]: 0.03}, reason="\x00"))
+    suite = ET.fromstring(_show.as_junit(broken))  # noqa: S314 - we wrote it
+    assert (suite.get("tests"), suite.get("failures"), suite.get("skipped")) == ("20", "1", "8")
+    (failed,) = [case for case in suite if case.find("failure") is not None]
+    assert (failed.get("classname"), failed.get("name")) == (SCENARIOS[0], "kld_mean")
+    values = {each.get("name"): each.get("value") for each in failed.iter("property")}
+    assert (values["verdict"], values["baseline"], values["candidate"]) == ("worse", "0.02", "0.03")
+
+
+@pytest.mark.parametrize("text", ["decode", "decode=", "decode=x", "=5", "decode=-1", "decode=inf", "decode=nan", ""])
+def test_a_threshold_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match=r"is no METRIC=PCT; write for example decode=5"):
+        parse_threshold(text)
+
+
+def test_thresholds_are_percents() -> None:
+    assert parse_threshold("decode=5") == ("decode", 0.05)
+    assert parse_threshold(" kld_mean = 12.5% ") == ("kld_mean", 0.125)
