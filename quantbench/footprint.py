@@ -73,14 +73,14 @@ def activation_bytes(architecture: Architecture, *, context: int, batch: int, dt
     transformers keeps them referenced; the rotary tables; and the wider of queries, keys, values and the attention's output, or
     the inside of a feed-forward layer, or the norm's two float32 copies; of the logits the last position only; and keys and
     values beyond a layer's window, which go once the prompt is through. An allocator may take more. llama.cpp works on 512
-    positions at a time, in float32, with the logits of all of them and a mask over the context.
+    positions at a time, in float32, with the logits of all of them and a mask over the contexts of all sequences.
     """
     width, inner = architecture.width, architecture.inner_width
     wide = max(architecture.attention_width + width, inner)
     if runtime == "llama.cpp":
         positions = min(context, _LLAMA_CPP_BATCH)
         values = max(2 * width + wide, architecture.vocabulary + width)
-        return _FLOAT32 * positions * (values + context)
+        return _FLOAT32 * positions * (values + batch * context)
     size = ELEMENT_BYTES[dtype]
     tables = 2 * max(layer.head_dim for layer in architecture.layers)
     inside = max(wide * size, Fraction(2 * _FLOAT32 * width))

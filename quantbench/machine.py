@@ -83,10 +83,27 @@ def memory_limit() -> int:
     return min(physical, int(text)) if text.isdigit() else physical
 
 
-def gpu_memory() -> tuple[tuple[str, int], ...]:
-    """Name and memory in bytes of each GPU that nvidia-smi lists."""
-    answer = _ask_nvidia("name,memory.total")
-    return tuple((row[0], int(row[1]) * 2**20) for row in answer if row[-1].isdigit())
+def gpu_memory() -> tuple[tuple[str, int | None], ...]:
+    """Name and memory in bytes of each GPU that this process may use, in CUDA's order; None where nvidia-smi knows no figure.
+
+    ``CUDA_VISIBLE_DEVICES`` is followed where it names GPUs by number or UUID; of parts of a GPU nothing is known.
+    """
+    rows = _ask_nvidia("name,memory.total,index,uuid")
+    found = [(row[0], int(row[1]) * 2**20 if row[1].isdigit() else None, row[2:]) for row in rows]
+    if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is None:
+        return tuple((name, memory) for name, memory, _ in found)
+    chosen: list[tuple[str, int | None]] = []
+    for wanted in visible.split(","):
+        named = [(name, memory) for name, memory, ids in found if wanted.strip() and _is(wanted.strip(), ids)]
+        if len(named) != 1:  # CUDA itself ends at the first that it cannot find
+            break
+        chosen += named
+    return tuple(chosen)
+
+
+def _is(wanted: str, ids: list[str]) -> bool:
+    number, uuid = ids
+    return wanted == number or (wanted.startswith("GPU-") and uuid.startswith(wanted))
 
 
 def versions() -> dict[str, str]:

@@ -115,14 +115,15 @@ def read_architecture(name: str, *, any_age: bool = False) -> Architecture:
     return _configs.read_architecture(name, any_age=any_age)
 
 
-def device_here(device: str) -> Device:
-    """The memory behind a device that a scenario asks for; UsageError where there is no such GPU."""
+def device_here(device: str) -> Device | None:
+    """The memory behind a device that a scenario asks for, None where it is unknown; UsageError where there is no such GPU."""
     if device == "cpu":
         return Device(name="this machine", memory_bytes=memory_limit())
     gpus, number = gpu_memory(), int(device.partition(":")[2] or 0)
     if number >= len(gpus):
         raise UsageError(f"device {device!r} was asked for and nvidia-smi lists {len(gpus)} GPUs; use cpu, or one of them")
-    return Device(name=gpus[number][0], memory_bytes=gpus[number][1])
+    name, memory = gpus[number]
+    return None if memory is None else Device(name=name, memory_bytes=memory)
 
 
 def workload(architecture: Architecture, *, context: int | None, batch: int = 1, kv_dtype: str = "") -> Workload:

@@ -80,6 +80,7 @@ def _bytes(planned: Planned) -> int | Missing:
 
 def _refusal(planned: Planned, device: str) -> str:
     try:
-        return planned.refusal(planner.device_here(device))
+        found = planner.device_here(device)
     except UsageError:  # which GPUs there are is the worker's to say
         return ""
+    return planned.refusal(found) if found else ""

@@ -95,6 +95,19 @@ def test_the_cache_is_as_large_as_transformers_own(prefilled: tuple[str, int, in
     assert kv_cache_bytes(canary, context=TOKENS, batch=1, dtype=dtype, runtime="torch") == kept
 
 
+def test_a_loaded_model_says_the_same_of_a_position_of_its_cache() -> None:
+    from pathlib import Path
+
+    from quantbench.job import Checkpoint
+    from quantbench.methods import Settings
+    from quantbench.methods._transformers import TransformersModel, load_pretrained
+
+    checkpoint = Checkpoint(name="canary", kind="hf", path=Path(MODELS["canary"].folder()), revision="", content_hash="")
+    model = load_pretrained(Settings(checkpoint=checkpoint, threads=1, context=0), "cpu", dtype="bfloat16")
+    planned = kv_cache_bytes(read_architecture("canary"), context=1, batch=1, dtype="bf16", runtime="torch")
+    assert TransformersModel(model, "aten").memory().cache_position_bytes == planned
+
+
 def test_activations_are_what_torch_says_lives_at_once(prefilled: tuple[str, int, int]) -> None:
     dtype, most, kept = prefilled
     planned = activation_bytes(read_architecture("canary"), context=TOKENS, batch=1, dtype=dtype, runtime="torch")

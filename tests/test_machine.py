@@ -96,9 +96,18 @@ def test_a_machine_without_a_working_gpu_has_none(script: str, tmp_path: Path, m
 
 
 def test_gpu_memory_comes_from_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _command(tmp_path, "nvidia-smi", "echo 'NVIDIA H100 80GB HBM3, 81559'; echo 'NVIDIA A10, [N/A]'")
+    gpus = ("NVIDIA H100 80GB HBM3", 81559 * 2**20), ("NVIDIA GB10", None), ("NVIDIA A10", 23028 * 2**20)
+    said = ("81559, 0, GPU-aaaa-1", "[N/A], 1, GPU-bbbb-2", "23028, 2, GPU-aacc-3")
+    lines = "; ".join(f"echo '{name}, {rest}'" for (name, _), rest in zip(gpus, said, strict=True))
+    _command(tmp_path, "nvidia-smi", lines)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    assert machine.gpu_memory() == (("NVIDIA H100 80GB HBM3", 81559 * 2**20),)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert machine.gpu_memory() == gpus
+    for visible, expected in {
+        "2,0": (2, 0), "1": (1,), "GPU-bbbb-2": (1,), "GPU-aac": (2,), "GPU-aa": (), "2,7,0": (2,), "": (), "-1": (),
+    }.items():  # fmt: skip
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert machine.gpu_memory() == tuple(gpus[number] for number in expected)
 
 
 def test_memory_is_limited_by_the_control_group_where_there_is_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,10 +104,11 @@ def test_an_impossible_workload_is_refused(asked: dict[str, int | str]) -> None:
 
 
 def test_a_gpu_that_is_not_there_is_no_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planner, "gpu_memory", lambda: (("an A10", 24 * GIB),))
+    monkeypatch.setattr(planner, "gpu_memory", lambda: (("an A10", 24 * GIB), ("a GB10", None)))
+    assert planner.device_here("cuda:1") is None
     assert planner.device_here("cuda") == planner.device_here("cuda:0") == Device(name="an A10", memory_bytes=24 * GIB)
-    with pytest.raises(UsageError, match="'cuda:1' was asked for and nvidia-smi lists 1"):
-        planner.device_here("cuda:1")
+    with pytest.raises(UsageError, match="'cuda:2' was asked for and nvidia-smi lists 2"):
+        planner.device_here("cuda:2")
 
 
 def test_every_method_says_what_its_weights_take_or_why_not() -> None:

@@ -17,7 +17,7 @@ from quantbench.planner import Device, Planned, Workload
 from quantbench.tables.plan import plan_table
 from quantbench.tables.planned import suggest
 from quantbench.tables.render import escape_markdown, render
-from quantbench.units import format_limit, parse_bytes
+from quantbench.units import format_bytes, format_limit, parse_bytes
 
 _LISTS = [option for option in OPTIONS if option.name in ("method", "precision")]
 
@@ -68,8 +68,11 @@ def planned_for(model: str, *, context: int | None, batch: int) -> tuple[Sequenc
 
 def _here() -> list[Device]:
     """The memory of this machine, and that of its GPUs, equal ones once."""
-    gpus = dict.fromkeys(Device(name=name, memory_bytes=count) for name, count in gpu_memory())
-    return [Device(name="this machine", memory_bytes=memory_limit()), *gpus]
+    gpus = dict.fromkeys((name, count) for name, count in gpu_memory() if count is not None)
+    names = [name for name, _ in gpus]
+    told = {(name, count): name if names.count(name) == 1 else f"{name} {format_bytes(count)}" for name, count in gpus}
+    found = [Device(name=name, memory_bytes=count) for (_, count), name in told.items()]
+    return [Device(name="this machine", memory_bytes=memory_limit()), *found]
 
 
 def _opening(planned: Sequence[Planned], workload: Workload, devices: Sequence[Device], output: str) -> str:

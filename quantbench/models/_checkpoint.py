@@ -47,6 +47,8 @@ def resolve(name: str, *, trust_remote_code: bool = False) -> Checkpoint:
         recipe = MODELS[name].module
         return _module(name, recipe) if recipe else _folder(name, MODELS[name].folder(), "built-in", trust_remote_code)
     if looks_like_path(name):
+        if name.endswith(".json"):
+            raise ModelError(f"{name} has no weights; give the folder of the checkpoint, or dummy:{name} for random ones")
         path = Path(name).expanduser().absolute()  # a link keeps its name, which says that it is one part of several
         return _gguf(name, path, "local") if path.is_file() else _folder(name, path.resolve(), "local", trust_remote_code)
     path, revision = download(name, trust_remote_code=trust_remote_code)

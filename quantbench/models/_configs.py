@@ -28,11 +28,13 @@ def read_architecture(name: str, *, any_age: bool = False) -> Architecture:
 
 def config_file(wanted: str, *, any_age: bool = False) -> Path:
     """The config.json that is meant; one of the hub is downloaded, unless one of ``any_age`` will do and is there."""
+    if not wanted.strip():
+        raise UsageError("the model's name is empty; give a built-in name, a config.json, a folder, a .gguf file or a hub id")
     if wanted in dummy_configs():
         return dummy_configs()[wanted]
     if wanted in MODELS and MODELS[wanted].module is None:
         return MODELS[wanted].folder() / CONFIG
-    if looks_like_path(wanted):
+    if looks_like_path(wanted) or wanted.endswith(".json"):
         path = Path(wanted).expanduser().absolute()
         if not path.exists():
             raise UsageError(f"path {wanted!r} does not exist; give a config.json, a folder that holds one, or a .gguf file")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -108,6 +109,9 @@ def _named(files: Sequence[str]) -> str:
 @contextmanager
 def _hub_errors(name: str) -> Iterator[None]:
     """Turn whatever the hub's client raises into one sentence."""
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # each of its retries is a warning; the end is one sentence
     try:
         yield
     except ModelError:
@@ -117,3 +121,5 @@ def _hub_errors(name: str) -> Iterator[None]:
         raise ModelError(
             f"model {name!r} could not be fetched from the hub ({first_line}); check the name, the network and HF_TOKEN"
         ) from error
+    finally:
+        logger.setLevel(level)

@@ -18,6 +18,8 @@ from quantbench.units import format_bytes, format_limit
 
 DEFAULT_WORD = "Good"
 """Without a limit of its own the published KLD may go as far as this word of the GGUF scale."""
+_NAMED = 6
+"""Variants that a sentence names; more are counted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +45,12 @@ class Suggestion:
         """The answer in one sentence, marked as not measured."""
         start = f"Not measured: under {format_limit(self.memory_bytes)}"
         size = f"{self.workload.batch} x {self.workload.context}" if self.workload.batch > 1 else str(self.workload.context)
+        if self.unpublished and not (self.pick or self.best or self.nearest):
+            names = [each.variant for each in self.unpublished]
+            more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+            told = f"{', '.join(names[:_NAMED])}{more} of {self.model}"
+            parts = [f"{start} nobody published a KLD of what fits: {told} at {size} tokens", self.model_note]
+            return "; ".join(filter(None, parts))
         if self.pick:
             parts = [f"{start} try {self.pick.variant} of {self.model} at {size} tokens first: {_figures(self.pick)}"]
         else:

@@ -93,6 +93,9 @@ def test_without_fit_the_memory_here_counts(monkeypatch: pytest.MonkeyPatch) -> 
         (["llama-2-7b", "--kv-dtype", "fp7"], "unknown KV dtype 'fp7'"),
         (["llama-2-7b", "--method", "magic"], "unknown method 'magic'"),
         (["llama-2-7b", "--precision", "q9"], "unknown precision 'q9'"),
+        ([""], "the model's name is empty; give a built-in name"),
+        (["dummy:"], "the model's name is empty; give a built-in name"),
+        (["nothing.json"], "path 'nothing.json' does not exist; give a config.json"),
         (["lstm"], "model 'lstm' is a module without tokens and has no config.json"),
     ],
 )
@@ -210,3 +213,10 @@ def test_claimed_sizes_stand_beside_the_plan(model: str, sizes: list[str]) -> No
 
 def test_a_model_that_nothing_was_claimed_of_has_no_such_note() -> None:
     assert "claimed" not in _run("plan", "mistral-7b", "--method", "torch").stdout
+
+
+def test_what_nobody_published_a_kld_of_is_named_where_it_fits() -> None:
+    out = " ".join(_run("plan", "llama-2-7b", "--method", "torch", "--fit", "24GiB").stdout.split())
+    assert out.startswith(
+        "Not measured: under 24 GiB nobody published a KLD of what fits: torch/fp16, torch/bf16 of llama-2-7b at 4096"
+    )
