@@ -5,15 +5,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from quantbench import tables
     from quantbench.store import load
 
-__all__ = ["load"]
+__all__ = ["load", "tables"]
 
 
 def __getattr__(name: str) -> Any:
-    """``quantbench.load``, imported on first use so that ``import quantbench`` stays light."""
-    if name in __all__:
-        from quantbench import store
+    """``quantbench.load`` and ``quantbench.tables``, imported on first use so that ``import quantbench`` stays light."""
+    match name:
+        case "load":
+            from quantbench import store
 
-        return getattr(store, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+            return store.load
+        case "tables":
+            from importlib import import_module
+
+            return import_module("quantbench.tables")
+        case _:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -13,8 +13,16 @@ from quantbench.scenario import Conditions, Effort, Scenario, Variant
 JobKind = Literal["measure", "prepare", "probe", "reference"]
 JOB_FILE = "job.json"
 FAILURE_FILE = "failure.json"
+STAGE_FILE = "stage"
 TRACE_FILE = "trace-{}.json"
 REFERENCE_FOLDER = "reference-{}"
+
+
+def enter_stage(folder: Path, stage: str) -> None:
+    """Note what the worker does from now on, for those who watch; to be called between passes, never while one is timed."""
+    partial = folder / f".{STAGE_FILE}"
+    partial.write_text(stage)
+    partial.replace(folder / STAGE_FILE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -52,12 +52,16 @@ OPTIONS = (
     Option("profile", "text", "default", "PROFILE", "how hard to try: quick, default or thorough"),
     Option("repeats", "int", "1", "N", "measure everything so many times, each time in fresh processes"),
     Option("timeout", "float", None, "SECONDS", "limit for one variant with all its prompt sets"),
+    Option("resume", "text", None, "RUN", "go on with a run, by its id or 'last': what it measured well is not measured again"),
+    Option("compare", "text", None, "BASELINE", "compare the run with a results folder, a file or ids of earlier runs"),
+    Option("fail-on", "text", "worse", "WHAT", "what of the comparison fails: worse, insufficient (or worse), or never"),
     Option("keep-jobs", "text", None, "DIR", "keep the job folders; rerun one with python -m quantbench.worker DIR/JOB"),
     Option("no-probes", "flag", None, "", "do not try what a variant can do besides: LoRA, saving, other devices"),
     Option("trust-remote-code", "flag", None, "", "let a checkpoint run its own Python code"),
 )
 
 Values = Mapping[str, Any]
+FAIL_ON = ("worse", "insufficient", "never")
 _TRUE = ("1", "true", "yes", "on")
 _FALSE = ("0", "false", "no", "off")
 _CONVERT: Mapping[str, Callable[[str], Any]] = {"text": str, "int": int, "float": float}
@@ -88,6 +92,8 @@ def plan(values: Values) -> Plan:
     """The plan that a set of option values asks for. UsageError for anything that does not exist or cannot be."""
     if values["engine"] not in ENGINES:
         raise unknown_name("engine", values["engine"], (engine.name for engine in ENGINES))
+    if values["fail_on"] not in FAIL_ON:
+        raise unknown_name("--fail-on", values["fail_on"], FAIL_ON)
     return Plan(
         scenarios=tuple(_scenarios(values)),
         effort=_effort(values),

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from quantbench.errors import QuantbenchError
-from quantbench.options import OPTIONS, Option, convert, plan
+from quantbench.options import OPTIONS, Option, convert
 from quantbench.replay import ReplayClock
+from quantbench.session import Session
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from quantbench.plan import Plan
     from quantbench.record import Record
-    from quantbench.runner import Runner
     from quantbench.scenario import Scenario
-    from quantbench.store import Store
     from quantbench.trace import Trace
 
 _QUIET = pytest.mark.filterwarnings("ignore:Benchmark fixture was not used at all")  # as it is when a scenario failed
@@ -28,7 +25,9 @@ _READS = "quantbench_reads"
 _PATHS = ("matrix", "results", "keep_jobs", "calibration")
 _CLOCK = pytest.StashKey[ReplayClock]()
 _BAD_INPUT = pytest.StashKey[str]()
-_SESSION = pytest.StashKey["Session"]()
+FAILED_COMPARISON = pytest.StashKey[str]()
+"""How the comparison ended that alone failed the session: ``regression`` or ``insufficient``."""
+_SESSION = pytest.StashKey[Session]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -96,7 +95,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     selected = [identifier for item in session.items if (identifier := _scenario_of(item))]
     if selected:
         try:
-            _session(session.config).start(list(dict.fromkeys(selected)))
+            _session(session.config).start(list(dict.fromkeys(selected)), verbosity=_verbosity(session.config))
         except QuantbenchError as error:
             raise pytest.UsageError(f"quantbench: {error}") from None
 
@@ -112,10 +111,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """Stop the engine and write the run's row."""
+    """Stop the engine and write the run's row; a regression fails a session in which no test failed."""
     state = session.config.stash.get(_SESSION, None)
     if state is not None:
         state.finish(interrupted=exitstatus == pytest.ExitCode.INTERRUPTED)
+        if exitstatus == pytest.ExitCode.OK and state.comparison and state.comparison.fails:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+            session.config.stash[FAILED_COMPARISON] = state.comparison.ended
 
 
 @pytest.hookimpl(trylast=True)
@@ -127,7 +129,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     from quantbench.tables.summary import run_summary
 
     terminalreporter.section("quantbench")
-    for line in [*run_summary(state.results, state.run_id), state.problem]:
+    brief = config.option.verbose < 0
+    found = state.comparison
+    compared = [] if found is None else [*found.sentence, "", *([] if brief else found.table)]
+    for line in [*compared, *run_summary(state.results, state.run_id, brief=brief), *state.notes]:
         terminalreporter.write_line(line)
 
 
@@ -139,63 +144,6 @@ def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
     from quantbench.machine import describe
 
     machine_info["quantbench"] = {**asdict(describe()), "gpus": list(describe().gpus), "fingerprint": describe().fingerprint}
-
-
-class Session:
-    """What one pytest session plans and measures."""
-
-    def __init__(self, config: pytest.Config) -> None:
-        """Read the options; UsageError when they ask for something that does not exist."""
-        values = {option.key: convert(option, _raw(config, option)) for option in OPTIONS}
-        self._plan: Plan = plan(values)
-        self._profile = values["profile"]
-        self.results: str = values["results"]
-        self.planned: dict[str, Scenario] = {scenario.test_id: scenario for scenario in self._plan.scenarios}
-        self._command = " ".join(["pytest", *config.invocation_params.args])
-        self._root = config.rootpath
-        self._runner: Runner | None = None
-        self._store: Store | None = None
-        self._selected = 0
-        self.run_id = ""
-        self.problem = ""
-
-    def start(self, selected: Sequence[str]) -> None:
-        """Open the store and the runner for the selected scenarios."""
-        from quantbench.machine import describe, git_commit, require_device, versions
-        from quantbench.runner import Runner
-        from quantbench.store import Run, Store
-
-        chosen = tuple(self.planned[identifier] for identifier in selected)
-        require_device(chosen[0].conditions.device)
-        self._selected = len(chosen)
-        run = Run(
-            machine=describe(), versions=versions(), command=self._command, commit=git_commit(self._root),
-            profile=self._profile, engine=self._plan.engine,
-        )  # fmt: skip
-        self._store = Store(self.results, run)
-        self._runner = Runner(replace(self._plan, scenarios=chosen), self._store)
-        self.run_id = run.run_id
-
-    @property
-    def runner(self) -> Runner:
-        """The open runner."""
-        assert self._runner is not None
-        return self._runner
-
-    @property
-    def records(self) -> Sequence[Record]:
-        """What has been measured so far."""
-        return self._runner.records if self._runner else ()
-
-    def finish(self, *, interrupted: bool) -> None:
-        """Close the engine and write the run's row."""
-        if self._runner and self._store:
-            self._runner.__exit__(None, None, None)
-            ok = sum(record.status == "ok" for record in self.records)
-            try:
-                self._store.finish(planned=self._selected, finished=len(self.records), ok=ok, interrupted=interrupted)
-            except QuantbenchError as error:
-                self.problem = str(error)
 
 
 class Measured:
@@ -261,7 +209,9 @@ class _WithoutBenchmark:
 
 def _session(config: pytest.Config) -> Session:
     if _SESSION not in config.stash:
-        config.stash[_SESSION] = Session(config)
+        values = {option.key: convert(option, _raw(config, option)) for option in OPTIONS}
+        command = " ".join(["pytest", *config.invocation_params.args])
+        config.stash[_SESSION] = Session(values, command=command, root=config.rootpath)
     return config.stash[_SESSION]
 
 
@@ -274,6 +224,12 @@ def _raw(config: pytest.Config, option: Option) -> Any:
     base = config.rootpath if given is None and written else config.invocation_params.dir
     raw = given if given is not None else written or option.default
     return str(base / raw) if raw and option.key in _PATHS and "://" not in raw else raw
+
+
+def _verbosity(config: pytest.Config) -> int | None:
+    """How much pytest says; None where it says nothing at all."""
+    verbosity: int = config.option.verbose
+    return verbosity if config.pluginmanager.hasplugin("terminalreporter") else None
 
 
 def _scenario_of(item: pytest.Item) -> str | None:

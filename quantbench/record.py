@@ -9,8 +9,8 @@ from typing import Literal
 
 from quantbench.scenario import Scenario
 
-SCHEMA_VERSION = 1
-"""History: 1 - scenarios, samples, outputs, runs. Columns are only ever added."""
+SCHEMA_VERSION = 2
+"""1: scenarios, samples, outputs, runs; 2: predicted_weight_bytes, tokens of samples. Columns are only ever added."""
 
 
 class Status(StrEnum):
@@ -57,12 +57,16 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One raw number: ``index`` counts inside its round; for gaps it is prompt x (output length - 1) + position."""
+    """One raw number: ``index`` counts inside its round; for gaps it is prompt x (output length - 1) + position.
+
+    ``tokens`` are those of the whole answer (e2e), or that came first (prefill): a server may send several at once.
+    """
 
     phase: str
     round: int
     index: int
     value_s: float
+    tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

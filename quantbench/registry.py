@@ -26,13 +26,14 @@ T = TypeVar("T", bound=Named)
 class Registry(Generic[T]):
     """Plug-ins of one kind: the module-level objects of that kind in the modules of ``package`` and in entry points.
 
-    Modules whose name starts with an underscore are helpers and are not scanned. An entry point of the group named like
-    the package names an object of that kind, or a module that holds some.
+    Modules whose name starts with an underscore are helpers and are not scanned. An entry point of the group, which is named
+    like the package unless told otherwise, names an object of that kind, or a module that holds some.
     """
 
-    def __init__(self, package: str, kind: type[T], noun: str) -> None:
+    def __init__(self, package: str, kind: type[T], noun: str, group: str = "") -> None:
         """``noun`` is the word for one such thing in an error message."""
         self._package = package
+        self._group = group or package
         self._kind = kind
         self._noun = noun
 
@@ -58,7 +59,7 @@ class Registry(Generic[T]):
         for info in pkgutil.iter_modules(package.__path__):
             if not info.name.startswith("_"):
                 self._collect(importlib.import_module(f"{self._package}.{info.name}"), found)
-        for point in entry_points(group=self._package):
+        for point in entry_points(group=self._group):
             self._collect(point.load(), found)
         return found
 

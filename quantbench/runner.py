@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property
@@ -18,24 +17,19 @@ from quantbench.engines import ENGINES, Failure, collected_trace
 from quantbench.engines import Runner as OpenedEngine
 from quantbench.errors import QuantbenchError, StoreError, UnsupportedError
 from quantbench.job import REFERENCE_FOLDER, Checkpoint, Job, JobKind, Task
-from quantbench.machine import versions
 from quantbench.methods import METHODS
-from quantbench.metrics import evaluate
-from quantbench.metrics._samples import raw_samples
-from quantbench.metrics.text import compare_answers
 from quantbench.models import MODELS
 from quantbench.models._checkpoint import resolve
-from quantbench.passes.similarity import REFERENCE_FILE
 from quantbench.plan import Plan
 from quantbench.preflight import Preflight
+from quantbench.progress import Progress
 from quantbench.record import Record, Status
+from quantbench.recording import Recorder, reference_identity
+from quantbench.resume import Earlier
 from quantbench.scenario import Conditions, Scenario, Variant
 from quantbench.store import Store
 from quantbench.subjects.probe import probed
-from quantbench.trace import Reference, Trace
-
-REFERENCE_FORMAT = 3
-"""Counts changes in how a reference is sampled, answered or scored; older artifacts are then made again."""
+from quantbench.trace import Trace
 
 _NO_LOGITS = "a server gives no logits of a whole vocabulary, so that no text can be scored; name a prompt set such as 'ten'"
 
@@ -48,13 +42,17 @@ class Runner:
     Use as a context manager.
     """
 
-    def __init__(self, plan: Plan, store: Store) -> None:
-        """Nothing is started before the first scenario is asked for."""
+    def __init__(self, plan: Plan, store: Store, earlier: Earlier | None = None, progress: Progress | None = None) -> None:
+        """Nothing is started before the first scenario is asked for; what ``earlier`` has finished is not measured again."""
         self._plan = plan
         self._store = store
+        self._earlier = earlier
+        self._progress = progress or Progress()
         self._stack = ExitStack()
         self._records: dict[Scenario, Record] = {}
         self._traces: dict[Scenario, Trace] = {}
+        self.resumed: list[Scenario] = []
+        """What was not measured again."""
         self._unstored: dict[Scenario, StoreError] = {}
         self._jobs: dict[JobKey, list[Scenario]] = {}
         for scenario in plan.scenarios:
@@ -62,6 +60,7 @@ class Runner:
         self._checkpoints: dict[str, Checkpoint | QuantbenchError] = {}
         self._references: dict[Scenario, Path | Failure | None] = {}
         self._preflight = Preflight()
+        self._recorder = Recorder(self._preflight)
         self._job_count = 0
         self._opened: OpenedEngine | None = None
 
@@ -83,11 +82,29 @@ class Runner:
         if scenario in self._unstored:
             raise self._unstored[scenario]
         if scenario not in self._records:
-            for record in self._run_job(self._jobs[scenario.job]):
-                self._keep(record)
+            rest = self._unfinished(self._jobs[scenario.job])
+            if rest:
+                with self._progress.job(rest):
+                    for record in self._run_job(rest):
+                        self._keep(record)
         if scenario in self._unstored:
             raise self._unstored[scenario]
         return self._records[scenario]
+
+    def _unfinished(self, group: Sequence[Scenario]) -> Sequence[Scenario]:
+        """What of a job is to be measured: not what the run that is resumed has finished with equal content."""
+        earlier = self._earlier
+        if earlier is None or not any(map(earlier.finished, group)):
+            return group
+        try:
+            checkpoint = self._checkpoint(group[0].model)
+        except QuantbenchError:
+            return group
+        for scenario in group:
+            if found := earlier.find(scenario, self._recorder.key(scenario, checkpoint)):
+                self._records[scenario], self._traces[scenario] = found
+                self.resumed.append(scenario)
+        return [scenario for scenario in group if scenario not in self._records]
 
     def _keep(self, record: Record) -> None:
         """Flush the record's rows; what cannot be stored is an error of its own test, not of its siblings'."""
@@ -98,6 +115,7 @@ class Runner:
             self._unstored[record.scenario] = error
         else:
             self._records[record.scenario] = record
+        self._progress.ended(record)
 
     def trace(self, scenario: Scenario) -> Trace | None:
         """What the worker saw, for a scenario that was measured well."""
@@ -129,7 +147,8 @@ class Runner:
             self._require_room(first, checkpoint)
         except QuantbenchError as error:
             status = Status.SKIPPED if isinstance(error, UnsupportedError) else Status.ERROR
-            yield from (self._failed(scenario, Failure(status=status, reason=str(error)), checkpoint) for scenario in group)
+            failure = Failure(status=status, reason=str(error))
+            yield from (self._recorder.failed(scenario, failure, checkpoint) for scenario in group)
             return
         ready: list[tuple[Scenario, Task]] = []
         for scenario in group:
@@ -137,7 +156,7 @@ class Runner:
             if isinstance(found, Task):
                 ready.append((scenario, found))
             else:
-                yield self._failed(scenario, found, checkpoint)
+                yield self._recorder.failed(scenario, found, checkpoint)
         comparable = all(task.reference for _, task in ready)  # else the worker reads the prompts, and one may not fit
         # a text is scored for minutes and sets the context: it gets a job of its own
         prompts = [each for each in ready if not each[1].is_text]
@@ -157,7 +176,7 @@ class Runner:
         if METHODS[first.variant.method].preparer:
             _, failure = self._work("prepare", first, checkpoint, tasks)
             if failure:
-                return [self._failed(scenario, failure, checkpoint) for scenario, _ in ready]
+                return [self._recorder.failed(scenario, failure, checkpoint) for scenario, _ in ready]
         probes = None
         if self._plan.probes:
             probes = probed(first, checkpoint, lambda: self._work("probe", first, checkpoint, tasks))
@@ -167,17 +186,17 @@ class Runner:
             folder = self._scratch / f"{self._job_count - 1:03d}-{first.variant.label}-measure"
             for index, (scenario, task) in enumerate(ready):
                 if trace := collected_trace(folder, index):
-                    self._keep(self._summed(scenario, trace, task, checkpoint))
+                    self._keep(self._recorder.measured(scenario, trace, task, checkpoint))
             raise
         records = []
         for index, (scenario, task) in enumerate(ready):
             trace = collected_trace(folder, index)
             if trace:
                 self._traces[scenario] = trace
-                records.append(self._summed(scenario, trace, task, checkpoint))
+                records.append(self._recorder.measured(scenario, trace, task, checkpoint))
             else:
                 unknown = Failure(status=Status.ERROR, reason="the worker left no trace of this prompt set")
-                records.append(self._failed(scenario, failure or unknown, checkpoint))
+                records.append(self._recorder.failed(scenario, failure or unknown, checkpoint))
         return records
 
     def _task(self, scenario: Scenario, checkpoint: Checkpoint) -> Task | Failure:
@@ -209,12 +228,6 @@ class Runner:
         if refusal := self._preflight.outlook(wanted, checkpoint).refusal:
             reason = f"the reference does not fit: {refusal}; name a smaller one with --reference, such as torch/bf16"
             return Failure(status=Status.SKIPPED, reason=reason)
-        conditions = wanted.heeded()
-        asked: dict[str, object] = {
-            "content": checkpoint.content_hash, "prompts": chosen.content_hash, "variant": wanted.variant.name,
-            "conditions": conditions, "recipe": dict(METHODS[wanted.variant.method].recipe(wanted)),
-            "versions": _runtime_versions(), "format": REFERENCE_FORMAT,
-        }  # fmt: skip
         failures: list[Failure] = []
 
         def make(folder: Path) -> None:
@@ -227,7 +240,7 @@ class Runner:
                 raise QuantbenchError(failure.reason)
 
         try:
-            return cache.artifact("reference", asked, make)
+            return cache.artifact("reference", reference_identity(wanted, checkpoint, chosen), make)
         except (QuantbenchError, OSError) as error:
             failure = failures[0] if failures else Failure(status=Status.ERROR, reason=str(error))
             return replace(failure, reason=f"the reference {wanted.variant.name} could not be made: {failure.reason}")
@@ -253,6 +266,7 @@ class Runner:
             folder.mkdir()
             if into:
                 (folder / REFERENCE_FOLDER.format(0)).symlink_to(into)
+            self._progress.working(kind, folder)
             engine = self._engine()
             Job(
                 kind=kind,
@@ -279,55 +293,3 @@ class Runner:
         if isinstance(found, QuantbenchError):
             raise found
         return found
-
-    def _summed(self, scenario: Scenario, trace: Trace, task: Task, checkpoint: Checkpoint) -> Record:
-        try:
-            return self._measured(scenario, trace, task, checkpoint)
-        except Exception as error:  # noqa: BLE001 - a metric may be anybody's; its failure costs this row only
-            reason = f"a metric failed: {type(error).__name__}: {error}"
-            failure = Failure(status=Status.ERROR, reason=reason, traceback=traceback.format_exc())
-            return self._failed(scenario, failure, checkpoint)
-
-    def _measured(self, scenario: Scenario, trace: Trace, task: Task, checkpoint: Checkpoint) -> Record:
-        reference = Reference.load(task.reference / REFERENCE_FILE) if task.reference else None
-        return Record(
-            scenario=scenario,
-            scenario_key=scenario.key(_identity(scenario, checkpoint)),
-            status=Status.OK,
-            values=evaluate(trace, reference),
-            facts={**trace.facts, "anchor": trace.anchor},
-            samples=tuple(raw_samples(trace, scenario.conditions.output_tokens - 1)),
-            outputs=compare_answers(trace.answers, reference.answers, trace.columns) if reference and trace.answers else (),
-            repeat=scenario.repeat,
-            predicted_weight_bytes=self._preflight.outlook(scenario, checkpoint).weight_bytes,
-        )
-
-    def _failed(self, scenario: Scenario, failure: Failure, checkpoint: Checkpoint | None) -> Record:
-        return Record(
-            scenario=scenario,
-            scenario_key=scenario.key(_identity(scenario, checkpoint)),
-            status=failure.status,
-            reason=failure.reason,
-            traceback=failure.traceback,
-            repeat=scenario.repeat,
-            predicted_weight_bytes=self._preflight.outlook(scenario, checkpoint).weight_bytes,
-        )
-
-
-def _identity(scenario: Scenario, checkpoint: Checkpoint | None) -> Mapping[str, str]:
-    """The content behind the names; the name itself where there is nothing behind it."""
-    try:
-        chosen = prompts.load(scenario.prompts).content_hash
-    except QuantbenchError:
-        chosen = scenario.prompts
-    model = f"{checkpoint.revision} {checkpoint.content_hash}" if checkpoint else scenario.model
-    reference = scenario.reference()
-    compared = {f"reference_{name}": asked for name, asked in METHODS[reference.variant.method].recipe(reference).items()}
-    return {"model": model, "prompts": chosen, **METHODS[scenario.variant.method].recipe(scenario), **compared}
-
-
-_RUNTIMES = ("torch", "transformers", "llama-cpp-python", "bitsandbytes", "gptqmodel", "torchao")
-
-
-def _runtime_versions() -> dict[str, str]:
-    return {name: number for name, number in versions().items() if name in _RUNTIMES}

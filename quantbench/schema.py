@@ -1,35 +1,49 @@
-"""The four tables: their columns with units, and the explicit parquet schema that is made of them."""
+"""The four tables: their columns with units, and the explicit parquet schema that is made of them.
+
+``python -m quantbench.schema FILE`` writes the list of all columns below the marker in FILE; ``results/README.md`` is one.
+"""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quantbench.errors import StoreError
-from quantbench.metrics import all_columns
+from quantbench.metrics import METRICS, all_columns
 from quantbench.record import SCHEMA_VERSION, Column
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 TABLES = ("scenarios", "samples", "outputs", "runs")
-_VERSION_KEY = b"quantbench_schema_version"
+VERSION_KEY = b"quantbench_schema_version"
+DTYPES: Mapping[str, str] = {
+    "float": "float64", "int": "Int64", "string": "str", "bool": "boolean", "time": "datetime64[us, UTC]",
+    "ids": "object", "floats": "object",
+}  # fmt: skip
+"""The pandas dtype of each kind of column; of ``ids`` and ``floats`` each value is an array of int32 or float32."""
+
+MARKER = "<!-- below: written by python -m quantbench.schema results/README.md -->"
 
 IDENTITY_COLUMNS = (
-    Column("run_id", "", kind="string", doc="one pytest session"),
+    Column("run_id", "", kind="string", doc="one pytest session, or several where it was resumed"),
     Column("started_at", "UTC", kind="time", doc="start of the run"),
     Column("scenario_id", "", kind="string", doc="model/method-precision/prompts: the pytest id"),
     Column("scenario_key", "", kind="string", doc="sha256 of what was asked and changes what is measured"),
     Column("model", "", kind="string", doc="as asked for"),
-    Column("method", "", kind="string"),
-    Column("precision", "", kind="string"),
+    Column("method", "", kind="string", doc="what quantizes and runs it"),
+    Column("precision", "", kind="string", doc="one of the method's"),
     Column("prompts", "", kind="string", doc="prompt set"),
-    Column("repeat", "", kind="int"),
+    Column("repeat", "", kind="int", doc="counts the fresh processes of a scenario from 0"),
     Column("status", "", kind="string", doc="ok, skipped, oom, timeout, crashed or error"),
     Column("reason", "", kind="string", doc="why the status is not ok"),
-    Column("traceback", "", kind="string"),
+    Column("traceback", "", kind="string", doc="of the error, where Python raised one"),
     Column("control", "", kind="bool", doc="the reference measured once more: the noise floor"),
     Column("reference", "", kind="string", doc="the variant compared with"),
-    Column("is_reference", "", kind="bool"),
+    Column("is_reference", "", kind="bool", doc="the others of its model are compared with it"),
     Column("bits", "bits", doc="nominal"),
     Column("device", "", kind="string", doc="as asked for"),
     Column("device_found", "", kind="string", doc="where the weights were found: cpu or cuda:N; never another than asked for"),
@@ -38,48 +52,49 @@ IDENTITY_COLUMNS = (
     Column("output_tokens", "tokens", kind="int", doc="timed answer length"),
     Column("answer_tokens", "tokens", kind="int", doc="greedy answer length at most"),
     Column("continuation_tokens", "tokens", kind="int", doc="teacher-forced positions per prompt"),
-    Column("seed", "", kind="int"),
+    Column("seed", "", kind="int", doc="of whatever is sampled"),
     Column("anchor", "", kind="string", doc="what the rounds alternated with"),
     Column("kernel", "", kind="string", doc="kernel class found in use"),
-    Column("kv_dtype", "", kind="string"),
+    Column("kv_dtype", "", kind="string", doc="dtype of the KV cache found in use"),
     Column("checkpoint_dtype", "", kind="string", doc="a bf16 checkpoint loses nothing in bf16 by construction"),
     Column("predicted_weight_bytes", "bytes", kind="int", doc="weight_bytes as planned from shapes before loading"),
     Column("instrument_check", "", kind="bool", doc="the model only checks the instrument"),
     Column("facts", "", kind="string", doc="JSON: whatever else was found rather than asked"),
     Column("null_reasons", "", kind="string", doc="JSON: why each null metric of an ok row is null"),
     Column("machine", "", kind="string", doc="fingerprint of the hardware"),
-    Column("cpu", "", kind="string"),
-    Column("gpus", "", kind="string"),
-    Column("isa", "", kind="string"),
+    Column("cpu", "", kind="string", doc="its model name"),
+    Column("gpus", "", kind="string", doc="their names, joined by commas"),
+    Column("isa", "", kind="string", doc="vector instruction sets of the CPU"),
     Column("versions", "", kind="string", doc="JSON: library versions"),
-    Column("schema_version", "", kind="int"),
+    Column("schema_version", "", kind="int", doc="of the quantbench that wrote the row"),
+)
+_HANGS_ON = (
+    Column("run_id", "", kind="string", doc="with scenario_id and repeat: the row of scenarios that this one belongs to"),
+    Column("scenario_id", "", kind="string", doc="as in scenarios"),
+    Column("scenario_key", "", kind="string", doc="as in scenarios"),
+    Column("repeat", "", kind="int", doc="as in scenarios"),
 )
 SAMPLE_COLUMNS = (
-    Column("run_id", "", kind="string"),
-    Column("scenario_id", "", kind="string"),
-    Column("scenario_key", "", kind="string"),
-    Column("repeat", "", kind="int"),
+    *_HANGS_ON,
     Column("phase", "", kind="string", doc="prefill, gap, e2e, call, and the same of the anchor; score, by prompt or chunk"),
-    Column("round", "", kind="int"),
+    Column("round", "", kind="int", doc="counts the timed rounds from 0"),
     Column("index", "", kind="int", doc="prompt; for gaps prompt x (output_tokens - 1) + position"),
-    Column("value_s", "s", "lower"),
+    Column("value_s", "s", "lower", doc="how long it took"),
+    Column("tokens", "tokens", kind="int", doc="of e2e those of the answer, of prefill those that came first; else null"),
 )
 OUTPUT_COLUMNS = (
-    Column("run_id", "", kind="string"),
-    Column("scenario_id", "", kind="string"),
-    Column("scenario_key", "", kind="string"),
-    Column("repeat", "", kind="int"),
-    Column("index", "", kind="int", doc="prompt"),
-    Column("prompt", "", kind="string"),
-    Column("prompt_tokens", "", kind="ids"),
-    Column("reference_tokens", "", kind="ids"),
-    Column("variant_tokens", "", kind="ids"),
+    *_HANGS_ON,
+    Column("index", "", kind="int", doc="counts the prompts from 0"),
+    Column("prompt", "", kind="string", doc="its text"),
+    Column("prompt_tokens", "", kind="ids", doc="the ids that every variant is given"),
+    Column("reference_tokens", "", kind="ids", doc="greedy answer of the reference"),
+    Column("variant_tokens", "", kind="ids", doc="greedy answer of the variant; null where it comes as text only"),
     Column("reference_text", "", kind="string", doc="model output: untrusted"),
     Column("variant_text", "", kind="string", doc="model output: untrusted"),
-    Column("exact_match", "", kind="bool"),
+    Column("exact_match", "", kind="bool", doc="whether the answers are equal"),
     Column("first_divergence", "tokens", kind="int", doc="null when the answers are equal, or have no token ids"),
-    Column("token_match", "ratio", "higher"),
-    Column("chrf", "chrF", "higher"),
+    Column("token_match", "ratio", "higher", doc="equal positions over the length of the longer answer"),
+    Column("chrf", "chrF", "higher", doc="chrF of the variant's text against the reference's"),
     Column("scored_tokens", "tokens", kind="int", doc="positions of the continuation compared with the reference"),
     Column("kld", "nats", "lower", kind="floats", doc="KL(reference || variant) at each of them, in their order"),
     Column("kld_mean", "nats", "lower", doc="mean of kld"),
@@ -87,21 +102,21 @@ OUTPUT_COLUMNS = (
     Column("nll_mean", "nats", "lower", doc="mean negative log-likelihood of the continuation"),
 )
 RUN_COLUMNS = (
-    Column("run_id", "", kind="string"),
-    Column("started_at", "UTC", kind="time"),
-    Column("finished_at", "UTC", kind="time"),
-    Column("command", "", kind="string"),
-    Column("commit", "", kind="string"),
-    Column("planned", "scenarios", kind="int"),
-    Column("finished", "scenarios", kind="int"),
-    Column("ok", "scenarios", kind="int"),
-    Column("interrupted", "", kind="bool"),
-    Column("profile", "", kind="string"),
-    Column("engine", "", kind="string"),
-    Column("machine", "", kind="string"),
-    Column("machine_facts", "", kind="string", doc="JSON"),
-    Column("versions", "", kind="string", doc="JSON"),
-    Column("schema_version", "", kind="int"),
+    Column("run_id", "", kind="string", doc="as in the other tables"),
+    Column("started_at", "UTC", kind="time", doc="start of the run"),
+    Column("finished_at", "UTC", kind="time", doc="its end; null while it runs, or where the process was killed"),
+    Column("command", "", kind="string", doc="as typed; of a run that was resumed each of them"),
+    Column("commit", "", kind="string", doc="checked out where it ran, with -dirty when files differ"),
+    Column("planned", "scenarios", kind="int", doc="how many were asked for, repeats counted"),
+    Column("finished", "scenarios", kind="int", doc="how many have a row; null as finished_at"),
+    Column("ok", "scenarios", kind="int", doc="how many of these were measured; null as finished_at"),
+    Column("interrupted", "", kind="bool", doc="whether it stopped early; true where the process was killed"),
+    Column("profile", "", kind="string", doc="quick, default or thorough"),
+    Column("engine", "", kind="string", doc="what started the workers"),
+    Column("machine", "", kind="string", doc="fingerprint of the hardware"),
+    Column("machine_facts", "", kind="string", doc="JSON: what the fingerprint was made of"),
+    Column("versions", "", kind="string", doc="JSON: library versions"),
+    Column("schema_version", "", kind="int", doc="of the quantbench that wrote the row"),
 )
 
 
@@ -120,6 +135,7 @@ def table_columns(table: str) -> tuple[Column, ...]:
             raise StoreError(f"there is no table {table!r}; the tables are {', '.join(TABLES)}")
 
 
+@cache
 def schema(table: str) -> pa.Schema:
     """The explicit parquet schema of a table; each field carries what there is to know of its column as metadata."""
     import pyarrow as pa
@@ -130,7 +146,7 @@ def schema(table: str) -> pa.Schema:
         "floats": pa.list_(pa.float32()),
     }  # fmt: skip
     fields = [pa.field(column.name, types[column.kind], metadata=_described(column)) for column in table_columns(table)]
-    return pa.schema(fields, metadata={_VERSION_KEY: str(SCHEMA_VERSION).encode()})
+    return pa.schema(fields, metadata={VERSION_KEY: str(SCHEMA_VERSION).encode()})
 
 
 def _described(column: Column) -> dict[str, str]:
@@ -138,3 +154,57 @@ def _described(column: Column) -> dict[str, str]:
         "unit": column.unit, "better": column.better or "", "doc": column.doc,
         "formula": column.formula, "source": column.source,
     }  # fmt: skip
+
+
+def as_markdown() -> str:
+    """All columns of the four tables as Markdown, of the metrics those that come with quantbench."""
+    metrics = [each for each in METRICS if each.compute.__module__.startswith("quantbench.")]
+    lines = [
+        MARKER, "", "## Columns", "",
+        f"Schema version {SCHEMA_VERSION}. dtype: as `quantbench.load` gives it; better: the direction of an improvement.", "",
+        *_section("`scenarios`: what was asked, where, and how it ended", IDENTITY_COLUMNS),
+        *(line for each in metrics for line in _section(f"`scenarios`, metric `{each.name}`: {each.about}", each.columns)),
+        *_section("`samples`", SAMPLE_COLUMNS),
+        *_section("`outputs`", OUTPUT_COLUMNS),
+        *_section("`runs`", RUN_COLUMNS),
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def _section(title: str, columns: Sequence[Column]) -> Iterator[str]:
+    yield f"### {title}"
+    yield ""
+    defined = any(column.formula or column.source for column in columns)
+    cells = [
+        [f"`{column.name}`", column.unit, DTYPES[column.kind], column.better or "", _text(column.doc)]
+        + ([f"`{_cell(column.formula)}`" if column.formula else "", _text(column.source)] if defined else [])
+        for column in columns
+    ]
+    titles = ["column", "unit", "dtype", "better", "meaning", *(["formula", "source"] if defined else [])]
+    for row in [titles, ["---"] * len(titles), *cells]:
+        yield f"| {' | '.join(row)} |"
+    yield ""
+
+
+def _cell(text: str) -> str:
+    """Code in a cell of a Markdown table."""
+    return text.replace("|", r"\|")
+
+
+def _text(text: str) -> str:
+    """Text in a cell of a Markdown table."""
+    return _cell(text).replace("<", "&lt;")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Put the columns below the marker in the named file; without a name print them."""
+    if not arguments:
+        print(as_markdown())
+        return 0
+    page = Path(arguments[0])
+    page.write_text(page.read_text(encoding="utf-8").partition(MARKER)[0] + as_markdown(), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -14,7 +13,9 @@ from uuid import uuid4
 from quantbench.errors import StoreError
 from quantbench.machine import Machine
 from quantbench.methods import METHODS
-from quantbench.record import SCHEMA_VERSION, Missing, Record, Status
+from quantbench.reading import plain as _plain
+from quantbench.reading import read_folder
+from quantbench.record import SCHEMA_VERSION, Missing, Output, Record, Sample, Status
 from quantbench.scenario import Scenario
 from quantbench.schema import schema
 
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from pyarrow import fs
 
 _FOUND = ("kernel", "kv_dtype", "checkpoint_dtype", "anchor")
+_ONE_ROW: Mapping[str, Any] = {"compression": "none", "use_dictionary": False, "write_statistics": False}
+"""How one row is written: a codec, a dictionary and statistics for each of 200 values would take longer than all else."""
+_MANY_ROWS: Mapping[str, Any] = {"compression": "zstd"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,12 +45,18 @@ class Run:
 
 
 class Store:
-    """Appends to ``root/<table>/date=YYYY-MM-DD/<run_id>-<n>.parquet``; ``root`` is a path or any URI pyarrow knows."""
+    """Writes ``root/<table>/date=YYYY-MM-DD/<run_id>-<n>.parquet``; ``root`` is a path or any URI pyarrow knows.
 
-    def __init__(self, root: str, run: Run) -> None:
-        """Check that the place can be written; StoreError if it cannot."""
+    ``n`` stands for a scenario and repeat: what is measured again in the same run takes the place of what was there.
+    """
+
+    def __init__(self, root: str, run: Run, numbers: Mapping[tuple[str, int], int] | None = None) -> None:
+        """Check that the place can be written; StoreError if it cannot.
+
+        ``numbers`` are those that a run which is resumed gave, by scenario id and repeat.
+        """
         self._run = run
-        self._count = 0
+        self._numbers = dict(numbers or {})
         try:
             self._files, self._root = _filesystem(root)
             self._files.create_dir(self._root, recursive=True)
@@ -67,36 +77,50 @@ class Store:
             "scenario_key": record.scenario_key,
             "repeat": record.repeat,
         }
-        self._write("samples", [{**shared, **asdict(sample)} for sample in record.samples])
-        self._write("outputs", [{**shared, **asdict(output)} for output in record.outputs])
-        self._write("scenarios", [{**shared, **_scenario_row(record, self._run), "instrument_check": instrument_check}])
-        self._count += 1
+        number = self._numbers.setdefault((record.scenario.id, record.repeat), 1 + max(self._numbers.values(), default=-1))
+        row = {**shared, **_scenario_row(record, self._run), "instrument_check": instrument_check}
+        self._write("samples", number, _columns(shared, record.samples))
+        self._write("outputs", number, _columns(shared, record.outputs))
+        self._write("scenarios", number, {name: [value] for name, value in row.items()})
+
+    def begin(self, *, planned: int) -> None:
+        """Write the run's own row as it stays if the process is killed: interrupted, without an end and counts."""
+        self._write_run(planned=planned, finished=None, ok=None, interrupted=True, finished_at=None)
 
     def finish(self, *, planned: int, finished: int, ok: int, interrupted: bool) -> None:
         """Write the run's own row."""
+        self._write_run(planned=planned, finished=finished, ok=ok, interrupted=interrupted, finished_at=datetime.now(UTC))
+
+    def _write_run(
+        self, *, planned: int, finished: int | None, ok: int | None, interrupted: bool, finished_at: datetime | None
+    ) -> None:
         run = self._run
         row = {
-            "run_id": run.run_id, "started_at": run.started_at, "finished_at": datetime.now(UTC),
+            "run_id": run.run_id, "started_at": run.started_at, "finished_at": finished_at,
             "command": run.command, "commit": run.commit, "profile": run.profile, "engine": run.engine,
             "planned": planned, "finished": finished, "ok": ok, "interrupted": interrupted,
             "machine": run.machine.fingerprint, "machine_facts": json.dumps(asdict(run.machine)),
             "versions": json.dumps(dict(run.versions)), "schema_version": SCHEMA_VERSION,
         }  # fmt: skip
-        self._write("runs", [row])
+        self._write("runs", 0, {name: [value] for name, value in row.items()})
 
-    def _write(self, table: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        if not rows:
-            return
+    def _write(self, table: str, number: int, columns: Mapping[str, Sequence[Any]]) -> None:
+        """Put the rows made of ``columns`` where earlier ones of that number are, if any; no columns put nothing there."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         folder = f"{self._root}/{table}/date={self._run.started_at:%Y-%m-%d}"
-        name = f"{self._run.run_id}-{self._count:05d}.parquet"
+        name = f"{self._run.run_id}-{number:05d}.parquet"
         partial = f"{folder}/.{name}.partial"
         try:
+            if not columns:
+                self._remove(f"{folder}/{name}")
+                return
+            rows = _table(columns, schema(table))
             self._files.create_dir(folder, recursive=True)
             with self._files.open_output_stream(partial) as stream:
-                pq.write_table(pa.Table.from_pylist(_storable(rows), schema=schema(table)), stream, compression="zstd")
+                how = _ONE_ROW if len(rows) == 1 else _MANY_ROWS
+                pq.write_table(rows, stream, write_page_checksum=True, **how)
             _flush_to_disk(self._files, partial)
             self._files.move(partial, f"{folder}/{name}")
         except (OSError, pa.ArrowException) as error:
@@ -107,55 +131,31 @@ class Store:
                 "place with --results; rows written before are safe"
             ) from error
 
+    def _remove(self, path: str) -> None:
+        from pyarrow import fs
+
+        if self._files.get_file_info(path).type == fs.FileType.File:
+            self._files.delete_file(path)
+
 
 def load(path: str = "results", table: str = "scenarios") -> pd.DataFrame:
     """A table of all runs under ``path`` as a DataFrame with the schema's dtypes.
 
-    Integers with nulls have pandas' nullable Int64. Files that cannot be read (cut short, not parquet) are skipped with a
-    warning. Raises StoreError when there is no such table or no readable file.
+    Integers and booleans have pandas' nullable dtypes. Columns that an older file lacks are null in its rows; further columns,
+    of a newer version or of a metric that is not installed here, come last. Files that cannot be read (cut short, not parquet)
+    are skipped with a warning. Raises StoreError when there is no such table or no readable file.
     """
     import pandas as pd
     import pyarrow as pa
 
-    wanted = schema(table)
     files, root = _filesystem(path)
-    tables = list(_readable(files, f"{root}/{table}", wanted))
-    if not tables:
+    whole = read_folder(files, f"{root}/{table}", table)
+    if whole is None:
         raise StoreError(f"no results of table {table!r} under {path!r}; run the benchmark first, or give --results")
-    whole = pa.concat_tables(tables)
-    integers = {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype(), pa.string(): pd.StringDtype(na_value=float("nan"))}
-    frame: pd.DataFrame = whole.to_pandas(types_mapper=integers.get)
+    types = {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype(), pa.string(): pd.StringDtype(na_value=float("nan"))}
+    frame: pd.DataFrame = whole.to_pandas(types_mapper=types.get, ignore_metadata=True)
     return frame
 
-
-def _readable(files: fs.FileSystem, folder: str, wanted: pa.Schema) -> Iterable[pa.Table]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-    from pyarrow import fs
-
-    selector = fs.FileSelector(folder, recursive=True, allow_not_found=True)
-    infos = sorted(files.get_file_info(selector), key=lambda info: info.path)
-    for info in infos:
-        if info.type == fs.FileType.File and info.path.endswith(".parquet"):
-            try:
-                with files.open_input_file(info.path) as stream:
-                    table = _conform(pq.read_table(stream), wanted)
-            except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
-                warnings.warn(f"{info.path} cannot be read and is left out ({_plain(error)})", stacklevel=3)
-                continue
-            yield table
-
-
-def _conform(found: pa.Table, wanted: pa.Schema) -> pa.Table:
-    """Add the columns that an older file lacks, as nulls; columns are only ever added, so nothing is dropped."""
-    import pyarrow as pa
-
-    have = set(found.column_names)  # pyarrow makes the list anew each time it is asked for
-    columns = [
-        found.column(field.name).cast(field.type) if field.name in have else pa.nulls(len(found), field.type)
-        for field in wanted
-    ]
-    return pa.Table.from_arrays(columns, schema=wanted)
 
 
 def _scenario_row(record: Record, run: Run) -> dict[str, Any]:
@@ -213,12 +213,30 @@ def _bits(scenario: Scenario) -> float | None:
     return METHODS[scenario.variant.method].precision(scenario.variant.precision).bits
 
 
-def _storable(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Rows whose texts are valid Unicode: a lone surrogate, of an odd path say, becomes a question mark."""
-    return [
-        {name: value.encode("utf-8", "replace").decode() if isinstance(value, str) else value for name, value in row.items()}
-        for row in rows
-    ]
+def _columns(shared: Mapping[str, Any], items: Sequence[Sample] | Sequence[Output]) -> dict[str, list[Any]]:
+    """The columns of a table of ``items``, each with what they share; none where there are no items."""
+    if not items:
+        return {}
+    columns = {name: [value] * len(items) for name, value in shared.items()}
+    return columns | {each.name: [getattr(item, each.name) for item in items] for each in fields(items[0])}
+
+
+def _table(columns: Mapping[str, Sequence[Any]], wanted: pa.Schema) -> pa.Table:
+    import pyarrow as pa
+
+    rows = len(next(iter(columns.values())))
+    arrays = [_array(columns[each.name], each.type) if each.name in columns else pa.nulls(rows, each.type) for each in wanted]
+    return pa.Table.from_arrays(arrays, schema=wanted)
+
+
+def _array(values: Sequence[Any], kind: pa.DataType) -> pa.Array[Any]:
+    """The values; in texts a lone surrogate, of an odd path say, becomes a question mark."""
+    import pyarrow as pa
+
+    try:
+        return pa.array(values, kind)
+    except UnicodeEncodeError:
+        return pa.array([value if value is None else value.encode("utf-8", "replace").decode() for value in values], kind)
 
 
 def _filesystem(root: str) -> tuple[fs.FileSystem, str]:
@@ -244,7 +262,3 @@ def _flush_to_disk(files: fs.FileSystem, path: str) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
-
-
-def _plain(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -20,6 +20,8 @@ from quantbench.trace import Reference, Trace, WeightMemory
 VOCABULARY = 2048
 BEHAVIOURS = ("exact", "noisy", "killed", "segfault", "error", "memory", "refused", "stuck", "late", "odd")
 LONG_PROMPT = 40
+NOISE, DELAY = "STUB_NOISE", "STUB_DELAY_S"
+"""Variables that make the noisy stub a worse or a slower one under the same name, for tests of comparisons."""
 
 
 class StubModel:
@@ -33,8 +35,9 @@ class StubModel:
             "oom_score_adj": Path("/proc/self/oom_score_adj").read_text().strip(),
         }
 
-    def __init__(self, noise: float = 0.0, *, dies_late: bool = False, odd: bool = False) -> None:
+    def __init__(self, noise: float = 0.0, *, dies_late: bool = False, odd: bool = False, delay_s: float = 0.0) -> None:
         self._noise = noise
+        self._delay_s = delay_s
         self._dies_late = dies_late
         self._long_prompts = 0
         self._odd = odd
@@ -45,6 +48,7 @@ class StubModel:
         if self._dies_late and self._long_prompts > 2:  # the memory and the similarity pass went well
             os.kill(os.getpid(), signal.SIGKILL)
         for position in range(limit):
+            time.sleep(self._delay_s)
             last = int(self._logits(last).argmax()) if sampling is None else (last * 31 + position + sampling.seed) % VOCABULARY
             yield last
 
@@ -86,8 +90,10 @@ def open_stub(scenario: Scenario, settings: Settings) -> Iterator[LoadedModel]:
         case "stuck":
             time.sleep(600)
     behaviour = scenario.variant.precision
+    noisy = behaviour == "noisy"
     yield StubModel(
-        noise=0.3 if behaviour == "noisy" else 0.0,
+        noise=float(os.environ.get(NOISE, "0.3")) if noisy else 0.0,
+        delay_s=float(os.environ.get(DELAY, "0")) if noisy else 0.0,
         dies_late=behaviour == "late",
         odd=behaviour == "odd",
     )

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -123,11 +125,13 @@ BAD_INPUT = {
     "--quantbench-timeout=0": "not positive",
     "--quantbench-repeats=0": "--repeats 0 measures nothing; ask for at least 1",
     "--quantbench-results=matrix.toml/below": "results cannot be written",
+    "--quantbench-resume=nonesuch": "unknown run 'nonesuch'; known: 20",
 }
 INLINE = {
     "selected": ("-k", "noisy and decode", "--benchmark-compare=0001", "--benchmark-compare-fail=median:10000%"),
     "disabled": ("--benchmark-disable", "-k", "not refused"),
     "without": ("-p", "no:benchmark", "-rs"),
+    "quiet": ("-q", "-k", "load and not exact"),
 }
 
 
@@ -159,6 +163,17 @@ def run_interrupted(folder: Path, stub_path: Path) -> Ran:
     return Ran(folder, pytest.RunResult(process.returncode, output.splitlines(), [], 0.0))
 
 
+def run_resumed(interrupted: Ran, stub_path: Path) -> tuple[Ran, Ran]:
+    """That run goes on, with what was stuck ended in time; before, and after."""
+    before = Ran(interrupted.folder, interrupted.end, results="before")
+    shutil.copytree(before.folder / "results", before.folder / "before")
+    after = run(
+        before.folder, stub_path, "--quantbench-no-probes", "--quantbench-timeout=3", "--quantbench-resume=last",
+        "--quantbench-keep-jobs=jobs",
+    )  # fmt: skip
+    return before, after
+
+
 def run_short(sound: Ran, stub_path: Path) -> dict[str, Ran]:
     """What ends soon or starts no process: one after another in one process, in the folder of that run."""
     plan(sound.folder, "exact,noisy,refused", matrix="short.toml")
@@ -187,6 +202,7 @@ def started(stub_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         runs[each.__name__] = pool.submit(each, tmp_path_factory.mktemp(each.__name__), stub_path)
     for after in (run_by_hand, run_short):
         runs[after.__name__] = pool.submit(lambda do: do(runs["run_sound"].result(), stub_path), after)
+    runs["run_resumed"] = pool.submit(lambda: run_resumed(runs["run_interrupted"].result(), stub_path))
     yield runs
     pool.shutdown(cancel_futures=True)
 
@@ -357,6 +373,14 @@ class TestWhatFailsFailsAlone:
         assert row.status == "error"
         assert words in row.reason
 
+    def test_progress_is_told_in_lines_beside_pytests_own_output(self, failing: Ran) -> None:
+        lines = failing.end.stderr.lines
+        assert len(lines) == failing.table().groupby(["model", "precision"]).ngroups
+        pattern = r"quantbench: \d+ of 12, \S+ \w+/\w+: [\w, ]+ after \d+ s(, (-|about \d+ (s|min)) left)?"
+        assert [line for line in lines if not re.fullmatch(pattern, line)] == []
+        failing.end.stdout.no_fnmatch_line("quantbench: *")
+        failing.end.stdout.no_fnmatch_line("* left")
+
     def test_the_summary_names_the_results_and_every_failure(self, failing: Ran) -> None:
         summary = " ".join(failing.end.stdout.str().partition("= quantbench =")[2].split())
         assert "results of run" in summary
@@ -377,6 +401,15 @@ class TestShortRuns:
     def test_benchmark_disable_still_measures_and_stores(self, short: dict[str, Ran]) -> None:
         short["disabled"].end.assert_outcomes(passed=6, deselected=3)
         assert short["disabled"].table().status.tolist() == ["ok", "ok"]
+
+    def test_q_is_quiet_and_ends_with_what_failed_and_where_the_rest_is(self, short: dict[str, Ran]) -> None:
+        text = short["quiet"].end.stdout.str()
+        assert "quantbench: " not in text
+        summary = text.partition("= quantbench =")[2]
+        assert "- canary, prompts two, stub/refused: skipped, the stub cannot run here; use another precision" in summary
+        assert "results of run" in summary
+        assert "Measured:" not in summary
+        assert "Measured:" in short["disabled"].end.stdout.str().partition("= quantbench =")[2]
 
     def test_without_pytest_benchmark_the_rows_are_still_written(self, short: dict[str, Ran]) -> None:
         short["disabled"].end.stdout.fnmatch_lines(["benchmark: *"])
@@ -408,10 +441,22 @@ class TestShortRuns:
 
 
 def test_ctrl_c_keeps_finished_rows_and_ends_with_pytests_code(started: Mapping[str, Future[Ran]]) -> None:
-    run = started["run_interrupted"].result()
+    run, _ = started["run_resumed"].result()
     assert run.end.ret == pytest.ExitCode.INTERRUPTED, run.end.stdout.str()
     assert run.table().precision.tolist() == ["exact"]
     assert run.table("runs").interrupted.tolist() == [True]
+
+
+def test_an_interrupted_run_that_goes_on_measures_the_rest_only(started: Mapping[str, Future[tuple[Ran, Ran]]]) -> None:
+    before, after = started["run_resumed"].result()
+    after.end.assert_outcomes(passed=3, failed=3)
+    assert after.table().precision.tolist() == ["exact", "stuck"]
+    assert after.table().status.tolist() == ["ok", "timeout"]
+    kept, again = before.table().iloc[0], after.table().iloc[0]
+    assert kept[["run_id", "started_at", "decode_tps"]].equals(again[["run_id", "started_at", "decode_tps"]])
+    (run,) = after.table("runs").to_dict("records")
+    assert (run["planned"], run["finished"], run["ok"], run["interrupted"]) == (2, 2, 1, False)
+    assert {path.name.split("-")[2] for path in after.folder.glob("jobs/*")} == {"stuck"}
 
 
 def _entries(ran: Ran) -> list[dict[str, Any]]:

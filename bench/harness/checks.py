@@ -15,6 +15,8 @@ import fidelity
 import planned
 from ratios import Result, seconds_in_turn, time_ratio
 
+import results
+
 PAIRS = 5
 SCENARIOS = 10_000
 PROMPT_FILES = 1250
@@ -126,6 +128,9 @@ ALL: dict[str, Callable[[], Iterable[Result]]] = {
     "kld-scoring": fidelity.kld_scoring,
     "plan": planned.plan_command,
     "planned-weights": planned.predicted_weights,
+    "large-runs": results.large_runs,
+    "many-files": results.many_files,
+    "appending": results.appending,
     "default-matrix": default_matrix,
 }
 

@@ -26,7 +26,8 @@ def plan_command() -> Iterator[Result]:
             started = time.perf_counter()
             done = _quantbench(PLAN, cache)
             seconds = time.perf_counter() - started
-            rows = sum(line.startswith(("gguf/", "torch")) for line in done.stdout.splitlines())
+            lines = [line for line in done.stdout.splitlines() if " GB " in line]
+            rows = len({line.split()[0] for line in lines if "/" in line.split()[0]})
             yield Result(f"plan of a 70B, {state} (in s)", f"{seconds:.2f} s", f"{rows} rows", seconds, "<= 1.5")
             most = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
             if most > before:  # only a larger child shows

@@ -14,14 +14,16 @@ from quantbench.cli._catalogue import methods, metrics, models
 from quantbench.cli._compare import compare
 from quantbench.cli._contrast import contrast
 from quantbench.cli._doctor import doctor
+from quantbench.cli._export import export
 from quantbench.cli._guard import DEBUG, guarded
 from quantbench.cli._plan import plan
 from quantbench.cli._quantize import quantize
+from quantbench.cli._report import report
 from quantbench.cli._results import recommend, tables
 from quantbench.cli._run import run
 
 app = typer.Typer(name="quantbench", no_args_is_help=True, add_completion=False, rich_markup_mode=None)
-for command in (plan, run, tables, recommend, compare, contrast, methods, metrics, models, quantize, doctor):
+for command in (plan, run, tables, recommend, compare, contrast, report, export, methods, metrics, models, quantize, doctor):
     app.command(command.__name__)(guarded(command))
 
 

@@ -33,7 +33,7 @@ def compare(
     results: ResultsOption = "results",
     output: Annotated[Literal["text", "md", "json", "junit"], typer.Option("--format", help="how to print it")] = "text",
 ) -> None:
-    """Say what became better or worse; exit code 3 for a regression, 4 where data lacks."""
+    """Compare a candidate with a baseline."""
     if window < 1:
         raise UsageError(f"--window {window} holds no run; give a whole number from 1 on")
     thresholds = dict(map(parse_threshold, threshold or ()))

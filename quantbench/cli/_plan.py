@@ -45,7 +45,7 @@ def plan(
     ] = None,
     output: Annotated[Literal["table", "md", "csv", "json"], typer.Option("--format", help="how to print it")] = "table",
 ) -> None:
-    """Predict weights, KV cache and peak of every variant; no weights needed."""
+    """Predict sizes and what fits; needs no weights."""
     devices = [Device(name=format_limit(parse_bytes(fit)), memory_bytes=parse_bytes(fit))] if fit is not None else _here()
     variants = every_variant(*(convert(option, given) for option, given in zip(_LISTS, (method, precision), strict=True)))
     architecture = planner.read_architecture(model)

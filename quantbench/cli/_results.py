@@ -35,7 +35,7 @@ def tables(
     run_id: Annotated[str | None, typer.Option("--run", metavar="ID", help="a run's id (default: the latest run)")] = None,
     output: Annotated[Literal["text", "md", "csv", "json"], typer.Option("--format", help="how to print them")] = "text",
 ) -> None:
-    """Print the tables of a run, the decision first; without results what was claimed and planned."""
+    """Print the tables of a run, the decision first."""
     from quantbench.tables.render import render
 
     rows = _rows_if_any(kind, results, run_id)
@@ -59,7 +59,7 @@ def recommend(
     results: ResultsOption = "results",
     output: FormatOption = "text",
 ) -> None:
-    """Say which variant to ship: of the latest run, or of a model before anything is measured."""
+    """Say which variant to ship, measured or planned."""
     limits = {"max_kld": _limit("--max-kld", max_kld), "min_tps": _limit("--min-tps", min_tps)}
     memory_bytes = parse_bytes(memory)
     rows = _measured_of(results, model)

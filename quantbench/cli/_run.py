@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from quantbench.cli._guard import FAILED, INTERRUPTED, USAGE
+from quantbench.cli._guard import FAILED, INSUFFICIENT, INTERRUPTED, REGRESSION, USAGE
 from quantbench.cli._output import message
 from quantbench.options import OPTIONS, Option, convert, plan
 
@@ -26,6 +26,17 @@ _ISOLATED = (
 )  # fmt: skip
 
 
+class _Watch:
+    """Sees at the end of a session whether the comparison alone failed it."""
+
+    failed = ""
+
+    def pytest_unconfigure(self, config: Any) -> None:
+        from quantbench.plugin import FAILED_COMPARISON
+
+        self.failed = config.stash.get(FAILED_COMPARISON, "")
+
+
 def run(expression: str | None, benchmark_json: Path | None, **values: Any) -> None:
     """Measure scenarios and store the results."""
     import pytest
@@ -33,7 +44,10 @@ def run(expression: str | None, benchmark_json: Path | None, **values: Any) -> N
     given = {option.key: values[option.key] for option in OPTIONS if _is_given(values[option.key])}
     asked = {option.key: convert(option, given.get(option.key, option.default)) for option in OPTIONS}
     planned = plan(asked).scenarios
-    code = pytest.main(_arguments(given, expression, benchmark_json))
+    watch = _Watch()
+    code = pytest.main(_arguments(given, expression, benchmark_json), plugins=[watch])
+    if watch.failed:
+        raise typer.Exit(REGRESSION if watch.failed == "regression" else INSUFFICIENT)
     if code == pytest.ExitCode.NO_TESTS_COLLECTED:
         example = f"; a scenario's name is for example {planned[0].id}" if planned else ""
         message(f"nothing was selected by -k {expression!r}{example}" if expression else "there is nothing to measure")

@@ -22,7 +22,7 @@ def raw_samples(trace: Trace, stride: int) -> Iterable[Sample]:
 
 def _round_samples(prefix: str, index: int, answers: Sequence[Generation], stride: int) -> Iterable[Sample]:
     for answer in answers:
-        yield Sample(f"{prefix}prefill", index, answer.prompt, answer.prefill_s)
-        yield Sample(f"{prefix}e2e", index, answer.prompt, answer.e2e_s)
+        yield Sample(f"{prefix}prefill", index, answer.prompt, answer.prefill_s, answer.first_tokens)
+        yield Sample(f"{prefix}e2e", index, answer.prompt, answer.e2e_s, answer.tokens)
         for position, gap in enumerate(answer.gaps_s):
             yield Sample(f"{prefix}gap", index, answer.prompt * stride + position, gap)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from quantbench.anchor import Anchor, choose
 from quantbench.errors import ModelError
-from quantbench.job import REFERENCE_FOLDER, TRACE_FILE, Checkpoint, Job, Task
+from quantbench.job import REFERENCE_FOLDER, TRACE_FILE, Checkpoint, Job, Task, enter_stage
 from quantbench.methods import METHODS, LoadedModel
 from quantbench.models._checkpoint import count_parameters, weight_files
 from quantbench.models._gguf import gguf_parts
@@ -77,6 +77,7 @@ def measure(job: Job, folder: Path) -> None:
     scenario = job.scenario
     artifact = method.preparer(scenario, settings) if method.preparer else None
     bandwidth = memory_bandwidth(job.conditions.device, settings.threads)
+    enter_stage(folder, "loading")
     _read_once(_files(artifact.path) if artifact else weight_files(job.checkpoint.path))
     reset_high_water()
     before = resident()["VmRSS"]
@@ -89,14 +90,17 @@ def measure(job: Job, folder: Path) -> None:
         check_device(job.conditions.device, model.facts, scenario.variant.name)
         weights = model.memory()
         length = job.conditions.output_tokens
+        enter_stage(folder, "memory")
         peaks = [measure_peak(model, each.ids, _after(job, each), loading, job.conditions.device) for each in prompts]
         running = model.memory()
+        enter_stage(folder, "scoring" if all(each.task.is_text for each in prompts) else "similarity")
         scored = [_score(model, each, folder / f"columns-{index}.npz", settings.threads) for index, each in enumerate(prompts)]
         chosen = None if all(each.task.is_text for each in prompts) else choose(scenario, settings)
         anchor = _open_anchor(stack, model, chosen, scenario) if chosen else None
         facts = {**model.facts, "threads": str(settings.threads), "context": str(context)}
         for index, (each, peak, columns) in enumerate(zip(prompts, peaks, scored, strict=True)):
             opposite = Contender(anchor, chosen.prompts(each.ids)) if chosen and anchor else None
+            enter_stage(folder, "latency")
             answered = _answer(job, each, Contender(model, each.ids), opposite, context)
             Trace(
                 import_s=import_s,

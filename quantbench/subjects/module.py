@@ -8,7 +8,7 @@ from pathlib import Path
 
 from quantbench.anchor import Anchor, choose
 from quantbench.errors import UnsupportedError
-from quantbench.job import TRACE_FILE, Job
+from quantbench.job import TRACE_FILE, Job, enter_stage
 from quantbench.methods import METHODS, LoadedModule, Settings
 from quantbench.passes.memory import peak_during, reset_high_water, resident
 from quantbench.passes.module import Caller, compare_outputs, measure_calls
@@ -31,6 +31,7 @@ def measure(job: Job, folder: Path) -> None:
     method.check(job.checkpoint)
     import_s = import_seconds(job)
     settings, scenario, conditions = settings_of(job), job.scenario, job.conditions
+    enter_stage(folder, "loading")
     reset_high_water()
     before = resident()["VmRSS"]
     with ExitStack() as stack:
@@ -41,13 +42,16 @@ def measure(job: Job, folder: Path) -> None:
         check_device(conditions.device, opened.facts, scenario.variant.name)
         weights = opened.memory()
         variant = Caller.seeded(opened, conditions.seed)
+        enter_stage(folder, "memory")
         peak = peak_during(variant.round, loading, conditions.device)
         running = opened.memory().weight_bytes
+        enter_stage(folder, "similarity")
         reference, absent = _open_reference(stack, scenario, settings)
         distance = compare_outputs(opened, reference, conditions.seed) if reference else None
         chosen = choose(scenario, settings)
         anchor = _open_anchor(stack, opened, chosen, scenario) if chosen else None
         opposite = Caller.seeded(anchor, conditions.seed) if anchor else None
+        enter_stage(folder, "latency")
         calls = measure_calls(variant, opposite, job.effort)
         Trace(
             import_s=import_s,

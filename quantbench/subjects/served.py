@@ -13,7 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from threading import Barrier
 
-from quantbench.job import TRACE_FILE, Job, Task
+from quantbench.job import TRACE_FILE, Job, Task, enter_stage
 from quantbench.methods import METHODS, Endpoint, Streamed
 from quantbench.models._tokenizer import Tokenizer, open_tokenizer
 from quantbench.passes._rounds import until_steady
@@ -89,9 +89,11 @@ def measure(job: Job, folder: Path) -> None:
     conditions = job.conditions
     started = time.perf_counter()
     with method.open_endpoint(job.scenario, settings_of(job, context)) as endpoint:
+        enter_stage(folder, "similarity")
         compared = [_compare(endpoint, tokenizer, each) for each in prompts]
         for index, (each, top) in enumerate(zip(prompts, compared, strict=True)):
             client = Client(endpoint, each, tokenizer)
+            enter_stage(folder, "latency")
             native = _native(client, conditions.output_tokens)
             answers = _answers(client, conditions.answer_tokens)
             rounds = _rounds(client, job)

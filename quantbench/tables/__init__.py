@@ -1,12 +1,12 @@
-"""Tables: one file each. A table kind turns rows of ``scenarios`` into Tables, one per run, model and prompt set.
+"""Tables: a table kind turns rows of ``scenarios`` into Tables, one per run, model and prompt set.
 
-Some kinds have something to say without results: what a type library, a plan or a text says.
-
-A new kind is one file here (or an entry point in the group ``quantbench.tables``) that holds a TableKind. From Python::
+Some kinds have something to say without results: what a type library, a plan or a text says. From Python each kind is a
+function that gives a DataFrame::
 
     from quantbench import load, tables
-    from quantbench.tables import gguf
-    gguf.table(tables.latest_run(load("results")))
+    tables.gguf(tables.latest_run(load("results")))
+
+A new kind is one file in ``kinds`` (or an entry point in the group ``quantbench.tables``) that holds a TableKind.
 """
 
 from __future__ import annotations
@@ -48,8 +48,14 @@ class TableKind:
         made = self.build(frame) if self.build and frame is not None else []
         return made or (self.unmeasured() if self.unmeasured else [])
 
+    def __call__(self, frame: pd.DataFrame | None = None) -> pd.DataFrame:
+        """The same tables as one DataFrame of raw values in base units, see ``frames.as_frame``."""
+        from quantbench.tables.frames import as_frame
 
-KINDS: Registry[TableKind] = Registry("quantbench.tables", TableKind, "table")
+        return as_frame(self.tables(frame))
+
+
+KINDS: Registry[TableKind] = Registry("quantbench.tables.kinds", TableKind, "table", group="quantbench.tables")
 
 
 def build(name: str, frame: pd.DataFrame | None) -> list[Table]:
@@ -59,3 +65,14 @@ def build(name: str, frame: pd.DataFrame | None) -> list[Table]:
     """
     kinds = sorted(KINDS, key=lambda kind: kind.place) if name == ALL else [KINDS[name]]
     return [table for kind in kinds for table in kind.tables(frame)]
+
+
+def __getattr__(name: str) -> TableKind:
+    """The kind of that name: ``quantbench.tables.precision(rows)``."""
+    if not name.startswith("_") and name in KINDS:  # of helpers that kinds import, before the kinds are known
+        return KINDS[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *(kind.name for kind in KINDS)})

@@ -10,7 +10,7 @@ from quantbench.tables._lines import Line
 from quantbench.tables._rows import REPEATS, Group
 from quantbench.tables._show import short
 from quantbench.tables._table import Table
-from quantbench.tables.claims import ClaimTable
+from quantbench.tables.claimed import ClaimTable
 from quantbench.tables.words import Scale, words
 
 _REPEATED = "median of N: of as many fresh processes; intervals reach from the lowest to the highest end of theirs"

@@ -13,7 +13,7 @@ from quantbench.tables._findings import FINDINGS, absent
 from quantbench.tables._lines import Line
 from quantbench.tables._marks import Figure, Verdict
 from quantbench.tables._show import times
-from quantbench.tables.claims import ClaimRow, ClaimTable
+from quantbench.tables.claimed import ClaimRow, ClaimTable
 from quantbench.tables.words import Scale, words
 from quantbench.units import GB
 

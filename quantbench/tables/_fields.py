@@ -11,7 +11,7 @@ from quantbench.tables import _sizes
 from quantbench.tables._lines import Line
 from quantbench.tables._show import times, with_error
 from quantbench.tables._table import Cell, Heading
-from quantbench.tables.claims import ClaimTable
+from quantbench.tables.claimed import ClaimTable
 from quantbench.tables.words import Scale, words
 from quantbench.units import format_bytes, significant
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from quantbench.tables._rows import FAILED, Group, Row
-from quantbench.tables.claims import ClaimTable
+from quantbench.tables.claimed import ClaimTable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,7 @@ from quantbench.tables._lines import Line
 from quantbench.tables._marks import Figure, Verdict
 from quantbench.tables._show import short, times
 from quantbench.tables._type_facts import TypeFacts, type_facts
-from quantbench.tables.claims import Prose
+from quantbench.tables.claimed import Prose
 from quantbench.tables.words import words
 from quantbench.units import GB, format_bytes, format_limit, parse_bytes
 

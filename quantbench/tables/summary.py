@@ -14,8 +14,8 @@ from quantbench.tables._rows import Group, groups
 from quantbench.tables._show import with_interval
 from quantbench.tables._table import Cell, Heading
 from quantbench.tables.decision import decide
-from quantbench.tables.modules import calls
-from quantbench.tables.perplexity import scores
+from quantbench.tables.kinds.modules import calls
+from quantbench.tables.kinds.perplexity import scores
 from quantbench.tables.render import as_text, terminal_width, wrap
 from quantbench.units import format_bytes, format_seconds
 
@@ -25,10 +25,11 @@ if TYPE_CHECKING:
     from quantbench.tables._table import Table
 
 
-def run_summary(results: str, run_id: str, width: int | None = None) -> list[str]:
+def run_summary(results: str, run_id: str, width: int | None = None, *, brief: bool = False) -> list[str]:
     """Lines on the run ``run_id`` stored under ``results``, for a terminal of ``width`` columns (default: this one's).
 
-    Decisions come first. Results that cannot be read make a line, not an exception: the run itself is over.
+    Decisions come first. A ``brief`` summary has failures in place of the tables. Results that cannot be read make a line,
+    not an exception: the run itself is over.
     """
     columns = width or terminal_width()
     with warnings.catch_warnings(record=True) as caught:
@@ -43,8 +44,19 @@ def run_summary(results: str, run_id: str, width: int | None = None) -> list[str
         return [*lines, *wrap(f"no row of run {run_id} is in {results}; nothing of it was finished", columns)]
     for choice in decide(frame):
         lines += [*wrap(choice.sentence, columns), ""]
-    lines += as_text(overview(frame), columns).splitlines()
+    lines += _failures(frame, columns) if brief else as_text(overview(frame), columns).splitlines()
     return [*lines, *wrap(f"results of run {run_id}: {results} (quantbench.load({results!r}) reads them)", columns)]
+
+
+def _failures(frame: pd.DataFrame, columns: int) -> list[str]:
+    """Every row that was not measured, with its reason."""
+    return [
+        part
+        for group in groups(frame)
+        for line in plain_lines(group)
+        if line.failure
+        for part in wrap(f"- {group.model}, prompts {group.prompts}, {line.failure}", columns, "  ")
+    ]
 
 
 def overview(frame: pd.DataFrame) -> list[Table]:

@@ -14,7 +14,10 @@ from quantbench.cli._guard import DEBUG, guarded
 from quantbench.cli._output import paragraph
 from quantbench.errors import QuantbenchError, UsageError
 
-COMMANDS = ("run", "tables", "recommend", "contrast", "methods", "metrics", "models", "quantize", "doctor")
+COMMANDS = (
+    "plan", "run", "tables", "recommend", "compare", "contrast", "report", "export", "methods", "metrics", "models", "quantize",
+    "doctor",
+)  # fmt: skip
 HEAVY = ("torch", "pandas", "pyarrow", "transformers", "numpy", "scipy", "llama_cpp", "bitsandbytes", "pytest")
 
 

@@ -13,7 +13,7 @@ from quantbench import tables
 from quantbench.models import MODELS
 from quantbench.passes import energy
 from quantbench.planner import read_architecture
-from quantbench.tables import _cell_checks, _evidence, _prose_checks, _sizes, checked, gguf, methods, precision
+from quantbench.tables import _cell_checks, _evidence, _prose_checks, _sizes
 from quantbench.tables._cell_checks import CELL_CHECKS, ClaimedCell
 from quantbench.tables._evidence import Evidence
 from quantbench.tables._marks import (
@@ -33,7 +33,9 @@ from quantbench.tables._marks import (
 from quantbench.tables._prose_checks import PROSE_CHECKS
 from quantbench.tables._rows import groups
 from quantbench.tables.checked import Checked, judge_prose, judge_table
-from quantbench.tables.claims import Prose, claims, prose
+from quantbench.tables.claimed import Prose, claims, prose
+from quantbench.tables.kinds import claims as claims_kind
+from quantbench.tables.kinds import gguf, methods, precision
 from quantbench.tables.render import as_text, render
 
 if TYPE_CHECKING:
@@ -396,7 +398,7 @@ def test_transformers_really_refuses_what_the_mark_says() -> None:
 
 
 def test_the_kind_has_one_line_a_claim_for_people_and_machines(write: Write, full: list[Record]) -> None:
-    made = checked.table(write(full))
+    made = claims_kind.table(write(full))
 
     assert sum(len(table.rows) for table in made) == 64 + len(prose())
     assert {table.name for table in made} == {"claims"}
@@ -414,7 +416,7 @@ def test_the_kind_has_one_line_a_claim_for_people_and_machines(write: Write, ful
 
 @pytest.mark.parametrize("width", [100, 140])
 def test_claims_fit_a_terminal(write: Write, full: list[Record], width: int) -> None:
-    for made in (checked.unmeasured(), checked.table(write(full))):
+    for made in (claims_kind.unmeasured(), claims_kind.table(write(full))):
         text = as_text(made, width)
         assert max(map(len, text.splitlines())) <= width
         flat = " ".join(text.split())

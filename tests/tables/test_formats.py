@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from quantbench.errors import QuantbenchError
-from quantbench.tables import _type_facts, formats
+from quantbench.tables import _type_facts
 from quantbench.tables._type_facts import LLAMA_CPP, TypeFacts, read_types, type_facts
+from quantbench.tables.kinds import formats
 from quantbench.tables.render import as_text, render
 
 if TYPE_CHECKING:
@@ -176,7 +177,7 @@ def test_neither_formats_nor_claims_load_torch_here() -> None:
     count, *modules = done.stdout.split()
 
     assert int(count) > 5
-    assert "quantbench.tables.formats" in modules
+    assert "quantbench.tables.kinds.formats" in modules
     assert not {"torch", "transformers", "llama_cpp", "pandas", "bitsandbytes"} & set(modules)
 
 

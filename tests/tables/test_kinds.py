@@ -11,7 +11,7 @@ from quantbench import tables
 from quantbench.errors import UsageError
 from quantbench.methods import METHODS
 from quantbench.planner import forecast, read_architecture
-from quantbench.tables import gguf, precision
+from quantbench.tables.kinds import gguf, precision
 
 if TYPE_CHECKING:
     from collections.abc import Callable

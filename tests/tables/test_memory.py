@@ -9,7 +9,7 @@ import pytest
 
 from quantbench import tables
 from quantbench.methods import METHODS
-from quantbench.tables import memory
+from quantbench.tables.kinds import memory
 from quantbench.tables.render import as_text, render
 
 if TYPE_CHECKING:

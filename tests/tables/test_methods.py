@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from quantbench.tables import methods
+from quantbench.tables.kinds import methods
 from quantbench.tables.render import as_csv, as_json, as_text
 
 if TYPE_CHECKING:

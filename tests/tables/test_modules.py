@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from quantbench import tables
-from quantbench.tables import gguf, modules, precision
 from quantbench.tables.decision import decide
+from quantbench.tables.kinds import gguf, modules, precision
 from quantbench.tables.render import as_text, render
 from quantbench.tables.summary import overview, run_summary
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from quantbench.tables import noise
+from quantbench.tables.kinds import noise
 
 if TYPE_CHECKING:
     import pandas as pd

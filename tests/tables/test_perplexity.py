@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from quantbench import tables
-from quantbench.tables import perplexity
 from quantbench.tables.decision import decide
+from quantbench.tables.kinds import perplexity
 from quantbench.tables.summary import overview
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from quantbench import tables
-from quantbench.tables import qat
+from quantbench.tables.kinds import qat
 from quantbench.tables.render import as_text, render
 
 if TYPE_CHECKING:

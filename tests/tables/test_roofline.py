@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from quantbench import tables
-from quantbench.tables import roofline
+from quantbench.tables.kinds import roofline
 from quantbench.tables.render import as_text
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from quantbench.methods import METHODS
-from quantbench.tables.claims import claims
+from quantbench.tables.claimed import claims
 
 PRECISION = {
     "Precision": ["FP32", "FP16", "INT8", "INT4"],

@@ -16,7 +16,7 @@ from quantbench.tables._evidence import Evidence
 from quantbench.tables._lines import Line, claimed_lines, lines_of, plain_lines
 from quantbench.tables._rows import Group, groups
 from quantbench.tables.checked import mark_notes
-from quantbench.tables.claims import claims
+from quantbench.tables.claimed import claims
 from quantbench.tables.words import words
 
 if TYPE_CHECKING:

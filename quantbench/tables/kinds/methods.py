@@ -19,7 +19,7 @@ from quantbench.tables._lines import Line
 from quantbench.tables._rows import Group, Row, groups
 from quantbench.tables._table import Cell, Heading
 from quantbench.tables.checked import mark_notes
-from quantbench.tables.claims import ClaimTable, claims
+from quantbench.tables.claimed import ClaimTable, claims
 
 if TYPE_CHECKING:
     import pandas as pd

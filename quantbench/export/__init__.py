@@ -1,0 +1,106 @@
+"""Exports: one file each. A format turns the rows of a stored table into the text that another tool reads.
+
+A new format is one file here (or an entry point in the group ``quantbench.export``) that holds an Exporter. From Python::
+
+    from quantbench import load
+    from quantbench.export import export
+    text = "".join(export("jsonl", load("results")))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from quantbench.errors import UsageError, unknown_name
+from quantbench.record import Column
+from quantbench.registry import Registry
+from quantbench.schema import schema, table_columns
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+
+__all__ = ["EXPORTERS", "Direction", "Exporter", "Row", "export"]
+
+Direction = Literal["lower", "higher"]
+
+Row = Mapping[str, Any]
+"""A stored row in Python's own types: nulls of any kind are None, times are aware, lists are lists."""
+
+_BATCH = 10_000
+"""Rows that are turned into Python's types at a time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exporter:
+    """A format. ``write`` makes pieces of text of rows and of the columns that are wanted; none where it has nothing to say.
+
+    One that takes ``figures`` reads the table ``scenarios`` and gets only metric columns with a direction; any other gets a
+    whole table. One of ``one_direction`` can say of a file only as a whole whether lower or higher is better.
+    """
+
+    name: str
+    write: Callable[[Iterable[Row], Sequence[Column]], Iterator[str]]
+    figures: bool = False
+    one_direction: bool = False
+
+
+EXPORTERS: Registry[Exporter] = Registry("quantbench.export", Exporter, "export format")
+
+
+def export(
+    name: str,
+    frame: pd.DataFrame,
+    table: str = "scenarios",
+    *,
+    better: Direction | None = None,
+    metrics: Sequence[str] = (),
+) -> Iterator[str]:
+    """Pieces of the text of ``frame``, rows of ``table`` as ``quantbench.load`` returns them, in the format called ``name``.
+
+    Of a format of figures, ``better`` takes only metrics of that direction, and ``metrics`` only those of these names.
+    UsageError for an unknown name, and for what does not go with the format.
+    """
+    exporter = EXPORTERS[name]
+    columns = table_columns(table)
+    known = {column.name for column in columns}
+    extra = [str(column) for column in frame if column not in known]
+    if exporter.figures:
+        columns = _wanted(exporter, table, columns, better, metrics)
+    elif better or metrics:
+        raise UsageError(f"{name} writes a table as it is; leave --better and --metric out")
+    else:
+        columns += tuple(Column(column, "", doc="of a version or a metric that is not installed here") for column in extra)
+    return exporter.write(_rows(frame, schema(table), extra), columns)
+
+
+def _wanted(
+    exporter: Exporter, table: str, columns: Sequence[Column], better: Direction | None, metrics: Sequence[str]
+) -> tuple[Column, ...]:
+    """The metric columns that were asked for."""
+    if table != "scenarios":
+        raise UsageError(f"{exporter.name} takes figures of the table 'scenarios' and not of {table!r}; csv and jsonl take any")
+    known = {column.name: column for column in columns if column.better}
+    if unknown := [metric for metric in metrics if metric not in known]:
+        raise unknown_name("metric with a direction", unknown[0], known)
+    wanted = [known[metric] for metric in dict.fromkeys(metrics)] if metrics else list(known.values())
+    wanted = [column for column in wanted if better in (None, column.better)]
+    if not wanted:
+        raise UsageError(f"of {', '.join(metrics)} none is better when it is {better}; leave --better or --metric out")
+    if exporter.one_direction and len({column.better for column in wanted}) > 1:
+        raise UsageError(
+            f"{exporter.name} reads one direction per file; write two, one with --better lower and one with --better higher"
+        )
+    return tuple(wanted)
+
+
+def _rows(frame: pd.DataFrame, known: pa.Schema, extra: Sequence[str]) -> Iterator[Row]:
+    """The rows of ``frame`` in Python's own types; what columns beyond the ``known`` hold is seen from their values."""
+    import pyarrow as pa
+
+    wanted = pa.schema([*known, *pa.Schema.from_pandas(frame[list(extra)], preserve_index=False)])
+    for start in range(0, len(frame), _BATCH):
+        batch = pa.Table.from_pandas(frame.iloc[start : start + _BATCH], schema=wanted, preserve_index=False)
+        yield from batch.to_pylist()

@@ -1,0 +1,87 @@
+"""One figure for each scenario and metric: the middle of its processes, with the interval where there is one."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from quantbench.export import Row
+from quantbench.record import Column
+from quantbench.scenario import short_name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """A metric of a scenario in the column's unit: a value per process, and from the lowest to the highest interval end."""
+
+    column: Column
+    values: tuple[float, ...]
+    interval: tuple[float, float] | None
+
+    @property
+    def value(self) -> float:
+        """The middle one, as the tables show it."""
+        return self.values[0] if len(set(self.values)) == 1 else median(self.values)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """The rows of one scenario, a row per process. No other scenario of the run has all three names."""
+
+    name: str
+    model: str
+    prompts: str
+    rows: tuple[Row, ...]
+
+    @property
+    def first(self) -> Row:
+        """A row to take facts from: a measured one if there is any."""
+        return next((row for row in self.rows if row["status"] == "ok"), self.rows[0])
+
+    def figures(self, columns: Iterable[Column]) -> list[Figure]:
+        """Its figures; one that a measured process lacks is left out, as the middle of the others would hide that."""
+        rows = [row for row in self.rows if row["status"] == "ok"]
+        found = []
+        for column in columns:
+            if values := _finite(rows, column.name):
+                lows, highs = _finite(rows, f"{column.name}_low"), _finite(rows, f"{column.name}_high")
+                interval = (min(lows), max(highs)) if lows and highs else None
+                found.append(Figure(column=column, values=values, interval=interval))
+        return found
+
+
+def by_scenario(rows: Iterable[Row]) -> list[Measured]:
+    """The scenarios of a run in the order of their first rows.
+
+    Names show the last part of a path only, and are the same from one machine to another. Where two models or prompt sets of
+    the run share that part, the whole path is in the names.
+    """
+    found: dict[tuple[str, str, str], list[Row]] = {}
+    for row in rows:
+        found.setdefault((row["scenario_id"], row["model"], row["prompts"]), []).append(row)
+    sharing = Counter(name for name, _, _ in found)
+    scenarios = []
+    for (name, model, prompts), group in found.items():
+        names = {"name": name, "model": short_name(model), "prompts": short_name(prompts)}
+        if sharing[name] > 1:
+            names = {"name": f"{name} ({model}, {prompts})", "model": model, "prompts": prompts}
+        scenarios.append(Measured(**names, rows=tuple(group)))
+    return scenarios
+
+
+def json_array(items: Iterable[Any]) -> str:
+    """A JSON array with an item on each line; empty text where there is none."""
+    lines = [json.dumps(item, allow_nan=False) for item in items]
+    return "[\n" + ",\n".join(lines) + "\n]\n" if lines else ""
+
+
+def _finite(rows: Sequence[Row], name: str) -> tuple[float, ...]:
+    """A figure of each row; empty when one of them lacks it."""
+    values = [row.get(name) for row in rows]
+    known = [value for value in values if isinstance(value, int | float) and math.isfinite(value)]
+    return tuple(known) if len(known) == len(values) else ()

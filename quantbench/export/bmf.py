@@ -1,0 +1,44 @@
+"""Bencher Metric Format, version 0: what ``bencher run --adapter json`` reads.
+
+Bencher refuses a whole report for one name that is too long, so such a name is cut and told apart by a digest.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from hashlib import sha256
+
+from quantbench.export import Exporter, Row
+from quantbench.export._figures import Figure, by_scenario
+from quantbench.record import Column
+
+_LONGEST = 1024
+"""Bytes of a benchmark's name."""
+
+
+def write(rows: Iterable[Row], columns: Sequence[Column]) -> Iterator[str]:
+    """A JSON object {scenario: {metric: {value, lower_value, upper_value}}}."""
+    report = {
+        _fitting(scenario.name): {figure.column.name: _metric(figure) for figure in figures}
+        for scenario in by_scenario(rows)
+        if (figures := scenario.figures(columns))
+    }
+    if report:
+        yield json.dumps(report, indent=1, allow_nan=False) + "\n"
+
+
+def _metric(figure: Figure) -> dict[str, float]:
+    ends = dict(zip(("lower_value", "upper_value"), figure.interval or (), strict=False))
+    return {"value": figure.value, **ends}
+
+
+def _fitting(name: str) -> str:
+    whole = name.encode()
+    if len(whole) <= _LONGEST:
+        return name
+    digest = sha256(whole).hexdigest()[:16]
+    return whole[: _LONGEST - len(digest) - 1].decode(errors="ignore") + "~" + digest
+
+
+BMF = Exporter(name="bmf", write=write, figures=True)

@@ -1,0 +1,39 @@
+"""The list that github-action-benchmark reads as customSmallerIsBetter or customBiggerIsBetter.
+
+The action compares by ratio, which says nothing below zero, so negative figures (of log ratios and differences) stay out. It
+knows a figure by its name and takes the first of that name, and it stops on an empty list, so none is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from quantbench.export import Exporter, Row
+from quantbench.export._figures import Figure, Measured, by_scenario, json_array
+from quantbench.record import Column
+
+
+def write(rows: Iterable[Row], columns: Sequence[Column]) -> Iterator[str]:
+    """A JSON array of {name, value, unit, range, extra}; the interval is the range."""
+    text = json_array(
+        _entry(scenario, figure) for scenario in by_scenario(rows) for figure in scenario.figures(columns) if figure.value >= 0
+    )
+    if text:
+        yield text
+
+
+def _entry(scenario: Measured, figure: Figure) -> dict[str, Any]:
+    facts = {name: scenario.first[name] for name in ("run_id", "device_found", "kernel")}
+    entry = {
+        "name": f"{scenario.name} {figure.column.name}",
+        "value": figure.value,
+        "unit": figure.column.unit,
+        "extra": "\n".join(f"{name}: {value}" for name, value in facts.items() if value),
+    }
+    if figure.interval:
+        entry["range"] = "{:.6g} to {:.6g}".format(*figure.interval)
+    return entry
+
+
+GITHUB_ACTION_BENCHMARK = Exporter(name="github-action-benchmark", write=write, figures=True, one_direction=True)

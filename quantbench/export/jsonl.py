@@ -1,0 +1,22 @@
+"""JSON Lines: a table as it is, an object per row with every column; nulls are null, and so is what is no finite number.
+
+Characters beyond ASCII are escaped, so that no reader takes one of them for the end of a line.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+
+from quantbench.export import Exporter, Row
+from quantbench.export._values import plain
+from quantbench.record import Column
+
+
+def write(rows: Iterable[Row], columns: Sequence[Column]) -> Iterator[str]:
+    """A line per row; times in ISO 8601."""
+    for row in rows:
+        yield json.dumps({column.name: plain(row[column.name]) for column in columns}, allow_nan=False) + "\n"
+
+
+JSONL = Exporter(name="jsonl", write=write)

@@ -1,0 +1,18 @@
+"""A run as one file: a page that works without a network, or its two main charts as a picture.
+
+From Python::
+
+    from quantbench import load, report
+    results = report.select(load("results"), samples=load("results", "samples"), outputs=load("results", "outputs"))
+    Path("report.html").write_text(report.page(results), encoding="utf-8")
+
+What models and errors say is untrusted and stays text everywhere: see ``_markup``.
+"""
+
+from __future__ import annotations
+
+from quantbench.report._page import page
+from quantbench.report._picture import picture
+from quantbench.report._results import Results, select
+
+__all__ = ["Results", "page", "picture", "select"]

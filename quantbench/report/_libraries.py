@@ -1,0 +1,50 @@
+"""The libraries of the extra ``report``: asked for before any work, and the JavaScript that they carry."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from quantbench.errors import MissingDependency
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_NEEDED: Mapping[str, str] = {"altair": "altair", "vl_convert": "vl-convert-python", "jinja2": "jinja2"}
+
+
+def require() -> None:
+    """Raise MissingDependency unless everything is installed that a report takes."""
+    missing = [package for module, package in _NEEDED.items() if not find_spec(module)]
+    if missing:
+        raise MissingDependency(f"a report needs {', '.join(missing)}, not installed; pip install 'quantbench[report]'")
+
+
+@cache
+def javascript() -> str:
+    """Vega, Vega-Lite and vega-embed as one program that sets ``window.vegaEmbed``."""
+    import vl_convert
+
+    return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
+
+
+def picture(spec: Mapping[str, Any], form: str) -> bytes:
+    """A Vega-Lite chart as ``png`` or ``svg``, without a browser and without the network."""
+    import vl_convert
+
+    whole = dict(spec)
+    if form == "svg":
+        return vl_convert.vegalite_to_svg(whole, allowed_base_urls=[]).encode()
+    return vl_convert.vegalite_to_png(whole, scale=2, allowed_base_urls=[])
+
+
+@contextmanager
+def neutral() -> Iterator[None]:
+    """Altair without the theme or the limit on rows that someone may have set in this process."""
+    import altair as alt
+
+    with alt.theme.enable("none"), alt.data_transformers.enable("default", max_rows=None):
+        yield

@@ -1,0 +1,82 @@
+"""From untrusted text to markup: everything that a report shows passes here, and stays text.
+
+What models say, errors, names of models: characters that would not be seen or would steer the reader's eye (NUL, escapes,
+direction overrides, U+2028) are shown as their escapes, and markup is escaped by jinja2.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+    from markupsafe import Markup
+
+_IN_JSON = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"}
+
+
+def plain(text: str) -> str:
+    """``text`` with what is not printable as its escape; newlines stay."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() or char == "\n" else _escape(char) for char in text)
+
+
+def data_block(value: Any) -> Markup:
+    """``value`` as JSON inside a script element: ASCII only, and without a sign that could end the element."""
+    from markupsafe import Markup
+
+    text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    for sign, escaped in _IN_JSON.items():
+        text = text.replace(sign, escaped)
+    return Markup(text)  # noqa: S704 - escaped just above
+
+
+def script(text: str) -> Markup:
+    """A program of ours inside a script element."""
+    from markupsafe import Markup
+
+    safe = text.replace("\r\n", "\n").replace("\r", "\n").replace("</script", "<\\/script").replace("<!--", "\\x3c!--")
+    return Markup(safe)  # noqa: S704 - the libraries' and our own code
+
+
+def digest(text: str) -> str:
+    """The source expression that lets a content security policy accept exactly this script or style."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def template(name: str) -> str:
+    """The text of a file of this package."""
+    return (files("quantbench.report") / name).read_text(encoding="utf-8")
+
+
+def fill(name: str, context: Mapping[str, Any]) -> str:
+    """A template of this package; in a page everything in ``context`` is escaped."""
+    text: str = _environment().get_template(name).render(context)
+    return text
+
+
+def _environment() -> Environment:
+    from jinja2 import Environment, FunctionLoader, StrictUndefined, select_autoescape
+    from markupsafe import Markup
+
+    def shown(value: Any) -> Any:
+        return plain(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+    return Environment(
+        loader=FunctionLoader(template),
+        autoescape=select_autoescape(enabled_extensions=("html",), default=False),
+        finalize=shown,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def _escape(char: str) -> str:
+    return char.encode("unicode_escape").decode("ascii")

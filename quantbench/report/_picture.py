@@ -1,0 +1,55 @@
+"""The two main charts of a run as one picture, by the page's own charts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from quantbench.report import _libraries
+from quantbench.report._bars import STEP, bars
+from quantbench.report._colours import config, on_paper
+from quantbench.report._look import Look, subject
+from quantbench.report._markup import plain
+from quantbench.report._pareto import pareto
+from quantbench.report._points import points
+from quantbench.tables._show import short
+
+if TYPE_CHECKING:
+    from quantbench.report._results import Results
+
+_WIDTH, _LEAST_HEIGHT = 600, 430
+"""Pixels of a chart."""
+
+
+def picture(results: Results, form: str) -> bytes | None:
+    """Size against KLD beside decode speed as ``png`` or ``svg``, of the first model with both; None where none has."""
+    _libraries.require()
+    import altair as alt
+
+    for group in results.groups:
+        choice = results.choice(group)
+        if choice is None:
+            continue
+        found = points(group, choice)
+        with _libraries.neutral():
+            look = Look(width=_WIDTH, ink=on_paper, height=max(_LEAST_HEIGHT, STEP * len(found)))
+            charts = [pareto(found, choice.limits.max_kld, look), bars(found, look)]
+            drawn = [chart for chart in charts if chart is not None]
+            if len(drawn) < len(charts):
+                continue
+            titled = [
+                chart.properties(title=alt.TitleParams(title, subtitle=subtitle, fontSize=14, offset=12))
+                for chart, (title, subtitle) in zip(drawn, _titles(choice.limits.max_kld), strict=True)
+            ]
+            whole = alt.hconcat(*titled, spacing=36).resolve_scale(color="independent", shape="independent")
+            about = f"{group.hardware}; run {group.fact('run_id')}, started {group.fact('started_at')[:16]} UTC"
+            title = alt.TitleParams(subject(group), subtitle=plain(about), fontSize=18, subtitleFontSize=12, offset=18)
+            spec = whole.properties(title=title, padding=18).configure(**{**config(on_paper), "background": on_paper("page")})
+            return _libraries.picture(spec.to_dict(), form)
+    return None
+
+
+def _titles(limit: float) -> tuple[tuple[str, str], tuple[str, str]]:
+    return (
+        ("Size against KLD", f"filled and joined: the front; ringed: the pick; dashed: the limit of {short(limit)} nats"),
+        ("Decode speed", "with 95 % intervals"),
+    )

@@ -1,0 +1,100 @@
+"""What a report is made of: the rows of one run, what hangs on them, and the rows of every run for its history."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from quantbench.errors import unknown_name
+from quantbench.scenario import reads, short_name
+from quantbench.tables import latest_run
+from quantbench.tables._rows import Group, Row, groups, rows_of
+from quantbench.tables.decision import Choice, decide
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_ORDER = {"prompts": 0, "text": 1, "inputs": 2}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """One run of one or all models. ``samples`` and ``outputs`` are None where none were kept, ``run`` where it did not end.
+
+    ``history`` holds the rows of the same models in every run.
+    """
+
+    rows: pd.DataFrame
+    history: pd.DataFrame
+    samples: pd.DataFrame | None = None
+    outputs: pd.DataFrame | None = None
+    run: Row | None = None
+
+    @cached_property
+    def groups(self) -> list[Group]:
+        """The rows by model and prompt set: real models before instrument checks, those that answer before others."""
+        return sorted(groups(self.rows), key=lambda group: (group.instrument_check, _ORDER[group.reads]))
+
+    @cached_property
+    def every_row(self) -> list[Row]:
+        """The rows as they are, repeats apart, in the order of the groups."""
+        return sorted(rows_of(self.rows), key=lambda row: (row.flag("instrument_check"), _ORDER[reads(row.text("prompts"))]))
+
+    def choice(self, group: Group) -> Choice | None:
+        """The decision on a group; None where there is none to take."""
+        return self._choices.get((group.fact("model"), group.fact("prompts")))
+
+    @property
+    def run_id(self) -> str:
+        """The run that is reported."""
+        return str(self.rows["run_id"].iloc[0])
+
+    @cached_property
+    def _choices(self) -> dict[tuple[str, str], Choice]:
+        answered = [group for group in groups(self.rows) if group.reads == "prompts"]
+        names = [(group.fact("model"), group.fact("prompts")) for group in answered]
+        return dict(zip(names, decide(self.rows), strict=True))
+
+
+def select(
+    scenarios: pd.DataFrame,
+    *,
+    samples: pd.DataFrame | None = None,
+    outputs: pd.DataFrame | None = None,
+    runs: pd.DataFrame | None = None,
+    run_id: str | None = None,
+    model: str | None = None,
+) -> Results:
+    """The results of a run (the latest, unless named) and of a model (all, unless named), from the stored tables.
+
+    A model is named as it was asked for or as ids show it. UsageError for a run or a model that is not there.
+    """
+    if run_id is not None and run_id not in set(scenarios["run_id"]):
+        raise unknown_name("run", run_id, scenarios["run_id"].unique())
+    of_run = scenarios if run_id is None else scenarios[scenarios["run_id"] == run_id]
+    rows = latest_run(of_run if model is None else _of_model(of_run, model))
+    ended = [] if runs is None else rows_of(runs[runs["run_id"] == rows["run_id"].iloc[0]])
+    return Results(
+        rows=rows,
+        history=scenarios[scenarios["model"].isin(set(rows["model"]))],
+        samples=_belonging(samples, rows),
+        outputs=_belonging(outputs, rows),
+        run=ended[0] if ended else None,
+    )
+
+
+def _of_model(scenarios: pd.DataFrame, model: str) -> pd.DataFrame:
+    named = {name: short_name(name) for name in scenarios["model"].unique()}
+    asked = [name for name, short in named.items() if model in (name, short)]
+    if not asked:
+        raise unknown_name("model", model, set(named.values()))
+    return scenarios[scenarios["model"].isin(asked)]
+
+
+def _belonging(frame: pd.DataFrame | None, rows: pd.DataFrame) -> pd.DataFrame | None:
+    if frame is None:
+        return None
+    of_run = frame[frame["run_id"] == rows["run_id"].iloc[0]]
+    found: pd.DataFrame = of_run[of_run["scenario_id"].isin(set(rows["scenario_id"]))]
+    return found

@@ -1,0 +1,137 @@
+"""What one session plans, measures and stores: from option values to an open runner and the run's own row."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from quantbench.errors import QuantbenchError
+from quantbench.options import Values, plan
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from quantbench.compare._gate import Outcome
+    from quantbench.progress import Progress
+    from quantbench.record import Record
+    from quantbench.resume import Earlier
+    from quantbench.runner import Runner
+    from quantbench.scenario import Scenario
+    from quantbench.store import Run, Store
+
+
+class Session:
+    """What one pytest session plans and measures."""
+
+    def __init__(self, values: Values, *, command: str, root: Path) -> None:
+        """Plan what the option values ask for; UsageError when they ask for something that does not exist."""
+        self._plan = plan(values)
+        self._profile: str = values["profile"]
+        self._resume: str | None = values["resume"]
+        self._baseline: str | None = values["compare"]
+        self._fail_on: str = values["fail_on"]
+        self._command = command
+        self._root = root
+        self._stack = ExitStack()
+        self._runner: Runner | None = None
+        self._store: Store | None = None
+        self._earlier: Earlier | None = None
+        self._planned = 0
+        self.results: str = values["results"]
+        self.planned: dict[str, Scenario] = {scenario.test_id: scenario for scenario in self._plan.scenarios}
+        self.run_id = ""
+        self.comparison: Outcome | None = None
+        self._problem = ""
+
+    def start(self, selected: Sequence[str], *, verbosity: int | None) -> None:
+        """Open the store and the runner for the selected scenarios; progress is shown unless ``verbosity`` is None.
+
+        To be called while nothing is captured.
+        """
+        from quantbench.machine import require_device
+        from quantbench.resume import hold
+        from quantbench.runner import Runner
+        from quantbench.store import Store
+
+        chosen = tuple(self.planned[identifier] for identifier in selected)
+        require_device(chosen[0].conditions.device)
+        with ExitStack() as stack:  # nothing stays open if one of these fails
+            run = self._run(stack)
+            earlier = self._earlier
+            self._store = Store(self.results, run, earlier.numbers if earlier else None)
+            rows = {(scenario.id, scenario.repeat) for scenario in chosen} | set(earlier.rows if earlier else ())
+            self._planned = max(len(rows), earlier.planned if earlier else 0)
+            self._store.begin(planned=self._planned)
+            if held := hold(self.results, run):
+                stack.enter_context(held)
+            progress = self._progress(chosen, verbosity)
+            stack.callback(progress.close)
+            runner = Runner(replace(self._plan, scenarios=chosen), self._store, earlier, progress)
+            self._runner = stack.enter_context(runner)
+            self.run_id = run.run_id
+            self._stack = stack.pop_all()
+
+    @property
+    def runner(self) -> Runner:
+        """The open runner."""
+        assert self._runner is not None
+        return self._runner
+
+    @property
+    def records(self) -> Sequence[Record]:
+        """What has been measured so far, or was before in a run that is resumed."""
+        return self._runner.records if self._runner else ()
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What is to be said besides the results."""
+        notes = [self._problem] if self._problem else []
+        if self._earlier and self._runner:
+            count = len(self._runner.resumed)
+            notes.append(f"resumed: {count} of the {self._planned} scenarios of this run had been measured before")
+        return notes
+
+    def finish(self, *, interrupted: bool) -> None:
+        """Close the engine, write the run's row, and compare the run where that was asked for."""
+        if self._runner is None or self._store is None:
+            return
+        statuses = {key: kept.status for key, kept in self._earlier.rows.items()} if self._earlier else {}
+        statuses |= {(record.scenario.id, record.repeat): record.status for record in self.records}
+        ok = sum(status == "ok" for status in statuses.values())
+        with self._stack:
+            try:
+                self._store.finish(planned=self._planned, finished=len(statuses), ok=ok, interrupted=interrupted)
+            except QuantbenchError as error:
+                self._problem = str(error)
+        if self._baseline and not interrupted:
+            from quantbench.compare._gate import gate
+            from quantbench.tables.render import terminal_width
+
+            self.comparison = gate(self._baseline, self.results, self.run_id, fail_on=self._fail_on, width=terminal_width())
+
+    def _run(self, stack: ExitStack) -> Run:
+        """A run of its own, or the one that is resumed, cleared of what was left half done."""
+        from quantbench.machine import describe, git_commit, versions
+        from quantbench.resume import resume
+        from quantbench.store import Run
+
+        run = Run(
+            machine=describe(), versions=versions(), command=self._command, commit=git_commit(self._root),
+            profile=self._profile, engine=self._plan.engine,
+        )  # fmt: skip
+        if not self._resume:
+            return run
+        self._earlier = stack.enter_context(resume(self.results, self._resume, run))
+        self._earlier.clear()
+        return self._earlier.run
+
+    def _progress(self, chosen: Sequence[Scenario], verbosity: int | None) -> Progress:
+        from quantbench.display import open_display
+        from quantbench.progress import Progress
+
+        earlier = self._earlier
+        jobs = {scenario.job for scenario in chosen if earlier is None or not earlier.finished(scenario)}
+        display = None if verbosity is None else open_display(quiet=verbosity < 0)
+        return Progress(display, jobs=len(jobs), polls=self._plan.engine != "inline")

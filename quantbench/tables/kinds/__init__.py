@@ -1,0 +1,1 @@
+"""The kinds of table: one file each, that holds a TableKind; ``quantbench.tables`` finds them."""

@@ -1,0 +1,108 @@
+"""``--quantbench-compare``: runs of the stub methods, one slowed and one made worse under the same name.
+
+The delay is a hundred times a stub's own step, so that no noise of a shared machine decides these tests.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SCENARIO = "canary/stub-noisy/two"
+ONE_AFTER_ANOTHER = """
+import contextlib, io, json, os, sys
+import pytest
+ends = {}
+for name, variables, arguments in json.load(sys.stdin):
+    os.environ.update(variables)
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+        code = pytest.main(arguments)
+    ends[name] = int(code), out.getvalue()
+json.dump(ends, sys.stdout)
+"""
+BASE = ("--quantbench-matrix=matrix.toml", "--quantbench-engine=inline", "--quantbench-profile=quick", "--quantbench-no-probes")
+NORMAL, SLOW, WORSE = (
+    {"STUB_DELAY_S": delay, "STUB_NOISE": noise} for delay, noise in (("0", "0.3"), ("0.01", "0.3"), ("0", "0.6"))
+)
+
+
+@pytest.fixture(scope="module")
+def ends(tmp_path_factory: pytest.TempPathFactory, stub_path: Path) -> dict[str, tuple[int, str]]:
+    """Exit code and output of each run."""
+    folder = tmp_path_factory.mktemp("gate")
+    (folder / "test_latency.py").write_text("from quantbench.suite.test_latency import test_decode\n")
+    (folder / "matrix.toml").write_text(
+        'control = false\nprompts = ["two"]\n[methods]\nstub = ["exact", "noisy"]\n'
+        '[conditions]\nreference = "stub/exact"\noutput_tokens = 4\nanswer_tokens = 4\ncontinuation_tokens = 8\n'
+    )
+    often, twice = "--quantbench-repeats=5", "--quantbench-repeats=10"
+    into = "--quantbench-results={}".format
+    base = "--quantbench-compare=base"
+    runs: list[tuple[str, dict[str, str], list[str]]] = [
+        ("base", NORMAL, [into("base"), often]),
+        ("once", NORMAL, [into("once"), base]),
+        ("strict", NORMAL, [into("strict"), base, "--quantbench-fail-on=insufficient"]),
+        ("slow", SLOW, [into("slow"), base, twice]),
+        ("worse", WORSE, [into("worse"), base, "-q"]),
+        ("shrug", WORSE, [into("shrug"), base, "--quantbench-fail-on=never"]),
+        ("nothing", NORMAL, [into("nothing"), "--quantbench-compare=no-such-run"]),
+        ("typo", NORMAL, [into("typo"), base, "--quantbench-fail-on=worst"]),
+    ]
+    asked = [(name, variables, [*BASE, "-p", "no:cacheprovider", *arguments]) for name, variables, arguments in runs]
+    kept = {name: value for name, value in os.environ.items() if name != "PYTEST_ADDOPTS"}
+    variables = {**kept, "PYTHONPATH": str(stub_path), "QUANTBENCH_CACHE": str(folder / "cache")}
+    done = subprocess.run(
+        [sys.executable, "-c", ONE_AFTER_ANOTHER], cwd=folder, env=variables, input=json.dumps(asked), capture_output=True,
+        text=True, check=True,
+    )  # fmt: skip
+    found: dict[str, Any] = json.loads(done.stdout)
+    return {name: (end[0], " ".join(end[1].split())) for name, end in found.items()}
+
+
+def test_a_single_run_says_how_many_more_it_takes_and_passes(ends: dict[str, tuple[int, str]]) -> None:
+    code, out = ends["once"]
+    assert code == 0
+    assert "Not enough data: 4 figures: the rule takes 5 processes a side: 4 more of the candidate" in out
+
+
+def test_a_lack_of_data_fails_where_that_was_asked_for(ends: dict[str, tuple[int, str]]) -> None:
+    assert ends["strict"][0] == 1
+
+
+def test_a_slowdown_fails_the_run_and_is_named(ends: dict[str, tuple[int, str]]) -> None:
+    code, out = ends["slow"]
+    assert code == 1
+    assert f"Regression: {SCENARIO} decode -9" in out
+
+
+def test_a_worse_quantization_under_the_same_name_fails_the_run_and_is_named(ends: dict[str, tuple[int, str]]) -> None:
+    code, out = ends["worse"]
+    assert code == 1
+    assert f"Regression: {SCENARIO} kld_mean +" in out
+
+
+def test_a_regression_passes_where_nothing_is_to_fail(ends: dict[str, tuple[int, str]]) -> None:
+    code, out = ends["shrug"]
+    assert code == 0
+    assert f"Regression: {SCENARIO} kld_mean +" in out
+
+
+def test_a_baseline_that_is_not_there_is_said_at_the_end(ends: dict[str, tuple[int, str]]) -> None:
+    code, out = ends["nothing"]
+    assert code == 0
+    assert "not compared with no-such-run: no run 'no-such-run' in" in out
+
+
+def test_an_unknown_word_is_a_usage_error(ends: dict[str, tuple[int, str]]) -> None:
+    code, out = ends["typo"]
+    assert code == pytest.ExitCode.USAGE_ERROR
+    assert "unknown --fail-on 'worst'; did you mean 'worse'?" in out

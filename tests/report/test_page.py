@@ -1,0 +1,268 @@
+"""The page as text: decision first, self-contained, within its size, equal for equal results, and hostile text escaped."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quantbench.errors import MissingDependency, UsageError
+from quantbench.report import Results, _page, page, picture, select
+from quantbench.report._markup import data_block
+from quantbench.report._rows_table import NO_REASON, listing
+from quantbench.store import load
+from quantbench.tables._rows import rows_of
+
+
+class Reader(HTMLParser):
+    """Elements, attributes and texts of a page."""
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.scripts: list[tuple[str, str]] = []
+        self.styles: list[str] = []
+        self.text = ""
+        self._inside = ("", "")
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        self._inside = (tag, dict(attrs).get("type") or "")
+
+    def handle_endtag(self, tag: str) -> None:
+        self._inside = ("", "")
+
+    def handle_data(self, data: str) -> None:
+        match self._inside:
+            case ("script", kind):
+                self.scripts.append((kind, data))
+            case ("style", _):
+                self.styles.append(data)
+            case _:
+                self.text += data
+
+
+@pytest.fixture(scope="module")
+def body(everything_page: Path) -> str:
+    """The page of everything."""
+    return everything_page.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def read(body: str) -> Reader:
+    """The same, parsed."""
+    reader = Reader()
+    reader.feed(body)
+    return reader
+
+
+def _words(text: str) -> str:
+    return " ".join(text.split())
+
+
+def test_the_decision_comes_first_and_whole(read: Reader, everything_results: Results) -> None:
+    choice = everything_results.choice(everything_results.groups[0])
+    assert choice is not None
+    opening = _words(read.text).partition("Size against KLD")[0]
+    parts = choice.sentence.split("; ")
+    assert len(parts) > 4
+    assert [part for part in parts if part not in opening] == []
+    assert opening.index(parts[0]) < opening.index(parts[1])
+
+
+def test_all_that_is_promised_is_there(read: Reader) -> None:
+    text = _words(read.text)
+    for said in (
+        "Precision levels: canary, prompts ten", "GGUF quantization levels: canary, prompts ten",
+        "Quantization methods: canary, prompts ten", "claimed", "planned", "measured", "Example CPU", "2.13.0", "8.59 GB",
+        "17 planned, 17 finished, 15 ok", "it needs a CUDA device", "15 of 17 scenarios measured, 1 error, 1 skipped",
+        "Latency distributions", "History",
+    ):  # fmt: skip
+        assert said in text, said
+
+
+def test_an_instrument_check_is_called_one_wherever_its_figures_are(body: str, read: Reader) -> None:
+    titles = re.findall(r"<figcaption><strong>(.*?)</strong>", body)
+    of_models = [title for title in titles if "prompts" in title]
+    assert len(of_models) == 5
+    assert all("(an instrument check)" in title for title in of_models)
+    assert re.findall(r"<h3>canary.*?</h3>", body) == [
+        '<h3>canary, prompts ten <span class="badge">instrument check</span></h3>',
+        "<h3>canary (an instrument check), prompts ten</h3>",
+    ]
+    text = _words(read.text)
+    assert text.count("Measured on canary (an instrument check) against torch/fp32") >= 3
+    assert body.count(">canary (instrument check)</td>") == 15
+    assert "canary is an instrument check, so this holds for canary only" in text
+
+
+def test_a_real_model_is_not_called_one(write: Any, record: Callable[..., Any]) -> None:
+    body = page(write([record(name, model="some/model") for name in ("torch/fp32", "gguf/q8_0")], check=False))
+    assert body.count("some/model") > 10
+    assert 'class="badge"' not in body
+    assert "some/model (an instrument" not in body
+    assert "some/model (instrument" not in body
+
+
+def test_nothing_is_loaded_and_nothing_else_may_run(body: str, read: Reader) -> None:
+    (policy,) = [value for _, _, value in read.attributes if value.startswith("default-src")]
+    rules = dict(rule.split(" ", 1) for rule in policy.split("; "))
+    assert rules["default-src"] == "'none'"
+    assert rules["base-uri"] == rules["form-action"] == "'none'"
+    assert "unsafe" not in policy
+    programs = [text for kind, text in read.scripts if not kind]
+    assert rules["script-src"].split() == [_hash(each) for each in programs]
+    assert rules["style-src"].split() == [_hash(each) for each in read.styles]
+    loading = [value for _, name, value in read.attributes if name in ("src", "srcset", "href", "data", "action")]
+    assert {value[0] for value in loading} == {"#"}
+    assert not [name for _, name, _ in read.attributes if name.startswith("on")]
+    assert "@import" not in read.styles[0]
+    assert "url(" not in read.styles[0]
+    assert body.count("<script") == len(read.scripts)
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def test_hostile_text_is_escaped_and_visible(body: str, read: Reader) -> None:
+    assert "img" not in read.tags
+    before_programs = body.partition("<script>")[0]
+    assert len(before_programs) > 100_000
+    assert "<img" not in before_programs
+    assert not {"\u2028", "\u202e", "\x00", "\x1b"} & set(before_programs)
+    for _, text in (each for each in read.scripts if each[0]):
+        assert json.loads(text)
+        assert not set("<>&\u2028") & set(text)
+        assert text.isascii()
+    assert read.text.count('<script>window.pwned=1</script>"><img src=x onerror="window.pwned=1">') >= 10
+    assert "<!--{{7*7}}" in read.text
+
+
+def test_a_hostile_name_of_a_model_stays_text(write: Any, record: Callable[..., Any], hostile: str) -> None:
+    reader = Reader()
+    reader.feed(page(write([record(name, model=hostile) for name in ("torch/fp32", "gguf/q8_0")])))
+    assert "img" not in reader.tags
+    assert [kind for kind, _ in reader.scripts].count("") == 2
+    assert "window.pwned=1</script>" in reader.text
+
+
+@pytest.mark.parametrize("value", ["</script>", "<!--", "\u2028\u2029", "&lt;", "\ud800", '"'])
+def test_data_in_a_page_cannot_end_their_element_and_come_back_equal(value: str) -> None:
+    text = str(data_block({"a": value}))
+    assert json.loads(text) == {"a": value}
+    assert not set("<>&") & set(text)
+
+
+def test_data_that_are_no_number_are_refused() -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        data_block([float("nan")])
+
+
+def test_a_page_is_small_and_equal_for_equal_results(body: str, everything_results: Results) -> None:
+    assert len(body.encode()) <= 3_000_000
+    assert page(everything_results) == body
+
+
+def test_ids_are_unique_and_every_link_leads_somewhere(read: Reader) -> None:
+    ids = [value for _, name, value in read.attributes if name == "id"]
+    assert len(ids) == len(set(ids))
+    targets = {value[1:] for _, name, value in read.attributes if name == "href"}
+    specs = {value for _, name, value in read.attributes if name == "data-spec"}
+    assert targets | specs <= set(ids)
+    assert specs
+
+
+def test_every_missing_figure_has_its_reason(everything_results: Results) -> None:
+    shown = listing(rows_of(everything_results.rows), 1000)
+    dashes = [entry for line in shown.lines for entry in line.entries[:-1] if not entry.text]
+    assert dashes
+    assert all(entry.reason for entry in dashes)
+    assert all(shown.reasons[entry.why - 1] == entry.reason for entry in dashes if entry.why)
+    of_ok = [entry for line in shown.lines if line.status == "ok" for entry in line.entries[:-1] if not entry.text]
+    assert all(entry.why for entry in of_ok)
+    assert "no counter here" not in shown.reasons, "a figure that no row has makes no column"
+
+
+def test_a_figure_missing_without_a_reason_says_that(write: Any, record: Callable[..., Any]) -> None:
+    results = write([record("torch/fp32"), record("gguf/q8_0", ttft_s=float("nan"))])
+    assert NO_REASON in listing(rows_of(results.rows), 10).reasons
+
+
+def test_a_page_of_too_much_is_cut_and_says_so(
+    write: Any, record: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = write([record(name) for name in ("torch/fp32", "gguf/q8_0", "gguf/q2_k")])
+    whole = page(results)
+    assert "Shown are the first" not in whole
+    assert "Dots: every sample." in whole
+    first, *_ = _page._DETAILS
+    monkeypatch.setattr(_page, "_DETAILS", (first, _page.Detail(answers=1, rows=2, samples=0, history=1)))
+    monkeypatch.setattr(_page, "LARGEST", len(whole.encode()) - 1)
+    less = page(results)
+    assert len(less.encode()) < len(whole.encode())
+    for said in ("Shown are the first 2 of 3 rows", "Shown are the first 1 of 2 prompts", "Single samples are not drawn"):
+        assert said in less
+
+
+def test_a_run_without_samples_outputs_and_end_has_a_page(everything_folder: Path) -> None:
+    results = select(load(str(everything_folder)), run_id="run-3")
+    reader = Reader()
+    reader.feed(page(results))
+    for said in ("No single durations were kept", "No answers were kept", "not recorded: the run was cut short", "Example CPU"):
+        assert said in reader.text
+
+
+def test_a_run_in_which_all_failed_has_a_page(write: Any, record: Callable[..., Any]) -> None:
+    from quantbench.record import Status
+
+    failed = replace(record("torch/fp32"), status=Status.OOM, values={}, reason="no room", outputs=(), samples=())
+    reader = Reader()
+    reader.feed(page(write([failed])))
+    for said in ("Ship none of the variants", "No decode speed was measured", "No variant of this run has both", "no room"):
+        assert said in reader.text
+
+
+def test_the_latest_run_of_a_model_is_chosen(everything_folder: Path) -> None:
+    scenarios = load(str(everything_folder))
+    assert select(scenarios).run_id == "run-3"
+    assert select(scenarios, run_id="run-1").run_id == "run-1"
+    only = select(scenarios, model="lstm")
+    assert set(only.rows["model"]) == set(only.history["model"]) == {"lstm"}
+    for wrong in ({"run_id": "run-9"}, {"model": "lstn"}):
+        with pytest.raises(UsageError, match="did you mean"):
+            select(scenarios, **wrong)
+
+
+def test_a_picture_is_drawn_without_a_browser(everything_results: Results, write: Any, record: Callable[..., Any]) -> None:
+    drawn = picture(everything_results, "svg")
+    assert drawn is not None
+    text = drawn.decode()
+    for said in ("(an instrument check)", "Size against KLD", "Decode speed", "gguf/q4_k_m", "run run-3"):
+        assert said in text
+    assert "var(--" not in text
+    shot = picture(everything_results, "png")
+    assert shot is not None
+    assert shot.startswith(b"\x89PNG")
+    assert int.from_bytes(shot[16:20]) > 1500
+    assert picture(write([record("torch/fp32", decode_tps=float("nan"))]), "png") is None
+
+
+@pytest.mark.parametrize("make", [page, lambda results: picture(results, "png")], ids=["page", "picture"])
+@pytest.mark.parametrize("module", ["altair", "vl_convert", "jinja2"])
+def test_a_library_that_is_missing_is_named(
+    make: Any, module: str, everything_results: Results, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, module, None)
+    with pytest.raises(MissingDependency, match=r"not installed; pip install 'quantbench\[report\]'"):
+        make(everything_results)
