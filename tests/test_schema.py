@@ -308,3 +308,26 @@ def test_of_columns_that_contradict_each_other_the_later_file_is_left_out_with_a
         frame = load(str(tmp_path))
     assert [str(path) in str(each.message) for each in caught] == [True]
     assert frame["theirs"].tolist() == [3]
+
+
+@pytest.mark.parametrize("cpus", [1, 3])
+def test_of_many_files_only_the_broken_are_left_out_and_the_order_stays(
+    cpus: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Small files are read in batches, each by a thread, and joined there; an old, a newer and a broken one lie among them."""
+    monkeypatch.setattr("os.cpu_count", lambda: cpus)
+    for number in range(40):
+        _write(tmp_path, f"m-{number:02}")
+    _rewrite(tmp_path, "scenarios", version=SCHEMA_VERSION + 1, joy=1.5)  # the last one
+    paths = sorted((tmp_path / "scenarios").rglob("*.parquet"))
+    paths[7].write_bytes(paths[7].read_bytes()[:-9])
+    [old, _] = sorted((OLD / "scenarios").rglob("*.parquet"))
+    shutil.copy(old, paths[21])
+    with pytest.warns(UserWarning, match="left out|newer quantbench") as caught:
+        frame = load(str(tmp_path))
+    assert [str(each.message).split()[0] for each in caught] == [str(paths[7]), str(paths[39])]
+    expected = ["old-run" if number == 21 else f"m-{number:02}" for number in range(40) if number != 7]
+    assert frame["run_id"].tolist() == expected
+    assert frame["joy"].dropna().tolist() == [1.5]
+    assert _kinds(frame)["weight_bytes"] == "Int64"
+    assert frame["weight_bytes"].tolist() == [2**53 + 1 if name == "old-run" else 8 for name in expected]

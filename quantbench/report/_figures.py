@@ -75,7 +75,8 @@ def _pareto_caption(group: Group, choice: Choice | None, limit: float) -> str:
     return (
         "Left and low is better; both scales are logarithmic. Filled and joined: the front, which no other variant beats in "
         f"both size and KLD (the decision counts speed as well). {picked}Vertical lines, where there are some: 95 % intervals. "
-        f'Dashed: the limit of {short(limit)} nats, the upper edge of "{DEFAULT_WORD}". A point says its name when pointed at.{missing}'
+        f'Dashed: the limit of {short(limit)} nats, the upper edge of "{DEFAULT_WORD}". '
+        f"A point says its name when pointed at.{missing}"
     )
 
 

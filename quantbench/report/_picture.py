@@ -15,6 +15,7 @@ from quantbench.tables._show import short
 
 if TYPE_CHECKING:
     from quantbench.report._results import Results
+    from quantbench.tables.decision import Choice
 
 _WIDTH, _LEAST_HEIGHT = 600, 430
 """Pixels of a chart."""
@@ -38,7 +39,7 @@ def picture(results: Results, form: str) -> bytes | None:
                 continue
             titled = [
                 chart.properties(title=alt.TitleParams(title, subtitle=subtitle, fontSize=14, offset=12))
-                for chart, (title, subtitle) in zip(drawn, _titles(choice.limits.max_kld), strict=True)
+                for chart, (title, subtitle) in zip(drawn, _titles(choice), strict=True)
             ]
             whole = alt.hconcat(*titled, spacing=36).resolve_scale(color="independent", shape="independent")
             about = f"{group.hardware}; run {group.fact('run_id')}, started {group.fact('started_at')[:16]} UTC"
@@ -48,8 +49,10 @@ def picture(results: Results, form: str) -> bytes | None:
     return None
 
 
-def _titles(limit: float) -> tuple[tuple[str, str], tuple[str, str]]:
+def _titles(choice: Choice) -> tuple[tuple[str, str], tuple[str, str]]:
+    ringed = f"ringed: the pick, {plain(choice.pick.name)}; " if choice.pick else ""
+    marks = f"filled and joined: the front; {ringed}dashed: the limit of {short(choice.limits.max_kld)} nats"
     return (
-        ("Size against KLD", f"filled and joined: the front; ringed: the pick; dashed: the limit of {short(limit)} nats"),
+        ("Size against KLD", marks),
         ("Decode speed", "with 95 % intervals"),
     )

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
+import sys
+import tempfile
 import textwrap
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -29,6 +32,9 @@ OFFERED = [(method.name, each.name) for method in METHODS if not method.endpoint
 GGUF_TRIED = ("f16", "q8_0", "q4_0", "q4_k_m", "q2_k", "iq4_nl", "iq3_xs", "q6_k-imat")
 """One of each kind: all that llama.cpp offers run through the same calls."""
 VARIANTS = [each for each in OFFERED if each not in NEED_CUDA and (each[0] != "gguf" or each[1] in GGUF_TRIED)]
+PACKED = [each for each in OFFERED if each[0] in _gptqmodel.CALIBRATION_SEQUENCES]
+"""Quantized by gptqmodel, which takes longer to import than to quantize the canary on a short text."""
+SHORT_SEARCH = dict.fromkeys(_gptqmodel.CALIBRATION_SEQUENCES, 1)
 GGUF_MADE = [each.name for each in METHODS["gguf"].precisions if each.name != "mxfp4_moe"]  # which is for experts only
 LAYERS, HIDDEN, KV, FFN, VOCABULARY = 6, 256, 128, 768, 2048
 LINEAR = LAYERS * (2 * HIDDEN * HIDDEN + 2 * HIDDEN * KV + 3 * HIDDEN * FFN)
@@ -60,10 +66,40 @@ def short_training(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def short_search(monkeypatch: pytest.MonkeyPatch) -> None:
-    """AWQ on 32 tokens: its search takes most of a minute on real calibration, and what it finds is not judged here."""
-    monkeypatch.setitem(_gptqmodel.CALIBRATION_SEQUENCES, "awq", 1)
+    """GPTQ and AWQ on 32 tokens: real calibration takes most of a minute, and what it finds is not judged here."""
+    monkeypatch.setattr(_gptqmodel, "CALIBRATION_SEQUENCES", SHORT_SEARCH)
+
+
+def quantize_packed() -> None:
+    """Quantize all that gptqmodel makes, in this process: for one of its own, as gptqmodel patches what it imports."""
     full = _gptqmodel.calibration_ids
-    monkeypatch.setattr(_gptqmodel, "calibration_ids", lambda *asked: [ids[:32] for ids in full(*asked)])
+
+    def quantize(folder: Path, _method: str, _bits: int) -> None:
+        sys.argv[1:] = [str(folder)]
+        _gptqmodel.main()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_gptqmodel, "CALIBRATION_SEQUENCES", SHORT_SEARCH)
+        patch.setattr(_gptqmodel, "calibration_ids", lambda *asked: [ids[:32] for ids in full(*asked)])
+        patch.setattr(_gptqmodel, "_run", quantize)
+        for method, precision in PACKED:
+            preparer = METHODS[method].preparer
+            assert preparer
+            preparer(*asked(method, precision))
+
+
+@cache
+def packed_are_made() -> None:
+    """One process for all: the other tests of these methods, and every run, start one for each."""
+    environment = {"OMP_NUM_THREADS": "1", "GPTQMODEL_CPU_WORKERS": "2", "THP_MEM_ALLOC_ENABLE": "1", "HF_HUB_OFFLINE": "1"}
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        for name, value in {**environment, "TMPDIR": folder}.items():
+            patch.setenv(name, value)
+        patch.chdir(folder)  # for its logs
+        process = multiprocessing.get_context("spawn").Process(target=quantize_packed)
+        process.start()
+        process.join()
+    assert process.exitcode == 0
 
 
 @pytest.fixture(scope="module")
@@ -74,10 +110,14 @@ def short_text(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
-def opened(method: str, precision: str, calibration: str = "") -> AbstractContextManager[LoadedModel]:
+def asked(method: str, precision: str, calibration: str = "", model: str = "canary") -> tuple[Scenario, Settings]:
     variant = Variant(method=method, precision=precision)
-    scenario = Scenario(model="canary", variant=variant, prompts="two", conditions=Conditions(calibration=calibration))
-    return METHODS[method].open(scenario, Settings(checkpoint=resolve("canary"), threads=1, context=256))
+    scenario = Scenario(model=model, variant=variant, prompts="two", conditions=Conditions(calibration=calibration))
+    return scenario, Settings(checkpoint=resolve(model), threads=1, context=256)
+
+
+def opened(method: str, precision: str, calibration: str = "", model: str = "canary") -> AbstractContextManager[LoadedModel]:
+    return METHODS[method].open(*asked(method, precision, calibration, model))
 
 
 @dataclass(frozen=True)
@@ -96,6 +136,8 @@ class Seen:
 @cache
 def seen(method: str, precision: str, calibration: str) -> Seen:
     """Load a variant once for all tests that look at it."""
+    if (method, precision) in PACKED:
+        packed_are_made()
     with opened(method, precision, calibration) as model:
         loaded = model.memory()
         tokens = list(model.generate(PROMPT, 8))

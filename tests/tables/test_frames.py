@@ -37,7 +37,7 @@ def _table(*rows: tuple[Scalar, ...], headings: tuple[Heading, ...], title: str 
 def test_kinds_are_found_by_their_names_and_pandas_comes_with_the_first_call() -> None:
     said = (
         "import sys, quantbench; kind = quantbench.tables.precision; print('pandas' in sys.modules);"
-        "frame = quantbench.tables.formats(); print(type(frame).__module__.split('.')[0])"
+        "frame = quantbench.tables.methods(); print(type(frame).__module__.split('.')[0])"
     )
     done = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "pandas"]
@@ -58,6 +58,7 @@ def test_what_is_no_kind_is_no_attribute(name: str) -> None:
         getattr(tables, name)
 
 
+@pytest.mark.usefixtures("artifacts")  # what a type library says is read once a machine
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_frame_has_every_value_of_the_tables(kind: str, write: Write, full: list[Record]) -> None:
     rows = write(full)
