@@ -65,8 +65,7 @@ def _measure(
         machine=MACHINE, versions={}, command="c", commit="", profile="quick", engine="inline", run_id=run_id,
         started_at=datetime(2026, 1, day, tzinfo=UTC),
     )  # fmt: skip
-    store = Store(str(root), run)
-    store._count = len(list(root.rglob("*.parquet")))  # several calls for one run
+    store = Store(str(root), run, numbers={("", 0): len(list(root.rglob("*.parquet")))})  # several calls for one run
     for name in variants:
         method, precision = name.split("/")
         record = Record(

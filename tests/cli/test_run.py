@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from importlib.metadata import EntryPoint
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 
 from quantbench.cli import _run, app
 from quantbench.options import OPTIONS
+from quantbench.plugin import FAILED_COMPARISON
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,11 +26,15 @@ PYTEST_OK = 0
 def sent(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str, list[str]]]:
     """Runs ``quantbench run`` with a pytest that only returns a code: (exit code, stderr, pytest's arguments)."""
 
-    def invoke(*arguments: str, code: int = PYTEST_OK) -> tuple[int, str, list[str]]:
+    def invoke(*arguments: str, code: int = PYTEST_OK, comparison: str = "") -> tuple[int, str, list[str]]:
         calls: list[list[str]] = []
 
-        def run_nothing(args: list[str]) -> int:
+        def run_nothing(args: list[str], plugins: list[Any]) -> int:
             calls.append(args)
+            config = SimpleNamespace(stash=pytest.Stash())
+            if comparison:
+                config.stash[FAILED_COMPARISON] = comparison
+            plugins[0].pytest_unconfigure(config)
             return code
 
         monkeypatch.setattr(pytest, "main", run_nothing)
@@ -95,6 +101,11 @@ def test_selection_and_report_are_pytests_own_options(sent: Any) -> None:
 @pytest.mark.parametrize(("pytest_code", "code"), [(0, 0), (1, 1), (2, 130), (3, 1), (4, 2), (5, 2), (77, 1)])
 def test_exit_codes_are_translated(sent: Any, pytest_code: int, code: int) -> None:
     assert sent(code=pytest_code)[0] == code
+
+
+@pytest.mark.parametrize(("comparison", "code"), [("regression", 3), ("insufficient", 4)])
+def test_a_failed_comparison_has_a_code_of_its_own(comparison: str, code: int, sent: Any) -> None:
+    assert sent("--compare", "earlier", code=1, comparison=comparison)[0] == code
 
 
 def test_nothing_selected_is_said_with_an_example(sent: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from quantbench.job import Checkpoint
 from quantbench.models._checkpoint import resolve
 
 Array = NDArray[Any]
@@ -20,6 +22,36 @@ Layout = Callable[[Array, Array, Array], Mapping[str, Array]]
 
 CODES_KEPT = 1
 """The lowest zero point: auto-gptq stores one less and has no sign for it."""
+
+
+SHAPE: Mapping[str, Any] = {
+    "vocab_size": 2048, "hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4,
+    "num_key_value_heads": 1, "max_position_embeddings": 64, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Checkpoint]:
+    """Save a model of a family, of random weights and with the canary's vocabulary: a third of the canary, the same always.
+
+    What is made of it in the user's cache is therefore made once for all test modules.
+    """
+
+    @cache
+    def save(family: str, **options: Any) -> Checkpoint:
+        import torch
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        config = AutoConfig.for_model(family, **{**SHAPE, **options})
+        folder = tmp_path_factory.mktemp(family)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            AutoModelForCausalLM.from_config(config).to(torch.bfloat16).save_pretrained(folder)
+        for path in resolve("canary").path.glob("tokenizer*"):
+            shutil.copy(path, folder)
+        return resolve(str(folder))
+
+    return save
 
 
 def _rounded(weight: Array, bits: int, group_size: int) -> tuple[Array, Array, Array]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -152,53 +151,24 @@ def test_every_family_is_accepted_by_llama_cpp(model_type: str) -> None:
     assert whole["f32"] > whole["f16"] > whole["q8_0"] > whole["q6_k"] > whole["q4_k_m"] > whole["q2_k"] > whole["iq1_s"]
 
 
-def saved(config: Any, folder: Path) -> Checkpoint:
-    """A model of random weights with the canary's vocabulary."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(config).to(torch.bfloat16).save_pretrained(folder)
-    for path in resolve("canary").path.glob("tokenizer*"):
-        shutil.copy(path, folder)
-    return resolve(str(folder))
-
-
-def qwen2() -> Any:
-    from transformers import Qwen2Config
-
-    return Qwen2Config(**SHAPE, tie_word_embeddings=True)
-
-
-def phi3() -> Any:
-    from transformers import Phi3Config
-
-    scaling = {
+PHI3: dict[str, Any] = {
+    "pad_token_id": 0,
+    "rope_parameters": {
         "rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 32, "long_factor": [1.0] * 32,
         "short_factor": [1.0] * 32,
-    }  # fmt: skip
-    return Phi3Config(**SHAPE, pad_token_id=0, rope_parameters=scaling)
-
-
-def mixtral() -> Any:
-    from transformers import MixtralConfig
-
-    return MixtralConfig(**SHAPE, num_local_experts=8)
-
-
-SHAPE: dict[str, Any] = {
-    "vocab_size": 2048, "hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4,
-    "num_key_value_heads": 1, "max_position_embeddings": 64, "bos_token_id": 1, "eos_token_id": 2,
+    },
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("config", [qwen2, phi3, mixtral])
-def test_converted_families_are_as_forecast(config: Callable[[], Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("family", "options"), [("qwen2", {"tie_word_embeddings": True}), ("phi3", PHI3), ("mixtral", {"num_local_experts": 8})])
+def test_converted_families_are_as_forecast(
+    family: str, options: Mapping[str, Any], small_checkpoint: Callable[..., Checkpoint]
+) -> None:
     """Tied embeddings and biases; merged matrices and factors of rotary scaling; experts, merged by transformers."""
-    checkpoint = saved(config(), tmp_path)
-    found = forecast(read_architecture(str(tmp_path)))
+    checkpoint = small_checkpoint(family, **options)
+    found = forecast(read_architecture(str(checkpoint.path)))
 
-    precisions = ["f16", "q8_0", "q4_k_m", "q3_k_m", "iq4_xs", *(["mxfp4_moe"] if config is mixtral else [])]
+    precisions = ["f16", "q8_0", "q4_k_m", "q3_k_m", "iq4_xs", *(["mxfp4_moe"] if family == "mixtral" else [])]
     made = {name: tensor_bytes(quantized_file(checkpoint, name).path) for name in precisions}
     assert made == {name: found[name].weight_bytes for name in precisions}
 
