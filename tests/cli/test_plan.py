@@ -118,6 +118,7 @@ def test_planning_imports_nothing_heavy() -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+@pytest.mark.usefixtures("artifacts")
 def test_a_gguf_file_is_planned_for_what_opens_it(tmp_path: Path) -> None:
     from quantbench.methods._gguf_files import quantized_file, tensor_bytes
     from quantbench.models._checkpoint import resolve

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +35,14 @@ def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., 
 
     What is made of it in the user's cache is therefore made once for all test modules.
     """
+    made: dict[str, Checkpoint] = {}
 
-    @cache
     def save(family: str, **options: Any) -> Checkpoint:
         import torch
         from transformers import AutoConfig, AutoModelForCausalLM
 
+        if (key := f"{family} {options}") in made:
+            return made[key]
         config = AutoConfig.for_model(family, **{**SHAPE, **options})
         folder = tmp_path_factory.mktemp(family)
         with torch.random.fork_rng(devices=[]):
@@ -49,7 +50,8 @@ def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., 
             AutoModelForCausalLM.from_config(config).to(torch.bfloat16).save_pretrained(folder)
         for path in resolve("canary").path.glob("tokenizer*"):
             shutil.copy(path, folder)
-        return resolve(str(folder))
+        made[key] = resolve(str(folder))
+        return made[key]
 
     return save
 

@@ -158,9 +158,10 @@ PHI3: dict[str, Any] = {
         "short_factor": [1.0] * 32,
     },
 }  # fmt: skip
+TIED, EXPERTS = {"tie_word_embeddings": True}, {"num_local_experts": 8}
 
 
-@pytest.mark.parametrize(("family", "options"), [("qwen2", {"tie_word_embeddings": True}), ("phi3", PHI3), ("mixtral", {"num_local_experts": 8})])
+@pytest.mark.parametrize(("family", "options"), [("qwen2", TIED), ("phi3", PHI3), ("mixtral", EXPERTS)])
 def test_converted_families_are_as_forecast(
     family: str, options: Mapping[str, Any], small_checkpoint: Callable[..., Checkpoint]
 ) -> None:

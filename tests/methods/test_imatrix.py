@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import json
-import shutil
 import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +23,8 @@ from quantbench.models._tokenizer import open_tokenizer
 from quantbench.scenario import Conditions, Scenario, Variant
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
 LAYERS = 6
@@ -233,26 +234,15 @@ def test_columns_in_another_order_are_refused(text: str, tmp_path: Path, monkeyp
         importance_matrix(scenario("iq2_xxs", text), settings(resolve("canary")))
 
 
-def test_experts_have_no_matrix_but_their_own_type(tmp_path: Path, text: str) -> None:
+def test_experts_have_no_matrix_but_their_own_type(small_checkpoint: Callable[..., Checkpoint], text: str) -> None:
     """In transformers 5 experts are in one tensor, whose inputs no module shows; MXFP4_MOE is made of them."""
-    import torch
     from gguf import GGUFReader
-    from transformers import MixtralConfig, MixtralForCausalLM
 
-    torch.manual_seed(0)
-    config = MixtralConfig(
-        vocab_size=2048, hidden_size=256, intermediate_size=256, num_hidden_layers=1, num_attention_heads=4,
-        num_key_value_heads=2, num_local_experts=4, max_position_embeddings=LENGTH, bos_token_id=1, eos_token_id=2,
-    )  # fmt: skip
-    folder = tmp_path / "experts"
-    MixtralForCausalLM(config).save_pretrained(folder)
-    for path in resolve("canary").path.glob("tokenizer*"):
-        shutil.copy(path, folder)
-    checkpoint = resolve(str(folder))
-    assert json.loads((folder / "config.json").read_text())["num_local_experts"] == 4
+    checkpoint = small_checkpoint("mixtral", num_local_experts=8)
+    assert json.loads((checkpoint.path / "config.json").read_text())["num_local_experts"] == 8
 
     kinds = {each.name: each.tensor_type.name for each in GGUFReader(quantized_file(checkpoint, "mxfp4_moe").path).tensors}
     assert kinds["blk.0.ffn_up_exps.weight"] == "MXFP4"
     assert kinds["blk.0.attn_q.weight"] == "Q8_0"
     with pytest.raises(UnsupportedError, match=r"importance matrix of blk\.0\.ffn_\w+_exps\.weight cannot be computed"):
-        importance_matrix(scenario("q4_k_m-imat", text, model=str(folder)), settings(checkpoint))
+        importance_matrix(scenario("q4_k_m-imat", text, model=str(checkpoint.path)), settings(checkpoint))

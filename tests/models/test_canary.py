@@ -74,10 +74,10 @@ def records(tmp_path_factory: pytest.TempPathFactory, users_cache: Path) -> dict
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("QUANTBENCH_CACHE", str(users_cache))
         variants = [Variant(method="gguf", precision=precision) for precision in GGUF_BY_QUALITY]
-        conditions = Conditions(output_tokens=4)
+        conditions = Conditions(output_tokens=32, answer_tokens=32)  # one set of answers, timed and compared
         scenarios = tuple(Scenario(model="canary", variant=each, prompts="ten", conditions=conditions) for each in variants)
-        plan = Plan(scenarios=scenarios, effort=Effort(min_rounds=1, max_rounds=1), engine="process")
-        run = Run(machine=describe(), versions={}, command="test", commit="", profile="quick", engine="process")
+        plan = Plan(scenarios=scenarios, effort=Effort(min_rounds=1, max_rounds=1), engine="inline")
+        run = Run(machine=describe(), versions={}, command="test", commit="", profile="quick", engine="inline")
         with Runner(plan, Store(str(tmp_path_factory.mktemp("results")), run)) as runner:
             measured = [runner.measure(scenario) for scenario in scenarios]
     return {record.scenario.variant.precision: record for record in measured}
@@ -106,3 +106,5 @@ def test_training_text_is_the_documentation_of_this_interpreter() -> None:
     assert not set(training) & set(held_out)
     assert any('The "assert" statement' in text for text in documents)  # the language reference
     assert any("OrderedDict" in text for text in documents)  # docstrings
+
+
