@@ -279,7 +279,9 @@ def in_a_process(name, arguments, writes=None):
                 os.kill(os.getpid(), signal.SIGKILL)
         if writes:
             Store._write = counted
-        os._exit(int(pytest.main([*arguments, f"--quantbench-keep-jobs={name}-jobs", f"--benchmark-json={name}.json"])))
+        code = int(pytest.main([*arguments, f"--quantbench-keep-jobs={name}-jobs", f"--benchmark-json={name}.json"]))
+        sys.stdout.flush()
+        os._exit(code)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 gc.freeze()  # with torch imported, pytest's collections of garbage take their time
