@@ -6,18 +6,24 @@ beside every variant, and the ratio of the two is what survives the machine's mo
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from quantbench import planner
 from quantbench.errors import QuantbenchError
-from quantbench.job import Checkpoint
 from quantbench.machine import available_memory
 from quantbench.methods import METHODS, Settings
+from quantbench.methods._devices import gpus_of
 from quantbench.models import _checkpoint as checkpoints
+from quantbench.passes.gpu import open_boards
 from quantbench.scenario import Scenario
 
 _MEMORY_SHARE = 0.4
-"""The anchor may take this much of the memory that is free."""
+"""The anchor's weights may take this much of the host's memory that is free."""
+
+_GPU_SHARE = 0.9
+"""All that the anchor holds at once may take this much of a GPU's memory that is free: nobody else lives there."""
 
 _CANARY = "canary"
 _CANARY_VOCABULARY = 2048
@@ -48,7 +54,7 @@ def choose(scenario: Scenario, settings: Settings) -> Anchor | None:
     is_variant = variant == replace(scenario.variant, control=False)
     if settings.checkpoint.kind == "module":  # the canary reads tokens: it cannot stand in
         return own if _prepared(own) else None
-    if is_variant or (_fits(settings.checkpoint, precision, method) and _prepared(own)):
+    if is_variant or (_fits(own) and _prepared(own)):
         return own
     canary = replace(settings, checkpoint=checkpoints.resolve(_CANARY))
     other = Anchor(
@@ -57,9 +63,44 @@ def choose(scenario: Scenario, settings: Settings) -> Anchor | None:
     return other if _prepared(other) else None
 
 
-def _fits(checkpoint: Checkpoint, precision: str, method: str) -> bool:
-    needed = checkpoints.count_parameters(checkpoint) * (METHODS[method].precision(precision).bits or 32) / 8
-    return needed <= _MEMORY_SHARE * available_memory()
+def _fits(anchor: Anchor) -> bool:
+    """Whether it has room beside what is loaded already."""
+    variant, device = anchor.scenario.variant, anchor.scenario.conditions.device
+    bits = METHODS[variant.method].precision(variant.precision).bits or 32
+    weights = checkpoints.count_parameters(anchor.settings.checkpoint) * bits / 8
+    if device == "cpu":
+        return weights <= _MEMORY_SHARE * available_memory()
+    return max(weights, _peak_bytes(anchor)) <= _GPU_SHARE * _free_on_gpus(device)
+
+
+def _peak_bytes(anchor: Anchor) -> int:
+    """Bytes of its weights, keys, values and activations as planned; 0 where nobody can tell."""
+    variant, settings = anchor.scenario.variant, anchor.settings
+    workload = planner.Workload(context=max(1, settings.context), batch=settings.batch)
+    try:
+        architecture = planner.read_architecture(str(settings.checkpoint.path), any_age=True)
+        weights = planner.forecast(architecture, variant.method, [variant.precision])[variant.precision]
+        return planner.planned(architecture, variant, weights, workload, []).peak_bytes or 0
+    except QuantbenchError:
+        return 0
+
+
+def _free_on_gpus(device: str) -> int:
+    """Bytes that are free, after torch gave back what it kept for later; 0 where nobody tells.
+
+    Where torch works on a GPU it is asked, else NVML: torch would open CUDA, and take memory for that, beside llama.cpp.
+    """
+    torch = sys.modules.get("torch")
+    if torch and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+        return sum(int(torch.cuda.mem_get_info(gpu)[0]) for gpu in gpus_of(device))
+    boards = open_boards(device)
+    if isinstance(boards, str):
+        return 0
+    try:
+        return sum(int(each.free) for each in boards.ask(["nvmlDeviceGetMemoryInfo"]))
+    except OSError:
+        return 0
 
 
 def _prepared(anchor: Anchor) -> bool:

@@ -48,13 +48,21 @@ class Checkpoint:
 class Task:
     """One prompt set of a job; ``reference`` is the folder of the reference's artifact, made before any variant runs.
 
-    Where ``is_text``, the one prompt is a running text to be scored in chunks.
+    Where ``is_text``, the one prompt is a running text to be scored in chunks; where ``tokens`` is not 0, it is repeated, and
+    cut, to so many. ``batch`` sequences are answered together.
     """
 
     prompts_name: str
     prompts: tuple[str, ...]
     reference: Path | None
     is_text: bool = False
+    tokens: int = 0
+    batch: int = 1
+
+    @property
+    def alone(self) -> bool:
+        """Whether it gets a job of its own: it sets the context or the batch of all that a job measures, or takes long."""
+        return self.is_text or self.tokens > 0 or self.batch > 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,10 +108,11 @@ class Job:
         body["probes"] = Path(body["probes"]) if body["probes"] else None
         body["tasks"] = tuple(
             Task(
-                prompts_name=entry["prompts_name"],
-                prompts=tuple(entry["prompts"]),
-                reference=Path(entry["reference"]) if entry["reference"] else None,
-                is_text=entry["is_text"],
+                **{
+                    **entry,
+                    "prompts": tuple(entry["prompts"]),
+                    "reference": Path(entry["reference"]) if entry["reference"] else None,
+                }
             )
             for entry in body["tasks"]
         )

@@ -14,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from quantbench.errors import UsageError
+from quantbench.gpus import chosen_gpus, visible_gpus
 
 TRACKED_PACKAGES = (
     "quantbench", "torch", "transformers", "accelerate", "bitsandbytes", "gptqmodel", "optimum", "torchao",
@@ -26,7 +27,10 @@ _ISA_FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """What must agree before two timings may be compared. ``memory_bytes`` is physical memory."""
+    """What must agree before two timings may be compared. ``memory_bytes`` is physical memory.
+
+    ``gpus`` names those that this process may use.
+    """
 
     cpu: str
     cpus: int
@@ -47,15 +51,15 @@ class Machine:
 def describe() -> Machine:
     """The facts about this machine, read once."""
     info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    gpus, driver = _nvidia()
+    gpus = visible_gpus()
     return Machine(
         cpu=_cpuinfo(info, "model name") or platform.processor() or platform.machine(),
         cpus=available_cpus(),
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         isa=" ".join(flag for flag in _ISA_FLAGS if flag in (_cpuinfo(info, "flags") + _cpuinfo(info, "Features")).split()),
         system=f"{platform.system()} {platform.machine()}",
-        gpus=gpus,
-        driver=driver,
+        gpus=tuple(gpu.name for gpu in gpus),
+        driver=gpus[0].driver if gpus else "",
     )
 
 
@@ -84,26 +88,8 @@ def memory_limit() -> int:
 
 
 def gpu_memory() -> tuple[tuple[str, int | None], ...]:
-    """Name and memory in bytes of each GPU that this process may use, in CUDA's order; None where nvidia-smi knows no figure.
-
-    ``CUDA_VISIBLE_DEVICES`` is followed where it names GPUs by number or UUID; of parts of a GPU nothing is known.
-    """
-    rows = _ask_nvidia("name,memory.total,index,uuid")
-    found = [(row[0], int(row[1]) * 2**20 if row[1].isdigit() else None, row[2:]) for row in rows]
-    if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is None:
-        return tuple((name, memory) for name, memory, _ in found)
-    chosen: list[tuple[str, int | None]] = []
-    for wanted in visible.split(","):
-        named = [(name, memory) for name, memory, ids in found if wanted.strip() and _is(wanted.strip(), ids)]
-        if len(named) != 1:  # CUDA itself ends at the first that it cannot find
-            break
-        chosen += named
-    return tuple(chosen)
-
-
-def _is(wanted: str, ids: list[str]) -> bool:
-    number, uuid = ids
-    return wanted == number or (wanted.startswith("GPU-") and uuid.startswith(wanted))
+    """Name and memory in bytes of each GPU that this process may use, in CUDA's order; None where no figure is told."""
+    return tuple((gpu.name, gpu.memory_bytes) for gpu in visible_gpus())
 
 
 def versions() -> dict[str, str]:
@@ -117,10 +103,24 @@ def versions() -> dict[str, str]:
     return found
 
 
-def require_device(device: str) -> None:
-    """Raise UsageError when a CUDA device is asked for and none is there; nothing falls back to the CPU."""
-    if device.startswith("cuda") and not describe().gpus:
-        raise UsageError(f"device {device!r} was asked for and nvidia-smi lists no GPU; use cpu, or run where one is")
+def cpu_torch() -> str:
+    """The version of the installed torch if it is a build without CUDA that says so; else empty."""
+    number = versions().get("torch", "")
+    return number if number.partition("+")[2].startswith("cpu") else ""
+
+
+def require_device(device: str, *, torch: bool) -> None:
+    """Raise UsageError when a CUDA device is asked for that cannot be had; nothing falls back to the CPU.
+
+    ``torch``: it is torch that has to run there, besides others or alone. It is not imported.
+    """
+    if device == "cpu":
+        return
+    chosen_gpus(device)
+    if torch and (build := cpu_torch()):
+        raise UsageError(
+            f"device {device!r} was asked for and torch {build} is a CPU build; install a CUDA build of torch, or use cpu"
+        )
 
 
 def git_commit(folder: Path) -> str:
@@ -140,17 +140,3 @@ def _cpuinfo(text: str, key: str) -> str:
         if name.strip() == key:
             return value.strip()
     return ""
-
-
-def _nvidia() -> tuple[tuple[str, ...], str]:
-    rows = _ask_nvidia("name,driver_version")
-    return tuple(row[0] for row in rows), rows[0][1] if rows else ""
-
-
-def _ask_nvidia(fields: str) -> list[list[str]]:
-    """What nvidia-smi says of each GPU; empty where there is none. Sizes are in MiB."""
-    if not shutil.which("nvidia-smi"):
-        return []
-    asked = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
-    answer = subprocess.run(asked, capture_output=True, text=True, check=False)
-    return [line.split(", ") for line in answer.stdout.splitlines() if ", " in line]

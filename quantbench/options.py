@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +12,7 @@ from quantbench.engines import ENGINES
 from quantbench.errors import UsageError, unknown_name
 from quantbench.matrix import Matrix, default_matrix, read_matrix, scenarios, select
 from quantbench.plan import Plan
-from quantbench.scenario import PROFILES, Conditions, Effort, Scenario
+from quantbench.scenario import PROFILES, Conditions, Effort, Scenario, reads, split_batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +35,14 @@ OPTIONS = (
     Option("model", "list", None, "MODEL", "built-in, folder, .gguf, hub ORG/NAME[@REVISION][:TYPE], dummy:CONFIG, server"),
     Option("method", "list", None, "METHOD", "only these methods"),
     Option("precision", "list", None, "PRECISION", "only these precisions"),
-    Option("prompts", "list", None, "SET", "prompt sets: shipped names, files of one prompt a line, text:FILE to score a text"),
+    Option("prompts", "list", None, "SET", "shipped names, files of a prompt a line, tokens:N: one of N tokens, text:FILE to score"),
     Option("matrix", "text", None, "FILE", "TOML file with the scenarios (without one: every method on the canary)"),
     Option("reference", "text", None, "METHOD/PRECISION", "what the variants are compared with (torch/fp32)"),
     Option("results", "text", "results", "PATH", "where the parquet tables go: a folder or any URI that pyarrow knows"),
     Option("device", "text", None, "DEVICE", "cpu, cuda or cuda:N"),
     Option("threads", "int", None, "N", "worker threads (default: all cores this process may use)"),
     Option("context", "int", None, "TOKENS", "context length (default: the shortest that holds every prompt with its answer)"),
+    Option("batch", "list", None, "N", "answer so many sequences together, one scenario each: 1,8,32 (1; also SET@N)"),
     Option("chunks", "int", None, "N", "score at most so many chunks of a text (all)"),
     Option("output-tokens", "int", None, "TOKENS", "length of the timed answers (32)"),
     Option("seed", "int", None, "N", "seed of everything that is sampled (0)"),
@@ -109,10 +110,26 @@ def _scenarios(values: Values) -> list[Scenario]:
     matrix = select(
         matrix, models=values["model"], methods=values["method"], precisions=values["precision"], prompts=values["prompts"]
     )
+    matrix = replace(matrix, prompts=tuple(_batched(matrix.prompts, values["batch"])))
     planned = scenarios(_with_conditions(matrix, values))
     if values["repeats"] < 1:
         raise UsageError(f"--repeats {values['repeats']} measures nothing; ask for at least 1")
     return [replace(scenario, repeat=repeat) for repeat in range(values["repeats"]) for scenario in planned]
+
+
+def _batched(prompts: Sequence[str], batches: Sequence[str]) -> Iterator[str]:
+    """Prompt sets at each of the batch sizes asked for; a text is scored alone, and inputs of a module are single."""
+    for name in prompts:
+        base, own = split_batch(name)
+        if not batches or reads(base) != "prompts":
+            yield name
+            continue
+        if own > 1:
+            raise UsageError(f"prompt set {name!r} names a batch and --batch {','.join(batches)} another; leave one out")
+        for each in batches:
+            if not each.isdecimal() or int(each) < 1:
+                raise UsageError(f"--batch {each!r} is no number of sequences; give whole numbers from 1 on")
+            yield base if int(each) == 1 else f"{base}@{int(each)}"
 
 
 def _with_conditions(matrix: Matrix, values: Values) -> Matrix:

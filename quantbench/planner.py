@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,8 @@ from pathlib import Path
 from quantbench.architecture import Architecture
 from quantbench.errors import UsageError, unknown_name
 from quantbench.footprint import ELEMENT_BYTES, Weights, activation_bytes, dense_bytes, kv_cache_bytes, largest_context
-from quantbench.machine import gpu_memory, memory_limit
+from quantbench.gpus import chosen_gpus
+from quantbench.machine import memory_limit
 from quantbench.methods import METHODS
 from quantbench.models import _configs
 from quantbench.scenario import Variant
@@ -116,14 +118,17 @@ def read_architecture(name: str, *, any_age: bool = False) -> Architecture:
 
 
 def device_here(device: str) -> Device | None:
-    """The memory behind a device that a scenario asks for, None where it is unknown; UsageError where there is no such GPU."""
+    """The memory behind a device that a scenario asks for, None where it is unknown; UsageError where there is no such GPU.
+
+    ``cuda`` stands for all GPUs that this process may use, as a model may be spread over them.
+    """
     if device == "cpu":
         return Device(name="this machine", memory_bytes=memory_limit())
-    gpus, number = gpu_memory(), int(device.partition(":")[2] or 0)
-    if number >= len(gpus):
-        raise UsageError(f"device {device!r} was asked for and nvidia-smi lists {len(gpus)} GPUs; use cpu, or one of them")
-    name, memory = gpus[number]
-    return None if memory is None else Device(name=name, memory_bytes=memory)
+    gpus = chosen_gpus(device)
+    sizes = [gpu.memory_bytes for gpu in gpus if gpu.memory_bytes is not None]
+    counts = Counter(gpu.name for gpu in gpus)
+    name = " + ".join(f"{count} x {name}" if count > 1 else name for name, count in counts.items())
+    return Device(name=name, memory_bytes=sum(sizes)) if len(sizes) == len(gpus) else None
 
 
 def workload(architecture: Architecture, *, context: int | None, batch: int = 1, kv_dtype: str = "") -> Workload:

@@ -66,7 +66,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """One test per planned scenario, with the scenario's id as the test's id."""
+    """One test per planned scenario, with the scenario's id as the test's id; those that ask for a GPU are marked ``gpu``."""
     if PARAMETER in metafunc.fixturenames:
         try:
             planned = _session(metafunc.config).planned
@@ -74,8 +74,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             metafunc.config.stash[_BAD_INPUT] = str(error)
             planned = {}
         wanted = metafunc.definition.get_closest_marker(_READS)
-        ids = [each for each, scenario in planned.items() if wanted is None or scenario.reads == wanted.args[0]]
-        metafunc.parametrize(PARAMETER, ids, ids=ids)
+        chosen = {each: scenario for each, scenario in planned.items() if wanted is None or scenario.reads == wanted.args[0]}
+        marks = {each: [pytest.mark.gpu] if scenario.conditions.device != "cpu" else [] for each, scenario in chosen.items()}
+        metafunc.parametrize(PARAMETER, [pytest.param(each, id=each, marks=marks[each]) for each in chosen])
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

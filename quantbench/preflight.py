@@ -11,7 +11,7 @@ from quantbench.footprint import Runtime
 from quantbench.job import Checkpoint
 from quantbench.planner import Planned, Workload
 from quantbench.record import Missing
-from quantbench.scenario import Conditions, Scenario, short_name
+from quantbench.scenario import Conditions, Scenario, prompt_tokens, short_name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +28,7 @@ class Preflight:
     def __init__(self) -> None:
         """Nothing is read before the first question."""
         self._architectures: dict[str, Architecture | str] = {}
-        self._outlooks: dict[tuple[str, str, Conditions, bool], Outlook] = {}
+        self._outlooks: dict[tuple[str, str, Conditions, str], Outlook] = {}
 
     def outlook(self, scenario: Scenario, checkpoint: Checkpoint | None = None) -> Outlook:
         """What is planned of the scenario's variant; before its ``checkpoint`` is there, by the name of its model."""
@@ -36,7 +36,7 @@ class Preflight:
         architecture = self._architecture(place)
         if isinstance(architecture, str):
             return Outlook(weight_bytes=Missing(architecture))
-        key = place, scenario.variant.name, scenario.conditions, scenario.reads == "text"
+        key = place, scenario.variant.name, scenario.conditions, scenario.prompts
         if key not in self._outlooks:
             try:
                 self._outlooks[key] = _outlook(architecture, scenario)
@@ -63,13 +63,16 @@ def _read(place: str) -> Architecture | str:
 def _outlook(architecture: Architecture, scenario: Scenario) -> Outlook:
     named, variant = replace(architecture, name=short_name(scenario.model)), scenario.variant
     weights = planner.forecast(named, variant.method, [variant.precision])[variant.precision]
-    planned = planner.planned(named, variant, weights, Workload(context=_least_context(scenario, weights.runtime)), [])
+    workload = Workload(context=_least_context(scenario, weights.runtime), batch=scenario.batch)
+    planned = planner.planned(named, variant, weights, workload, [])
     return Outlook(weight_bytes=_bytes(planned), refusal=_refusal(planned, scenario.conditions.device))
 
 
 def _least_context(scenario: Scenario, runtime: Runtime) -> int:
     """Tokens that are surely held at once: the context asked for, of which torch holds no more than a prompt and its answer."""
     conditions = scenario.conditions
+    if length := prompt_tokens(scenario.prompts):
+        return max(length + conditions.output_tokens, conditions.context if runtime == "llama.cpp" else 0)
     least = max(conditions.output_tokens, conditions.answer_tokens, conditions.continuation_tokens)
     return conditions.context if conditions.context and (runtime == "llama.cpp" or scenario.reads == "text") else least
 

@@ -9,8 +9,10 @@ from typing import Literal
 
 from quantbench.scenario import Scenario
 
-SCHEMA_VERSION = 2
-"""1: scenarios, samples, outputs, runs; 2: predicted_weight_bytes, tokens of samples. Columns are only ever added."""
+SCHEMA_VERSION = 3
+"""1: scenarios, samples, outputs, runs; 2: predicted_weight_bytes, tokens of samples; 3: batch, figures of GPUs.
+
+Columns are only ever added."""
 
 
 class Status(StrEnum):

@@ -73,8 +73,9 @@ class Recorder:
         )
 
 
-def reference_identity(wanted: Scenario, checkpoint: Checkpoint, chosen: prompts.PromptSet) -> dict[str, object]:
+def reference_identity(wanted: Scenario, checkpoint: Checkpoint) -> dict[str, object]:
     """All that the artifact of the reference ``wanted`` is made from."""
+    chosen = prompts.load(wanted.prompts)
     return {
         "content": checkpoint.content_hash, "prompts": chosen.content_hash, "variant": wanted.variant.name,
         "conditions": wanted.heeded(), "recipe": dict(METHODS[wanted.variant.method].recipe(wanted)),

@@ -65,7 +65,7 @@ def _trace(record: Record, row: Mapping[str, Any]) -> Trace:
         weight_bytes_running=None,
         peak=None,
         anchor=row["anchor"] or "",
-        rounds=_rounds(record.samples),
+        rounds=_rounds(record.samples, record.scenario.batch),
         answers=tuple(
             Answer(prompt=each.prompt, prompt_tokens=each.prompt_tokens, tokens=each.variant_tokens, text=each.variant_text)
             for each in record.outputs
@@ -81,7 +81,7 @@ def _trace(record: Record, row: Mapping[str, Any]) -> Trace:
     )  # fmt: skip
 
 
-def _rounds(samples: Sequence[Sample]) -> tuple[Round, ...]:
+def _rounds(samples: Sequence[Sample], batch: int) -> tuple[Round, ...]:
     """Samples were stored answer by answer: its prefill, the whole of it, its gaps."""
     sides: dict[str, dict[int, list[Generation]]] = {"": {}, "anchor_": {}}
     for each in samples:
@@ -90,8 +90,9 @@ def _rounds(samples: Sequence[Sample]) -> tuple[Round, ...]:
         if phase == "prefill":
             first = each.tokens or 1
             begun = Generation(
-                prompt=each.index, prompt_tokens=None, prefill_s=each.value_s, gaps_s=(), e2e_s=math.nan, first_tokens=first
-            )
+                prompt=each.index, prompt_tokens=None, prefill_s=each.value_s, gaps_s=(), e2e_s=math.nan, first_tokens=first,
+                batch=batch,
+            )  # fmt: skip
             answers.append(begun)
         elif phase == "e2e":
             answers[-1] = replace(answers[-1], e2e_s=each.value_s, tokens=each.tokens or 0)

@@ -32,6 +32,7 @@ from quantbench.subjects.probe import probed
 from quantbench.trace import Trace
 
 _NO_LOGITS = "a server gives no logits of a whole vocabulary, so that no text can be scored; name a prompt set such as 'ten'"
+_NO_LENGTHS = "a server is sent texts, each by itself; name a prompt set such as 'ten', and --concurrency for several at once"
 
 JobKey = tuple[str, Variant, Conditions, int]
 
@@ -138,37 +139,25 @@ class Runner:
 
     def _run_job(self, group: Sequence[Scenario]) -> Iterator[Record]:
         """Records as they are known, so that what is done is kept whatever happens to the rest."""
-        first = group[0]
-        checkpoint = None
-        try:
-            self._require_room(first)
-            checkpoint = self._checkpoint(first.model)
-            METHODS[first.variant.method].check(checkpoint)
-            self._require_room(first, checkpoint)
-        except QuantbenchError as error:
-            status = Status.SKIPPED if isinstance(error, UnsupportedError) else Status.ERROR
-            failure = Failure(status=status, reason=str(error))
-            yield from (self._recorder.failed(scenario, failure, checkpoint) for scenario in group)
-            return
         ready: list[tuple[Scenario, Task]] = []
         for scenario in group:
-            found = self._task(scenario, checkpoint)
+            found, checkpoint = self._task(scenario)
             if isinstance(found, Task):
                 ready.append((scenario, found))
             else:
                 yield self._recorder.failed(scenario, found, checkpoint)
         comparable = all(task.reference for _, task in ready)  # else the worker reads the prompts, and one may not fit
-        # a text is scored for minutes and sets the context: it gets a job of its own
-        prompts = [each for each in ready if not each[1].is_text]
-        texts = [[each] for each in ready if each[1].is_text]
-        for together in [prompts, *texts] if comparable else [[each] for each in ready]:
+        usual = [each for each in ready if not each[1].alone]
+        others = [[each] for each in ready if each[1].alone]
+        for together in [usual, *others] if comparable else [[each] for each in ready]:
             if together:
-                yield from self._measure_ready(together, checkpoint)
+                yield from self._measure_ready(together, self._checkpoint(together[0][0].model))
 
     def _require_room(self, scenario: Scenario, checkpoint: Checkpoint | None = None) -> None:
-        """Raise UnsupportedError, with the arithmetic, for a variant that cannot fit here; nothing was made or loaded yet."""
+        """Raise UnsupportedError, with the arithmetic, for what cannot fit here; nothing was made or loaded yet."""
         if refusal := self._preflight.outlook(scenario, checkpoint).refusal:
-            raise UnsupportedError(f"{refusal}; choose a smaller precision, or run where there is more memory")
+            smaller = "precision" if scenario.batch == 1 else "precision or batch"
+            raise UnsupportedError(f"{refusal}; choose a smaller {smaller}, or run where there is more memory")
 
     def _measure_ready(self, ready: Sequence[tuple[Scenario, Task]], checkpoint: Checkpoint) -> list[Record]:
         first = ready[0][0]
@@ -199,26 +188,32 @@ class Runner:
                 records.append(self._recorder.failed(scenario, failure or unknown, checkpoint))
         return records
 
-    def _task(self, scenario: Scenario, checkpoint: Checkpoint) -> Task | Failure:
+    def _task(self, scenario: Scenario) -> tuple[Task | Failure, Checkpoint | None]:
+        """What a worker is to do, or why it cannot be; with the checkpoint, where that is there."""
+        checkpoint = None
         try:
-            chosen = prompts.load(scenario.prompts)
+            self._require_room(scenario)
+            checkpoint = self._checkpoint(scenario.model)
+            method = METHODS[scenario.variant.method]
+            method.check(checkpoint)
+            self._require_room(scenario, checkpoint)
+            task = _asked(scenario.prompts)
+            if method.endpoint and task.alone:
+                raise UnsupportedError(_NO_LOGITS if task.is_text else _NO_LENGTHS)
         except QuantbenchError as error:
-            return Failure(status=Status.ERROR, reason=str(error))
-        if chosen.is_text and METHODS[scenario.variant.method].endpoint:
-            return Failure(status=Status.SKIPPED, reason=_NO_LOGITS)
-        reference = self._reference(scenario, checkpoint, chosen)
-        if isinstance(reference, Failure):
-            return reference
-        return Task(prompts_name=scenario.prompts, prompts=chosen.prompts, reference=reference, is_text=chosen.is_text)
+            status = Status.SKIPPED if isinstance(error, UnsupportedError) else Status.ERROR
+            return Failure(status=status, reason=str(error)), checkpoint
+        reference = self._reference(scenario, checkpoint)
+        return reference if isinstance(reference, Failure) else replace(task, reference=reference), checkpoint
 
-    def _reference(self, scenario: Scenario, checkpoint: Checkpoint, chosen: prompts.PromptSet) -> Path | Failure | None:
+    def _reference(self, scenario: Scenario, checkpoint: Checkpoint) -> Path | Failure | None:
         """The folder of the reference's artifact; None where the reference cannot open such a checkpoint at all."""
         wanted = scenario.reference()
         if wanted not in self._references:
-            self._references[wanted] = self._make_reference(wanted, checkpoint, chosen)
+            self._references[wanted] = self._make_reference(wanted, checkpoint)
         return self._references[wanted]
 
-    def _make_reference(self, wanted: Scenario, checkpoint: Checkpoint, chosen: prompts.PromptSet) -> Path | Failure | None:
+    def _make_reference(self, wanted: Scenario, checkpoint: Checkpoint) -> Path | Failure | None:
         if checkpoint.kind not in ("hf", "gguf") or checkpoint.random_weights:
             return None
         try:
@@ -231,7 +226,7 @@ class Runner:
         failures: list[Failure] = []
 
         def make(folder: Path) -> None:
-            task = Task(prompts_name=wanted.prompts, prompts=chosen.prompts, reference=None, is_text=chosen.is_text)
+            task = _asked(wanted.prompts)
             if METHODS[wanted.variant.method].preparer:
                 self._work("prepare", wanted, checkpoint, [task])
             _, failure = self._work("reference", wanted, checkpoint, [task], into=folder)
@@ -240,7 +235,7 @@ class Runner:
                 raise QuantbenchError(failure.reason)
 
         try:
-            return cache.artifact("reference", reference_identity(wanted, checkpoint, chosen), make)
+            return cache.artifact("reference", reference_identity(wanted, checkpoint), make)
         except (QuantbenchError, OSError) as error:
             failure = failures[0] if failures else Failure(status=Status.ERROR, reason=str(error))
             return replace(failure, reason=f"the reference {wanted.variant.name} could not be made: {failure.reason}")
@@ -293,3 +288,12 @@ class Runner:
         if isinstance(found, QuantbenchError):
             raise found
         return found
+
+
+def _asked(name: str) -> Task:
+    """What a prompt set asks of a worker."""
+    chosen = prompts.load(name)
+    return Task(
+        prompts_name=name, prompts=chosen.prompts, reference=None, is_text=chosen.is_text, tokens=chosen.tokens,
+        batch=chosen.batch,
+    )  # fmt: skip

@@ -24,6 +24,11 @@ DUMMY_PREFIX = "dummy:"
 TEXT_PREFIX = "text:"
 """``text:FILE`` is a prompt set too: a running text that is scored and not answered."""
 
+TOKENS_PREFIX = "tokens:"
+"""``tokens:N`` is a prompt set too: one prompt of N tokens."""
+
+_BATCHED = re.compile(r"(?P<prompts>.+)@(?P<batch>\d+)")
+
 Reads = Literal["prompts", "text", "inputs"]
 """What a scenario gives its model: prompts to answer, a text to score, or seeded inputs for a module without tokens."""
 
@@ -131,6 +136,18 @@ TEXTS_OWN = ("chunks",)
 """Conditions that only a text heeds."""
 
 
+def split_batch(prompts: str) -> tuple[str, int]:
+    """A prompt set's own name, and how many sequences are answered together: ``ten@8`` is ``ten``, 8 at a time."""
+    found = _BATCHED.fullmatch(prompts)
+    return (found["prompts"], int(found["batch"])) if found else (prompts, 1)
+
+
+def prompt_tokens(prompts: str) -> int:
+    """The length of each prompt where a prompt set's name says it, as ``tokens:512`` does; 0 elsewhere."""
+    length = split_batch(prompts)[0].removeprefix(TOKENS_PREFIX) if prompts.startswith(TOKENS_PREFIX) else ""
+    return int(length) if length.isdecimal() else 0
+
+
 def reads(prompts: str) -> Reads:
     """What a prompt set of that name gives a model."""
     if prompts == SEEDED_INPUTS:
@@ -141,6 +158,8 @@ def reads(prompts: str) -> Reads:
 @cache  # a matrix of thousands has few names
 def short_name(name: str) -> str:
     """A model or prompt set as an id shows it: names and hub ids as they are, of a path its last part."""
+    if found := _BATCHED.fullmatch(name):
+        return f"{short_name(found['prompts'])}@{found['batch']}"
     if name.startswith(TEXT_PREFIX):
         return TEXT_PREFIX + PurePath(name.removeprefix(TEXT_PREFIX)).name.removesuffix(".txt")
     if name.startswith(DUMMY_PREFIX):
@@ -184,14 +203,20 @@ class Scenario:
         return reads(self.prompts)
 
     @property
+    def batch(self) -> int:
+        """Sequences that are answered together."""
+        return split_batch(self.prompts)[1]
+
+    @property
     def job(self) -> tuple[str, Variant, Conditions, int]:
         """Scenarios with an equal job share one load of the model."""
         return self.model, self.variant, self.conditions, self.repeat
 
     def reference(self) -> Scenario:
-        """The scenario of the reference for the same model and prompts."""
+        """The scenario of the reference for the same model and prompts, which are compared one by one."""
         method, _, precision = self.conditions.reference.partition("/")
-        return replace(self, variant=Variant(method=method, precision=precision), repeat=0)
+        prompts, _ = split_batch(self.prompts)
+        return replace(self, variant=Variant(method=method, precision=precision), prompts=prompts, repeat=0)
 
     def heeded(self) -> dict[str, str | int]:
         """The conditions that count here, by name: not those that some other method or a text alone heeds."""

@@ -49,6 +49,7 @@ IDENTITY_COLUMNS = (
     Column("device_found", "", kind="string", doc="where the weights were found: cpu or cuda:N; never another than asked for"),
     Column("threads", "", kind="int", doc="as used"),
     Column("context", "tokens", kind="int", doc="as used"),
+    Column("batch", "sequences", kind="int", doc="answered together while timed; all tokens/s are of all of them"),
     Column("output_tokens", "tokens", kind="int", doc="timed answer length"),
     Column("answer_tokens", "tokens", kind="int", doc="greedy answer length at most"),
     Column("continuation_tokens", "tokens", kind="int", doc="teacher-forced positions per prompt"),

@@ -50,13 +50,14 @@ class Session:
 
         To be called while nothing is captured.
         """
-        from quantbench.machine import require_device
+        from quantbench.gpus import number_gpus_by_bus
         from quantbench.resume import hold
         from quantbench.runner import Runner
         from quantbench.store import Store
 
         chosen = tuple(self.planned[identifier] for identifier in selected)
-        require_device(chosen[0].conditions.device)
+        _require_devices(chosen)
+        number_gpus_by_bus()
         with ExitStack() as stack:  # nothing stays open if one of these fails
             run = self._run(stack)
             earlier = self._earlier
@@ -135,3 +136,14 @@ class Session:
         jobs = {scenario.job for scenario in chosen if earlier is None or not earlier.finished(scenario)}
         display = None if verbosity is None else open_display(quiet=verbosity < 0)
         return Progress(display, jobs=len(jobs), polls=self._plan.engine != "inline")
+
+
+def _require_devices(chosen: Sequence[Scenario]) -> None:
+    """Raise UsageError unless every device asked for is there, and torch can use it wherever it has to."""
+    from quantbench.machine import require_device
+    from quantbench.methods import METHODS
+
+    for scenario in {(each.conditions.device, each.variant.method): each for each in chosen}.values():
+        methods = (scenario.variant.method, scenario.reference().variant.method)
+        needs_torch = any("torch" in METHODS[name].requires for name in methods)
+        require_device(scenario.conditions.device, torch=needs_torch)

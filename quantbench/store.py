@@ -193,6 +193,7 @@ def _scenario_row(record: Record, run: Run) -> dict[str, Any]:
         "method": scenario.variant.method,
         "precision": scenario.variant.precision,
         "prompts": scenario.prompts,
+        "batch": scenario.batch,
         "status": str(record.status),
         "reason": record.reason or None,
         "traceback": record.traceback or None,

@@ -42,7 +42,7 @@ class Generation:
 
     A server may send several tokens in one event: ``gaps_s`` then lie between events, ``tokens`` says how many tokens there
     were (by default one more than gaps) and ``first_tokens`` how many came first. ``prompt_tokens`` is None where nobody
-    counted them.
+    counted them. ``batch`` sequences were answered together: all counts are of all of them, gaps lie between steps.
     """
 
     prompt: int
@@ -51,12 +51,15 @@ class Generation:
     gaps_s: tuple[float, ...]
     e2e_s: float
     tokens: int = 0
-    first_tokens: int = 1
+    first_tokens: int = 0
+    batch: int = 1
 
     def __post_init__(self) -> None:
-        """Count a token a gap and the first, unless told otherwise."""
+        """Count a token a gap and the first of each sequence, unless told otherwise."""
         if not self.tokens:
-            object.__setattr__(self, "tokens", len(self.gaps_s) + 1)
+            object.__setattr__(self, "tokens", (len(self.gaps_s) + 1) * self.batch)
+        if not self.first_tokens:
+            object.__setattr__(self, "first_tokens", self.batch)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,18 +109,19 @@ class Reference:
         body: dict[str, Any] = json.loads(path.read_text())
         for name in ("prompt_tokens", "continuations"):
             body[name] = tuple(tuple(ids) for ids in body[name])
-        body["answers"] = tuple(_answer(entry) for entry in body["answers"])
+        body["answers"] = tuple(_made(Answer, entry) for entry in body["answers"])
         return cls(**body)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeakMemory:
-    """Host memory in bytes during one round of generation, from the kernel's high-water mark (VmHWM after a reset).
+    """Memory in bytes during one round of generation: of the host from the kernel's high-water mark (VmHWM after a reset).
 
     ``start_rss_bytes`` is what the process held before the model was opened (a forked worker inherits pages);
-    ``load_peak_rss_bytes`` is the high-water mark while it was opened.
-    ``rss_anon_bytes`` and ``rss_file_bytes`` are the anonymous and the file-backed part at the sample, one each 2 ms, with the
-    most resident memory. What torch's allocator held on a device is None on the CPU, and 0 of a runtime with its own allocator.
+    ``load_peak_rss_bytes`` is the high-water mark while it was opened. ``rss_anon_bytes`` and ``rss_file_bytes`` are the parts
+    at the sample, one each 2 ms, with the most resident memory. What torch's allocator held or reserved on a device, or held
+    while opening, is None on the CPU and 0 of a runtime with its own allocator. NVML's figures are the highest samples: what
+    the driver lists as this process's, and ``device_used_bytes``, how much more the boards had given away than before opening.
     """
 
     peak_rss_bytes: int
@@ -127,6 +131,29 @@ class PeakMemory:
     rss_file_bytes: int
     device_allocated_bytes: int | None = None
     device_reserved_bytes: int | None = None
+    load_device_allocated_bytes: int | None = None
+    device_process_bytes: int | None = None
+    device_used_bytes: int | None = None
+    absent: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Clocks:
+    """What the GPU boards in use said after each timed round, one entry a round; of several boards the one worst off.
+
+    ``throttling`` names why clocks were held back then; ``power_capped_s`` and ``thermal_capped_s`` are how long they were for
+    power or heat, from before the first round until after the last. ``absent`` says why one of these is empty or None.
+    """
+
+    sm_mhz: tuple[int, ...] = ()
+    memory_mhz: tuple[int, ...] = ()
+    temperature_c: tuple[int, ...] = ()
+    throttling: tuple[str, ...] | None = None
+    max_sm_mhz: int | None = None
+    power_limit_w: float | None = None
+    power_capped_s: float | None = None
+    thermal_capped_s: float | None = None
+    absent: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -223,6 +250,7 @@ class Trace:
     """Bytes per second that a copy on this machine's device reads and writes."""
     bytes_per_token: int | None = None
     energy: Energy | None = None
+    clocks: Clocks | None = None
     load_points: tuple[LoadPoint, ...] = ()
     top_logprobs: TopLogprobs | None = None
     native: Mapping[str, float] = field(default_factory=dict)
@@ -244,19 +272,22 @@ class Trace:
     def load(cls, path: Path) -> Trace:
         """Read what ``save`` wrote."""
         body: dict[str, Any] = json.loads(path.read_text())
-        body["weights"] = WeightMemory(**body["weights"]) if body["weights"] else None
-        body["peak"] = PeakMemory(**body["peak"]) if body["peak"] else None
+        kinds: tuple[type[Any], ...] = (WeightMemory, PeakMemory, OutputDistance, Energy, Clocks, TopLogprobs)
+        for name, kind in zip(("weights", "peak", "distance", "energy", "clocks", "top_logprobs"), kinds, strict=True):
+            body[name] = _made(kind, body[name]) if body[name] else None
         body["rounds"] = tuple(_round(entry) for entry in body["rounds"])
-        body["answers"] = tuple(_answer(entry) for entry in body["answers"])
+        body["answers"] = tuple(_made(Answer, entry) for entry in body["answers"])
         body["columns"] = Path(body["columns"]) if body["columns"] else None
         body["score_s"] = tuple(body["score_s"])
-        body["calls"] = tuple(Calls(**{name: tuple(times) for name, times in entry.items()}) for entry in body["calls"])
-        body["distance"] = OutputDistance(**body["distance"]) if body["distance"] else None
-        body["energy"] = Energy(**body["energy"]) if body["energy"] else None
-        body["load_points"] = tuple(LoadPoint(**{**entry, "ttft_s": tuple(entry["ttft_s"])}) for entry in body["load_points"])
-        body["top_logprobs"] = TopLogprobs(**body["top_logprobs"]) if body["top_logprobs"] else None
+        body["calls"] = tuple(_made(Calls, entry) for entry in body["calls"])
+        body["load_points"] = tuple(_made(LoadPoint, entry) for entry in body["load_points"])
         body["probes"] = load_probes(body["probes"])
         return cls(**body)
+
+
+def _made(kind: type[Any], entry: Mapping[str, Any]) -> Any:
+    """A ``kind`` from parsed JSON, which has lists for tuples."""
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in entry.items()})
 
 
 def load_probes(body: Mapping[str, Any]) -> dict[str, Probe]:
@@ -265,17 +296,5 @@ def load_probes(body: Mapping[str, Any]) -> dict[str, Probe]:
 
 
 def _round(entry: dict[str, Any]) -> Round:
-    return Round(
-        index=entry["index"],
-        variant=tuple(_generation(each) for each in entry["variant"]),
-        anchor=tuple(_generation(each) for each in entry["anchor"]),
-    )
-
-
-def _generation(entry: dict[str, Any]) -> Generation:
-    return Generation(**{**entry, "gaps_s": tuple(entry["gaps_s"])})
-
-
-def _answer(entry: dict[str, Any]) -> Answer:
-    tokens = None if entry["tokens"] is None else tuple(entry["tokens"])
-    return Answer(**{**entry, "prompt_tokens": tuple(entry["prompt_tokens"]), "tokens": tokens})
+    sides = {side: tuple(_made(Generation, each) for each in entry[side]) for side in ("variant", "anchor")}
+    return Round(index=entry["index"], **sides)

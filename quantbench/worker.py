@@ -16,11 +16,11 @@ from quantbench.anchor import choose
 from quantbench.errors import QuantbenchError, UnsupportedError
 from quantbench.job import FAILURE_FILE, Job
 from quantbench.methods import METHODS
+from quantbench.methods._devices import says_out_of_memory
 from quantbench.record import Status
 from quantbench.subjects import causal, module, probe, served, settings_of
 
 _OOM_SCORE_ADJ = Path("/proc/self/oom_score_adj")
-_OUT_OF_MEMORY = ("can't allocate memory", "cannot allocate memory", "out of memory", "failed to allocate")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -59,15 +59,14 @@ def sacrifice_first() -> None:
 
 
 def _status(error: Exception) -> Status:
-    text = str(error).lower()
     known = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"  # torch's, without importing it
-    if known or any(each in text for each in _OUT_OF_MEMORY):
+    if known or says_out_of_memory(str(error)):
         return Status.OOM
     return Status.SKIPPED if isinstance(error, UnsupportedError) else Status.ERROR
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, QuantbenchError):
+    if isinstance(error, QuantbenchError) or (type(error) is MemoryError and str(error)):  # ours too
         return str(error)
     first_line = (str(error).strip().splitlines() or [""])[0]
     return f"{type(error).__name__}: {first_line}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
@@ -12,6 +13,8 @@ import pytest
 from hypothesis import settings
 
 from quantbench.cache import cache_root
+from quantbench.errors import UsageError
+from quantbench.machine import require_device
 
 settings.register_profile("repeatable", deadline=None, derandomize=True, max_examples=80)  # shared machines stall; no database
 settings.load_profile("repeatable")
@@ -60,6 +63,21 @@ def results(pytester: pytest.Pytester) -> Callable[..., pd.DataFrame]:
         return pd.read_parquet(pytester.path / folder / table)
 
     return read
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what is marked ``gpu`` where there is no GPU, or no torch that could use it; say which."""
+    if item.get_closest_marker("gpu") and (reason := _no_gpu()):
+        pytest.skip(reason)
+
+
+@cache
+def _no_gpu() -> str:
+    try:
+        require_device("cuda", torch=True)
+    except UsageError as error:
+        return f"needs a GPU: {error}"
+    return ""
 
 
 @pytest.fixture(autouse=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,10 +19,16 @@ from quantbench.scenario import Precision, Scenario
 from quantbench.trace import Reference, Trace, WeightMemory
 
 VOCABULARY = 2048
-BEHAVIOURS = ("exact", "noisy", "killed", "segfault", "error", "memory", "refused", "stuck", "late", "odd")
+BEHAVIOURS = (
+    "exact", "noisy", "killed", "segfault", "error", "memory", "gpu-memory", "aborted", "refused", "stuck", "late", "odd",
+)  # fmt: skip
 LONG_PROMPT = 40
 NOISE, DELAY = "STUB_NOISE", "STUB_DELAY_S"
 """Variables that make the noisy stub a worse or a slower one under the same name, for tests of comparisons."""
+
+
+class OutOfMemoryError(RuntimeError):
+    """Has the name of torch's own."""
 
 
 class StubModel:
@@ -85,6 +92,12 @@ def open_stub(scenario: Scenario, settings: Settings) -> Iterator[LoadedModel]:
             raise RuntimeError("the stub was told to fail")
         case "memory":
             raise MemoryError("the stub was told to run out of memory")
+        case "gpu-memory":
+            raise OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB. GPU 0 has a total capacity of 8.00 GiB")
+        case "aborted":  # as llama.cpp ends: it says why, then where, then it aborts
+            sys.stderr.write("CUDA error: out of memory\n  current device: 0, in function alloc at ggml-cuda.cu:501\n")
+            sys.stderr.write("ggml-cuda.cu:109: CUDA error\n")
+            os.abort()
         case "refused":
             raise UnsupportedError("the stub cannot run here; use another precision")
         case "stuck":

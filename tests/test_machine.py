@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
+from contextlib import nullcontext
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +14,7 @@ import psutil
 import pytest
 
 from quantbench import machine
+from quantbench.errors import UsageError
 from quantbench.machine import Machine
 
 if TYPE_CHECKING:
@@ -71,43 +74,52 @@ def test_available_cpus_are_those_this_process_may_use(monkeypatch: pytest.Monke
     assert machine.available_cpus() == 3
 
 
-@pytest.mark.usefixtures("fresh")
-def test_gpus_come_from_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _command(tmp_path, "nvidia-smi", "echo 'NVIDIA H100 80GB HBM3, 580.95.05'; echo 'NVIDIA A10, 580.95.05'")
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    assert machine.describe().gpus == ("NVIDIA H100 80GB HBM3", "NVIDIA A10")
-    assert machine.describe().driver == "580.95.05"
+def _gpus(*names: str) -> str:
+    """A script that speaks as nvidia-smi of these GPUs."""
+    rows = (f"{name}, 580.95.05, 81559, GPU-{number}" for number, name in enumerate(names))
+    return "; ".join(f"echo '{row}'" for row in rows)
 
 
 @pytest.mark.usefixtures("fresh")
 @pytest.mark.parametrize(
-    "script",
+    ("visible", "gpus", "driver"),
     [
-        "echo 'No devices were found'; exit 6",
-        "echo 'Failed to initialize NVML: Driver/library version mismatch'; exit 18",
-        "echo \"NVIDIA-SMI has failed because it couldn't communicate with the driver.\" >&2; exit 9",
-        "exit 0",
+        (None, ("NVIDIA H100 80GB HBM3", "NVIDIA A10"), "580.95.05"),
+        ("1", ("NVIDIA A10",), "580.95.05"),
+        ("", (), ""),
     ],
 )
-def test_a_machine_without_a_working_gpu_has_none(script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _command(tmp_path, "nvidia-smi", script)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    assert (machine.describe().gpus, machine.describe().driver) == ((), "")
-
-
-def test_gpu_memory_comes_from_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    gpus = ("NVIDIA H100 80GB HBM3", 81559 * 2**20), ("NVIDIA GB10", None), ("NVIDIA A10", 23028 * 2**20)
-    said = ("81559, 0, GPU-aaaa-1", "[N/A], 1, GPU-bbbb-2", "23028, 2, GPU-aacc-3")
-    lines = "; ".join(f"echo '{name}, {rest}'" for (name, _), rest in zip(gpus, said, strict=True))
-    _command(tmp_path, "nvidia-smi", lines)
+def test_a_machine_has_the_gpus_that_this_process_may_use(
+    visible: str | None, gpus: tuple[str, ...], driver: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _command(tmp_path, "nvidia-smi", _gpus("NVIDIA H100 80GB HBM3", "NVIDIA A10"))
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert machine.gpu_memory() == gpus
-    for visible, expected in {
-        "2,0": (2, 0), "1": (1,), "GPU-bbbb-2": (1,), "GPU-aac": (2,), "GPU-aa": (), "2,7,0": (2,), "": (), "-1": (),
-    }.items():  # fmt: skip
+    if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-        assert machine.gpu_memory() == tuple(gpus[number] for number in expected)
+    assert (machine.describe().gpus, machine.describe().driver) == (gpus, driver)
+    sizes = [memory for _, memory in machine.gpu_memory()]
+    assert sizes == [81559 * 2**20] * len(gpus)
+
+
+@pytest.mark.parametrize(
+    ("build", "cpu"), [("2.13.0+cpu", True), ("2.13.0+cpu.cxx11.abi", True), ("2.13.0+cu130", False), ("2.13.0", False)]
+)
+def test_a_build_of_torch_without_cuda_is_known_by_its_version(
+    build: str, cpu: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And is no matter to a runtime that does without torch."""
+    _command(tmp_path, "nvidia-smi", _gpus("NVIDIA A10"))
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(machine, "version", lambda name: build if name == "torch" else "1.0")
+    machine.require_device("cuda", torch=False)
+    machine.require_device("cpu", torch=True)
+    sentence = (
+        f"device 'cuda' was asked for and torch {build} is a CPU build; install a CUDA build of torch, or use cpu" if cpu else ""
+    )
+    with pytest.raises(UsageError, match=f"^{re.escape(sentence)}$") if cpu else nullcontext():
+        machine.require_device("cuda", torch=True)
 
 
 def test_memory_is_limited_by_the_control_group_where_there_is_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:

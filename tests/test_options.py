@@ -166,3 +166,35 @@ def test_the_rest_reaches_the_plan(tmp_path: Path) -> None:
 def test_what_cannot_be_is_refused_in_one_sentence(given: dict[str, str], sentence: str) -> None:
     with pytest.raises(UsageError, match=sentence):
         _plan(**given)
+
+
+def _prompts(**given: str | list[str] | bool) -> list[str]:
+    return list(dict.fromkeys(scenario.prompts for scenario in _plan(**given).scenarios if scenario.model == "canary"))
+
+
+def test_batches_multiply_the_prompt_sets() -> None:
+    assert _prompts(prompts="ten,tokens:64", batch="1,8") == ["ten", "ten@8", "tokens:64", "tokens:64@8"]
+    assert _prompts(prompts="ten") == ["ten"]
+
+
+def test_a_text_and_inputs_of_a_module_are_never_batched(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("word " * 100)
+    assert _prompts(prompts=f"ten,text:{text}", batch="4") == ["ten@4", f"text:{text}"]
+    assert {scenario.prompts for scenario in _plan(model="lstm", batch="4").scenarios} == {"seeded"}
+
+
+@pytest.mark.parametrize(
+    ("prompts", "batch", "said"),
+    [
+        ("ten", "0", "no number of sequences"),
+        ("ten", "-2", "no number of sequences"),
+        ("ten", "many", "no number of sequences"),
+        ("ten@2", "4", "names a batch and --batch 4 another"),
+        ("ten", "4,4", "planned twice"),
+        ("ten@0", "", "cannot be answered 0 at a time"),
+    ],
+)
+def test_batches_that_cannot_be_are_refused(prompts: str, batch: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        _plan(prompts=prompts, batch=batch)

@@ -10,6 +10,7 @@ import pytest
 
 from quantbench import planner
 from quantbench.errors import UsageError
+from quantbench.gpus import Gpu
 from quantbench.matrix import every_variant
 from quantbench.methods import METHODS
 from quantbench.models._configs import read_architecture
@@ -103,12 +104,29 @@ def test_an_impossible_workload_is_refused(asked: dict[str, int | str]) -> None:
         Workload(**{"context": 10, **asked})  # type: ignore[arg-type]
 
 
-def test_a_gpu_that_is_not_there_is_no_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planner, "gpu_memory", lambda: (("an A10", 24 * GIB), ("a GB10", None)))
-    assert planner.device_here("cuda:1") is None
-    assert planner.device_here("cuda") == planner.device_here("cuda:0") == Device(name="an A10", memory_bytes=24 * GIB)
-    with pytest.raises(UsageError, match="'cuda:2' was asked for and nvidia-smi lists 2"):
-        planner.device_here("cuda:2")
+@pytest.mark.parametrize(
+    ("gpus", "device", "expected"),
+    [
+        ((("A10", 24),), "cuda", Device(name="A10", memory_bytes=24 * GIB)),
+        ((("A10", 24),), "cuda:0", Device(name="A10", memory_bytes=24 * GIB)),
+        ((("A10", 24), ("A10", 24), ("T4", 16)), "cuda", Device(name="2 x A10 + T4", memory_bytes=64 * GIB)),
+        ((("A10", 24), ("A10", 24), ("T4", 16)), "cuda:2", Device(name="T4", memory_bytes=16 * GIB)),
+        ((("A10", 24), ("GB10", None)), "cuda", None),
+        ((("A10", 24), ("GB10", None)), "cuda:1", None),
+        ((("A10", 24), ("GB10", None)), "cuda:0", Device(name="A10", memory_bytes=24 * GIB)),
+    ],
+)
+def test_a_model_may_be_spread_over_all_gpus_but_not_beyond_one_that_is_named(
+    gpus: Sequence[tuple[str, int | None]], device: str, expected: Device | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = tuple(
+        Gpu(name=name, uuid=f"GPU-{number}", memory_bytes=size and size * GIB, driver="580")
+        for number, (name, size) in enumerate(gpus)
+    )
+    monkeypatch.setattr("quantbench.gpus.visible_gpus", lambda: known)
+    assert planner.device_here(device) == expected
+    with pytest.raises(UsageError, match="'cuda:3' was asked for and there are no more GPUs than cuda:0"):
+        planner.device_here("cuda:3")
 
 
 def test_every_method_says_what_its_weights_take_or_why_not() -> None:

@@ -48,6 +48,11 @@ class Ran:
     end: pytest.RunResult
     results: str = "results"
 
+    @property
+    def tests(self) -> list[str]:
+        """The tests that it listed."""
+        return [line for line in self.end.stdout.lines if "::" in line]
+
     def table(self, name: str = "scenarios") -> pd.DataFrame:
         """What it stored, by plain pandas, as an analyst would read it."""
         return _read(self.folder / self.results / name)
@@ -120,7 +125,7 @@ BAD_INPUT = {
     "--quantbench-engine=proces": "unknown engine 'proces'; did you mean 'process'?",
     "--quantbench-profile=fast": "unknown profile 'fast'",
     "--quantbench-device=tpu": "device 'tpu' is not known; use cpu, cuda or cuda:N",
-    "--quantbench-device=cuda": "device 'cuda' was asked for and nvidia-smi lists no GPU",
+    "--quantbench-device=cuda:99": "device 'cuda:99' was asked for and ",
     "--quantbench-matrix=none.toml": "does not exist",
     "--quantbench-timeout=0": "not positive",
     "--quantbench-repeats=0": "--repeats 0 measures nothing; ask for at least 1",
@@ -182,6 +187,9 @@ def run_short(sound: Ran, stub_path: Path) -> dict[str, Ran]:
     runs = {
         **{each: (*common, each) for each in BAD_INPUT},
         "listed": (*common, "--collect-only", "-q", "--quantbench-results=listed"),
+        "gpu": (*common, "--collect-only", "-q", "-m", "gpu", "--quantbench-device=cuda:0"),
+        "no gpu": (*common, "-m", "not gpu", "--quantbench-device=cuda"),
+        "gpu on cpu": (*common, "--collect-only", "-q", "-m", "gpu"),
         **{name: (*common, *inline, *each, f"--quantbench-results={name}") for name, each in INLINE.items()},
     }  # these last: with torch imported, pytest's collections of garbage take their time
     command = [sys.executable, "-c", ONE_AFTER_ANOTHER]
@@ -431,6 +439,15 @@ class TestShortRuns:
     def test_collect_only_measures_nothing(self, short: dict[str, Ran]) -> None:
         short["listed"].end.stdout.fnmatch_lines(["test_latency.py::test_prefill[[]canary/stub-noisy/two[]]"])
         assert not (short["listed"].folder / "listed").exists()
+
+    def test_what_asks_for_a_gpu_is_selected_and_left_out_by_its_marker(self, short: dict[str, Ran]) -> None:
+        """Without a GPU: nothing selected, nothing asked for."""
+        assert short["gpu"].end.ret == pytest.ExitCode.OK
+        short["gpu"].end.stdout.fnmatch_lines(["test_latency.py::test_prefill[[]canary/stub-noisy/two[]]"])
+        assert len(short["gpu"].tests) == len(short["listed"].tests) == 3 * 3
+        for name in ("no gpu", "gpu on cpu"):
+            assert short[name].end.ret == pytest.ExitCode.NO_TESTS_COLLECTED
+            short[name].end.stdout.fnmatch_lines(["*9 deselected*"])
 
     @pytest.mark.parametrize("argument", BAD_INPUT)
     def test_bad_input_is_one_sentence_and_a_usage_error(self, argument: str, short: dict[str, Ran]) -> None:

@@ -16,6 +16,7 @@ from quantbench.record import Missing, Record, Status
 from quantbench.runner import Runner
 from quantbench.scenario import Conditions, Effort, Scenario, Variant
 from quantbench.store import Run, Store, load
+from quantbench.units import format_bytes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -109,3 +110,18 @@ def test_a_forecast_that_breaks_costs_nothing_but_itself(monkeypatch: pytest.Mon
 def test_a_gpu_that_is_not_there_is_the_workers_to_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planner, "gpu_memory", tuple)
     assert Preflight().outlook(_scenario(device="cuda")).refusal == ""
+
+
+def _outlook(prompts: str) -> str:
+    outlook = Preflight().outlook(replace(_scenario(model="dummy:llama-2-7b"), prompts=prompts))
+    return outlook.refusal
+
+
+def test_lengths_and_batches_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A token's keys and values of a 7B: 32 layers x 2 x 4096 float32 values."""
+    weights, token = 26_953_667_072, 32 * 2 * 4096 * 4  # with its rotary frequencies
+    monkeypatch.setattr(planner, "memory_limit", lambda: weights + 10**9)
+    assert _outlook("two") == ""
+    assert f"KV cache {format_bytes(token * (4064 + 32))}" in _outlook("tokens:4064")
+    assert f"KV cache {format_bytes(token * (512 + 32) * 8)}" in _outlook("tokens:512@8")
+    assert f"KV cache {format_bytes(token * 128 * 32)}" in _outlook("two@32")

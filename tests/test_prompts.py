@@ -137,3 +137,42 @@ def test_a_text_that_cannot_be_read_is_refused(content: bytes, reason: str, tmp_
     path.write_bytes(content)
     with pytest.raises(UsageError, match=reason):
         prompts.load(f"text:{path}")
+
+
+# --- lengths and batches
+
+
+def test_a_length_is_one_prompt_of_so_many_tokens() -> None:
+    loaded = prompts.load("tokens:512")
+    assert (loaded.name, loaded.tokens, loaded.batch, len(loaded.prompts)) == ("tokens:512", 512, 1, 1)
+
+
+def test_a_batch_is_the_same_prompts_several_at_a_time() -> None:
+    single, eight = prompts.load("ten"), prompts.load("ten@8")
+    assert (eight.name, eight.prompts, eight.batch) == ("ten@8", single.prompts, 8)
+    assert prompts.load("tokens:64@8").tokens == 64
+
+
+def test_lengths_and_batches_are_part_of_the_content() -> None:
+    names = ["ten", "ten@2", "ten@8", "tokens:64", "tokens:65", "tokens:64@8"]
+    assert len({prompts.load(name).content_hash for name in names}) == len(names)
+    assert prompts.load("ten@1").content_hash == prompts.load("ten").content_hash
+
+
+@pytest.mark.parametrize("name", ["ten@0", "seeded@2", "tokens:", "tokens:x", "tokens:1", "tokens:-5", "tokens:1.5", "tenn@2"])
+def test_what_is_no_length_or_batch_is_refused(name: str) -> None:
+    with pytest.raises(UsageError):
+        prompts.load(name)
+
+
+def test_a_text_is_not_scored_in_batches(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("word " * 50)
+    with pytest.raises(UsageError, match="cannot be answered 4 at a time"):
+        prompts.check_name(f"text:{text}@4")
+
+
+def test_a_file_of_prompts_has_batches_too(tmp_path: Path) -> None:
+    file = tmp_path / "mine.txt"
+    file.write_text("one\ntwo\n")
+    assert prompts.load(f"{file}@3").prompts == ("one", "two")

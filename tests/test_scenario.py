@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from quantbench.errors import UsageError
 from quantbench.job import Checkpoint, Job, Task
-from quantbench.scenario import PROFILES, Conditions, Effort, Scenario, Variant, short_name
+from quantbench.scenario import PROFILES, Conditions, Effort, Scenario, Variant, prompt_tokens, short_name
 
 SCENARIO = Scenario(model="canary", variant=Variant(method="gguf", precision="q4_k_m"), prompts="ten")
 IDENTITY = {"content": "c0ffee", "revision": "built-in", "prompts": "beef"}
@@ -57,6 +57,10 @@ def test_a_controls_id_says_so() -> None:
         ("/data/tiny-f16.gguf", "tiny-f16"),
         ("tiny-f16.gguf", "tiny-f16"),
         ("my prompts.txt", "my prompts"),
+        ("ten@8", "ten@8"),
+        ("tokens:512@8", "tokens:512@8"),
+        ("/data/my prompts.txt@8", "my prompts@8"),
+        ("org/model@2", "org/model@2"),
     ],
 )
 def test_ids_show_names_as_they_are_and_of_a_path_its_last_part(name: str, shown: str) -> None:
@@ -174,3 +178,15 @@ def test_profiles_try_harder_in_their_order() -> None:
     for profile in PROFILES.values():
         assert 1 <= profile.min_rounds <= profile.max_rounds
         assert profile.budget_s < profile.timeout_s
+
+
+def test_a_batch_is_compared_with_what_the_reference_says_one_by_one() -> None:
+    several = replace(SCENARIO, prompts="ten@8")
+    assert (several.batch, SCENARIO.batch) == (8, 1)
+    assert several.reference() == SCENARIO.reference()
+    assert several.key(IDENTITY) == SCENARIO.key(IDENTITY)  # the batch is in the identity of the prompts
+
+
+@pytest.mark.parametrize(("name", "length"), [("tokens:512", 512), ("tokens:512@8", 512), ("ten", 0), ("ten@8", 0), ("tokens:x", 0)])
+def test_a_name_says_the_length_of_its_prompts_or_nothing(name: str, length: int) -> None:
+    assert prompt_tokens(name) == length

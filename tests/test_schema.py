@@ -23,12 +23,17 @@ if TYPE_CHECKING:
     import pandas as pd
 
 TABLES = ("scenarios", "samples", "outputs", "runs")
-OLD = Path(__file__).parent / "data" / "schema" / f"version-{SCHEMA_VERSION - 1}"
+WRITTEN_BEFORE = [Path(__file__).parent / "data" / "schema" / f"version-{version}" for version in range(1, SCHEMA_VERSION)]
+NEWER = {
+    2: {"scenarios": {"predicted_weight_bytes"}, "samples": {"tokens"}},
+    3: {"scenarios": {"batch"}},
+}
+"""Some of the columns that a version added."""
 README = Path(__file__).parents[1] / "results" / "README.md"
 SCENARIO_COLUMNS = (
     "run_id", "started_at", "scenario_id", "scenario_key", "model", "method", "precision", "prompts", "repeat", "status",
     "reason", "traceback", "control", "reference", "is_reference", "bits", "device", "device_found", "threads", "context",
-    "output_tokens",
+    "batch", "output_tokens",
     "answer_tokens", "continuation_tokens", "seed", "anchor", "kernel", "kv_dtype", "checkpoint_dtype",
     "predicted_weight_bytes", "instrument_check",
     "facts", "null_reasons", "machine", "cpu", "gpus", "isa", "versions", "schema_version", "scored_tokens", "kld_mean",
@@ -218,30 +223,42 @@ def test_the_page_is_written_below_its_marker(tmp_path: Path, capsys: pytest.Cap
 # --- other versions
 
 
+@pytest.fixture(params=WRITTEN_BEFORE, ids=lambda folder: folder.name)
+def old_files(request: pytest.FixtureRequest) -> Path:
+    """Rows that an older version wrote."""
+    return Path(request.param)
+
+
+def _version(folder: Path) -> int:
+    return int(folder.name.removeprefix("version-"))
+
+
 @pytest.mark.parametrize("table", TABLES)
-def test_an_older_file_loads_with_todays_columns_and_dtypes(table: str, tmp_path: Path) -> None:
+def test_an_older_file_loads_with_todays_columns_and_dtypes(table: str, old_files: Path, tmp_path: Path) -> None:
     import pyarrow.parquet as pq
 
-    [*paths] = (OLD / table).rglob("*.parquet")
-    assert {pq.read_schema(path).metadata[b"quantbench_schema_version"] for path in paths} == {b"%d" % (SCHEMA_VERSION - 1)}
+    [*paths] = (old_files / table).rglob("*.parquet")
+    wrote = b"%d" % _version(old_files)
+    assert {pq.read_schema(path).metadata[b"quantbench_schema_version"] for path in paths} == {wrote}
     _write(tmp_path)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        old = load(str(OLD), table)
+        old = load(str(old_files), table)
     assert _kinds(old) == _kinds(load(str(tmp_path), table))
     lacking = set(old.columns) - set(pq.read_schema(paths[0]).names)
     assert all(old[name].isna().all() for name in lacking)
-    assert lacking >= {"scenarios": {"predicted_weight_bytes"}, "samples": {"tokens"}}.get(table, set())
+    for version, added in NEWER.items():
+        assert lacking >= added.get(table, set()) or version <= _version(old_files)
 
 
-def test_an_older_files_values_are_what_was_written() -> None:
+def test_an_older_files_values_are_what_was_written(old_files: Path) -> None:
     """As ``data/schema/write.py`` has them."""
-    scenarios, samples, outputs, runs = (load(str(OLD), table) for table in TABLES)
+    scenarios, samples, outputs, runs = (load(str(old_files), table) for table in TABLES)
     assert scenarios["status"].tolist() == ["ok", "skipped"]
     assert scenarios["weight_bytes"].tolist()[0] == 2**53 + 1
     assert scenarios["kld_mean"].tolist()[0] == 0.25
     assert scenarios["runs_on_cpu"].tolist()[0] is True
-    assert scenarios["schema_version"].tolist() == [SCHEMA_VERSION - 1] * 2
+    assert scenarios["schema_version"].tolist() == [_version(old_files)] * 2
     assert samples[["phase", "value_s"]].to_numpy().tolist() == [["prefill", 0.5], ["gap", 0.25]]
     assert [list(ids) for ids in outputs["variant_tokens"]] == [[3, 5]]
     assert outputs["kld"][0].tolist() == [0.125, 0.375]
@@ -250,12 +267,12 @@ def test_an_older_files_values_are_what_was_written() -> None:
 
 @pytest.mark.parametrize("day", [1, 3], ids=["the new file first", "the old file first"])
 @pytest.mark.parametrize("table", TABLES)
-def test_old_and_new_files_load_together(table: str, day: int, tmp_path: Path) -> None:
+def test_old_and_new_files_load_together(table: str, day: int, old_files: Path, tmp_path: Path) -> None:
     """The old ones are of the second of January."""
     _write(tmp_path / "new", day=day)
-    for folder in (OLD, tmp_path / "new"):
+    for folder in (old_files, tmp_path / "new"):
         shutil.copytree(folder, tmp_path / "mixed", dirs_exist_ok=True)
-    mixed, new, old = (load(str(folder), table) for folder in (tmp_path / "mixed", tmp_path / "new", OLD))
+    mixed, new, old = (load(str(folder), table) for folder in (tmp_path / "mixed", tmp_path / "new", old_files))
     assert _kinds(mixed) == _kinds(new)
     assert mixed["run_id"].is_monotonic_increasing == (day == 1)
     for name, part in (("new-run", new), ("old-run", old)):
@@ -321,7 +338,7 @@ def test_of_many_files_only_the_broken_are_left_out_and_the_order_stays(
     _rewrite(tmp_path, "scenarios", version=SCHEMA_VERSION + 1, joy=1.5)  # the last one
     paths = sorted((tmp_path / "scenarios").rglob("*.parquet"))
     paths[7].write_bytes(paths[7].read_bytes()[:-9])
-    [old, _] = sorted((OLD / "scenarios").rglob("*.parquet"))
+    [old, _] = sorted((WRITTEN_BEFORE[-1] / "scenarios").rglob("*.parquet"))
     shutil.copy(old, paths[21])
     with pytest.warns(UserWarning, match="left out|newer quantbench") as caught:
         frame = load(str(tmp_path))

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from quantbench.trace import (
     Answer,
+    Clocks,
     Energy,
     Generation,
     LoadPoint,
@@ -67,6 +68,21 @@ traces = st.builds(
         rss_file_bytes=counts,
         device_allocated_bytes=st.none() | counts,
         device_reserved_bytes=st.none() | counts,
+        load_device_allocated_bytes=st.none() | counts,
+        device_process_bytes=st.none() | counts,
+        device_used_bytes=st.none() | counts,
+        absent=st.dictionaries(texts, texts, max_size=2),
+    ),
+    clocks=st.none()
+    | st.builds(
+        Clocks,
+        sm_mhz=ids,
+        memory_mhz=ids,
+        temperature_c=ids,
+        throttling=st.none() | st.lists(texts, max_size=2).map(tuple),
+        max_sm_mhz=st.none() | counts,
+        power_capped_s=st.none() | seconds,
+        absent=st.dictionaries(texts, texts, max_size=2),
     ),
     anchor=texts,
     rounds=_tuples(st.builds(Round, index=counts, variant=_tuples(generations), anchor=_tuples(generations))),

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from statistics import median
 
+import dummies
 import fidelity
 import planned
 from ratios import Result, seconds_in_turn, time_ratio
@@ -126,6 +127,8 @@ ALL: dict[str, Callable[[], Iterable[Result]]] = {
     "gguf-decode": fidelity.gguf_decode,
     "llama-bench": fidelity.llama_bench,
     "kld-scoring": fidelity.kld_scoring,
+    "dummy-weights": dummies.weights,
+    "dummy-decode": dummies.decode,
     "plan": planned.plan_command,
     "planned-weights": planned.predicted_weights,
     "large-runs": results.large_runs,

@@ -68,6 +68,10 @@ DUMMY = Subject(
 )  # fmt: skip
 """Large enough that a step takes tens of milliseconds, as that of a real model."""
 
+BILLION = Subject(
+    model="dummy:tinyllama-1.1b", name="1.1 B dummy", decode=16, pairs=5, prompt=128, length=16, repetitions=3,
+    bench_limit=">= 0.98",
+)  # fmt: skip
 SUBJECTS = (CANARY, DUMMY)
 
 
@@ -77,25 +81,25 @@ def torch_decode() -> Iterator[Result]:
 
     for subject in SUBJECTS:
         length = subject.decode
-        with METHODS["torch"].open(*_opened(subject, "torch/fp32")) as loaded:
+        with METHODS["torch"].open(*opened(subject, "torch/fp32")) as loaded:
             model = loaded.model  # type: ignore[attr-defined]
             ids = torch.tensor([PROMPT])
             options = {"max_new_tokens": length, "min_new_tokens": length, "do_sample": False, "pad_token_id": 0}
 
             def ours(loaded: Any = loaded, length: int = length) -> None:
-                _drain(loaded.generate(PROMPT, length))
+                drain(loaded.generate(PROMPT, length))
 
             def bare(model: Any = model, ids: Any = ids, options: dict[str, Any] = options) -> None:
                 model.generate(ids, attention_mask=torch.ones_like(ids), **options)
 
             seconds = seconds_in_turn(ours, bare, pairs=subject.pairs)
-        yield speed_ratio(f"{subject.name} torch decode over model.generate", _rates(seconds, length), ">= 0.98")
+        yield speed_ratio(f"{subject.name} torch decode over model.generate", rates_of(seconds, length), ">= 0.98")
 
 
 def gguf_decode() -> Iterator[Result]:
     """Decoding the same tokens with llama.cpp's calls and nothing around them."""
     length = CANARY.decode
-    with METHODS["gguf"].open(*_opened(CANARY, LEVEL)) as loaded:
+    with METHODS["gguf"].open(*opened(CANARY, LEVEL)) as loaded:
         lib, context = loaded._lib, loaded._context  # type: ignore[attr-defined]  # noqa: SLF001 - the same context, bare
 
         def bare() -> None:
@@ -111,36 +115,42 @@ def gguf_decode() -> Iterator[Result]:
                 cell[0] = lib.llama_sampler_sample(sampler, context, -1)
             lib.llama_sampler_free(sampler)
 
-        seconds = seconds_in_turn(lambda: _drain(loaded.generate(PROMPT, length)), bare, pairs=CANARY.pairs)
-    yield speed_ratio("gguf decode over the bare loop", _rates(seconds, length), ">= 0.97")
+        seconds = seconds_in_turn(lambda: drain(loaded.generate(PROMPT, length)), bare, pairs=CANARY.pairs)
+    yield speed_ratio("gguf decode over the bare loop", rates_of(seconds, length), ">= 0.97")
 
 
 def llama_bench() -> Iterator[Result]:
     """Prefill and decode of a GGUF file beside ``llama-bench -p N -n N``, which does not sample."""
-    tool = _tool("llama-bench")
     for subject in SUBJECTS:
-        path = _gguf(subject, LEVEL)
-        command = [
-            str(tool), "-m", str(path), "-p", str(subject.prompt), "-n", str(subject.length), "-r", str(subject.repetitions),
-            "-t", str(available_cpus()), "-b", "512", "-ub", "512", "-lm", "none", "--repack", str(int(extra_buffers_work())),
-            "-o", "json",
-        ]  # fmt: skip
-        asked = {"prompt": subject.prompt, "length": subject.length, "repetitions": subject.repetitions}
-        context = max(subject.prompt, subject.length + 2)
-        found = in_turn(
-            lambda path=path, asked=asked, context=context: _ours("answers", path, LEVEL, context=context, **asked),  # type: ignore[misc]
-            lambda command=command: _bench(command),  # type: ignore[misc]
-            pairs=PROCESSES,
-        )
-        for phase, tokens in (("prefill", subject.prompt), ("decode", subject.length)):
-            rates: Pairs = ([each[phase] for each in found[0]], [each[phase] for each in found[1]])
-            yield speed_ratio(f"{subject.name} {phase} of {tokens} over llama-bench", rates, subject.bench_limit)
+        yield from gguf_bench(subject, LEVEL, processes=PROCESSES)
+
+
+def gguf_bench(subject: Subject, variant: str, *, processes: int) -> Iterator[Result]:
+    """One file beside llama-bench, with so many fresh processes of each side."""
+    tool = tool_path("llama-bench")
+    path = gguf_file(subject, variant)
+    command = [
+        str(tool), "-m", str(path), "-p", str(subject.prompt), "-n", str(subject.length), "-r", str(subject.repetitions),
+        "-t", str(available_cpus()), "-b", "512", "-ub", "512", "-lm", "none", "--repack", str(int(extra_buffers_work())),
+        "-o", "json",
+    ]  # fmt: skip
+    asked = {"prompt": subject.prompt, "length": subject.length, "repetitions": subject.repetitions}
+    context = max(subject.prompt, subject.length + 2)
+    found = in_turn(
+        lambda: our_rates("answers", path, variant, context=context, **asked),
+        lambda: their_rates(command),
+        pairs=processes,
+    )
+    for phase, tokens in (("prefill", subject.prompt), ("decode", subject.length)):
+        rates: Pairs = ([each[phase] for each in found[0]], [each[phase] for each in found[1]])
+        what = f"{subject.name} {variant} {phase} of {tokens} over llama-bench"
+        yield speed_ratio(what, rates, subject.bench_limit)
 
 
 def kld_scoring() -> Iterator[Result]:
     """Scoring a text by a GGUF file against another beside ``llama-perplexity --kl-divergence``."""
-    tool = _tool("llama-perplexity")
-    files = {variant: _gguf(CANARY, variant) for variant in (LEVEL, REFERENCE)}
+    tool = tool_path("llama-perplexity")
+    files = {variant: gguf_file(CANARY, variant) for variant in (LEVEL, REFERENCE)}
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
         text = scratch / "text.txt"
@@ -150,10 +160,10 @@ def kld_scoring() -> Iterator[Result]:
         for chunks in CHUNKS:
             made = ["-m", str(files[REFERENCE]), "-f", str(text), "--chunks", str(chunks)]
             _run([*common, *made, "--kl-divergence-base", str(scratch / f"{chunks}.dat")])
-        _ours("reference", files[REFERENCE], REFERENCE, context=CONTEXT, chunks=CHUNKS[-1], text=str(text), folder=name)
+        our_rates("reference", files[REFERENCE], REFERENCE, context=CONTEXT, chunks=CHUNKS[-1], text=str(text), folder=name)
 
         def ours() -> float:
-            return _ours("score", files[LEVEL], LEVEL, context=CONTEXT, folder=name)["score"]
+            return our_rates("score", files[LEVEL], LEVEL, context=CONTEXT, folder=name)["score"]
 
         def bare() -> float:
             seconds = []
@@ -168,21 +178,21 @@ def kld_scoring() -> Iterator[Result]:
     yield speed_ratio("canary KLD scoring over llama-perplexity", rates, ">= 0.8")
 
 
-def _opened(subject: Subject, variant: str) -> tuple[Scenario, Settings]:
+def opened(subject: Subject, variant: str) -> tuple[Scenario, Settings]:
     method, _, precision = variant.partition("/")
     scenario = Scenario(model=subject.model, variant=Variant(method=method, precision=precision), prompts="two")
     return scenario, Settings(checkpoint=resolve(subject.model), threads=available_cpus(), context=256)
 
 
 @cache
-def _gguf(subject: Subject, variant: str) -> Path:
+def gguf_file(subject: Subject, variant: str) -> Path:
     """The model's file, made on first use."""
     preparer = METHODS["gguf"].preparer
     assert preparer is not None
-    return preparer(*_opened(subject, variant)).path
+    return preparer(*opened(subject, variant)).path
 
 
-def _tool(name: str) -> Path:
+def tool_path(name: str) -> Path:
     """One of llama.cpp's tools; CannotRunError where nobody says where it is."""
     folder = os.environ.get(BIN_VARIABLE)
     path = Path(folder or ".", name)
@@ -194,14 +204,14 @@ def _tool(name: str) -> Path:
     return path.absolute()
 
 
-def _ours(what: str, model: Path, variant: str, **asked: Any) -> dict[str, float]:
+def our_rates(what: str, model: Path, variant: str, **asked: Any) -> dict[str, float]:
     """Tokens/s by phase, the median of a fresh process's repetitions."""
     job = {"model": str(model), "variant": variant, "threads": available_cpus(), **asked}
     printed = _run([sys.executable, str(HERE / "ours.py"), what, json.dumps(job)])
     return {phase: median(rates) for phase, rates in json.loads(printed.splitlines()[-1]).items()}
 
 
-def _bench(command: Sequence[str]) -> dict[str, float]:
+def their_rates(command: Sequence[str]) -> dict[str, float]:
     """Tokens/s by phase, the median of llama-bench's repetitions."""
     tests = json.loads(_run(command))
     return {"prefill" if each["n_prompt"] else "decode": median(each["samples_ts"]) for each in tests}
@@ -215,10 +225,10 @@ def _run(command: Sequence[str]) -> str:
     return done.stdout
 
 
-def _rates(seconds: Pairs, tokens: int) -> Pairs:
+def rates_of(seconds: Pairs, tokens: int) -> Pairs:
     return [tokens / each for each in seconds[0]], [tokens / each for each in seconds[1]]
 
 
-def _drain(tokens: Iterable[int]) -> None:
+def drain(tokens: Iterable[int]) -> None:
     for _ in tokens:
         pass

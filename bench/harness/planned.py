@@ -10,8 +10,12 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ratios import Result
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 BILLION = "dummy:tinyllama-1.1b"
 LIMIT = "<= 0.01"
@@ -42,20 +46,26 @@ def predicted_weights() -> Iterator[Result]:
 
 def _compared(model: str, options: list[str]) -> Iterator[Result]:
     """Every variant that was measured, and how far its prediction is off; one without a prediction misses the limit."""
-    import pandas as pd
+    from pandas import notna
 
     with tempfile.TemporaryDirectory() as folder:
-        asked = ["run", "--model", model, "--prompts", "two", "--profile", "quick", "--no-probes", "--output-tokens", "2"]
-        _quantbench([*asked, "--results", folder, *options])
-        rows = pd.read_parquet(Path(folder, "scenarios"))
+        rows = run_rows(model, ["--prompts", "two", "--profile", "quick", "--output-tokens", "2", *options], Path(folder))
     for _, row in rows[rows["weight_bytes"].notna()].iterrows():
         measured, planned = int(row["weight_bytes"]), row["predicted_weight_bytes"]
-        off = abs(planned / measured - 1) if pd.notna(planned) else float("inf")
-        said = f"{int(planned):,}" if pd.notna(planned) else "none"
+        off = abs(planned / measured - 1) if notna(planned) else float("inf")
+        said = f"{int(planned):,}" if notna(planned) else "none"
         yield Result(f"{model} {row['method']}/{row['precision']} (off by)", said, f"{measured:,}", off, LIMIT)
     broken = rows[~rows["status"].isin(["ok", "skipped"])]
     if len(broken) or rows["weight_bytes"].isna().all():
         raise SystemExit(f"the run of {model} is broken: {broken['reason'].tolist()}")
+
+
+def run_rows(model: str, options: list[str], folder: Path) -> pd.DataFrame:
+    """The rows of scenarios of a run without probes."""
+    import pandas as pd
+
+    _quantbench(["run", "--model", model, "--no-probes", "--results", str(folder), *options])
+    return pd.read_parquet(folder / "scenarios")
 
 
 def _quantbench(arguments: list[str], cache: str = "") -> subprocess.CompletedProcess[str]:

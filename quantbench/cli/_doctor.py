@@ -14,6 +14,7 @@ from quantbench import machine
 from quantbench.cache import CACHE_VARIABLE, cache_root
 from quantbench.cli._catalogue import FormatOption, method_facts
 from quantbench.cli._output import counted, print_json, print_table
+from quantbench.gpus import no_gpu
 from quantbench.methods import METHODS
 from quantbench.units import GIB, format_bytes
 
@@ -64,10 +65,9 @@ def _extra_buffers() -> dict[str, Any]:
 
 def _cuda() -> dict[str, Any]:
     found = machine.describe()
-    torch = machine.versions().get("torch", "")
-    cpu_build = found.gpus and "+cpu" in torch
-    note = f"torch {torch} is a CPU build; --device cuda needs a CUDA build of torch" if cpu_build else ""
-    return {"devices": list(found.gpus), "driver": found.driver, "note": note}
+    build = machine.cpu_torch()
+    note = f"torch {build} is a CPU build; --device cuda needs a CUDA build of torch" if build else ""
+    return {"devices": list(found.gpus), "driver": found.driver, "note": note if found.gpus else no_gpu()}
 
 
 def _print(facts: dict[str, Any]) -> None:
@@ -80,7 +80,7 @@ def _print(facts: dict[str, Any]) -> None:
         ["CPU", f"{hardware['cpu']}, {hardware['cpus']} cores for this process"],
         ["ISA", hardware["isa"] or "none of those that matter"],
         ["memory", f"{hardware['memory_bytes'] / GIB:.1f} GiB"],
-        ["CUDA", _with_note(", ".join(cuda["devices"]) or "no device seen by nvidia-smi", cuda["note"])],
+        ["CUDA", _with_note(", ".join(cuda["devices"]) or "none", cuda["note"])],
         ["driver", cuda["driver"] or "none"],
         ["llama.cpp extra buffers", _with_note(works, buffers["note"])],
         ["cache", f"{cache['folder']}: {format_bytes(cache['bytes'])} in {counted(cache['files'], 'file')}, {writable}"],

@@ -7,7 +7,7 @@ measured on another machine or by another kernel, or is kept under another schem
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from statistics import median
@@ -62,13 +62,14 @@ class Entry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """All entries, scenario by scenario; ``notes`` say what else changed between the two sides."""
+    """All entries, scenario by scenario; ``notes`` say what else changed between the sides, ``throttled`` which was slowed."""
 
     entries: tuple[Entry, ...]
     baseline_runs: tuple[str, ...]
     candidate_runs: tuple[str, ...]
     rule: Rule
     notes: tuple[str, ...] = ()
+    throttled: tuple[str, ...] = ()
 
     def of(self, verdict: Verdict) -> tuple[Entry, ...]:
         """The entries with that verdict."""
@@ -118,6 +119,7 @@ def compare(
         candidate_runs=_runs(candidate),
         rule=rule,
         notes=tuple(_changed_versions(found)),
+        throttled=tuple(_throttled(found)),
     )
 
 
@@ -221,3 +223,17 @@ def _changed_versions(found: Sequence[Pair]) -> list[str]:
     for pair in found:
         changed |= pair.changed_versions()
     return [f"{name} {before} became {after}" for name, (before, after) in sorted(changed.items())]
+
+
+def _throttled(found: Sequence[Pair]) -> Iterator[str]:
+    """Of each side what was measured while the GPU held its clocks back, and why it did."""
+    for side in ("baseline", "candidate"):
+        slowed = {pair.scenario_id: why for pair in found if (why := _reasons(getattr(pair, side)))}
+        if slowed:
+            reasons = ", ".join(sorted(set().union(*slowed.values())))
+            counted = "1 scenario" if len(slowed) == 1 else f"{len(slowed)} scenarios"
+            yield f"the GPU held its clocks back ({reasons}) under the {side} in {counted}, such as {next(iter(slowed))}"
+
+
+def _reasons(rows: Sequence[Row]) -> set[str]:
+    return {reason for row in rows for reason in row.text("gpu_throttle_reasons").split(",") if reason}

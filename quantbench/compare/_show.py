@@ -53,6 +53,7 @@ def table(comparison: Comparison, *, everything: bool) -> Table:
         "shows from: the least change that would have been found with 80 % power (speeds), or the threshold",
         *([f"{hidden} figures stayed the same and are not shown; --all shows them"] if hidden else []),
         *(f"versions: {note}" for note in comparison.notes),
+        *(f"clocks: {note}" for note in comparison.throttled),
     ]
     return Table(
         name="compare",
@@ -90,6 +91,7 @@ def as_data(comparison: Comparison) -> dict[str, object]:
         "candidate_runs": list(comparison.candidate_runs),
         "rule": asdict(comparison.rule),
         "notes": list(comparison.notes),
+        "throttled": list(comparison.throttled),
         "entries": [asdict(each) for each in _ordered(comparison.entries)],
     }
 

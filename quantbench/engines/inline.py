@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +20,17 @@ class InlineRunner:
         """See Runner; ``timeout_s`` is not enforced."""
         from quantbench.worker import run_job
 
-        return reported_failure(folder) if run_job(folder) else None
+        failed = run_job(folder)
+        _let_go()
+        return reported_failure(folder) if failed else None
+
+
+def _let_go() -> None:
+    """Free what a job left, which may hold a model: the next one must find the memory that it would have alone."""
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 @contextmanager

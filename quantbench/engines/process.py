@@ -20,8 +20,11 @@ from typing import IO, Any
 
 from quantbench.engines import Engine, Failure, Runner, reported_failure
 from quantbench.errors import QuantbenchError
+from quantbench.methods._devices import says_out_of_memory
 from quantbench.record import Status
 
+_LAST_LINES = 60
+_SHOWN = 300
 _VMSTAT = Path("/proc/vmstat")
 _CGROUP_EVENTS = (Path("/sys/fs/cgroup/memory.events"), Path("/sys/fs/cgroup/memory/memory.oom_control"))
 _ENVIRONMENT = {
@@ -53,7 +56,10 @@ class ProcessRunner:
         return seconds
 
     def run(self, folder: Path, timeout_s: float) -> Failure | None:
-        """See Runner. SIGKILL with a rising count of the kernel's OOM kills is ``oom``, any other signal ``crashed``."""
+        """See Runner. SIGKILL with a rising count of the kernel's OOM kills is ``oom``, any other signal ``crashed``.
+
+        So is ``oom`` an end at which the worker said that memory ran out: llama.cpp and bitsandbytes end the process.
+        """
         killed_before = oom_kills()
         self._send({"folder": str(folder), "fork": self._may_fork()})
         pid = int(self._receive(None)["pid"])
@@ -150,17 +156,18 @@ def _ending(folder: Path, returncode: int, oom_killed: bool) -> Failure | None:
         return None
     if reported := reported_failure(folder):
         return reported
-    last_words = _last_line(folder / "stderr.log")
     if returncode == -signal.SIGKILL and oom_killed:
         return Failure(
             status=Status.OOM, reason="the kernel killed the worker: memory ran out; use a smaller model or precision"
         )
-    if returncode < 0:
-        name = signal.Signals(-returncode).name
-        return Failure(status=Status.CRASHED, reason=f"the worker was ended by {name}{last_words}")
-    return Failure(status=Status.CRASHED, reason=f"the worker ended with exit code {returncode}{last_words}")
+    ended = f"was ended by {signal.Signals(-returncode).name}" if returncode < 0 else f"ended with exit code {returncode}"
+    said = _said_last(folder / "stderr.log")
+    if memory := next(filter(says_out_of_memory, said), ""):
+        return Failure(status=Status.OOM, reason=f"the worker {ended}: {memory[:_SHOWN]}; use a smaller model or precision")
+    last_words = f"; its last line was: {said[-1][:_SHOWN]}" if said else ""
+    return Failure(status=Status.CRASHED, reason=f"the worker {ended}{last_words}")
 
 
-def _last_line(path: Path) -> str:
-    lines = path.read_text(errors="replace").strip().splitlines() if path.is_file() else []
-    return f"; its last line was: {lines[-1][:300]}" if lines else ""
+def _said_last(path: Path) -> list[str]:
+    """The last lines of what a worker printed: a library that gives up says why, then perhaps prints its stack."""
+    return path.read_text(errors="replace").strip().splitlines()[-_LAST_LINES:] if path.is_file() else []

@@ -7,98 +7,24 @@ from __future__ import annotations
 
 import ctypes
 import json
-import math
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from quantbench.errors import ModelError, QuantbenchError, UnsupportedError
+from quantbench.methods._gguf_tensors import Tensor, architecture_of, converted, tensor_bytes
 
 REQUEST, RESULT = "request.json", "result.json"
 _HEADER, _OTHER = "header.gguf", "other.json"
 _SHARES = 2
 
-_ALIASES = {
-    "mistral": "llama", "mixtral": "llama", "phi": "phi2", "gemma3_text": "gemma3", "cohere": "command-r",
-}  # fmt: skip
-"""Model types of transformers that gguf calls otherwise."""
-
-_LLAMA_CONVERTER = frozenset(("llama", "arcee", "llama-embed", "smollm3", "apertus"))
-"""Architectures whose converter is Llama's or derived from it: it writes the factors of Llama 3's rotary scaling."""
-
-_ALWAYS_FLOAT32 = ("FFN_GATE_INP", "FFN_GATE_INP_SHEXP", "POS_EMBD", "TOKEN_TYPES")
-"""Matrices that the converter leaves in float32."""
-
 _EPSILON = 1e-5
 """llama.cpp wants one in the header; no type depends on it."""
 
 _TENSOR_LINE = re.compile(r"^\[[ \d/]+\] (\S+) .*, type = +(\w+), [^(\n]*(?:\((\w+)\))?$", re.MULTILINE)
-
-Tensor = tuple[str, Sequence[int], str]
-"""A tensor's GGUF name, its shape as torch has it, and its type."""
-
-
-def architecture_of(model_type: str) -> Any:
-    """What gguf calls the architecture of a model type of transformers, from its own enumeration."""
-    import gguf
-
-    wanted = _plain(_ALIASES.get(model_type, model_type))
-    for architecture, name in gguf.MODEL_ARCH_NAMES.items():
-        if _plain(name) == wanted:
-            return architecture
-    raise UnsupportedError(f"llama.cpp has no architecture for model type {model_type!r}; ask for torch")
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[-_.]", "", name)
-
-
-def converted(request: Mapping[str, Any]) -> list[Tensor]:
-    """The tensors of the F16 file that llama.cpp's converter makes of an architecture."""
-    import gguf
-
-    architecture = architecture_of(request["model_type"])
-    names = gguf.get_tensor_name_map(architecture, len(request["kv_heads"]))
-    found = []
-    for name, shape, role in request["tensors"]:
-        for part, extent in _parts(name, shape, role):
-            mapped = names.get_type_and_name(part.replace("language_model.", ""), try_suffixes=(".weight", ".bias"))
-            if not mapped:
-                raise UnsupportedError(
-                    f"gguf {request['versions']['gguf']} has no name for tensor {part} of model type {request['model_type']!r}"
-                )
-            kind, target = mapped
-            full = len(extent) < 2 or target.endswith("_norm.weight") or not target.endswith(".weight")
-            always = kind.name in _ALWAYS_FLOAT32
-            found.append((target, extent, "F32" if full or always else "F16"))
-    return found + list(_rotary(request, gguf.MODEL_ARCH_NAMES[architecture]))
-
-
-def _parts(name: str, shape: Sequence[int], role: str) -> Iterator[tuple[str, Sequence[int]]]:
-    """What the converter makes of one tensor of transformers: GPT-2's are transposed, experts' fused ones taken apart."""
-    if role == "conv1d":
-        yield name, shape[::-1]
-    elif role == "experts" and name.endswith("gate_up_proj"):
-        for half in ("gate_proj", "up_proj"):
-            yield f"{name.removesuffix('gate_up_proj')}{half}.weight", (shape[0], shape[1] // 2, shape[2])
-    elif role == "experts" and not name.endswith(".weight"):
-        yield f"{name}.weight", shape
-    else:
-        yield name, shape
-
-
-def _rotary(request: Mapping[str, Any], architecture: str) -> Iterator[Tensor]:
-    """Factors that the converter writes for scaled rotary positions, one for each pair of a head's values."""
-    rotary = request["rotary"]
-    if architecture in _LLAMA_CONVERTER and str(rotary.get("rope_type", rotary.get("type"))).lower() == "llama3":
-        yield "rope_freqs.weight", (request["head_dim"] // 2,), "F32"
-    if architecture in ("phi3", "phimoe") and rotary.get("long_factor"):
-        for length in ("long", "short"):
-            yield f"rope_factors_{length}.weight", (len(rotary[f"{length}_factor"]),), "F32"
 
 
 def write_header(path: Path, request: Mapping[str, Any], tensors: Sequence[Tensor]) -> None:
@@ -140,14 +66,6 @@ def write_header(path: Path, request: Mapping[str, Any], tensors: Sequence[Tenso
     os.truncate(path, writer.ggml_pad(path.stat().st_size, writer.data_alignment) + size)
 
 
-def tensor_bytes(shape: Sequence[int], kind: str) -> int:
-    """Bytes of a tensor of a type, from gguf's own table; the last dimension is the row."""
-    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
-
-    block, size = GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
-    return math.prod(shape) // int(block) * int(size)
-
-
 class DryRun:
     """llama.cpp's quantization of one source file to one type after another, without reading a weight or writing one."""
 
@@ -183,8 +101,12 @@ class DryRun:
         return {name: after or before for name, before, after in _TENSOR_LINE.findall(log.decode())}
 
 
-def sizes(source: Path, tensors: Sequence[Tensor], request: Mapping[str, Any], folder: Path) -> dict[str, int | str]:
-    """Tensor bytes of each file asked for, or why there is none. A fork takes every other one where there is a second core."""
+Told = int | list[str]
+"""What is said of a file: the bytes of its tensors, or their types in the order of the tensors."""
+
+
+def tell(source: Path, tensors: Sequence[Tensor], request: Mapping[str, Any], folder: Path) -> dict[str, Told | str]:
+    """What each quantized file asked for holds, or why there is none. A fork takes every other one given a second core."""
     import gguf  # noqa: F401 - before the fork, so that it is imported once
     import llama_cpp  # noqa: F401
 
@@ -207,37 +129,43 @@ def sizes(source: Path, tensors: Sequence[Tensor], request: Mapping[str, Any], f
 
 def _share(
     source: Path, tensors: Sequence[Tensor], request: Mapping[str, Any], wanted: Sequence[tuple[str, str, bool]]
-) -> dict[str, int | str]:
-    from quantbench.methods._gguf_files import check_shapes
-
-    model = request.get("source", "the model")
+) -> dict[str, Told | str]:
     run = DryRun(source)
-    shapes = {name: shape for name, shape, _ in tensors}
-    rows = [(name, shape[-1], len(shape)) for name, shape in shapes.items()]
-    bytes_of = cache(lambda name, kind: tensor_bytes(shapes[name], kind.upper()))
-    found: dict[str, int | str] = {}
+    found: dict[str, Told | str] = {}
     for precision, kind, matrix in wanted:
         try:
-            check_shapes(model, rows, kind)
-            types = run.types(kind, matrix=matrix)
+            types = quantized(run, tensors, kind, matrix=matrix, model=request.get("source", "the model"))
         except UnsupportedError as error:
             found[precision] = str(error)
-            continue
-        all_told = types.keys() == shapes.keys()
-        found[precision] = (
-            sum(bytes_of(name, told) for name, told in types.items())
-            if all_told
-            else f"llama.cpp told the types of {len(types)} tensors of {len(shapes)} in its dry run"
-        )
+        else:
+            found[precision] = _told(types, request)
     return found
 
 
-def plain_sizes(tensors: Sequence[Tensor], request: Mapping[str, Any]) -> dict[str, int | str]:
-    """Tensor bytes of the files that the converter writes itself: matrices in the type asked for, the rest in float32."""
-    return {
-        precision: sum(tensor_bytes(shape, "F32" if kind == "F32" else precision.upper()) for _, shape, kind in tensors)
-        for precision in request["written"]
-    }
+def _told(tensors: Sequence[Tensor], request: Mapping[str, Any]) -> Told:
+    """The tensors' bytes, or their types where those are asked for."""
+    if request.get("types"):
+        return [kind for _, _, kind in tensors]
+    return sum(tensor_bytes(shape, kind) for _, shape, kind in tensors)
+
+
+def quantized(run: DryRun, tensors: Sequence[Tensor], kind: str, *, matrix: bool, model: object) -> list[Tensor]:
+    """The tensors with the types that they have in a file of type ``kind``.
+
+    Raises UnsupportedError where it does not suit their shapes, or llama.cpp does not tell all types. Messages name ``model``.
+    """
+    from quantbench.methods._gguf_files import check_shapes
+
+    check_shapes(model, [(name, shape[-1], len(shape)) for name, shape, _ in tensors], kind)
+    types = run.types(kind, matrix=matrix)
+    if types.keys() != {name for name, _, _ in tensors}:
+        raise UnsupportedError(f"llama.cpp told the types of {len(types)} tensors of {len(tensors)} in its dry run")
+    return [(name, shape, types[name].upper()) for name, shape, _ in tensors]
+
+
+def unquantized(tensors: Sequence[Tensor], precision: str) -> list[Tensor]:
+    """The tensors in a file that the converter writes itself: matrices in the type asked for, the rest in float32."""
+    return [(name, shape, "F32" if kind == "F32" else precision.upper()) for name, shape, kind in tensors]
 
 
 def describe(path: Path) -> dict[str, Any]:
@@ -267,16 +195,18 @@ def describe(path: Path) -> dict[str, Any]:
 
 
 def answer(request: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
-    """What is asked for: a file's description, or the sizes of the files that can be made of it or of an architecture."""
+    """What is asked for: a file described, or what the files hold that can be made of it or of an architecture."""
     if "describe" in request:
         return describe(Path(request["describe"]))
     if "source" in request:
-        return {"sizes": sizes(Path(request["source"]), request["tensors"], request, folder)}
+        return {"files": tell(Path(request["source"]), request["tensors"], request, folder)}
     tensors = converted(request)
     header = folder / _HEADER
     try:
         write_header(header, request, tensors)
-        return {"sizes": plain_sizes(tensors, request) | sizes(header, tensors, request, folder)}
+        written = {precision: _told(unquantized(tensors, precision), request) for precision in request["written"]}
+        named = {"tensors": [[name, shape] for name, shape, _ in tensors]} if request.get("types") else {}
+        return {"files": written | tell(header, tensors, request, folder), **named}
     finally:
         header.unlink(missing_ok=True)
 

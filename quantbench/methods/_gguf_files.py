@@ -34,9 +34,6 @@ _MATRIX_NOTE = "quantize.imatrix.entries_count"
 _SOURCE_SHA256 = {"0.3.36": "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"}
 """Source distributions of llama-cpp-python that were looked at; of any other version the package index vouches for the hash."""
 
-_WANTS_BPE = "BPE pre-tokenizer was not recognized"
-"""What the converter says of a tokenizer without BPE merges where the architecture must have some."""
-
 _UNTRUSTED = (".py", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _CONVERTER_PARTS = ("convert_hf_to_gguf.py", "conversion/", "gguf-py/", "LICENSE")
 
@@ -48,7 +45,7 @@ def f16_file(checkpoint: Checkpoint) -> Path:
 
 def _converted(checkpoint: Checkpoint, outtype: str) -> Path:
     """The checkpoint as a GGUF file of 16 or 32 bits, made by llama.cpp's ``convert_hf_to_gguf.py`` on first use."""
-    asked = {"content": checkpoint.content_hash, "outtype": outtype, **_maker()}
+    asked = {"content": checkpoint.content_hash, "outtype": outtype, **gguf_maker()}
 
     def make(folder: Path) -> None:
         source = _without_code(checkpoint, folder / "source")
@@ -60,11 +57,6 @@ def _converted(checkpoint: Checkpoint, outtype: str) -> Path:
             raise MemoryError(f"llama.cpp's converter was killed while it converted {checkpoint.path}: out of memory")
         if done.returncode or not (folder / MODEL_FILE).is_file():
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            if checkpoint.random_weights and _WANTS_BPE in last:
-                raise UnsupportedError(
-                    f"llama.cpp's converter wants a BPE vocabulary for the architecture of {checkpoint.name} and a dummy has "
-                    "the canary's sentencepiece one; ask for torch, or give the real checkpoint"
-                )
             raise ModelError(f"llama.cpp's converter cannot convert {checkpoint.path} to GGUF: {last}")
 
     return artifact("gguf", asked, make) / MODEL_FILE
@@ -93,7 +85,7 @@ def quantized_file(checkpoint: Checkpoint, precision: str, matrix: Path | None =
         path = _converted(checkpoint, precision)
         return Artifact(path=path, file_bytes=path.stat().st_size, quantize_s=None)
     source = f16_file(checkpoint)
-    asked = {"content": checkpoint.content_hash, "precision": precision, **_maker()}
+    asked = {"content": checkpoint.content_hash, "precision": precision, **gguf_maker()}
     if matrix:
         asked["imatrix"] = matrix.parent.name
 
@@ -199,7 +191,7 @@ def converter() -> Path:
     return artifact("converter", asked, lambda folder: _fetch_converter(folder, installed)) / _CONVERTER_PARTS[0]
 
 
-def _maker() -> dict[str, str]:
+def gguf_maker() -> dict[str, str]:
     """What makes GGUF files here: the runtime's version, and the checkout if one was named."""
     return {"llama_cpp_python": version("llama_cpp_python"), "checkout": os.environ.get(CHECKOUT_VARIABLE, "")}
 

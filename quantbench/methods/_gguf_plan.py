@@ -19,6 +19,7 @@ from quantbench.errors import MissingDependency, ModelError, UnsupportedError
 from quantbench.footprint import Weights
 from quantbench.methods._gguf_dry_run import REQUEST, RESULT
 from quantbench.methods._gguf_files import UNQUANTIZED
+from quantbench.methods._gguf_tensors import Tensor as Typed
 from quantbench.models._gguf import gguf_parts
 
 File = tuple[str, str, bool]
@@ -31,17 +32,26 @@ _LEAN = {"GGML_NO_BACKTRACE": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS"
 
 _DROPS_ROWS = "the converter leaves out rows of the embedding beyond the tokenizer's entries, which a config.json does not tell"
 
-_FORMAT = 1
+_FORMAT = 2
 _CONTEXT = 4096
 """What the header says where a configuration does not; no size depends on it."""
 
 
 def forecast(architecture: Architecture, files: Sequence[File]) -> dict[str, Weights]:
     """What each of ``files`` will take, made of a checkpoint of this architecture."""
-    written = [precision for precision, _, _ in files if precision in UNQUANTIZED]
-    quantized = [list(each) for each in files if each[0] not in UNQUANTIZED]
-    request = {**_shapes(architecture), "written": written, "quantized": quantized, "versions": _versions()}
-    return _weights(request, files, _DROPS_ROWS if architecture.model_type.startswith("gemma3") else "")
+    return _weights(_request(architecture, files), files, _DROPS_ROWS if architecture.model_type.startswith("gemma3") else "")
+
+
+def tensors_of(architecture: Architecture, precision: str, files: Sequence[File]) -> list[Typed]:
+    """The tensors, with their types, of the one of ``files`` that is of this precision.
+
+    Their bytes add up to what ``forecast`` says; UnsupportedError with its reason where it says nothing.
+    """
+    found = _asked({**_request(architecture, files), "types": True})  # of all files: llama.cpp is started once
+    kinds = found.get("error") or found["files"][precision]
+    if isinstance(kinds, str):
+        raise UnsupportedError(kinds)
+    return [(name, tuple(shape), kind) for (name, shape), kind in zip(found["tensors"], kinds, strict=True)]
 
 
 def forecast_from(path: Path, files: Sequence[File]) -> dict[str, Weights]:
@@ -135,6 +145,12 @@ def _role(name: str, dimensions: int) -> Role:
     return "linear" if dimensions > 1 and name.startswith("blk.") and name.endswith(".weight") else "other"
 
 
+def _request(architecture: Architecture, files: Sequence[File]) -> dict[str, Any]:
+    written = [precision for precision, _, _ in files if precision in UNQUANTIZED]
+    quantized = [list(each) for each in files if each[0] not in UNQUANTIZED]
+    return {**_shapes(architecture), "written": written, "quantized": quantized, "versions": _versions()}
+
+
 def _shapes(architecture: Architecture) -> dict[str, Any]:
     """What a dry run must know of an architecture."""
     rotary = architecture.config.get("rope_parameters") or architecture.config.get("rope_scaling") or {}
@@ -162,7 +178,7 @@ def _weights(request: Mapping[str, Any], files: Sequence[File], note: str = "") 
         result = {"error": str(error)}
     found = {}
     for precision, _, matrix in files:
-        size = result.get("error") or result["sizes"][precision]
+        size = result.get("error") or result["files"][precision]
         if isinstance(size, str):
             found[precision] = Weights(weight_bytes=None, dtype="fp16", runtime="llama.cpp", note=size)
         else:

@@ -23,6 +23,7 @@ from quantbench.job import Checkpoint
 from quantbench.methods import Artifact, Settings
 from quantbench.methods._calibration import calibration_identity, calibration_ids
 from quantbench.methods._packed import BELONGS, grouping, ready
+from quantbench.methods._packed_dummy import dummy_folder
 from quantbench.methods._packed_forecast import BLOCKS, misfit
 from quantbench.models._checkpoint import safetensors_header, weight_files
 from quantbench.scenario import Scenario, Variant
@@ -48,11 +49,14 @@ def recipe(scenario: Scenario) -> dict[str, str]:
 
 
 def prepared(scenario: Scenario, settings: Settings) -> Artifact:
-    """The quantized checkpoint, made once; a checkpoint that was quantized elsewhere is used as it is.
+    """The quantized checkpoint, made once; one that was quantized elsewhere is used as it is, a dummy's is written at random.
 
     Raises UnsupportedError when the group size does not divide a row, or when the checkpoint was quantized differently.
     """
     checkpoint = settings.checkpoint
+    if checkpoint.random_weights:
+        path = dummy_folder(checkpoint, scenario.variant)
+        return Artifact(path=path, file_bytes=_bytes(path), quantize_s=None)
     if checkpoint.quantized:
         path = ready(checkpoint, scenario.variant)
         return Artifact(path=path, file_bytes=_bytes(path), quantize_s=None)

@@ -10,8 +10,11 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quantbench.errors import ModelError, UnsupportedError
+from quantbench.errors import ModelError
 from quantbench.methods import Sampling
+from quantbench.methods._devices import says_out_of_memory
+from quantbench.methods._llama_cpp_batch import open_batch
+from quantbench.methods._llama_cpp_devices import devices_for
 from quantbench.methods._llama_cpp_facts import BUFFER_LINE, found_device, step_counts
 from quantbench.trace import WeightMemory
 
@@ -26,7 +29,7 @@ _SCORE_LOGIT_BYTES = 128 * 2**20
 """Logits of one scoring batch take at most this much: half a chunk of 512 tokens at a vocabulary of 128k."""
 
 _LOG_LEVEL_ERROR = 4
-_ALL_LAYERS = 999
+_ALL_LAYERS = -1
 
 
 @cache
@@ -38,11 +41,13 @@ def library() -> Any:
         if level == _LOG_LEVEL_ERROR:
             sys.stderr.write(text.decode("utf-8", "replace"))
             llama_cpp.quantbench_error = text.decode("utf-8", "replace").strip()
+            llama_cpp.quantbench_errors.append(llama_cpp.quantbench_error)
         elif BUFFER_LINE in text:
             llama_cpp.quantbench_buffers.append(text.decode("utf-8", "replace"))
 
     silent = llama_cpp.llama_log_callback(errors_only)
     llama_cpp.quantbench_error = ""
+    llama_cpp.quantbench_errors = []
     llama_cpp.quantbench_buffers = []
     llama_cpp.llama_log_set(silent, ctypes.c_void_p(0))
     llama_cpp.quantbench_log = silent  # the library keeps a bare pointer: the callback must outlive it
@@ -51,46 +56,47 @@ def library() -> Any:
 
 
 def require_offload(device: str) -> None:
-    """Raise UnsupportedError when a GPU is asked of a build of llama.cpp without one, which would run on the CPU instead."""
-    if device != "cpu" and not library().llama_supports_gpu_offload():
-        raise UnsupportedError(
-            f"device {device!r} was asked for and this llama-cpp-python was built without GPU support; "
-            "rebuild it with CMAKE_ARGS='-DGGML_CUDA=on'"
-        )
+    """Raise ModelError when a GPU is asked of a build of llama.cpp without CUDA, or one that it does not see."""
+    _devices(device)
+
+
+def _devices(device: str) -> Any:
+    return devices_for(library().llama_cpp._lib, device)  # noqa: SLF001 - llama-cpp-python wraps no function of ggml's devices
 
 
 @contextmanager
-def open_gguf_file(path: Path, *, threads: int, context: int, device: str, extra_buffers: bool) -> Iterator[LlamaCppModel]:
+def open_gguf_file(
+    path: Path, *, threads: int, context: int, device: str, extra_buffers: bool, batch: int = 1
+) -> Iterator[LlamaCppModel]:
     """Load ``path`` without memory mapping, so that its memory compares with other methods'.
 
+    The context holds ``batch`` sequences of ``context`` tokens.
     ``extra_buffers``: let llama.cpp repack weights for AMX and wide vector units, its own default.
 
-    Raises ModelError when llama.cpp cannot load the file, UnsupportedError when a GPU is asked of a build without one.
+    Raises ModelError when llama.cpp cannot load the file or has no such GPU, MemoryError where there is too little memory.
     """
     lib = library()
-    require_offload(device)
+    devices = _devices(device)
     model_params = lib.llama_model_default_params()
     model_params.load_mode = lib.LLAMA_LOAD_MODE_NONE
     model_params.use_extra_bufts = extra_buffers
     model_params.n_gpu_layers = 0 if device == "cpu" else _ALL_LAYERS
-    if ":" in device:  # one of several GPUs; llama.cpp would split the model over all
-        model_params.split_mode = lib.LLAMA_SPLIT_MODE_NONE
-        model_params.main_gpu = int(device.partition(":")[2])
+    model_params.devices = ctypes.cast(devices, ctypes.c_void_p)
     lib.quantbench_buffers.clear()
+    lib.quantbench_errors.clear()
     model = lib.llama_model_load_from_file(str(path).encode(), model_params)
     if not model:
-        raise ModelError(_refusal(f"llama.cpp cannot load {path}", "make or download it again, or free memory"))
+        raise _refused(f"llama.cpp cannot load {path}", "make or download it again, or free memory")
     try:
         context_params = lib.llama_context_default_params()
-        context_params.n_ctx = context
+        context_params.n_ctx = context * batch
+        context_params.n_seq_max = batch
         context_params.n_batch = PREFILL_BATCH
         context_params.op_offload = context_params.offload_kqv = device != "cpu"  # else a GPU build uses the GPU all the same
         context_params.n_threads = context_params.n_threads_batch = threads
         llama_context = lib.llama_init_from_model(model, context_params)
         if not llama_context:
-            raise ModelError(
-                _refusal(f"llama.cpp cannot make a context of {context} tokens for {path}", "ask for a shorter one")
-            )
+            raise _refused(f"llama.cpp cannot make a context of {batch} x {context} tokens for {path}", "ask for a smaller one")
         try:
             yield LlamaCppModel(model, llama_context, path, lib.quantbench_buffers, extra_buffers=extra_buffers)
         finally:
@@ -99,9 +105,12 @@ def open_gguf_file(path: Path, *, threads: int, context: int, device: str, extra
         lib.llama_model_free(model)
 
 
-def _refusal(what: str, mend: str) -> str:
-    """One sentence with llama.cpp's own last error, which tells a damaged file from memory that ran out."""
-    return f"{what} ({library().quantbench_error or 'it gave no reason'}); {mend}"
+def _refused(what: str, mend: str) -> Exception:
+    """One sentence with llama.cpp's own words: a MemoryError with those that name the bytes, else its last error."""
+    said = library().quantbench_errors
+    if memory := next(filter(says_out_of_memory, said), ""):
+        return MemoryError(f"{what} ({memory}); {mend}")
+    return ModelError(f"{what} ({said[-1] if said else 'it gave no reason'}); {mend}")
 
 
 class LlamaCppModel:
@@ -147,6 +156,25 @@ class LlamaCppModel:
                 yield token
         finally:
             lib.llama_sampler_free(sampler)
+
+    def generate_batch(self, prompts: Sequence[Sequence[int]], limit: int) -> Iterator[Sequence[int]]:
+        """See Batched. The prompts are read in slices of all of them, as many tokens at once as of a single one."""
+        width, length = len(prompts), len(prompts[0])
+        piece = max(1, PREFILL_BATCH // width)
+        sampler = self._sampler(None)
+        try:
+            with open_batch(self._lib, width * piece, width) as batch:
+                self._forget()
+                for start in range(0, length, piece):
+                    rows = [prompt[start : start + piece] for prompt in prompts]
+                    batch.decode(self._context, rows, start, last=start + piece >= length)
+                for position in range(length, length + limit):
+                    tokens = batch.sample(sampler, self._context)
+                    yield tokens
+                    if position < length + limit - 1:
+                        batch.decode(self._context, [[token] for token in tokens], position, last=True)
+        finally:
+            self._lib.llama_sampler_free(sampler)
 
     def score(self, tokens: Sequence[int], first: int = 0) -> Iterator[NDArray[np.float32]]:
         """See LoadedModel. The chunk is a view of llama.cpp's own buffer."""

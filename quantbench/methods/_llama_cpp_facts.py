@@ -19,6 +19,9 @@ _HOST = re.compile(r"CPU|AMX|BLAS|.*_Host$")
 _CUDA = re.compile(r"CUDA(\d+)$")
 _EMBEDDING = b"token_embd.weight"
 _OUTPUT = b"output.weight"
+_INPUT = (_EMBEDDING, b"position_embd.weight", b"token_types.weight", b"per_layer_token_embd.weight")
+"""What llama.cpp keeps on the host whatever it is told: tables of which a step reads a row."""
+
 _SLACK_BYTES = 2**20
 _CELL_BYTES = 2
 """Keys and values are kept as float16."""
@@ -33,7 +36,7 @@ class _HeaderOnly(ctypes.Structure):
 def found_device(lines: Iterable[str], path: Path) -> str:
     """Where the weights are, from the log of loading ``path``: ``cpu``, ``cuda:0``, or places joined by ``+``.
 
-    llama.cpp always keeps the input embedding on the host; more than that there means layers there.
+    llama.cpp always keeps the input embeddings on the host; more than those there means layers there.
     """
     sizes: dict[str, float] = {}
     for line in lines:
@@ -42,7 +45,7 @@ def found_device(lines: Iterable[str], path: Path) -> str:
             place = f"cuda:{cuda[1]}" if cuda else "cpu" if _HOST.match(name) else name.lower()
             sizes[place] = sizes.get(place, 0.0) + float(mebibytes) * 2**20
     places = {place for place in sizes if place != "cpu"}
-    if not places or sizes.get("cpu", 0.0) > (tensor_bytes(path).get(_EMBEDDING) or 0) + _SLACK_BYTES:
+    if not places or sizes.get("cpu", 0.0) > sum(tensor_bytes(path).get(name, 0) for name in _INPUT) + _SLACK_BYTES:
         places.add("cpu")
     return "+".join(sorted(places))
 
@@ -72,7 +75,7 @@ def step_counts(lib: Any, model: Any, path: Path) -> dict[str, int | None]:
 
 @cache
 def tensor_bytes(path: Path) -> dict[bytes, int]:
-    """Bytes of the input embedding and of the output layer, where the file and its parts have them.
+    """Bytes of the input embeddings and of the output layer, where the file and its parts have them.
 
     ggml itself reads the header: the gguf package makes Python objects of a whole vocabulary, which would count as memory.
     """
@@ -91,7 +94,7 @@ def tensor_bytes(path: Path) -> dict[bytes, int]:
         header = ggml.gguf_init_from_file(str(part).encode(), _HeaderOnly(no_alloc=True, context=None))
         if not header:
             continue
-        for name in (_EMBEDDING, _OUTPUT):
+        for name in (*_INPUT, _OUTPUT):
             index = ggml.gguf_find_tensor(header, name)
             if index >= 0:
                 found[name] = int(ggml.gguf_get_tensor_size(header, index))

@@ -52,8 +52,8 @@ def serve(
 ) -> Iterator[LocalServer]:
     """Serve the GGUF file ``path`` on a free port of the loopback; the process is killed at the end.
 
-    Raises MissingDependency without the server's packages, UnsupportedError for a GPU that llama.cpp was built without,
-    ModelError when it does not answer within ``patience_s``.
+    Raises MissingDependency without the server's packages, ModelError for a GPU that llama.cpp was built without or does not
+    see, and when it does not answer within ``patience_s``.
     """
     missing = [module for module in _NEEDS if find_spec(module) is None]
     if missing:

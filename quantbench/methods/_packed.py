@@ -67,7 +67,7 @@ def load_packed(folder: Path, settings: Settings, device: str) -> TransformersMo
 
     Raises UnsupportedError where there is none for it, ModelError where layers would be left with random weights.
     """
-    checkpoint = replace(settings.checkpoint, path=folder)
+    checkpoint = replace(settings.checkpoint, path=folder, random_weights=False)  # a dummy's are in its files
     try:
         with warnings.catch_warnings():
             # optimum looks at every attribute of the model, and gptqmodel makes a temporary folder that it does not need

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
@@ -31,7 +33,7 @@ _SHIFT_TABLE_BYTES = {2: 64, 3: 144, 4: 32, 8: 16}
 _ITEM_BYTES = {"I32": 4, "F16": 2, "BF16": 2}
 _SHARD_BYTES = 4 * 2**30
 _LENGTH_BYTES = 8
-_HEADER_START = len('{"__metadata__":{"format":"pt"},')
+_METADATA = {"__metadata__": {"format": "pt"}}
 _NOTES = {
     "gptq": "GPTQ v1 with an int32 g_idx, as loaded on a CPU; embeddings and the output layer stay in 16 bits",
     "awq": "AWQ gemm, as loaded on a CPU; embeddings and the output layer stay in 16 bits",
@@ -43,13 +45,17 @@ Stored = tuple[str, str, tuple[int, ...]]
 
 def forecast(method: str, architecture: Architecture, precisions: Sequence[str]) -> dict[str, Weights]:
     """The bytes of each precision as loaded on a CPU, and of the files as gptqmodel writes them there."""
-    layers = {tensor.name: tensor.shape for tensor in architecture.tensors if _packed(tensor)}
-    reason = _unknown(method, architecture)
     found = {}
     for each in precisions:
-        why = reason or misfit(method, each, layers)
+        why = refusal(method, each, architecture)
         found[each] = Weights(weight_bytes=None, dtype="fp16", note=why) if why else _weights(method, each, architecture)
     return found
+
+
+def refusal(method: str, precision: str, architecture: Architecture) -> str:
+    """Why no checkpoint of an architecture can be foretold; empty where one can."""
+    layers = {tensor.name: tensor.shape for tensor in architecture.tensors if _packed(tensor)}
+    return _unknown(method, architecture) or misfit(method, precision, layers)
 
 
 def misfit(method: str, precision: str, layers: Mapping[str, Sequence[int]]) -> str:
@@ -80,6 +86,45 @@ def packed_tensors(method: str, precision: str, architecture: Architecture) -> I
         yield from ((stem + name, dtype, shape) for name, dtype, shape in pack(layer, biased=stem in biased))
 
 
+def shards(tensors: Sequence[Stored]) -> Iterator[list[Stored]]:
+    """The files of a checkpoint: each is filled in order up to 4 GiB; what is larger has one for itself."""
+    shard: list[Stored] = []
+    filled = 0
+    for stored in tensors:
+        size = stored_bytes(stored)
+        if shard and filled + size > _SHARD_BYTES:
+            yield shard
+            shard, filled = [], 0
+        shard.append(stored)
+        filled += size
+    yield shard
+
+
+def header(tensors: Sequence[Stored]) -> bytes:
+    """What a file begins with: the length of the header, and the header in JSON without a space, padded to a multiple of 8."""
+    entries: dict[str, object] = {**_METADATA}
+    offset = 0
+    for stored in tensors:
+        name, dtype, shape = stored
+        end = offset + stored_bytes(stored)
+        entries[name] = {"dtype": dtype, "shape": shape, "data_offsets": (offset, end)}
+        offset = end
+    body = json.dumps(entries, separators=(",", ":")).encode()
+    body += b" " * (-len(body) % _LENGTH_BYTES)
+    return len(body).to_bytes(_LENGTH_BYTES, "little") + body
+
+
+def file_bytes(tensors: Sequence[Stored]) -> int:
+    """The size of a file of these tensors."""
+    return len(header(tensors)) + sum(map(stored_bytes, tensors))
+
+
+def stored_bytes(stored: Stored) -> int:
+    """The size of one tensor."""
+    _, dtype, shape = stored
+    return _ITEM_BYTES[dtype] * math.prod(shape)
+
+
 def _packed(tensor: Tensor) -> bool:
     """Whether it is the weight of a layer that is quantized: one inside the blocks."""
     return tensor.role == "linear" and any(part in tensor.name for part in BLOCKS)
@@ -88,7 +133,10 @@ def _packed(tensor: Tensor) -> bool:
 def _unknown(method: str, architecture: Architecture) -> str:
     """Why nothing can be said of an architecture; empty where something can."""
     if architecture.model_type not in FAMILIES[method]:
-        return f"gptqmodel is not known to make {method.upper()} of model type {architecture.model_type!r} that loads again"
+        return (
+            f"gptqmodel is not known to make {method.upper()} of model type {architecture.model_type!r} that loads again; "
+            "use another method"
+        )
     outside = [tensor.name for tensor in architecture.tensors if tensor.role == "linear" and not _packed(tensor)]
     if method == "awq" and outside:
         return f"transformers takes {outside[0]} for quantized and gptqmodel leaves it as it is; use gptq"
@@ -100,8 +148,8 @@ def _weights(method: str, precision: str, architecture: Architecture) -> Weights
     bits, _ = grouping(precision)
     tables = _SHIFT_TABLE_BYTES[bits] * sum(name.endswith(".g_idx") for name, *_ in tensors)
     return Weights(
-        weight_bytes=sum(map(_bytes, tensors)) + tables + architecture.buffer_bytes,
-        file_bytes=sum(map(_file_bytes, _shards(tensors))),
+        weight_bytes=sum(map(stored_bytes, tensors)) + tables + architecture.buffer_bytes,
+        file_bytes=sum(map(file_bytes, shards(tensors))),
         dtype="fp16",
         note=_NOTES[method],
     )
@@ -126,36 +174,3 @@ def _awq(bits: int, group_size: int, layer: Tensor, *, biased: bool) -> Iterator
         yield "bias", "BF16", (outputs,)
     yield "qweight", "I32", (row, words)
     yield "qzeros", "I32", (groups, words)
-
-
-def _bytes(stored: Stored) -> int:
-    size = _ITEM_BYTES[stored[1]]
-    for length in stored[2]:
-        size *= length
-    return size
-
-
-def _shards(tensors: Sequence[Stored]) -> Iterator[list[Stored]]:
-    """The files of a checkpoint: each is filled in order up to 4 GiB; what is larger has one for itself."""
-    shard: list[Stored] = []
-    filled = 0
-    for stored in tensors:
-        size = _bytes(stored)
-        if shard and filled + size > _SHARD_BYTES:
-            yield shard
-            shard, filled = [], 0
-        shard.append(stored)
-        filled += size
-    yield shard
-
-
-def _file_bytes(tensors: Sequence[Stored]) -> int:
-    """The length of the header, the header in JSON without a space and padded to a multiple of 8, and the tensors."""
-    header, offset = _HEADER_START, 0
-    for stored in tensors:
-        name, dtype, shape = stored
-        end = offset + _bytes(stored)
-        sizes = ",".join(map(str, shape))
-        header += len(f'"{name}":{{"dtype":"{dtype}","shape":[{sizes}],"data_offsets":[{offset},{end}]}},')
-        offset = end
-    return _LENGTH_BYTES + -(-header // 8) * 8 + offset

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property, partial
 from itertools import pairwise
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from quantbench.methods import Sampling, Settings
+from quantbench.methods._devices import placed, places_of, wait_for
+from quantbench.methods._random_weights import load_random
 from quantbench.trace import WeightMemory
 
 if TYPE_CHECKING:
@@ -19,7 +22,10 @@ _SCORE_LOGIT_BYTES = 64 * 2**20
 
 
 def load_pretrained(settings: Settings, device: str, **options: Any) -> Any:
-    """``AutoModelForCausalLM.from_pretrained`` with what every method here wants: safetensors, eval mode, one device."""
+    """``AutoModelForCausalLM.from_pretrained`` with what every method here wants: safetensors, eval mode, nothing offloaded.
+
+    A dummy's weights are made meanwhile.
+    """
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
@@ -27,14 +33,12 @@ def load_pretrained(settings: Settings, device: str, **options: Any) -> Any:
     logging.disable_progress_bar()
     torch.set_num_threads(settings.threads)
     checkpoint = settings.checkpoint
-    model = AutoModelForCausalLM.from_pretrained(
-        checkpoint.path,
-        use_safetensors=True,
-        trust_remote_code=checkpoint.trust_remote_code,
-        device_map=None if device == "cpu" else device,
-        **options,
-    )
-    return model.eval()
+    if checkpoint.random_weights:
+        load = partial(load_random, checkpoint)
+    else:
+        trust = checkpoint.trust_remote_code
+        load = partial(AutoModelForCausalLM.from_pretrained, checkpoint.path, use_safetensors=True, trust_remote_code=trust)
+    return placed(device, partial(load, **options)).eval()
 
 
 class TransformersModel:
@@ -75,17 +79,24 @@ class TransformersModel:
 
     def generate(self, prompt: Sequence[int], limit: int, sampling: Sampling | None = None) -> Iterator[int]:
         """See LoadedModel."""
+        return (int(ids) for ids in self._steps([prompt], limit, _chooser(sampling)))
+
+    def generate_batch(self, prompts: Sequence[Sequence[int]], limit: int) -> Iterator[Sequence[int]]:
+        """See Batched. One forward pass a step for all; no row is padded."""
+        return (ids[:, 0].tolist() for ids in self._steps(prompts, limit, _chooser(None)))
+
+    def _steps(self, prompts: Sequence[Sequence[int]], limit: int, choose: Any) -> Iterator[Any]:
+        """The next ids [sequences, 1] of each step, on the model's device."""
         import torch
         from transformers import DynamicCache
 
-        choose = _chooser(sampling)
         cache = DynamicCache(config=self.model.config)
-        ids = torch.tensor([list(prompt)], device=self.model.device)
+        ids = torch.tensor([list(prompt) for prompt in prompts], device=self.model.device)
         with torch.inference_mode():
             for _ in range(limit):
                 logits = self.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
                 ids = choose(logits[:, -1])
-                yield int(ids)
+                yield ids
 
     def score(self, tokens: Sequence[int], first: int = 0) -> Iterator[NDArray[np.float32]]:
         """See LoadedModel. The model's own forward pass with its cache, in chunks of bounded size."""
@@ -113,11 +124,13 @@ class TransformersModel:
         return WeightMemory(by_kind=by_kind, footprint_bytes=self.model.get_memory_footprint(), **counts)
 
     def synchronize(self) -> None:
-        """Wait for CUDA; the CPU works synchronously."""
-        if self.model.device.type == "cuda":
-            import torch
+        """Wait for every GPU in use; the CPU works synchronously."""
+        wait_for(self._gpus)
 
-            torch.cuda.synchronize(self.model.device)
+    @cached_property
+    def _gpus(self) -> list[str]:
+        """Looked for once: to ask every parameter takes longer than a step of a small model."""
+        return places_of(found_device(self.model))
 
 
 def bytes_by_kind(module: Any) -> dict[str, int]:

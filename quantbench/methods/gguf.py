@@ -14,6 +14,7 @@ from quantbench.errors import UnsupportedError
 from quantbench.footprint import Weights
 from quantbench.methods import Artifact, LoadedModel, Settings, method
 from quantbench.methods._calibration import calibration_identity
+from quantbench.models import is_dummy
 from quantbench.models._gguf import gguf_parts
 from quantbench.scenario import Precision, Scenario
 
@@ -71,6 +72,7 @@ def open_gguf(scenario: Scenario, settings: Settings) -> Iterator[LoadedModel]:
         prepare_gguf(scenario, settings).path,
         threads=settings.threads,
         context=settings.context,
+        batch=settings.batch,
         device=scenario.conditions.device,
         extra_buffers=extra_buffers_work(),
     ) as model:
@@ -83,8 +85,8 @@ _FILES = tuple((each.name, each.name.removesuffix(IMATRIX), uses_matrix(each.nam
 
 @open_gguf.asks
 def gguf_recipe(scenario: Scenario) -> Mapping[str, str]:
-    """The calibration, where an importance matrix is computed on it."""
-    if not uses_matrix(scenario.variant.precision):
+    """The calibration, where an importance matrix is computed on it; for a dummy none is."""
+    if not uses_matrix(scenario.variant.precision) or is_dummy(scenario.model):
         return {}
     return {"calibration": calibration_identity(scenario.conditions)}
 
@@ -92,13 +94,21 @@ def gguf_recipe(scenario: Scenario) -> Mapping[str, str]:
 @open_gguf.prepares
 @cache  # a ready file's header is read once, and not again while loading is timed
 def prepare_gguf(scenario: Scenario, settings: Settings) -> Artifact:
-    """The scenario's GGUF file; a ready ``.gguf`` model is used as it is when it already has the precision asked for."""
+    """The scenario's GGUF file; a ready ``.gguf`` model is used as it is when it already has the precision asked for.
+
+    A dummy's is written without converting or quantizing anything.
+    """
     from quantbench.methods import _gguf_files as files
+    from quantbench.methods._gguf_dummy import dummy_file
     from quantbench.methods._imatrix import importance_matrix
+    from quantbench.methods._llama_cpp import require_offload
     from quantbench.methods._llama_cpp_probe import extra_buffers_work
 
+    require_offload(scenario.conditions.device)  # nobody waits for a file that could not be run
     extra_buffers_work()
     precision = scenario.variant.precision
+    if settings.checkpoint.random_weights:
+        return dummy_file(settings.checkpoint, precision, _FILES)
     if settings.checkpoint.kind == "gguf" and (ready := _ready(settings.checkpoint.path, precision)):
         return ready
     matrix = importance_matrix(scenario, settings) if uses_matrix(precision) else None

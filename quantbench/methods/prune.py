@@ -150,7 +150,8 @@ def save_prune(scenario: Scenario, settings: Settings, out: Path) -> None:
 def _moved(settings: Settings, folder: Path) -> Settings:
     """The same settings with the pruned checkpoint."""
     content = f"{settings.checkpoint.content_hash} pruned {folder.name}"
-    return replace(settings, checkpoint=replace(settings.checkpoint, path=folder, content_hash=content))
+    there = replace(settings.checkpoint, path=folder, content_hash=content, random_weights=False)  # a dummy's are in its files
+    return replace(settings, checkpoint=there)
 
 
 def _quantized(scenario: Scenario) -> Scenario | None:

@@ -47,7 +47,9 @@ def open_qat(scenario: Scenario, settings: Settings) -> Iterator[LoadedModel]:
 
 @open_qat.prepares
 def prepare_qat(scenario: Scenario, settings: Settings) -> Artifact:
-    """The trained checkpoint, still in bfloat16; ``quantize_s`` are the seconds of training."""
+    """The trained checkpoint, still in bfloat16; ``quantize_s`` are the seconds of training. A dummy is not trained."""
+    if settings.checkpoint.random_weights:
+        return Artifact(path=settings.checkpoint.path, file_bytes=None, quantize_s=None, quantized=False)
     folder = _trained(scenario, settings)
     file_bytes = sum(path.stat().st_size for path in weight_files(folder / _CHECKPOINT))
     made = _curve(folder)
@@ -77,13 +79,15 @@ def save_qat(scenario: Scenario, settings: Settings, out: Path) -> None:
 
 
 def _load(scenario: Scenario, settings: Settings) -> TransformersModel:
+    precision, device = SAME_AS[scenario.variant.precision], scenario.conditions.device
+    if settings.checkpoint.random_weights:  # training would change values only, which stand for none
+        return ao.load_quantized(settings, device, precision)
     folder = _trained(scenario, settings)
     trained = replace(settings, checkpoint=replace(settings.checkpoint, path=folder / _CHECKPOINT))
     losses = _curve(folder)["losses"]
     size = max(1, len(losses) // _CURVE_POINTS)
     curve = [round(fmean(losses[start : start + size]), 6) for start in range(0, len(losses), size)]
-    precision = SAME_AS[scenario.variant.precision]
-    return ao.load_quantized(trained, scenario.conditions.device, precision, {"qat_losses": json.dumps(curve)})
+    return ao.load_quantized(trained, device, precision, {"qat_losses": json.dumps(curve)})
 
 
 def _trained(scenario: Scenario, settings: Settings) -> Path:

@@ -9,6 +9,7 @@ from pathlib import Path
 from quantbench.architecture import Architecture
 from quantbench.footprint import Weights, dense_bytes
 from quantbench.methods import LoadedModel, LoadedModule, Settings, method
+from quantbench.methods._devices import one_place
 from quantbench.methods._modules import TorchModule, build_module, refuse_to_save, state_dict_counts
 from quantbench.methods._transformers import TransformersModel, load_pretrained
 from quantbench.scenario import Precision, Scenario
@@ -48,7 +49,7 @@ def save_torch(scenario: Scenario, settings: Settings, out: Path) -> None:
 def _open_module(settings: Settings, device: str, dtype: str) -> LoadedModule:
     import torch
 
-    kind = getattr(torch, dtype)
+    kind, device = getattr(torch, dtype), one_place(device)
     module = build_module(settings).to(device, kind)
     parameters = sum(each.numel() for each in module.parameters())
     return TorchModule(module, f"aten-{dtype}", settings, parameters=parameters, device=device, dtype=kind)

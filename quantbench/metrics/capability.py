@@ -58,9 +58,10 @@ def capability(trace: Trace, reference: Reference | None) -> Mapping[str, Value]
     """Devices it runs on, conversion, fine-tuning, saving and reloading"""
     probes = trace.probes
     none = Missing(trace.absent.get("probes", _NOT_PROBED))
+    loaded = trace.load_s is not None or trace.weights is not None  # of a dummy that is made while loading there is no load_s
     unloaded = Missing(trace.absent.get("load_s", "nothing is loaded here"))
     values: dict[str, Value] = {
-        "conversion": unloaded if trace.load_s is None else PREQUANTIZED if trace.prequantized else ON_LOAD,
+        "conversion": unloaded if not loaded else PREQUANTIZED if trace.prequantized else ON_LOAD,
         "capability_notes": json.dumps({name: each.note for name, each in probes.items() if each.note}) if probes else none,
     }
     for column, name in _BY_PROBE.items():

@@ -33,9 +33,9 @@ _PER_ANSWER: Mapping[str, tuple[str, str, str, Callable[[Generation], float]]] =
     ),
     "tpot_s": (
         "time per output token after the first",
-        "median((e2e - ttft) / (n - n_first)); n_first = 1, or what a server sends at once",
+        "median(batch x (e2e - ttft) / (n - n_first)); n_first = 1 of each sequence, or what a server sends at once",
         "NVIDIA AIPerf: inter token latency; MLCommons inference rules: TPOT",
-        lambda each: (each.e2e_s - each.prefill_s) / (each.tokens - each.first_tokens),
+        lambda each: each.batch * (each.e2e_s - each.prefill_s) / (each.tokens - each.first_tokens),
     ),
     "e2e_s": (
         "request to last token", "median(t_last - t_request)", f"{_NIM}: end-to-end request latency",

@@ -15,8 +15,11 @@ EQUAL = "equal"
 _WALKED = ("parameters", "buffers", "tensor_subclasses")
 """Kinds of weights that ``get_memory_footprint()`` walks over."""
 
+_ON_CPU = "the model ran on the CPU"
 _PROC = "kernel: proc_pid_status(5), proc_pid_clear_refs(5)"
 _TORCH_CUDA = "torch.cuda memory statistics"
+_NVML_PROCESS = "NVML nvmlDeviceGetComputeRunningProcesses"
+_NVML_MEMORY = "NVML nvmlDeviceGetMemoryInfo"
 _FOOTPRINT = "transformers PreTrainedModel.get_memory_footprint"
 _WEIGHTS = (
     Column(
@@ -93,19 +96,34 @@ _PEAKS = (
 _DEVICE_PEAKS = (
     Column(
         "peak_device_allocated_bytes", "bytes", "lower", "int", doc="most bytes of tensors on the device while answering",
-        formula="torch.cuda.max_memory_allocated(device), reset before", source=_TORCH_CUDA,
+        formula="sum over the GPUs of torch.cuda.max_memory_allocated(), reset before", source=_TORCH_CUDA,
     ),
     Column(
-        "peak_device_reserved_bytes", "bytes", "lower", "int", doc="most bytes that torch's allocator took from the device",
-        formula="torch.cuda.max_memory_reserved(device), reset before", source=_TORCH_CUDA,
+        "peak_device_reserved_bytes", "bytes", "lower", "int",
+        doc="most bytes that torch's allocator took from the device while answering",
+        formula="sum over the GPUs of torch.cuda.max_memory_reserved(), reset after empty_cache()", source=_TORCH_CUDA,
+    ),
+    Column(
+        "load_peak_device_allocated_bytes", "bytes", "lower", "int", doc="most bytes of tensors on the device while opening",
+        formula="sum over the GPUs of torch.cuda.max_memory_allocated() after opening", source=_TORCH_CUDA,
+    ),
+    Column(
+        "peak_device_process_bytes", "bytes", "lower", "int",
+        doc="most device memory of the process as the driver lists it: CUDA's own context, some hundred MB, counts too",
+        formula="highest sample of this pid's usedGpuMemory while answering, summed over the GPUs", source=_NVML_PROCESS,
+    ),
+    Column(
+        "peak_device_used_bytes", "bytes", "lower", "int",
+        doc="most that the GPUs gave away beyond what was in use before opening: by any runtime, context and others' use too",
+        formula="highest sample of used while answering - used before opening, summed over the GPUs", source=_NVML_MEMORY,
     ),
 )  # fmt: skip
 
 
 @metric(*_WEIGHTS, _ARTIFACT, *_PEAKS, *_DEVICE_PEAKS)
 def memory(trace: Trace, reference: Reference | None) -> Mapping[str, Value]:
-    """Weight bytes with their kinds, bits per weight, and resident memory with its split"""
-    artifact = _or(trace.artifact_bytes, "the variant was not loaded from files")
+    """Weight bytes with their kinds, bits per weight, resident memory with its split, and memory of the device"""
+    artifact = _or(trace.artifact_bytes, trace.absent.get("artifact_bytes", "the variant was not loaded from files"))
     return {"artifact_bytes": artifact, **_weights(trace), **_peaks(trace)}
 
 
@@ -166,13 +184,16 @@ def _peaks(trace: Trace) -> dict[str, Value]:
         "rss_file_bytes": peak.rss_file_bytes,
         "peak_device_allocated_bytes": _on_device(peak.device_allocated_bytes),
         "peak_device_reserved_bytes": _on_device(peak.device_reserved_bytes),
+        "load_peak_device_allocated_bytes": _on_device(peak.load_device_allocated_bytes),
+        "peak_device_process_bytes": _or(peak.device_process_bytes, peak.absent.get("device_process_bytes", _ON_CPU)),
+        "peak_device_used_bytes": _or(peak.device_used_bytes, peak.absent.get("device_used_bytes", _ON_CPU)),
     }
 
 
 def _on_device(count: int | None) -> Value:
     if count == 0:
         return Missing("torch's allocator held nothing there: this runtime takes device memory by itself, unseen by torch")
-    return _or(count, "the model ran on the CPU")
+    return _or(count, _ON_CPU)
 
 
 def _or(value: float | None, reason: str) -> Value:

@@ -22,8 +22,8 @@ _UNKNOWN = (
         "memory_bandwidth_bps",
         "bytes/s",
         doc="what this device's memory moves in a copy, with the threads in use; bytes read and bytes written both count",
-        formula="2 x array bytes (at most 256 MiB) / seconds of the fastest copy; once per machine, device and threads",
-        source="numpy copy on CPU (one part a thread), torch copy on CUDA; STREAM's Copy counts alike",
+        formula="2 x array bytes (CPU 256 MiB, GPU 1 GiB at most) / s of the fastest; once per GPU, or machine and threads",
+        source="numpy copy on CPU (one part a thread); torch copy on CUDA, of the first GPU; STREAM's Copy counts alike",
     ),
     Column(
         "bytes_per_token",
@@ -31,7 +31,7 @@ _UNKNOWN = (
         "lower",
         "int",
         doc="what a decode step reads at least: weights, of an input embedding of its own one row, and the KV cache so far",
-        formula="weight_bytes_running - untied input embedding + one row of it + KV bytes a position x mean position",
+        formula="(weight_bytes_running - untied input embedding + one row of it) / batch + KV bytes a position x mean position",
         source="quantbench, DESIGN section 6",
     ),
     Column(

@@ -14,7 +14,7 @@ from quantbench.cache import file_sha256
 from quantbench.errors import ModelError
 from quantbench.job import Checkpoint
 from quantbench.models import MODELS, ModuleRecipe, check_name, is_dummy, is_server, looks_like_path
-from quantbench.models._dummy import make_dummy
+from quantbench.models._dummy import make_dummy, read_shapes
 from quantbench.models._gguf import gguf_parts
 from quantbench.models._hub import CHECKPOINT_FILES, download
 
@@ -96,7 +96,12 @@ def weight_index(folder: Path) -> Path | None:
 
 
 def count_parameters(checkpoint: Checkpoint) -> int:
-    """Parameters of the unquantized model, from the files' headers: elements of all tensors; packed ones as if unpacked."""
+    """Parameters of the unquantized model, from the files' headers: elements of all tensors; packed ones as if unpacked.
+
+    A dummy's are counted from their shapes.
+    """
+    if checkpoint.random_weights:
+        return sum(math.prod(shape) for shape in read_shapes(checkpoint.path).values())
     if checkpoint.kind == "gguf":
         from gguf import GGUFReader
 

@@ -1,7 +1,10 @@
 """Dummies: a real architecture with random, seeded weights, to measure memory and latency with nothing to download.
 
-``python -m quantbench.models._dummy FOLDER SOURCE`` fills a folder that holds a config.json; the weights are made in that
-process of its own, so that whoever asks for a dummy does not import torch.
+A dummy is a folder without weights: a configuration, a tokenizer and the shapes of its parameters. Methods make the weights
+while they load, or write them in a packed format of their own.
+
+``python -m quantbench.models._dummy FOLDER SOURCE`` adds the shapes to a folder that holds a config.json, in that process of
+its own, so that whoever asks for a dummy does not import torch.
 """
 
 from __future__ import annotations
@@ -18,25 +21,29 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from quantbench.cache import CACHE_VARIABLE, artifact, file_sha256
+from quantbench.cache import artifact, file_sha256
 from quantbench.errors import MissingDependency, ModelError, QuantbenchError
 from quantbench.job import Checkpoint
-from quantbench.machine import available_memory, versions
+from quantbench.machine import versions
 from quantbench.models import MODELS
 from quantbench.models._configs import CONFIG, config_file, read_config_file
 from quantbench.scenario import DUMMY_PREFIX
-from quantbench.units import format_bytes
 
 SEED = 0
-RECIPE = 1
-"""Counts changes in how a dummy is made; older ones are then made again."""
+RECIPE = 2
+"""Counts changes in how a dummy is made, its weights included; older ones are then made again."""
+
+SHAPES = "shapes.json"
+"""Shape by name of every parameter, as transformers names them; tied ones once."""
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 _TOKENIZER_IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None}
 _TOKENIZER_SIZE = 2048
-_LEFT_OUT = ("quantization_config", "auto_map")
-_BFLOAT16_BYTES = 2
-_SHARD = "2GB"
+_LEFT_OUT = frozenset(
+    ("quantization_config", "auto_map", "attn_implementation", "_attn_implementation", "experts_implementation")
+)
+"""How it was quantized, and what names code that transformers would fetch and run."""
+
 _MAKERS = ("torch", "transformers")
 
 
@@ -44,13 +51,13 @@ def make_dummy(name: str) -> Checkpoint:
     """The checkpoint behind ``dummy:NAME_OR_CONFIG``, made on first use and kept in the cache.
 
     Its tokenizer is the canary's, which reads any text with the first 2048 ids. Raises ModelError for a configuration that
-    cannot be used, and where disk or memory cannot hold the weights in bfloat16.
+    cannot be used.
     """
     missing = [each for each in _MAKERS if find_spec(each) is None]
     if missing:
         raise MissingDependency(f"model {name!r} takes {', '.join(missing)}, not installed; pip install 'quantbench[torch]'")
     source = config_file(name.removeprefix(DUMMY_PREFIX))
-    config = _unquantized(read_config_file(source))
+    config = {**_plain(read_config_file(source)), **_TOKENIZER_IDS}
     canary = MODELS["canary"].folder()
     asked: dict[str, object] = {
         "config": config, "seed": SEED, "recipe": RECIPE,
@@ -69,13 +76,20 @@ def make_dummy(name: str) -> Checkpoint:
     return Checkpoint(name=name, kind="hf", path=folder, revision=f"seed {SEED}", content_hash=content, random_weights=True)
 
 
-def _unquantized(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration of the plain model without code of its own, with the special ids of the tokenizer that a dummy has."""
-    return {**{key: value for key, value in config.items() if key not in _LEFT_OUT}, **_TOKENIZER_IDS}
+def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of a dummy's parameters by name."""
+    shapes: dict[str, list[int]] = json.loads((folder / SHAPES).read_text())
+    return {name: tuple(shape) for name, shape in shapes.items()}
+
+
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration of the plain model, and of the models that it is made of, without code of its own."""
+    kept = {key: value for key, value in config.items() if key not in _LEFT_OUT}
+    return {key: _plain(value) if isinstance(value, Mapping) else value for key, value in kept.items()}
 
 
 def _make_elsewhere(folder: Path, source: Path) -> None:
-    """Fill the folder with weights, in a process of its own."""
+    """Add the shapes to the folder, in a process of its own."""
     command = [sys.executable, "-m", __name__, str(folder), str(source)]
     done = subprocess.run(
         command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
@@ -90,10 +104,10 @@ def _make_elsewhere(folder: Path, source: Path) -> None:
     raise ModelError(last if own else f"transformers cannot make a model from {source} ({last}); give another configuration")
 
 
-def write_weights(folder: Path, source: str) -> None:
-    """Make the model that config.json in ``folder`` describes and save its weights beside it, in bfloat16.
+def write_shapes(folder: Path, source: str) -> None:
+    """Write the shapes of the model that config.json in ``folder`` describes beside it, and that file as transformers has it.
 
-    Memory holds the model and one shard. ``source`` is what messages name.
+    No weight is made. ``source`` is what messages name.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -106,30 +120,18 @@ def write_weights(folder: Path, source: str) -> None:
             f"set vocab_size to {_TOKENIZER_SIZE} or more"
         )
     with torch.device("meta"):
-        shape = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, trust_remote_code=False)
-    _require_room(folder, sum(each.numel() for each in shape.parameters()), source)
-    torch.manual_seed(SEED)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, trust_remote_code=False)
-    model.save_pretrained(folder, max_shard_size=_SHARD)
-
-
-def _require_room(folder: Path, parameters: int, source: str) -> None:
-    """ModelError where disk or memory cannot hold so many parameters in bfloat16."""
-    needed = parameters * _BFLOAT16_BYTES
-    takes = f"the dummy of {source} takes {format_bytes(needed)} ({parameters:,} parameters in bfloat16)"
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise ModelError(f"{takes} and the cache's disk has {format_bytes(free)} free; set {CACHE_VARIABLE} to a larger one")
-    memory = available_memory()
-    if needed > memory:
-        raise ModelError(f"{takes} and {format_bytes(memory)} of memory are free; free some, or take a smaller configuration")
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, trust_remote_code=False)
+    model.tie_weights()
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(folder)
+    (folder / SHAPES).write_text(json.dumps({name: list(each.shape) for name, each in model.named_parameters()}))
 
 
 def main() -> int:
-    """Fill the folder named on the command line; what is wrong is the last line on stderr."""
+    """Do so for the folder named on the command line; what is wrong is the last line on stderr."""
     folder, source = sys.argv[1:]
     try:
-        write_weights(Path(folder), source)
+        write_shapes(Path(folder), source)
     except QuantbenchError as error:
         print(error, file=sys.stderr)
         return error.exit_code

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from quantbench.errors import ModelError
-from quantbench.job import Checkpoint
+from quantbench.job import Checkpoint, Task
 
 _TAIL = 16
 """Ids that are enough to see what the next one adds."""
@@ -27,6 +27,18 @@ class Tokenizer(Protocol):
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of ``tokens``."""
+
+
+def encode_prompts(tokenizer: Tokenizer, task: Task) -> list[list[int]]:
+    """Ids of a task's prompts; where it asks for a length, its one prompt is repeated until it is as long, and cut."""
+    if not task.tokens:
+        return [tokenizer.encode(text) for text in task.prompts]
+    (text,) = task.prompts
+    ids = tokenizer.encode(text)
+    while len(ids) < task.tokens:
+        text = f"{text} {text}"
+        ids = tokenizer.encode(text)
+    return [ids[: task.tokens]]
 
 
 def added_text(tokenizer: Tokenizer, before: Sequence[int], token: int) -> str:

@@ -1,8 +1,9 @@
 """How near the memory roofline: what the memory can move, and what a decode step must read from it.
 
 The bandwidth is that of the fastest of several copies of an array that is larger than most caches; the bytes that are read and
-the bytes that are written both count. It is measured once per machine, device and number of threads, in a process of its own
-before a model is opened, and remembered in the cache.
+the bytes that are written both count. It is measured once per machine and number of threads, or GPU, in a process of its own
+before a model is opened, and remembered in the cache. A GPU is far faster than it can be asked to copy, so that there many
+copies are timed together, on its own clock.
 """
 
 from __future__ import annotations
@@ -20,14 +21,22 @@ from statistics import fmean
 
 from quantbench.cache import artifact
 from quantbench.errors import QuantbenchError
+from quantbench.gpus import chosen_gpus
 from quantbench.machine import available_memory, describe
 from quantbench.trace import WeightMemory
 
 BANDWIDTH_FORMAT = 1
-"""Counts changes in how it is measured; what was remembered before is then measured again."""
+DEVICE_FORMAT = 2
+"""Counts changes in how it is measured, on a CPU and on a GPU; what was remembered before is then measured again."""
 
 _RESULT = "bandwidth.json"
 _ARRAY_BYTES = 256 * 2**20
+_DEVICE_ARRAY_BYTES = 2**30
+"""Some twenty times the largest cache of a GPU."""
+
+_TOGETHER = 10
+"""Copies on a GPU between two marks: to start one takes some microseconds, which hide behind the one before."""
+
 _MEMORY_SHARE = 0.1
 """Each of the two arrays takes at most this much of the memory that is free."""
 
@@ -38,10 +47,10 @@ _TIMEOUT_S = 120
 
 
 def memory_bandwidth(device: str, threads: int) -> float | str:
-    """Bytes per second read and written by a copy on ``device``, on a CPU with that many threads; a string says why not."""
-    cuda = device.startswith("cuda")
-    if cuda and not describe().gpus:
-        return "there is no CUDA device here whose memory could be measured"
+    """Bytes per second read and written by a copy on ``device``, on a CPU with that many threads; a string says why not.
+
+    ``cuda`` stands for the first GPU: a model that is spread over several reads from one after the other.
+    """
 
     def measure(folder: Path) -> None:
         command = [sys.executable, "-m", __name__, device, str(threads), str(folder / _RESULT)]
@@ -50,16 +59,28 @@ def memory_bandwidth(device: str, threads: int) -> float | str:
             last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
             raise QuantbenchError(f"memory bandwidth could not be measured on {device}: {last}")
 
-    library = "torch" if cuda else "numpy"
     try:
-        asked: dict[str, object] = {
-            "machine": describe().fingerprint, "device": device, "threads": 0 if cuda else threads,
-            "with": f"{library} {version(library)}", "format": BANDWIDTH_FORMAT, "boot": _boot(),
-        }  # fmt: skip
+        asked = _asked_on_cpu(device, threads) if device == "cpu" else _asked_on_device(device)
         body = json.loads((artifact("bandwidth", asked, measure) / _RESULT).read_text())
         return float(body["bytes_per_second"])
     except (QuantbenchError, OSError, subprocess.TimeoutExpired, ImportError) as error:  # it costs this figure, never the row
         return str(error)
+
+
+def _asked_on_cpu(device: str, threads: int) -> dict[str, object]:
+    return {
+        "machine": describe().fingerprint, "device": device, "threads": threads, "with": f"numpy {version('numpy')}",
+        "format": BANDWIDTH_FORMAT, "boot": _boot(),
+    }  # fmt: skip
+
+
+def _asked_on_device(device: str) -> dict[str, object]:
+    """What tells this GPU from any other, whatever number it has today."""
+    gpu = chosen_gpus(device)[0]
+    return {
+        "gpu": gpu.name, "uuid": gpu.uuid, "driver": gpu.driver, "with": f"torch {version('torch')}",
+        "format": DEVICE_FORMAT, "boot": _boot(),
+    }  # fmt: skip
 
 
 def _boot() -> str:
@@ -67,15 +88,16 @@ def _boot() -> str:
     return _BOOT_ID.read_text().strip() if _BOOT_ID.exists() else platform.node()
 
 
-def bytes_per_token(weights: WeightMemory, prompts: Sequence[Sequence[int]], length: int) -> int | None:
-    """Bytes that a decode step reads, mean over the steps of answers of ``length`` tokens; None where it is not known.
+def bytes_per_token(weights: WeightMemory, prompts: Sequence[Sequence[int]], length: int, batch: int) -> int | None:
+    """Bytes that a decode step reads, mean over the steps of answers of ``length`` tokens, divided by the sequences of a batch.
 
-    Step i after a prompt of n tokens reads the weights and the keys and values of the n + i - 1 positions before its own.
+    Step i after a prompt of n tokens reads the weights, once for all sequences, and of each the keys and values of the
+    n + i - 1 positions before its own. None where it is not known.
     """
     if weights.step_bytes is None or weights.cache_position_bytes is None:
         return None
     positions = fmean(map(len, prompts)) + length / 2 - 1
-    return round(weights.step_bytes + weights.cache_position_bytes * positions)
+    return round(weights.step_bytes / batch + weights.cache_position_bytes * positions)
 
 
 def copy_on_cpu(threads: int, array_bytes: int) -> float:
@@ -90,17 +112,31 @@ def copy_on_cpu(threads: int, array_bytes: int) -> float:
 
 
 def copy_on_device(device: str, array_bytes: int) -> float:
-    """The fastest copy's bytes per second, from one place of the device's memory to another."""
+    """Bytes per second of the fastest of several rows of copies, from one place of the device's memory to another."""
     import torch
 
-    source = torch.ones(array_bytes, dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-
-    def copy() -> None:
+    with torch.cuda.device(device):
+        source = torch.ones(array_bytes, dtype=torch.uint8, device=device)
+        target = torch.empty_like(source)
         target.copy_(source)
-        torch.cuda.synchronize(device)
+        taken: list[float] = []
+        while len(taken) < _LEAST_COPIES or sum(taken) < _COPYING_S:
+            started, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            started.record()
+            for _ in range(_TOGETHER):
+                target.copy_(source, non_blocking=True)
+            ended.record()
+            ended.synchronize()
+            taken.append(started.elapsed_time(ended) / 1000)
+        return 2 * array_bytes * _TOGETHER / min(taken)
 
-    return 2 * array_bytes / _fastest(copy)
+
+def device_array_bytes(device: str) -> int:
+    """How large each array may be on the device: what its own free memory allows, that of the host is no matter."""
+    import torch
+
+    free, _ = torch.cuda.mem_get_info(device)
+    return min(_DEVICE_ARRAY_BYTES, int(free * _MEMORY_SHARE))
 
 
 def _fastest(copy: Callable[[], object]) -> float:
@@ -117,8 +153,12 @@ def _fastest(copy: Callable[[], object]) -> float:
 def main() -> None:
     """Measure the device and threads named on the command line, and write the file named third."""
     device, threads, path = sys.argv[1:]
-    array_bytes = min(_ARRAY_BYTES, int(available_memory() * _MEMORY_SHARE))
-    speed = copy_on_cpu(int(threads), array_bytes) if device == "cpu" else copy_on_device(device, array_bytes)
+    if device == "cpu":
+        array_bytes = min(_ARRAY_BYTES, int(available_memory() * _MEMORY_SHARE))
+        speed = copy_on_cpu(int(threads), array_bytes)
+    else:
+        array_bytes = device_array_bytes(device)
+        speed = copy_on_device(device, array_bytes)
     Path(path).write_text(json.dumps({"bytes_per_second": speed, "array_bytes": array_bytes}))
 
 

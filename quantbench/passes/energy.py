@@ -1,8 +1,8 @@
 """The energy pass: joules that the device took while it answered, from a counter that the hardware keeps.
 
-On CUDA it is NVML's counter of the whole board, on a CPU the RAPL counters of all packages. Both count everything that runs
-there; what the device takes when idle is not subtracted. The pass comes after the latency pass, so that nothing reads counters
-while answers are timed, and where there is no counter it takes no time.
+On CUDA it is NVML's counter of the whole board, the sum where a model is spread over several; on a CPU the RAPL counters of all
+packages. Both count everything that runs there; what the device takes when idle is not subtracted. The pass comes after the
+latency pass, so that nothing reads counters while answers are timed, and where there is no counter it takes no time.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib import import_module
 from itertools import cycle
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-from quantbench.methods import LoadedModel
+from quantbench.passes.gpu import Boards, open_boards
+from quantbench.passes.latency import Contender, answer_tokens
 from quantbench.trace import Energy
 
 WINDOW_S = 5.0
@@ -25,7 +25,6 @@ WINDOW_S = 5.0
 POWERCAP = Path("/sys/class/powercap")
 _PACKAGE = re.compile(r"package-\d+(-die-\d+)?")
 _MICRO = 1e-6
-_MILLI = 1e-3
 
 
 class Counter(Protocol):
@@ -39,28 +38,29 @@ class Counter(Protocol):
         """Joules since it was opened; to be read at least once while the hardware's counter goes around once."""
 
 
-def measure_energy(model: LoadedModel, prompts: Sequence[Sequence[int]], context: int, device: str) -> Energy | str:
+def measure_energy(contender: Contender, context: int, device: str) -> Energy | str:
     """Energy of answers to all prompts in turn, as long as the context allows; a string says why there is none."""
     counter = find_counter(device)
     if isinstance(counter, str):
         return counter
     try:
-        counted = count_energy(model, prompts, context, counter)
+        counted = count_energy(contender, context, counter)
     except OSError as error:
         return f"the energy counter {counter.source} failed while answers were generated: {error}"
     return counted if counted.joules else f"the energy counter {counter.source} did not move in {counted.window_s:.0f} s"
 
 
-def count_energy(model: LoadedModel, prompts: Sequence[Sequence[int]], context: int, counter: Counter) -> Energy:
+def count_energy(contender: Contender, context: int, counter: Counter) -> Energy:
     """Answer for at least WINDOW_S seconds; the last answer is left off where it stands."""
+    model, batch = contender.model, contender.batch
     tokens = 0
     elapsed_s = joules = 0.0
     model.synchronize()
     before = counter.joules()
     started = time.perf_counter()
-    for prompt in cycle(prompts):
-        for _ in model.generate(prompt, context - len(prompt)):
-            tokens += 1
+    for prompt in cycle(contender.prompts):
+        for _ in answer_tokens(model, prompt, context - len(prompt), batch):
+            tokens += batch
             if time.perf_counter() - started >= WINDOW_S:
                 break
         model.synchronize()
@@ -72,8 +72,8 @@ def count_energy(model: LoadedModel, prompts: Sequence[Sequence[int]], context: 
 
 
 def find_counter(device: str, powercap: Path = POWERCAP) -> Counter | str:
-    """The counter for the device, or in a sentence why there is none."""
-    return open_nvml(device) if device.startswith("cuda") else open_rapl(powercap)
+    """The counter for the device, or for places joined by ``+``; or in a sentence why there is none."""
+    return open_nvml_counter(device) if device.startswith("cuda") else open_rapl(powercap)
 
 
 @dataclass(slots=True)
@@ -113,43 +113,33 @@ def open_rapl(powercap: Path = POWERCAP) -> Rapl | str:
     return rapl
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Nvml:
-    """The energy counter of one GPU board, in millijoules since the driver was loaded."""
+    """The energy counters of GPU boards, which count since the driver was loaded."""
 
-    library: Any
-    handle: Any
-    source: str = "NVML, GPU board"
+    boards: Boards
+
+    @property
+    def source(self) -> str:
+        """See Counter."""
+        count = len(self.boards.handles)
+        return "NVML, GPU board" if count == 1 else f"NVML, {count} GPU boards"
 
     def joules(self) -> float:
         """See Counter. OSError when NVML refuses."""
-        try:
-            return float(self.library.nvmlDeviceGetTotalEnergyConsumption(self.handle)) * _MILLI
-        except self.library.NVMLError as error:
-            raise OSError(str(error)) from error
+        return self.boards.joules()
 
 
-def open_nvml(device: str) -> Nvml | str:
-    """The counter of the board that torch calls ``device``."""
+def open_nvml_counter(device: str) -> Nvml | str:
+    """The counters of the boards of ``device``, tried once."""
+    boards = open_boards(device)
+    if isinstance(boards, str):
+        return boards
     try:
-        pynvml, torch = import_module("pynvml"), import_module("torch")
-        uuid = str(torch.cuda.get_device_properties(device).uuid)
-    except ImportError as error:
-        return f"NVML is read through nvidia-ml-py and torch, and {error.name} is not installed; pip install 'quantbench[gpu]'"
-    except (RuntimeError, AssertionError, AttributeError) as error:
-        return f"torch does not say which board {device} is: {error}"
-    return nvml_counter(pynvml, uuid)
-
-
-def nvml_counter(library: Any, uuid: str) -> Nvml | str:
-    """The counter of the board with this UUID, tried once; numbers would not do, since NVML's order is not CUDA's."""
-    try:
-        library.nvmlInit()
-        counter = Nvml(library, library.nvmlDeviceGetHandleByUUID(f"GPU-{uuid.removeprefix('GPU-')}"))
-        counter.joules()
-    except (OSError, library.NVMLError) as error:
+        boards.joules()
+    except OSError as error:
         return f"NVML gives no energy counter of this GPU: {error}"
-    return counter
+    return Nvml(boards)
 
 
 def _read(path: Path) -> str:

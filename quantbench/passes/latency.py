@@ -6,13 +6,13 @@ Between fresh processes the raw figure moves more than the ratio to an anchor in
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
 
 from quantbench.errors import ModelError
-from quantbench.methods import LoadedModel
+from quantbench.methods import Batched, LoadedModel
 from quantbench.passes._rounds import ANCHOR_SHARE, AnchorTurn, until_steady
 from quantbench.scenario import Effort
 from quantbench.trace import Generation, Round
@@ -22,24 +22,32 @@ Prompts = Sequence[Sequence[int]]
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """A loaded model with the prompts that it answers; ``said`` keeps its last greedy answer to each."""
+    """A loaded model with the prompts that it answers, ``batch`` sequences together; ``said`` keeps its last answer to each."""
 
     model: LoadedModel
     prompts: Prompts
+    batch: int = 1
     said: dict[int, tuple[int, ...]] = field(default_factory=dict)
 
     def answer(self, index: int, length: int) -> Generation:
         """One timed answer to one of its prompts."""
-        answer, self.said[index] = timed_answer(self.model, index, self.prompts[index], length)
+        answer, self.said[index] = timed_answer(self.model, index, self.prompts[index], length, self.batch)
         return answer
 
 
-def measure_rounds(variant: Contender, anchor: Contender | None, length: int, effort: Effort) -> tuple[Round, ...]:
+def measure_rounds(
+    variant: Contender,
+    anchor: Contender | None,
+    length: int,
+    effort: Effort,
+    *,
+    after_round: Callable[[], None] = lambda: None,
+) -> tuple[Round, ...]:
     """Timed rounds, until the median's confidence interval is narrow enough or the budget is spent.
 
     A round answers every prompt once; where that would take too long for the rounds that an interval takes, a round answers
     some prompts in rotation, and it ends when every prompt had as many turns. The other passes came before and warmed
-    the variant up; one answer each warms what is left.
+    the variant up; one answer each warms what is left. ``after_round`` is called after each, when no clock runs.
     """
     size = _round_size(variant.answer(0, length).e2e_s, len(variant.prompts), effort)
     sweep = len(variant.prompts) // size
@@ -51,6 +59,7 @@ def measure_rounds(variant: Contender, anchor: Contender | None, length: int, ef
     def take(index: int) -> Round:
         numbers = sorted((index * size + offset) % len(variant.prompts) for offset in range(size))
         answers = tuple(variant.answer(number, length) for number in numbers)
+        after_round()
         opposite = turn.take(sum(map(_seconds, answers)), numbers) if turn else ()
         return Round(index=index, variant=answers, anchor=opposite)
 
@@ -66,15 +75,36 @@ def _round_size(answer_s: float, prompts: int, effort: Effort) -> int:
     return max(size for size in range(1, prompts + 1) if prompts % size == 0 and size <= affordable)
 
 
+def together(prompt: Sequence[int], batch: int) -> list[list[int]]:
+    """``batch`` prompts as long as ``prompt``, itself the first: its ids after the first are turned by one place for each.
+
+    So the rows differ, and none needs padding.
+    """
+    first, rest = list(prompt[:1]), list(prompt[1:])
+    turns = [row % len(rest) if rest else 0 for row in range(batch)]
+    return [first + rest[turn:] + rest[:turn] for turn in turns]
+
+
+def answer_tokens(model: LoadedModel, prompt: Sequence[int], length: int, batch: int) -> Iterator[int]:
+    """The answer to ``prompt``, token by token; where ``batch`` is above 1, further sequences are answered together with it."""
+    if batch == 1:
+        return model.generate(prompt, length)
+    assert isinstance(model, Batched)
+    return (tokens[0] for tokens in model.generate_batch(together(prompt, batch), length))
+
+
 def timed_answer(
-    model: LoadedModel, index: int, prompt: Sequence[int], length: int
+    model: LoadedModel, index: int, prompt: Sequence[int], length: int, batch: int = 1
 ) -> tuple[Generation, tuple[int, ...]]:
-    """One greedy answer and its ids; the clock is read at each token, the device synchronized at the edges of the phases."""
+    """One greedy answer and its ids; the clock is read at each token, the device synchronized at the edges of the phases.
+
+    ``batch`` sequences are answered together; the ids are those of the first.
+    """
     clock = time.perf_counter
     stamps = [0.0] * length
     ids = [0] * length
     model.synchronize()
-    tokens = model.generate(prompt, length)
+    tokens = answer_tokens(model, prompt, length, batch)
     started = clock()
     ids[0] = next(tokens)
     model.synchronize()
@@ -88,10 +118,11 @@ def timed_answer(
         raise ModelError(f"the method stopped before {length} tokens; its generate() must go on past the end of sequence")
     answer = Generation(
         prompt=index,
-        prompt_tokens=len(prompt),
+        prompt_tokens=len(prompt) * batch,
         prefill_s=stamps[0] - started,
         gaps_s=tuple(after - before for before, after in pairwise(stamps)),
         e2e_s=ended - started,
+        batch=batch,
     )
     return answer, tuple(ids)
 

@@ -1,7 +1,8 @@
 """The memory pass: the kernel's high-water mark of resident memory, reset before a round of generation.
 
 ``ru_maxrss`` is inherited through exec and would count the parent; VmHWM, reset through clear_refs, does not. The kernel keeps
-no such mark of the anonymous and the file-backed part alone, so their split is sampled: nothing is timed in this pass.
+no such mark of the anonymous and the file-backed part alone, so their split is sampled: nothing is timed in this pass. On a GPU
+torch's allocator keeps marks of its own; what the driver says of the whole process and of the boards is sampled too.
 """
 
 from __future__ import annotations
@@ -10,18 +11,22 @@ import ctypes
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
 from quantbench.errors import UnsupportedError
 from quantbench.methods import LoadedModel
+from quantbench.passes.gpu import Boards, open_boards, uses_cuda
 from quantbench.passes.latency import timed_answer
 from quantbench.trace import PeakMemory
 
 SAMPLE_S = 0.002
 """The split of resident memory is read once in so many seconds."""
+
+_UNLISTED = "the driver lists no memory as this process's: in a container it may know the process by another number"
 
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
@@ -55,38 +60,122 @@ def reset_high_water() -> None:
         ) from error
 
 
-def measure_peak(
-    model: LoadedModel, prompts: Sequence[Sequence[int]], length: int, loading: tuple[int, int], device: str
-) -> PeakMemory:
-    """Peak memory of answering the longest prompt, whose cache is the largest; ``loading`` as for ``peak_during``."""
-    longest = max(prompts, key=len)
-    return peak_during(lambda: timed_answer(model, 0, longest, length), loading, device)
+def reset_device(device: str) -> None:
+    """Let torch's allocator give back what it keeps for later, then set its marks to what it holds now."""
+    if cuda := _cuda_in_use(device):
+        cuda.empty_cache()
+        for number in _numbers(cuda, device):
+            cuda.reset_peak_memory_stats(number)
 
 
-def peak_during(work: Callable[[], object], loading: tuple[int, int], device: str) -> PeakMemory:
-    """Peak memory of ``work``.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loading:
+    """What was held before a model was opened, and at most while it was (0 until ``ended()``), in bytes.
 
-    ``loading`` is what was resident before the model was opened, and the high-water mark while it was.
+    ``boards`` are those of the device, or why NVML tells nothing of them; ``stranger`` says that the driver's list names
+    another process by this one's number.
     """
+
+    device: str
+    start_rss_bytes: int
+    peak_rss_bytes: int = 0
+    boards: Boards | str
+    start_used_bytes: int = 0
+    stranger: bool = False
+    device_allocated_bytes: int | None = None
+
+    def ended(self) -> Loading:
+        """The same, after the model was opened."""
+        allocated, _ = _device_peaks(self.device)
+        return replace(self, peak_rss_bytes=resident()["VmHWM"], device_allocated_bytes=allocated)
+
+
+def before_loading(device: str) -> Loading:
+    """Give back what can be given back and look at what is held, right before a model is opened on ``device``.
+
+    NVML is opened first: its library takes memory of the host, and none of the device.
+    """
+    boards = open_boards(device)
+    reset_device(device)
+    used, stranger = 0, False
+    if isinstance(boards, Boards):
+        with suppress(OSError):
+            stranger = boards.process_bytes() is not None and not uses_cuda()
+        try:
+            used = boards.used_bytes()
+        except OSError as error:
+            boards = str(error)
     reset_high_water()
-    _reset_device(device)
-    with _highest() as highest:
+    return Loading(
+        device=device, start_rss_bytes=resident()["VmRSS"], boards=boards, start_used_bytes=used, stranger=stranger
+    )
+
+
+def measure_peak(
+    model: LoadedModel, prompts: Sequence[Sequence[int]], length: int, loading: Loading, batch: int = 1
+) -> PeakMemory:
+    """Peak memory of answering the longest prompt, whose cache is the largest."""
+    longest = max(prompts, key=len)
+    return peak_during(lambda: timed_answer(model, 0, longest, length, batch), loading)
+
+
+def peak_during(work: Callable[[], object], loading: Loading) -> PeakMemory:
+    """Peak memory of ``work``."""
+    reset_high_water()
+    reset_device(loading.device)
+    boards = _BoardPeaks(loading)
+    with _highest(boards) as highest:
         work()
-    allocated, reserved = _device_peaks(device)
+    allocated, reserved = _device_peaks(loading.device)
     return PeakMemory(
         peak_rss_bytes=resident()["VmHWM"],
-        start_rss_bytes=loading[0],
-        load_peak_rss_bytes=loading[1],
+        start_rss_bytes=loading.start_rss_bytes,
+        load_peak_rss_bytes=loading.peak_rss_bytes,
         rss_anon_bytes=highest["RssAnon"],
         rss_file_bytes=highest["RssFile"],
         device_allocated_bytes=allocated,
         device_reserved_bytes=reserved,
+        load_device_allocated_bytes=loading.device_allocated_bytes,
+        device_process_bytes=boards.highest.get("device_process_bytes"),
+        device_used_bytes=boards.highest.get("device_used_bytes"),
+        absent=boards.absent,
     )
 
 
+class _BoardPeaks:
+    """The highest samples of what NVML says, and in ``absent`` why there is none, both by the field of PeakMemory."""
+
+    def __init__(self, loading: Loading) -> None:
+        """Nothing is sampled yet."""
+        boards, start = loading.boards, loading.start_used_bytes
+        self.highest: dict[str, int] = {}
+        self.absent: dict[str, str] = {}
+        if isinstance(boards, str):
+            self._ask: dict[str, Callable[[], int | None]] = {}
+            self.absent = dict.fromkeys(("device_process_bytes", "device_used_bytes"), boards)
+        else:
+            self._ask = {"device_used_bytes": lambda: boards.used_bytes() - start}
+            self._ask |= {} if loading.stranger else {"device_process_bytes": boards.process_bytes}
+            self.absent = {"device_process_bytes": _UNLISTED}
+
+    def look(self) -> None:
+        """Take a sample. What was not watched to its end is no peak."""
+        for name, ask in list(self._ask.items()):
+            try:
+                found = ask()
+            except OSError as error:
+                self.absent[name] = f"NVML does not tell it of this GPU: {error}"
+                self.highest.pop(name, None)
+                del self._ask[name]
+            else:
+                if found is not None:
+                    self.highest[name] = max(self.highest.get(name, 0), found)
+                    self.absent.pop(name, None)
+
+
 @contextmanager
-def _highest() -> Iterator[dict[str, int]]:
-    """Samples ``resident()`` until the end; yields what becomes the sample with the most resident memory."""
+def _highest(boards: _BoardPeaks) -> Iterator[dict[str, int]]:
+    """Samples ``resident()`` and ``boards`` until the end; yields what becomes the sample with the most resident memory."""
     highest = resident()
     ended = Event()
 
@@ -94,6 +183,7 @@ def _highest() -> Iterator[dict[str, int]]:
         now = resident()
         if now["VmRSS"] >= highest["VmRSS"]:
             highest.update(now)
+        boards.look()
 
     def watch() -> None:
         while not ended.wait(SAMPLE_S):
@@ -109,17 +199,23 @@ def _highest() -> Iterator[dict[str, int]]:
         look()
 
 
-def _reset_device(device: str) -> None:
-    if cuda := _cuda_in_use(device):
-        cuda.reset_peak_memory_stats(device)
-
-
 def _device_peaks(device: str) -> tuple[int | None, int | None]:
-    """What torch's allocator held and reserved at most since the reset; 0 where it was not used, None on the CPU."""
+    """What torch's allocator held and reserved at most since the reset, the sum of each GPU's own peak.
+
+    0 where it was not used, None on the CPU.
+    """
     if device == "cpu":
         return None, None
-    cuda = _cuda_in_use(device)
-    return (cuda.max_memory_allocated(device), cuda.max_memory_reserved(device)) if cuda else (0, 0)
+    if not (cuda := _cuda_in_use(device)):
+        return 0, 0
+    numbers = _numbers(cuda, device)
+    return sum(map(cuda.max_memory_allocated, numbers)), sum(map(cuda.max_memory_reserved, numbers))
+
+
+def _numbers(cuda: Any, device: str) -> Sequence[int]:
+    """The GPUs of a device as torch counts them: ``cuda`` stands for all."""
+    number = device.partition(":")[2]
+    return [int(number)] if number else range(cuda.device_count())
 
 
 def _cuda_in_use(device: str) -> Any:

@@ -139,6 +139,9 @@ def _elsewhere(subject: Subject, device: str) -> Probe:
         with subject.open(device) as model:
             list(model.generate(subject.start, 2))
             model.synchronize()
+            places = {place.partition(":")[0] for place in (model.facts.get("device") or "cpu").split("+")}
+            if places != {device}:
+                return Probe(found=False, note=f"opened for {device} its weights are on {' and '.join(sorted(places))}")
     except Exception as error:  # noqa: BLE001 - any library's refusal is the finding
         return Probe(found=False, note=_sentence(error))
     return Probe(found=True)

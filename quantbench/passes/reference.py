@@ -9,7 +9,7 @@ from quantbench.errors import ModelError
 from quantbench.job import Checkpoint, Task
 from quantbench.methods import LoadedModel, Sampling
 from quantbench.models._checkpoint import checkpoint_dtype, count_parameters
-from quantbench.models._tokenizer import Tokenizer
+from quantbench.models._tokenizer import Tokenizer, encode_prompts
 from quantbench.passes.similarity import LOGPROBS_FILE, REFERENCE_FILE, WRONG_COUNT, Scored, answer_greedily, log_softmax
 from quantbench.passes.text import read_chunks
 from quantbench.scenario import Conditions
@@ -33,7 +33,7 @@ def make_reference(
     if task.is_text:
         scored = read_chunks(tokenizer, task.prompts[0], conditions)
     else:
-        prompts = [tokenizer.encode(text) for text in task.prompts]
+        prompts = encode_prompts(tokenizer, task)
         scored = [
             (prompt, tuple(model.generate(prompt, conditions.continuation_tokens, Sampling(seed=seed))))
             for seed, prompt in enumerate(prompts, start=conditions.seed * 1000)

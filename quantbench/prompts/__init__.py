@@ -9,23 +9,32 @@ from importlib.resources import files
 from pathlib import Path
 
 from quantbench.errors import UsageError, unknown_name
-from quantbench.scenario import SEEDED_INPUTS, TEXT_PREFIX
+from quantbench.scenario import MIN_LENGTH, SEEDED_INPUTS, TEXT_PREFIX, TOKENS_PREFIX, prompt_tokens, split_batch
+
+_LONG = "ten"
+"""The shipped prompts that a prompt of any length is made of."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptSet:
-    """Prompts under one name; none under the name that stands for seeded inputs. A text is one prompt."""
+    """Prompts under one name; none under the name that stands for seeded inputs. A text is one prompt.
+
+    ``batch`` sequences are answered together. Where ``tokens`` is not 0, the one prompt is repeated, and cut, to so many.
+    """
 
     name: str
     prompts: tuple[str, ...]
     is_text: bool = False
+    tokens: int = 0
+    batch: int = 1
 
     @property
     def content_hash(self) -> str:
         """sha256 of the prompts; of seeded inputs their name, which with a seed says all of them."""
         if self.name == SEEDED_INPUTS:
             return SEEDED_INPUTS
-        return hashlib.sha256("\0".join(self.prompts).encode()).hexdigest()
+        sized = [f"tokens {self.tokens}"] * (self.tokens > 0) + [f"batch {self.batch}"] * (self.batch > 1)
+        return hashlib.sha256("\0".join([*self.prompts, *sized]).encode()).hexdigest()
 
 
 @cache
@@ -35,7 +44,17 @@ def names() -> tuple[str, ...]:
 
 
 def check_name(name: str) -> None:
-    """UsageError with the nearest names unless ``name`` is shipped, is a file, a text or stands for seeded inputs."""
+    """UsageError with the nearest names unless ``name`` is shipped, is a file, a text or stands for seeded inputs.
+
+    ``tokens:N`` is known too, and any set of prompts with ``@B`` after its name.
+    """
+    name, batch = split_batch(name)
+    if batch < 1 or (batch > 1 and (name == SEEDED_INPUTS or name.startswith(TEXT_PREFIX))):
+        raise UsageError(f"{name!r} cannot be answered {batch} at a time; give a set such as 'ten' and a batch from 1 on")
+    if name.startswith(TOKENS_PREFIX):
+        if prompt_tokens(name) < MIN_LENGTH:
+            raise UsageError(f"prompt set {name!r} has no length; write tokens:N with N from {MIN_LENGTH} on")
+        return
     if name.startswith(TEXT_PREFIX):
         if not Path(name.removeprefix(TEXT_PREFIX)).is_file():
             raise UsageError(f"text file {name.removeprefix(TEXT_PREFIX)!r} does not exist; give text:FILE with a UTF-8 text")
@@ -50,13 +69,22 @@ def load(name: str) -> PromptSet:
     r"""A shipped prompt set by name, or a text file with one prompt a line (blank lines and ``#`` lines are left out).
 
     In a line, ``\n`` stands for a newline. Raises UsageError for an unknown name, a file that is no UTF-8 text, or one
-    without prompts. ``text:FILE`` is the whole file as it is.
+    without prompts. ``text:FILE`` is the whole file as it is; ``tokens:N`` one prompt of N tokens, ``SET@B`` a set that is
+    answered B at a time.
     """
     check_name(name)
-    if name == SEEDED_INPUTS:
+    base, batch = split_batch(name)
+    if base == SEEDED_INPUTS:
         return PromptSet(name=name, prompts=())
-    if name.startswith(TEXT_PREFIX):
+    if base.startswith(TEXT_PREFIX):
         return _text(name)
+    if base.startswith(TOKENS_PREFIX):
+        return PromptSet(name=name, prompts=(" ".join(_lines(_LONG)),), tokens=prompt_tokens(base), batch=batch)
+    return PromptSet(name=name, prompts=_lines(base), batch=batch)
+
+
+def _lines(name: str) -> tuple[str, ...]:
+    """The prompts of a shipped set, or of a file."""
     try:
         source = (files(__name__) / f"{name}.txt") if name in names() else Path(name)
         text = source.read_text(encoding="utf-8-sig")
@@ -66,7 +94,7 @@ def load(name: str) -> PromptSet:
     prompts = tuple(line.replace("\\n", "\n") for line in lines if line and not line.startswith("#"))
     if not prompts:
         raise UsageError(f"prompt set {name!r} has no prompts; write one prompt a line")
-    return PromptSet(name=name, prompts=prompts)
+    return prompts
 
 
 def _text(name: str) -> PromptSet:

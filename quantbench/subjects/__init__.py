@@ -12,7 +12,12 @@ from quantbench.preload import import_library
 
 def settings_of(job: Job, context: int = 0) -> Settings:
     """The settings that a job's conditions come to on this machine; ``context`` in tokens."""
-    return Settings(checkpoint=job.checkpoint, threads=job.conditions.threads or available_cpus(), context=context)
+    return Settings(
+        checkpoint=job.checkpoint,
+        threads=job.conditions.threads or available_cpus(),
+        context=context,
+        batch=max(task.batch for task in job.tasks),
+    )
 
 
 def import_seconds(job: Job) -> float:

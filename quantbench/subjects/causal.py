@@ -11,23 +11,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quantbench.anchor import Anchor, choose
-from quantbench.errors import ModelError
+from quantbench.errors import ModelError, UnsupportedError
 from quantbench.job import REFERENCE_FOLDER, TRACE_FILE, Checkpoint, Job, Task, enter_stage
-from quantbench.methods import METHODS, LoadedModel
+from quantbench.methods import METHODS, Artifact, Batched, LoadedModel
 from quantbench.models._checkpoint import count_parameters, weight_files
 from quantbench.models._gguf import gguf_parts
-from quantbench.models._tokenizer import Tokenizer, open_tokenizer
+from quantbench.models._tokenizer import Tokenizer, encode_prompts, open_tokenizer
 from quantbench.passes.bandwidth import bytes_per_token, memory_bandwidth
 from quantbench.passes.energy import measure_energy
+from quantbench.passes.gpu import ClockWatch
 from quantbench.passes.latency import Contender, measure_rounds
-from quantbench.passes.memory import measure_peak, reset_high_water, resident
+from quantbench.passes.memory import before_loading, measure_peak
 from quantbench.passes.reference import make_reference
 from quantbench.passes.similarity import REFERENCE_FILE, answer_greedily, answers_of, score_columns
 from quantbench.passes.text import Chunks, read_chunks
 from quantbench.scenario import Conditions, Scenario
 from quantbench.subjects import import_seconds, settings_of
 from quantbench.subjects._device import check_device
-from quantbench.trace import Answer, Energy, Probe, Reference, Round, Trace, load_probes
+from quantbench.trace import Answer, Clocks, Energy, Probe, Reference, Round, Trace, load_probes
 
 _CONTEXT_STEP = 64
 _READ_BYTES = 1 << 22
@@ -35,6 +36,9 @@ _READ_BYTES = 1 << 22
 
 _NOT_ANSWERED = "a text is scored and not answered; name a prompt set such as 'ten' besides"
 _RANDOM = "random weights say nothing about similarity"
+_MADE = "its weights are made at random while it is loaded, so loading says nothing"
+_UNWRITTEN = "its weights are made at random while it is loaded, and never written"
+_UNQUANTIZED = "its file was written with random weights, and no quantizer had any part in it"
 _UNPROBED = "a dummy is not probed: ask what the real model can do, or the canary"
 
 
@@ -76,22 +80,24 @@ def measure(job: Job, folder: Path) -> None:
     settings = settings_of(job, context)
     scenario = job.scenario
     artifact = method.preparer(scenario, settings) if method.preparer else None
+    unwritten = _unwritten(job.checkpoint, artifact)
     bandwidth = memory_bandwidth(job.conditions.device, settings.threads)
     enter_stage(folder, "loading")
     _read_once(_files(artifact.path) if artifact else weight_files(job.checkpoint.path))
-    reset_high_water()
-    before = resident()["VmRSS"]
+    before = before_loading(job.conditions.device)
     with ExitStack() as stack:
         started = time.perf_counter()
         model = stack.enter_context(method.open(scenario, settings))
         model.synchronize()
         load_s = time.perf_counter() - started
-        loading = before, resident()["VmHWM"]
+        loading = before.ended()
         check_device(job.conditions.device, model.facts, scenario.variant.name)
+        if settings.batch > 1 and not isinstance(model, Batched):
+            raise UnsupportedError(f"{scenario.variant.name} answers one sequence at a time; ask for prompt sets without @N")
         weights = model.memory()
         length = job.conditions.output_tokens
         enter_stage(folder, "memory")
-        peaks = [measure_peak(model, each.ids, _after(job, each), loading, job.conditions.device) for each in prompts]
+        peaks = [measure_peak(model, each.ids, _after(job, each), loading, each.task.batch) for each in prompts]
         running = model.memory()
         enter_stage(folder, "scoring" if all(each.task.is_text for each in prompts) else "similarity")
         scored = [_score(model, each, folder / f"columns-{index}.npz", settings.threads) for index, each in enumerate(prompts)]
@@ -99,18 +105,19 @@ def measure(job: Job, folder: Path) -> None:
         anchor = _open_anchor(stack, model, chosen, scenario) if chosen else None
         facts = {**model.facts, "threads": str(settings.threads), "context": str(context)}
         for index, (each, peak, columns) in enumerate(zip(prompts, peaks, scored, strict=True)):
-            opposite = Contender(anchor, chosen.prompts(each.ids)) if chosen and anchor else None
+            batch = each.task.batch
+            opposite = Contender(anchor, chosen.prompts(each.ids), batch) if chosen and anchor else None
             enter_stage(folder, "latency")
-            answered = _answer(job, each, Contender(model, each.ids), opposite, context)
+            answered = _answer(job, each, Contender(model, each.ids, batch), opposite, context)
             Trace(
                 import_s=import_s,
-                load_s=load_s,
+                load_s=None if unwritten else load_s,
                 quantize_s=artifact.quantize_s if artifact else None,
                 measured_s=time.perf_counter() - started,
                 parameters=each.reference.parameters if each.reference else count_parameters(job.checkpoint),
                 weights=weights,
                 weight_bytes_running=running.weight_bytes,
-                artifact_bytes=artifact.file_bytes if artifact else _checkpoint_bytes(job.checkpoint),
+                artifact_bytes=None if unwritten else artifact.file_bytes if artifact else _checkpoint_bytes(job.checkpoint),
                 peak=peak,
                 anchor=chosen.name if chosen else "",
                 rounds=answered.rounds,
@@ -119,9 +126,11 @@ def measure(job: Job, folder: Path) -> None:
                 score_s=columns.seconds if columns else (),
                 score_tokens=sum(len(prompt) + len(rest) - 1 for prompt, rest in each.scored) if columns else 0,
                 memory_bandwidth_bps=None if isinstance(bandwidth, str) else bandwidth,
-                bytes_per_token=bytes_per_token(running, each.ids, length) if answered.rounds else None,
+                bytes_per_token=bytes_per_token(running, each.ids, length, each.task.batch) if answered.rounds else None,
                 energy=None if isinstance(answered.energy, str) else answered.energy,
-                absent=_absent(each.task, job.checkpoint) | _reasons(memory_bandwidth_bps=bandwidth, energy=answered.energy),
+                clocks=None if isinstance(answered.clocks, str) else answered.clocks,
+                absent=_absent(each.task, job.checkpoint, artifact)
+                | _reasons(memory_bandwidth_bps=bandwidth, energy=answered.energy, clocks=answered.clocks),
                 prequantized=bool(artifact and artifact.quantized) or bool(job.checkpoint.quantized),
                 probes=_probes(job),
                 facts={**facts, "checkpoint_dtype": each.reference.checkpoint_dtype if each.reference else ""},
@@ -130,23 +139,27 @@ def measure(job: Job, folder: Path) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Answered:
-    """What the passes that answer saw; of ``energy`` the reason where it was not measured."""
+    """What the passes that answer saw; of ``energy`` and ``clocks`` the reason where there are none."""
 
     rounds: tuple[Round, ...] = ()
     answers: tuple[Answer, ...] = ()
     energy: Energy | str = _NOT_ANSWERED
+    clocks: Clocks | str = _NOT_ANSWERED
 
 
 def _answer(job: Job, prompts: Prompts, contender: Contender, opposite: Contender | None, context: int) -> _Answered:
     """The latency and energy passes and the greedy answers; nothing of these for a text."""
     if prompts.task.is_text:
         return _Answered()
-    rounds = measure_rounds(contender, opposite, job.conditions.output_tokens, job.effort)
-    energy = measure_energy(contender.model, prompts.ids, context, job.conditions.device)
+    place = contender.model.facts.get("device") or job.conditions.device
+    watch = ClockWatch(place)
+    rounds = measure_rounds(contender, opposite, job.conditions.output_tokens, job.effort, after_round=watch.look)
+    clocks = watch.clocks()
+    energy = measure_energy(contender, context, place)
     answers: tuple[Answer, ...] = ()
     if not job.checkpoint.random_weights:
         answers = _answers(contender, prompts, open_tokenizer(job.checkpoint), job.conditions.answer_tokens)
-    return _Answered(rounds=rounds, answers=answers, energy=energy)
+    return _Answered(rounds=rounds, answers=answers, energy=energy, clocks=clocks)
 
 
 def _reasons(**seen: object) -> dict[str, str]:
@@ -154,11 +167,20 @@ def _reasons(**seen: object) -> dict[str, str]:
     return {name: each for name, each in seen.items() if isinstance(each, str)}
 
 
-def _absent(task: Task, checkpoint: Checkpoint) -> dict[str, str]:
+def _unwritten(checkpoint: Checkpoint, artifact: Artifact | None) -> bool:
+    """Whether a dummy's weights are on no disk, but made while they are loaded."""
+    return checkpoint.random_weights and (artifact is None or artifact.file_bytes is None)
+
+
+def _absent(task: Task, checkpoint: Checkpoint, artifact: Artifact | None) -> dict[str, str]:
     """Why parts of a trace are missing."""
     absent = dict.fromkeys(("rounds", "answers", "anchor"), _NOT_ANSWERED) if task.is_text else {}
     if checkpoint.random_weights:
         absent |= {"answers": _RANDOM, "columns": _RANDOM, "probes": _UNPROBED}
+        if _unwritten(checkpoint, artifact):
+            absent |= {"load_s": _MADE, "artifact_bytes": _UNWRITTEN}
+        elif artifact and artifact.quantized:
+            absent["quantize_s"] = _UNQUANTIZED
     return absent
 
 
@@ -198,8 +220,8 @@ def read_prompts(job: Job) -> tuple[list[Prompts], int]:
 def _unread(job: Job, tokenizer: Tokenizer, task: Task) -> Prompts:
     """A task without a reference: of a text there is still something to score."""
     chunks = read_chunks(tokenizer, task.prompts[0], job.conditions) if task.is_text else ()
-    prompts = [prompt for prompt, _ in chunks] or [tuple(tokenizer.encode(text)) for text in task.prompts]
-    return Prompts(task=task, ids=tuple(prompts), scored=chunks, reference=None)
+    prompts = [prompt for prompt, _ in chunks] or encode_prompts(tokenizer, task)
+    return Prompts(task=task, ids=tuple(map(tuple, prompts)), scored=chunks, reference=None)
 
 
 def _context(job: Job, prompts: Sequence[Prompts], limit: int | None) -> int:
@@ -208,7 +230,7 @@ def _context(job: Job, prompts: Sequence[Prompts], limit: int | None) -> int:
     available = min(bound for bound in (conditions.context or limit, limit or conditions.context, sys.maxsize) if bound)
     needed = 0
     for each in prompts:
-        after = _after(job, each) if each.task.is_text else _longest_answer(conditions)
+        after = _after(job, each) if each.task.is_text or job.checkpoint.random_weights else _longest_answer(conditions)
         needed = max([needed, *(len(prompt) + len(scored) for prompt, scored in each.scored)])
         if each.task.is_text and needed > available:
             raise ModelError(
@@ -263,10 +285,10 @@ def _score(model: LoadedModel, prompts: Prompts, columns: Path, threads: int) ->
 
 
 def _answers(contender: Contender, prompts: Prompts, tokenizer: Tokenizer, length: int) -> tuple[Answer, ...]:
-    """Greedy answers of ``length`` tokens: those that were timed, where they are as long."""
+    """Greedy answers of ``length`` tokens: those that were timed, where they are as long and none was answered beside them."""
     asked = list(zip(prompts.task.prompts, prompts.ids, strict=True))
     said = [contender.said[index][:length] for index in range(len(asked))]
-    if any(len(each) < length for each in said):
+    if contender.batch > 1 or any(len(each) < length for each in said):
         return answer_greedily(contender.model, asked, length, tokenizer)
     return answers_of(said, asked, tokenizer)
 

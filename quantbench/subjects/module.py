@@ -10,7 +10,7 @@ from quantbench.anchor import Anchor, choose
 from quantbench.errors import UnsupportedError
 from quantbench.job import TRACE_FILE, Job, enter_stage
 from quantbench.methods import METHODS, LoadedModule, Settings
-from quantbench.passes.memory import peak_during, reset_high_water, resident
+from quantbench.passes.memory import before_loading, peak_during
 from quantbench.passes.module import Caller, compare_outputs, measure_calls
 from quantbench.scenario import Scenario
 from quantbench.subjects import import_seconds, settings_of
@@ -32,18 +32,17 @@ def measure(job: Job, folder: Path) -> None:
     import_s = import_seconds(job)
     settings, scenario, conditions = settings_of(job), job.scenario, job.conditions
     enter_stage(folder, "loading")
-    reset_high_water()
-    before = resident()["VmRSS"]
+    before = before_loading(conditions.device)
     with ExitStack() as stack:
         started = time.perf_counter()
         opened = stack.enter_context(method.open_module(scenario, settings))
         load_s = time.perf_counter() - started
-        loading = before, resident()["VmHWM"]
+        loading = before.ended()
         check_device(conditions.device, opened.facts, scenario.variant.name)
         weights = opened.memory()
         variant = Caller.seeded(opened, conditions.seed)
         enter_stage(folder, "memory")
-        peak = peak_during(variant.round, loading, conditions.device)
+        peak = peak_during(variant.round, loading)
         running = opened.memory().weight_bytes
         enter_stage(folder, "similarity")
         reference, absent = _open_reference(stack, scenario, settings)

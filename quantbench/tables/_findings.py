@@ -98,7 +98,7 @@ def _speed(line: Line) -> Finding:
     load = "load time unknown" if load_s is None else f"load {format_seconds(load_s)}"
     if word == _ON_LOAD:
         return Finding(word, detail=load if quantize_s is None else f"prepared in {format_seconds(quantize_s)}, {load}")
-    made = "quantized elsewhere" if quantize_s is None else f"quantize {format_seconds(quantize_s)}"
+    made = "not quantized here" if quantize_s is None else f"quantize {format_seconds(quantize_s)}"
     return Finding(word, detail=f"{made}, {load}")
 
 

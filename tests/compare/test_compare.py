@@ -182,6 +182,21 @@ def test_changed_versions_are_noted() -> None:
     assert found.notes == ("torch 2.13 became 2.14",)
 
 
+def test_a_side_that_was_slowed_is_noted_with_its_reasons() -> None:
+    """Empty where nothing held the clocks back, null where there are none."""
+    slowed = {"gpu_throttle_reasons": {SCENARIOS[1]: "sw_power_cap,hw_thermal", SCENARIOS[2]: "hw_thermal", SCENARIOS[3]: ""}}
+    found = compare(side(), side(run_id="b", **slowed))
+    note = f"the GPU held its clocks back (hw_thermal, sw_power_cap) under the candidate in 2 scenarios, such as {SCENARIOS[1]}"
+    assert found.throttled == (note,)
+    assert f"clocks: {note}" in _show.table(found, everything=False).notes
+    assert _show.as_data(found)["throttled"] == [note]
+    both = compare(side(of=SCENARIOS[:1], gpu_throttle_reasons="hw_slowdown"), side(run_id="b", of=SCENARIOS[:1]))
+    assert both.throttled == (
+        f"the GPU held its clocks back (hw_slowdown) under the baseline in 1 scenario, such as {SCENARIOS[0]}",
+    )
+    assert compare(side(), side(run_id="b")).throttled == ()
+
+
 def test_the_table_hides_what_stayed_the_same_and_says_so() -> None:
     found = compare(side(1), side(1, run_id="b", kld_mean=0.03))
     few, many = _show.table(found, everything=False), _show.table(found, everything=True)

@@ -68,6 +68,31 @@ def test_a_kill_that_the_kernel_counts_as_out_of_memory_is_oom(
     assert "memory ran out" in failure.reason
 
 
+def test_a_gpu_whose_memory_ran_out_is_oom_however_the_worker_ends_and_the_next_is_unharmed(
+    runner: ProcessRunner, tmp_path: Path
+) -> None:
+    raised = runner.run(job(tmp_path / "a", "gpu-memory"), 60)
+    aborted = runner.run(job(tmp_path / "b", "aborted"), 60)
+
+    assert runner.run(job(tmp_path / "c", "exact"), 60) is None
+    assert raised is not None
+    assert aborted is not None
+    assert (raised.status, aborted.status) == (Status.OOM, Status.OOM)
+    assert raised.reason.startswith("OutOfMemoryError: CUDA out of memory. Tried to allocate 9.00 GiB")
+    assert aborted.reason == "the worker was ended by SIGABRT: CUDA error: out of memory; use a smaller model or precision"
+
+
+def test_what_a_worker_said_long_before_it_died_is_not_taken_for_its_end(tmp_path: Path) -> None:
+    said = ["warning: out of memory for a cache, going on without", *(f"line {number}" for number in range(100)), "the end"]
+    (tmp_path / "stderr.log").write_text("\n".join(said))
+    failure = process._ending(tmp_path, -signal.SIGSEGV, False)
+
+    assert failure is not None
+    assert (failure.status, failure.reason) == (
+        Status.CRASHED, "the worker was ended by SIGSEGV; its last line was: the end",
+    )  # fmt: skip
+
+
 def test_a_worker_is_the_first_to_go_when_memory_runs_out(runner: ProcessRunner, tmp_path: Path) -> None:
     """The score is set in the worker, not in this process."""
     own = Path("/proc/self/oom_score_adj").read_text()

@@ -199,7 +199,9 @@ def test_a_family_that_does_not_load_again_is_not_foretold(method: str, model_ty
     architecture = replace(read_architecture("llama-2-7b"), model_type=model_type)
     for found in forecast(architecture, method, [each.name for each in METHODS[method].precisions]).values():
         assert found.weight_bytes is None
-        assert found.note == f"gptqmodel is not known to make {method.upper()} of model type {model_type!r} that loads again"
+        assert found.note == (
+            f"gptqmodel is not known to make {method.upper()} of model type {model_type!r} that loads again; use another method"
+        )
 
 
 def test_neither_a_gguf_file_nor_what_is_served_is_foretold(tmp_path: Path) -> None:

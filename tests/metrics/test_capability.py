@@ -65,4 +65,10 @@ def test_conversion_follows_from_where_the_weights_came_from(trace: Trace) -> No
 
     assert capability.compute(elsewhere, None)["conversion"] == "pre-quantized"
     assert capability.compute(replace(trace, prequantized=False), None)["conversion"] == "on load"
-    assert isinstance(capability.compute(replace(trace, load_s=None), None)["conversion"], Missing)
+    assert isinstance(capability.compute(replace(trace, load_s=None, weights=None), None)["conversion"], Missing)
+
+
+def test_a_load_that_says_nothing_is_a_conversion_all_the_same(trace: Trace) -> None:
+    """A dummy's weights are made while it is loaded: it has weights and no time of loading."""
+    assert trace.weights is not None
+    assert capability.compute(replace(trace, prequantized=False, load_s=None), None)["conversion"] == "on load"

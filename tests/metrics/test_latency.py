@@ -39,6 +39,27 @@ def _matched(trace: Trace) -> Trace:
     return replace(trace, rounds=rounds)
 
 
+def _batched(trace: Trace, batch: int) -> Trace:
+    """The same times for ``batch`` sequences together, of as many tokens each."""
+
+    def more(answer: Generation) -> Generation:
+        return Generation(
+            prompt=answer.prompt, prompt_tokens=(answer.prompt_tokens or 0) * batch, prefill_s=answer.prefill_s,
+            gaps_s=answer.gaps_s, e2e_s=answer.e2e_s, batch=batch,
+        )  # fmt: skip
+
+    rounds = tuple(replace(each, variant=tuple(map(more, each.variant)), anchor=()) for each in trace.rounds)
+    return replace(trace, rounds=rounds)
+
+
+def test_a_batch_in_the_same_time_has_so_many_times_the_throughput_and_the_same_latency(trace: Trace) -> None:
+    single, eight = latency.compute(_batched(trace, 1), None), latency.compute(_batched(trace, 8), None)
+    for name in ("ttft_s", "tpot_s", "tpot_p90_s", "e2e_s"):
+        assert eight[name] == pytest.approx(single[name])
+    for name in ("prefill_tps", "decode_tps", "tps"):
+        assert eight[name] == pytest.approx(8 * single[name])
+
+
 @pytest.mark.parametrize(
     ("name", "take"),
     [

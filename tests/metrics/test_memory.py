@@ -15,6 +15,11 @@ from quantbench.trace import WeightMemory
 if TYPE_CHECKING:
     from quantbench.trace import Trace
 
+DEVICE = (
+    "peak_device_allocated_bytes", "peak_device_reserved_bytes", "load_peak_device_allocated_bytes", "peak_device_process_bytes",
+    "peak_device_used_bytes",
+)  # fmt: skip
+
 
 def test_bytes_are_the_traces_and_bits_follow(trace: Trace) -> None:
     values = memory.compute(trace, None)
@@ -80,20 +85,28 @@ def test_without_weights_every_figure_of_them_has_their_reason(trace: Trace) -> 
 
 def test_on_the_cpu_the_devices_figures_have_a_reason(trace: Trace) -> None:
     values = memory.compute(trace, None)
-    for name in ("peak_device_allocated_bytes", "peak_device_reserved_bytes"):
+    for name in DEVICE:
         assert values[name] == Missing("the model ran on the CPU")
 
 
 def test_on_a_gpu_they_are_figures(trace: Trace) -> None:
-    peak = replace(trace.peak, device_allocated_bytes=5, device_reserved_bytes=7)
+    peak = replace(
+        trace.peak, device_allocated_bytes=5, device_reserved_bytes=7, load_device_allocated_bytes=11,
+        device_process_bytes=13, device_used_bytes=17,
+    )  # fmt: skip
     values = memory.compute(replace(trace, peak=peak), None)
-    assert (values["peak_device_allocated_bytes"], values["peak_device_reserved_bytes"]) == (5, 7)
+    assert [values[name] for name in DEVICE] == [5, 7, 11, 13, 17]
 
 
 def test_a_runtime_that_takes_device_memory_by_itself_has_no_zero_for_it(trace: Trace) -> None:
-    peak = replace(trace.peak, device_allocated_bytes=0, device_reserved_bytes=0)
+    peak = replace(
+        trace.peak, device_allocated_bytes=0, device_reserved_bytes=0, load_device_allocated_bytes=0, device_used_bytes=9,
+        absent={"device_process_bytes": "not listed"},
+    )  # fmt: skip
     values = memory.compute(replace(trace, peak=peak), None)
-    for name in ("peak_device_allocated_bytes", "peak_device_reserved_bytes"):
+    assert values["peak_device_used_bytes"] == 9
+    assert values["peak_device_process_bytes"] == Missing("not listed")
+    for name in DEVICE[:3]:
         found = values[name]
         assert isinstance(found, Missing)
         assert "unseen by torch" in found.reason

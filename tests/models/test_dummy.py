@@ -1,9 +1,9 @@
-"""Dummies: real shapes with random weights, the same everywhere, measured but never compared, and refused in one sentence."""
+"""Dummies: real shapes without weights, the same everywhere, measured but never compared, and refused in one sentence."""
 
 from __future__ import annotations
 
 import json
-import shutil
+import math
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -13,15 +13,13 @@ from typing import Any
 
 import pytest
 
-from quantbench.cache import file_sha256
-from quantbench.errors import ModelError, UnsupportedError, UsageError
+from quantbench.errors import ModelError, UsageError
 from quantbench.job import Checkpoint
 from quantbench.machine import describe
 from quantbench.methods import METHODS, Settings
-from quantbench.methods._gguf_files import f16_file
 from quantbench.models import MODELS, _dummy, check_name, dummy_configs
-from quantbench.models._checkpoint import checkpoint_dtype, count_parameters, resolve
-from quantbench.models._dummy import write_weights
+from quantbench.models._checkpoint import count_parameters, resolve, weight_files
+from quantbench.models._dummy import read_shapes, write_shapes
 from quantbench.models._tokenizer import open_tokenizer
 from quantbench.plan import Plan
 from quantbench.record import Missing, Record, Status
@@ -44,8 +42,8 @@ ROTARY = 2 * 16 * 4
 SIMILARITY = ("kld_mean", "kld_p99", "top1_agreement", "ppl", "ppl_ratio", "exact_match", "first_divergence", "chrf")
 
 
-def _no_weights(folder: Path, source: Path) -> None:
-    """Stands for the process that makes them."""
+def _no_shapes(folder: Path, source: Path) -> None:
+    """Stands for the process that writes them."""
 
 
 def _write(folder: Path, config: Mapping[str, Any]) -> Path:
@@ -77,30 +75,36 @@ def refusal(tmp_path: Path) -> Callable[..., str]:
     return refuse
 
 
-def test_it_is_a_plain_bf16_checkpoint_of_the_configurations_shape(tiny: Checkpoint) -> None:
+def test_it_has_the_shapes_of_the_model_that_transformers_makes_and_no_weight(tiny: Checkpoint) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    real = LlamaForCausalLM(LlamaConfig(**{key: value for key, value in CONFIG.items() if key != "quantization_config"}))
+    assert read_shapes(tiny.path) == {name: tuple(each.shape) for name, each in real.named_parameters()}
     assert (tiny.kind, tiny.random_weights, tiny.quantized) == ("hf", True, "")
     assert count_parameters(tiny) == PARAMETERS
-    assert checkpoint_dtype(tiny.path) == "bf16"
+    assert weight_files(tiny.path) == []
+    assert sum(path.stat().st_size for path in tiny.path.iterdir()) < 10**6
 
 
-def test_the_architecture_draws_its_own_weights(tiny: Checkpoint) -> None:
-    """Llama's are normal with a standard deviation of 0.02, its norms ones."""
-    from safetensors.torch import load_file
-
-    tensors = load_file(tiny.path / "model.safetensors")
-    norms = {name: each for name, each in tensors.items() if "norm" in name}
-    assert len(norms) == 2 * LAYERS + 1
-    assert all((each == 1).all() for each in norms.values())
-    for name in tensors.keys() - norms.keys():
-        drawn = tensors[name].float()
-        assert float(drawn.std()) == pytest.approx(0.02, rel=0.02), name
-        assert abs(float(drawn.mean())) < 1e-3, name
+def test_tied_parameters_are_listed_once(tmp_path: Path) -> None:
+    folder = _write(tmp_path / "tied", {**CONFIG, "tie_word_embeddings": True, "quantization_config": None})
+    write_shapes(folder, "tied")
+    assert sum(math.prod(shape) for shape in read_shapes(folder).values()) == PARAMETERS - VOCABULARY * HIDDEN
 
 
-def test_the_same_configuration_has_the_same_weights_wherever_it_is_made(tiny: Checkpoint, tmp_path: Path) -> None:
-    again = _write(tmp_path / "again", json.loads((tiny.path / "asked.json").read_text())["config"])
-    write_weights(again, "again")
-    assert file_sha256(again / "model.safetensors") == file_sha256(tiny.path / "model.safetensors")
+def test_nothing_of_the_configuration_names_code_or_a_quantization(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A configuration from the hub may name modules beside it, and kernels that transformers fetches."""
+    named = {
+        "auto_map": {"AutoModelForCausalLM": "modeling.Model", "AutoConfig": "modeling.Config"},
+        "attn_implementation": "somebody/kernels", "experts_implementation": "somebody/kernels",
+        "quantization_config": {"quant_method": "gptq", "bits": 4},
+    }  # fmt: skip
+    (_write(tmp_path / "named", {**CONFIG, **named, "draft": named}) / "modeling.py").write_text("raise SystemExit(3)\n")
+    monkeypatch.setattr(_dummy, "_make_elsewhere", lambda folder, source: write_shapes(folder, str(source)))
+    found = json.loads((resolve(f"dummy:{tmp_path / 'named'}").path / "config.json").read_text())
+    assert found["draft"] == {}
+    assert not set(found) & set(named)
+    assert (found["architectures"], found["dtype"]) == (["LlamaForCausalLM"], "bfloat16")
 
 
 @pytest.mark.usefixtures("artifacts")
@@ -109,14 +113,16 @@ def test_its_hash_is_of_the_configuration_and_not_of_the_place(tiny: Checkpoint,
     assert (found.content_hash, found.path) == (tiny.content_hash, tiny.path)
 
 
-def test_another_configuration_or_seed_has_another_hash(
+def test_another_configuration_seed_or_recipe_has_another_hash(
     tiny: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_dummy, "_make_elsewhere", _no_weights)
+    monkeypatch.setattr(_dummy, "_make_elsewhere", _no_shapes)
     wider = resolve(f"dummy:{_write(tmp_path / 'wider', {**CONFIG, 'intermediate_size': 768})}")
     monkeypatch.setattr(_dummy, "SEED", 1)
     reseeded = resolve(f"dummy:{_write(tmp_path / 'same', CONFIG)}")
-    assert len({tiny.content_hash, wider.content_hash, reseeded.content_hash}) == 3
+    monkeypatch.setattr(_dummy, "RECIPE", _dummy.RECIPE + 1)
+    remade = resolve(f"dummy:{_write(tmp_path / 'same', CONFIG)}")
+    assert len({tiny.content_hash, wider.content_hash, reseeded.content_hash, remade.content_hash}) == 4
 
 
 def test_prompts_are_read_by_the_canarys_tokenizer(tiny: Checkpoint) -> None:
@@ -157,6 +163,7 @@ def test_memory_and_latency_are_measured(method: str, records: dict[tuple[str, s
     q8_0 = (PARAMETERS - (2 * LAYERS + 1) * HIDDEN) * 34 // 32 + 4 * (2 * LAYERS + 1) * HIDDEN
     assert record.values["weight_bytes"] == (2 * PARAMETERS + ROTARY if method == "torch" else q8_0)
     assert record.values["parameters"] == PARAMETERS
+    assert record.predicted_weight_bytes == record.values["weight_bytes"]
     assert not isinstance(record.values["decode_tps"], Missing)
     assert not isinstance(records[method, "text"].values["scoring_tps"], Missing)
 
@@ -171,6 +178,17 @@ def test_similarity_is_null_with_the_reason(kind: str, method: str, records: dic
     assert record.outputs == ()
 
 
+def test_what_is_made_while_it_is_loaded_has_no_file_and_no_time_of_loading(records: dict[tuple[str, str], Record]) -> None:
+    made, written = records["torch", "prompts"].values, records["gguf", "prompts"].values
+    assert made["load_s"] == Missing("its weights are made at random while it is loaded, so loading says nothing")
+    assert made["artifact_bytes"] == Missing("its weights are made at random while it is loaded, and never written")
+    assert (made["conversion"], written["conversion"]) == ("on load", "pre-quantized")
+    assert not isinstance(written["load_s"], Missing)
+    assert int(written["artifact_bytes"]) > int(written["weight_bytes"])
+    assert isinstance(made["quantize_s"], Missing)
+    assert written["quantize_s"] == Missing("its file was written with random weights, and no quantizer had any part in it")
+
+
 def test_it_is_not_probed_and_says_so(records: dict[tuple[str, str], Record]) -> None:
     reason = Missing("a dummy is not probed: ask what the real model can do, or the canary")
     assert records["torch", "prompts"].values["finetunes"] == reason
@@ -180,17 +198,6 @@ def test_it_is_not_probed_and_says_so(records: dict[tuple[str, str], Record]) ->
 def test_no_work_is_done_but_what_is_measured(jobs: Path) -> None:
     kinds = [folder.name.rpartition("-")[2] for folder in jobs.iterdir()]
     assert sorted(set(kinds)) == ["measure", "prepare"]
-
-
-def test_an_architecture_that_takes_a_bpe_vocabulary_has_no_gguf(
-    tiny: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "convert_hf_to_gguf.py").touch()
-    monkeypatch.setenv("QUANTBENCH_LLAMA_CPP", str(tmp_path))
-    said = "Traceback\nNotImplementedError: BPE pre-tokenizer was not recognized - update get_vocab_base_pre()"
-    monkeypatch.setattr(subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=1, stderr=said))
-    with pytest.raises(UnsupportedError, match=r"wants a BPE vocabulary for the architecture of dummy:.* ask for torch"):
-        f16_file(tiny)
 
 
 @pytest.mark.parametrize(
@@ -235,7 +242,7 @@ def test_a_hub_repository_gives_its_config_and_nothing_else(tmp_path: Path, monk
         return str(_write(tmp_path / "hub", CONFIG) / filename)
 
     monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(hf_hub_download=download))
-    monkeypatch.setattr(_dummy, "_make_elsewhere", _no_weights)
+    monkeypatch.setattr(_dummy, "_make_elsewhere", _no_shapes)
     found = resolve("dummy:org/tiny@v2")
     assert asked == [("org/tiny", "config.json", "v2")]
     assert json.loads((found.path / "config.json").read_text())["hidden_size"] == HIDDEN
@@ -262,26 +269,10 @@ def test_a_file_that_is_no_configuration_is_refused(refusal: Callable[..., str],
 
 def test_a_vocabulary_that_is_too_small_for_prompts_is_refused(refusal: Callable[..., str]) -> None:
     config = {key: value for key, value in CONFIG.items() if key != "quantization_config"}
-    found = refusal({**config, "vocab_size": 2047}, lambda folder: write_weights(folder, "SOURCE"))
+    found = refusal({**config, "vocab_size": 2047}, lambda folder: write_shapes(folder, "SOURCE"))
     assert found == (
         "SOURCE has a vocabulary of 2047 and a dummy's prompts are encoded with 2048 ids; set vocab_size to 2048 or more"
     )
-
-
-def test_what_disk_or_memory_cannot_hold_is_refused_before_it_is_made(
-    refusal: Callable[..., str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = json.loads(dummy_configs()["llama-2-7b"].read_text())
-
-    def make(folder: Path) -> None:
-        write_weights(folder, "SOURCE")
-
-    takes = "the dummy of SOURCE takes 13.5 GB (6,738,415,616 parameters in bfloat16) and "
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=13 * 10**9))
-    assert refusal(config, make) == f"{takes}the cache's disk has 13 GB free; set QUANTBENCH_CACHE to a larger one"
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=14 * 10**9))
-    monkeypatch.setattr(_dummy, "available_memory", lambda: 10**9)
-    assert refusal(config, make) == f"{takes}1 GB of memory are free; free some, or take a smaller configuration"
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,11 +11,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from quantbench.passes import energy
-from quantbench.passes.energy import Nvml, Rapl, count_energy, find_counter, measure_energy, nvml_counter, open_rapl
+from quantbench.passes.energy import Nvml, Rapl, count_energy, find_counter, measure_energy, open_rapl
+from quantbench.passes.latency import Contender
 from quantbench.trace import Energy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+    from conftest import FakeNvml
 
 RANGE_UJ = 262_143_328_850
 """What one server's packages count to before they start again."""
@@ -84,20 +88,20 @@ def _domain(root: Path, folder: str, name: str, energy_uj: int = 0) -> Path:
 
 def test_energy_is_counted_over_at_least_five_seconds_of_answers(clock: Clock) -> None:
     model = FakeModel(clock, token_s=0.25)
-    counted = count_energy(model, ((1, 2, 3), (4, 5)), 10, FakeCounter(clock, watts=60))
+    counted = count_energy(Contender(model, ((1, 2, 3), (4, 5))), 10, FakeCounter(clock, watts=60))
     # 7 and 8 tokens to the ends of the context, then the first prompt again until 20 tokens took 5 s
     assert model.asked == [((1, 2, 3), 7), ((4, 5), 8), ((1, 2, 3), 7)]
     assert counted == Energy(joules=pytest.approx(300), tokens=20, window_s=5.0, source="fake")
 
 
 def test_what_the_device_still_does_belongs_to_the_window(clock: Clock) -> None:
-    counted = count_energy(FakeModel(clock, late_s=0.5), ((1,),), 100, FakeCounter(clock, watts=10))
+    counted = count_energy(Contender(FakeModel(clock, late_s=0.5), ((1,),)), 100, FakeCounter(clock, watts=10))
     assert counted.window_s == pytest.approx(5.5)
     assert counted.joules == pytest.approx(55)
 
 
 def test_a_slow_model_ends_with_its_token(clock: Clock) -> None:
-    counted = count_energy(FakeModel(clock, token_s=30.0), ((1,),), 100, FakeCounter(clock, watts=10))
+    counted = count_energy(Contender(FakeModel(clock, token_s=30.0), ((1,),)), 100, FakeCounter(clock, watts=10))
     assert (counted.tokens, counted.window_s) == (1, 30.0)
 
 
@@ -158,73 +162,66 @@ def test_a_counter_that_says_no_number_is_none(tmp_path: Path) -> None:
     assert "cannot be read" in str(open_rapl(tmp_path))
 
 
-class FakeError(Exception):
-    """Stands for pynvml's."""
-
-
-class FakeNvml:
-    """Stands for pynvml with one board."""
-
-    NVMLError = FakeError
-
-    def __init__(self, *millijoules: int, refuses: str = "") -> None:
-        self._readings = iter(millijoules)
-        self._refuses = refuses
-
-    def nvmlInit(self) -> None:  # noqa: N802 - its name
-        if self._refuses == "init":
-            raise FakeError("Driver Not Loaded")
-
-    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:  # noqa: N802
-        assert uuid == "GPU-1-2-3"
-        return "board"
-
-    def nvmlDeviceGetTotalEnergyConsumption(self, handle: str) -> int:  # noqa: N802
-        assert handle == "board"
-        if self._refuses == "energy":
-            raise FakeError("Not Supported")
-        return next(self._readings)
-
-
-@pytest.mark.parametrize("uuid", ["1-2-3", "GPU-1-2-3"])
-def test_a_boards_millijoules_are_joules(uuid: str) -> None:
-    counter = nvml_counter(FakeNvml(7, 1_000_000, 1_250_500), uuid)
+@pytest.mark.parametrize(
+    ("device", "joules", "source"),
+    [
+        ("cuda:0", 1000.0, "NVML, GPU board"),
+        ("cuda:1", 20.5, "NVML, GPU board"),
+        ("cuda:0+cuda:1", 1020.5, "NVML, 2 GPU boards"),
+        ("cuda", 1020.5, "NVML, 2 GPU boards"),
+    ],
+)
+def test_the_millijoules_of_the_boards_in_use_are_joules(device: str, joules: float, source: str, nvml: FakeNvml) -> None:
+    first, second = nvml.boards.values()
+    first.millijoules, second.millijoules = 1_000_000, 20_500
+    counter = find_counter(device)
     assert isinstance(counter, Nvml)
-    assert counter.joules() == pytest.approx(1000)
-    assert counter.joules() == pytest.approx(1250.5)
+    assert counter.joules() == pytest.approx(joules)
+    assert counter.source == source
+    first.millijoules = second.millijoules = 3_000_000
+    assert counter.joules() == pytest.approx(3000 if device in ("cuda:0", "cuda:1") else 6000)
 
 
-@pytest.mark.parametrize(("refuses", "words"), [("init", "Driver Not Loaded"), ("energy", "Not Supported")])
-def test_a_board_without_a_counter_says_so(refuses: str, words: str) -> None:
-    assert nvml_counter(FakeNvml(refuses=refuses), "1-2-3") == f"NVML gives no energy counter of this GPU: {words}"
+def test_a_board_without_a_counter_says_so(nvml: FakeNvml) -> None:
+    nvml.refuses["nvmlDeviceGetTotalEnergyConsumption"] = "Not Supported"
+    assert find_counter("cuda") == "NVML gives no energy counter of this GPU: Not Supported"
 
 
+def test_without_a_driver_nvml_says_so(nvml: FakeNvml) -> None:
+    nvml.refuses["nvmlInit"] = "Driver Not Loaded"
+    assert find_counter("cuda") == "NVML cannot be opened: Driver Not Loaded"
+
+
+@pytest.mark.usefixtures("nvml")
 def test_without_a_library_for_nvml_the_reason_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    def absent(name: str) -> Any:
-        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-    monkeypatch.setattr(energy, "import_module", absent)
-    assert "pynvml is not installed; pip install 'quantbench[gpu]'" in str(find_counter("cuda:0"))
+    monkeypatch.setitem(sys.modules, "pynvml", None)  # an import of it then fails
+    assert find_counter("cuda:0") == "NVML is read through nvidia-ml-py, which is not installed; pip install 'quantbench[gpu]'"
 
 
 def test_where_there_is_no_counter_no_time_is_spent(clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(energy, "find_counter", lambda device: f"none for {device}")
     model = FakeModel(clock)
-    assert measure_energy(model, ((1,),), 10, "cpu") == "none for cpu"
+    assert measure_energy(Contender(model, ((1,),)), 10, "cpu") == "none for cpu"
     assert model.asked == []
 
 
 def test_a_counter_that_stands_still_gives_no_figure(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     counter = FakeCounter(clock, watts=5.0)
     monkeypatch.setattr(energy, "find_counter", lambda _: counter)
-    found = measure_energy(FakeModel(clock), ((1,),), 10, "cpu")
+    found = measure_energy(Contender(FakeModel(clock), ((1,),)), 10, "cpu")
     assert isinstance(found, Energy)
     assert found.joules == pytest.approx(25)
     counter.watts = 0.0
-    assert measure_energy(FakeModel(clock), ((1,),), 10, "cpu") == "the energy counter fake did not move in 5 s"
+    assert measure_energy(Contender(FakeModel(clock), ((1,),)), 10, "cpu") == "the energy counter fake did not move in 5 s"
 
 
-def test_a_counter_that_fails_midway_costs_the_figure_only(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    board = Nvml(FakeNvml(refuses="energy"), "board")
-    monkeypatch.setattr(energy, "find_counter", lambda _: board)
-    assert "failed while answers were generated: Not Supported" in str(measure_energy(FakeModel(clock), ((1,),), 10, "cuda"))
+def test_a_counter_that_fails_midway_costs_the_figure_only(clock: Clock, nvml: FakeNvml) -> None:
+    def lost() -> int:
+        if clock.now:
+            nvml.refuses["nvmlDeviceGetTotalEnergyConsumption"] = "Not Supported"
+            return nvml.nvmlDeviceGetTotalEnergyConsumption("GPU-aaaa-1")  # type: ignore[no-any-return]
+        return 0
+
+    nvml.boards["GPU-aaaa-1"].millijoules = lost
+    found = measure_energy(Contender(FakeModel(clock), ((1,),)), 10, "cuda")
+    assert "failed while answers were generated: Not Supported" in str(found)

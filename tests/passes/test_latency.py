@@ -9,8 +9,10 @@ from itertools import count
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from quantbench.passes.latency import Contender, measure_rounds, timed_answer
+from quantbench.passes.latency import Contender, measure_rounds, timed_answer, together
 from quantbench.scenario import Effort
 
 if TYPE_CHECKING:
@@ -272,3 +274,52 @@ def test_where_all_prompts_would_take_too_long_they_take_turns(clock: Clock, bud
     assert len({asked.count(prompt) for prompt in range(10)}) == 1
     for each in rounds:
         assert {answer.prompt for answer in each.anchor} <= {answer.prompt for answer in each.variant}
+
+
+# --- several sequences together
+
+
+@dataclass
+class FakeBatch(FakeModel):
+    """Answers any number of sequences in the time of one."""
+
+    rows: list[list[list[int]]] = field(default_factory=list)
+
+    def generate_batch(self, prompts: Sequence[Sequence[int]], limit: int) -> Iterator[Sequence[int]]:
+        self.rows.append([list(prompt) for prompt in prompts])
+        return ([token, *[-1] * (len(prompts) - 1)] for token in self.generate(prompts[0], limit))
+
+
+@given(ids=st.lists(st.integers(0, 99), min_size=1, max_size=12), batch=st.integers(1, 30))
+def test_the_rows_of_a_batch_are_the_prompt_turned_around(ids: list[int], batch: int) -> None:
+    rows = together(ids, batch)
+    assert len(rows) == batch
+    assert rows[0] == ids
+    assert all(row[0] == ids[0] and sorted(row) == sorted(ids) for row in rows)
+
+
+def test_rows_differ_as_far_as_the_prompt_is_long() -> None:
+    assert len({tuple(row) for row in together(range(9), 8)}) == 8
+
+
+def test_a_batch_counts_the_tokens_of_all_and_the_time_once(clock: Clock) -> None:
+    model = FakeBatch(clock, token_s=0.01, prefill_s=0.1)
+    single, ids = timed_answer(model, 3, (7, 8, 9), 5)
+    batch, first = timed_answer(model, 3, (7, 8, 9), 5, 4)
+    assert model.rows == [together((7, 8, 9), 4)]
+    assert first == ids
+    assert batch.gaps_s == pytest.approx(single.gaps_s)
+    assert (batch.prefill_s, batch.e2e_s) == pytest.approx((single.prefill_s, single.e2e_s))
+    assert (single.prompt_tokens, single.tokens, single.first_tokens, single.batch) == (3, 5, 1, 1)
+    assert (batch.prompt_tokens, batch.tokens, batch.first_tokens, batch.batch) == (12, 20, 4, 4)
+
+
+def test_what_is_done_after_each_round_is_done_while_no_clock_runs(clock: Clock) -> None:
+    def wait() -> None:
+        clock.now += 1000.0
+
+    seen = _rounds(clock, ALIKE, SIX), measure_rounds(
+        Contender(FakeModel(clock), ALIKE), Contender(FakeModel(clock), ALIKE), 4, SIX, after_round=wait
+    )  # fmt: skip
+    slow = [sum(each.e2e_s for each in round_.variant) for round_ in seen[1]]
+    assert slow == pytest.approx([sum(each.e2e_s for each in round_.variant) for round_ in seen[0]])

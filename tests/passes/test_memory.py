@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 import subprocess
 import sys
 import threading
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
@@ -19,6 +22,8 @@ from quantbench.passes import memory
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from conftest import Board, FakeNvml
+
 MIB = 2**20
 HOLDING, PASSING, MAPPED = 48 * MIB, 96 * MIB, 32 * MIB
 LARGE = 192 * MIB
@@ -28,7 +33,7 @@ PRELUDE = """
 import json, mmap, sys, time
 from dataclasses import asdict
 from quantbench.passes import memory
-from quantbench.passes.memory import measure_peak, peak_during, reset_high_water, resident
+from quantbench.passes.memory import before_loading, measure_peak, peak_during, reset_high_water, resident
 
 PAGE = mmap.PAGESIZE
 looks = []
@@ -105,9 +110,9 @@ def in_blocks():  # each too small for a mapping of its own, so that the allocat
     kept.extend(bytearray(BLOCK) for _ in range(LARGE // BLOCK))
 
 def measured(work):
-    reset_high_water()
+    loading = before_loading("cpu")
     start = resident()
-    peak = peak_during(work, (start["VmRSS"], start["VmHWM"]), "cpu")
+    peak = peak_during(work, loading.ended())
     release()
     return [start, asdict(peak)]
 
@@ -233,13 +238,13 @@ class Model:
     def synchronize(self):
         pass
 
+loading = before_loading("cpu")
 before = resident()
 model = Model(sys.argv[1])
-loading = before["VmRSS"], resident()["VmHWM"]
-print(json.dumps([before, asdict(measure_peak(model, [(1, 2), (3,)], 4, loading, "cpu"))]))
+print(json.dumps([before, asdict(measure_peak(model, [(1, 2), (3,)], 4, loading.ended()))]))
 """
     before, peak = _run(script, large_file)
-    assert peak["start_rss_bytes"] == before["VmRSS"]
+    assert peak["start_rss_bytes"] == pytest.approx(before["VmRSS"], abs=MIB)
     assert peak["load_peak_rss_bytes"] - before["VmRSS"] == _close(PASSING)
     assert peak["peak_rss_bytes"] - before["VmRSS"] == _close(HOLDING + MAPPED + answering)
     assert peak["rss_anon_bytes"] - before["RssAnon"] == _close(HOLDING + answering)
@@ -275,44 +280,175 @@ def test_a_peak_that_cannot_be_reset_is_unsupported_and_says_so(monkeypatch: pyt
         memory.reset_high_water()
 
 
+@dataclass
 class FakeCuda:
-    """torch.cuda with figures by device."""
+    """torch.cuda with figures by GPU: a model of 5 and 7 bytes that answers with two more on each."""
 
-    def __init__(self, *, used: bool) -> None:
-        self.used = used
-        self.reset: list[str] = []
+    used: bool = True
+    told: list[str] = field(default_factory=list)
 
     def is_initialized(self) -> bool:
         return self.used
 
-    def reset_peak_memory_stats(self, device: str) -> None:
-        self.reset.append(device)
+    def device_count(self) -> int:
+        return 2
 
-    def max_memory_allocated(self, device: str) -> int:
-        return {"cuda": 5, "cuda:1": 7}[device]
+    def empty_cache(self) -> None:
+        self.told.append("empty_cache")
 
-    def max_memory_reserved(self, device: str) -> int:
-        return {"cuda": 50, "cuda:1": 70}[device]
+    def reset_peak_memory_stats(self, device: int) -> None:
+        self.told.append(f"reset {device}")
+
+    def max_memory_allocated(self, device: int) -> int:
+        return (5, 7)[device]
+
+    def max_memory_reserved(self, device: int) -> int:
+        return (50, 70)[device]
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
+    """A torch that has used its GPUs."""
+    fake = FakeCuda()
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=fake))
+    return fake
 
 
 @pytest.mark.parametrize(
     ("device", "used", "expected", "reset"),
     [
-        ("cuda:1", True, (7, 70), ["cuda:1"]),
-        ("cuda", True, (5, 50), ["cuda"]),
+        ("cuda:1", True, (7, 70), ["reset 1"]),
+        ("cuda:0", True, (5, 50), ["reset 0"]),
+        ("cuda", True, (12, 120), ["reset 0", "reset 1"]),
         ("cuda", False, (0, 0), []),
         ("cpu", True, (None, None), []),
     ],
 )
-def test_the_devices_peaks_are_those_of_the_device_asked_for(
-    device: str, used: bool, expected: tuple[int | None, int | None], reset: list[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.usefixtures("nvml")
+def test_the_devices_peaks_are_those_of_the_gpus_asked_for(
+    device: str, used: bool, expected: tuple[int | None, int | None], reset: list[str], cuda: FakeCuda
 ) -> None:
     """A runtime with an allocator of its own leaves torch unused, and asking torch would take device memory itself."""
-    cuda = FakeCuda(used=used)
-    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
-    peak = memory.peak_during(lambda: None, (0, 0), device)
+    cuda.used = used
+    loading = memory.before_loading(device).ended()
+    assert loading.device_allocated_bytes == expected[0]
+    assert cuda.told == (["empty_cache", *reset] if reset else [])
+    peak = memory.peak_during(lambda: None, loading)
     assert (peak.device_allocated_bytes, peak.device_reserved_bytes) == expected
-    assert cuda.reset == reset
+    assert peak.load_device_allocated_bytes == expected[0]
+    assert cuda.told == 2 * (["empty_cache", *reset] if reset else [])
+
+
+class Answering:
+    """A board of which a model takes ``load`` when it is opened and the figures of ``answer`` while it answers."""
+
+    def __init__(self, board: Board, others: int, load: int, answer: Sequence[int]) -> None:
+        self._board, self._others, self._load, self._answer = board, others, load, answer
+        board.used = others
+
+    def opened(self) -> None:
+        self._board.used = self._others + self._load
+
+    def __call__(self) -> None:
+        for size in self._answer:
+            self._board.used = self._others + self._load + size
+            self._board.processes = [(1, 10**12), (os.getpid(), 500 + self._load + size)]
+            seen = self._board.looks
+            patience = time.monotonic() + 30
+            while self._board.looks < seen + 3 and time.monotonic() < patience:
+                time.sleep(memory.SAMPLE_S)
+
+
+@pytest.fixture
+def uses_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Something in this process has opened CUDA before."""
+    monkeypatch.setattr(memory, "uses_cuda", lambda: True)
+
+
+@pytest.mark.usefixtures("uses_cuda")
+def test_what_the_driver_says_is_the_highest_sample_beyond_the_start(nvml: FakeNvml) -> None:
+    """Of this process alone, and of the boards what was taken since before the model was opened."""
+    first, second = nvml.boards.values()
+    first_work, second_work = Answering(first, 9000, 100, [3, 40, 1]), Answering(second, 80, 200, [7])
+    loading = memory.before_loading("cuda")
+    first_work.opened()
+    second_work.opened()
+
+    def work() -> None:
+        first_work()
+        second_work()
+
+    peak = memory.peak_during(work, loading.ended())
+    assert peak.device_used_bytes == max(100 + 40 + 200, 100 + 1 + 200 + 7)
+    assert peak.device_process_bytes == max(500 + 100 + 40, 500 + 100 + 1 + 500 + 200 + 7)
+    assert peak.absent == {}
+    assert (peak.device_allocated_bytes, peak.device_reserved_bytes) == (0, 0)
+
+
+@pytest.mark.usefixtures("uses_cuda")
+def test_one_gpu_of_several_is_that_one_alone(nvml: FakeNvml) -> None:
+    first, second = nvml.boards.values()
+    work = Answering(second, 80, 200, [7])
+    loading = memory.before_loading("cuda:1").ended()
+    work.opened()
+    first.used = 10**10
+    assert memory.peak_during(work, loading).device_used_bytes == 207
+
+
+def test_a_process_that_the_driver_does_not_list_has_no_figure_and_says_so(nvml: FakeNvml) -> None:
+    """The board's own growth is known all the same."""
+    next(iter(nvml.boards.values())).processes = [(1, 10**12), (os.getpid(), None)]
+    peak = memory.peak_during(lambda: None, memory.before_loading("cuda").ended())
+    assert peak.device_process_bytes is None
+    assert set(peak.absent) == {"device_process_bytes"}
+    assert "by another number" in peak.absent["device_process_bytes"]
+    assert peak.device_used_bytes == 0
+
+
+def test_another_process_of_the_same_number_is_not_taken_for_this_one(
+    nvml: FakeNvml, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a container the driver may name processes by the host's numbers: one that held memory before cannot be this one."""
+    next(iter(nvml.boards.values())).processes = [(os.getpid(), 10**9)]
+    monkeypatch.setattr(memory, "uses_cuda", lambda: False)
+    peak = memory.peak_during(lambda: None, memory.before_loading("cuda").ended())
+    assert peak.device_process_bytes is None
+    assert "by another number" in peak.absent["device_process_bytes"]
+
+
+def test_what_nvml_refuses_costs_that_figure_alone(nvml: FakeNvml) -> None:
+    nvml.refuses["nvmlDeviceGetComputeRunningProcesses"] = "Not Supported"
+    peak = memory.peak_during(lambda: None, memory.before_loading("cuda").ended())
+    assert peak.device_used_bytes == 0
+    assert peak.absent == {"device_process_bytes": "NVML does not tell it of this GPU: Not Supported"}
+
+
+def test_a_peak_that_was_not_watched_to_its_end_is_none(nvml: FakeNvml) -> None:
+    first = next(iter(nvml.boards.values()))
+    work = Answering(first, 80, 200, [7])
+
+    def broken() -> None:
+        work()
+        nvml.refuses["nvmlDeviceGetMemoryInfo"] = "GPU is lost"
+
+    peak = memory.peak_during(broken, memory.before_loading("cuda").ended())
+    assert peak.device_used_bytes is None
+    assert "GPU is lost" in peak.absent["device_used_bytes"]
+
+
+def test_without_nvml_the_reason_names_what_to_install(nvml: FakeNvml, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", None)  # an import of it then fails
+    peak = memory.peak_during(lambda: None, memory.before_loading("cuda").ended())
+    assert (peak.device_process_bytes, peak.device_used_bytes) == (None, None)
+    assert set(peak.absent) == {"device_process_bytes", "device_used_bytes"}
+    assert all("pip install 'quantbench[gpu]'" in reason for reason in peak.absent.values())
+    assert nvml.asked == []
+
+
+def test_on_the_cpu_nvml_is_not_asked(nvml: FakeNvml) -> None:
+    peak = memory.peak_during(lambda: None, memory.before_loading("cpu").ended())
+    assert set(peak.absent.values()) == {"the model ran on the CPU"}
+    assert nvml.asked == []
 
 
 def test_the_watching_thread_ends_when_the_work_fails() -> None:
@@ -322,5 +458,32 @@ def test_the_watching_thread_ends_when_the_work_fails() -> None:
         raise ValueError
 
     with pytest.raises(ValueError, match=r"^$"):
-        memory.peak_during(fail, (0, 0), "cpu")
+        memory.peak_during(fail, memory.before_loading("cpu").ended())
     assert threading.active_count() == before
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_the_peaks_are_those_of_known_tensors() -> None:
+    """What torch's allocator held is what was made, to its 512 bytes; the driver's figures hold CUDA's context besides."""
+    script = f"""
+import json
+from dataclasses import asdict
+from quantbench.passes.memory import before_loading, peak_during
+loading = before_loading("cuda:0")
+import torch
+kept = torch.ones({HOLDING}, dtype=torch.uint8, device="cuda:0")
+loading = loading.ended()
+def work():
+    torch.ones({PASSING}, dtype=torch.uint8, device="cuda:0")
+    torch.cuda.synchronize()
+print(json.dumps(asdict(peak_during(work, loading))))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    peak = json.loads(done.stdout)
+    assert peak["load_device_allocated_bytes"] == HOLDING
+    assert peak["device_allocated_bytes"] == HOLDING + PASSING
+    assert peak["device_reserved_bytes"] >= peak["device_allocated_bytes"]
+    for name in ("device_process_bytes", "device_used_bytes"):
+        assert peak[name] is None or peak[name] >= peak["device_reserved_bytes"]
+        assert (peak[name] is None) == bool(peak["absent"].get(name))

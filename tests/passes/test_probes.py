@@ -6,17 +6,22 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from quantbench.job import Job, Task
-from quantbench.methods import METHODS, Sampling, Settings
+from quantbench.methods import METHODS, Sampling, Settings, method
 from quantbench.models._checkpoint import resolve
+from quantbench.passes import probes as probing
 from quantbench.passes.probes import NAMES, PROBES_FILE
 from quantbench.passes.similarity import log_softmax
-from quantbench.scenario import Conditions, Effort, Scenario, Variant
+from quantbench.scenario import Conditions, Effort, Precision, Scenario, Variant
 from quantbench.trace import Probe, load_probes
 
 SOUND = ("torch/fp32", "torch/bf16", "bitsandbytes/nf4-dq", "bitsandbytes/int8", "odd/sound")
@@ -107,6 +112,40 @@ def test_a_kernel_that_takes_no_training_is_named_with_the_way_out(found: Found)
         "NotImplementedError: this layer takes no training; LlamaDecoderLayer takes no training, "
         "and the backend auto_trainable of gptqmodel opens one that does"
     )
+
+
+@pytest.mark.parametrize(("place", "able"), [("cuda:0", True), ("cuda:0+cuda:1", True), ("cpu", False), ("cpu+cuda:0", False)])
+def test_a_variant_that_stays_elsewhere_does_not_run_on_the_device(
+    place: str, able: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may answer all the same; then it is not the GPU that answered."""
+
+    class Placed:
+        facts: Mapping[str, str] = {"device": place}
+
+        def generate(self, prompt: Sequence[int], limit: int) -> Iterator[int]:
+            return iter(range(limit))
+
+        def synchronize(self) -> None:
+            """Nothing to wait for."""
+
+    @method("placed", precisions=[Precision(name="w8", bits=8)], requires=[])
+    @contextmanager
+    def open_placed(scenario: Scenario, settings: Settings) -> Iterator[Any]:
+        assert scenario.conditions.device == "cuda"
+        yield Placed()
+
+    monkeypatch.setitem(METHODS._found, "placed", open_placed)
+    monkeypatch.setattr(probing, "describe", lambda: SimpleNamespace(gpus=("a GPU",)))
+    variant = Variant(method="placed", precision="w8")
+    subject = probing.Subject(
+        scenario=Scenario(model="canary", variant=variant, prompts="two"), start=[0],
+        settings=Settings(checkpoint=resolve("canary"), threads=1, context=64),
+    )  # fmt: skip
+    found = probing._elsewhere(subject, "cuda")
+    assert found.found is able
+    there = "cpu" if place == "cpu" else "cpu and cuda"
+    assert found.note == ("" if able else f"opened for cuda its weights are on {there}")
 
 
 def test_a_device_that_is_not_there_is_not_tried(found: Found) -> None:

@@ -135,7 +135,7 @@ def test_a_checkpoint_quantized_elsewhere_is_prequantized(
 ) -> None:
     [table] = methods.table(write([record(quantize_s=missing("made elsewhere"))]))
 
-    assert row(table, "GGUF")["speed"] == "Pre-quantized (quantized elsewhere, load 310 ms)"
+    assert row(table, "GGUF")["speed"] == "Pre-quantized (not quantized here, load 310 ms)"
 
 
 def test_machines_get_the_raw_values(write: Write, four: list[Record]) -> None:

@@ -1,0 +1,98 @@
+"""Where quantization pays: decode throughput by length of the prompt and batch, and over the unquantized model's.
+
+One sequence reads all weights for each token, so fewer bytes are faster; many sequences share a reading, and what remains is
+arithmetic and the keys and values of all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from quantbench.scenario import prompt_tokens, split_batch
+from quantbench.tables import TableKind
+from quantbench.tables import _fields as f
+from quantbench.tables._assemble import assemble, instrument_note
+from quantbench.tables._lines import Line, plain_lines
+from quantbench.tables._rows import Group, Row, groups
+from quantbench.tables._show import times
+from quantbench.tables._table import Cell, Heading
+from quantbench.units import significant
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from quantbench.tables._table import Table
+
+_UNQUANTIZED = ("torch/bf16", "torch/fp16")
+"""What is quantized in practice; the first that was measured is what the others are compared with, else the reference."""
+
+
+def table(frame: pd.DataFrame) -> list[Table]:
+    """One table per run and model that was measured at several lengths or batches; ``frame`` holds rows of ``scenarios``."""
+    found: dict[tuple[str, str], list[Group]] = {}
+    for group in groups(frame):
+        if group.reads == "prompts":
+            found.setdefault((group.fact("run_id"), group.model), []).append(group)
+    return [_table(sorted(sets, key=_place)) for sets in found.values() if _differ(sets)]
+
+
+def _differ(sets: Sequence[Group]) -> bool:
+    """Whether prompt sets differ in their batch, or in a length that they are named for."""
+    named = {(prompt_tokens(group.prompts), split_batch(group.prompts)[1]) for group in sets}
+    return len(named) > 1
+
+
+def _place(group: Group) -> tuple[int, str, int]:
+    name, batch = split_batch(group.prompts)
+    return prompt_tokens(name), name, batch
+
+
+def _table(sets: Sequence[Group]) -> Table:
+    rows = {group.prompts: {row.label: row for row in group.rows} for group in sets}
+    first = {label: row for group in reversed(sets) for label, row in rows[group.prompts].items()}
+    lines = plain_lines(Group(tuple(first[row.label] for group in sets for row in group.rows if first[row.label] is row)))
+    baseline = next((name for name in _UNQUANTIZED if any(_speed(each.get(name)) for each in rows.values())), sets[0].reference)
+    fields = [
+        f.Field(Heading(key="variant", title="Variant"), lambda line: Cell(line.label)),
+        *f.size(sets[0].reference),
+        *(_speed_field(name, rows[name], baseline) for name in rows),
+    ]
+    notes = (
+        f"decode, tokens/s of all sequences together, and over {baseline}'s at the same length and batch",
+        "tokens:N: a prompt of N tokens; @B: B sequences answered together",
+        *(
+            f"{label} on {name}: {row.text('status')}, {row.text('reason')}"
+            for name, own in rows.items()
+            for label, row in own.items()
+            if not row.ok and row is not first[label]
+        ),
+        *instrument_note(sets[0]),
+    )
+    made = assemble("batches", "Where quantization pays", lines, fields, notes)
+    return replace(
+        made, title=f"Where quantization pays: {sets[0].model}", facts={**made.facts, "prompts": ", ".join(rows)}
+    )
+
+
+def _speed(row: Row | None) -> float | None:
+    return row.number("decode_tps") if row else None
+
+
+def _speed_field(name: str, rows: Mapping[str, Row], baseline: str) -> f.Field:
+    heading = Heading(key=f"decode_tps {name}", title=name, unit="tokens/s", source="measured", numeric=True)
+    base = _speed(rows.get(baseline))
+
+    def cell(line: Line) -> Cell:
+        speed = _speed(rows.get(line.label))
+        if speed is None:
+            return Cell(None)
+        return Cell(speed, significant(speed) + (f" ({times(speed / base)} x)" if base else ""))
+
+    return f.Field(heading, cell)
+
+
+BATCHES = TableKind(
+    name="batches", about="decode throughput by length and batch, and over the unquantized model's", place=67, build=table
+)

@@ -1,0 +1,69 @@
+"""The table of lengths and batches, made of stored rows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from quantbench.tables.kinds import batches
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import pandas as pd
+
+    from quantbench.record import Record
+    from quantbench.tables._table import Table
+
+    Write = Callable[..., pd.DataFrame]
+    Make = Callable[..., Record]
+
+SPEEDS = {
+    "tokens:512": {"torch/bf16": 50.0, "gguf/q4_k_m": 150.0},
+    "tokens:512@8": {"torch/bf16": 360.0, "gguf/q4_k_m": 400.0},
+    "tokens:64@32": {"torch/bf16": 1000.0, "gguf/q4_k_m": 500.0},
+}
+
+
+def _cells(table: Table) -> dict[str, dict[str, str]]:
+    keys = [heading.key for heading in table.headings]
+    return {str(row[0].value): dict(zip(keys, (cell.shown for cell in row), strict=True)) for row in table.rows}
+
+
+def _records(record: Make, sets: dict[str, dict[str, float]]) -> list[Record]:
+    return [record(name, prompts=prompts, decode_tps=speed) for prompts, seen in sets.items() for name, speed in seen.items()]
+
+
+def test_throughput_stands_beside_the_ratio_to_what_is_not_quantized(write: Write, record: Make) -> None:
+    [table] = batches.table(write(_records(record, SPEEDS)))
+    keys = [heading.key for heading in table.headings if heading.key.startswith("decode_tps")]
+    assert keys == ["decode_tps tokens:64@32", "decode_tps tokens:512", "decode_tps tokens:512@8"]  # by length, then batch
+    cells = _cells(table)
+    assert [cells["gguf/q4_k_m"][key] for key in keys] == ["500 (0.500 x)", "150 (3.00 x)", "400 (1.11 x)"]
+    assert [cells["torch/bf16"][key] for key in keys] == ["1000 (1.00 x)", "50 (1.00 x)", "360 (1.00 x)"]
+    assert any("over torch/bf16's" in note for note in table.notes)
+
+
+def test_without_a_model_in_16_bits_the_reference_is_compared_with(write: Write, record: Make) -> None:
+    sets = {"ten": {"torch/fp32": 20.0, "gguf/q4_k_m": 50.0}, "ten@4": {"torch/fp32": 40.0, "gguf/q4_k_m": 60.0}}
+    cells = _cells(batches.table(write(_records(record, sets)))[0])
+    assert (cells["gguf/q4_k_m"]["decode_tps ten"], cells["gguf/q4_k_m"]["decode_tps ten@4"]) == ("50 (2.50 x)", "60 (1.50 x)")
+
+
+def test_what_was_not_measured_is_a_dash_with_the_reason(write: Write, record: Make) -> None:
+    records = [
+        *_records(record, {"tokens:512": SPEEDS["tokens:512"]}),
+        record("torch/bf16", prompts="tokens:512@8", status="oom", reason="it ran out of memory"),
+        record("gguf/q4_k_m", prompts="tokens:512@8", decode_tps=400.0),
+    ]
+    [table] = batches.table(write(records))
+    cells = _cells(table)
+    assert cells["torch/bf16"]["decode_tps tokens:512@8"] == "–"
+    assert cells["gguf/q4_k_m"]["decode_tps tokens:512@8"] == "400"  # nothing to compare with
+    assert "torch/bf16 on tokens:512@8: oom, it ran out of memory" in table.notes
+
+
+@pytest.mark.parametrize("sets", [["ten"], ["ten", "two"], ["tokens:512"]])
+def test_sets_of_one_length_and_batch_have_no_table(sets: list[str], write: Write, record: Make) -> None:
+    assert batches.table(write([record("torch/bf16", prompts=name) for name in sets])) == []
