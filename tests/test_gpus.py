@@ -170,8 +170,8 @@ def test_without_either_it_says_so(library: Any, why: str, monkeypatch: pytest.M
         ("cuda:2", None, ["NVIDIA A10"]),
         ("cuda", "2", ["NVIDIA A10"]),
         ("cuda:1", "2,0", ["NVIDIA H100"]),
-        ("cuda:3", None, "there are no more GPUs than cuda:0 (NVIDIA H100), cuda:1 (NVIDIA GB10), cuda:2 (NVIDIA A10); use one"),
-        ("cuda:1", "2", "there are no more GPUs than cuda:0 (NVIDIA A10) with CUDA_VISIBLE_DEVICES=2; use one of these, or cpu"),
+        ("cuda:3", None, "there are no more GPUs than cuda:0 (NVIDIA H100), cuda:1 (NVIDIA GB10), cuda:2 (NVIDIA A10)"),
+        ("cuda:1", "2", "there are no more GPUs than cuda:0 (NVIDIA A10) with CUDA_VISIBLE_DEVICES=2; use one of these"),
         ("cuda", "", "CUDA_VISIBLE_DEVICES= hides 3 GPUs; use cpu, or run where a GPU is to be had"),
         ("cuda:0", "-1", "CUDA_VISIBLE_DEVICES=-1 hides 3 GPUs; use cpu,"),
     ],
@@ -191,7 +191,7 @@ def test_a_device_is_all_visible_gpus_or_one_of_them(
 @pytest.mark.usefixtures("three")
 def test_gpus_of_several_kinds_take_an_order_that_others_know(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_DEVICE_ORDER", "FASTEST_FIRST")
-    with pytest.raises(UsageError, match="CUDA_DEVICE_ORDER=FASTEST_FIRST numbers GPUs in an order that only CUDA knows; set it"):
+    with pytest.raises(UsageError, match="CUDA_DEVICE_ORDER=FASTEST_FIRST numbers GPUs in an order that only CUDA knows; set"):
         gpus.chosen_gpus("cuda:1")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-bbbb-2")
     assert [gpu.name for gpu in gpus.chosen_gpus("cuda:0")] == ["NVIDIA GB10"]

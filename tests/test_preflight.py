@@ -108,7 +108,7 @@ def test_a_forecast_that_breaks_costs_nothing_but_itself(monkeypatch: pytest.Mon
 
 
 def test_a_gpu_that_is_not_there_is_the_workers_to_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planner, "gpu_memory", tuple)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert Preflight().outlook(_scenario(device="cuda")).refusal == ""
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from traceback import walk_tb
 from typing import Any
 
@@ -75,12 +75,13 @@ def places_of(device: str) -> list[str]:
     return [place for place in device.split("+") if place.startswith("cuda")]
 
 
-def wait_for(gpus: Iterable[str]) -> None:
+def wait_for(gpus: Sequence[str]) -> None:
     """Wait until these GPUs have finished what was asked of them; nothing else works behind Python's back."""
-    for gpu in gpus:
+    if gpus:
         import torch
 
-        torch.cuda.synchronize(gpu)
+        for gpu in gpus:
+            torch.cuda.synchronize(gpu)
 
 
 def _arguments(device: str) -> tuple[dict[str, Any], dict[str, int]]:
@@ -117,6 +118,6 @@ def _swallowed(error: BaseException) -> str:
     """The first error that transformers met while it converted weights: it collects them, and raises one that names none."""
     for frame, _ in walk_tb(error.__traceback__):
         for text in getattr(frame.f_locals.get("loading_info"), "conversion_errors", {}).values():
-            *lines, where = [line.strip() for line in str(text).splitlines() if line.strip()]  # a traceback, the error, its place
+            *lines, where = [line.strip() for line in str(text).splitlines() if line.strip()]  # traceback, error, place
             return next(filter(says_out_of_memory, lines), lines[-1] if lines else where)
     return ""

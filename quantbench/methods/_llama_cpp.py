@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from quantbench.errors import ModelError
 from quantbench.methods import Sampling
 from quantbench.methods._devices import says_out_of_memory
-from quantbench.methods._llama_cpp_batch import open_batch
+from quantbench.methods._llama_cpp_batch import decode_error, open_batch
 from quantbench.methods._llama_cpp_devices import devices_for
 from quantbench.methods._llama_cpp_facts import BUFFER_LINE, found_device, step_counts
 from quantbench.trace import WeightMemory
@@ -151,7 +151,7 @@ class LlamaCppModel:
             for _ in range(limit - 1):
                 cell[0] = token
                 if lib.llama_decode(context, batch):
-                    raise ModelError(f"llama.cpp could not decode the next token of {self._path}; the context is full")
+                    raise decode_error(lib, f"llama.cpp could not decode the next token of {self._path}; the context is full")
                 token = lib.llama_sampler_sample(sampler, context, -1)
                 yield token
         finally:
@@ -188,7 +188,7 @@ class LlamaCppModel:
             batch = lib.llama_batch_get_one(ids[start:end].ctypes.data_as(ctypes.POINTER(lib.llama_token)), end - start)
             batch.logits = wanted[start:end].ctypes.data_as(ctypes.POINTER(ctypes.c_int8))
             if lib.llama_decode(self._context, batch):
-                raise ModelError(f"llama.cpp could not score {len(ids)} tokens with {self._path}; the context is full")
+                raise decode_error(lib, f"llama.cpp could not score {len(ids)} tokens with {self._path}; the context is full")
             if end > first:
                 rows = end - max(start, first)
                 pointer = lib.llama_get_logits(self._context)
@@ -221,7 +221,8 @@ class LlamaCppModel:
             chunk = tokens[start : start + PREFILL_BATCH]
             cells = (self._lib.llama_token * len(chunk))(*chunk)
             if self._lib.llama_decode(self._context, self._lib.llama_batch_get_one(cells, len(chunk))):
-                raise ModelError(f"llama.cpp could not read {len(tokens)} tokens with {self._path}; ask for more context")
+                full = f"llama.cpp could not read {len(tokens)} tokens with {self._path}; ask for more context"
+                raise decode_error(self._lib, full)
 
     def _sampler(self, sampling: Sampling | None) -> Any:
         lib = self._lib

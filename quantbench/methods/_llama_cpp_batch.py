@@ -7,6 +7,13 @@ from contextlib import contextmanager
 from typing import Any
 
 from quantbench.errors import ModelError
+from quantbench.methods._devices import says_out_of_memory
+
+
+def decode_error(lib: Any, full: str) -> ModelError | MemoryError:
+    """What a failed ``llama_decode`` is: memory that ran out where llama.cpp says so, else ``full``."""
+    said = next(filter(says_out_of_memory, reversed(lib.quantbench_errors)), "")
+    return MemoryError(f"llama.cpp ran out of memory while it computed ({said})") if said else ModelError(full)
 
 
 @contextmanager
@@ -51,9 +58,8 @@ class SequenceBatch:
         if last:
             self._wanted[length - 1 : count : length] = 1
         if self._lib.llama_decode(context, self._batch):
-            raise ModelError(
-                f"llama.cpp could not read {self._sequences} sequences to position {start + length}; ask for a smaller batch"
-            )
+            full = f"llama.cpp could not read {self._sequences} sequences to position {start + length}; ask for a smaller batch"
+            raise decode_error(self._lib, full)
 
     def sample(self, sampler: Any, context: Any) -> list[int]:
         """The next id of each sequence, after rows that were the last."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import re
 from typing import Any
 
 from quantbench.errors import ModelError
 
+_SPILLS = "GGML_CUDA_ENABLE_UNIFIED_MEMORY"
 _CUDA = re.compile(r"CUDA(\d+)")
 
 
@@ -15,10 +17,12 @@ def devices_for(library: Any, device: str) -> ctypes.Array[ctypes.c_void_p]:
     """llama.cpp's own list of the devices that ``device`` stands for, ended by a null; it is empty for the CPU.
 
     ``library`` is ggml. With no list llama.cpp would take every GPU there is, and move large batches there even for the CPU.
-    Raises ModelError where there is no such GPU, or this build has no CUDA.
+    Raises ModelError where there is no such GPU, this build has no CUDA, or it may use the host's memory instead.
     """
     if device == "cpu":
         return (ctypes.c_void_p * 1)()
+    if os.environ.get(_SPILLS):
+        raise ModelError(f"with {_SPILLS} llama.cpp moves what a GPU has no room for to the host, and nothing says so; unset it")
     found = {int(match[1]): pointer for name, pointer in _devices(library) if (match := _CUDA.fullmatch(name))}
     number = device.partition(":")[2]
     wanted = [int(number)] if number else sorted(found)

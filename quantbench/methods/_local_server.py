@@ -32,6 +32,9 @@ SCORING = "scoring"
 """The same file once more, for log-probabilities: they take logits of every position, which would slow the timed prompts."""
 
 _NEEDS = ("llama_cpp", "fastapi", "uvicorn", "sse_starlette", "starlette_context", "pydantic_settings")
+_WHOLE = 0
+"""llama.cpp's LLAMA_SPLIT_MODE_NONE; importing it would load the library here."""
+
 _PATIENCE_S = 300.0
 _POLL_S = 0.05
 
@@ -94,6 +97,8 @@ def _settings(path: Path, *, threads: int, context: int, device: str) -> dict[st
         "model": str(path), "n_ctx": context, "n_threads": threads, "n_threads_batch": threads, "verbose": False,
         "n_gpu_layers": 0 if device == "cpu" else -1,
     }  # fmt: skip
+    if ":" in device:  # that GPU alone; llama.cpp would split the model over all
+        model |= {"split_mode": _WHOLE, "main_gpu": int(device.partition(":")[2])}
     models = [{**model, "model_alias": TIMED, "logits_all": False}, {**model, "model_alias": SCORING, "logits_all": True}]
     return {"host": "127.0.0.1", "port": port, "interrupt_requests": False, "models": models}
 

@@ -50,6 +50,8 @@ def _open_module(settings: Settings, device: str, dtype: str) -> LoadedModule:
     import torch
 
     kind, device = getattr(torch, dtype), one_place(device)
+    if device != "cpu":  # cuDNN would run an LSTM of float32 in TF32
+        torch.backends.cudnn.allow_tf32 = False
     module = build_module(settings).to(device, kind)
     parameters = sum(each.numel() for each in module.parameters())
     return TorchModule(module, f"aten-{dtype}", settings, parameters=parameters, device=device, dtype=kind)

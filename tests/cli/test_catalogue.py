@@ -199,3 +199,12 @@ def test_doctor_tells_a_cpu_build_beside_a_device(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(machine, "versions", lambda: {"python": "3", "torch": torch})
     assert _json("doctor")["cuda"] == {"devices": ["NVIDIA T4"], "driver": "580.1", "note": note}
     assert "NVIDIA T4" in _said("doctor")
+
+
+@pytest.mark.usefixtures("well")
+def test_doctor_says_why_there_is_no_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_doctor, "no_gpu", lambda: "CUDA_VISIBLE_DEVICES= hides 2 GPUs")
+    here = machine.Machine(cpu="c", cpus=1, memory_bytes=2**30, isa="", system="Linux")
+    monkeypatch.setattr(machine, "describe", lambda: here)
+    assert _json("doctor")["cuda"] == {"devices": [], "driver": "", "note": "CUDA_VISIBLE_DEVICES= hides 2 GPUs"}
+    assert "none (CUDA_VISIBLE_DEVICES= hides 2 GPUs)" in _said("doctor")

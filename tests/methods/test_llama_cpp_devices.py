@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from quantbench.errors import ModelError
-from quantbench.methods import METHODS, Settings, _llama_cpp
+from quantbench.methods import METHODS, Batched, Settings, _llama_cpp
 from quantbench.methods._llama_cpp import library, open_gguf_file, require_offload
+from quantbench.methods._llama_cpp_batch import decode_error
 from quantbench.methods._llama_cpp_devices import devices_for
 from quantbench.methods._llama_cpp_facts import tensor_bytes
 from quantbench.methods._llama_cpp_probe import _write_model
@@ -163,3 +165,34 @@ def test_tables_that_are_read_row_by_row_may_stay_on_the_host(tmp_path: Path) ->
     writer.write_tensors_to_file()
     writer.close()
     assert tensor_bytes(path) == {b"token_embd.weight": 64 * 16 * 4, b"position_embd.weight": 32 * 16 * 4}
+
+
+def test_memory_that_may_be_the_hosts_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GGML_CUDA_ENABLE_UNIFIED_MEMORY", "1")
+    with pytest.raises(ModelError, match="moves what a GPU has no room for to the host, and nothing says so; unset it"):
+        devices_for(TWO, "cuda")
+    assert list(devices_for(TWO, "cpu")) == [None]
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        (["alloc_buffer: allocating 512.00 MiB on device 0: cudaMalloc failed: out of memory"], MemoryError),
+        (["decode: failed to find a memory slot for batch of size 8"], ModelError),
+        ([], ModelError),
+    ],
+)
+def test_a_failed_step_is_memory_or_a_full_context(said: list[str], kind: type[Exception]) -> None:
+    error = decode_error(SimpleNamespace(quantbench_errors=said), "the context is full")
+    assert type(error) is kind
+    assert (said[0] if kind is MemoryError else "the context is full") in str(error)
+
+
+@pytest.mark.usefixtures("artifacts")
+def test_a_batch_beyond_its_context_is_a_full_context() -> None:
+    scenario = Scenario(model="canary", variant=Variant(method="gguf", precision="f16"), prompts="two")
+    settings = Settings(checkpoint=resolve("canary"), threads=1, context=256, batch=2)
+    with METHODS["gguf"].open(scenario, settings) as model:
+        assert isinstance(model, Batched)
+        with pytest.raises(ModelError, match=r"2 sequences to position \d+; ask for a smaller batch"):
+            list(model.generate_batch([[1] * 300] * 2, 2))

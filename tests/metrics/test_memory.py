@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from quantbench.trace import Trace
 
 DEVICE = (
-    "peak_device_allocated_bytes", "peak_device_reserved_bytes", "load_peak_device_allocated_bytes", "peak_device_process_bytes",
-    "peak_device_used_bytes",
+    "peak_device_allocated_bytes", "peak_device_reserved_bytes", "load_peak_device_allocated_bytes",
+    "peak_device_process_bytes", "peak_device_used_bytes",
 )  # fmt: skip
 
 

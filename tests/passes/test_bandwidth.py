@@ -162,7 +162,7 @@ class FakeCuda:
     def mem_get_info(self, _: str) -> tuple[int, int]:
         return self.free, 80 * 2**30
 
-    def copy_(self, _source: object, *, non_blocking: bool = False) -> None:  # noqa: ARG002 - as torch calls it
+    def copy_(self, _source: object, *, non_blocking: bool = False) -> None:
         self.copies += 1
         self.now_ms += 9.0 if self.copies % 25 == 0 else 2.0
 
