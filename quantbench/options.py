@@ -35,7 +35,7 @@ OPTIONS = (
     Option("model", "list", None, "MODEL", "built-in, folder, .gguf, hub ORG/NAME[@REVISION][:TYPE], dummy:CONFIG, server"),
     Option("method", "list", None, "METHOD", "only these methods"),
     Option("precision", "list", None, "PRECISION", "only these precisions"),
-    Option("prompts", "list", None, "SET", "shipped names, files of a prompt a line, tokens:N: one of N tokens, text:FILE to score"),
+    Option("prompts", "list", None, "SET", "shipped names, files, a prompt a line, tokens:N for one of N, text:FILE to score"),
     Option("matrix", "text", None, "FILE", "TOML file with the scenarios (without one: every method on the canary)"),
     Option("reference", "text", None, "METHOD/PRECISION", "what the variants are compared with (torch/fp32)"),
     Option("results", "text", "results", "PATH", "where the parquet tables go: a folder or any URI that pyarrow knows"),

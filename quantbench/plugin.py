@@ -224,7 +224,10 @@ def _raw(config: pytest.Config, option: Option) -> Any:
     written = config.getini(f"quantbench_{option.key}")
     base = config.rootpath if given is None and written else config.invocation_params.dir
     raw = given if given is not None else written or option.default
-    return str(base / raw) if raw and option.key in _PATHS and "://" not in raw else raw
+    if not raw or "://" in raw:
+        return raw
+    is_path = option.key in _PATHS or (option.key == "compare" and (base / raw).exists())  # else it names runs
+    return str(base / raw) if is_path else raw
 
 
 def _verbosity(config: pytest.Config) -> int | None:

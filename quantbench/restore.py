@@ -16,13 +16,19 @@ from quantbench.trace import Answer, Calls, Generation, Round, Trace
 Rows = Sequence[Mapping[str, Any]]
 
 _NOT_KEPT = "the run was resumed: of what was measured before, only what is stored is known"
+_FOUND = {
+    "kernel": "kernel", "kv_dtype": "kv_dtype", "checkpoint_dtype": "checkpoint_dtype", "anchor": "anchor",
+    "threads": "threads", "context": "context", "device_found": "device",
+}  # fmt: skip
+"""Columns of what are facts in a record."""
 _PARTS = ("weights", "weight_bytes_running", "peak", "columns", "energy", "load_points", "top_logprobs", "native")
 
 
 def restored(scenario: Scenario, row: Mapping[str, Any], samples: Rows, outputs: Rows) -> tuple[Record, Trace] | None:
-    """The record of an ok row with its samples and answers, and its trace; None where they do not belong together."""
-    whole = all(each.get("tokens") is not None for each in samples if each["phase"] == "e2e")  # older files do not have it
-    if not whole or any(each["scenario_key"] != row["scenario_key"] for each in (*samples, *outputs)):
+    """The record of an ok row with its samples and answers, and its trace; None where these are gone or of something else."""
+    gone = not samples or (not outputs and row.get("chrf") is not None)
+    older = any(each.get("tokens") is None for each in samples if each["phase"] == "e2e")  # such files do not say it
+    if gone or older or any(each["scenario_key"] != row["scenario_key"] for each in (*samples, *outputs)):
         return None
     record = _record(scenario, row, samples, outputs)
     return record, _trace(record, row)
@@ -45,7 +51,7 @@ def _record(scenario: Scenario, row: Mapping[str, Any], samples: Rows, outputs: 
         scenario_key=row["scenario_key"],
         status=Status(row["status"]),
         values={column.name: value(column.name) for column in all_columns()},
-        facts=json.loads(row["facts"]),
+        facts=json.loads(row["facts"]) | {fact: str(row[name]) for name, fact in _FOUND.items() if row.get(name) is not None},
         samples=tuple(_made(Sample, each) for each in samples),
         outputs=tuple(_made(Output, each) for each in outputs),
         repeat=scenario.repeat,

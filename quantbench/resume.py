@@ -16,7 +16,7 @@ from quantbench.record import Record, Status
 from quantbench.restore import restored
 from quantbench.scenario import Scenario
 from quantbench.schema import TABLES
-from quantbench.store import Run, _filesystem
+from quantbench.store import Run, filesystem
 from quantbench.trace import Trace
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class Earlier:
 
     def __init__(self, root: str, run: Run, planned: int) -> None:
         """``planned`` counts the scenarios of the run; UsageError when another process is at it."""
-        self._files, self._root = _filesystem(root)
+        self._files, self._root = filesystem(root)
         self._folder = f"date={run.started_at:%Y-%m-%d}"
         self._held = hold(root, run)
         self.run = run
@@ -114,7 +114,7 @@ def resume(root: str, wanted: str, run: Run) -> Earlier:
 
     UsageError when there is none, or when it was started on another machine, with other versions or another effort.
     """
-    files, base = _filesystem(root)
+    files, base = filesystem(root)
     runs = {match["run"]: path for path in _listed(files, f"{base}/runs") if (match := _match(path))}
     if wanted != LAST and wanted not in runs:
         raise unknown_name("run", wanted, runs) if runs else UsageError(f"no run is under {root!r} to resume; start one")
@@ -129,7 +129,7 @@ def resume(root: str, wanted: str, run: Run) -> Earlier:
     same = replace(
         run, run_id=name, started_at=row["started_at"],
         command=row["command"] if run.command in known else f"{row['command']}; {run.command}",
-        commit=", ".join(dict.fromkeys(filter(None, (row["commit"], run.commit)))),
+        commit=", ".join(dict.fromkeys(filter(None, (*row["commit"].split(", "), run.commit)))),
     )  # fmt: skip
     place = f"{runs[name].rpartition('/')[0]}/{_ROW.format(name)}"
     if runs[name] != place:  # it had another number once
@@ -142,7 +142,7 @@ def hold(root: str, run: Run) -> IO[bytes] | None:
 
     None where the place knows no locks. UsageError when another process holds it.
     """
-    files, base = _filesystem(root)
+    files, base = filesystem(root)
     path = Path(base, "runs", f"date={run.started_at:%Y-%m-%d}", _ROW.format(run.run_id))
     if files.type_name != "local":
         return None

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from quantbench.compare._gate import Outcome
+    from quantbench.compare.gate import Outcome
     from quantbench.progress import Progress
     from quantbench.record import Record
     from quantbench.resume import Earlier
@@ -107,7 +107,7 @@ class Session:
             except QuantbenchError as error:
                 self._problem = str(error)
         if self._baseline and not interrupted:
-            from quantbench.compare._gate import gate
+            from quantbench.compare.gate import gate
             from quantbench.tables.render import terminal_width
 
             self.comparison = gate(self._baseline, self.results, self.run_id, fail_on=self._fail_on, width=terminal_width())

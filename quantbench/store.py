@@ -58,7 +58,7 @@ class Store:
         self._run = run
         self._numbers = dict(numbers or {})
         try:
-            self._files, self._root = _filesystem(root)
+            self._files, self._root = filesystem(root)
             self._files.create_dir(self._root, recursive=True)
             probe = f"{self._root}/.{run.run_id}"
             with self._files.open_output_stream(probe) as stream:
@@ -148,7 +148,7 @@ def load(path: str = "results", table: str = "scenarios") -> pd.DataFrame:
     import pandas as pd
     import pyarrow as pa
 
-    files, root = _filesystem(path)
+    files, root = filesystem(path)
     whole = read_folder(files, f"{root}/{table}", table)
     if whole is None:
         raise StoreError(f"no results of table {table!r} under {path!r}; run the benchmark first, or give --results")
@@ -240,7 +240,8 @@ def _array(values: Sequence[Any], kind: pa.DataType) -> pa.Array[Any]:
         return pa.array([value if value is None else value.encode("utf-8", "replace").decode() for value in values], kind)
 
 
-def _filesystem(root: str) -> tuple[fs.FileSystem, str]:
+def filesystem(root: str) -> tuple[fs.FileSystem, str]:
+    """Where results lie, and their path in it; StoreError for a URI that pyarrow cannot reach."""
     from pathlib import Path
 
     from pyarrow import fs

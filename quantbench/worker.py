@@ -14,6 +14,7 @@ from pathlib import Path
 
 from quantbench.anchor import choose
 from quantbench.errors import QuantbenchError, UnsupportedError
+from quantbench.gpus import number_gpus_by_bus
 from quantbench.job import FAILURE_FILE, Job
 from quantbench.methods import METHODS
 from quantbench.methods._devices import says_out_of_memory
@@ -93,4 +94,5 @@ def _prepare(job: Job) -> None:
 
 if __name__ == "__main__":
     sacrifice_first()
+    number_gpus_by_bus()
     sys.exit(main())

@@ -103,7 +103,7 @@ class TestWhatIsFound:
         with resume(killed, LAST, run_of(2)) as earlier:
             record, _ = earlier.find(GOOD, "k") or pytest.fail("not found")
         before = record_of(GOOD, samples=SAMPLE)
-        same = ("scenario", "scenario_key", "status", "values", "samples", "outputs", "repeat")
+        same = ("scenario", "scenario_key", "status", "values", "facts", "samples", "outputs", "repeat")
         assert [getattr(record, name) for name in same] == [getattr(before, name) for name in same]
 
     def test_timed_answers_calls_and_scores_come_back_as_they_were_measured(self, results: str) -> None:
@@ -144,6 +144,14 @@ class TestWhatIsFound:
             assert earlier.find(GOOD, "k") is None
 
 
+    @pytest.mark.parametrize("table", ["samples", "outputs"])
+    def test_a_row_whose_samples_or_answers_are_gone_is_measured_again(self, table: str, killed: str) -> None:
+        for path in Path(killed).rglob(f"{table}/*/*.parquet"):
+            path.unlink()
+        with resume(killed, LAST, run_of(2)) as earlier:
+            assert earlier.find(GOOD, "k") is None
+
+
 class TestWhichRun:
     def test_last_is_the_last_of_this_machine(self, killed: str) -> None:
         other = replace(MACHINE, cpus=64)
@@ -159,6 +167,9 @@ class TestWhichRun:
             assert (earlier.run.run_id, earlier.run.started_at) == (run_of().run_id, run_of().started_at)
             assert (earlier.run.command, earlier.run.commit) == ("pytest; pytest --more", "abc, def")
             assert earlier.planned == 3
+            Store(killed, earlier.run).begin(planned=3)
+        with resume(killed, LAST, run_of(3, command="pytest --more", commit="def")) as earlier:
+            assert (earlier.run.command, earlier.run.commit) == ("pytest; pytest --more", "abc, def")
 
     @pytest.mark.parametrize(
         ("wanted", "changes", "words"),

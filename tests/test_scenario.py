@@ -187,6 +187,8 @@ def test_a_batch_is_compared_with_what_the_reference_says_one_by_one() -> None:
     assert several.key(IDENTITY) == SCENARIO.key(IDENTITY)  # the batch is in the identity of the prompts
 
 
-@pytest.mark.parametrize(("name", "length"), [("tokens:512", 512), ("tokens:512@8", 512), ("ten", 0), ("ten@8", 0), ("tokens:x", 0)])
+@pytest.mark.parametrize(
+    ("name", "length"), [("tokens:512", 512), ("tokens:512@8", 512), ("ten", 0), ("ten@8", 0), ("tokens:x", 0)]
+)
 def test_a_name_says_the_length_of_its_prompts_or_nothing(name: str, length: int) -> None:
     assert prompt_tokens(name) == length

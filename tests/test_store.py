@@ -387,9 +387,9 @@ class FullFile:
 @pytest.fixture
 def disk(monkeypatch: pytest.MonkeyPatch) -> FullDisk:
     """Stores opened from now on write to this disk; so far it has room."""
-    original = store._filesystem
+    original = store.filesystem
     made = FullDisk(original("/")[0])
-    monkeypatch.setattr(store, "_filesystem", lambda root: (made, original(root)[1]))
+    monkeypatch.setattr(store, "filesystem", lambda root: (made, original(root)[1]))
     return made
 
 

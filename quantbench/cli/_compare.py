@@ -7,12 +7,11 @@ from typing import Annotated, Literal
 import typer
 
 from quantbench.cli._guard import INSUFFICIENT, REGRESSION
-from quantbench.cli._output import message, paragraph, print_json
+from quantbench.cli._output import message, paragraph, print_json, warnings_as_messages
 from quantbench.cli._results import ResultsOption
-from quantbench.compare import Verdict, _show
+from quantbench.compare import Verdict, parse_threshold, show
 from quantbench.compare import compare as compared
-from quantbench.compare._figures import parse_threshold
-from quantbench.compare._side import load_side
+from quantbench.compare.sides import load_side
 from quantbench.errors import StoreError, UsageError
 from quantbench.tables.render import render
 
@@ -38,22 +37,23 @@ def compare(
         raise UsageError(f"--window {window} holds no run; give a whole number from 1 on")
     thresholds = dict(map(parse_threshold, threshold or ()))
     try:
-        after = load_side(candidate, results)
-        before = load_side(baseline, results, window=window, but=tuple(after["run_id"].unique()))
-        further = load_side(again, results) if again else None
+        with warnings_as_messages():
+            after = load_side(candidate, results)
+            before = load_side(baseline, results, window=window, but=tuple(after["run_id"].unique()))
+            further = load_side(again, results) if again else None
     except StoreError as error:
         message(str(error))
         raise typer.Exit(INSUFFICIENT) from None
     found = compared(before, after, again=further, thresholds=thresholds)
     if output == "json":
-        print_json(_show.as_data(found))
+        print_json(show.as_data(found))
     elif output == "junit":
-        typer.echo(_show.as_junit(found), nl=False)
+        typer.echo(show.as_junit(found), nl=False)
     elif output == "md":
-        typer.echo(_show.as_markdown(found, everything=everything).rstrip("\n"))
+        typer.echo(show.as_markdown(found, everything=everything).rstrip("\n"))
     else:
-        table = render([_show.table(found, everything=everything)], "text")
-        typer.echo(f"{paragraph(_show.sentence(found))}\n\n{table}".rstrip("\n"))
+        table = render([show.table(found, everything=everything)], "text")
+        typer.echo(f"{paragraph(show.sentence(found))}\n\n{table}".rstrip("\n"))
     if found.of(Verdict.WORSE):
         raise typer.Exit(REGRESSION)
     if not found.conclusive:

@@ -6,7 +6,9 @@ import json
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import typer
@@ -31,9 +33,24 @@ def counted(count: int, noun: str) -> str:
     return f"{count} {noun}" + "s" * (count != 1)
 
 
+@contextmanager
+def warnings_as_messages() -> Iterator[None]:
+    """What is warned of meanwhile is said as messages, each once and whatever the process does with warnings."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            yield
+        finally:
+            for text in dict.fromkeys(str(each.message) for each in caught if each.category is UserWarning):
+                message(text)
+
+
 def paragraph(text: str) -> str:
-    """``text`` wrapped between words on a terminal, and as one line elsewhere."""
-    return textwrap.fill(text, shutil.get_terminal_size().columns) if sys.stdout.isatty() else text
+    """``text`` wrapped between words on a terminal, and as one line elsewhere; nothing in it commands a terminal."""
+    from quantbench.tables.render import one_line
+
+    line = one_line(text)
+    return textwrap.fill(line, shutil.get_terminal_size().columns) if sys.stdout.isatty() else line
 
 
 def print_json(value: Any) -> None:

@@ -9,7 +9,7 @@ import typer
 
 from quantbench.cli._guard import INSUFFICIENT
 from quantbench.cli._output import counted, message
-from quantbench.cli._results import ResultsOption, _read, stored
+from quantbench.cli._results import ResultsOption, read, stored
 from quantbench.errors import UsageError
 from quantbench.units import format_bytes
 
@@ -36,7 +36,7 @@ def report(
     if form not in (*_PAGES, *_PICTURES):
         raise UsageError(f"{str(output)!r} is neither a page nor a picture; end its name in .html, .png or .svg")
     scenarios = stored(results)
-    samples, outputs, runs = (_read(results, table)[0] for table in ("samples", "outputs", "runs"))
+    samples, outputs, runs = (read(results, table)[0] for table in ("samples", "outputs", "runs"))
     found = select(scenarios, samples=samples, outputs=outputs, runs=runs, run_id=run_id, model=model)
     size = _write(output, found, form)
     rows = counted(len(found.rows), "row")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -10,7 +9,7 @@ import typer
 
 from quantbench.cli._catalogue import FormatOption
 from quantbench.cli._guard import INSUFFICIENT
-from quantbench.cli._output import message, paragraph, print_json
+from quantbench.cli._output import message, paragraph, print_json, warnings_as_messages
 from quantbench.cli._plan import BatchOption, ContextOption, planned_for
 from quantbench.errors import StoreError, UsageError, unknown_name
 from quantbench.tables import ALL, KINDS, build, latest_run
@@ -86,7 +85,7 @@ def _measured_of(results: str, model: str | None) -> pd.DataFrame | None:
     """Rows of the latest run, or of the latest that measured ``model``; None where that model was never measured."""
     if model is None:
         return _rows(results, None, "or name a --model, to plan it before anything is measured")
-    frame, _ = _read(results, "scenarios")
+    frame, _ = read(results, "scenarios")
     if frame is None:
         return None
     of_model = frame[(frame["model"] == model) & (frame["status"] == "ok")]
@@ -117,27 +116,22 @@ def _suggest(
 
 def stored(results: str, table: str = "scenarios", *, hint: str = "") -> pd.DataFrame:
     """The rows of a stored table; without any: a sentence, with a ``hint`` what else to do, and exit code 4."""
-    frame, reason = _read(results, table)
+    frame, reason = read(results, table)
     if frame is None:
         message("; ".join(filter(None, (reason, hint))))
         raise typer.Exit(INSUFFICIENT)
     return frame
 
 
-def _read(results: str, table: str) -> tuple[pd.DataFrame | None, str]:
+def read(results: str, table: str) -> tuple[pd.DataFrame | None, str]:
     """The rows of a stored table, or why there are none."""
     from quantbench.store import load
 
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+    with warnings_as_messages():
         try:
-            frame, reason = load(results, table), ""
+            return load(results, table), ""
         except StoreError as error:
-            frame, reason = None, str(error)
-    for each in caught:
-        if each.category is UserWarning:
-            message(str(each.message))
-    return frame, reason
+            return None, str(error)
 
 
 def _rows_if_any(kind: str, results: str, run_id: str | None) -> pd.DataFrame | None:
@@ -146,7 +140,7 @@ def _rows_if_any(kind: str, results: str, run_id: str | None) -> pd.DataFrame | 
         return None
     if run_id is not None:
         return _rows(results, run_id)
-    frame, reason = _read(results, "scenarios")
+    frame, reason = read(results, "scenarios")
     if frame is None:
         message(reason)
         return None

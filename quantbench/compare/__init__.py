@@ -13,7 +13,7 @@ from enum import StrEnum
 from statistics import median
 from typing import TYPE_CHECKING
 
-from quantbench.compare._figures import EXACT, TIMED, Exact, Timed, exact_of
+from quantbench.compare._figures import EXACT, TIMED, Exact, Timed, exact_of, parse_threshold
 from quantbench.compare._pairs import Pair, pairs
 from quantbench.verdict import Cell, Finding, Rule, Side, judge
 from quantbench.verdict import Verdict as Judged
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from quantbench.tables._rows import Row
+
+__all__ = ["STATUS", "Comparison", "Entry", "Verdict", "compare", "parse_threshold"]
 
 STATUS = "status"
 """The figure of a scenario that ended differently."""
@@ -106,15 +108,8 @@ def compare(
         name: _timed(figure, cell, findings[name], rule=rule, least=asked.get(figure.name, 0.0))
         for name, (figure, cell) in cells.items()
     }
-    entries: list[Entry] = []
-    for pair in found:
-        if pair.incomparable or pair.ended:
-            entries.append(_whole(pair))
-            continue
-        entries += [timed[name] for figure in TIMED if (name := _name(pair, figure)) in timed]
-        entries += [entry for each in exact if (entry := _exact(pair, each)) is not None]
     return Comparison(
-        entries=tuple(entries),
+        entries=tuple(entry for pair in found for entry in _of_pair(pair, timed, exact)),
         baseline_runs=_runs(baseline),
         candidate_runs=_runs(candidate),
         rule=rule,
@@ -123,15 +118,23 @@ def compare(
     )
 
 
-def _whole(pair: Pair) -> Entry:
-    """The one entry of a scenario that cannot be compared, or that ended differently."""
+def _of_pair(pair: Pair, timed: Mapping[str, Entry], exact: Sequence[Exact]) -> Iterator[Entry]:
+    """The entries of a scenario; just one where it cannot be compared or ended differently."""
     if pair.incomparable:
-        return Entry(scenario_id=pair.scenario_id, metric="", verdict=Verdict.INCOMPARABLE, reason=pair.incomparable)
-    verdict = Verdict.WORSE if pair.worse_end else Verdict.BETTER
-    return Entry(
-        scenario_id=pair.scenario_id, metric=STATUS, verdict=verdict, reason=pair.ended,
-        processes=(len(pair.baseline), len(pair.candidate)),
-    )  # fmt: skip
+        yield Entry(scenario_id=pair.scenario_id, metric="", verdict=Verdict.INCOMPARABLE, reason=pair.incomparable)
+        return
+    if how := pair.ended or pair.failing:
+        verdict = Verdict.BETTER if pair.ended and not pair.worse_end else Verdict.WORSE
+        counts = len(pair.baseline), len(pair.candidate)
+        yield Entry(scenario_id=pair.scenario_id, metric=STATUS, verdict=verdict, reason=how, processes=counts)
+    if pair.ended:
+        return
+    for figure in TIMED:
+        if entry := timed.get(_name(pair, figure)) or _one_sided(pair, figure):
+            yield entry
+    for each in exact:
+        if entry := _exact(pair, each):
+            yield entry
 
 
 def _cell(pair: Pair, timed: Timed) -> Cell | None:
@@ -150,8 +153,9 @@ def _name(pair: Pair, timed: Timed) -> str:
 
 
 def _values(rows: Sequence[Row], timed: Timed) -> Side:
-    raws = [value for row in rows if (value := row.number(timed.raw))]
-    ratios = [value for row in rows if (value := row.number(timed.ratio))]
+    raws, ratios = (
+        [value for row in rows if (value := row.number(name)) is not None and value > 0] for name in (timed.raw, timed.ratio)
+    )
     return Side(
         raws=tuple(1 / value if timed.inverse else value for value in raws),
         ratios=tuple(ratios) if len(ratios) == len(raws) else (),
@@ -176,8 +180,22 @@ def _timed(timed: Timed, cell: Cell, finding: Finding, *, rule: Rule, least: flo
     return Entry(
         scenario_id=cell.name.removesuffix(f" {timed.name}"), metric=timed.name, verdict=verdict, unit=timed.unit,
         baseline=1 / first if timed.inverse else first, candidate=1 / second if timed.inverse else second,
-        change=finding.change, mde=finding.mde, p_value=finding.p_value, gate=finding.gate if finding.mde else "",
-        processes=counts, reason=reason,
+        change=finding.change, mde=None if finding.mde is None else max(finding.mde, least), p_value=finding.p_value,
+        gate="" if finding.mde is None else finding.gate, processes=counts, reason=reason,
+    )  # fmt: skip
+
+
+def _one_sided(pair: Pair, timed: Timed) -> Entry | None:
+    """The entry of a speed that one side lacks; None where neither side has it."""
+    counts = len(_values(pair.baseline, timed).raws), len(_values(pair.candidate, timed).raws)
+    return _lost(pair, timed.name, timed.unit, counts) if any(counts) else None
+
+
+def _lost(pair: Pair, metric: str, unit: str, counts: tuple[int, int]) -> Entry:
+    """The entry of a figure that only one side has."""
+    return Entry(
+        scenario_id=pair.scenario_id, metric=metric, verdict=Verdict.INCOMPARABLE, unit=unit, processes=counts,
+        reason=f"the {'candidate' if counts[0] else 'baseline'} has none",
     )  # fmt: skip
 
 
@@ -199,18 +217,18 @@ def _exact(pair: Pair, exact: Exact) -> Entry | None:
     )
     if not first and not second:
         return None
-    blank = Entry(
-        scenario_id=pair.scenario_id, metric=exact.column, verdict=Verdict.INCOMPARABLE, unit=exact.unit,
-        processes=(len(first), len(second)),
-    )  # fmt: skip
-    if not first or not second:
-        return replace(blank, reason=f"the {'baseline' if not first else 'candidate'} has none")
+    counts = len(first), len(second)
+    if not all(counts):
+        return _lost(pair, exact.column, exact.unit, counts)
     before, after = median(first), median(second)
     change = (after - before) / abs(before) if before else None
     moved = abs(after - before) > exact.floor and (change is None or abs(change) > exact.least)
     better = (after > before) == (exact.better == "higher")
     verdict = Verdict.SAME if not moved else Verdict.BETTER if better else Verdict.WORSE
-    return replace(blank, verdict=verdict, baseline=before, candidate=after, change=change, mde=exact.least or None)
+    return Entry(
+        scenario_id=pair.scenario_id, metric=exact.column, verdict=verdict, unit=exact.unit, baseline=before, candidate=after,
+        change=change, mde=exact.least or None, processes=counts,
+    )  # fmt: skip
 
 
 def _runs(frame: pd.DataFrame) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from quantbench.record import Status
 from quantbench.tables._rows import Row, rows_of
 
 if TYPE_CHECKING:
@@ -29,7 +30,8 @@ _SHOWN = 12
 class Pair:
     """The rows of one scenario on both sides; ``again`` are the candidate's second measurement.
 
-    ``incomparable`` says why they cannot be compared, ``ended`` how the candidate ended where one side was not measured well.
+    ``incomparable`` says why they cannot be compared, ``ended`` how the candidate ended where one side was not measured well,
+    ``failing`` what became of some of the candidate's processes where none of the baseline's failed.
     """
 
     scenario_id: str
@@ -39,6 +41,7 @@ class Pair:
     incomparable: str = ""
     ended: str = ""
     worse_end: bool = False
+    failing: str = ""
 
     def changed_versions(self) -> dict[str, tuple[str, str]]:
         """Libraries that both sides name in different versions."""
@@ -74,32 +77,53 @@ def _by_scenario(frame: pd.DataFrame) -> dict[str, list[Row]]:
 def _pair(name: str, first: Sequence[Row], second: Sequence[Row], again: Sequence[Row], processes: int) -> Pair:
     if not first:
         return Pair(scenario_id=name, incomparable="missing from the baseline")
-    alike = list(first)
+    alike, further = list(first), list(again)
     for column, what in _SAME.items():
         wanted = next((row.values.get(column) for row in reversed(second) if row.values.get(column) is not None), None)
-        kept = [row for row in alike if wanted is None or row.values.get(column) in (wanted, None)]
+        kept, second, further = (_agreeing(rows, column, wanted) for rows in (alike, second, further))
         if not kept:
             return Pair(scenario_id=name, incomparable=f"{what}: {_difference(column, alike[-1], second[-1])}")
         alike = kept
     good = [[row for row in rows if row.ok] for rows in (alike, second)]
     if not good[0] and not good[1]:
-        why = second[-1].text("reason") or "no reason kept"
-        return Pair(scenario_id=name, incomparable=f"measured on neither side: {second[-1].text('status')}, {why}")
+        return Pair(scenario_id=name, incomparable=f"measured on neither side: {_said(second[-1])}")
     if not good[0] or not good[1]:
         return _ended(name, alike, second)
-    measured, later = good[1], [row for row in again if row.ok]
+    measured, later = good[1], [row for row in further if row.ok]
     if not later and len(measured) >= 2 * processes:
         half = len(measured) // 2
         measured, later = measured[:half], measured[half:]
-    return Pair(scenario_id=name, baseline=tuple(good[0]), candidate=tuple(measured), again=tuple(later))
+    return Pair(
+        scenario_id=name, baseline=tuple(good[0]), candidate=tuple(measured), again=tuple(later),
+        failing="" if any(map(_failed, alike)) else _failing([*second, *further]),
+    )  # fmt: skip
+
+
+def _agreeing(rows: Sequence[Row], column: str, wanted: object) -> list[Row]:
+    """Those that have the value ``wanted``, or that do not say."""
+    return [row for row in rows if wanted is None or row.values.get(column) in (wanted, None)]
+
+
+def _failed(row: Row) -> bool:
+    return not row.ok and row.text("status") != Status.SKIPPED
+
+
+def _failing(rows: Sequence[Row]) -> str:
+    """How many of the rows failed, and how the first of them did; empty where none did."""
+    failed = [row for row in rows if _failed(row)]
+    return f"{len(failed)} of {len(rows)} processes failed, none did before: {_said(failed[0])}" if failed else ""
+
+
+def _said(row: Row) -> str:
+    return f"{row.text('status')}, {row.text('reason') or 'no reason kept'}"
 
 
 def _ended(name: str, first: Sequence[Row], second: Sequence[Row]) -> Pair:
     """One side was measured and the other was not: a skip says nothing, a failure does."""
-    failed = next((row for row in (*second, *first) if not row.ok), second[-1])
-    said = f"{failed.text('status')}, {failed.text('reason') or 'no reason kept'}"
     worse = not any(row.ok for row in second)
-    if failed.text("status") == "skipped":
+    failed = next(filter(_failed, second if worse else first), (second if worse else first)[-1])
+    said = _said(failed)
+    if not _failed(failed):
         return Pair(scenario_id=name, incomparable=f"{'candidate' if worse else 'baseline'} {said}")
     ended = f"was ok, is {said}" if worse else f"was {said}; is ok"
     return Pair(scenario_id=name, baseline=tuple(first), candidate=tuple(second), ended=ended, worse_end=worse)

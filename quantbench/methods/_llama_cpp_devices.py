@@ -22,7 +22,7 @@ def devices_for(library: Any, device: str) -> ctypes.Array[ctypes.c_void_p]:
     if device == "cpu":
         return (ctypes.c_void_p * 1)()
     if os.environ.get(_SPILLS):
-        raise ModelError(f"with {_SPILLS} llama.cpp moves what a GPU has no room for to the host, and nothing says so; unset it")
+        raise ModelError(f"with {_SPILLS} llama.cpp moves what has no room on a GPU to the host, and nothing says so; unset it")
     found = {int(match[1]): pointer for name, pointer in _devices(library) if (match := _CUDA.fullmatch(name))}
     number = device.partition(":")[2]
     wanted = [int(number)] if number else sorted(found)

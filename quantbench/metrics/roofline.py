@@ -22,7 +22,7 @@ _UNKNOWN = (
         "memory_bandwidth_bps",
         "bytes/s",
         doc="what this device's memory moves in a copy, with the threads in use; bytes read and bytes written both count",
-        formula="2 x array bytes (CPU 256 MiB, GPU 1 GiB at most) / s of the fastest; once per GPU, or machine and threads",
+        formula="2 x array bytes (CPU 256 MiB, GPU 1 GiB at most) / s of the fastest; the best of all runs since the start",
         source="numpy copy on CPU (one part a thread); torch copy on CUDA, of the first GPU; STREAM's Copy counts alike",
     ),
     Column(

@@ -1,9 +1,9 @@
 """How near the memory roofline: what the memory can move, and what a decode step must read from it.
 
 The bandwidth is that of the fastest of several copies of an array that is larger than most caches; the bytes that are read and
-the bytes that are written both count. It is measured once per machine and number of threads, or GPU, in a process of its own
-before a model is opened, and remembered in the cache. A GPU is far faster than it can be asked to copy, so that there many
-copies are timed together, on its own clock.
+the bytes that are written both count. Each run measures it once per number of threads, or GPU, in a process of its own before a
+model is opened, and the best figure since the machine was started is remembered in the cache. A GPU is far faster than it can
+be asked to copy, so that there many copies are timed together, on its own clock.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import platform
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean
 
-from quantbench.cache import artifact
+from quantbench.cache import cache_root, digest, write_atomically
 from quantbench.errors import QuantbenchError
 from quantbench.gpus import chosen_gpus
 from quantbench.machine import available_memory, describe
@@ -46,25 +47,39 @@ _COPYING_S = 0.4
 _TIMEOUT_S = 120
 
 
-def memory_bandwidth(device: str, threads: int) -> float | str:
+def memory_bandwidth(device: str, threads: int, run: Path) -> float | str:
     """Bytes per second read and written by a copy on ``device``, on a CPU with that many threads; a string says why not.
 
-    ``cuda`` stands for the first GPU: a model that is spread over several reads from one after the other.
+    ``cuda`` stands for the first GPU: a model that is spread over several reads from one after the other. It is measured once
+    in a run, whose files are in ``run``; the largest figure since the machine was started counts, as other work only lowers it.
     """
+    try:
+        asked = _asked_on_cpu(device, threads) if device == "cpu" else _asked_on_device(device)
+        name = f"bandwidth-{digest(asked)}.json"
+        known, of_run = cache_root() / "bandwidth" / name, run / name
+        if not of_run.is_file():
+            figure = max(_measured(device, threads), _read(known) if known.is_file() else 0.0)
+            for place in (known, of_run):
+                write_atomically(place, json.dumps({"bytes_per_second": figure, **asked}).encode())
+        return _read(of_run)
+    except (QuantbenchError, OSError, subprocess.TimeoutExpired, ImportError) as error:  # it costs this figure, never the row
+        return str(error)
 
-    def measure(folder: Path) -> None:
-        command = [sys.executable, "-m", __name__, device, str(threads), str(folder / _RESULT)]
+
+def _measured(device: str, threads: int) -> float:
+    """Measure in a process of its own, whose arrays count nowhere."""
+    with tempfile.TemporaryDirectory() as folder:
+        result = Path(folder, _RESULT)
+        command = [sys.executable, "-m", __name__, device, str(threads), str(result)]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_TIMEOUT_S)
         if done.returncode:
             last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
             raise QuantbenchError(f"memory bandwidth could not be measured on {device}: {last}")
+        return _read(result)
 
-    try:
-        asked = _asked_on_cpu(device, threads) if device == "cpu" else _asked_on_device(device)
-        body = json.loads((artifact("bandwidth", asked, measure) / _RESULT).read_text())
-        return float(body["bytes_per_second"])
-    except (QuantbenchError, OSError, subprocess.TimeoutExpired, ImportError) as error:  # it costs this figure, never the row
-        return str(error)
+
+def _read(path: Path) -> float:
+    return float(json.loads(path.read_text())["bytes_per_second"])
 
 
 def _asked_on_cpu(device: str, threads: int) -> dict[str, object]:

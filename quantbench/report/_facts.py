@@ -23,13 +23,13 @@ _RUN = {"command": "Command", "commit": "Commit", "profile": "Profile", "engine"
 
 
 def machine(results: Results, rows: Sequence[Row]) -> Pairs:
-    """The machine; of a run that did not end what its rows say."""
+    """The machine; of a run without a row of its own what its other rows say."""
     found = _decoded(results.run, "machine_facts") or {name: rows[0].text(name) for name in ("cpu", "isa", "gpus")}
     facts = [(title, _text(name, found[name])) for name, title in _MACHINE.items() if found.get(name)]
-    devices = dict.fromkeys(row.text("device_found") or row.text("device") for row in rows)
+    devices = dict.fromkeys(used for row in rows if (used := row.text("device_found") or row.text("device")))
     threads = dict.fromkeys(row.text("threads") for row in rows if row.text("threads"))
-    used = [("Devices used", ", ".join(devices)), ("Threads used", ", ".join(threads))]
-    return [*facts, *((title, text) for title, text in used if text), ("Fingerprint", rows[0].text("machine"))]
+    where = [("Devices used", ", ".join(devices)), ("Threads used", ", ".join(threads))]
+    return [*facts, *((title, text) for title, text in where if text), ("Fingerprint", rows[0].text("machine"))]
 
 
 def versions(rows: Sequence[Row]) -> Pairs:
@@ -45,6 +45,9 @@ def run_facts(results: Results, rows: Sequence[Row]) -> Pairs:
         return [*facts, ("Ended", "not recorded: the run was cut short, or its row of table runs is gone")]
     ended = f"{run.text('finished_at')[:19]} UTC" + (", interrupted" if run.flag("interrupted") else "")
     counts = f"{run.text('planned')} planned, {run.text('finished')} finished, {run.text('ok')} ok"
+    if not run.text("finished_at"):
+        ended = "not recorded: the run was killed, or it goes on"
+        counts = f"{run.text('planned')} planned; of the {len(rows)} shown here {sum(row.ok for row in rows)} ok"
     more = [(title, run.text(name)) for name, title in _RUN.items() if run.text(name)]
     return [*facts, ("Ended", ended), ("Scenarios", counts), *more]
 

@@ -45,7 +45,7 @@ class Distribution:
 
 
 def distributions(group: Group, samples: pd.DataFrame, phase: str, most: int) -> list[Distribution]:
-    """One for each measured variant that has samples of ``phase``, the fastest first; repeats are taken together.
+    """One for each measured variant with samples of ``phase`` that took time, the fastest first; repeats are taken together.
 
     Of more than ``most`` samples those at that many even ranks are shown, the least and the largest among them.
     """
@@ -54,7 +54,7 @@ def distributions(group: Group, samples: pd.DataFrame, phase: str, most: int) ->
     found = []
     for row in group.rows:
         values = by_scenario.get(row.text("scenario_id")) if row.ok else None
-        if values is not None:
+        if values is not None and values.max() > 0:
             shown = values.sort_values().iloc[_even_ranks(len(values), most)]
             quantiles = tuple(values.quantile(list(_SHARES)).tolist())
             found.append(Distribution(name=row.label, count=len(values), quantiles=quantiles, shown=tuple(shown.tolist())))
@@ -89,8 +89,9 @@ def chart(found: Sequence[Distribution], title: str, look: Look) -> Layered:
     ink = look.ink
     order = [row["label"] for row in rows]
     y = alt.Y("label:N", sort=order, title=None).axis(ticks=False, domain=False, labelLimit=170, labelColor=ink("ink"))
-    ends = (min(each.quantiles[0] for each in found) * _MS / 1.1, max(each.quantiles[-1] for each in found) * _MS * 1.1)
-    scale = alt.Scale(type="log", domain=ends, nice=False)
+    above = [value for each in found for value in (*each.quantiles, *each.shown) if value > 0]
+    ends = (min(above) * _MS / 1.1, max(above) * _MS * 1.1)
+    scale = alt.Scale(type="log", domain=ends, nice=False, clamp=True)  # a duration of 0, of what came at once, is at the edge
     axis = alt.Axis(format="~g", values=log_ticks(*ends), labelOverlap="greedy")
     tips = {"label:N": "Variant", "text:N": title, "n:Q": "Samples"}
     base = alt.Chart({"values": rows}).encode(

@@ -20,7 +20,7 @@ _ORDER = {"prompts": 0, "text": 1, "inputs": 2}
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
-    """One run of one or all models. ``samples`` and ``outputs`` are None where none were kept, ``run`` where it did not end.
+    """One run of one or all models. ``samples`` and ``outputs`` are None where none were kept, ``run`` where its row is gone.
 
     ``history`` holds the rows of the same models in every run.
     """

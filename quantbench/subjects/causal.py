@@ -3,34 +3,32 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from quantbench.anchor import Anchor, choose
-from quantbench.errors import ModelError, UnsupportedError
+from quantbench.errors import QuantbenchError, UnsupportedError
 from quantbench.job import REFERENCE_FOLDER, TRACE_FILE, Checkpoint, Job, Task, enter_stage
 from quantbench.methods import METHODS, Artifact, Batched, LoadedModel
 from quantbench.models._checkpoint import count_parameters, weight_files
 from quantbench.models._gguf import gguf_parts
-from quantbench.models._tokenizer import Tokenizer, encode_prompts, open_tokenizer
+from quantbench.models._tokenizer import Tokenizer, open_tokenizer
 from quantbench.passes.bandwidth import bytes_per_token, memory_bandwidth
 from quantbench.passes.energy import measure_energy
 from quantbench.passes.gpu import ClockWatch
 from quantbench.passes.latency import Contender, measure_rounds
 from quantbench.passes.memory import before_loading, measure_peak
 from quantbench.passes.reference import make_reference
-from quantbench.passes.similarity import REFERENCE_FILE, answer_greedily, answers_of, score_columns
-from quantbench.passes.text import Chunks, read_chunks
-from quantbench.scenario import Conditions, Scenario
+from quantbench.passes.similarity import answer_greedily, answers_of, score_columns
+from quantbench.scenario import Scenario
 from quantbench.subjects import import_seconds, settings_of
 from quantbench.subjects._device import check_device
-from quantbench.trace import Answer, Clocks, Energy, Probe, Reference, Round, Trace, load_probes
+from quantbench.subjects._prompts import Prompts, context_for, read_prompts, read_without_reference, timed_tokens
+from quantbench.trace import Answer, Clocks, Energy, PeakMemory, Probe, Round, Trace, WeightMemory, load_probes
 
-_CONTEXT_STEP = 64
 _READ_BYTES = 1 << 22
 
 
@@ -42,25 +40,12 @@ _UNQUANTIZED = "its file was written with random weights, and no quantizer had a
 _UNPROBED = "a dummy is not probed: ask what the real model can do, or the canary"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prompts:
-    """A task with its ids; ``reference`` is None where nothing can be compared.
-
-    ``scored`` is what is scored after what: the reference's continuations, or the halves of a text's chunks.
-    """
-
-    task: Task
-    ids: tuple[tuple[int, ...], ...]
-    reference: Reference | None
-    scored: Chunks = ()
-
-
 def make_references(job: Job, folder: Path) -> None:
     """Fill ``reference-N`` in ``folder`` for the job's N-th prompt set, with the job's own variant as the reference."""
     method = METHODS[job.variant.method]
     tokenizer = open_tokenizer(job.checkpoint)
-    prompts = [_unread(job, tokenizer, task) for task in job.tasks]
-    context = _context(job, prompts, tokenizer.context_limit)
+    prompts = [read_without_reference(job, tokenizer, task) for task in job.tasks]
+    context = context_for(job, prompts, tokenizer.context_limit)
     with method.open(job.scenario, settings_of(job, context)) as model:
         check_device(job.conditions.device, model.facts, job.variant.name)
         for index, task in enumerate(job.tasks):
@@ -80,8 +65,7 @@ def measure(job: Job, folder: Path) -> None:
     settings = settings_of(job, context)
     scenario = job.scenario
     artifact = method.preparer(scenario, settings) if method.preparer else None
-    unwritten = _unwritten(job.checkpoint, artifact)
-    bandwidth = memory_bandwidth(job.conditions.device, settings.threads)
+    bandwidth = memory_bandwidth(job.conditions.device, settings.threads, folder.parent)
     enter_stage(folder, "loading")
     _read_once(_files(artifact.path) if artifact else weight_files(job.checkpoint.path))
     before = before_loading(job.conditions.device)
@@ -95,46 +79,77 @@ def measure(job: Job, folder: Path) -> None:
         if settings.batch > 1 and not isinstance(model, Batched):
             raise UnsupportedError(f"{scenario.variant.name} answers one sequence at a time; ask for prompt sets without @N")
         weights = model.memory()
-        length = job.conditions.output_tokens
         enter_stage(folder, "memory")
-        peaks = [measure_peak(model, each.ids, _after(job, each), loading, each.task.batch) for each in prompts]
-        running = model.memory()
+        peaks = [measure_peak(model, each.ids, timed_tokens(job, each), loading, each.task.batch) for each in prompts]
+        opened = _Opened(
+            model=model, artifact=artifact, import_s=import_s, load_s=load_s, started=started, weights=weights,
+            running=model.memory(), bandwidth=bandwidth, context=context, threads=settings.threads,
+        )  # fmt: skip
         enter_stage(folder, "scoring" if all(each.task.is_text for each in prompts) else "similarity")
         scored = [_score(model, each, folder / f"columns-{index}.npz", settings.threads) for index, each in enumerate(prompts)]
         chosen = None if all(each.task.is_text for each in prompts) else choose(scenario, settings)
         anchor = _open_anchor(stack, model, chosen, scenario) if chosen else None
-        facts = {**model.facts, "threads": str(settings.threads), "context": str(context)}
         for index, (each, peak, columns) in enumerate(zip(prompts, peaks, scored, strict=True)):
-            batch = each.task.batch
-            opposite = Contender(anchor, chosen.prompts(each.ids), batch) if chosen and anchor else None
+            opposite = None
+            if chosen and anchor and not isinstance(anchor, str):
+                opposite = Contender(anchor, chosen.prompts(each.ids), each.task.batch)
             enter_stage(folder, "latency")
-            answered = _answer(job, each, Contender(model, each.ids, batch), opposite, context)
-            Trace(
-                import_s=import_s,
-                load_s=None if unwritten else load_s,
-                quantize_s=artifact.quantize_s if artifact else None,
-                measured_s=time.perf_counter() - started,
-                parameters=each.reference.parameters if each.reference else count_parameters(job.checkpoint),
-                weights=weights,
-                weight_bytes_running=running.weight_bytes,
-                artifact_bytes=None if unwritten else artifact.file_bytes if artifact else _checkpoint_bytes(job.checkpoint),
-                peak=peak,
-                anchor=chosen.name if chosen else "",
-                rounds=answered.rounds,
-                answers=answered.answers,
-                columns=columns.path if columns and not job.checkpoint.random_weights else None,
-                score_s=columns.seconds if columns else (),
-                score_tokens=sum(len(prompt) + len(rest) - 1 for prompt, rest in each.scored) if columns else 0,
-                memory_bandwidth_bps=None if isinstance(bandwidth, str) else bandwidth,
-                bytes_per_token=bytes_per_token(running, each.ids, length, each.task.batch) if answered.rounds else None,
-                energy=None if isinstance(answered.energy, str) else answered.energy,
-                clocks=None if isinstance(answered.clocks, str) else answered.clocks,
-                absent=_absent(each.task, job.checkpoint, artifact)
-                | _reasons(memory_bandwidth_bps=bandwidth, energy=answered.energy, clocks=answered.clocks),
-                prequantized=bool(artifact and artifact.quantized) or bool(job.checkpoint.quantized),
-                probes=_probes(job),
-                facts={**facts, "checkpoint_dtype": each.reference.checkpoint_dtype if each.reference else ""},
-            ).save(folder / TRACE_FILE.format(index))
+            answered = _answer(job, each, Contender(model, each.ids, each.task.batch), opposite, context)
+            trace = _trace(job, each, opened, answered, peak=peak, columns=columns, anchor=chosen.name if chosen else "")
+            lacking = {"anchor": anchor} if isinstance(anchor, str) else {}
+            replace(trace, absent={**trace.absent, **lacking}).save(folder / TRACE_FILE.format(index))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Opened:
+    """The variant as it was opened: what loading took, its weights before and after it ran, where it was measured."""
+
+    model: LoadedModel
+    artifact: Artifact | None
+    import_s: float
+    load_s: float
+    started: float
+    weights: WeightMemory
+    running: WeightMemory
+    bandwidth: float | str
+    context: int
+    threads: int
+
+
+def _trace(
+    job: Job, prompts: Prompts, opened: _Opened, answered: _Answered, *, peak: PeakMemory, columns: _Columns | None, anchor: str
+) -> Trace:
+    """What was seen of one prompt set."""
+    checkpoint, artifact, reference = job.checkpoint, opened.artifact, prompts.reference
+    unwritten = _unwritten(checkpoint, artifact)
+    length, batch = job.conditions.output_tokens, prompts.task.batch
+    facts = {**opened.model.facts, "threads": str(opened.threads), "context": str(opened.context)}
+    return Trace(
+        import_s=opened.import_s,
+        load_s=None if unwritten else opened.load_s,
+        quantize_s=artifact.quantize_s if artifact else None,
+        measured_s=time.perf_counter() - opened.started,
+        parameters=reference.parameters if reference else count_parameters(checkpoint),
+        weights=opened.weights,
+        weight_bytes_running=opened.running.weight_bytes,
+        artifact_bytes=None if unwritten else artifact.file_bytes if artifact else _checkpoint_bytes(checkpoint),
+        peak=peak,
+        anchor=anchor,
+        rounds=answered.rounds,
+        answers=answered.answers,
+        columns=columns.path if columns and not checkpoint.random_weights else None,
+        score_s=columns.seconds if columns else (),
+        score_tokens=sum(len(prompt) + len(rest) - 1 for prompt, rest in prompts.scored) if columns else 0,
+        memory_bandwidth_bps=None if isinstance(opened.bandwidth, str) else opened.bandwidth,
+        bytes_per_token=bytes_per_token(opened.running, prompts.ids, length, batch) if answered.rounds else None,
+        energy=None if isinstance(answered.energy, str) else answered.energy,
+        clocks=None if isinstance(answered.clocks, str) else answered.clocks,
+        absent=_absent(prompts.task, checkpoint, artifact)
+        | _reasons(memory_bandwidth_bps=opened.bandwidth, energy=answered.energy, clocks=answered.clocks),
+        prequantized=bool(artifact and artifact.quantized) or bool(checkpoint.quantized),
+        probes=_probes(job),
+        facts={**facts, "checkpoint_dtype": reference.checkpoint_dtype if reference else ""},
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,73 +214,19 @@ def _read_once(files: Sequence[Path]) -> None:
                 pass
 
 
-def read_prompts(job: Job) -> tuple[list[Prompts], int]:
-    """The job's prompt sets as ids, and the context in tokens that holds them with their answers."""
-    prompts = []
-    limit = None
-    tokenizer = None
-    for task in job.tasks:
-        if task.reference:
-            reference = Reference.load(task.reference / REFERENCE_FILE)
-            limit = reference.context_limit
-            scored = tuple(zip(reference.prompt_tokens, reference.continuations, strict=True))
-            prompts.append(Prompts(task=task, ids=reference.prompt_tokens, scored=scored, reference=reference))
-        else:
-            tokenizer = tokenizer or open_tokenizer(job.checkpoint)
-            limit = tokenizer.context_limit
-            prompts.append(_unread(job, tokenizer, task))
-    return prompts, _context(job, prompts, limit)
-
-
-def _unread(job: Job, tokenizer: Tokenizer, task: Task) -> Prompts:
-    """A task without a reference: of a text there is still something to score."""
-    chunks = read_chunks(tokenizer, task.prompts[0], job.conditions) if task.is_text else ()
-    prompts = [prompt for prompt, _ in chunks] or encode_prompts(tokenizer, task)
-    return Prompts(task=task, ids=tuple(map(tuple, prompts)), scored=chunks, reference=None)
-
-
-def _context(job: Job, prompts: Sequence[Prompts], limit: int | None) -> int:
-    """The context in tokens: what was asked, or the shortest that holds everything. ModelError when a prompt is too long."""
-    conditions = job.conditions
-    available = min(bound for bound in (conditions.context or limit, limit or conditions.context, sys.maxsize) if bound)
-    needed = 0
-    for each in prompts:
-        after = _after(job, each) if each.task.is_text or job.checkpoint.random_weights else _longest_answer(conditions)
-        needed = max([needed, *(len(prompt) + len(scored) for prompt, scored in each.scored)])
-        if each.task.is_text and needed > available:
-            raise ModelError(
-                f"a chunk of {needed} tokens is more than the {available} that the model was trained at; ask for a shorter "
-                "--context"
-            )
-        for number, ids in enumerate(each.ids, start=1):
-            needed = max(needed, len(ids) + after)
-            if len(ids) + after > available:
-                raise ModelError(
-                    f"prompt {number} of {each.task.prompts_name!r} has {len(ids)} tokens and its answer {after}, more than "
-                    f"the context of {available} tokens; shorten the prompt or use a model with a longer context"
-                )
-    return conditions.context or min(available, -(-needed // _CONTEXT_STEP) * _CONTEXT_STEP)
-
-
-def _longest_answer(conditions: Conditions) -> int:
-    return max(conditions.output_tokens, conditions.answer_tokens, conditions.continuation_tokens)
-
-
-def _after(job: Job, prompts: Prompts) -> int:
-    """Tokens that the memory pass generates: as many as are timed, but no more than a text's chunk has room for."""
-    length = job.conditions.output_tokens
-    return min(length, len(prompts.scored[0][1])) if prompts.task.is_text else length
-
-
 def _probes(job: Job) -> dict[str, Probe]:
     return load_probes(json.loads(job.probes.read_text())) if job.probes else {}
 
 
-def _open_anchor(stack: ExitStack, model: LoadedModel, anchor: Anchor, scenario: Scenario) -> LoadedModel:
-    """The anchor in this process; the model itself where it is its own anchor."""
+def _open_anchor(stack: ExitStack, model: LoadedModel, anchor: Anchor, scenario: Scenario) -> LoadedModel | str:
+    """The anchor in this process; the model itself where it is its own anchor. A string says why it could not be opened."""
     if anchor.name == scenario.variant.name:
         return model
-    opened = stack.enter_context(METHODS[anchor.scenario.variant.method].open(anchor.scenario, anchor.settings))
+    try:
+        opened = stack.enter_context(METHODS[anchor.scenario.variant.method].open(anchor.scenario, anchor.settings))
+    except (QuantbenchError, MemoryError, RuntimeError) as error:  # it is a help: the variant's own figures are kept
+        first = (str(error).strip().splitlines() or ["no message"])[0]
+        return f"the anchor {anchor.name} could not be opened beside the variant: {first}"
     check_device(anchor.scenario.conditions.device, opened.facts, f"the anchor {anchor.name}")
     return opened
 

@@ -18,8 +18,8 @@ from quantbench.methods import METHODS, Endpoint, Streamed
 from quantbench.models._tokenizer import Tokenizer, open_tokenizer
 from quantbench.passes._rounds import until_steady
 from quantbench.subjects import import_seconds, settings_of
+from quantbench.subjects._prompts import Prompts, read_prompts
 from quantbench.subjects._top_logprobs import compare_top_tokens
-from quantbench.subjects.causal import Prompts, read_prompts
 from quantbench.trace import Answer, Generation, LoadPoint, Round, TopLogprobs, Trace
 
 _UNSEEN = "a server's memory is not seen from here"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from quantbench.machine import describe
+from quantbench import gpus
 from quantbench.tables._findings import representative
 from quantbench.tables._lines import Line
 from quantbench.tables._rows import Group
@@ -51,4 +51,4 @@ class Evidence:
 
 def no_gpu() -> str:
     """Why nothing can be measured on a GPU here; empty where something can."""
-    return "" if describe().gpus else "it takes a GPU, and nvidia-smi lists none here"
+    return f"it takes a GPU, and {why}" if (why := gpus.no_gpu()) else ""

@@ -6,6 +6,7 @@ import json
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
@@ -139,6 +140,9 @@ def test_reports_of_pytest_benchmark_are_sides_too(tmp_path: Path) -> None:
     ("arguments", "code", "says"),
     [
         (["nothere", "a"], 2, "no run 'a' in"),
+        (["before", ""], 2, "'' does not exist; give a results folder"),
+        (["before", ","], 2, "',' does not exist; give a results folder"),
+        (["before", "runs.parquet"], 4, "is no file of the table scenarios"),
         (["./nowhere", "a"], 2, "no run 'a' in"),
         (["before", "nothing.json"], 2, "'nothing.json' does not exist; give a results folder, a file, or the id of a run"),
         (["before", "before", "--window", "0"], 2, "--window 0 holds no run"),
@@ -157,9 +161,22 @@ def test_bad_input_is_one_sentence(
     (tmp_path / "bad.json").write_text("{}")
     (tmp_path / "empty.json").write_text(json.dumps({"benchmarks": []}))
     (tmp_path / "bad.parquet").write_text("no parquet")
+    pd.DataFrame({"scenario_id": ["a"], "status": ["ok"]}).to_parquet(tmp_path / "runs.parquet")
     result = _run(*arguments)
     assert result.exit_code == code, result.output
     assert says in " ".join(result.stderr.split())
+
+
+def test_a_file_that_was_cut_short_is_one_sentence_and_no_python(tmp_path: Path) -> None:
+    _write(tmp_path, "before", 1)
+    _write(tmp_path, "after", 2)
+    (tmp_path / "scenarios" / "date=2026-01-02" / "cut-0.parquet").write_bytes(b"PAR1")
+    result = _run("before", "after", "--results", str(tmp_path))
+    assert result.exit_code == 4
+    said = " ".join(result.stderr.split())
+    assert said.startswith("quantbench: ")
+    assert said.count("cut-0.parquet cannot be read and is left out") == 1
+    assert "UserWarning" not in said
 
 
 @pytest.mark.parametrize("form", ["md", "junit", "text"])

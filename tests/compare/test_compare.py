@@ -11,8 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from quantbench.compare import Comparison, Entry, Verdict, _show, compare
-from quantbench.compare._figures import parse_threshold
+from quantbench.compare import Comparison, Entry, Verdict, compare, parse_threshold, show
 from quantbench.errors import UsageError
 
 SCENARIOS = ("canary/torch-bf16/ten", "canary/gguf-q8_0/ten", "canary/gguf-q4_k_m/ten", "canary/bitsandbytes-nf4/ten")
@@ -58,7 +57,7 @@ def test_equal_sides_are_the_same_with_the_effect_that_would_have_shown() -> Non
     assert 0.0 < decode.mde < 0.1
     assert decode.processes == (5, 5)
     assert found.conclusive
-    assert _show.sentence(found).startswith("No regression; 20 same; of the same speeds a change of ")
+    assert show.sentence(found).startswith("No regression; 20 same; of the same speeds a change of ")
 
 
 def test_a_slowdown_that_is_found_again_is_worse_and_named() -> None:
@@ -68,7 +67,7 @@ def test_a_slowdown_that_is_found_again_is_worse_and_named() -> None:
     assert (worse.scenario_id, worse.metric, worse.gate) == (SCENARIOS[1], "decode", "ratio")
     assert worse.change == pytest.approx(1 / 1.2 - 1, abs=0.02)
     assert worse.candidate == pytest.approx(ITL_S * 1.2, rel=0.02)
-    assert _show.sentence(found).startswith(f"Regression: {SCENARIOS[1]} decode -1")
+    assert show.sentence(found).startswith(f"Regression: {SCENARIOS[1]} decode -1")
 
 
 def test_a_speed_up_is_better() -> None:
@@ -106,7 +105,7 @@ def test_too_few_processes_say_how_many_more(first: int, second: int, says: str)
     assert decode.reason == f"the rule takes 5 processes a side: {says}"
     assert entry(found, SCENARIOS[0], "weight_bytes").verdict is Verdict.SAME
     assert not found.conclusive
-    assert _show.sentence(found).startswith(f"Not enough data: 8 figures: the rule takes 5 processes a side: {says}")
+    assert show.sentence(found).startswith(f"Not enough data: 8 figures: the rule takes 5 processes a side: {says}")
 
 
 def test_deterministic_figures_go_by_threshold_alone() -> None:
@@ -160,7 +159,7 @@ def test_missing_scenarios_are_named_on_either_side() -> None:
 def test_nothing_in_common_is_not_enough() -> None:
     found = compare(side(of=SCENARIOS[:1]), side(run_id="b", of=SCENARIOS[1:2]))
     assert not found.conclusive
-    assert _show.sentence(found).startswith("Not enough data: nothing can be compared, for example missing from the baseline")
+    assert show.sentence(found).startswith("Not enough data: nothing can be compared, for example missing from the baseline")
 
 
 def test_a_window_takes_only_what_is_comparable() -> None:
@@ -177,6 +176,68 @@ def test_a_scenario_that_fails_now_is_worse_and_one_that_works_now_better() -> N
     assert entry(compare(side(**broken), side(run_id="b")), SCENARIOS[0], "status").verdict is Verdict.BETTER
 
 
+def test_processes_that_fail_where_none_did_are_worse_beside_the_figures_of_the_others() -> None:
+    mixed = side(10, run_id="b")
+    broken = (mixed["scenario_id"] == SCENARIOS[0]) & (mixed["repeat"] >= 6)
+    mixed.loc[broken, ["status", "reason"]] = ["crashed", "killed by signal 11"]
+    found = compare(side(), mixed)
+    assert [(each.scenario_id, each.metric) for each in found.of(Verdict.WORSE)] == [(SCENARIOS[0], "status")]
+    assert entry(found, SCENARIOS[0], "status").reason == (
+        "4 of 10 processes failed, none did before: crashed, killed by signal 11"
+    )
+    assert entry(found, SCENARIOS[0], "decode").processes == (5, 6)
+    assert not compare(mixed, mixed.assign(run_id="c")).of(Verdict.WORSE)
+
+
+def test_how_a_side_ended_is_said_of_that_side() -> None:
+    before = side(2, of=SCENARIOS[:1], status="skipped", reason="no CUDA")
+    after = side(2, run_id="b", of=SCENARIOS[:1])
+    after.loc[after["repeat"] == 1, ["status", "reason"]] = ["crashed", "killed by signal 11"]
+    (one,) = compare(before, after).entries
+    assert (one.verdict, one.reason) == (Verdict.INCOMPARABLE, "baseline skipped, no CUDA")
+    before.loc[before["repeat"] == 1, ["status", "reason"]] = ["oom", "no room"]
+    (one,) = compare(before, after).entries
+    assert (one.verdict, one.reason) == (Verdict.BETTER, "was oom, no room; is ok")
+
+
+@pytest.mark.parametrize("changes", [{"machine": "n"}, {"scenario_key": "l"}, {"kernel": "gemm"}])
+def test_a_second_measurement_of_something_else_confirms_nothing(changes: dict[str, Any]) -> None:
+    slow = {SCENARIOS[1]: ITL_S * 1.2}
+    found = compare(side(), side(run_id="b", itl_s=slow), again=side(run_id="c", itl_s=slow, **changes))
+    assert entry(found, SCENARIOS[1], "decode").verdict is Verdict.INSUFFICIENT
+
+
+def test_of_a_candidate_of_several_machines_the_last_one_counts() -> None:
+    found = compare(side(), pd.concat([side(5, run_id="b", machine="n", itl_s=1.0), side(5, run_id="c")]))
+    decode = entry(found, SCENARIOS[0], "decode")
+    assert (decode.verdict, decode.processes) == (Verdict.SAME, (5, 5))
+    assert decode.candidate == pytest.approx(ITL_S, rel=0.02)
+
+
+@pytest.mark.parametrize("lost", [None, float("nan"), 0.0, -1.0])
+def test_a_speed_that_one_side_lacks_is_incomparable_and_says_so(lost: float | None) -> None:
+    found = compare(side(), side(run_id="b").assign(itl_s=lost))
+    assert {(each.metric, each.reason) for each in found.of(Verdict.INCOMPARABLE)} == {("decode", "the candidate has none")}
+    assert len(found.of(Verdict.INCOMPARABLE)) == len(SCENARIOS)
+    back = compare(side().assign(itl_s=lost), side(run_id="b"))
+    assert {each.reason for each in back.of(Verdict.INCOMPARABLE)} == {"the baseline has none"}
+
+
+def test_the_least_effect_is_no_less_than_the_threshold_that_was_asked_for() -> None:
+    found = compare(side(), side(run_id="b"), thresholds={"decode": 0.5})
+    assert entry(found, SCENARIOS[0], "decode").mde == 0.5
+    assert 0 < (entry(found, SCENARIOS[0], "prefill").mde or 0) < 0.1
+
+
+def test_a_reason_neither_breaks_the_sentence_nor_commands_a_terminal_nor_fills_a_job_page() -> None:
+    hostile = "\x1b[31mred\nline " + "x" * 2_000_000
+    found = compare(side(1), side(1, run_id="b", status="oom", reason=hostile))
+    sentence = show.sentence(found)
+    assert sentence.isprintable()
+    assert len(sentence) < 4000
+    assert len(show.as_markdown(found, everything=True).encode()) <= show.MARKDOWN_LIMIT
+
+
 def test_changed_versions_are_noted() -> None:
     found = compare(side(), side(run_id="b", versions=json.dumps({"torch": "2.14", "gguf": "1"})))
     assert found.notes == ("torch 2.13 became 2.14",)
@@ -188,8 +249,8 @@ def test_a_side_that_was_slowed_is_noted_with_its_reasons() -> None:
     found = compare(side(), side(run_id="b", **slowed))
     note = f"the GPU held its clocks back (hw_thermal, sw_power_cap) under the candidate in 2 scenarios, such as {SCENARIOS[1]}"
     assert found.throttled == (note,)
-    assert f"clocks: {note}" in _show.table(found, everything=False).notes
-    assert _show.as_data(found)["throttled"] == [note]
+    assert f"clocks: {note}" in show.table(found, everything=False).notes
+    assert show.as_data(found)["throttled"] == [note]
     both = compare(side(of=SCENARIOS[:1], gpu_throttle_reasons="hw_slowdown"), side(run_id="b", of=SCENARIOS[:1]))
     assert both.throttled == (
         f"the GPU held its clocks back (hw_slowdown) under the baseline in 1 scenario, such as {SCENARIOS[0]}",
@@ -199,7 +260,7 @@ def test_a_side_that_was_slowed_is_noted_with_its_reasons() -> None:
 
 def test_the_table_hides_what_stayed_the_same_and_says_so() -> None:
     found = compare(side(1), side(1, run_id="b", kld_mean=0.03))
-    few, many = _show.table(found, everything=False), _show.table(found, everything=True)
+    few, many = show.table(found, everything=False), show.table(found, everything=True)
     assert len(few.rows) == 12  # KLD worse, decode and prefill without data, of four scenarios
     assert "8 figures stayed the same and are not shown; --all shows them" in few.notes
     assert len(many.rows) == len(found.entries) == 20
@@ -208,21 +269,21 @@ def test_the_table_hides_what_stayed_the_same_and_says_so() -> None:
 
 def test_markdown_stays_below_the_limit_of_a_job_page() -> None:
     names = [f"canary/<b>{'x' * 400}/{number}" for number in range(3000)]
-    text = _show.as_markdown(compare(side(1, of=names), side(1, run_id="b", of=names)), everything=True)
-    assert len(text.encode()) <= _show.MARKDOWN_LIMIT
+    text = show.as_markdown(compare(side(1, of=names), side(1, run_id="b", of=names)), everything=True)
+    assert len(text.encode()) <= show.MARKDOWN_LIMIT
     assert "more lines do not fit here" in text
     assert "<b>" not in text
 
 
 def test_json_has_everything_and_no_nan() -> None:
-    body = json.loads(json.dumps(_show.as_data(compare(side(1), side(1, run_id="b"))), allow_nan=False))
+    body = json.loads(json.dumps(show.as_data(compare(side(1), side(1, run_id="b"))), allow_nan=False))
     assert body["counts"]["insufficient data"] == 8
     assert {each["metric"] for each in body["entries"]} == {"decode", "prefill", "weight_bytes", "kld_mean", "ppl"}
 
 
 def test_junit_has_a_case_a_figure_with_its_values() -> None:
     broken = compare(side(1), side(1, run_id="b", kld_mean={SCENARIOS[0]: 0.03}, reason="\x00"))
-    suite = ET.fromstring(_show.as_junit(broken))  # noqa: S314 - we wrote it
+    suite = ET.fromstring(show.as_junit(broken))  # noqa: S314 - we wrote it
     assert (suite.get("tests"), suite.get("failures"), suite.get("skipped")) == ("20", "1", "8")
     (failed,) = [case for case in suite if case.find("failure") is not None]
     assert (failed.get("classname"), failed.get("name")) == (SCENARIOS[0], "kld_mean")

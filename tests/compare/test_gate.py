@@ -9,9 +9,17 @@ import json
 import os
 import subprocess
 import sys
+import warnings
+from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
 import pytest
+
+from quantbench.compare.gate import gate
+from quantbench.options import OPTIONS
+from quantbench.plugin import _raw
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -106,3 +114,36 @@ def test_an_unknown_word_is_a_usage_error(ends: dict[str, tuple[int, str]]) -> N
     code, out = ends["typo"]
     assert code == pytest.ExitCode.USAGE_ERROR
     assert "unknown --fail-on 'worst'; did you mean 'worse'?" in out
+
+
+def test_a_baseline_file_that_was_cut_short_is_said_and_ends_nothing(tmp_path: Path) -> None:
+    """Also where warnings are errors: the run itself is over."""
+    for name in ("base", "now"):
+        folder = tmp_path / name / "scenarios" / "date=2026-01-01"
+        folder.mkdir(parents=True)
+        row = {
+            "run_id": name, "started_at": datetime(2026, 1, 1, tzinfo=UTC), "repeat": 0, "scenario_id": SCENARIO,
+            "status": "ok", "itl_s": 0.004, "prefill_tps": 3000.0,
+        }  # fmt: skip
+        pd.DataFrame([row]).to_parquet(folder / f"{name}-00000.parquet")
+    (tmp_path / "base" / "scenarios" / "cut.parquet").write_bytes(b"PAR1")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = gate(str(tmp_path / "base"), str(tmp_path / "now"), "now", fail_on="worse", width=500)
+    assert (found.ended, found.fails) == ("insufficient", False)
+    assert found.sentence[0].startswith("Not enough data: 2 figures: the rule takes 5 processes a side")
+    assert found.sentence[1].startswith("warning: ")
+    assert "cut.parquet cannot be read and is left out" in found.sentence[1]
+
+
+@pytest.mark.parametrize(("given", "found"), [("base", "root/base"), ("other", "other"), ("s3://bucket", "s3://bucket")])
+def test_a_baseline_in_an_ini_file_lies_beside_it(given: str, found: str, tmp_path: Path) -> None:
+    """Wherever pytest is started; what is no folder there names runs."""
+    (tmp_path / "root" / "base").mkdir(parents=True)
+    config: Any = SimpleNamespace(
+        getoption=lambda _: None, getini=lambda _: given, rootpath=tmp_path / "root",
+        invocation_params=SimpleNamespace(dir=tmp_path / "elsewhere"),
+    )  # fmt: skip
+    (option,) = [each for each in OPTIONS if each.name == "compare"]
+    expected = str(tmp_path / found) if found.startswith("root") else found
+    assert _raw(config, option) == expected

@@ -85,44 +85,58 @@ def test_a_real_measurement_is_a_figure(tmp_path: Path, monkeypatch: pytest.Monk
     assert 1e7 < body["bytes_per_second"] < 1e13
 
 
-def test_it_is_measured_once_for_a_number_of_threads_in_a_process_of_its_own(stand_in: Callable[[Child], Child]) -> None:
+def test_a_run_measures_once_for_a_number_of_threads_in_a_process_of_its_own(
+    stand_in: Callable[[Child], Child], tmp_path: Path
+) -> None:
     child = stand_in(Child(10e9, 20e9))
-    assert [memory_bandwidth("cpu", threads) for threads in (1, 1, 2, 2, 1)] == [10e9, 10e9, 20e9, 20e9, 10e9]
+    assert [memory_bandwidth("cpu", threads, tmp_path) for threads in (1, 1, 2, 2, 1)] == [10e9, 10e9, 20e9, 20e9, 10e9]
     assert [command[:-1] for command in child.commands] == [
         [sys.executable, "-m", "quantbench.passes.bandwidth", "cpu", threads] for threads in ("1", "2")
     ]
 
 
-def test_a_failure_is_a_reason_and_is_not_remembered(stand_in: Callable[[Child], Child]) -> None:
+def test_each_run_measures_again_and_what_was_disturbed_never_counts(
+    stand_in: Callable[[Child], Child], tmp_path: Path
+) -> None:
+    stand_in(Child(13e9, 26e9, 12e9, 27e9))
+    runs = [tmp_path / str(number) for number in range(4)]
+    for run in runs:
+        run.mkdir()
+    assert [memory_bandwidth("cpu", 2, run) for run in runs] == [13e9, 26e9, 26e9, 27e9]
+    assert memory_bandwidth("cpu", 2, runs[0]) == 13e9  # one run has one figure
+
+
+def test_a_failure_is_a_reason_and_is_not_remembered(stand_in: Callable[[Child], Child], tmp_path: Path) -> None:
     stand_in(Child(fails="MemoryError: no room"))
-    assert memory_bandwidth("cpu", 1) == "memory bandwidth could not be measured on cpu: MemoryError: no room"
+    assert memory_bandwidth("cpu", 1, tmp_path) == "memory bandwidth could not be measured on cpu: MemoryError: no room"
     stand_in(Child(10e9))
-    assert memory_bandwidth("cpu", 1) == 10e9
+    assert memory_bandwidth("cpu", 1, tmp_path) == 10e9
 
 
 def test_a_device_that_is_not_there_is_not_tried(
-    stand_in: Callable[[Child], Child], nvml: FakeNvml, monkeypatch: pytest.MonkeyPatch
+    stand_in: Callable[[Child], Child], nvml: FakeNvml, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
 ) -> None:
     child = stand_in(Child(1e12))
-    assert "there are no more GPUs than cuda:0 (NVIDIA H100 80GB HBM3), cuda:1 (" in str(memory_bandwidth("cuda:2", 1))
+    said = str(memory_bandwidth("cuda:2", 1, tmp_path))
+    assert "there are no more GPUs than cuda:0 (NVIDIA H100 80GB HBM3), cuda:1 (" in said
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert "CUDA_VISIBLE_DEVICES= hides 2 GPUs" in str(memory_bandwidth("cuda", 1))
+    assert "CUDA_VISIBLE_DEVICES= hides 2 GPUs" in str(memory_bandwidth("cuda", 1, tmp_path))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     nvml.boards.clear()
-    assert "NVML lists no GPU" in str(memory_bandwidth("cuda", 1))
+    assert "NVML lists no GPU" in str(memory_bandwidth("cuda", 1, tmp_path))
     assert child.commands == []
 
 
 @pytest.mark.usefixtures("nvml")
 def test_a_gpu_is_measured_once_whatever_its_number_and_the_threads(
-    stand_in: Callable[[Child], Child], monkeypatch: pytest.MonkeyPatch
+    stand_in: Callable[[Child], Child], monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
 ) -> None:
     """Several GPUs are as fast as the first: a model that is spread over them reads from one after the other."""
     child = stand_in(Child(1e12, 2e12))
-    assert memory_bandwidth("cuda", 1) == memory_bandwidth("cuda:0", 8) == 1e12
-    assert memory_bandwidth("cuda:1", 1) == 2e12
+    assert memory_bandwidth("cuda", 1, tmp_path) == memory_bandwidth("cuda:0", 8, tmp_path) == 1e12
+    assert memory_bandwidth("cuda:1", 1, tmp_path) == 2e12
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-    assert memory_bandwidth("cuda", 1) == 2e12
+    assert memory_bandwidth("cuda", 1, tmp_path) == 2e12
     assert [command[3] for command in child.commands] == ["cuda", "cuda:1"]
 
 

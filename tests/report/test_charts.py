@@ -6,6 +6,7 @@ import json
 import math
 import statistics
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -126,6 +127,23 @@ def test_how_many_samples_are_drawn_is_said(everything_results: Results, most: i
     assert [figure.title.partition(":")[0] for figure in figures] == titles
     assert all(said in figure.caption for figure in figures)
     assert all("all exact, of 12 samples a variant" in figure.caption for figure in figures)
+
+
+def test_what_took_no_time_at_all_is_drawn_at_the_edge_of_the_scale(write: Any, record: Callable[..., Any]) -> None:
+    """A server may send several pieces at once."""
+
+    def at_once(name: str, first: int) -> Any:
+        made = record(name)
+        samples = (replace(each, value_s=each.value_s * (each.round >= first)) for each in made.samples)
+        return replace(made, samples=tuple(samples))
+
+    results = write([at_once("gguf/q8_0", 3), at_once("gguf/q4_k_m", 12)])
+    assert [figure.title.partition(":")[0] for figure in latencies(results, 40)] == list(_latency.PHASES.values())[:2]
+    (found,) = _latency.distributions(results.groups[0], results.samples, "gap", 40)
+    assert (found.name, found.count, found.quantiles[0]) == ("gguf/q8_0", 12, 0.0)
+    scale = _latency.chart([found], "Gaps", LOOK).to_dict()["layer"][0]["encoding"]["x"]["scale"]
+    assert scale["clamp"]
+    assert scale["domain"] == pytest.approx([3 / 3000 * 1e3 / 1.1, 12 / 3000 * 1e3 * 1.1])
 
 
 def test_the_anchors_rounds_are_not_the_variants(everything_results: Results) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from quantbench.errors import MissingDependency, UsageError
-from quantbench.report import Results, _page, page, picture, select
+from quantbench.report import Results, _facts, _page, page, picture, select
 from quantbench.report._markup import data_block
 from quantbench.report._rows_table import NO_REASON, listing
 from quantbench.store import load
@@ -221,6 +221,23 @@ def test_a_run_without_samples_outputs_and_end_has_a_page(everything_folder: Pat
     reader.feed(page(results))
     for said in ("No single durations were kept", "No answers were kept", "not recorded: the run was cut short", "Example CPU"):
         assert said in reader.text
+
+
+def test_a_run_that_was_killed_says_what_is_known_of_it(everything_folder: Path) -> None:
+    frame = load(str(everything_folder))
+    runs = load(str(everything_folder), "runs").assign(finished_at=None, finished=None, ok=None, interrupted=True)
+    results = select(frame, runs=runs, run_id="run-3")
+    facts = dict(_facts.run_facts(results, results.every_row))
+    assert facts["Ended"] == "not recorded: the run was killed, or it goes on"
+    assert facts["Scenarios"] == "17 planned; of the 17 shown here 15 ok"
+    assert facts["Commit"] == "abc"
+
+
+def test_devices_are_those_that_are_known(write: Any, record: Callable[..., Any]) -> None:
+    """What a server uses is not."""
+    served = record("gguf/q8_0")
+    results = write([record("torch/fp32"), replace(served, facts={**served.facts, "elsewhere": "it is a server's"})])
+    assert dict(_facts.machine(results, results.every_row))["Devices used"] == "cpu"
 
 
 def test_a_run_in_which_all_failed_has_a_page(write: Any, record: Callable[..., Any]) -> None:

@@ -25,8 +25,8 @@ from quantbench.passes.similarity import LOGPROBS_FILE, REFERENCE_FILE
 from quantbench.record import Missing
 from quantbench.scenario import Conditions, Effort, Scenario, Variant
 from quantbench.subjects import causal, served
+from quantbench.subjects._prompts import Prompts
 from quantbench.subjects._top_logprobs import POSITIONS, UNREACHABLE, Place, compare_top_tokens, summarize
-from quantbench.subjects.causal import Prompts
 from quantbench.subjects.served import Client, levels, measure
 from quantbench.trace import Reference, TopLogprobs, Trace
 

@@ -9,19 +9,21 @@ from statistics import median
 
 from quantbench.compare import Comparison, Entry, Verdict
 from quantbench.tables._table import Cell, Heading, Table
-from quantbench.tables.render import escape_markdown, render
+from quantbench.tables.render import escape_markdown, one_line, render
 from quantbench.units import format_bytes, format_seconds, significant
 
 MARKDOWN_LIMIT = 1_000_000
 """Bytes of a Markdown summary at most; a job page takes less than 1 MiB."""
 
 _NAMED = 5
+_LONGEST = 500
+"""Characters of a reason in the sentence; the table has all of it."""
 _ORDER = (Verdict.WORSE, Verdict.INSUFFICIENT, Verdict.BETTER, Verdict.INCOMPARABLE, Verdict.SAME)
 _UNITS: Mapping[str, Callable[[float], str]] = {"bytes": format_bytes, "s": format_seconds}
 
 
 def sentence(comparison: Comparison) -> str:
-    """The outcome, with what it rests on."""
+    """The outcome, with what it rests on, as one line: names and reasons are untrusted."""
     counts = Counter(each.verdict for each in comparison.entries)
     worse = comparison.of(Verdict.WORSE)
     if worse:
@@ -31,7 +33,7 @@ def sentence(comparison: Comparison) -> str:
     else:
         start = "No regression"
     told = ", ".join(f"{counts[verdict]} {verdict}" for verdict in _ORDER if counts[verdict]) or "nothing to compare"
-    return f"{start}; {told}{_detectable(comparison)}"
+    return one_line(f"{start}; {told}{_detectable(comparison)}")
 
 
 def table(comparison: Comparison, *, everything: bool) -> Table:
@@ -141,7 +143,7 @@ def _percent(value: float | None, form: str) -> Cell:
 
 def _told(each: Entry) -> str:
     if each.change is None:
-        return f"{each.scenario_id} {each.metric}".rstrip() + (f" {each.reason}" if each.reason else "")
+        return f"{each.scenario_id} {each.metric}".rstrip() + (f" {_cut(each.reason)}" if each.reason else "")
     p = "" if each.p_value is None else f" (p = {each.p_value:.2g})"
     return f"{each.scenario_id} {each.metric} {each.change:+.1%}{p}"
 
@@ -156,14 +158,19 @@ def _lacking(comparison: Comparison) -> str:
     reasons = Counter(each.reason for each in comparison.of(Verdict.INSUFFICIENT))
     if not reasons:
         first = next((each.reason for each in comparison.of(Verdict.INCOMPARABLE)), "no scenario is on both sides")
-        return f"nothing can be compared, for example {first}"
-    return "; ".join(f"{count} figures: {reason}" for reason, count in reasons.most_common(_NAMED))
+        return f"nothing can be compared, for example {_cut(first)}"
+    return "; ".join(f"{count} figure{'s' * (count != 1)}: {reason}" for reason, count in reasons.most_common(_NAMED))
 
 
 def _detectable(comparison: Comparison) -> str:
     """The middle of the least changes in speed that would have been found."""
     effects = [each.mde for each in comparison.of(Verdict.SAME) if each.mde is not None and each.gate]
     return f"; of the same speeds a change of {median(effects):.0%} would have shown (median)" if effects else ""
+
+
+def _cut(reason: str) -> str:
+    """The beginning of a reason that is too long for a sentence."""
+    return reason if len(reason) <= _LONGEST else f"{reason[:_LONGEST]} …"
 
 
 def _legal(text: str) -> str:

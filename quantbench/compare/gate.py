@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from quantbench.compare import Comparison, Verdict, _show, compare
-from quantbench.compare._side import load_side
+from quantbench.compare import Comparison, Verdict, compare, show
+from quantbench.compare.sides import load_side
 from quantbench.errors import QuantbenchError
 from quantbench.tables.render import as_text, wrap
 
@@ -30,14 +31,17 @@ def gate(baseline: str, results: str, run_id: str, *, fail_on: str, width: int) 
     ``fail_on`` is ``worse``, ``insufficient`` (worse, or not enough data) or ``never``. A baseline that cannot be read lacks
     data: the run itself is over.
     """
-    try:
-        after = load_side(run_id, results)
-        before = load_side(baseline, results, but=[run_id])
-        found = compare(before, after)
-    except QuantbenchError as error:
-        return _outcome(wrap(f"not compared with {baseline}: {error}", width), [], "insufficient", fail_on)
-    table = as_text([_show.table(found, everything=False)], width).splitlines()
-    return _outcome(wrap(_show.sentence(found), width), table, _ended(found), fail_on)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            after = load_side(run_id, results)
+            before = load_side(baseline, results, but=[run_id])
+            found = compare(before, after)
+            opening, table, ended = show.sentence(found), as_text([show.table(found, everything=False)], width), _ended(found)
+        except QuantbenchError as error:
+            opening, table, ended = f"not compared with {baseline}: {error}", "", "insufficient"
+    texts = [opening, *dict.fromkeys(f"warning: {each.message}" for each in caught)]
+    return _outcome([line for text in texts for line in wrap(text, width)], table.splitlines(), ended, fail_on)
 
 
 def _ended(found: Comparison) -> Ended:

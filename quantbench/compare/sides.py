@@ -28,15 +28,16 @@ def load_side(text: str, results: str, *, window: int = 1, but: Sequence[str] = 
         return _of_benchmark(Path(text))
     if text.endswith(".parquet") and Path(text).is_file():
         return _of_file(Path(text))
-    if "://" in text or Path(text).is_dir():
+    if "://" in text or (text and Path(text).is_dir()):
         return _last_runs(load(text), window, but, text)
-    if text.endswith((".json", ".parquet")) or "/" in text:
+    if text.endswith((".json", ".parquet")) or "/" in text or not text.strip(", "):
         raise UsageError(f"{text!r} does not exist; give a results folder, a file, or the id of a run in {results!r}")
     frame = load(results)
     wanted = [part.strip() for part in text.split(",") if part.strip()]
     known = set(frame["run_id"])
     if missing := [run for run in wanted if run not in known]:
-        raise UsageError(f"no run {missing[0]!r} in {results!r} and no such file; its runs begin with {min(known)!r}")
+        first = min(known, default="")
+        raise UsageError(f"no run {missing[0]!r} in {results!r} and no such file; its runs begin with {first!r}")
     return frame[frame["run_id"].isin(wanted)]
 
 
@@ -55,7 +56,7 @@ def _of_file(path: Path) -> pd.DataFrame:
         frame = pd.read_parquet(path)
     except (OSError, ValueError) as error:
         raise StoreError(f"{path} cannot be read as parquet ({error}); give a file of the table scenarios") from error
-    if "scenario_id" not in frame or "status" not in frame:
+    if not {"scenario_id", "status", "run_id", "started_at"} <= set(frame):
         raise StoreError(f"{path} is no file of the table scenarios; give one from the folder of that name")
     return frame
 
