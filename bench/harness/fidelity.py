@@ -69,7 +69,7 @@ DUMMY = Subject(
 """Large enough that a step takes tens of milliseconds, as that of a real model."""
 
 BILLION = Subject(
-    model="dummy:tinyllama-1.1b", name="1.1 B dummy", decode=16, pairs=5, prompt=128, length=16, repetitions=3,
+    model="dummy:tinyllama-1.1b", name="1.1 B dummy", decode=16, pairs=5, prompt=128, length=24, repetitions=6,
     bench_limit=">= 0.98",
 )  # fmt: skip
 SUBJECTS = (CANARY, DUMMY)

@@ -2,7 +2,8 @@
 
 Speeds are judged by the decision rule (``quantbench.verdict``), whose unit is a fresh process. Figures that are the same each
 time they are measured (bytes, and KLD at an equal seed and kernel) go by a threshold alone. What was asked differently, was
-measured on another machine or by another kernel, or is kept under another schema is incomparable, and says why.
+measured on another machine or by another kernel, or is kept under another schema is incomparable, and says why. A process
+that fails where none did before makes its scenario worse, whatever the others measured.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ class Entry:
 
     ``baseline`` and ``candidate`` are medians over processes, in ``unit``. ``change`` is relative, 0.05 stands for 5 % more; of
     timed figures it is that of the speed, by the gate that decided (``ratio`` to the anchor, or ``raw``). ``mde`` is the least
-    change that would have been found. None where there is no such figure. ``processes`` are those of baseline and candidate.
+    change that would have been found and would have counted. None where there is no such figure. ``processes`` are those of
+    baseline and candidate.
     """
 
     scenario_id: str
