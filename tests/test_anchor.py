@@ -80,6 +80,12 @@ def test_the_host_is_not_asked_for_room_on_a_gpu_nor_the_gpu_for_the_hosts(
     assert _chosen(device="cpu") == "canary torch/fp32"
 
 
+def test_the_host_needs_room_for_the_cache_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(anchor, "available_memory", lambda: 4 * _needed(1))
+    assert _chosen(device="cpu") == "torch/fp32"
+    assert _chosen(batch=64, device="cpu") == "canary torch/fp32"
+
+
 def test_a_torch_that_works_on_the_gpu_is_asked_after_it_gave_back_what_it_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 

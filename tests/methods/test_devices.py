@@ -65,6 +65,33 @@ def test_one_gpu_takes_the_model_whole_and_several_share_it_without_the_host(
     assert _given("cuda") == {"device_map": "cuda:0"}
 
 
+def test_where_torch_sees_a_gpu_the_cpu_is_named(gpus: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Told nothing, transformers' bitsandbytes takes the GPU."""
+    from transformers.quantizers.auto import AutoHfQuantizer
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    quantizer = AutoHfQuantizer.from_config(BitsAndBytesConfig(load_in_4bit=True))
+    assert quantizer.update_device_map(None) == {"": 0}
+    assert _given("cpu") == {"device_map": "cpu"}
+    assert gpus == []
+
+
+@pytest.mark.parametrize("precision", ["nf4", "int8"])
+def test_a_cpu_that_is_named_is_the_same_cpu(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from quantbench.methods import _devices
+
+    scenario = Scenario(model="canary", variant=Variant(method="bitsandbytes", precision=precision), prompts="two")
+    settings = Settings(checkpoint=resolve("canary"), threads=1, context=64)
+    said = []
+    for named in (None, "cpu"):
+        monkeypatch.setattr(_devices, "_arguments", lambda _, named=named: ({"device_map": named}, {}))
+        with METHODS["bitsandbytes"].open(scenario, settings) as model:
+            said.append((model.facts, model.memory(), list(model.generate([1, 300, 301], 8))))
+    assert said[0] == said[1]
+    assert said[0][0]["device"] == "cpu"
+
+
 def test_a_module_is_not_spread(gpus: list[Any]) -> None:
     assert [one_place(each) for each in ("cpu", "cuda", "cuda:1")] == ["cpu", "cuda:0", "cuda:1"]
 

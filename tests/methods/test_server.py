@@ -562,6 +562,35 @@ class TestLlamaCppServer:
                 pass
         assert [process.returncode for process in started] == [-9]
 
+    @pytest.mark.parametrize(("device", "seen"), [("cpu", ""), ("cuda:1", "2,3")])
+    def test_on_the_cpu_it_sees_no_gpu(self, device: str, seen: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """llama.cpp would read long prompts on one, whatever layers it was told to keep."""
+        from quantbench.methods import _local_server
+
+        started: list[dict[str, str]] = []
+
+        class Ended:
+            pid = returncode = 1
+
+            def __init__(self, *_: object, env: dict[str, str], **__: object) -> None:
+                started.append(env)
+
+            def poll(self) -> int:
+                return 1
+
+            def kill(self) -> None: ...
+
+            def communicate(self) -> None: ...
+
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+        monkeypatch.setattr(_local_server, "require_offload", lambda _: None)
+        monkeypatch.setattr(_local_server.subprocess, "Popen", Ended)
+        opened = _local_server.serve(tmp_path / "x.gguf", threads=1, context=64, device=device, extra_buffers=True)
+        with pytest.raises(ModelError, match="ended as it started"), opened:
+            pass
+        assert [each["CUDA_VISIBLE_DEVICES"] for each in started] == [seen]
+        assert started[0]["PATH"] == os.environ["PATH"]
+
     def test_it_ends_with_the_process_that_started_it(self, tmp_path: Path) -> None:
         """The other end of its standard input closed: it goes, whatever it was doing."""
         command = [sys.executable, "-m", "quantbench.methods._local_server", str(tmp_path / "none.json"), "own"]

@@ -27,6 +27,14 @@ def test_it_is_the_median_of_all_gaps_and_its_ratio_the_anchors_over_it(trace: T
     assert found["itl_ratio"] == pytest.approx(np.median([0.05, 0.06, 0.07, 5.0]) / own)
 
 
+def test_a_step_of_a_batch_is_a_gap_of_each_of_its_sequences(trace: Trace) -> None:
+    variant = Generation(prompt=0, prompt_tokens=20, prefill_s=0.5, gaps_s=(0.1, 0.3), e2e_s=0.9, batch=4)
+    anchor = Generation(prompt=0, prompt_tokens=20, prefill_s=0.5, gaps_s=(0.05, 0.15), e2e_s=0.7, batch=4)
+    found = itl.compute(replace(trace, rounds=(Round(index=0, variant=(variant,), anchor=(anchor,)),)), None)
+    assert found["itl_s"] == pytest.approx(0.2)
+    assert found["itl_ratio"] == pytest.approx(0.5)
+
+
 def test_without_an_anchor_there_is_no_ratio(trace: Trace) -> None:
     found = itl.compute(replace(trace, rounds=(Round(index=0, variant=(answer(0.1, 0.2),), anchor=()),)), None)
     assert found["itl_s"] == pytest.approx(0.15)
