@@ -22,8 +22,8 @@ from quantbench.scenario import Scenario
 _MEMORY_SHARE = 0.4
 """The anchor's weights may take this much of the host's memory that is free."""
 
-_GPU_SHARE = 0.9
-"""All that the anchor holds at once may take this much of a GPU's memory that is free: nobody else lives there."""
+_PEAK_SHARE = 0.9
+"""All that the anchor holds at once, its cache too, may take this much of the memory that is free, on a GPU or the host."""
 
 _CANARY = "canary"
 _CANARY_VOCABULARY = 2048
@@ -69,8 +69,9 @@ def _fits(anchor: Anchor) -> bool:
     bits = METHODS[variant.method].precision(variant.precision).bits or 32
     weights = checkpoints.count_parameters(anchor.settings.checkpoint) * bits / 8
     if device == "cpu":
-        return weights <= _MEMORY_SHARE * available_memory()
-    return max(weights, _peak_bytes(anchor)) <= _GPU_SHARE * _free_on_gpus(device)
+        free = available_memory()
+        return weights <= _MEMORY_SHARE * free and _peak_bytes(anchor) <= _PEAK_SHARE * free
+    return max(weights, _peak_bytes(anchor)) <= _PEAK_SHARE * _free_on_gpus(device)
 
 
 def _peak_bytes(anchor: Anchor) -> int:

@@ -41,6 +41,8 @@ def calibration_ids(scenario: Scenario, settings: Settings) -> list[list[int]]:
             "from; give the folder it was made from"
         )
     asked = {"content": settings.checkpoint.content_hash, "seed": conditions.seed, **_shape(), "format": _FORMAT}
+    if conditions.device != "cpu":  # a GPU's arithmetic draws other text
+        asked["device"] = "cuda"
 
     def make(folder: Path) -> None:
         (folder / _IDS_FILE).write_text(json.dumps(_sampled(settings, conditions.seed, conditions.device)))

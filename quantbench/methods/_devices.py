@@ -89,10 +89,10 @@ def _arguments(device: str) -> tuple[dict[str, Any], dict[str, int]]:
 
     Without an entry for the host transformers puts what has no room on the disk, which ``placed`` refuses.
     """
-    if device == "cpu":
-        return {"device_map": None}, {}
     import torch
 
+    if device == "cpu":  # told nothing, transformers' bitsandbytes takes a GPU where torch sees one
+        return {"device_map": "cpu" if torch.cuda.is_available() else None}, {}
     gpus = gpus_of(device)
     first = _current(gpus)
     if len(gpus) == 1:

@@ -25,6 +25,7 @@ from quantbench.methods._calibration import calibration_identity, calibration_id
 from quantbench.methods._packed import BELONGS, grouping, ready
 from quantbench.methods._packed_dummy import dummy_folder
 from quantbench.methods._packed_forecast import BLOCKS, misfit
+from quantbench.methods._packed_kernels import compile_kernels
 from quantbench.models._checkpoint import safetensors_header, weight_files
 from quantbench.scenario import Scenario, Variant
 
@@ -54,6 +55,8 @@ def prepared(scenario: Scenario, settings: Settings) -> Artifact:
     Raises UnsupportedError when the group size does not divide a row, or when the checkpoint was quantized differently.
     """
     checkpoint = settings.checkpoint
+    if scenario.conditions.device != "cpu":
+        compile_kernels(scenario.variant.method)
     if checkpoint.random_weights:
         path = dummy_folder(checkpoint, scenario.variant)
         return Artifact(path=path, file_bytes=_bytes(path), quantize_s=None)
@@ -165,7 +168,7 @@ def main() -> None:
     request = json.loads((folder / _REQUEST).read_text())
     torch.manual_seed(request["seed"])
     awq = request["method"] == "awq"
-    on_cpu = BACKEND.AWQ_TORCH if awq else BACKEND.GPTQ_TORCH
+    backend = BACKEND.AWQ_TORCH if awq else BACKEND.GPTQ_TORCH  # what packs; its own choice for AWQ on a GPU must be compiled
     config = QuantizeConfig(
         bits=request["bits"],
         group_size=request["group_size"],
@@ -173,7 +176,6 @@ def main() -> None:
         format=FORMAT.GEMM if awq else FORMAT.GPTQ,
         sym=not awq,  # as AutoAWQ has it: a zero point for each group
     )
-    backend = on_cpu if request["device"] == "cpu" else BACKEND.AUTO
     model = GPTQModel.load(
         request["source"], config, backend=backend, device=request["device"], trust_remote_code=request["trust_remote_code"]
     )

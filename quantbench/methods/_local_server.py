@@ -35,6 +35,9 @@ _NEEDS = ("llama_cpp", "fastapi", "uvicorn", "sse_starlette", "starlette_context
 _WHOLE = 0
 """llama.cpp's LLAMA_SPLIT_MODE_NONE; importing it would load the library here."""
 
+_NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
+"""On the CPU: with no layer on a GPU that it sees, llama.cpp would still read long prompts there."""
+
 _PATIENCE_S = 300.0
 _POLL_S = 0.05
 
@@ -74,6 +77,7 @@ def serve(
             process = subprocess.Popen(
                 [sys.executable, "-m", __name__, str(config), buffers],
                 stdin=subprocess.PIPE, stdout=stream, stderr=subprocess.STDOUT,
+                env={**os.environ, **(_NO_GPU if device == "cpu" else {})},
             )  # fmt: skip
         try:
             url = f"http://127.0.0.1:{settings['port']}/v1"

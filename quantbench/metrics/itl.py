@@ -28,9 +28,10 @@ def itl(trace: Trace, reference: Reference | None) -> Mapping[str, Value]:
     if not trace.rounds:
         none = Missing(trace.absent.get("rounds", "no answers were timed"))
         return dict.fromkeys(("itl_s", "itl_ratio"), none)
-    if any(len(answer.gaps_s) != answer.tokens - 1 for each in trace.rounds for answer in each.variant):
+    answers = [answer for each in trace.rounds for answer in each.variant]
+    if any(answer.tokens != (len(answer.gaps_s) + 1) * answer.batch for answer in answers):
         return dict.fromkeys(("itl_s", "itl_ratio"), Missing("several tokens came at once, so there is no time between them"))
-    own = _middle([answer for each in trace.rounds for answer in each.variant])
+    own = _middle(answers)
     anchors = [answer for each in trace.rounds for answer in each.anchor]
     none = Missing(trace.absent.get("anchor", "no anchor could be had for this runtime here"))
     return {"itl_s": own, "itl_ratio": _middle(anchors) / own if anchors else none}

@@ -1,4 +1,4 @@
-"""Latency and throughput of fixed-length answers, batch 1, and their ratio to the anchor of the same process."""
+"""Latency and throughput of fixed-length answers, rates of a whole batch, and their ratio to the anchor of the same process."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ _RATES = (
     ),
     (
         "tps", "all output tokens by the end-to-end time of a round; median over rounds",
-        "median over rounds of sum(n) / sum(e2e_s)", f"{_NIM}: TPS per user",
+        "median over rounds of sum(n) / sum(e2e_s)", f"{_NIM}: TPS, per user where the batch is 1",
     ),
 )  # fmt: skip
 

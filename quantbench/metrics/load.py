@@ -15,7 +15,7 @@ from quantbench.trace import Reference, Trace
         formula="sum over the libraries of the time of their first import", source="quantbench",
     ),
     Column(
-        "load_s", "s", "lower", doc="opening the model, files in the page cache; on-load quantization included",
+        "load_s", "s", "lower", doc="opening the model, files in the page cache; with on-load quantization, and CUDA's context",
         formula="t(model open, device idle) - t(asked to open)", source="quantbench",
     ),
     Column(

@@ -1,0 +1,46 @@
+"""Which kernels gptqmodel may take on a GPU: those whose CUDA code is compiled, which happens before anything is timed.
+
+gptqmodel 7.6 compiles a kernel when a model is loaded, and takes some without asking whether that can be done: loading would
+then fail, or take minutes that count as loading. For the kernels made of CUTLASS it fetches those sources first.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+_COMPILED: Mapping[str, str] = {"gptq_marlin": "marlin_fp16", "awq_marlin": "marlin_fp16"}
+"""By gptqmodel's name of a kernel the extension that holds its code, in the dtype that models are loaded in."""
+
+_OF_CUTLASS: Mapping[str, str] = {
+    "gptq_machete": "machete", "awq_machete": "machete", "gptq_swordfish": "swordfish", "awq_swordfish": "swordfish",
+}  # fmt: skip
+"""The same of those that are left out unless their sources are here."""
+
+_SOURCES = "GPTQMODEL_CUTLASS_DIR"
+"""Where gptqmodel looks for them."""
+
+
+@cache
+def compile_kernels(method: str) -> None:
+    """Compile what gptqmodel may choose of a method's kernels in this process; what cannot be compiled is left out.
+
+    The choice is its own otherwise: the first that suits the device, at last one in plain torch.
+    """
+    from gptqmodel import extension
+    from gptqmodel.utils.importer import AUTO_BACKEND_KERNEL_MAPPING
+
+    wanted = {**_COMPILED, **(_OF_CUTLASS if os.environ.get(_SOURCES) else {})}
+    ready = {name for name, code in wanted.items() if name.startswith(f"{method}_") and _is_ready(extension, code)}
+    for offered in AUTO_BACKEND_KERNEL_MAPPING[method].values():
+        for backend in [each for each in offered if each.value in {*_COMPILED, *_OF_CUTLASS} - ready]:
+            del offered[backend]
+
+
+def _is_ready(extension: Any, code: str) -> bool:
+    try:
+        return bool(extension.is_available(code))
+    except Exception:  # noqa: BLE001 - whatever a compiler or a network says: there are other kernels
+        return False
