@@ -473,7 +473,7 @@ def test_an_interrupted_run_that_goes_on_measures_the_rest_only(started: Mapping
     assert kept[["run_id", "started_at", "decode_tps"]].equals(again[["run_id", "started_at", "decode_tps"]])
     (run,) = after.table("runs").to_dict("records")
     assert (run["planned"], run["finished"], run["ok"], run["interrupted"]) == (2, 2, 1, False)
-    assert {path.name.split("-")[2] for path in after.folder.glob("jobs/*")} == {"stuck"}
+    assert {path.name.split("-")[2] for path in after.folder.glob("jobs/*/")} == {"stuck"}
 
 
 def _entries(ran: Ran) -> list[dict[str, Any]]:
