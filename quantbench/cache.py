@@ -12,7 +12,8 @@ from pathlib import Path
 
 import platformdirs
 
-from quantbench.errors import QuantbenchError
+from quantbench.errors import ModelError, QuantbenchError
+from quantbench.units import format_bytes
 
 CACHE_VARIABLE = "QUANTBENCH_CACHE"
 _CHUNK_BYTES = 1 << 22
@@ -50,6 +51,16 @@ def artifact(kind: str, asked: Mapping[str, object], make: Callable[[Path], None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return place
+
+
+def require_room(folder: Path, needed: int, what: str) -> None:
+    """Raise ModelError where the disk of ``folder`` has not so many bytes free as ``what`` takes."""
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise ModelError(
+            f"{what} takes {format_bytes(needed)} ({needed:,} bytes) and the cache's disk has {format_bytes(free)} "
+            f"({free:,} bytes) free; set {CACHE_VARIABLE} to a folder on a larger one"
+        )
 
 
 def file_sha256(path: Path) -> str:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from quantbench.architecture import Architecture, read
-from quantbench.cache import CACHE_VARIABLE, artifact
+from quantbench.cache import artifact, require_room
 from quantbench.errors import ModelError, UnsupportedError
 from quantbench.job import Checkpoint
 from quantbench.methods import Artifact
@@ -30,7 +30,7 @@ from quantbench.methods._gguf_header import HEADER, REQUEST, VALUES
 from quantbench.methods._gguf_plan import File, tensors_of
 from quantbench.methods._gguf_tensors import Tensor, block_of, tensor_bytes
 from quantbench.methods._llama_cpp import library
-from quantbench.units import format_bytes
+from quantbench.models._dummy import read_shapes
 
 RECIPE = 1
 """Counts changes in how the files are made; older ones are then made again."""
@@ -44,7 +44,6 @@ _ROWS, _ROW = 4093, 256
 
 _ALIGNMENT = 32
 _COMPUTED, _NORM = "rope_", "_norm.weight"
-_SHAPES = "shapes.json"
 
 
 def dummy_file(checkpoint: Checkpoint, precision: str, files: Sequence[File]) -> Artifact:
@@ -63,7 +62,8 @@ def dummy_file(checkpoint: Checkpoint, precision: str, files: Sequence[File]) ->
     def make(folder: Path) -> None:
         architecture = _architecture(checkpoint)
         tensors = tensors_of(architecture, precision, files)
-        _require_room(folder, checkpoint.name, precision, tensors)
+        needed = sum(tensor_bytes(shape, kind) for _, shape, kind in tensors)
+        require_room(folder, needed, f"the {precision} file of {checkpoint.name}")
         header = _header(checkpoint, tensors_of(architecture, "f16", files))
         _start(folder / MODEL_FILE, header / HEADER, file_type(kind), tensors)
         _fill(folder / MODEL_FILE, tensors, json.loads((header / VALUES).read_text()))
@@ -76,8 +76,7 @@ def _architecture(checkpoint: Checkpoint) -> Architecture:
     """What the dummy's configuration describes; UnsupportedError where transformers makes other tensors of it."""
     config = checkpoint.path / "config.json"
     found = read(json.loads(config.read_text()), checkpoint.name, str(config))
-    shapes = json.loads((checkpoint.path / _SHAPES).read_text())
-    if {tensor.name: list(tensor.shape) for tensor in found.tensors} != shapes:
+    if {tensor.name: tuple(tensor.shape) for tensor in found.tensors} != read_shapes(checkpoint.path):
         raise UnsupportedError(
             f"quantbench does not know the tensors of model type {found.model_type!r} as transformers makes them, so it cannot "
             "write a GGUF file of them; ask for torch, or give the real checkpoint"
@@ -122,16 +121,6 @@ def _run(folder: Path, name: str) -> None:
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise ModelError(f"llama.cpp's converter does not take the configuration of {name} ({last}); ask for torch")
-
-
-def _require_room(folder: Path, name: str, precision: str, tensors: Sequence[Tensor]) -> None:
-    needed = sum(tensor_bytes(shape, kind) for _, shape, kind in tensors)
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise ModelError(
-            f"the {precision} file of {name} takes {format_bytes(needed)} and the cache's disk has {format_bytes(free)} free; "
-            f"set {CACHE_VARIABLE} to a larger one"
-        )
 
 
 def _start(target: Path, header: Path, number: int, tensors: Sequence[Tensor]) -> None:

@@ -10,15 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
-from quantbench.cache import CACHE_VARIABLE, artifact
-from quantbench.errors import ModelError, UnsupportedError
+from quantbench.cache import artifact, require_room
+from quantbench.errors import UnsupportedError
 from quantbench.job import Checkpoint
 from quantbench.methods._packed import grouping
 from quantbench.methods._packed_forecast import Stored, file_bytes, header, packed_tensors, refusal, shards
 from quantbench.models._checkpoint import read_config
 from quantbench.models._configs import CONFIG, read_architecture
 from quantbench.scenario import Variant
-from quantbench.units import format_bytes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -64,7 +63,7 @@ def dummy_folder(checkpoint: Checkpoint, variant: Variant) -> Path:
 
     def make(folder: Path) -> None:
         files = list(shards(list(packed_tensors(variant.method, variant.precision, architecture))))
-        _require_room(folder, sum(map(file_bytes, files)), f"the dummy of {checkpoint.name} in {variant.name}")
+        require_room(folder, sum(map(file_bytes, files)), f"the dummy of {checkpoint.name} in {variant.name}")
         place = folder / _CHECKPOINT
         place.mkdir()
         _write_weights(place, files, Values(variant.method, bits, group_size))
@@ -165,16 +164,6 @@ def _around(pool: Array, start: int, count: int) -> Iterator[Array]:
         yield piece
         count -= len(piece)
         start = 0
-
-
-def _require_room(folder: Path, needed: int, what: str) -> None:
-    """ModelError where the disk has not so many bytes free."""
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise ModelError(
-            f"{what} takes {format_bytes(needed)} ({needed:,} bytes) and the cache's disk has {format_bytes(free)} "
-            f"({free:,} bytes) free; set {CACHE_VARIABLE} to a folder on a larger one"
-        )
 
 
 def _write_weights(place: Path, files: Sequence[Sequence[Stored]], values: Values) -> None:

@@ -334,8 +334,9 @@ def test_a_disk_without_room_is_told_with_the_arithmetic(dummy: Make, monkeypatc
     with pytest.raises(ModelError) as caught:
         written(checkpoint, "q5_0")
 
-    takes = f"the q5_0 file of dummy:x takes {format_bytes(expected)}"
-    assert str(caught.value) == f"{takes} and the cache's disk has 1 MB free; set QUANTBENCH_CACHE to a larger one"
+    takes = f"the q5_0 file of dummy:x takes {format_bytes(expected)} ({expected:,} bytes)"
+    room = "the cache's disk has 1 MB (1,000,000 bytes) free; set QUANTBENCH_CACHE to a folder on a larger one"
+    assert str(caught.value) == f"{takes} and {room}"
 
 
 def test_shapes_that_do_not_suit_are_refused_as_they_are_planned(dummy: Make) -> None:
