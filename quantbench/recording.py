@@ -20,7 +20,7 @@ from quantbench.record import Record, Status
 from quantbench.scenario import Scenario
 from quantbench.trace import Reference, Trace
 
-REFERENCE_FORMAT = 3
+REFERENCE_FORMAT = 4
 """Counts changes in how a reference is sampled, answered or scored; older artifacts are then made again."""
 
 _RUNTIMES = ("torch", "transformers", "llama-cpp-python", "bitsandbytes", "gptqmodel", "torchao")

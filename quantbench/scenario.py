@@ -92,7 +92,8 @@ class Conditions:
     """What is asked besides the three axes, and changes what is measured.
 
     Lengths are in tokens: ``output_tokens`` are timed, ``answer_tokens`` are compared as greedy text,
-    ``continuation_tokens`` are scored teacher-forced. ``context`` 0 stands for the shortest that holds all of these.
+    ``continuation_tokens`` are scored teacher-forced, or fewer where the reference ends before. ``context`` 0 stands for the
+    shortest that holds all of these.
     ``threads`` 0 stands for every core that this process may use. ``calibration`` is a text file for methods that calibrate
     or train; empty stands for text sampled from the model itself. ``server`` is what the method ``server`` asks: a URL, or
     ``gguf/PRECISION`` for a server started here; ``concurrency`` is the most requests that it gets at once. Of a text at

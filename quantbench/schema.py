@@ -52,7 +52,7 @@ IDENTITY_COLUMNS = (
     Column("batch", "sequences", kind="int", doc="answered together while timed; all tokens/s are of all of them"),
     Column("output_tokens", "tokens", kind="int", doc="timed answer length"),
     Column("answer_tokens", "tokens", kind="int", doc="greedy answer length at most"),
-    Column("continuation_tokens", "tokens", kind="int", doc="teacher-forced positions per prompt"),
+    Column("continuation_tokens", "tokens", kind="int", doc="positions scored per prompt at most"),
     Column("seed", "", kind="int", doc="of whatever is sampled"),
     Column("anchor", "", kind="string", doc="what the rounds alternated with"),
     Column("kernel", "", kind="string", doc="kernel class found in use"),

@@ -88,8 +88,8 @@ class Answer:
 class Reference:
     """What the reference said of one prompt set; its full log-probabilities lie beside it in a memory-mapped file.
 
-    ``prompt_tokens`` are the ids that every method gets; ``continuations`` were sampled from the reference, seeded, and are
-    what teacher-forced scoring is done on; ``answers`` are greedy.
+    ``prompt_tokens`` are the ids that every method gets; ``continuations`` were sampled from the reference, seeded, up to
+    and with the first end-of-sequence id, and are what teacher-forced scoring is done on; ``answers`` are greedy.
     """
 
     parameters: int

@@ -105,7 +105,7 @@ class TransformersModel:
 
         cache = DynamicCache(config=self.model.config)
         ids = torch.tensor([list(tokens)], device=self.model.device)
-        step = max(1, _SCORE_LOGIT_BYTES // (4 * self.model.config.vocab_size))
+        step = max(1, _SCORE_LOGIT_BYTES // (4 * self.model.config.get_text_config().vocab_size))
         edges = [0, *range(first, len(tokens), step), len(tokens)]
         with torch.inference_mode():
             for start, end in pairwise(sorted(set(edges))):

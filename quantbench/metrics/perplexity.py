@@ -103,7 +103,8 @@ def _paired(columns: Mapping[str, NDArray[Any]]) -> dict[str, Value]:
     nll, nll_reference, clusters = columns["nll"], columns["nll_reference"], columns["prompt"].tolist()
     mean_reference, reference_se = mean_by_cluster(nll_reference.tolist(), clusters)
     ln_ratio, ln_ratio_se = mean_by_cluster((nll - nll_reference).tolist(), clusters)
-    ppl, ppl_reference = exponential(float(nll.mean())), exponential(mean_reference)
+    mean, _ = mean_by_cluster(nll.tolist(), clusters)  # summed like the reference's: of itself the difference is exactly 0
+    ppl, ppl_reference = exponential(mean), exponential(mean_reference)
     values: dict[str, Value] = {
         "ppl_reference": ppl_reference,
         "ppl_reference_se": standard_error(reference_se, ppl_reference),

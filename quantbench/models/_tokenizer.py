@@ -12,9 +12,21 @@ from quantbench.job import Checkpoint, Task
 _TAIL = 16
 """Ids that are enough to see what the next one adds."""
 
+_TURN_ENDS = frozenset(
+    ("<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<end_of_turn>", "<end_of_utterance>", "<EOT>", "_<EOT>", "[EOT]")
+)
+"""Special tokens that end a turn or a message, by the names that llama.cpp knows them by (src/llama-vocab.cpp).
+
+A folder's configuration often names the end of the text alone.
+"""
+
 
 class Tokenizer(Protocol):
-    """A model's own tokenizer. ``ends`` are its end-of-sequence ids; ``context_limit`` is what it was trained at."""
+    """A model's own tokenizer.
+
+    ``ends`` are the ids after which nothing of a sequence counts: end of text, of turn and of message. ``context_limit`` is
+    what it was trained at.
+    """
 
     ends: frozenset[int]
     context_limit: int | None
@@ -67,11 +79,12 @@ class _FolderTokenizer:
             first_line = (str(error).strip().splitlines() or ["no message"])[0]
             raise ModelError(f"{checkpoint.path} has no tokenizer that transformers can load ({first_line})") from error
         config: dict[str, Any] = json.loads((checkpoint.path / "config.json").read_text())
-        ends = config.get("eos_token_id")
+        config = {**(config.get("text_config") or {}), **config}  # a composite model says there what its text part is
         generation = checkpoint.path / "generation_config.json"
-        if generation.is_file():
-            ends = json.loads(generation.read_text()).get("eos_token_id", ends)
-        self.ends = frozenset(ends if isinstance(ends, list) else [] if ends is None else [ends])
+        asked: dict[str, Any] = json.loads(generation.read_text()) if generation.is_file() else {}
+        named = (config.get("eos_token_id"), asked.get("eos_token_id"), self._tokenizer.eos_token_id)
+        turns = (number for name, number in self._tokenizer.get_added_vocab().items() if name in _TURN_ENDS)
+        self.ends = frozenset((*(end for each in named for end in _listed(each)), *turns))
         self.context_limit = config.get("max_position_embeddings")
 
     def encode(self, text: str) -> list[int]:
@@ -91,10 +104,15 @@ class _FolderTokenizer:
         return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
+def _listed(ends: int | list[int] | None) -> list[int]:
+    """End-of-sequence ids as a list; configurations have one, several or none."""
+    return ends if isinstance(ends, list) else [] if ends is None else [ends]
+
+
 class _GgufTokenizer:
     def __init__(self, checkpoint: Checkpoint) -> None:
         from gguf import GGUFReader
-        from llama_cpp import Llama
+        from llama_cpp import Llama, llama_model_get_vocab, llama_vocab_is_eog
 
         try:
             reader = GGUFReader(checkpoint.path)
@@ -106,7 +124,8 @@ class _GgufTokenizer:
         architecture = reader.get_field("general.architecture")
         limit = reader.get_field(f"{architecture.contents()}.context_length") if architecture else None
         self.context_limit = int(limit.contents()) if limit else None
-        self.ends = frozenset({self._llama.token_eos()} - {-1})
+        vocabulary = llama_model_get_vocab(self._llama.model)
+        self.ends = frozenset(each for each in range(self._llama.n_vocab()) if llama_vocab_is_eog(vocabulary, each))
 
     def encode(self, text: str) -> list[int]:
         return list(self._llama.tokenize(text.encode(), add_bos=True, special=True))

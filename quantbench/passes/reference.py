@@ -10,7 +10,15 @@ from quantbench.job import Checkpoint, Task
 from quantbench.methods import LoadedModel, Sampling
 from quantbench.models._checkpoint import checkpoint_dtype, count_parameters
 from quantbench.models._tokenizer import Tokenizer, encode_prompts
-from quantbench.passes.similarity import LOGPROBS_FILE, REFERENCE_FILE, WRONG_COUNT, Scored, answer_greedily, log_softmax
+from quantbench.passes.similarity import (
+    LOGPROBS_FILE,
+    REFERENCE_FILE,
+    WRONG_COUNT,
+    Scored,
+    answer_greedily,
+    log_softmax,
+    until_end,
+)
 from quantbench.passes.text import read_chunks
 from quantbench.scenario import Conditions
 from quantbench.trace import Answer, Reference
@@ -26,7 +34,9 @@ def make_reference(
 ) -> None:
     """Sample, answer and score with the loaded reference; fill ``folder`` with reference.json and logprobs.npy.
 
-    Of a text nothing is sampled or answered: its own second halves are what is scored.
+    A continuation ends with the first end-of-sequence id: what a model says after it is noise, and nobody reads it. One that
+    ends at once has this one position to score. Of a text nothing is sampled or answered: its own second halves are what is
+    scored. ModelError when the method generates nothing.
     """
     scored: Scored
     answers: tuple[Answer, ...] = ()
@@ -35,9 +45,11 @@ def make_reference(
     else:
         prompts = encode_prompts(tokenizer, task)
         scored = [
-            (prompt, tuple(model.generate(prompt, conditions.continuation_tokens, Sampling(seed=seed))))
+            (prompt, until_end(model.generate(prompt, conditions.continuation_tokens, Sampling(seed=seed)), tokenizer.ends))
             for seed, prompt in enumerate(prompts, start=conditions.seed * 1000)
         ]
+        if not all(continuation for _, continuation in scored):
+            raise ModelError("the reference generated nothing after a prompt; its generate() must give the tokens asked for")
         answers = answer_greedily(model, list(zip(task.prompts, prompts, strict=True)), conditions.answer_tokens, tokenizer)
     _write_logprobs(model, scored, folder)
     Reference(

@@ -6,7 +6,7 @@ Logits are streamed against the reference's memory-mapped log-probabilities; onl
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Container, Iterable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -145,7 +145,7 @@ def answer_greedily(
     model: LoadedModel, prompts: Sequence[tuple[str, Sequence[int]]], length: int, tokenizer: Tokenizer
 ) -> tuple[Answer, ...]:
     """Free-running greedy answers, cut after the first end-of-sequence id."""
-    said = [tuple(model.generate(ids, length)) for _, ids in prompts]
+    said = [until_end(model.generate(ids, length), tokenizer.ends) for _, ids in prompts]
     return answers_of(said, prompts, tokenizer)
 
 
@@ -155,13 +155,16 @@ def answers_of(
     """Greedy ids as answers, cut after the first end-of-sequence id."""
     answers = []
     for (text, ids), spoken in zip(prompts, said, strict=True):
-        tokens = _until_end(spoken, tokenizer.ends)
+        tokens = until_end(spoken, tokenizer.ends)
         answers.append(Answer(prompt=text, prompt_tokens=tuple(ids), tokens=tokens, text=tokenizer.decode(tokens)))
     return tuple(answers)
 
 
-def _until_end(tokens: tuple[int, ...], ends: frozenset[int]) -> tuple[int, ...]:
-    for position, token in enumerate(tokens):
+def until_end(tokens: Iterable[int], ends: Container[int]) -> tuple[int, ...]:
+    """``tokens`` up to and with the first of ``ends``; no further one is asked for."""
+    kept = []
+    for token in tokens:
+        kept.append(token)
         if token in ends:
-            return tokens[: position + 1]
-    return tokens
+            break
+    return tuple(kept)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -239,3 +240,16 @@ def test_every_column_has_unit_meaning_formula_and_source(name: str) -> None:
         assert all((column.unit, column.doc, column.formula, column.source)), column.name
         assert column.formula.isascii()
         assert len(column.doc) < 140
+
+
+@given(seed=st.integers(0, 2**32 - 1), size=st.integers(2, 400))
+@settings(max_examples=50)
+def test_the_reference_has_no_perplexity_difference_from_itself(
+    tmp_path_factory: pytest.TempPathFactory, seed: int, size: int
+) -> None:
+    """Exactly none: numpy's pairwise sum and an exact one differ in the last bit."""
+    columns = _columns(seed, size)
+    columns["nll"] = columns["nll_reference"]
+    seen = SimpleNamespace(columns=_write(tmp_path_factory.mktemp("columns") / "scored.npz", columns))
+    values = perplexity.compute(seen, None)  # type: ignore[arg-type]  # it looks at the columns only
+    assert (values["ppl_difference"], values["ppl_difference_se"], values["ln_ppl_ratio"]) == (0, 0, 0)

@@ -290,7 +290,9 @@ def test_a_made_reference_holds_ids_sampled_continuations_and_greedy_answers(tmp
     reference = _make(tmp_path / "made", FakeModel(table))
     assert (reference.parameters, reference.checkpoint_dtype, reference.context_limit) == (6, "bf16", 64)
     assert reference.prompt_tokens == ((1, 2), (3,), (4, 5, 6))
-    assert [len(continuation) for continuation in reference.continuations] == [LENGTH] * 3
+    for continuation in reference.continuations:  # up to and with the first end of sequence, or as long as asked for
+        assert 0 not in continuation[:-1]
+        assert len(continuation) == LENGTH or continuation[-1] == 0
     before = [token for index in range(len(PROMPTS)) for token in _seen(index, reference.continuations)]
     logprobs = np.load(tmp_path / "made" / LOGPROBS_FILE)
     assert logprobs.dtype == np.float32
@@ -308,6 +310,32 @@ def test_continuations_are_repeatable_and_follow_the_seed(tmp_path: Path) -> Non
     assert first == again
     assert first.continuations != other.continuations
     assert first.answers == other.answers
+
+
+def test_nothing_is_scored_after_an_end_of_sequence(tmp_path: Path) -> None:
+    """Of seven tokens asked for: three with the end, the end at once, and all where no end comes."""
+    import numpy as np
+
+    table = np.zeros((VOCABULARY, VOCABULARY), np.float32)
+    for before, token in ((2, 5), (5, 4), (4, 0), (0, 9), (3, 0), (6, 7), (7, 8), (8, 9), (9, 10), (10, 1), (1, 6)):
+        table[before, token] = 60.0
+    model = FakeModel(table)
+    reference = _make(tmp_path / "made", model)
+    assert reference.continuations == ((5, 4, 0), (0,), (7, 8, 9, 10, 1, 6, 7))
+    assert len(np.load(tmp_path / "made" / LOGPROBS_FILE)) == 11
+    score_columns(FakeModel(table + _table(3)), _scored(reference), tmp_path / "made", tmp_path / "columns.npz")
+    found = _columns(tmp_path / "columns.npz")
+    assert found["prompt"].tolist() == [0] * 3 + [1] + [2] * 7
+    assert (found["nll_reference"] < 1e-6).all()  # every row is held against the token that came
+
+
+def test_a_reference_that_says_nothing_is_refused(tmp_path: Path) -> None:
+    class Silent(FakeModel):
+        def generate(self, prompt: Sequence[int], limit: int, sampling: Sampling | None = None) -> Iterator[int]:
+            return iter(())
+
+    with pytest.raises(ModelError, match="generated nothing after a prompt"):
+        _make(tmp_path / "made", Silent(_table(5)))
 
 
 def _said(*tokens: int) -> FakeModel:

@@ -1,0 +1,32 @@
+"""How sequences are read while they are scored, by every runtime."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from quantbench.methods._transformers import TransformersModel
+from quantbench.passes.similarity import log_softmax
+
+
+def test_a_composite_model_is_scored_by_its_text_part() -> None:
+    """Its configuration has no vocabulary of its own."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    text = {
+        "vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 8,
+    }  # fmt: skip
+    vision = {
+        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4, "image_size": 28,
+        "patch_size": 14,
+    }  # fmt: skip
+    config = AutoConfig.for_model("gemma3", text_config=text, vision_config=vision, mm_tokens_per_image=4)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    assert not hasattr(config, "vocab_size")
+    tokens = list(range(3, 23))
+    scored = np.concatenate([chunk.copy() for chunk in TransformersModel(model, "composite").score(tokens, first=4)])
+    with torch.inference_mode():
+        whole = model(input_ids=torch.tensor([tokens])).logits[0, 4:].numpy()
+    np.testing.assert_allclose(log_softmax(scored), log_softmax(whole), atol=1e-5)
