@@ -209,6 +209,19 @@ class TopLogprobs:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Slicing:
+    """Forward passes of at most ``positions`` tokens scored; how the figures differ where they are half as long.
+
+    ``kld`` is of the mean in nats and ``top1`` of the share of equal first tokens, both absolute and over the same positions;
+    None without a reference.
+    """
+
+    positions: int
+    kld: float | None = None
+    top1: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Probe:
     """Whether something could be done, None where it was not tried; ``note`` says why or how."""
 
@@ -244,6 +257,7 @@ class Trace:
     columns: Path | None
     score_s: tuple[float, ...] = ()
     score_tokens: int = 0
+    slicing: Slicing | None = None
     calls: tuple[Calls, ...] = ()
     distance: OutputDistance | None = None
     memory_bandwidth_bps: float | None = None
@@ -272,8 +286,9 @@ class Trace:
     def load(cls, path: Path) -> Trace:
         """Read what ``save`` wrote."""
         body: dict[str, Any] = json.loads(path.read_text())
-        kinds: tuple[type[Any], ...] = (WeightMemory, PeakMemory, OutputDistance, Energy, Clocks, TopLogprobs)
-        for name, kind in zip(("weights", "peak", "distance", "energy", "clocks", "top_logprobs"), kinds, strict=True):
+        kinds: tuple[type[Any], ...] = (WeightMemory, PeakMemory, OutputDistance, Energy, Clocks, TopLogprobs, Slicing)
+        names = ("weights", "peak", "distance", "energy", "clocks", "top_logprobs", "slicing")
+        for name, kind in zip(names, kinds, strict=True):
             body[name] = _made(kind, body[name]) if body[name] else None
         body["rounds"] = tuple(_round(entry) for entry in body["rounds"])
         body["answers"] = tuple(_made(Answer, entry) for entry in body["answers"])

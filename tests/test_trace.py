@@ -19,6 +19,7 @@ from quantbench.trace import (
     PeakMemory,
     Reference,
     Round,
+    Slicing,
     TopLogprobs,
     Trace,
     WeightMemory,
@@ -51,6 +52,7 @@ generations = st.builds(
 )
 traces = st.builds(
     Trace,
+    slicing=st.none() | st.builds(Slicing, positions=counts, kld=st.none() | seconds, top1=st.none() | seconds),
     import_s=seconds,
     load_s=seconds,
     measured_s=seconds,

@@ -24,6 +24,7 @@ from quantbench.errors import MissingDependency, UnsupportedError, unknown_name
 from quantbench.footprint import Weights
 from quantbench.job import Checkpoint
 from quantbench.methods._protocols import (
+    SCORE_POSITIONS,
     Artifact,
     Batched,
     Endpoint,
@@ -32,14 +33,15 @@ from quantbench.methods._protocols import (
     LoadedModule,
     Sampling,
     Settings,
+    Sliced,
     Streamed,
 )
 from quantbench.registry import Registry
 from quantbench.scenario import Precision, Scenario
 
 __all__ = [
-    "METHODS", "Artifact", "Batched", "Endpoint", "HasModule", "LoadedModel", "LoadedModule", "Method", "Sampling", "Settings",
-    "Streamed", "method",
+    "METHODS", "SCORE_POSITIONS", "Artifact", "Batched", "Endpoint", "HasModule", "LoadedModel", "LoadedModule", "Method",
+    "Sampling", "Settings", "Sliced", "Streamed", "method",
 ]  # fmt: skip
 
 Subject = LoadedModel | LoadedModule | Endpoint

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantbench.errors import ModelError
-from quantbench.methods import Sampling
+from quantbench.methods import SCORE_POSITIONS, Sampling
 from quantbench.methods._devices import says_out_of_memory
 from quantbench.methods._llama_cpp_batch import decode_error, open_batch
 from quantbench.methods._llama_cpp_devices import devices_for
@@ -22,11 +22,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-PREFILL_BATCH = 512
-"""Tokens of one prefill batch, llama.cpp's own default for its physical batch."""
-
-_SCORE_LOGIT_BYTES = 128 * 2**20
-"""Logits of one scoring batch take at most this much: half a chunk of 512 tokens at a vocabulary of 128k."""
+PREFILL_BATCH = SCORE_POSITIONS
+"""Tokens of one batch, logical and physical: llama.cpp's own default for the latter."""
 
 _LOG_LEVEL_ERROR = 4
 _ALL_LAYERS = -1
@@ -91,7 +88,7 @@ def open_gguf_file(
         context_params = lib.llama_context_default_params()
         context_params.n_ctx = context * batch
         context_params.n_seq_max = batch
-        context_params.n_batch = PREFILL_BATCH
+        context_params.n_batch = context_params.n_ubatch = PREFILL_BATCH
         context_params.op_offload = context_params.offload_kqv = device != "cpu"  # else a GPU build uses the GPU all the same
         context_params.n_threads = context_params.n_threads_batch = threads
         llama_context = lib.llama_init_from_model(model, context_params)
@@ -178,13 +175,18 @@ class LlamaCppModel:
 
     def score(self, tokens: Sequence[int], first: int = 0) -> Iterator[NDArray[np.float32]]:
         """See LoadedModel. The chunk is a view of llama.cpp's own buffer."""
+        return self.score_sliced(tokens, first, SCORE_POSITIONS)
+
+    def score_sliced(self, tokens: Sequence[int], first: int, positions: int) -> Iterator[NDArray[np.float32]]:
+        """See Sliced."""
         import numpy as np
 
         self._forget()
         lib = self._lib
         ids = np.asarray(tokens, dtype=np.int32)
         wanted = (np.arange(len(ids)) >= first).astype(np.int8)
-        for start, end in self._score_batches(len(ids), first):
+        for start in range(0, len(ids), positions):
+            end = min(start + positions, len(ids))
             batch = lib.llama_batch_get_one(ids[start:end].ctypes.data_as(ctypes.POINTER(lib.llama_token)), end - start)
             batch.logits = wanted[start:end].ctypes.data_as(ctypes.POINTER(ctypes.c_int8))
             if lib.llama_decode(self._context, batch):
@@ -193,15 +195,6 @@ class LlamaCppModel:
                 rows = end - max(start, first)
                 pointer = lib.llama_get_logits(self._context)
                 yield np.ctypeslib.as_array(pointer, shape=(rows * self._vocabulary,)).reshape(rows, -1)
-
-    def _score_batches(self, count: int, first: int) -> Iterator[tuple[int, int]]:
-        """Edges of batches with at most so many tokens, and so many rows of logits, as one may have."""
-        rows = max(1, _SCORE_LOGIT_BYTES // (4 * self._vocabulary))
-        start = 0
-        while start < count:
-            end = min(start + PREFILL_BATCH, count, max(start, first) + rows)
-            yield start, end
-            start = end
 
     def memory(self) -> WeightMemory:
         """Bytes of all tensors as llama.cpp counts them."""

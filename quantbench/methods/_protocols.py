@@ -17,6 +17,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+SCORE_POSITIONS = 512
+"""Positions that a forward pass of ``score`` reads at most: llama.cpp's own batch, and a chunk of a text.
+
+What a low-precision kernel rounds depends on what else is in the pass (scales of activations, outliers), so the number is one
+for all methods and hangs on nothing else: neither on memory nor on the vocabulary, threads or batch of prompts.
+"""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """Where and how on this machine: the checked files, worker threads, the context in tokens, and how many sequences of it."""
@@ -87,6 +95,17 @@ class Batched(Protocol):
 
         The first ``next()`` is the prefill of all of them. At most ``Settings.batch`` prompts.
         """
+
+
+@runtime_checkable
+class Sliced(Protocol):
+    """A loaded model whose ``score`` reads at most ``SCORE_POSITIONS`` at once, and which can read fewer.
+
+    So it can be told what the choice of that number does to the figures; of a model without it nothing is said.
+    """
+
+    def score_sliced(self, tokens: Sequence[int], first: int, positions: int) -> Iterator[NDArray[np.float32]]:
+        """``score`` in forward passes over at most ``positions`` tokens, from 1 to ``SCORE_POSITIONS``."""
 
 
 @runtime_checkable

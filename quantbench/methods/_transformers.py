@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
-from itertools import pairwise
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from quantbench.methods import Sampling, Settings
+from quantbench.methods import SCORE_POSITIONS, Sampling, Settings
 from quantbench.methods._devices import placed, places_of, wait_for
 from quantbench.methods._random_weights import load_random
 from quantbench.trace import WeightMemory
@@ -16,9 +15,6 @@ from quantbench.trace import WeightMemory
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-_SCORE_LOGIT_BYTES = 64 * 2**20
-"""Logits of one scoring chunk take at most this much."""
 
 
 def load_pretrained(settings: Settings, device: str, **options: Any) -> Any:
@@ -99,21 +95,24 @@ class TransformersModel:
                 yield ids
 
     def score(self, tokens: Sequence[int], first: int = 0) -> Iterator[NDArray[np.float32]]:
-        """See LoadedModel. The model's own forward pass with its cache, in chunks of bounded size."""
+        """See LoadedModel. The model's own forward pass with its cache."""
+        return self.score_sliced(tokens, first, SCORE_POSITIONS)
+
+    def score_sliced(self, tokens: Sequence[int], first: int, positions: int) -> Iterator[NDArray[np.float32]]:
+        """See Sliced."""
         import torch
         from transformers import DynamicCache
 
         cache = DynamicCache(config=self.model.config)
         ids = torch.tensor([list(tokens)], device=self.model.device)
-        step = max(1, _SCORE_LOGIT_BYTES // (4 * self.model.config.get_text_config().vocab_size))
-        edges = [0, *range(first, len(tokens), step), len(tokens)]
         with torch.inference_mode():
-            for start, end in pairwise(sorted(set(edges))):
-                keep = 1 if end <= first else 0  # 0 keeps all; what comes before `first` only fills the cache
+            for start in range(0, len(tokens), positions):
+                end = min(start + positions, len(tokens))
+                scored = max(0, end - max(start, first))  # what comes before `first` only fills the cache
                 logits = self.model(
-                    input_ids=ids[:, start:end], past_key_values=cache, use_cache=True, logits_to_keep=keep
+                    input_ids=ids[:, start:end], past_key_values=cache, use_cache=True, logits_to_keep=max(1, scored)
                 ).logits
-                if start >= first:
+                if scored:
                     yield logits[0].float().cpu().numpy()
 
     def memory(self) -> WeightMemory:

@@ -6,11 +6,11 @@ Logits are streamed against the reference's memory-mapped log-probabilities; onl
 from __future__ import annotations
 
 import time
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from quantbench.errors import ModelError
 from quantbench.methods import LoadedModel
@@ -53,8 +53,15 @@ Scored = Sequence[tuple[Sequence[int], Sequence[int]]]
 """What is read and what is scored after it: a prompt with its continuation, or the halves of a text's chunk."""
 
 
+class Scorer(Protocol):
+    """The part of a LoadedModel that this pass takes."""
+
+    def score(self, tokens: Sequence[int], first: int = 0) -> Iterator[NDArray[np.float32]]:
+        """See LoadedModel."""
+
+
 def score_columns(
-    model: LoadedModel, scored: Scored, reference: Path | None, out: Path, *, threads: int = 1
+    model: Scorer, scored: Scored, reference: Path | None, out: Path, *, threads: int = 1
 ) -> tuple[float, ...]:
     """Score every continuation, compare with the reference's distribution at every position, and write the columns.
 

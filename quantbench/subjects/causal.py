@@ -23,11 +23,12 @@ from quantbench.passes.latency import Contender, measure_rounds
 from quantbench.passes.memory import before_loading, measure_peak
 from quantbench.passes.reference import make_reference
 from quantbench.passes.similarity import answer_greedily, answers_of, score_columns
+from quantbench.passes.slicing import measure_slicing
 from quantbench.scenario import Scenario
 from quantbench.subjects import import_seconds, settings_of
 from quantbench.subjects._device import check_device
 from quantbench.subjects._prompts import Prompts, context_for, read_prompts, read_without_reference, timed_tokens
-from quantbench.trace import Answer, Clocks, Energy, PeakMemory, Probe, Round, Trace, WeightMemory, load_probes
+from quantbench.trace import Answer, Clocks, Energy, PeakMemory, Probe, Round, Slicing, Trace, WeightMemory, load_probes
 
 _READ_BYTES = 1 << 22
 
@@ -86,7 +87,7 @@ def measure(job: Job, folder: Path) -> None:
             running=model.memory(), bandwidth=bandwidth, context=context, threads=settings.threads,
         )  # fmt: skip
         enter_stage(folder, "scoring" if all(each.task.is_text for each in prompts) else "similarity")
-        scored = [_score(model, each, folder / f"columns-{index}.npz", settings.threads) for index, each in enumerate(prompts)]
+        scored = [_score(model, each, folder, index, settings.threads) for index, each in enumerate(prompts)]
         chosen = None if all(each.task.is_text for each in prompts) else choose(scenario, settings)
         anchor = _open_anchor(stack, model, chosen, scenario) if chosen else None
         for index, (each, peak, columns) in enumerate(zip(prompts, peaks, scored, strict=True)):
@@ -139,13 +140,15 @@ def _trace(
         answers=answered.answers,
         columns=columns.path if columns and not checkpoint.random_weights else None,
         score_s=columns.seconds if columns else (),
+        slicing=columns.slicing if columns and isinstance(columns.slicing, Slicing) else None,
         score_tokens=sum(len(prompt) + len(rest) - 1 for prompt, rest in prompts.scored) if columns else 0,
         memory_bandwidth_bps=None if isinstance(opened.bandwidth, str) else opened.bandwidth,
         bytes_per_token=bytes_per_token(opened.running, prompts.ids, length, batch) if answered.rounds else None,
         energy=None if isinstance(answered.energy, str) else answered.energy,
         clocks=None if isinstance(answered.clocks, str) else answered.clocks,
         absent=_absent(prompts.task, checkpoint, artifact)
-        | _reasons(memory_bandwidth_bps=opened.bandwidth, energy=answered.energy, clocks=answered.clocks),
+        | _reasons(memory_bandwidth_bps=opened.bandwidth, energy=answered.energy, clocks=answered.clocks)
+        | _reasons(slicing=columns.slicing if columns else None),
         prequantized=bool(artifact and artifact.quantized) or bool(checkpoint.quantized),
         probes=_probes(job),
         facts={**facts, "checkpoint_dtype": reference.checkpoint_dtype if reference else ""},
@@ -233,16 +236,20 @@ def _open_anchor(stack: ExitStack, model: LoadedModel, anchor: Anchor, scenario:
 
 @dataclass(frozen=True, slots=True)
 class _Columns:
-    """Where the per-position columns lie, and the seconds that scoring took, by prompt or chunk."""
+    """Where the per-position columns lie, the seconds that scoring took, by prompt or chunk, and what slicing does to it."""
 
     path: Path
     seconds: tuple[float, ...]
+    slicing: Slicing | str
 
 
-def _score(model: LoadedModel, prompts: Prompts, columns: Path, threads: int) -> _Columns | None:
+def _score(model: LoadedModel, prompts: Prompts, folder: Path, index: int, threads: int) -> _Columns | None:
     if not prompts.scored:
         return None
-    return _Columns(columns, score_columns(model, prompts.scored, prompts.task.reference, columns, threads=threads))
+    reference, path = prompts.task.reference, folder / f"columns-{index}.npz"
+    seconds = score_columns(model, prompts.scored, reference, path, threads=threads)
+    slicing = measure_slicing(model, prompts.scored, reference, path, folder / f"slicing-{index}.npz", threads=threads)
+    return _Columns(path, seconds, slicing)
 
 
 def _answers(contender: Contender, prompts: Prompts, tokenizer: Tokenizer, length: int) -> tuple[Answer, ...]:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
+from quantbench.methods import METHODS, SCORE_POSITIONS, Settings, Sliced
 from quantbench.methods._transformers import TransformersModel
+from quantbench.models._checkpoint import resolve
 from quantbench.passes.similarity import log_softmax
+from quantbench.scenario import Scenario, Variant
 
 
 def test_a_composite_model_is_scored_by_its_text_part() -> None:
@@ -30,3 +34,19 @@ def test_a_composite_model_is_scored_by_its_text_part() -> None:
     with torch.inference_mode():
         whole = model(input_ids=torch.tensor([tokens])).logits[0, 4:].numpy()
     np.testing.assert_allclose(log_softmax(scored), log_softmax(whole), atol=1e-5)
+
+
+@pytest.mark.usefixtures("artifacts")
+@pytest.mark.parametrize(("method", "precision"), [("torch", "fp32"), ("gguf", "q8_0")])
+def test_passes_are_as_long_as_stated_and_no_longer(method: str, precision: str) -> None:
+    """Whatever the vocabulary and the position at which scoring begins; passes of another length give nearly the same."""
+    tokens = [1, *(300 + 7 * number % 1500 for number in range(999))]
+    scenario = Scenario(model="canary", variant=Variant(method=method, precision=precision), prompts="ten")
+    settings = Settings(checkpoint=resolve("canary"), threads=2, context=1024)
+    with METHODS[method].open(scenario, settings) as model:
+        assert isinstance(model, Sliced)
+        whole = [chunk.copy() for chunk in model.score(tokens, first=300)]
+        again = [chunk.copy() for chunk in model.score_sliced(tokens, 300, 256)]
+    assert [len(chunk) for chunk in whole] == [SCORE_POSITIONS - 300, 1000 - SCORE_POSITIONS]
+    assert [len(chunk) for chunk in again] == [512 - 300, 256, 1000 - 768]
+    np.testing.assert_allclose(np.concatenate(whole), np.concatenate(again), atol=0.02)
