@@ -1,14 +1,26 @@
-"""Candidates, the Pareto front over them, and the pick. Arithmetic only."""
+"""Candidates, which of them are known to be faster, and the pick. Arithmetic only."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+PROCESS_SPREAD = 0.10
+"""Speeds of one process each differ for certain only beyond this, besides their intervals.
+
+Those come from the rounds of one process, and processes of one variant differ by more: decode speeds have a standard deviation
+of 3 to 7 % on a machine left alone (bench/harness/README.md, the decision rule), a difference of two of them 1.4 times that.
+Where a variant was measured in several processes its interval reaches from the lowest to the highest, and holds that already.
+"""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """A measured variant. ``weight_bytes`` as loaded, ``need_bytes`` at most while running; rates in tokens/s; KLD in nats."""
+    """A measured variant. ``weight_bytes`` as loaded, ``need_bytes`` at most while running; rates in tokens/s; KLD in nats.
+
+    ``processes`` are how many were measured; ``disturbed`` says that it was measured beside other work, so that its speed is not
+    to be held against others.
+    """
 
     name: str
     weight_bytes: float
@@ -20,42 +32,72 @@ class Candidate:
     kld: float
     kld_low: float | None
     kld_high: float | None
-
-    def tps_overlaps(self, other: Candidate) -> bool:
-        """Whether the 95 % intervals of decode throughput overlap; a rate without an interval is a point."""
-        low, high = self._interval()
-        other_low, other_high = other._interval()
-        return low <= other_high and other_low <= high
+    processes: int = 1
+    disturbed: bool = False
 
     @property
-    def tps_margin(self) -> float:
-        """Half the width of the interval of decode throughput, in tokens/s."""
-        low, high = self._interval()
-        return (high - low) / 2
+    def tps_interval(self) -> tuple[float, float] | None:
+        """Ends of the 95 % interval of decode throughput; None where the speed cannot be ordered."""
+        if self.disturbed or self.tps_low is None or self.tps_high is None:
+            return None
+        return self.tps_low, self.tps_high
 
-    def _interval(self) -> tuple[float, float]:
-        return (
-            self.tps if self.tps_low is None else self.tps_low,
-            self.tps if self.tps_high is None else self.tps_high,
-        )
+    def surely_faster(self, other: Candidate) -> bool:
+        """Whether its interval of decode throughput lies above the other's, by ``spread``. A strict order.
+
+        Without an interval nothing is faster than anything, and neither is what was measured beside other work.
+        """
+        mine, theirs = self.tps_interval, other.tps_interval
+        return bool(mine and theirs) and mine[0] > theirs[1] * (1 + self.spread(other))  # type: ignore[index]
+
+    def spread(self, other: Candidate) -> float:
+        """By how much the speeds of two processes may differ besides their intervals; 0 where both had several processes."""
+        return 0.0 if min(self.processes, other.processes) > 1 else PROCESS_SPREAD
 
 
 def dominates(one: Candidate, other: Candidate) -> bool:
-    """Whether ``one`` is no larger, no slower and no further from the reference than ``other``, and better in one of them."""
-    pairs = [(one.weight_bytes, other.weight_bytes), (other.tps, one.tps), (one.kld, other.kld)]
-    return all(mine <= theirs for mine, theirs in pairs) and any(mine < theirs for mine, theirs in pairs)
+    """Whether ``one`` is no larger, no further from the reference and not surely slower, and better in one of them.
 
-
-def front(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Those that no other dominates."""
-    return [each for each in candidates if not any(dominates(other, each) for other in candidates)]
+    Without cycles: sizes and KLD of a cycle would be equal, and being surely faster has none.
+    """
+    if other.surely_faster(one) or not _beats(one, other):
+        return False
+    return one.surely_faster(other) or not _beats(other, one)
 
 
 def choose(candidates: Sequence[Candidate]) -> Candidate | None:
-    """The fastest on the front; of those whose interval overlaps with the fastest's, the one with the lowest KLD."""
-    best = front(candidates)
-    if not best:
-        return None
-    fastest = max(best, key=lambda each: each.tps)
-    tied = [each for each in best if each.tps_overlaps(fastest)]
-    return min(tied, key=lambda each: (each.kld, each.weight_bytes, -each.tps, each.name))
+    """The smallest, then the lowest in KLD, of those that none is surely faster than; or what dominates that, if anything does.
+
+    A tie goes to fewer bytes and not to the lower KLD: fewer bytes mostly are the faster as well, so that the pick stays where
+    intervals overlap in one run and do not in the next; KLD is what the limit is for.
+    """
+    fastest = [each for each in candidates if not any(other.surely_faster(each) for other in candidates)]
+    pick = min(fastest, key=_order, default=None)
+    while pick and (better := [each for each in candidates if dominates(each, pick)]):
+        pick = min(better, key=_order)
+    return pick
+
+
+def possible(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """What might be the pick on a quiet machine: one only, where size and KLD decide without a disturbed speed; in their order.
+
+    Any speed is possible of what was disturbed, but what is no smaller and no closer than the pick is not held against it.
+    """
+    pick = choose(candidates)
+    if pick is None:
+        return []
+    quiet = [each for each in candidates if not each.disturbed]
+    found = [pick, choose([each for each in quiet if not _beats(pick, each)] if pick.disturbed else quiet)]
+    found += [each for each in candidates if each.disturbed and not _beats(pick, each)]
+    names = {each.name for each in found if each}
+    return [each for each in candidates if each.name in names]
+
+
+def _beats(one: Candidate, other: Candidate) -> bool:
+    """Whether ``one`` is no larger and no further from the reference."""
+    return one.weight_bytes <= other.weight_bytes and one.kld <= other.kld
+
+
+def _order(candidate: Candidate) -> tuple[float, float, float, str]:
+    low, _ = candidate.tps_interval or (0.0, 0.0)
+    return candidate.weight_bytes, candidate.kld, -low, candidate.name

@@ -158,13 +158,13 @@ def rows_of(frame: pd.DataFrame) -> list[Row]:
 def _middle(repeats: Sequence[Row]) -> Row:
     """Repeats of one variant as one row: medians of what was measured well; intervals reach from the lowest to the highest.
 
-    A figure that some of them lack is missing.
+    A figure that some of them lack is missing. Where one of them was disturbed, all of it is.
     """
     measured = [row for row in repeats if row.ok]
     if not measured or len(repeats) == 1:
         return repeats[0]
     figures = {name: [row.number(name) for row in measured] for name in measured[0].values}
-    middle: dict[str, float | None] = {}
+    middle: dict[str, float | str | None] = {}
     for name, numbers in figures.items():
         known = [number for number in numbers if number is not None]
         if known:
@@ -172,6 +172,8 @@ def _middle(repeats: Sequence[Row]) -> Row:
             middle[name] = (take(known) if len(set(known)) > 1 else known[0]) if len(known) == len(measured) else None
     others = [f"{row.text('status')}, {row.text('reason') or 'no reason kept'}" for row in repeats if not row.ok]
     middle["repeat"] = None
+    if disturbed := next((row for row in measured if row.flag("disturbed")), None):
+        middle |= {name: disturbed.values.get(name) for name in ("disturbed", "disturbance")}
     counts = {REPEATS: len(measured), PLANNED: len(repeats), FAILED: "; ".join(dict.fromkeys(others))}
     return Row({**measured[0].values, **middle, **counts})
 

@@ -1,9 +1,12 @@
 """Decision first: which variant to ship, its figures with their intervals, the runner-up, and why not the others.
 
-The rule: of the measured variants that keep every limit, only those on the Pareto front count (no other is at once no larger,
-no slower and no further from the reference). The fastest of them is picked; where the 95 % intervals of decode throughput
-overlap with the fastest's, the lower KLD decides. The runner-up is what the same rule picks without the first. Unless told
-otherwise the KLD may reach the upper edge of "Good".
+The rule: of the measured variants that keep every limit, those count than which none is surely faster, and of these the smallest
+is picked, then the one with the lowest KLD. Surely faster is what lies above with all of its 95 % interval of decode throughput,
+by more than processes of one variant differ; without an interval nothing is faster than anything. Where another is no larger,
+no further from the reference and not surely slower than that, it is picked instead. The runner-up is what the same rule picks
+without the first. Unless told otherwise the KLD may reach the upper edge of "Good".
+
+Speeds measured beside other work are not ordered. Where the pick would depend on one the answer is that it cannot be told.
 """
 
 from __future__ import annotations
@@ -13,8 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from quantbench.tables._pareto import Candidate, choose, dominates, front
-from quantbench.tables._rows import Group, Row, groups
+from quantbench.tables._pareto import Candidate, choose, dominates, possible
+from quantbench.tables._rows import REPEATS, Group, Row, groups
 from quantbench.tables._show import short, with_interval
 from quantbench.tables.words import words
 from quantbench.units import format_bytes, format_limit, significant
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
 
 DEFAULT_WORD = "Good"
 """Without a limit of its own the KLD may go as far as this word of the GGUF scale."""
+
+RULE = "rule: smallest, then lowest in KLD, of those within the limits that none is surely faster than"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,9 +61,14 @@ class Limits:
             found.append((f"needs more than {format_limit(room)}", _factor(candidate.need_bytes, room)))
         if candidate.kld > self.max_kld:
             found.append((f"KLD above {short(self.max_kld)}", _factor(candidate.kld, self.max_kld)))
-        if self.min_tps is not None and candidate.tps < self.min_tps:
+        if self.too_slow(candidate) and not candidate.disturbed:
+            assert self.min_tps is not None
             found.append((f"slower than {significant(self.min_tps)} tokens/s", _factor(self.min_tps, candidate.tps)))
         return found
+
+    def too_slow(self, candidate: Candidate) -> bool:
+        """Whether it decodes more slowly than asked for, as measured."""
+        return self.min_tps is not None and candidate.tps < self.min_tps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +82,10 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """What to ship of one model, as measured in one run with one prompt set. ``pick`` is None when nothing keeps the limits."""
+    """What to ship of one model, as measured in one run with one prompt set.
+
+    ``pick`` is None when nothing keeps the limits, and when one of ``undecided`` is it, but other work kept from telling which.
+    """
 
     model: str
     prompts: str
@@ -80,6 +93,9 @@ class Choice:
     instrument_check: bool
     limits: Limits
     pick: Candidate | None
+    undecided: tuple[Candidate, ...]
+    disturbed: tuple[str, ...]
+    """Names of those within the limits that were measured beside other work."""
     runner_up: Verdict | None
     rejected: tuple[Verdict, ...]
     nearest: Verdict | None
@@ -89,7 +105,9 @@ class Choice:
     def sentence(self) -> str:
         """The decision in one sentence."""
         only = f"; {self.model} is an instrument check, so this holds for {self.model} only" if self.instrument_check else ""
-        return self._picked() + only if self.pick else self._nothing()
+        if self.pick:
+            return self._picked() + only
+        return self._untold() if self.undecided else self._nothing()
 
     def _picked(self) -> str:
         assert self.pick is not None
@@ -101,7 +119,12 @@ class Choice:
             parts.append(f"runner-up {second.name}, {second.reason}: {_figures(second.candidate)}")
         if budget is not None:
             parts.append("KV cache and activations come on top of the weights")
-        return "; ".join(parts + self._why_not())
+        return "; ".join([*parts, *self._why_not(), RULE])
+
+    def _untold(self) -> str:
+        start = f"Cannot tell: measured beside other work on {self.model} (prompts {self.prompts}): {', '.join(self.disturbed)}"
+        which = f"the pick is one of {', '.join(each.name for each in self.undecided)}"
+        return "; ".join([start, f"{which}: run again on a quiet machine", *self._why_not(), RULE])
 
     def _nothing(self) -> str:
         start = f"Ship none of the variants measured on {self.model} (prompts {self.prompts})"
@@ -136,10 +159,11 @@ def _decide(group: Group, limits: Limits) -> Choice:
     judged = [(each, limits.broken(each)) for each in found if isinstance(each, Candidate)]
     feasible = [each for each, broken in judged if not broken]
     excluded = [(each, broken) for each, broken in judged if broken]
-    pick = choose(feasible)
-    fastest = max(front(feasible), key=lambda each: each.tps, default=None)
-    beaten = [_beaten(each, pick, fastest, feasible) for each in feasible if pick and fastest and each is not pick]
-    second = choose([each for each in feasible if each is not pick])
+    told, undecided = _pick(feasible, limits)
+    named = [told] if told else list(undecided)
+    rest = [each for each in feasible if each not in named]
+    second = choose(rest) if told else None
+    beaten = [_beaten(each, named, feasible) for each in rest]
     closest = min(excluded, key=lambda each: max(factor for _, factor in each[1]), default=None)
     return Choice(
         model=group.model,
@@ -147,15 +171,25 @@ def _decide(group: Group, limits: Limits) -> Choice:
         run_id=group.fact("run_id"),
         instrument_check=group.instrument_check,
         limits=limits,
-        pick=pick,
+        pick=told,
+        undecided=undecided,
+        disturbed=tuple(each.name for each in feasible if each.disturbed),
         runner_up=next((each for each in beaten if each.candidate is second), None),
         rejected=(
             *(_excluded(each, broken) for each, broken in excluded),
             *(each for each in beaten if each.candidate is not second),
             *(each for each in found if isinstance(each, Verdict)),
         ),
-        nearest=_excluded(*closest) if closest and not pick else None,
+        nearest=_excluded(*closest) if closest and not named else None,
     )
+
+
+def _pick(feasible: Sequence[Candidate], limits: Limits) -> tuple[Candidate | None, tuple[Candidate, ...]]:
+    """The pick; or, where a speed measured beside other work has a say in it, None and those that it may be."""
+    found = possible(feasible)
+    if len(found) == 1 and not (found[0].disturbed and limits.too_slow(found[0])):
+        return found[0], ()
+    return None, tuple(found)
 
 
 def _candidate(row: Row) -> Candidate | Verdict:
@@ -177,6 +211,8 @@ def _candidate(row: Row) -> Candidate | Verdict:
         kld=kld,
         kld_low=row.number("kld_mean_low"),
         kld_high=row.number("kld_mean_high"),
+        processes=int(row.number(REPEATS) or 1),
+        disturbed=row.flag("disturbed"),
     )
 
 
@@ -184,23 +220,40 @@ def _excluded(candidate: Candidate, broken: Sequence[tuple[str, float]]) -> Verd
     return Verdict(name=candidate.name, reason=" and ".join(text for text, _ in broken), candidate=candidate)
 
 
-def _beaten(candidate: Candidate, pick: Candidate, fastest: Candidate, feasible: Sequence[Candidate]) -> Verdict:
-    """Why a variant that keeps the limits is not the pick; the pick is named first where it dominates."""
-    better = [other for other in (pick, *feasible) if dominates(other, candidate)]
+def _beaten(candidate: Candidate, named: Sequence[Candidate], feasible: Sequence[Candidate]) -> Verdict:
+    """Why a variant that keeps the limits is none of the ``named``; these are what it is held against first."""
+    others = [*named, *(each for each in feasible if each not in named)]
+    better = [other for other in others if dominates(other, candidate)]
+    faster = [other for other in others if other.surely_faster(candidate)]
     if better:
         reason = f"dominated by {better[0].name}"
-    elif candidate.tps_overlaps(fastest):
-        hidden = _undetected(feasible, fastest)
-        reason = f"as fast within the intervals (a difference below {hidden:.0%} would not show), KLD higher"
+    elif faster:
+        reason = f"slower than {faster[0].name}"
     else:
-        reason = f"slower than {fastest.name}"
+        reason = _tied(candidate, named[0], feasible)
     return Verdict(name=candidate.name, reason=reason, candidate=candidate)
 
 
-def _undetected(feasible: Sequence[Candidate], fastest: Candidate) -> float:
-    """The largest relative difference in speed that the intervals of the fastest and of another as fast could hide."""
-    others = [each.tps_margin for each in feasible if each is not fastest and each.tps_overlaps(fastest)]
-    return (max(others) + fastest.tps_margin) / fastest.tps
+def _tied(candidate: Candidate, pick: Candidate, feasible: Sequence[Candidate]) -> str:
+    """In which way the pick is as fast as far as can be told, and what decided then."""
+    decided = "larger" if candidate.weight_bytes > pick.weight_bytes else "KLD higher"
+    unknown = [each for each in (candidate, pick) if each.tps_interval is None]
+    if unknown:
+        why = "was measured beside other work" if unknown[0].disturbed else "has no interval of its speed"
+        return f"not known to be faster, as {unknown[0].name} {why}, and {decided}"
+    return f"as fast within the intervals (a difference below {_undetected(pick, feasible):.0%} would not show), {decided}"
+
+
+def _undetected(pick: Candidate, feasible: Sequence[Candidate]) -> float:
+    """The largest relative difference in speed to the pick that intervals, and processes, could hide in one as fast."""
+    hidden = [
+        (each.tps_interval[1] - each.tps_interval[0] + pick.tps_interval[1] - pick.tps_interval[0]) / 2 / pick.tps
+        + pick.spread(each)
+        for each in feasible
+        if each is not pick and each.tps_interval and pick.tps_interval
+        if not (pick.surely_faster(each) or each.surely_faster(pick))
+    ]
+    return max(hidden)
 
 
 def _figures(candidate: Candidate) -> str:
