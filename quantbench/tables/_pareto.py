@@ -18,8 +18,8 @@ Where a variant was measured in several processes its interval reaches from the 
 class Candidate:
     """A measured variant. ``weight_bytes`` as loaded, ``need_bytes`` at most while running; rates in tokens/s; KLD in nats.
 
-    ``processes`` are how many were measured; ``disturbed`` says that it was measured beside other work, so that its speed is not
-    to be held against others.
+    ``processes`` are how many were measured; ``disturbed`` says that it was measured beside other work, so that its speed is
+    not to be held against others.
     """
 
     name: str

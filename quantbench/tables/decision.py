@@ -1,10 +1,10 @@
 """Decision first: which variant to ship, its figures with their intervals, the runner-up, and why not the others.
 
-The rule: of the measured variants that keep every limit, those count than which none is surely faster, and of these the smallest
-is picked, then the one with the lowest KLD. Surely faster is what lies above with all of its 95 % interval of decode throughput,
-by more than processes of one variant differ; without an interval nothing is faster than anything. Where another is no larger,
-no further from the reference and not surely slower than that, it is picked instead. The runner-up is what the same rule picks
-without the first. Unless told otherwise the KLD may reach the upper edge of "Good".
+The rule: of the measured variants that keep every limit, those count than which none is surely faster, and of these the
+smallest is picked, then the one with the lowest KLD. Surely faster is what lies above with all of its 95 % interval of decode
+throughput, by more than processes of one variant differ; without an interval nothing is faster than anything. Where another is
+no larger, no further from the reference and not surely slower than that, it is picked instead. The runner-up is what the same
+rule picks without the first. Unless told otherwise the KLD may reach the upper edge of "Good".
 
 Speeds measured beside other work are not ordered. Where the pick would depend on one the answer is that it cannot be told.
 """
