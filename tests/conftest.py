@@ -12,6 +12,7 @@ import pandas.core.arrays.arrow.extension_types  # registered once a process, an
 import pytest
 from hypothesis import settings
 
+import quantbench
 from quantbench.cache import cache_root
 from quantbench.errors import UsageError
 from quantbench.machine import require_device
@@ -30,6 +31,7 @@ def stub_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("stub")
     for name in PLUG_INS:
         shutil.copy(Path(__file__).parent / f"{name}.py", folder)
+    (folder / "quantbench").symlink_to(Path(quantbench.__file__).parent)  # children test this one, whichever is installed
     info = folder / "stub_method-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: stub-method\nVersion: 1.0\n")

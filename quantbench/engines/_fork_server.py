@@ -16,6 +16,7 @@ import traceback
 from pathlib import Path
 from typing import Any, NoReturn
 
+from quantbench.children import python_module
 from quantbench.preload import import_shared
 
 
@@ -73,7 +74,7 @@ def _become_worker(folder: Path, *, fork: bool) -> NoReturn:
         null = os.open(os.devnull, os.O_RDONLY)
         os.dup2(null, 0)
         if not fork:
-            os.execv(sys.executable, [sys.executable, "-m", "quantbench.worker", str(folder)])  # noqa: S606 - no shell
+            os.execv(sys.executable, python_module("quantbench.worker", str(folder)))  # noqa: S606 - no shell
         from quantbench.worker import run_job, sacrifice_first
 
         sacrifice_first()

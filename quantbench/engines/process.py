@@ -12,12 +12,12 @@ import os
 import select
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from quantbench.children import python_module
 from quantbench.engines import Engine, Failure, Runner, reported_failure
 from quantbench.errors import QuantbenchError
 from quantbench.methods._devices import says_out_of_memory
@@ -43,7 +43,7 @@ class ProcessRunner:
         environment = {**os.environ, **_ENVIRONMENT}
         self._device = device
         self._server = subprocess.Popen(
-            [sys.executable, "-m", "quantbench.engines._fork_server"],
+            python_module("quantbench.engines._fork_server"),
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, start_new_session=True,
         )  # fmt: skip
         self._hello: dict[str, Any] | None = None

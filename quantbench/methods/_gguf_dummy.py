@@ -12,7 +12,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import zlib
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -22,6 +21,7 @@ from typing import Any, BinaryIO
 
 from quantbench.architecture import Architecture, read
 from quantbench.cache import artifact, require_room
+from quantbench.children import python_module
 from quantbench.errors import ModelError, UnsupportedError
 from quantbench.job import Checkpoint
 from quantbench.methods import Artifact
@@ -113,7 +113,7 @@ def _header(checkpoint: Checkpoint, tensors: Sequence[Tensor]) -> Path:
 def _run(folder: Path, name: str) -> None:
     """Let the converter answer the request in ``folder``."""
     done = subprocess.run(
-        [sys.executable, "-m", "quantbench.methods._gguf_header", str(folder)],
+        python_module("quantbench.methods._gguf_header", str(folder)),
         stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, env={**os.environ, "HF_HUB_OFFLINE": "1"},
     )  # fmt: skip
     if done.returncode == -signal.SIGKILL:

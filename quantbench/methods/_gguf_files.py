@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from quantbench.cache import artifact
+from quantbench.children import python_module
 from quantbench.errors import ModelError, QuantbenchError, UnsupportedError
 from quantbench.job import Checkpoint
 from quantbench.methods import Artifact
@@ -203,7 +204,7 @@ def _fetch_converter(folder: Path, installed: str) -> None:
     requirement = folder / "requirement.txt"
     requirement.write_text(pin + "\n")
     command = [
-        sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", "llama-cpp-python",
+        *python_module("pip", "download", "--quiet", "--no-deps", "--no-binary", "llama-cpp-python"),
         "--dest", str(folder), "--requirement", str(requirement),
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False)

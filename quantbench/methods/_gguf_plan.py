@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 from quantbench.architecture import Architecture, CacheLayer, Role, Tensor
 from quantbench.cache import artifact
+from quantbench.children import python_module
 from quantbench.errors import MissingDependency, ModelError, UnsupportedError
 from quantbench.footprint import Weights
 from quantbench.methods._gguf_dry_run import REQUEST, RESULT
@@ -218,7 +218,7 @@ def _asked(request: Mapping[str, Any]) -> dict[str, Any]:
 
 def _run(folder: Path) -> str:
     """Let the child answer the request in ``folder``; how it failed, empty if it did not."""
-    command = [sys.executable, "-m", _CHILD, str(folder)]
+    command = python_module(_CHILD, str(folder))
     with subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env={**os.environ, **_LEAN}, process_group=0
     ) as child:

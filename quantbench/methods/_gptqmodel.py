@@ -18,6 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from quantbench.cache import artifact
+from quantbench.children import python_module
 from quantbench.errors import ModelError, UnsupportedError
 from quantbench.job import Checkpoint
 from quantbench.methods import Artifact, Settings
@@ -127,7 +128,7 @@ def _run(folder: Path, method: str, bits: int) -> None:
         "TMPDIR": str(temporary), "THP_MEM_ALLOC_ENABLE": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false",
     }  # fmt: skip
     done = subprocess.run(
-        [sys.executable, "-m", "quantbench.methods._gptqmodel", str(folder)],
+        python_module("quantbench.methods._gptqmodel", str(folder)),
         capture_output=True, text=True, check=False, env=environment, cwd=temporary,
     )  # fmt: skip
     if done.returncode:

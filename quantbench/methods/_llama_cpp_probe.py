@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from quantbench.cache import artifact
+from quantbench.children import python_module
 from quantbench.errors import QuantbenchError
 from quantbench.machine import describe
 
@@ -33,7 +34,7 @@ def extra_buffers_work() -> bool:
     def probe(folder: Path) -> None:
         model = folder / "probe.gguf"
         _write_model(model)
-        done = subprocess.run([sys.executable, "-m", __name__, str(model)], capture_output=True, check=False)
+        done = subprocess.run(python_module(__name__, str(model)), capture_output=True, check=False)
         if done.returncode and -done.returncode not in _DEADLY:
             last = (done.stderr.decode(errors="replace").strip().splitlines() or ["no message"])[-1]
             raise QuantbenchError(f"llama.cpp could not be tried out (exit code {done.returncode}: {last}); reinstall it")

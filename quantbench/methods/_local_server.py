@@ -23,6 +23,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from quantbench.children import python_module
 from quantbench.errors import MissingDependency, ModelError
 from quantbench.methods._llama_cpp import require_offload
 from quantbench.scenario import ServerAddress
@@ -75,7 +76,7 @@ def serve(
         buffers = "own" if extra_buffers else "plain"
         with log.open("wb") as stream:
             process = subprocess.Popen(
-                [sys.executable, "-m", __name__, str(config), buffers],
+                python_module(__name__, str(config), buffers),
                 stdin=subprocess.PIPE, stdout=stream, stderr=subprocess.STDOUT,
                 env={**os.environ, **(_NO_GPU if device == "cpu" else {})},
             )  # fmt: skip

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from quantbench.cache import artifact, file_sha256
+from quantbench.children import python_module
 from quantbench.errors import MissingDependency, ModelError, QuantbenchError
 from quantbench.job import Checkpoint
 from quantbench.machine import versions
@@ -90,7 +91,7 @@ def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _make_elsewhere(folder: Path, source: Path) -> None:
     """Add the shapes to the folder, in a process of its own."""
-    command = [sys.executable, "-m", __name__, str(folder), str(source)]
+    command = python_module(__name__, str(folder), str(source))
     done = subprocess.run(
         command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
         env={**os.environ, "HF_HUB_OFFLINE": "1"},

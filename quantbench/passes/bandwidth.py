@@ -21,6 +21,7 @@ from pathlib import Path
 from statistics import fmean
 
 from quantbench.cache import cache_root, digest, write_atomically
+from quantbench.children import python_module
 from quantbench.errors import QuantbenchError
 from quantbench.gpus import chosen_gpus
 from quantbench.machine import available_memory, describe
@@ -70,7 +71,7 @@ def _measured(device: str, threads: int) -> float:
     """Measure in a process of its own, whose arrays count nowhere."""
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder, _RESULT)
-        command = [sys.executable, "-m", __name__, device, str(threads), str(result)]
+        command = python_module(__name__, device, str(threads), str(result))
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_TIMEOUT_S)
         if done.returncode:
             last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]

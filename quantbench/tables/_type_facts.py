@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from quantbench.cache import cache_root, digest, write_atomically
+from quantbench.children import python_module
 from quantbench.errors import QuantbenchError
 
 LLAMA_CPP = "llama-cpp-python"
@@ -69,7 +70,7 @@ def type_facts() -> tuple[TypeFacts, ...]:
     asked = {"versions": package_versions(), "reader": Path(__file__).read_text(encoding="utf-8")}
     place = cache_root() / "number-types" / f"{digest(asked)}.json"
     if not place.is_file():
-        command = [sys.executable, "-m", "quantbench.tables._type_facts", str(place)]
+        command = python_module("quantbench.tables._type_facts", str(place))
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]

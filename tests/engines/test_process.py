@@ -113,3 +113,21 @@ def test_a_server_that_dies_is_one_sentence(stub_path: Path, tmp_path: Path, mon
 
         with pytest.raises(QuantbenchError, match="the fork server ended unexpectedly"):
             opened.run(job(tmp_path / "a", "exact"), 60)
+
+
+def test_what_lies_in_the_current_folder_is_not_imported(
+    stub_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither by the server, nor by a worker, nor by what a worker starts to measure the bandwidth."""
+    for name in ("torch", "numpy", "transformers", "json"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'imported')!r}, 'a').write({name!r})\nraise SystemExit\n")
+    monkeypatch.setenv("PYTHONPATH", str(stub_path))
+    monkeypatch.chdir(tmp_path)
+    with open_process("cpu") as opened:
+        failure = opened.run(job(tmp_path / "a", "exact"), 60)
+
+    assert failure is None
+    assert not (tmp_path / "imported").exists()
+    trace = collected_trace(tmp_path / "a", 0)
+    assert trace is not None
+    assert trace.memory_bandwidth_bps
