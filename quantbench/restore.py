@@ -18,7 +18,7 @@ Rows = Sequence[Mapping[str, Any]]
 _NOT_KEPT = "the run was resumed: of what was measured before, only what is stored is known"
 _FOUND = {
     "kernel": "kernel", "kv_dtype": "kv_dtype", "checkpoint_dtype": "checkpoint_dtype", "anchor": "anchor",
-    "threads": "threads", "context": "context", "device_found": "device",
+    "threads": "threads", "waiting": "waiting", "context": "context", "device_found": "device",
 }  # fmt: skip
 """Columns of what are facts in a record."""
 _PARTS = ("weights", "weight_bytes_running", "peak", "columns", "energy", "load_points", "top_logprobs", "native")

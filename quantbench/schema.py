@@ -48,6 +48,7 @@ IDENTITY_COLUMNS = (
     Column("device", "", kind="string", doc="as asked for"),
     Column("device_found", "", kind="string", doc="where the weights were found: cpu or cuda:N; never another than asked for"),
     Column("threads", "", kind="int", doc="as used"),
+    Column("waiting", "", kind="string", doc="of OpenMP's threads for each other: spins before sleep; (user): as set outside"),
     Column("context", "tokens", kind="int", doc="as used"),
     Column("batch", "sequences", kind="int", doc="answered together while timed; all tokens/s are of all of them"),
     Column("output_tokens", "tokens", kind="int", doc="timed answer length"),

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from pyarrow import fs
 
-_FOUND = ("kernel", "kv_dtype", "checkpoint_dtype", "anchor")
+_FOUND = ("kernel", "kv_dtype", "checkpoint_dtype", "anchor", "waiting")
 _ONE_ROW: Mapping[str, Any] = {"compression": "none", "use_dictionary": False, "write_statistics": False}
 """How one row is written: a codec, a dictionary and statistics for each of 200 values would take longer than all else."""
 _MANY_ROWS: Mapping[str, Any] = {"compression": "zstd"}

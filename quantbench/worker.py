@@ -7,6 +7,7 @@ Everything travels as files: ``job.json`` in; ``trace-N.json`` and ``columns-N.n
 from __future__ import annotations
 
 import json
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from quantbench.methods import METHODS
 from quantbench.methods._devices import says_out_of_memory
 from quantbench.record import Status
 from quantbench.subjects import causal, module, probe, served, settings_of
+from quantbench.waiting import bounded
 
 _OOM_SCORE_ADJ = Path("/proc/self/oom_score_adj")
 
@@ -94,5 +96,6 @@ def _prepare(job: Job) -> None:
 
 if __name__ == "__main__":
     sacrifice_first()
+    os.environ.update(bounded(os.environ))  # before libgomp is loaded, which looks once
     number_gpus_by_bus()
     sys.exit(main())

@@ -22,6 +22,7 @@ from quantbench.engines import Engine, Failure, Runner, reported_failure
 from quantbench.errors import QuantbenchError
 from quantbench.methods._devices import says_out_of_memory
 from quantbench.record import Status
+from quantbench.waiting import bounded
 
 _LAST_LINES = 60
 _SHOWN = 300
@@ -40,7 +41,7 @@ class ProcessRunner:
 
     def __init__(self, device: str) -> None:
         """Start the server; it imports while the caller goes on, and the first job waits for it."""
-        environment = {**os.environ, **_ENVIRONMENT}
+        environment = {**os.environ, **_ENVIRONMENT, **bounded(os.environ)}
         self._device = device
         self._server = subprocess.Popen(
             python_module("quantbench.engines._fork_server"),

@@ -124,7 +124,8 @@ def _run(folder: Path, method: str, bits: int) -> None:
     temporary = folder / "temporary"  # for its logs, and the layers that it moves out of memory
     temporary.mkdir()
     environment = {
-        **os.environ, "OMP_NUM_THREADS": _THREADS[method], "OMP_WAIT_POLICY": "passive", "GPTQMODEL_CPU_WORKERS": _WORKERS,
+        **os.environ, "OMP_NUM_THREADS": _THREADS[method], "OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0",
+        "GPTQMODEL_CPU_WORKERS": _WORKERS,
         "TMPDIR": str(temporary), "THP_MEM_ALLOC_ENABLE": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false",
     }  # fmt: skip
     done = subprocess.run(

@@ -13,6 +13,7 @@ from quantbench.errors import UnsupportedError, UsageError
 from quantbench.footprint import Weights
 from quantbench.methods import METHODS, Endpoint, Settings, method
 from quantbench.scenario import Precision, Scenario, ServerAddress, Variant, parse_server
+from quantbench.waiting import described
 
 KEY_VARIABLE = "QUANTBENCH_SERVER_KEY"
 OPENAI_VARIABLE = "OPENAI_API_KEY"
@@ -99,6 +100,7 @@ def _start(server: str, scenario: Scenario, settings: Settings) -> Iterator[Endp
             "server": f"{server}, started here",
             "served_model": wanted.variant.name,
             "threads": str(settings.threads),
+            "waiting": described(),
             "context": str(settings.context),
         }
         with connect(local.address, key=local.key, facts=facts, artifact=artifact, scoring_model=SCORING) as endpoint:

@@ -29,6 +29,7 @@ from quantbench.subjects import import_seconds, settings_of
 from quantbench.subjects._device import check_device
 from quantbench.subjects._prompts import Prompts, context_for, read_prompts, read_without_reference, timed_tokens
 from quantbench.trace import Answer, Clocks, Energy, PeakMemory, Probe, Round, Slicing, Trace, WeightMemory, load_probes
+from quantbench.waiting import waiting
 
 _READ_BYTES = 1 << 22
 
@@ -124,7 +125,7 @@ def _trace(
     checkpoint, artifact, reference = job.checkpoint, opened.artifact, prompts.reference
     unwritten = _unwritten(checkpoint, artifact)
     length, batch = job.conditions.output_tokens, prompts.task.batch
-    facts = {**opened.model.facts, "threads": str(opened.threads), "context": str(opened.context)}
+    facts = {**opened.model.facts, "threads": str(opened.threads), "waiting": waiting(), "context": str(opened.context)}
     return Trace(
         import_s=opened.import_s,
         load_s=None if unwritten else opened.load_s,

@@ -16,6 +16,7 @@ from quantbench.scenario import Scenario
 from quantbench.subjects import import_seconds, settings_of
 from quantbench.subjects._device import check_device
 from quantbench.trace import Trace
+from quantbench.waiting import waiting
 
 _NO_ANSWERS = "a module without tokens has no prompts and no answers"
 _ABSENT = {
@@ -69,7 +70,7 @@ def measure(job: Job, folder: Path) -> None:
             calls=calls,
             distance=distance,
             absent={**_ABSENT, **absent},
-            facts={**opened.facts, "threads": str(settings.threads)},
+            facts={**opened.facts, "threads": str(settings.threads), "waiting": waiting()},
         ).save(folder / TRACE_FILE.format(0))
 
 

@@ -24,6 +24,8 @@ def runner(stub_path: Path, shared_cache: Path) -> Iterator[ProcessRunner]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(stub_path))
         patch.setenv("QUANTBENCH_CACHE", str(shared_cache))
+        patch.delenv("GOMP_SPINCOUNT", raising=False)
+        patch.delenv("OMP_WAIT_POLICY", raising=False)
         with open_process("cpu") as opened:
             assert isinstance(opened, ProcessRunner)
             yield opened
@@ -102,6 +104,7 @@ def test_a_worker_is_the_first_to_go_when_memory_runs_out(runner: ProcessRunner,
     trace = collected_trace(tmp_path / "a", 0)
     assert trace is not None
     assert trace.facts["oom_score_adj"] == "1000"
+    assert trace.facts["waiting"] == "spin 3000"  # libgomp's default would stall for milliseconds beside other work
     assert Path("/proc/self/oom_score_adj").read_text() == own
 
 
