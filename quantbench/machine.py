@@ -13,6 +13,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from quantbench import cgroups
 from quantbench.errors import UsageError
 from quantbench.gpus import chosen_gpus, visible_gpus
 
@@ -69,22 +70,19 @@ def available_cpus() -> int:
 
 
 def available_memory() -> int:
-    """Bytes that can still be had: free memory of the machine, or what the control group leaves, if that is less."""
+    """Bytes that can still be had: free memory of the machine, or what the control groups leave, if that is less."""
     import psutil
 
     free = int(psutil.virtual_memory().available)
-    limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
-    if limit.is_file() and used.is_file() and limit.read_text().strip().isdigit():
-        return min(free, int(limit.read_text()) - int(used.read_text()))
-    return free
+    left = cgroups.memory_left()
+    return free if left is None else min(free, left)
 
 
 def memory_limit() -> int:
-    """Bytes of memory that a process here can have at most: physical memory, or the control group's limit if that is less."""
+    """Bytes of memory that a process here can have at most: physical memory, or the control groups' limit if that is less."""
     physical = describe().memory_bytes
-    limit = Path("/sys/fs/cgroup/memory.max")
-    text = limit.read_text().strip() if limit.is_file() else ""
-    return min(physical, int(text)) if text.isdigit() else physical
+    limit = cgroups.memory_limit()
+    return physical if limit is None else min(physical, limit)
 
 
 def gpu_memory() -> tuple[tuple[str, int | None], ...]:

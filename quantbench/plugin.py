@@ -9,6 +9,7 @@ import pytest
 from quantbench.errors import QuantbenchError
 from quantbench.options import OPTIONS, Option, convert
 from quantbench.replay import ReplayClock
+from quantbench.scenario import short_name
 from quantbench.session import Session
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ _QUIET = pytest.mark.filterwarnings("ignore:Benchmark fixture was not used at al
 PARAMETER = "quantbench_scenario"
 _READS = "quantbench_reads"
 _PATHS = ("matrix", "results", "keep_jobs", "calibration")
+_COMMAND_LINE_ONLY = ("trust_remote_code",)
+"""Trust is given on the command line, never by a file that lies around."""
 _CLOCK = pytest.StashKey[ReplayClock]()
 _BAD_INPUT = pytest.StashKey[str]()
 FAILED_COMPARISON = pytest.StashKey[str]()
@@ -31,7 +34,7 @@ _SESSION = pytest.StashKey[Session]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Every setting as ``--quantbench-NAME`` and as ini key ``quantbench_name``."""
+    """Every setting as ``--quantbench-NAME``, and but for trust as ini key ``quantbench_name``."""
     group = parser.getgroup("quantbench", "measure quantized models")
     for option in OPTIONS:
         action = {"list": "append", "flag": "store_true"}.get(option.kind, "store")
@@ -44,8 +47,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
             help=option.help,
             **extra,
         )
-        if option.kind == "flag":
-            continue  # trust is given on the command line, never by a file that lies around
+        if option.key in _COMMAND_LINE_ONLY:
+            continue
         parser.addini(f"quantbench_{option.key}", option.help, type="string", default="")
 
 
@@ -106,9 +109,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Give a scenario's test its clock and its group before pytest-benchmark looks at them."""
     if identifier := _scenario_of(item):
         clock = item.stash[_CLOCK] = ReplayClock()
-        model, _, prompts = _session(item.config).planned[identifier].id.rsplit("/", 2)
-        phase = getattr(item, "originalname", item.name).removeprefix("test_")
-        item.add_marker(pytest.mark.benchmark(group=f"{model} {prompts} {phase}", timer=clock), append=False)
+        group = benchmark_group(_session(item.config).planned[identifier], getattr(item, "originalname", item.name))
+        item.add_marker(pytest.mark.benchmark(group=group, timer=clock), append=False)
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
@@ -145,6 +147,11 @@ def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
     from quantbench.machine import describe
 
     machine_info["quantbench"] = {**asdict(describe()), "gpus": list(describe().gpus), "fingerprint": describe().fingerprint}
+
+
+def benchmark_group(scenario: Scenario, test: str) -> str:
+    """What pytest-benchmark compares in one table: all variants of a model and prompt set in the test of that name."""
+    return f"{short_name(scenario.model)} {short_name(scenario.prompts)} {test.removeprefix('test_')}"
 
 
 class Measured:
@@ -219,12 +226,12 @@ def _session(config: pytest.Config) -> Session:
 def _raw(config: pytest.Config, option: Option) -> Any:
     """A setting as given; a path on the command line starts where pytest was started, one in an ini file at the root."""
     given = config.getoption(f"quantbench_{option.key}")
-    if option.kind == "flag":
+    if option.key in _COMMAND_LINE_ONLY:
         return given
     written = config.getini(f"quantbench_{option.key}")
     base = config.rootpath if given is None and written else config.invocation_params.dir
     raw = given if given is not None else written or option.default
-    if not raw or "://" in raw:
+    if option.kind == "flag" or not raw or "://" in raw:
         return raw
     is_path = option.key in _PATHS or (option.key == "compare" and (base / raw).exists())  # else it names runs
     return str(base / raw) if is_path else raw

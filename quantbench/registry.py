@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from importlib.metadata import entry_points
 from typing import Generic, Protocol, TypeVar
@@ -27,7 +28,8 @@ class Registry(Generic[T]):
     """Plug-ins of one kind: the module-level objects of that kind in the modules of ``package`` and in entry points.
 
     Modules whose name starts with an underscore are helpers and are not scanned. An entry point of the group, which is named
-    like the package unless told otherwise, names an object of that kind, or a module that holds some.
+    like the package unless told otherwise, names an object of that kind, or a module that holds some. One that cannot be
+    imported is named in a warning and left out: the others work without it.
     """
 
     def __init__(self, package: str, kind: type[T], noun: str, group: str = "") -> None:
@@ -53,15 +55,38 @@ class Registry(Generic[T]):
         return iter(self._found[name] for name in sorted(self._found))
 
     @cached_property
-    def _found(self) -> dict[str, T]:
+    def _scanned(self) -> tuple[dict[str, T], dict[str, str]]:
+        """The plug-ins by name, and the entry points that cannot be imported with the reason."""
         found: dict[str, T] = {}
+        broken: dict[str, str] = {}
         package = importlib.import_module(self._package)
         for info in pkgutil.iter_modules(package.__path__):
             if not info.name.startswith("_"):
                 self._collect(importlib.import_module(f"{self._package}.{info.name}"), found)
         for point in entry_points(group=self._group):
-            self._collect(point.load(), found)
-        return found
+            try:
+                source = point.load()
+            except (Exception, SystemExit) as error:  # noqa: BLE001 - somebody else's code, which may fail in any way
+                said = " ".join(str(error).split())
+                broken[f"{point.name} = {point.value}"] = type(error).__name__ + (f": {said}" if said else "")
+            else:
+                self._collect(source, found)
+        for point_text, reason in broken.items():
+            warnings.warn(
+                f"the {self._noun} plug-in {point_text!r} (group {self._group}) cannot be imported and is left out ({reason}); "
+                "mend or uninstall the package it came with",
+                stacklevel=2,
+            )
+        return found, broken
+
+    @property
+    def broken(self) -> Mapping[str, str]:
+        """Entry points that are left out, as ``name = module:object``, each with why it cannot be imported."""
+        return self._scanned[1]
+
+    @property
+    def _found(self) -> dict[str, T]:
+        return self._scanned[0]
 
     def _collect(self, source: object, found: dict[str, T]) -> None:
         candidates = [source] if isinstance(source, self._kind) else list(vars(source).values())

@@ -120,13 +120,17 @@ def test_a_build_of_torch_without_cuda_is_known_by_its_version(
         machine.require_device("cuda", torch=True)
 
 
-def test_memory_is_limited_by_the_control_group_where_there_is_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    limit = Path("/sys/fs/cgroup/memory.max")
-    read_text, is_file = Path.read_text, Path.is_file
-    for said, expected in (("1048576\n", 2**20), ("max\n", machine.describe().memory_bytes)):
-        monkeypatch.setattr(Path, "is_file", lambda path: path == limit or is_file(path))
-        monkeypatch.setattr(Path, "read_text", lambda path, *_, text=said, **__: text if path == limit else read_text(path))
-        assert machine.memory_limit() == expected
+@pytest.mark.parametrize(("limit", "expected"), [(2**20, 2**20), (None, None), (2**63, None)])
+def test_memory_is_limited_by_the_control_groups_where_there_is_a_limit(
+    limit: int | None, expected: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine.cgroups, "memory_limit", lambda: limit)
+    assert machine.memory_limit() == (expected or machine.describe().memory_bytes)
+
+
+def test_what_the_control_groups_leave_is_what_is_available(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine.cgroups, "memory_left", lambda: 4096)
+    assert machine.available_memory() == 4096
 
 
 def test_versions_name_what_is_installed_and_leave_out_what_is_not() -> None:

@@ -25,6 +25,10 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from quantbench import options as settings
+from quantbench import plugin
+from quantbench.scenario import Scenario, Variant
+
 OPTIONS = ("--quantbench-profile=quick", "-p", "no:cacheprovider")
 SUITE = {"latency": "test_decode, test_prefill", "load": "test_load", "score": "test_score"}
 ONE_AFTER_ANOTHER = """
@@ -483,3 +487,25 @@ def _entries(ran: Ran) -> list[dict[str, Any]]:
 
 def _by_variant(ran: Ran) -> pd.DataFrame:
     return ran.table().set_index(["model", "precision", "prompts"]).sort_index()
+
+
+def test_every_option_but_trust_has_an_ini_key(pytester: pytest.Pytester) -> None:
+    """What runs a checkpoint's own code is asked for on the command line, never by a file that lies around."""
+    pytester.makeini("[pytest]\nquantbench_no_probes = yes\n")
+    config = pytester.parseconfigure("-p", "no:cacheprovider")
+    for option in settings.OPTIONS:
+        if option.key != "trust_remote_code":
+            assert config.getini(f"quantbench_{option.key}") is not None
+    assert plugin._raw(config, next(each for each in settings.OPTIONS if each.name == "no-probes")) == "yes"
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        config.getini("quantbench_trust_remote_code")
+
+
+@pytest.mark.parametrize(
+    ("prompts", "group"),
+    [("ten", "canary ten decode"), ("data/mine", "canary data/mine decode"), ("/some/mine@8", "canary mine@8 decode")],
+)
+def test_variants_of_a_prompt_set_are_one_benchmark_group(prompts: str, group: str) -> None:
+    for precision in ("fp32", "bf16"):
+        variant = Variant(method="torch", precision=precision)
+        assert plugin.benchmark_group(Scenario(model="canary", variant=variant, prompts=prompts), "test_decode") == group

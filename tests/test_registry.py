@@ -88,6 +88,24 @@ def test_entry_points_add_an_object_or_a_module(tmp_path: Path, registry_of: Cal
     assert [tool.name for tool in registry] == ["file", "plane", "saw", "vice"]
 
 
+def test_a_broken_entry_point_is_named_and_the_others_work(
+    tmp_path: Path, registry_of: Callable[..., Registry[Precision]]
+) -> None:
+    registry = registry_of({"one": "A = Tool(name='saw')"})
+    module = f"elsewhere_{next(_numbers)}"
+    (tmp_path / f"{module}_ends.py").write_text("raise SystemExit\n")
+    (tmp_path / f"{module}_good.py").write_text(f"{TOOL}\nONLY = Tool(name='vice')\n")
+    points = {"ends": f"{module}_ends", "gone": f"{module}_gone:ONLY", "good": f"{module}_good"}
+    _installed(tmp_path, registry._package, points)
+    with pytest.warns(UserWarning, match="is left out") as caught:
+        assert [tool.name for tool in registry] == ["saw", "vice"]
+    ends, gone = f"ends = {module}_ends", f"gone = {module}_gone:ONLY"
+    assert registry.broken == {
+        ends: "SystemExit", gone: f"ModuleNotFoundError: No module named '{module}_gone'",
+    }  # fmt: skip
+    assert [repr(name) in str(warning.message) for name, warning in zip((ends, gone), caught, strict=True)] == [True, True]
+
+
 def test_nothing_is_imported_before_it_is_asked_for(registry_of: Callable[..., Registry[Precision]]) -> None:
     registry = registry_of({"one": "raise RuntimeError('imported')"})
     with pytest.raises(RuntimeError, match="imported"):

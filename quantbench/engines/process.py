@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from quantbench import cgroups
 from quantbench.children import python_module
 from quantbench.engines import Engine, Failure, Runner, reported_failure
 from quantbench.errors import QuantbenchError
@@ -27,7 +28,6 @@ from quantbench.waiting import bounded
 _LAST_LINES = 60
 _SHOWN = 300
 _VMSTAT = Path("/proc/vmstat")
-_CGROUP_EVENTS = (Path("/sys/fs/cgroup/memory.events"), Path("/sys/fs/cgroup/memory/memory.oom_control"))
 _ENVIRONMENT = {
     "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # asking whether CUDA is there must not initialize it before the fork
     "TOKENIZERS_PARALLELISM": "false",
@@ -120,12 +120,11 @@ class ProcessRunner:
 
 def oom_kills() -> int:
     """How often the kernel has killed a process for lack of memory, on the machine and in this control group."""
-    total = 0
-    for path in (_VMSTAT, *_CGROUP_EVENTS):
-        with contextlib.suppress(OSError):
-            for line in path.read_text().splitlines():
-                name, _, count = line.partition(" ")
-                total += int(count) if name == "oom_kill" else 0
+    total = cgroups.oom_kills()
+    with contextlib.suppress(OSError):
+        for line in _VMSTAT.read_text().splitlines():
+            name, _, count = line.partition(" ")
+            total += int(count) if name == "oom_kill" else 0
     return total
 
 
@@ -161,12 +160,20 @@ def _ending(folder: Path, returncode: int, oom_killed: bool) -> Failure | None:
         return Failure(
             status=Status.OOM, reason="the kernel killed the worker: memory ran out; use a smaller model or precision"
         )
-    ended = f"was ended by {signal.Signals(-returncode).name}" if returncode < 0 else f"ended with exit code {returncode}"
+    ended = f"was ended by {_signal_name(-returncode)}" if returncode < 0 else f"ended with exit code {returncode}"
     said = _said_last(folder / "stderr.log")
     if memory := next(filter(says_out_of_memory, said), ""):
         return Failure(status=Status.OOM, reason=f"the worker {ended}: {memory[:_SHOWN]}; use a smaller model or precision")
     last_words = f"; its last line was: {said[-1][:_SHOWN]}" if said else ""
     return Failure(status=Status.CRASHED, reason=f"the worker {ended}{last_words}")
+
+
+def _signal_name(number: int) -> str:
+    """``SIGSEGV``; a real-time signal and others without a name of their own are numbers."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 def _said_last(path: Path) -> list[str]:

@@ -56,6 +56,11 @@ class Row:
         return f"{self.text('method')}/{self.text('precision')}"
 
     @property
+    def key(self) -> tuple[str, bool]:
+        """The variant, and whether it is the control: one row of a group each. ``label`` is for people only."""
+        return self.variant, self.flag("control")
+
+    @property
     def suffix(self) -> str:
         """What tells it from another row of its variant: control, and of how many processes it is the middle."""
         repeats, planned = self.number(REPEATS), self.number(PLANNED)
@@ -145,7 +150,7 @@ def groups(frame: pd.DataFrame) -> list[Group]:
     found: dict[tuple[str, str, str], dict[tuple[str, bool], list[Row]]] = {}
     for row in rows_of(frame):
         group = found.setdefault((row.text("run_id"), row.text("model"), row.text("prompts")), {})
-        group.setdefault((row.variant, row.flag("control")), []).append(row)
+        group.setdefault(row.key, []).append(row)
     return [Group(tuple(sorted(map(_middle, group.values()), key=_order))) for group in found.values()]
 
 

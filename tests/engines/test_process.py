@@ -134,3 +134,10 @@ def test_what_lies_in_the_current_folder_is_not_imported(
     trace = collected_trace(tmp_path / "a", 0)
     assert trace is not None
     assert trace.memory_bandwidth_bps
+
+
+@pytest.mark.parametrize(("number", "name"), [(11, "SIGSEGV"), (40, "signal 40"), (64, "SIGRTMAX")])
+def test_a_signal_without_a_name_is_a_number(number: int, name: str, tmp_path: Path) -> None:
+    ended = process._ending(tmp_path, -number, oom_killed=False)
+    assert ended is not None
+    assert (ended.status, ended.reason) == (Status.CRASHED, f"the worker was ended by {name}")

@@ -64,6 +64,25 @@ def test_what_was_not_measured_is_a_dash_with_the_reason(write: Write, record: M
     assert "torch/bf16 on tokens:512@8: oom, it ran out of memory" in table.notes
 
 
+def test_repeats_keep_their_ratios_and_their_baseline(write: Write, record: Make) -> None:
+    """One set lost a repeat, so that its labels read otherwise: rows are told apart by variant, never by what is shown."""
+    records = [
+        record(name, prompts=prompts, decode_tps=speed + repeat, repeat=repeat)
+        for repeat in range(3)
+        for prompts, seen in SPEEDS.items()
+        for name, speed in seen.items()
+        if (repeat, prompts) != (2, "tokens:512@8")
+    ]
+    records += [
+        record(name, prompts="tokens:512@8", repeat=2, status="oom", reason="no memory") for name in SPEEDS["tokens:512@8"]
+    ]
+    [table] = batches.table(write(records))
+    assert len(table.rows) == 2
+    (gguf,) = (cells for label, cells in _cells(table).items() if label.startswith("gguf/q4_k_m (median of"))
+    assert (gguf["decode_tps tokens:512"], gguf["decode_tps tokens:512@8"]) == ("151 (2.96 x)", "400 (1.11 x)")
+    assert any("over torch/bf16's" in note for note in table.notes)
+
+
 @pytest.mark.parametrize("sets", [["ten"], ["ten", "two"], ["tokens:512"]])
 def test_sets_of_one_length_and_batch_have_no_table(sets: list[str], write: Write, record: Make) -> None:
     assert batches.table(write([record("torch/bf16", prompts=name) for name in sets])) == []

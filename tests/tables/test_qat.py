@@ -204,6 +204,17 @@ def test_repeats_are_paired_with_repeats(write: Write, pair: Callable[..., list[
     assert cells["verdict"].shown == "QAT closer"
 
 
+def test_a_side_that_lost_a_repeat_stays_in_its_pair(write: Write, pair: Callable[..., list[Record]], record: Make) -> None:
+    records = [each for repeat in range(3) for each in pair(repeat=repeat)]
+    lost = record("qat/int4", repeat=2, status="oom", reason="no memory")
+    [table] = qat.table(write([*records[:-1], lost]))
+    assert len(table.rows) == 1
+    cells = _cells(table)
+    assert (cells["qat"].shown, cells["ptq"].shown) == ("qat/int4 (median of 2 of 3)", "torchao/intx4-wo (median of 3)")
+    assert cells["verdict"].shown == qat.QAT_CLOSER
+
+
+
 def test_without_qat_there_is_no_such_table(write: Write, pair: Callable[..., list[Record]], record: Make) -> None:
     assert qat.table(write([pair()[0], record("gguf/q8_0")])) == []
 

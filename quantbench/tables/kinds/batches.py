@@ -50,10 +50,11 @@ def _place(group: Group) -> tuple[int, str, int]:
 
 
 def _table(sets: Sequence[Group]) -> Table:
-    rows = {group.prompts: {row.label: row for row in group.rows} for group in sets}
-    first = {label: row for group in reversed(sets) for label, row in rows[group.prompts].items()}
-    lines = plain_lines(Group(tuple(first[row.label] for group in sets for row in group.rows if first[row.label] is row)))
-    baseline = next((name for name in _UNQUANTIZED if any(_speed(each.get(name)) for each in rows.values())), sets[0].reference)
+    rows = {group.prompts: {row.key: row for row in group.rows} for group in sets}
+    first = {key: row for group in reversed(sets) for key, row in rows[group.prompts].items()}
+    lines = plain_lines(Group(tuple(first[row.key] for group in sets for row in group.rows if first[row.key] is row)))
+    known = (name for name in _UNQUANTIZED if any(_speed(own.get((name, False))) for own in rows.values()))
+    baseline = next(known, sets[0].reference)
     fields = [
         f.Field(Heading(key="variant", title="Variant"), lambda line: Cell(line.label)),
         *f.size(sets[0].reference),
@@ -63,10 +64,10 @@ def _table(sets: Sequence[Group]) -> Table:
         f"decode, tokens/s of all sequences together, and over {baseline}'s at the same length and batch",
         "tokens:N: a prompt of N tokens; @B: B sequences answered together",
         *(
-            f"{label} on {name}: {row.text('status')}, {row.text('reason')}"
+            f"{row.label} on {name}: {row.text('status')}, {row.text('reason')}"
             for name, own in rows.items()
-            for label, row in own.items()
-            if not row.ok and row is not first[label]
+            for key, row in own.items()
+            if not row.ok and row is not first[key]
         ),
         *instrument_note(sets[0]),
     )
@@ -80,12 +81,12 @@ def _speed(row: Row | None) -> float | None:
     return row.number("decode_tps") if row else None
 
 
-def _speed_field(name: str, rows: Mapping[str, Row], baseline: str) -> f.Field:
+def _speed_field(name: str, rows: Mapping[tuple[str, bool], Row], baseline: str) -> f.Field:
     heading = Heading(key=f"decode_tps {name}", title=name, unit="tokens/s", source="measured", numeric=True)
-    base = _speed(rows.get(baseline))
+    base = _speed(rows.get((baseline, False)))
 
     def cell(line: Line) -> Cell:
-        speed = _speed(rows.get(line.label))
+        speed = _speed(rows.get(line.row.key)) if line.row else None
         if speed is None:
             return Cell(None)
         return Cell(speed, significant(speed) + (f" ({times(speed / base)} x)" if base else ""))

@@ -47,7 +47,7 @@ _NOTES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Pair(Line):
-    """The line of QAT beside that of PTQ; both have the same repeat."""
+    """The line of QAT beside that of PTQ; each is the middle of its own repeats."""
 
     ptq: Line
 
@@ -129,19 +129,19 @@ def _table(group: Group) -> Table | None:
 
 
 def _pairs(group: Group) -> list[Pair]:
-    """A pair for every precision and repeat of which one side was planned; empty where no QAT was."""
-    rows = {row.label: row for row in group.rows if not row.flag("control")}
+    """A pair for every precision of which one side was planned; empty where no QAT was."""
+    rows = {row.variant: row for row in group.rows if not row.flag("control")}
     if not any(row.text("method") == _QAT for row in rows.values()):
         return []
-    suffixes = sorted({row.suffix for row in rows.values()})
-    made = [_pair(group, rows, name, suffix) for name in SAME_AS for suffix in suffixes]
+    made = [_pair(group, rows, name) for name in SAME_AS]
     return [pair for pair in made if pair.row or pair.ptq.row]
 
 
-def _pair(group: Group, rows: Mapping[str, Row], precision: str, suffix: str) -> Pair:
+def _pair(group: Group, rows: Mapping[str, Row], precision: str) -> Pair:
     before, after = f"{_PTQ}/{SAME_AS[precision]}", f"{_QAT}/{precision}"
-    ptq = Line(group=group, label=before + suffix, variant=before, row=rows.get(before + suffix), claims={})
-    return Pair(group=group, label=after + suffix, variant=after, row=rows.get(after + suffix), claims={}, ptq=ptq)
+    ptq, qat = rows.get(before), rows.get(after)
+    untrained = Line(group=group, label=ptq.label if ptq else before, variant=before, row=ptq, claims={})
+    return Pair(group=group, label=qat.label if qat else after, variant=after, row=qat, claims={}, ptq=untrained)
 
 
 def _field(key: str, title: str, text: Callable[[Pair], str], *, numeric: bool = False) -> Field:
