@@ -34,6 +34,7 @@ from quantbench.methods._protocols import (
     Sampling,
     Settings,
     Sliced,
+    StreamDroppedError,
     Streamed,
 )
 from quantbench.registry import Registry
@@ -41,7 +42,7 @@ from quantbench.scenario import Precision, Scenario
 
 __all__ = [
     "METHODS", "SCORE_POSITIONS", "Artifact", "Batched", "Endpoint", "HasModule", "LoadedModel", "LoadedModule", "Method",
-    "Sampling", "Settings", "Sliced", "Streamed", "method",
+    "Sampling", "Settings", "Sliced", "StreamDroppedError", "Streamed", "method",
 ]  # fmt: skip
 
 Subject = LoadedModel | LoadedModule | Endpoint

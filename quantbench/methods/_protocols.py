@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+from quantbench.errors import ModelError
 from quantbench.job import Checkpoint
 from quantbench.trace import WeightMemory
 
@@ -151,10 +152,15 @@ class Streamed:
     prompt_tokens: int | None
 
 
+class StreamDroppedError(ModelError):
+    """A server ended a connection or a stream before its answer was whole."""
+
+
 class Endpoint(Protocol):
     """A served model: text in, text out. Requests may be made from several threads at once.
 
-    Each raises ModelError when the server is down, slow, drops the stream or answers with an error.
+    Each raises ModelError when the server is down, slow, answers with an error or with what cannot be, and its
+    StreamDroppedError when the server drops the stream.
     """
 
     @property

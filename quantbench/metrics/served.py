@@ -63,20 +63,24 @@ _NATIVE = (
 @metric(*_LOAD, *_TOP, *_NATIVE)
 def served(trace: Trace, reference: Reference | None) -> Mapping[str, Value]:
     """Throughput under concurrency, likeliest tokens and the server's own timings"""
-    if not trace.load_points:
+    if not trace.load_points and "load_points" not in trace.absent:
         none = Missing("measured of servers only")
         return {column.name: none for column in (*_LOAD, *_TOP, *_NATIVE)}
     return {**_load(trace), **_top(trace), **_native(trace)}
 
 
 def _load(trace: Trace) -> dict[str, Value]:
-    most = max(trace.load_points, key=lambda point: point.concurrency)
     rates = {str(point.concurrency): point.tokens / point.seconds for point in trace.load_points}
+    by_level: Value = json.dumps(rates) if rates else Missing(trace.absent.get("load_points", ""))
+    if "load_points" in trace.absent:
+        broke = Missing(trace.absent["load_points"])
+        return {**{column.name: broke for column in _LOAD}, "concurrency_tps": by_level}
+    most = max(trace.load_points, key=lambda point: point.concurrency)
     return {
         "concurrency": most.concurrency,
         "concurrent_tps": rates[str(most.concurrency)],
         "concurrent_ttft_s": median(most.ttft_s),
-        "concurrency_tps": json.dumps(rates),
+        "concurrency_tps": by_level,
     }
 
 

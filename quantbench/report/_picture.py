@@ -42,7 +42,8 @@ def picture(results: Results, form: str) -> bytes | None:
                 for chart, (title, subtitle) in zip(drawn, _titles(choice), strict=True)
             ]
             whole = alt.hconcat(*titled, spacing=36).resolve_scale(color="independent", shape="independent")
-            about = f"{group.hardware}; run {group.fact('run_id')}, started {group.fact('started_at')[:16]} UTC"
+            about = f"run {group.fact('run_id')}, started {group.fact('started_at')[:16]} UTC"
+            about = "; ".join(filter(None, (group.hardware, about)))
             title = alt.TitleParams(subject(group), subtitle=plain(about), fontSize=18, subtitleFontSize=12, offset=18)
             spec = whole.properties(title=title, padding=18).configure(**{**config(on_paper), "background": on_paper("page")})
             return _libraries.picture(spec.to_dict(), form)

@@ -13,10 +13,12 @@ from itertools import pairwise
 from pathlib import Path
 from threading import Barrier
 
+from quantbench.errors import ModelError
 from quantbench.job import TRACE_FILE, Job, Task, enter_stage
-from quantbench.methods import METHODS, Endpoint, Streamed
+from quantbench.methods import METHODS, Endpoint, StreamDroppedError, Streamed
 from quantbench.models._tokenizer import Tokenizer, open_tokenizer
 from quantbench.passes._rounds import until_steady
+from quantbench.scenario import Conditions
 from quantbench.subjects import import_seconds, settings_of
 from quantbench.subjects._prompts import Prompts, read_prompts
 from quantbench.subjects._top_logprobs import compare_top_tokens
@@ -24,6 +26,10 @@ from quantbench.trace import Answer, Generation, LoadPoint, Round, TopLogprobs, 
 
 _UNSEEN = "a server's memory is not seen from here"
 _NO_FILES = "the model is known by its server's URL only, so there is no reference to compare with"
+_INTERRUPTS = (
+    "; llama-cpp-python's server cuts off the answer that it is sending when another request comes, unless it is started with "
+    "--interrupt_requests false"
+)
 _ABSENT = {
     "weights": _UNSEEN,
     "peak": _UNSEEN,
@@ -97,7 +103,7 @@ def measure(job: Job, folder: Path) -> None:
             native = _native(client, conditions.output_tokens)
             answers = _answers(client, conditions.answer_tokens)
             rounds = _rounds(client, job)
-            points = tuple(_burst(client, level, conditions.output_tokens) for level in levels(conditions.concurrency))
+            points, broke = _load(client, conditions)
             artifact, reference = endpoint.artifact, each.reference
             Trace(
                 import_s=import_s,
@@ -115,8 +121,10 @@ def measure(job: Job, folder: Path) -> None:
                 columns=None,
                 load_points=points,
                 top_logprobs=top if isinstance(top, TopLogprobs) else None,
-                native=native,
+                native={} if isinstance(native, str) else native,
                 absent=_ABSENT
+                | ({"load_points": broke} if broke else {})
+                | ({"native": native} if isinstance(native, str) else {})
                 | ({"answers": _NO_FILES} if tokenizer is None else {})
                 | ({"top_logprobs": top} if isinstance(top, str) else {}),
                 facts={
@@ -147,14 +155,20 @@ def _compare(endpoint: Endpoint, tokenizer: Tokenizer | None, prompts: Prompts) 
         return _NO_FILES
     if task.reference is None or reference is None:
         return "no reference to compare with: it cannot open this checkpoint here"
-    return compare_top_tokens(endpoint, tokenizer, task.prompts, reference, task.reference)
+    try:
+        return compare_top_tokens(endpoint, tokenizer, task.prompts, reference, task.reference)
+    except ModelError as error:  # what it says of likeliest tokens is one thing, how fast it is another
+        return str(error)
 
 
-def _native(client: Client, limit: int) -> dict[str, float]:
-    """The server's own timings summed over all prompts."""
+def _native(client: Client, limit: int) -> dict[str, float] | str:
+    """The server's own timings summed over all prompts; a string says why they cannot be used."""
     totals: dict[str, float] = {}
     for prompt in client.task.prompts:
-        said = client.endpoint.native(prompt, limit)
+        try:
+            said = client.endpoint.native(prompt, limit)
+        except ModelError as error:  # timings that cannot be; a server that is down fails what is timed here as well
+            return str(error)
         if not said:
             return {}
         for name, figure in said.items():
@@ -178,6 +192,21 @@ def _rounds(client: Client, job: Job) -> tuple[Round, ...]:
         return Round(index=index, variant=answers, anchor=())
 
     return until_steady(take, lambda each: sum(answer.e2e_s for answer in each.variant), job.effort)
+
+
+def _load(client: Client, conditions: Conditions) -> tuple[tuple[LoadPoint, ...], str]:
+    """A point for each level, up to the one at which the server failed, with that failure in words; empty where none did.
+
+    What was timed alone before stays, so the failure costs the figures of concurrency only.
+    """
+    points: list[LoadPoint] = []
+    for level in levels(conditions.concurrency):
+        try:
+            points.append(_burst(client, level, conditions.output_tokens))
+        except ModelError as error:
+            hint = _INTERRUPTS if isinstance(error, StreamDroppedError) and level > 1 else ""
+            return tuple(points), f"with {level} requests at once: {error}{hint}"
+    return tuple(points), ""
 
 
 def _burst(client: Client, concurrency: int, limit: int) -> LoadPoint:

@@ -56,10 +56,12 @@ def _caption(group: Group) -> str:
     if not group.rows:
         return "Nothing of this was measured; quantbench run --model MODEL fills the measured columns"
     check = " (an instrument check)" if group.instrument_check else ""
-    return (
-        f"Measured on {group.model}{check} against {group.reference}; {group.hardware}; "
-        f"run {group.fact('run_id')}, started {group.fact('started_at')[:16]} UTC"
+    parts = (
+        f"Measured on {group.model}{check} against {group.reference}",
+        group.hardware,  # empty where a server did not say what it runs on
+        f"run {group.fact('run_id')}, started {group.fact('started_at')[:16]} UTC",
     )
+    return "; ".join(filter(None, parts))
 
 
 def _paired(fields: Sequence[Field]) -> list[Field]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -138,8 +139,11 @@ def sleeps(handler: Any) -> None:
 
 
 @contextmanager
-def connected(stand_in: StandIn, key: str = "", model: str = "", silence_s: float = PATIENCE_S) -> Iterator[Endpoint]:
-    with connect(ServerAddress(url=stand_in.url, model=model), key=key, silence_s=silence_s) as endpoint:
+def connected(
+    stand_in: StandIn, key: str = "", model: str = "", silence_s: float = PATIENCE_S, request_s: float = PATIENCE_S
+) -> Iterator[Endpoint]:
+    address = ServerAddress(url=stand_in.url, model=model)
+    with connect(address, key=key, silence_s=silence_s, request_s=request_s) as endpoint:
         yield endpoint
 
 
@@ -289,6 +293,115 @@ class TestFailures:
         assert "/v1/elsewhere" not in [path for path, _, _ in stand_in.asked]
 
 
+def usage(**counts: object) -> tuple[bytes, ...]:
+    return (*WHOLE[:3], event(usage=counts), DONE)
+
+
+def drips(handler: Any) -> None:
+    """A byte now and then, each soon enough after the one before: the headers first."""
+    with contextlib.suppress(OSError):
+        for byte in b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nx: " + b"x" * 1000:
+            handler.wfile.write(bytes([byte]))
+            handler.wfile.flush()
+            time.sleep(SILENCE_S / 10)
+    handler.close_connection = True
+
+
+def floods(line: bytes, times: int) -> Callable[[Any], None]:
+    def answer(handler: Any) -> None:
+        with contextlib.suppress(OSError):
+            streams(*[line] * times)(handler)
+        handler.close_connection = True
+
+    return answer
+
+
+HOSTILE: dict[str, tuple[Callable[[Any], None], str]] = {
+    "more tokens than asked": (streams(*usage(completion_tokens=5)), "counts 5 tokens of an answer, where 4 are the most"),
+    "1e15 tokens": (streams(*usage(completion_tokens=10**15)), r"counts more than 10\^9 tokens of an answer"),
+    "1e30 tokens": (streams(*usage(completion_tokens=10**30)), r"counts more than 10\^9 tokens of an answer"),
+    "a prompt of 1e30": (streams(*usage(prompt_tokens=10**30)), r"counts more than 10\^9 tokens of a prompt"),
+    "a long line": (floods(b"data: " + b"x" * (1 << 18), 8), "sent an event of more than 1048576 bytes"),
+    "a long comment": (floods(b":" + b"x" * (1 << 18), 8), "sent an event of more than 1048576 bytes"),
+    "comments without end": (floods((b":" + b"x" * 1022 + b"\n") * 512, 200), "streams more than 67108864 bytes"),
+    "events without end": (streams(event() * 2000, DONE), "sends events without end"),
+    "brackets without end": (streams(b"data: " + b"[" * 100_000 + b"\n\n"), "sent no JSON object but"),
+    "compressed": (says(b"x", kind="text/event-stream", **{"content-encoding": "gzip"}), r"compresses its answer \(gzip\)"),
+    "a long error": (says(b"x" * (1 << 20), 500), r"failed \(500: x{200}\)"),
+    "slow, a byte now and then": (drips, f"had not ended its answer after {2 * SILENCE_S:g} s"),
+    "slow, an event now and then": (
+        streams(*[event("x")] * 20, pause_s=SILENCE_S / 2), f"had not ended its answer after {2 * SILENCE_S:g} s",
+    ),
+}  # fmt: skip
+
+
+class TestHostile:
+    """What a server may send that is no figure: each ends the request with one sentence."""
+
+    @pytest.mark.parametrize("name", HOSTILE)
+    def test_is_refused_in_one_sentence(self, stand_in: StandIn, name: str) -> None:
+        route, sentence = HOSTILE[name]
+        request_s = 2 * SILENCE_S if name.startswith("slow") else PATIENCE_S
+        with connected(stand_in) as opened:
+            facts = opened.facts
+        with connect(ServerAddress(url=stand_in.url, model="m"), key="", facts=facts, request_s=request_s) as endpoint:
+            stand_in.routes["/v1/completions"] = route
+            with pytest.raises(ModelError, match=sentence) as caught:
+                endpoint.answer("Say", 4)
+        assert str(caught.value).isprintable()
+        assert len(str(caught.value)) < 500
+
+    @pytest.mark.parametrize("count", [None, -3, True, "7", 2.5, 1e30, float("nan")])
+    def test_what_is_no_count_is_counted_here(self, stand_in: StandIn, count: object) -> None:
+        stand_in.routes["/v1/completions"] = streams(*usage(completion_tokens=count, prompt_tokens=count))
+        with connected(stand_in) as endpoint:
+            answer = endpoint.answer("Say", 9)
+        assert (answer.tokens, answer.prompt_tokens) == (None, None)
+
+    @pytest.mark.parametrize(
+        ("top", "sentence"),
+        [
+            ({"a": 0.5}, "sent 0.5 as a log-probability"),
+            ({"a": -0.5, "b": 1e30}, r"sent 1e\+30 as"),
+            ({"a": 10**400}, "sent a number beyond float64 as"),
+            ({"a": float("-inf")}, "sent -inf as"),
+            ({"a": float("nan")}, "sent nan as"),
+            ({"a": -0.1, "b": -9999.0}, "sent -9999 as"),
+            ({"a": -0.1, "b": -0.2}, "add up to more than 1"),
+        ],
+    )
+    def test_log_probabilities_that_are_none(self, stand_in: StandIn, top: object, sentence: str) -> None:
+        stand_in.routes["/v1/completions"] = says({"choices": [{"text": " a", "logprobs": {"top_logprobs": [top]}}]})
+        with connected(stand_in) as endpoint, pytest.raises(ModelError, match=sentence):
+            endpoint.top_tokens("Say", 5)
+
+    def test_float32s_rounding_is_no_lie(self, stand_in: StandIn) -> None:
+        stand_in.routes["/v1/completions"] = says(
+            {"choices": [{"text": " a", "logprobs": {"top_logprobs": [{"a": 1e-6, "b": -15.0}]}}]}
+        )
+        with connected(stand_in) as endpoint:
+            assert endpoint.top_tokens("Say", 5) == {"a": 0.0, "b": -15.0}
+
+    @pytest.mark.parametrize(
+        "said",
+        [
+            {"eval_count": 10**15}, {"prompt_eval_count": 10**30}, {"eval_duration": 10**30}, {"eval_duration": 10**12},
+            {"eval_duration": 1}, {"prompt_eval_duration": 1},
+        ],
+    )  # fmt: skip
+    def test_ollamas_timings_that_cannot_be(self, stand_in: StandIn, said: dict[str, int]) -> None:
+        good = {"prompt_eval_count": 20, "prompt_eval_duration": 10**7, "eval_count": 8, "eval_duration": 10**7}
+        stand_in.routes["/api/version"] = says({"version": "0.99.1"})
+        stand_in.routes["/api/generate"] = says({**good, **said})
+        with connected(stand_in) as endpoint, pytest.raises(ModelError, match=r"cannot be used$"):
+            endpoint.native("Say", 8)
+
+    def test_a_body_without_end(self, stand_in: StandIn) -> None:
+        stand_in.routes["/v1/models"] = floods(b"x" * (1 << 20), 40)
+        with pytest.raises(ModelError, match="sent a body of more than 16777216 bytes"), connected(stand_in):
+            pass
+
+
 class TestModels:
     @pytest.mark.parametrize(
         ("listed", "sentence"),
@@ -340,7 +453,7 @@ class TestTopTokens:
     @pytest.mark.parametrize(
         "logprobs",
         [None, {}, [], {"top_logprobs": None}, {"top_logprobs": [None]}, {"content": []}, {"content": [1]},
-         {"top_logprobs": [{"a": None, "b": "x", "c": float("-inf")}]}],
+         {"top_logprobs": [{"a": None, "b": "x", "c": True}]}],
     )  # fmt: skip
     def test_without_any_there_is_none(self, stand_in: StandIn, logprobs: object) -> None:
         stand_in.routes["/v1/completions"] = says({"choices": [{"text": " a", "logprobs": logprobs}]})
@@ -358,13 +471,13 @@ class TestOllama:
     def test_its_own_timings_are_nanoseconds_and_counts(self, stand_in: StandIn) -> None:
         stand_in.routes["/api/version"] = says({"version": "0.99.1"})
         stand_in.routes["/api/generate"] = says(
-            {"response": "x", "prompt_eval_count": 20, "prompt_eval_duration": 500_000_000, "eval_count": 8,
-             "eval_duration": 2_000_000_000, "load_duration": 1}
+            {"response": "x", "prompt_eval_count": 20, "prompt_eval_duration": 10_000_000, "eval_count": 8,
+             "eval_duration": 20_000_000, "load_duration": 1}
         )  # fmt: skip
         with connected(stand_in) as endpoint:
             found = endpoint.native("Say", 8)
             assert endpoint.facts["kernel"] == "ollama 0.99.1"
-        assert found == {"prompt_tokens": 20, "prefill_s": 0.5, "tokens": 8, "decode_s": 2.0}
+        assert found == {"prompt_tokens": 20, "prefill_s": 0.01, "tokens": 8, "decode_s": 0.02}
         (asked,) = stand_in.bodies("/api/generate")
         assert (asked["model"], asked["prompt"], asked["stream"], asked["raw"]) == ("m", "Say", False, True)
         assert asked["options"]["num_predict"] == 8
@@ -469,6 +582,32 @@ class TestKeys:
         assert "refused the key that was sent" in told[2]
         assert "bad key ***" in told[3]
         assert SECRET not in " ".join([*told, repr(METHODS["server"].recipe(wanted))])
+
+    def test_no_word_of_the_server_repeats_it(self, stand_in: StandIn) -> None:
+        """In its name, its models, its headers, its errors, what is no JSON, and in an answer, even where that cuts it."""
+        stand_in.routes["/v1/models"] = says({"data": [{"id": f"m {SECRET}", "owned_by": f"by {SECRET}"}]})
+        half = len(SECRET) // 2
+        told: list[str] = []
+        with connected(stand_in, key=SECRET) as endpoint:
+            stand_in.routes["/v1/completions"] = streams(event(f"a {SECRET[:half]}"), event(SECRET[half:]), *WHOLE[2:])
+            answer = endpoint.answer("Say", 4)
+            told += [repr(endpoint.facts), repr(answer)]
+            assert ("".join(answer.pieces), len(answer.pieces), len(answer.arrivals_s)) == ("a ***", 2, 2)
+            for route in (
+                fails(404), says(b"x" * 195 + SECRET.encode(), 500), says(b"", kind=f"text/{SECRET}"),
+                streams(b"data: " + b"y" * 190 + SECRET.encode() + b"\n\n"), streams(event(error=f"bad {SECRET}")),
+            ):  # fmt: skip
+                stand_in.routes["/v1/completions"] = route
+                with pytest.raises(ModelError) as caught:
+                    endpoint.answer("Say", 4)
+                told.append(str(caught.value))
+        assert SECRET[:half] not in " ".join(told)
+        assert stand_in.bodies("/v1/completions")[0]["model"] == f"m {SECRET}"  # what is asked for stays what it is called
+
+    def test_a_placeholder_for_a_key_is_no_secret(self, stand_in: StandIn) -> None:
+        stand_in.routes["/v1/completions"] = streams(*WHOLE)
+        with connected(stand_in, key="o") as endpoint:
+            assert endpoint.answer("Say", 4).pieces == ("Hello", " world")
 
     def test_the_recipe_names_server_and_concurrency(self) -> None:
         keys = {

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from quantbench.errors import ModelError
 from quantbench.job import TRACE_FILE, Checkpoint, Job, Task
-from quantbench.methods import METHODS, Artifact, Settings, Streamed
+from quantbench.methods import METHODS, Artifact, Settings, StreamDroppedError, Streamed
 from quantbench.metrics import evaluate
 from quantbench.models._checkpoint import resolve
 from quantbench.passes.similarity import LOGPROBS_FILE, REFERENCE_FILE
@@ -28,7 +28,7 @@ from quantbench.subjects import causal, served
 from quantbench.subjects._prompts import Prompts
 from quantbench.subjects._top_logprobs import POSITIONS, UNREACHABLE, Place, compare_top_tokens, summarize
 from quantbench.subjects.served import Client, levels, measure
-from quantbench.trace import Reference, TopLogprobs, Trace
+from quantbench.trace import LoadPoint, Reference, TopLogprobs, Trace
 
 URL = "http://localhost:1/v1"
 PROMPTS = ("one", "two", "three")
@@ -206,7 +206,44 @@ class TestUrlModel:
         point = served._burst(client(endpoint, tokenizer=None), 7, 4)
         assert point.tokens == sum(len(PROMPTS[number % 3]) for number in range(7))
 
-    def test_a_failure_under_load_is_the_jobs_failure(self, endpoint: Scripted) -> None:
+    @pytest.mark.parametrize(
+        ("error", "hint"),
+        [(StreamDroppedError("server dropped the stream"), True), (ModelError("server failed (500)"), False)],
+    )
+    def test_a_failure_under_load_costs_the_figures_of_concurrency_only(
+        self, error: ModelError, hint: bool, endpoint: Scripted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        real = served._burst
+
+        def burst(client: Client, concurrency: int, limit: int) -> LoadPoint:
+            if concurrency > 1:
+                raise error
+            return real(client, concurrency, limit)
+
+        monkeypatch.setattr(served, "_burst", burst)
+        measure(job(tmp_path, resolve(URL), CONDITIONS), tmp_path)
+        values = evaluate(Trace.load(tmp_path / TRACE_FILE.format(0)), None)
+        assert values["decode_tps"] == pytest.approx(4.0)
+        assert json.loads(str(values["concurrency_tps"])).keys() == {"1"}
+        for name in ("concurrency", "concurrent_tps", "concurrent_ttft_s"):
+            missing = values[name]
+            assert isinstance(missing, Missing)
+            assert missing.reason.startswith(f"with 2 requests at once: {error}")
+            assert ("--interrupt_requests" in missing.reason) == hint
+
+    def test_absurd_timings_of_its_own_are_no_figure_and_no_failure(
+        self, endpoint: Scripted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse(self: Scripted, prompt: str, limit: int) -> Mapping[str, float]:
+            raise ModelError("its timings cannot be used")
+
+        monkeypatch.setattr(Scripted, "native", refuse)
+        measure(job(tmp_path, resolve(URL), CONDITIONS), tmp_path)
+        values = evaluate(Trace.load(tmp_path / TRACE_FILE.format(0)), None)
+        assert values["native_decode_tps"] == Missing("its timings cannot be used")
+        assert values["decode_tps"] == pytest.approx(4.0)
+
+    def test_a_failure_under_load_is_the_bursts_failure(self, endpoint: Scripted) -> None:
         endpoint.broken = True
         with pytest.raises(ModelError, match="dropped the stream"):
             served._burst(client(endpoint, tokenizer=None), 4, 4)

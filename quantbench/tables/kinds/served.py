@@ -1,0 +1,76 @@
+"""What only a server has: many requests at once, its likeliest tokens, and timings of its own, beside one request at a time."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from quantbench.methods import METHODS
+from quantbench.tables import TableKind
+from quantbench.tables import _fields as f
+from quantbench.tables._assemble import assemble, instrument_note
+from quantbench.tables._lines import Line, plain_lines
+from quantbench.tables._rows import Group, groups
+from quantbench.tables._table import Cell, Heading
+from quantbench.units import format_seconds, significant
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from quantbench.tables._table import Table
+
+_NOTES = (
+    "alone: one request at a time; together: as many at once as asked for, tokens/s of all answers, TTFT with the queue",
+    "by requests at once: tokens/s of all answers at each level up to the most",
+    "chrF: of the answers against the reference's, 100 where equal; top-1: share of places with the same likeliest token",
+    "own timings: as the server itself counts and times them",
+)
+
+
+def table(frame: pd.DataFrame) -> list[Table]:
+    """One table per run, model and prompt set of ``frame`` in which a server was asked."""
+    return [made for group in groups(frame) if group.reads == "prompts" and (made := _table(group))]
+
+
+def _table(group: Group) -> Table | None:
+    lines = [line for line in plain_lines(group) if line.row and _is_served(line.row.text("method"))]
+    if not lines:
+        return None
+    fields = [
+        f.Field(Heading(key="variant", title="Variant"), lambda line: Cell(line.label)),
+        f.measured("decode_tps", "Alone, tokens/s"),
+        f.measured("ttft_s", "TTFT alone", format_seconds),
+        f.measured("concurrency", "Requests at once", "{:.0f}".format),
+        f.measured("concurrent_tps", "Together, tokens/s"),
+        f.measured("concurrent_ttft_s", "TTFT together", format_seconds),
+        f.Field(Heading(key="concurrency_tps", title="By requests at once", source="measured"), _levels),
+        f.measured("chrf", "chrF", "{:.1f}".format),
+        f.measured("top1_served", "Top-1", "{:.1%}".format),
+        f.measured("topk_logprob_error", "Log-probability error, nats"),
+        f.measured("native_decode_tps", "Own timings, tokens/s"),
+        *f.background("exact_match", "top_logprob_positions", "topk_overlap", "native_prefill_tps"),
+        *f.status(shown=True),
+    ]
+    return assemble("served", "Served", lines, fields, [*_NOTES, *instrument_note(group)])
+
+
+def _is_served(method: str) -> bool:
+    return method in METHODS and METHODS[method].endpoint
+
+
+def _levels(line: Line) -> Cell:
+    """``1: 64, 4: 128``; the raw value is the stored JSON."""
+    text = line.row.text("concurrency_tps") if line.row else ""
+    try:
+        rates = {int(level): float(rate) for level, rate in json.loads(text or "{}").items()}
+    except (ValueError, TypeError, AttributeError):
+        return Cell(None)
+    if not rates:
+        return Cell(None)
+    return Cell(text, ", ".join(f"{level}: {significant(rates[level])}" for level in sorted(rates)))
+
+
+SERVED = TableKind(
+    name="served", about="servers: tokens/s alone and with many requests at once, chrF and likeliest tokens", place=68,
+    build=table,
+)  # fmt: skip
