@@ -25,7 +25,7 @@ FIGURES = {
 
 
 def served_record(record: Make, **changes: object) -> Record:
-    return record("server/as-served", **{**FIGURES, **changes}, facts={"elsewhere": "the hardware is not known", "threads": "0"})
+    return record("server/as-served", **{**FIGURES, **changes}, facts={"elsewhere": "hardware is not known", "threads": "0"})
 
 
 def test_concurrency_and_chrf_are_shown(write: Write, record: Make) -> None:
