@@ -41,7 +41,7 @@ def bound(client: httpx.Client) -> None:
     httpx has no public way to hand its pools another network backend; a pool that keeps none under this name stays as it is.
     """
     for transport in (client._transport, *client._mounts.values()):  # noqa: SLF001 - see above
-        pool = getattr(transport, "_pool", None)
+        pool: Any = getattr(transport, "_pool", None)
         if hasattr(pool, "_network_backend"):
             pool._network_backend = _Backend(pool._network_backend)  # noqa: SLF001 - see above
 

@@ -174,7 +174,8 @@ def _raw(response: httpx.Response, peer: Peer) -> Iterator[bytes]:
     coding = response.headers.get("content-encoding", "identity")
     if coding.strip().lower() not in ("", "identity"):
         raise ModelError(f"server {peer.url} compresses its answer ({peer.quote(coding)}), which was asked for as it is")
-    return response.iter_raw()
+    chunks: Iterator[bytes] = response.iter_raw()
+    return chunks
 
 
 def most_prompt_tokens(prompt: str) -> int:
