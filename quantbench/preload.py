@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib.util import find_spec
 
 _WITH: Mapping[str, tuple[str, ...]] = {
@@ -12,7 +13,10 @@ _WITH: Mapping[str, tuple[str, ...]] = {
     "transformers": ("transformers.models.auto.tokenization_auto", "transformers.models.llama.modeling_llama"),
 }
 SHARED = ("numpy", "torch", "transformers")
-"""What the fork server imports once for all workers."""
+"""What the fork server imports once for all workers of runtimes that need torch."""
+
+WITHOUT_TORCH = ("numpy",)
+"""The same for those that need none: some 320 MB of torch would count as memory of each."""
 
 
 def import_library(name: str) -> float:
@@ -23,6 +27,12 @@ def import_library(name: str) -> float:
     return time.perf_counter() - started
 
 
-def import_shared() -> dict[str, float]:
-    """Import the shared libraries that are installed; seconds by library."""
-    return {name: import_library(name) for name in SHARED if find_spec(name)}
+def import_shared(libraries: Collection[str]) -> dict[str, float]:
+    """Import those of the libraries that are installed; seconds by library.
+
+    Where torch is not among them, it is kept out of this process for good: transformers, of which a runtime without torch
+    needs the tokenizers, would import it just because it is installed.
+    """
+    if "torch" not in libraries:
+        sys.modules["torch"] = None  # type: ignore[assignment]  # Python's own way to say that there is no such module
+    return {name: import_library(name) for name in libraries if find_spec(name)}

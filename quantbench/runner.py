@@ -263,7 +263,7 @@ class Runner:
                 (folder / REFERENCE_FOLDER.format(0)).symlink_to(into)
             self._progress.working(kind, folder)
             engine = self._engine()
-            Job(
+            job = Job(
                 kind=kind,
                 checkpoint=checkpoint,
                 variant=first.variant,
@@ -271,8 +271,8 @@ class Runner:
                 effort=self._plan.effort,
                 tasks=tuple(tasks),
                 probes=probes,
-                preloaded=dict(engine.preloaded),
-            ).save(folder)
+            )
+            replace(job, preloaded=dict(engine.preloaded(job))).save(folder)
             return folder, engine.run(folder, self._plan.effort.timeout_s)
         except (QuantbenchError, OSError) as error:
             self._opened = None

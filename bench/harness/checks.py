@@ -14,6 +14,7 @@ from statistics import median
 import dummies
 import fidelity
 import planned
+import waiting
 from ratios import Result, seconds_in_turn, time_ratio
 
 import results
@@ -135,6 +136,9 @@ ALL: dict[str, Callable[[], Iterable[Result]]] = {
     "many-files": results.many_files,
     "appending": results.appending,
     "default-matrix": default_matrix,
+    "waiting-speeds": waiting.speeds,
+    "beside-work": waiting.beside_work,
+    "peak-memory": waiting.peak_memory,
 }
 
 

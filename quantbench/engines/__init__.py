@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from quantbench.job import FAILURE_FILE, TRACE_FILE
+from quantbench.job import FAILURE_FILE, TRACE_FILE, Job
 from quantbench.record import Status
 from quantbench.registry import Registry
 from quantbench.trace import Trace
@@ -27,9 +27,8 @@ class Failure:
 class Runner(Protocol):
     """An opened engine."""
 
-    @property
-    def preloaded(self) -> Mapping[str, float]:
-        """Seconds of imports, by package, that a worker inherits instead of doing them itself."""
+    def preloaded(self, job: Job) -> Mapping[str, float]:
+        """Seconds of imports, by package, that a worker of ``job`` inherits instead of doing them itself."""
 
     def run(self, folder: Path, timeout_s: float) -> Failure | None:
         """Run the job in ``folder``; None when it ended well."""

@@ -1,4 +1,6 @@
-"""The fork server: imports once, then forks a worker per request. Requests and answers are JSON lines on its pipes.
+"""The fork server: imports the libraries on its command line once, then forks a worker per request.
+
+Requests and answers are JSON lines on its pipes.
 
 In: ``{"folder": DIR, "fork": true}``. Out: a greeting, then per request ``{"pid": N}`` and ``{"returncode": N}``.
 When its standard input closes it kills the worker it still runs and ends.
@@ -24,7 +26,7 @@ def main() -> None:
     """Serve until standard input closes."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever an import prints must not land between the answers
-    _answer(answers, {"preloaded": import_shared(), "cuda_initialized": _cuda_initialized()})
+    _answer(answers, {"preloaded": import_shared(sys.argv[1:]), "cuda_initialized": _cuda_initialized()})
     wake_read, wake_write = os.pipe()
     os.set_blocking(wake_write, False)
     signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)

@@ -9,12 +9,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from quantbench.engines import Engine, Failure, Runner, reported_failure
+from quantbench.job import Job
 
 
 class InlineRunner:
     """Runs jobs in this process; a timeout cannot be kept here."""
 
-    preloaded: Mapping[str, float] = {}
+    def preloaded(self, job: Job) -> Mapping[str, float]:
+        """See Runner; nothing is inherited."""
+        return {}
 
     def run(self, folder: Path, timeout_s: float) -> Failure | None:
         """See Runner; ``timeout_s`` is not enforced."""

@@ -1,5 +1,7 @@
 """The process engine: every job in a fresh process, forked from a server that has torch and transformers imported.
 
+Runtimes that need no torch have a server without it, so that their peak memory is their own.
+
 A worker starts in 0.15 s instead of 5 s and decodes as fast as a spawned one. On a GPU the fork is only safe while nothing
 preloaded has initialized CUDA; the server says so, and otherwise each job is spawned.
 """
@@ -12,7 +14,7 @@ import os
 import select
 import signal
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -21,9 +23,15 @@ from quantbench import cgroups
 from quantbench.children import python_module
 from quantbench.engines import Engine, Failure, Runner, reported_failure
 from quantbench.errors import QuantbenchError
+from quantbench.job import Job
+from quantbench.methods import METHODS
 from quantbench.methods._devices import says_out_of_memory
+from quantbench.preload import SHARED, WITHOUT_TORCH
 from quantbench.record import Status
 from quantbench.waiting import bounded
+
+_TORCH_FREE = frozenset(("llama_cpp", "gguf"))
+"""Libraries that never import torch."""
 
 _LAST_LINES = 60
 _SHOWN = 300
@@ -36,15 +44,15 @@ _ENVIRONMENT = {
 }
 
 
-class ProcessRunner:
-    """Talks JSON lines with the fork server over pipes; jobs and results travel as files."""
+class _Server:
+    """Talks JSON lines with a fork server over pipes; jobs and results travel as files."""
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, libraries: Sequence[str]) -> None:
         """Start the server; it imports while the caller goes on, and the first job waits for it."""
         environment = {**os.environ, **_ENVIRONMENT, **bounded(os.environ)}
         self._device = device
-        self._server = subprocess.Popen(
-            python_module("quantbench.engines._fork_server"),
+        self._process = subprocess.Popen(
+            python_module("quantbench.engines._fork_server", *libraries),
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, start_new_session=True,
         )  # fmt: skip
         self._hello: dict[str, Any] | None = None
@@ -52,7 +60,7 @@ class ProcessRunner:
 
     @property
     def preloaded(self) -> Mapping[str, float]:
-        """See Runner."""
+        """Seconds of its imports, by package."""
         seconds: dict[str, float] = self._greeting()["preloaded"]
         return seconds
 
@@ -81,13 +89,13 @@ class ProcessRunner:
     def close(self) -> None:
         """Stop the server and whatever it still runs."""
         with contextlib.suppress(OSError, ValueError):
-            _pipe(self._server.stdin).close()
+            _pipe(self._process.stdin).close()
         try:
-            self._server.wait(timeout=5)
+            self._process.wait(timeout=5)
         except subprocess.TimeoutExpired:
-            os.killpg(self._server.pid, signal.SIGKILL)
-            self._server.wait()
-        _pipe(self._server.stdout).close()
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+        _pipe(self._process.stdout).close()
 
     def _greeting(self) -> dict[str, Any]:
         if self._hello is None:
@@ -100,12 +108,12 @@ class ProcessRunner:
 
     def _send(self, message: dict[str, Any]) -> None:
         self._greeting()
-        stream = _pipe(self._server.stdin)
+        stream = _pipe(self._process.stdin)
         stream.write(json.dumps(message).encode() + b"\n")
         stream.flush()
 
     def _receive(self, timeout_s: float | None) -> dict[str, Any]:
-        handle = _pipe(self._server.stdout).fileno()
+        handle = _pipe(self._process.stdout).fileno()
         while b"\n" not in self._received:
             if not select.select([handle], [], [], timeout_s)[0]:
                 raise TimeoutError
@@ -116,6 +124,46 @@ class ProcessRunner:
         line, _, self._received = self._received.partition(b"\n")
         answer: dict[str, Any] = json.loads(line)
         return answer
+
+
+class ProcessRunner:
+    """Runs each job in a worker of one of two servers, with torch imported or without it, started when first needed."""
+
+    def __init__(self, device: str) -> None:
+        """Nothing is started before the first job."""
+        self._device = device
+        self._servers: dict[Sequence[str], _Server] = {}
+
+    def preloaded(self, job: Job) -> Mapping[str, float]:
+        """See Runner."""
+        return self._server(job).preloaded
+
+    def run(self, folder: Path, timeout_s: float) -> Failure | None:
+        """See Runner."""
+        return self._server(Job.load(folder)).run(folder, timeout_s)
+
+    def close(self) -> None:
+        """Stop the servers and whatever they still run."""
+        for server in self._servers.values():
+            server.close()
+
+    def _server(self, job: Job) -> _Server:
+        libraries = SHARED if needs_torch(job) else WITHOUT_TORCH
+        if libraries not in self._servers:
+            self._servers[libraries] = _Server(self._device, libraries)
+        return self._servers[libraries]
+
+
+def needs_torch(job: Job) -> bool:
+    """Whether a job's worker needs torch, or may need it.
+
+    None needs what measures a variant of which all required libraries are known to work without. Preparing and probing may
+    load the original with torch, a reference is scored by it, and a checkpoint's own code may import anything.
+    """
+    if job.kind != "measure" or job.checkpoint.trust_remote_code or job.variant.method not in METHODS:
+        return True
+    requires = METHODS[job.variant.method].requires
+    return not requires or not _TORCH_FREE.issuperset(requires)
 
 
 def oom_kills() -> int:
@@ -130,7 +178,7 @@ def oom_kills() -> int:
 
 @contextmanager
 def open_process(device: str) -> Iterator[Runner]:
-    """Start the fork server, and stop it at the end."""
+    """Fork servers are started when first needed, and stopped at the end."""
     runner = ProcessRunner(device)
     try:
         yield runner
@@ -138,7 +186,7 @@ def open_process(device: str) -> Iterator[Runner]:
         runner.close()
 
 
-PROCESS = Engine("process", "each variant in a fresh process, forked from a server with torch imported", open_process)
+PROCESS = Engine("process", "each variant in a fresh process, forked from a server, with torch where needed", open_process)
 
 
 def _pipe(stream: IO[bytes] | None) -> IO[bytes]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from quantbench.engines import collected_trace, process
 from quantbench.engines.process import ProcessRunner, open_process
 from quantbench.errors import QuantbenchError
-from quantbench.job import Job, Task
+from quantbench.job import Job, JobKind, Task
 from quantbench.models._checkpoint import resolve
 from quantbench.record import Status
 from quantbench.scenario import PROFILES, Conditions, Variant
@@ -112,10 +113,46 @@ def test_a_server_that_dies_is_one_sentence(stub_path: Path, tmp_path: Path, mon
     monkeypatch.setenv("PYTHONPATH", str(stub_path))
     with open_process("cpu") as opened:
         assert isinstance(opened, ProcessRunner)
-        os.killpg(opened._server.pid, signal.SIGKILL)
+        folder = job(tmp_path / "a", "exact")
+        os.killpg(opened._server(Job.load(folder))._process.pid, signal.SIGKILL)
 
         with pytest.raises(QuantbenchError, match="the fork server ended unexpectedly"):
-            opened.run(job(tmp_path / "a", "exact"), 60)
+            opened.run(folder, 60)
+
+
+def test_what_needs_no_torch_is_forked_from_a_server_without_it(
+    stub_path: Path, shared_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some 320 MB of torch counted as peak memory of each; the tokenizer is transformers' own all the same."""
+    monkeypatch.setenv("PYTHONPATH", str(stub_path))
+    monkeypatch.setenv("QUANTBENCH_CACHE", str(shared_cache))
+    monkeypatch.setattr(process, "needs_torch", lambda _: False)
+    folder = job(tmp_path / "a", "exact")
+    with open_process("cpu") as opened:
+        assert set(opened.preloaded(Job.load(folder))) == {"numpy"}
+        assert opened.run(folder, 60) is None
+
+    trace = collected_trace(folder, 0)
+    assert trace is not None
+    assert trace.peak is not None
+    assert trace.peak.peak_rss_bytes < 150e6  # torch alone takes more
+
+
+@pytest.mark.parametrize(
+    ("variant", "kind", "needed"),
+    [
+        ("gguf/q4_k_m", "measure", False), ("gguf/q4_k_m", "prepare", True), ("gguf/q4_k_m", "probe", True),
+        ("gguf/q4_k_m", "reference", True), ("torch/fp32", "measure", True), ("server/as-served", "measure", True),
+        ("of-a-plug-in/int8", "measure", True),
+    ],
+)  # fmt: skip
+def test_torch_is_kept_from_what_llama_cpp_measures_alone(tmp_path: Path, variant: str, kind: JobKind, needed: bool) -> None:
+    method, _, precision = variant.partition("/")
+    asked = Job.load(job(tmp_path / "a", "exact"))
+
+    assert process.needs_torch(replace(asked, kind=kind, variant=Variant(method=method, precision=precision))) is needed
+    own_code = replace(asked.checkpoint, trust_remote_code=True)
+    assert process.needs_torch(replace(asked, variant=Variant(method="gguf", precision="f16"), checkpoint=own_code))
 
 
 def test_what_lies_in_the_current_folder_is_not_imported(

@@ -119,10 +119,12 @@ def _is_on_gpus(trace: Trace) -> bool:
 
 def test_a_forked_worker_opens_cuda(runner: ProcessRunner, tmp_path: Path) -> None:
     """The server has imported torch and transformers, and must not have initialized CUDA."""
-    assert runner._greeting()["cuda_initialized"] is False
-    assert {"torch", "transformers"} <= set(runner.preloaded)
-    assert runner._may_fork()
-    assert _is_on_gpus(_ran(runner, _job(tmp_path / "a", "torch/fp16")))
+    folder = _job(tmp_path / "a", "torch/fp16")
+    server = runner._server(Job.load(folder))
+    assert server._greeting()["cuda_initialized"] is False
+    assert {"torch", "transformers"} <= set(server.preloaded)
+    assert server._may_fork()
+    assert _is_on_gpus(_ran(runner, folder))
 
 
 @pytest.mark.parametrize(("precision", "most"), [("fp32", 1e-6), ("fp16", 1e-3), ("bf16", 5e-3)])
