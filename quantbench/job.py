@@ -48,6 +48,8 @@ class Checkpoint:
 class Task:
     """One prompt set of a job; ``reference`` is the folder of the reference's artifact, made before any variant runs.
 
+    Where that is None, ``no_reference`` says why.
+
     Where ``is_text``, the one prompt is a running text to be scored in chunks; where ``tokens`` is not 0, it is repeated, and
     cut, to so many. ``batch`` sequences are answered together.
     """
@@ -58,6 +60,7 @@ class Task:
     is_text: bool = False
     tokens: int = 0
     batch: int = 1
+    no_reference: str = ""
 
     @property
     def alone(self) -> bool:

@@ -35,7 +35,10 @@ _KEYS = {"models": list, "prompts": list, "control": bool, "methods": dict, "con
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Matrix:
-    """Axes and conditions; ``source`` names the file for messages."""
+    """Axes and conditions; ``source`` names the file for messages.
+
+    ``for_builtin``: the variants were chosen for built-in models. A model of one's own gets only those that cost little.
+    """
 
     models: tuple[str, ...]
     prompts: tuple[str, ...]
@@ -43,13 +46,20 @@ class Matrix:
     control: bool = True
     conditions: Conditions = field(default_factory=Conditions)
     source: str = ""
+    for_builtin: bool = False
+
+    @property
+    def own(self) -> tuple[str, ...]:
+        """Models that do not come with quantbench, where nobody chose variants for them."""
+        return tuple(name for name in self.models if name not in models.MODELS) if self.for_builtin else ()
 
 
 def default_matrix() -> Matrix:
     """Every method at its usual precisions, on the canary with ten prompts."""
     offered = [(method.name, each) for method in METHODS for each in method.precisions]
     variants = tuple(Variant(method=name, precision=each.name) for name, each in offered if each.usual)
-    return Matrix(models=("canary",), prompts=("ten",), variants=variants)
+    timed = Conditions(answer_tokens=Conditions().output_tokens)  # the timed answers are then the compared ones
+    return Matrix(models=("canary",), prompts=("ten",), variants=variants, conditions=timed, for_builtin=True)
 
 
 def every_variant(methods: Sequence[str], precisions: Sequence[str]) -> list[Variant]:
@@ -95,8 +105,9 @@ def read_matrix(path: Path) -> Matrix:
         prompts=tuple(body.get("prompts", default.prompts)),
         variants=_variants(path, body["methods"]) if "methods" in body else default.variants,
         control=body.get("control", True),
-        conditions=_conditions(path, body.get("conditions", {})),
+        conditions=_conditions(path, body["conditions"]) if "conditions" in body else default.conditions,
         source=str(path),
+        for_builtin="methods" not in body or ("models" in body and all(name in models.MODELS for name in body["models"])),
     )
 
 
@@ -108,14 +119,44 @@ def select(
     Models and prompt sets replace the matrix's own. Methods and precisions filter it; a method that the matrix lacks is added
     with its usual precisions, and a precision that the matrix lacks is added wherever a method (of those asked for) has it.
     """
-    variants = matrix.variants
+    variants, named = matrix.variants, bool(methods or precisions)
     if methods:
         held = {variant.method for variant in variants}
         extra = [variant for name in methods if name not in held for variant in _usual(name)]
         variants = tuple(variant for variant in variants if variant.method in methods) + tuple(extra)
     if precisions:
         variants = _with_precisions(variants, precisions, methods or [method.name for method in METHODS])
-    return replace(matrix, models=tuple(models) or matrix.models, prompts=tuple(prompts) or matrix.prompts, variants=variants)
+    return replace(
+        matrix, models=tuple(models) or matrix.models, prompts=tuple(prompts) or matrix.prompts, variants=variants,
+        for_builtin=matrix.for_builtin and not named,
+    )  # fmt: skip
+
+
+def left_out(matrix: Matrix) -> tuple[str, ...]:
+    """What is left out for models of one's own, as nobody named it and it costs time: methods with the reason, precisions."""
+    if not matrix.own:
+        return ()
+    kept = {(each.method, each.precision) for each in matrix.variants if _is_cheap(each)}
+    costly = [f"{method.name} ({method.costly})" for method in METHODS if method.costly]
+    others = {
+        method.name: [each.name for each in method.precisions if (method.name, each.name) not in kept]
+        for method in METHODS
+        if not method.costly and not method.endpoint
+    }
+    more = [f"{name} {_listed(precisions)}" for name, precisions in others.items() if precisions]
+    return (*costly, *more)
+
+
+_MOST_LISTED = 5
+
+
+def _listed(precisions: Sequence[str]) -> str:
+    return ", ".join(precisions) if len(precisions) <= _MOST_LISTED else f"in {len(precisions)} more precisions"
+
+
+def _is_cheap(variant: Variant) -> bool:
+    method = METHODS[variant.method]
+    return not method.costly and not method.endpoint and method.precision(variant.precision).first
 
 
 def _usual(method: str) -> list[Variant]:
@@ -161,10 +202,11 @@ def scenarios(matrix: Matrix) -> list[Scenario]:
     ordered = sorted(matrix.variants, key=lambda variant: variant != reference)
     if matrix.control and reference in ordered:
         ordered.insert(1, replace(reference, control=True))
+    cheap = [each for each in ordered if _is_cheap(each)]
     planned = [
         Scenario(model=model, variant=variant, prompts=name, conditions=conditions)
         for model in matrix.models
-        for variant, sets in _fitting(model, ordered, matrix.prompts)
+        for variant, sets in _fitting(model, cheap if model in matrix.own else ordered, matrix.prompts)
         for name in sets
     ]
     if not planned and ordered and matrix.models and all(map(models.is_module, matrix.models)):

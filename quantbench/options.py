@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from quantbench.engines import ENGINES
 from quantbench.errors import UsageError, unknown_name
-from quantbench.matrix import Matrix, default_matrix, read_matrix, scenarios, select
+from quantbench.matrix import Matrix, default_matrix, left_out, read_matrix, scenarios, select
 from quantbench.plan import Plan
 from quantbench.scenario import PROFILES, Conditions, Effort, Scenario, reads, split_batch
 
@@ -50,13 +50,14 @@ OPTIONS = (
     Option("server", "text", None, "URL", "what method server asks: http(s)://HOST[:PORT]/v1[#MODEL], or gguf/PRECISION here"),
     Option("concurrency", "int", None, "N", "the most requests that a server gets at once (4)"),
     Option("engine", "text", "process", "ENGINE", "process or inline"),
-    Option("profile", "text", "default", "PROFILE", "how hard to try: quick, default or thorough"),
+    Option("profile", "text", "default", "PROFILE", "how hard to try: quick (scores 32 tokens a prompt), default or thorough"),
     Option("repeats", "int", "1", "N", "measure everything so many times, each time in fresh processes"),
     Option("timeout", "float", None, "SECONDS", "limit for one variant with all its prompt sets"),
     Option("resume", "text", None, "RUN", "go on with a run, by its id or 'last': what it measured well is not measured again"),
     Option("compare", "text", None, "BASELINE", "compare the run with a results folder, a file or ids of earlier runs"),
     Option("fail-on", "text", "worse", "WHAT", "what of the comparison fails: worse, insufficient (or worse), or never"),
     Option("keep-jobs", "text", None, "DIR", "keep the job folders; rerun one with python -m quantbench.worker DIR/JOB"),
+    Option("probes", "flag", None, "", "try what a variant can do besides also on a model of one's own: LoRA, saving, devices"),
     Option("no-probes", "flag", None, "", "do not try what a variant can do besides: LoRA, saving, other devices"),
     Option("trust-remote-code", "flag", None, "", "let a checkpoint run its own Python code"),
 )
@@ -95,26 +96,38 @@ def plan(values: Values) -> Plan:
         raise unknown_name("engine", values["engine"], (engine.name for engine in ENGINES))
     if values["fail_on"] not in FAIL_ON:
         raise unknown_name("--fail-on", values["fail_on"], FAIL_ON)
+    if values["probes"] and values["no_probes"]:
+        raise UsageError("--probes and --no-probes are opposites; leave one out")
+    effort = _effort(values)
+    matrix = _matrix(values, effort)
+    unasked = bool(matrix.own) and not values["probes"]
     return Plan(
-        scenarios=tuple(_scenarios(values)),
-        effort=_effort(values),
+        scenarios=tuple(_scenarios(matrix, values["repeats"])),
+        effort=effort,
         engine=values["engine"],
         keep_jobs=Path(values["keep_jobs"]) if values["keep_jobs"] else None,
         trust_remote_code=values["trust_remote_code"],
-        probes=not values["no_probes"],
+        probes=not (values["no_probes"] or unasked),
+        left_out=(*left_out(matrix), *(["probes (--probes)"] if unasked and not values["no_probes"] else [])),
     )
 
 
-def _scenarios(values: Values) -> list[Scenario]:
+def _matrix(values: Values, effort: Effort) -> Matrix:
+    """The matrix as the options narrow it, with the conditions that they and the profile ask for."""
     matrix = read_matrix(Path(values["matrix"])) if values["matrix"] else default_matrix()
     matrix = select(
         matrix, models=values["model"], methods=values["method"], precisions=values["precision"], prompts=values["prompts"]
     )
     matrix = replace(matrix, prompts=tuple(_batched(matrix.prompts, values["batch"])))
-    planned = scenarios(_with_conditions(matrix, values))
-    if values["repeats"] < 1:
-        raise UsageError(f"--repeats {values['repeats']} measures nothing; ask for at least 1")
-    return [replace(scenario, repeat=repeat) for repeat in range(values["repeats"]) for scenario in planned]
+    matrix = _with_conditions(matrix, values)
+    return replace(matrix, conditions=effort.asked(matrix.conditions))
+
+
+def _scenarios(matrix: Matrix, repeats: int) -> list[Scenario]:
+    planned = scenarios(matrix)
+    if repeats < 1:
+        raise UsageError(f"--repeats {repeats} measures nothing; ask for at least 1")
+    return [replace(scenario, repeat=repeat) for repeat in range(repeats) for scenario in planned]
 
 
 def _batched(prompts: Sequence[str], batches: Sequence[str]) -> Iterator[str]:

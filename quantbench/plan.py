@@ -13,6 +13,7 @@ class Plan:
     """What a session wants measured, and how hard to try.
 
     ``keep_jobs``: leave job folders there for a rerun by hand. ``probes``: try what each variant can do besides answering.
+    ``left_out`` is what was not planned as nobody named it and it takes long.
     """
 
     scenarios: tuple[Scenario, ...]
@@ -21,3 +22,4 @@ class Plan:
     keep_jobs: Path | None = None
     trust_remote_code: bool = False
     probes: bool = True
+    left_out: tuple[str, ...] = ()

@@ -12,15 +12,16 @@ from quantbench.job import Checkpoint, Task
 from quantbench.machine import versions
 from quantbench.methods import METHODS
 from quantbench.metrics import evaluate
+from quantbench.metrics._columns import NO_REFERENCE
 from quantbench.metrics._samples import raw_samples
 from quantbench.metrics.text import compare_answers
 from quantbench.passes.similarity import REFERENCE_FILE
 from quantbench.preflight import Preflight
-from quantbench.record import Record, Status
+from quantbench.record import Missing, Record, Status, Value
 from quantbench.scenario import Scenario
 from quantbench.trace import Reference, Trace
 
-REFERENCE_FORMAT = 4
+REFERENCE_FORMAT = 5
 """Counts changes in how a reference is sampled, answered or scored; older artifacts are then made again."""
 
 _RUNTIMES = ("torch", "transformers", "llama-cpp-python", "bitsandbytes", "gptqmodel", "torchao")
@@ -64,7 +65,7 @@ class Recorder:
             scenario=scenario,
             scenario_key=self.key(scenario, checkpoint),
             status=Status.OK,
-            values=evaluate(trace, reference),
+            values=_explained(evaluate(trace, reference), task.no_reference),
             facts={**trace.facts, "anchor": trace.anchor},
             samples=tuple(raw_samples(trace, scenario.conditions.output_tokens - 1)),
             outputs=compare_answers(trace.answers, reference.answers, trace.columns) if reference and trace.answers else (),
@@ -73,14 +74,30 @@ class Recorder:
         )
 
 
+def _explained(values: Mapping[str, Value], no_reference: str) -> dict[str, Value]:
+    """Where metrics only know that there is no reference: why there is none."""
+    absent = Missing(NO_REFERENCE)
+    return {name: Missing(no_reference) if no_reference and value == absent else value for name, value in values.items()}
+
+
 def reference_identity(wanted: Scenario, checkpoint: Checkpoint) -> dict[str, object]:
     """All that the artifact of the reference ``wanted`` is made from."""
     chosen = prompts.load(wanted.prompts)
     return {
         "content": checkpoint.content_hash, "prompts": chosen.content_hash, "variant": wanted.variant.name,
-        "conditions": wanted.heeded(), "recipe": dict(METHODS[wanted.variant.method].recipe(wanted)),
+        "conditions": _made_by(wanted), "recipe": dict(METHODS[wanted.variant.method].recipe(wanted)),
         "versions": {name: number for name, number in versions().items() if name in _RUNTIMES}, "format": REFERENCE_FORMAT,
     }  # fmt: skip
+
+
+_NOT_MADE_BY = ("threads", "reference", "output_tokens")
+_NOT_OF_A_TEXT = ("answer_tokens", "continuation_tokens", "seed")
+
+
+def _made_by(wanted: Scenario) -> dict[str, str | int]:
+    """The conditions that its artifact is made by: not threads, nor the length of timed answers."""
+    others = (*_NOT_MADE_BY, *(_NOT_OF_A_TEXT if wanted.reads == "text" else ()))
+    return {name: value for name, value in wanted.heeded().items() if name not in others}
 
 
 def _identity(scenario: Scenario, checkpoint: Checkpoint | None) -> Mapping[str, str]:

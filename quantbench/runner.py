@@ -18,6 +18,7 @@ from quantbench.engines import Runner as OpenedEngine
 from quantbench.errors import QuantbenchError, StoreError, UnsupportedError
 from quantbench.job import REFERENCE_FOLDER, Checkpoint, Job, JobKind, Task
 from quantbench.methods import METHODS
+from quantbench.metrics._columns import NO_REFERENCE
 from quantbench.models import MODELS
 from quantbench.models._checkpoint import resolve
 from quantbench.plan import Plan
@@ -59,7 +60,7 @@ class Runner:
         for scenario in plan.scenarios:
             self._jobs.setdefault(scenario.job, []).append(scenario)
         self._checkpoints: dict[str, Checkpoint | QuantbenchError] = {}
-        self._references: dict[Scenario, Path | Failure | None] = {}
+        self._references: dict[Scenario, Path | str] = {}
         self._preflight = Preflight()
         self._recorder = Recorder(self._preflight)
         self._job_count = 0
@@ -204,26 +205,27 @@ class Runner:
             status = Status.SKIPPED if isinstance(error, UnsupportedError) else Status.ERROR
             return Failure(status=status, reason=str(error)), checkpoint
         reference = self._reference(scenario, checkpoint)
-        return reference if isinstance(reference, Failure) else replace(task, reference=reference), checkpoint
+        found = {"no_reference": reference} if isinstance(reference, str) else {"reference": reference}
+        return replace(task, **found), checkpoint
 
-    def _reference(self, scenario: Scenario, checkpoint: Checkpoint) -> Path | Failure | None:
-        """The folder of the reference's artifact; None where the reference cannot open such a checkpoint at all."""
+    def _reference(self, scenario: Scenario, checkpoint: Checkpoint) -> Path | str:
+        """The folder of the reference's artifact; or why there is none, which costs similarity and nothing else."""
         wanted = scenario.reference()
         if wanted not in self._references:
             self._references[wanted] = self._make_reference(wanted, checkpoint)
         return self._references[wanted]
 
-    def _make_reference(self, wanted: Scenario, checkpoint: Checkpoint) -> Path | Failure | None:
+    def _make_reference(self, wanted: Scenario, checkpoint: Checkpoint) -> Path | str:
         if checkpoint.kind not in ("hf", "gguf") or checkpoint.random_weights:
-            return None
+            return NO_REFERENCE
         try:
             METHODS[wanted.variant.method].check(checkpoint)
         except UnsupportedError:
-            return None
+            return NO_REFERENCE
+        except QuantbenchError as error:
+            return f"the reference {wanted.variant.name} could not be made: {error}"
         if refusal := self._preflight.outlook(wanted, checkpoint).refusal:
-            reason = f"the reference does not fit: {refusal}; name a smaller one with --reference, such as torch/bf16"
-            return Failure(status=Status.SKIPPED, reason=reason)
-        failures: list[Failure] = []
+            return f"the reference does not fit: {refusal}; name a smaller one with --reference, such as torch/bf16"
 
         def make(folder: Path) -> None:
             task = _asked(wanted.prompts)
@@ -231,14 +233,13 @@ class Runner:
                 self._work("prepare", wanted, checkpoint, [task])
             _, failure = self._work("reference", wanted, checkpoint, [task], into=folder)
             if failure:
-                failures.append(failure)
-                raise QuantbenchError(failure.reason)
+                hint = "; --timeout gives it more time, and --profile quick makes a smaller one"
+                raise QuantbenchError(failure.reason + hint * (failure.status is Status.TIMEOUT))
 
         try:
             return cache.artifact("reference", reference_identity(wanted, checkpoint), make)
         except (QuantbenchError, OSError) as error:
-            failure = failures[0] if failures else Failure(status=Status.ERROR, reason=str(error))
-            return replace(failure, reason=f"the reference {wanted.variant.name} could not be made: {failure.reason}")
+            return f"the reference {wanted.variant.name} could not be made: {error}"
 
     def _work(
         self,

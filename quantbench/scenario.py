@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
@@ -37,13 +38,15 @@ Reads = Literal["prompts", "text", "inputs"]
 class Precision:
     """One precision that a method offers; ``bits`` is the nominal figure its name promises, None where it promises none.
 
-    One that is not ``usual`` is measured only where it is named.
+    One that is not ``usual`` is measured only where it is named; one that is not ``first``, on a model of one's own, only
+    where it or its method is.
     """
 
     name: str
     bits: float | None
     title: str = ""
     usual: bool = True
+    first: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,7 +241,8 @@ class Scenario:
 class Effort:
     """How long to try; stays out of the scenario key.
 
-    ``precision`` is the half-width of the confidence interval of the median, relative, at which rounds stop.
+    ``precision`` is the half-width of the confidence interval of the median, relative, at which rounds stop. ``most_scored``
+    tokens of a prompt's continuation are sampled and scored at most, whatever the conditions ask for.
     """
 
     min_rounds: int = 6
@@ -246,10 +250,15 @@ class Effort:
     budget_s: float = 2.0
     precision: float = 0.02
     timeout_s: float = 900.0
+    most_scored: int = sys.maxsize
+
+    def asked(self, conditions: Conditions) -> Conditions:
+        """The conditions with continuations no longer than ``most_scored``: less is asked for, so that keys differ."""
+        return replace(conditions, continuation_tokens=min(conditions.continuation_tokens, self.most_scored))
 
 
 PROFILES: Mapping[str, Effort] = {
-    "quick": Effort(min_rounds=3, max_rounds=5, budget_s=1.0),
+    "quick": Effort(min_rounds=3, max_rounds=5, budget_s=1.0, most_scored=32),
     "default": Effort(),
     "thorough": Effort(min_rounds=10, max_rounds=100, budget_s=60.0, precision=0.01, timeout_s=3600.0),
 }

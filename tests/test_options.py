@@ -14,9 +14,11 @@ from quantbench.options import OPTIONS, Option, convert, plan
 from quantbench.scenario import PROFILES, Conditions
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from quantbench.plan import Plan
+    from quantbench.scenario import Scenario
 
 BY_NAME = {option.name: option for option in OPTIONS}
 
@@ -198,3 +200,57 @@ def test_a_text_and_inputs_of_a_module_are_never_batched(tmp_path: Path) -> None
 def test_batches_that_cannot_be_are_refused(prompts: str, batch: str, said: str) -> None:
     with pytest.raises(UsageError, match=said):
         _plan(prompts=prompts, batch=batch)
+
+
+def _variants(scenarios: Sequence[Scenario]) -> set[str]:
+    return {scenario.variant.name for scenario in scenarios}
+
+
+def test_for_a_model_of_ones_own_what_takes_long_is_left_out_and_listed() -> None:
+    found = _plan(model="org/model")
+    assert _variants(found.scenarios) == {
+        "torch/fp32", "torch/fp16", "torch/bf16", "torch-dynamic/int8", "bitsandbytes/int8", "bitsandbytes/nf4",
+        "torchao/int8-wo", "gguf/f16", "gguf/q8_0", "gguf/q6_k", "gguf/q5_k_m", "gguf/q4_k_m", "gguf/q3_k_m", "gguf/q2_k",
+    }  # fmt: skip
+    assert not found.probes
+    said = "; ".join(found.left_out)
+    for each in ("gptq (calibrates)", "awq (calibrates)", "qat (trains)", "prune (", "gguf in ", "probes (--probes)"):
+        assert each in said
+    assert "bitsandbytes nf4-dq, fp4" in found.left_out
+
+
+def test_what_is_named_is_not_left_out() -> None:
+    assert _variants(_plan(model="org/model", method="gptq").scenarios) == {"gptq/int8", "gptq/int4-g128"}
+    assert "bitsandbytes/fp4" in _variants(_plan(model="org/model", precision="fp4").scenarios)
+    assert _plan(model="org/model", method="gptq").left_out == ()
+    assert _plan(model="org/model", probes=True).probes
+    assert not _plan(no_probes=True).probes
+
+
+def test_a_built_in_model_has_every_method_and_its_probes() -> None:
+    found = _plan(model="canary")
+    assert found.probes
+    assert found.left_out == ()
+    assert {"gptq/int8", "prune/unstructured-50"} <= _variants(found.scenarios)
+
+
+@pytest.mark.parametrize(
+    ("models", "costs"), [('models = ["canary"]\n', False), ("", True), ('models = ["org/other"]\n', True)], ids=repr
+)
+def test_a_matrix_file_names_its_methods_unless_it_is_for_built_in_models(tmp_path: Path, models: str, costs: bool) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(models + '[methods]\ntorch = ["bf16"]\ngptq = ["int8"]\n')
+    found = _plan(matrix=str(path), model="org/model")
+    assert ("gptq/int8" in _variants(found.scenarios)) is costs
+    assert found.probes is costs
+
+
+def test_probes_cannot_be_asked_for_and_not() -> None:
+    with pytest.raises(UsageError, match="opposites"):
+        _plan(probes=True, no_probes=True)
+
+
+def test_the_quick_profile_scores_less_and_keys_tell() -> None:
+    quick, default = _plan(profile="quick").scenarios[0], _plan().scenarios[0]
+    assert quick.conditions.continuation_tokens == 32 < default.conditions.continuation_tokens
+    assert quick.key({}) != default.key({})

@@ -52,12 +52,15 @@ def test_what_cannot_fit_is_skipped_before_anything_is_loaded(tmp_path: Path, mo
     assert (row["status"], row["predicted_weight_bytes"]) == ("skipped", FP32_BYTES)
 
 
-def test_a_reference_that_cannot_fit_is_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reference_that_cannot_fit_costs_similarity_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planner, "memory_limit", lambda: 15 * 10**6)
     record = _measured(_scenario("bf16"), tmp_path)
-    assert record.status is Status.SKIPPED
-    assert record.reason.startswith("the reference does not fit: torch/fp32 of canary takes")
-    assert record.reason.endswith("name a smaller one with --reference, such as torch/bf16")
+    assert record.status is Status.OK
+    assert record.values["weight_bytes"] == 2 * 5_770_496 + 128
+    missing = record.values["kld_mean"]
+    assert isinstance(missing, Missing)
+    assert missing.reason.startswith("the reference does not fit: torch/fp32 of canary takes")
+    assert missing.reason.endswith("name a smaller one with --reference, such as torch/bf16")
 
 
 def test_a_dummy_that_cannot_fit_is_not_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,18 +31,20 @@ from quantbench.methods._protocols import (
     HasModule,
     LoadedModel,
     LoadedModule,
+    SamplesTogether,
     Sampling,
     Settings,
     Sliced,
     StreamDroppedError,
     Streamed,
+    until_end,
 )
 from quantbench.registry import Registry
 from quantbench.scenario import Precision, Scenario
 
 __all__ = [
     "METHODS", "SCORE_POSITIONS", "Artifact", "Batched", "Endpoint", "HasModule", "LoadedModel", "LoadedModule", "Method",
-    "Sampling", "Settings", "Sliced", "StreamDroppedError", "Streamed", "method",
+    "SamplesTogether", "Sampling", "Settings", "Sliced", "StreamDroppedError", "Streamed", "method", "until_end",
 ]  # fmt: skip
 
 Subject = LoadedModel | LoadedModule | Endpoint
@@ -74,6 +76,7 @@ class Method:
     kinds: tuple[str, ...]
     reads: tuple[str, ...]
     endpoint: bool
+    costly: str
     opener: Opener
     preparer: Preparer | None = field(default=None, init=False)
     saver: Saver | None = field(default=None, init=False)
@@ -164,19 +167,22 @@ def method(
     kinds: Iterable[str] = ("hf",),
     reads: Iterable[str] = (),
     endpoint: bool = False,
+    costly: str = "",
 ) -> Callable[[Opener], Method]:
     """Register a context-manager function that yields a LoadedModel as a method.
 
     ``requires`` are module names to look for; ``extra`` is the extra of this package that installs them (default: the
     method's name); ``kinds`` are the checkpoint kinds it opens, ``reads`` the quantization methods whose checkpoints it loads
-    as they are; an ``endpoint`` yields an Endpoint instead. The function's docstring says what the method is.
+    as they are; an ``endpoint`` yields an Endpoint instead. One that is ``costly`` (what it does that takes long, as a verb)
+    is measured on a model of one's own only where it is named. The function's docstring says what the method is.
     """
 
     def register(opener: Opener) -> Method:
         about = (opener.__doc__ or "").strip().splitlines()
         return Method(
             name=name, about=about[0] if about else "", precisions=tuple(precisions), requires=tuple(requires),
-            extra=extra or name, anchor=anchor, kinds=tuple(kinds), reads=tuple(reads), endpoint=endpoint, opener=opener,
+            extra=extra or name, anchor=anchor, kinds=tuple(kinds), reads=tuple(reads), endpoint=endpoint,
+            costly=costly, opener=opener,
         )  # fmt: skip
 
     return register

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
@@ -107,6 +107,26 @@ class Sliced(Protocol):
 
     def score_sliced(self, tokens: Sequence[int], first: int, positions: int) -> Iterator[NDArray[np.float32]]:
         """``score`` in forward passes over at most ``positions`` tokens, from 1 to ``SCORE_POSITIONS``."""
+
+
+@runtime_checkable
+class SamplesTogether(Protocol):
+    """A loaded model that can sample after several prompts together, faster than after one at a time."""
+
+    def sample_together(
+        self, prompts: Sequence[Sequence[int]], limit: int, samplings: Sequence[Sampling], ends: Container[int]
+    ) -> Sequence[tuple[int, ...]]:
+        """At most ``limit`` tokens after each prompt, up to and with the first of ``ends``, each drawn with its own seed."""
+
+
+def until_end(tokens: Iterable[int], ends: Container[int]) -> tuple[int, ...]:
+    """``tokens`` up to and with the first of ``ends``; no further one is asked for."""
+    kept = []
+    for token in tokens:
+        kept.append(token)
+        if token in ends:
+            break
+    return tuple(kept)
 
 
 @runtime_checkable

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from functools import cached_property, partial
+from itertools import repeat
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from quantbench.methods import SCORE_POSITIONS, Sampling, Settings
+from quantbench.methods import SCORE_POSITIONS, Sampling, Settings, until_end
 from quantbench.methods._devices import placed, places_of, wait_for
 from quantbench.methods._random_weights import load_random
+from quantbench.methods._sampled import sample_together
 from quantbench.trace import WeightMemory
 
 if TYPE_CHECKING:
@@ -93,6 +95,15 @@ class TransformersModel:
                 logits = self.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
                 ids = choose(logits[:, -1])
                 yield ids
+
+    def sample_together(
+        self, prompts: Sequence[Sequence[int]], limit: int, samplings: Sequence[Sampling], ends: Container[int]
+    ) -> Sequence[tuple[int, ...]]:
+        """See SamplesTogether."""
+        together = sample_together(self.model, prompts, limit, samplings, ends)
+        if together is not None:
+            return together
+        return [until_end(self.generate(*each), ends) for each in zip(prompts, repeat(limit), samplings, strict=False)]
 
     def score(self, tokens: Sequence[int], first: int = 0) -> Iterator[NDArray[np.float32]]:
         """See LoadedModel. The model's own forward pass with its cache."""

@@ -24,6 +24,7 @@ INT4_G32 = Precision(name="int4-g32", bits=4, title="INT4, groups of 32", usual=
     precisions=[INT4_G128, INT4_G64, INT4_G32],
     requires=["torch", "transformers", "accelerate", "gptqmodel"],
     reads=["awq"],
+    costly="calibrates",
 )
 @contextmanager
 def open_awq(scenario: Scenario, settings: Settings) -> Iterator[LoadedModel]:

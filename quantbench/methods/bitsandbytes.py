@@ -17,8 +17,8 @@ from quantbench.scenario import Precision, Scenario
 
 INT8 = Precision(name="int8", bits=8, title="INT8")
 NF4 = Precision(name="nf4", bits=4, title="NF4")
-NF4_DQ = Precision(name="nf4-dq", bits=4, title="NF4, double quantization")
-FP4 = Precision(name="fp4", bits=4, title="FP4")
+NF4_DQ = Precision(name="nf4-dq", bits=4, title="NF4, double quantization", first=False)
+FP4 = Precision(name="fp4", bits=4, title="FP4", first=False)
 
 _BLOCK, _NESTED_BLOCK = 64, 256
 """Weights that share a scale, and, where these are quantized in turn, scales that share one."""

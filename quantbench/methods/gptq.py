@@ -27,6 +27,7 @@ INT2 = Precision(name="int2", bits=2, title="INT2, groups of 128", usual=False)
     precisions=[INT8, INT4_G128, INT4_G64, INT4_G32, INT3, INT2],
     requires=["torch", "transformers", "gptqmodel", "optimum"],
     reads=["gptq"],
+    costly="calibrates",
 )
 @contextmanager
 def open_gptq(scenario: Scenario, settings: Settings) -> Iterator[LoadedModel]:

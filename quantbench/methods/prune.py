@@ -56,7 +56,7 @@ _FORMAT = 1
 _SPARSE_CAPABILITY = (8, 0)
 
 
-@method("prune", precisions=PRECISIONS, requires=["torch", "transformers"], extra="torch")
+@method("prune", precisions=PRECISIONS, requires=["torch", "transformers"], extra="torch", costly="prunes and searches")
 @contextmanager
 def open_prune(scenario: Scenario, settings: Settings) -> Iterator[LoadedModel]:
     """Smallest weights zeroed (global L1, 2:4) or FFN neurons removed, some then quantized by bitsandbytes"""

@@ -38,7 +38,7 @@ _CHECKPOINT = "checkpoint"
 _CURVE = "training.json"
 
 
-@method("qat", precisions=[INT8, INT4], requires=["torch", "transformers", "torchao"], extra="torchao")
+@method("qat", precisions=[INT8, INT4], requires=["torch", "transformers", "torchao"], extra="torchao", costly="trains")
 @contextmanager
 def open_qat(scenario: Scenario, settings: Settings) -> Iterator[LoadedModel]:
     """Trained by self-distillation with its quantization simulated, then quantized on load by torchao"""

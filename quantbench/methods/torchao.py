@@ -14,11 +14,11 @@ from quantbench.methods._transformers import TransformersModel
 from quantbench.scenario import Precision, Scenario
 
 INT8_WO = Precision(name="int8-wo", bits=8, title="INT8, weights only")
-INT8_DYN = Precision(name="int8-dyn", bits=8, title="INT8, activations too")
+INT8_DYN = Precision(name="int8-dyn", bits=8, title="INT8, activations too", first=False)
 INTX8_DYN = Precision(name="intx8-dyn", bits=8, title="INT8, asymmetric activations too", usual=False)
-INTX4_WO = Precision(name="intx4-wo", bits=4, title="INT4 in 8-bit storage")
-INT4_WO = Precision(name="int4-wo", bits=4, title="INT4, weights only")
-FP8 = Precision(name="fp8", bits=8, title="FP8, activations too")
+INTX4_WO = Precision(name="intx4-wo", bits=4, title="INT4 in 8-bit storage", first=False)
+INT4_WO = Precision(name="int4-wo", bits=4, title="INT4, weights only", first=False)
+FP8 = Precision(name="fp8", bits=8, title="FP8, activations too", first=False)
 
 
 @method(

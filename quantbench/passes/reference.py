@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from quantbench.errors import ModelError
 from quantbench.job import Checkpoint, Task
-from quantbench.methods import LoadedModel, Sampling
+from quantbench.methods import LoadedModel, SamplesTogether, Sampling, until_end
 from quantbench.models._checkpoint import checkpoint_dtype, count_parameters
 from quantbench.models._tokenizer import Tokenizer, encode_prompts
 from quantbench.passes.similarity import (
@@ -17,7 +18,6 @@ from quantbench.passes.similarity import (
     Scored,
     answer_greedily,
     log_softmax,
-    until_end,
 )
 from quantbench.passes.text import read_chunks
 from quantbench.scenario import Conditions
@@ -44,10 +44,8 @@ def make_reference(
         scored = read_chunks(tokenizer, task.prompts[0], conditions)
     else:
         prompts = encode_prompts(tokenizer, task)
-        scored = [
-            (prompt, until_end(model.generate(prompt, conditions.continuation_tokens, Sampling(seed=seed)), tokenizer.ends))
-            for seed, prompt in enumerate(prompts, start=conditions.seed * 1000)
-        ]
+        said = _continued(model, prompts, conditions, tokenizer.ends)
+        scored = list(zip(prompts, said, strict=True))
         if not all(continuation for _, continuation in scored):
             raise ModelError("the reference generated nothing after a prompt; its generate() must give the tokens asked for")
         answers = answer_greedily(model, list(zip(task.prompts, prompts, strict=True)), conditions.answer_tokens, tokenizer)
@@ -60,6 +58,17 @@ def make_reference(
         continuations=tuple(tuple(continuation) for _, continuation in scored),
         answers=answers,
     ).save(folder / REFERENCE_FILE)
+
+
+def _continued(
+    model: LoadedModel, prompts: Sequence[Sequence[int]], conditions: Conditions, ends: frozenset[int]
+) -> Sequence[tuple[int, ...]]:
+    """What the model says after each prompt, each sampled with a seed of its own."""
+    limit, first = conditions.continuation_tokens, conditions.seed * 1000
+    samplings = [Sampling(seed=seed) for seed in range(first, first + len(prompts))]
+    if isinstance(model, SamplesTogether):
+        return model.sample_together(prompts, limit, samplings, ends)
+    return [until_end(model.generate(prompt, limit, each), ends) for prompt, each in zip(prompts, samplings, strict=True)]
 
 
 def _write_logprobs(model: LoadedModel, scored: Scored, folder: Path) -> None:

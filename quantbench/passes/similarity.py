@@ -6,14 +6,14 @@ Logits are streamed against the reference's memory-mapped log-probabilities; onl
 from __future__ import annotations
 
 import time
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from quantbench.errors import ModelError
-from quantbench.methods import LoadedModel
+from quantbench.methods import LoadedModel, until_end
 from quantbench.models._tokenizer import Tokenizer
 from quantbench.trace import Answer
 
@@ -165,13 +165,3 @@ def answers_of(
         tokens = until_end(spoken, tokenizer.ends)
         answers.append(Answer(prompt=text, prompt_tokens=tuple(ids), tokens=tokens, text=tokenizer.decode(tokens)))
     return tuple(answers)
-
-
-def until_end(tokens: Iterable[int], ends: Container[int]) -> tuple[int, ...]:
-    """``tokens`` up to and with the first of ``ends``; no further one is asked for."""
-    kept = []
-    for token in tokens:
-        kept.append(token)
-        if token in ends:
-            break
-    return tuple(kept)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from quantbench.tables._fields import BETWEEN_PROCESSES, NEAR_EDGE, Field
-from quantbench.tables._lines import Line
+from quantbench.tables._lines import Line, failures
 from quantbench.tables._rows import REPEATS, Group
 from quantbench.tables._show import short
 from quantbench.tables._table import Table
@@ -45,7 +45,7 @@ def assemble(name: str, title: str, lines: Sequence[Line], fields: Sequence[Fiel
         notes=(
             *notes,
             *(f"{sign} {meaning}" for sign, meaning in signs.items() if sign in shown),
-            *(line.failure for line in lines if line.failure),
+            *failures(lines),
             *([_REPEATED] if any(line.row and line.row.number(REPEATS) for line in lines) else []),
             *_missing(lines, fields),
         ),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from quantbench.tables._rows import FAILED, Group, Row
 from quantbench.tables.claimed import ClaimTable
+
+_MOST_NAMED = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,12 +29,17 @@ class Line:
     @property
     def failure(self) -> str:
         """What went wrong, in a sentence; empty where nothing did or nothing was planned."""
+        return f"{self.label}: {self.trouble}" if self.trouble else ""
+
+    @property
+    def trouble(self) -> str:
+        """The same without the line's label: what may stand for many lines."""
         if self.row is None:
             return ""
         if self.row.ok:
             failed = self.row.text(FAILED)
-            return f"{self.label}: otherwise {failed}" if failed else ""
-        return f"{self.label}: {self.status}, {self.row.text('reason') or 'no reason kept'}"
+            return f"otherwise {failed}" if failed else ""
+        return f"{self.status}, {self.row.text('reason') or 'no reason kept'}"
 
     @property
     def alternated(self) -> bool:
@@ -88,6 +95,22 @@ def claimed_lines(claims: ClaimTable) -> list[Line]:
 def plain_lines(group: Group) -> list[Line]:
     """Every row of the group, with nothing claimed."""
     return [_line(group, row, row.variant, {}) for row in group.rows]
+
+
+def failures(lines: Iterable[Line], named: Callable[[Line], str] = lambda line: line.label) -> list[str]:
+    """What went wrong, each sentence once: with the line that it is of as it is ``named``, or with how many it stands for."""
+    found: dict[str, list[str]] = {}
+    for line in lines:
+        if line.trouble:
+            found.setdefault(line.trouble, []).append(named(line))
+    return [
+        f"{names[0]}: {trouble}" if len(names) == 1 else f"{len(names)} scenarios ({_some(names)}): {trouble}"
+        for trouble, names in found.items()
+    ]
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) <= _MOST_NAMED else f"{', '.join(names[:_MOST_NAMED])} and others"
 
 
 def _line(group: Group, row: Row, label: str, claims: Mapping[str, str]) -> Line:

@@ -9,7 +9,7 @@ from quantbench.errors import StoreError
 from quantbench.store import load
 from quantbench.tables import _fields as f
 from quantbench.tables._assemble import assemble
-from quantbench.tables._lines import Line, plain_lines
+from quantbench.tables._lines import Line, failures, plain_lines
 from quantbench.tables._rows import Group, groups
 from quantbench.tables._show import with_interval
 from quantbench.tables._table import Cell, Heading
@@ -49,14 +49,10 @@ def run_summary(results: str, run_id: str, width: int | None = None, *, brief: b
 
 
 def _failures(frame: pd.DataFrame, columns: int) -> list[str]:
-    """Every row that was not measured, with its reason."""
-    return [
-        part
-        for group in groups(frame)
-        for line in plain_lines(group)
-        if line.failure
-        for part in wrap(f"- {group.model}, prompts {group.prompts}, {line.failure}", columns, "  ")
-    ]
+    """Every row that was not measured, with its reason; rows of one reason together."""
+    lines = [line for group in groups(frame) for line in plain_lines(group)]
+    said = failures(lines, lambda line: f"{line.group.model}, prompts {line.group.prompts}, {line.label}")
+    return [part for each in said for part in wrap(f"- {each}", columns, "  ")]
 
 
 def overview(frame: pd.DataFrame) -> list[Table]:

@@ -54,6 +54,17 @@ def test_failures_and_skips_have_their_reasons(write: Write, record: Make, folde
     assert "- torch/fp16: skipped, no torch" in text
 
 
+@pytest.mark.parametrize("brief", [True, False])
+def test_a_reason_that_stands_for_many_rows_is_said_once(write: Write, record: Make, folder: str, brief: bool) -> None:
+    names = ("torch/fp16", "torch/bf16", "gguf/q8_0", "gguf/q4_k_m")
+    write([record(), *(record(name, status="skipped", reason="too large by far") for name in names)])
+    text = "\n".join(run_summary(folder, "run-1", 200, brief=brief))
+
+    assert text.count("too large by far") == 1
+    assert "4 scenarios (" in text
+    assert "and others): skipped, too large by far" in text
+
+
 @pytest.mark.parametrize("odd", ["all failed", "single", "nulls", "empty values", "control only"])
 def test_odd_rows_never_raise(write: Write, record: Make, folder: str, missing: Callable[[str], Missing], odd: str) -> None:
     none = missing("not there")
