@@ -114,11 +114,16 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """Stop the engine and write the run's row; a regression fails a session in which no test failed."""
+    """Stop the engine and write the run's row.
+
+    A session in which no test failed fails where nothing was measured of what was selected, and by a regression.
+    """
     state = session.config.stash.get(_SESSION, None)
     if state is not None:
         state.finish(interrupted=exitstatus == pytest.ExitCode.INTERRUPTED)
-        if exitstatus == pytest.ExitCode.OK and state.comparison and state.comparison.fails:
+        if exitstatus == pytest.ExitCode.OK and state.nothing:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        elif exitstatus == pytest.ExitCode.OK and state.comparison and state.comparison.fails:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
             session.config.stash[FAILED_COMPARISON] = state.comparison.ended
 

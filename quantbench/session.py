@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -44,6 +45,8 @@ class Session:
         self.run_id = ""
         self.comparison: Outcome | None = None
         self._problem = ""
+        self.nothing = ""
+        """What to say of a run that tried to measure something and measured nothing; empty for any other."""
 
     def start(self, selected: Sequence[str], *, verbosity: int | None) -> None:
         """Open the store and the runner for the selected scenarios; progress is shown unless ``verbosity`` is None.
@@ -88,7 +91,7 @@ class Session:
     @property
     def notes(self) -> Sequence[str]:
         """What is to be said besides the results."""
-        notes = [self._problem] if self._problem else []
+        notes = [each for each in (self._problem, self.nothing) if each]
         if self._earlier and self._runner:
             count = len(self._runner.resumed)
             notes.append(f"resumed: {count} of the {self._planned} scenarios of this run had been measured before")
@@ -101,6 +104,8 @@ class Session:
         statuses = {key: kept.status for key, kept in self._earlier.rows.items()} if self._earlier else {}
         statuses |= {(record.scenario.id, record.repeat): record.status for record in self.records}
         ok = sum(status == "ok" for status in statuses.values())
+        if self.records and not ok and not interrupted:
+            self.nothing = _nothing_measured(self.records)
         with self._stack:
             try:
                 self._store.finish(planned=self._planned, finished=len(statuses), ok=ok, interrupted=interrupted)
@@ -136,6 +141,15 @@ class Session:
         jobs = {scenario.job for scenario in chosen if earlier is None or not earlier.finished(scenario)}
         display = None if verbosity is None else open_display(quiet=verbosity < 0)
         return Progress(display, jobs=len(jobs), polls=self._plan.engine != "inline")
+
+
+def _nothing_measured(records: Sequence[Record]) -> str:
+    """One sentence on a run without a single figure: how its scenarios ended, and why most of them did."""
+    ended = Counter(str(record.status) for record in records)
+    reasons = Counter(record.reason for record in records if record.reason)
+    counted = ", ".join(f"{count} {status}" for status, count in ended.most_common())
+    why = f", most often because: {reasons.most_common(1)[0][0].splitlines()[0]}" if reasons else ""
+    return f"nothing was measured ({counted}){why}"
 
 
 def _require_devices(chosen: Sequence[Scenario]) -> None:

@@ -141,7 +141,10 @@ INLINE = {
     "disabled": ("--benchmark-disable", "-k", "not refused"),
     "without": ("-p", "no:benchmark", "-rs"),
     "quiet": ("-q", "-k", "load and not exact"),
+    "nothing": ("own.py", "test_load.py", "-k", "refused or passes"),
+    "own": ("own.py", "test_load.py", "-k", "passes"),
 }
+UNMEASURED = ("nothing", "own")
 
 
 def run_by_hand(sound: Ran, stub_path: Path) -> Ran:
@@ -186,6 +189,7 @@ def run_resumed(interrupted: Ran, stub_path: Path) -> tuple[Ran, Ran]:
 def run_short(sound: Ran, stub_path: Path) -> dict[str, Ran]:
     """What ends soon or starts no process: one after another in one process, in the folder of that run."""
     plan(sound.folder, "exact,noisy,refused", matrix="short.toml")
+    (sound.folder / "own.py").write_text("def test_passes(): pass\n")
     common = ("--quantbench-matrix=short.toml", "-p", "quantbench.plugin", *OPTIONS)
     inline = ("-p", "benchmark", "--quantbench-engine=inline", "--quantbench-no-probes")
     runs = {
@@ -432,13 +436,22 @@ class TestShortRuns:
     def test_the_inline_engine_measures_in_this_process(self, short: dict[str, Ran]) -> None:
         """A worker of its own would be the first to go when memory runs out."""
         own = Path("/proc/self/oom_score_adj").read_text().strip()
-        for name in INLINE:
+        for name in sorted(INLINE.keys() - set(UNMEASURED)):
             facts = json.loads(short[name].table().query("status == 'ok'").facts.iloc[-1])
             assert facts["oom_score_adj"] == own
 
     def test_a_refusal_is_a_skip_with_the_reason(self, short: dict[str, Ran]) -> None:
         assert short["without"].end.ret == pytest.ExitCode.OK
         short["without"].end.stdout.fnmatch_lines(["*the stub cannot run here; use another precision*"])
+
+    def test_a_run_that_measured_nothing_of_what_was_selected_fails_with_one_sentence(self, short: dict[str, Ran]) -> None:
+        """Though all that was not skipped passed; where no scenario was selected the suite is not quantbench's to judge."""
+        assert short["nothing"].end.ret == pytest.ExitCode.TESTS_FAILED
+        short["nothing"].end.assert_outcomes(passed=1, skipped=1, deselected=2)
+        said = "nothing was measured (1 skipped), most often because: the stub cannot run here; use another precision"
+        assert short["nothing"].end.stdout.str().count(said) == 1
+        assert short["own"].end.ret == pytest.ExitCode.OK
+        short["own"].end.assert_outcomes(passed=1, deselected=3)
 
     def test_collect_only_measures_nothing(self, short: dict[str, Ran]) -> None:
         short["listed"].end.stdout.fnmatch_lines(["test_latency.py::test_prefill[[]canary/stub-noisy/two[]]"])

@@ -11,7 +11,7 @@ from quantbench.cli._output import message, paragraph, print_json, warnings_as_m
 from quantbench.cli._results import ResultsOption
 from quantbench.compare import Verdict, parse_threshold, show
 from quantbench.compare import compare as compared
-from quantbench.compare.sides import load_side
+from quantbench.compare.sides import is_whole, load_side
 from quantbench.errors import StoreError, UsageError
 from quantbench.tables.render import render
 
@@ -40,11 +40,12 @@ def compare(
         with warnings_as_messages():
             after = load_side(candidate, results)
             before = load_side(baseline, results, window=window, but=tuple(after["run_id"].unique()))
+            whole = is_whole(after, candidate, results)
             further = load_side(again, results) if again else None
     except StoreError as error:
         message(str(error))
         raise typer.Exit(INSUFFICIENT) from None
-    found = compared(before, after, again=further, thresholds=thresholds)
+    found = compared(before, after, again=further, thresholds=thresholds, whole=whole)
     if output == "json":
         print_json(show.as_data(found))
     elif output == "junit":

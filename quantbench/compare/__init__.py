@@ -3,7 +3,9 @@
 Speeds are judged by the decision rule (``quantbench.verdict``), whose unit is a fresh process. Figures that are the same each
 time they are measured (bytes, and KLD at an equal seed and kernel) go by a threshold alone. What was asked differently, was
 measured on another machine or by another kernel, or is kept under another schema is incomparable, and says why. A process
-that fails where none did before makes its scenario worse, whatever the others measured.
+that fails where none did before makes its scenario worse, whatever the others measured; so does a scenario that is gone, unless
+it was left out of the selection, and a figure that is null or not finite where it was a number. Speeds measured beside other
+work are left out, and how positions are sliced into forward passes is the floor of KLD and top-1.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from quantbench.compare._figures import EXACT, TIMED, Exact, Timed, exact_of, parse_threshold
-from quantbench.compare._pairs import Pair, pairs
+from quantbench.compare._pairs import GONE, Pair, pairs
 from quantbench.verdict import Cell, Finding, Rule, Side, judge
 from quantbench.verdict import Verdict as Judged
 
@@ -66,7 +68,10 @@ class Entry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """All entries, scenario by scenario; ``notes`` say what else changed between the sides, ``throttled`` which was slowed."""
+    """All entries, scenario by scenario; ``notes`` say what else changed between the sides, ``throttled`` which was slowed.
+
+    ``left_out`` are scenarios of the baseline that the candidate's runs were not asked for.
+    """
 
     entries: tuple[Entry, ...]
     baseline_runs: tuple[str, ...]
@@ -74,6 +79,7 @@ class Comparison:
     rule: Rule
     notes: tuple[str, ...] = ()
     throttled: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
     def of(self, verdict: Verdict) -> tuple[Entry, ...]:
         """The entries with that verdict."""
@@ -93,22 +99,32 @@ def compare(
     again: pd.DataFrame | None = None,
     thresholds: Mapping[str, float] | None = None,
     rule: Rule | None = None,
+    whole: bool = False,
 ) -> Comparison:
     """Compare rows of ``scenarios``; each side may hold several runs and repeats, whose rows are its processes.
 
     ``again`` are rows that were measured after something was flagged; without them a candidate of at least twice the processes
     that the rule takes is its own second measurement. ``thresholds`` are the least relative changes that count, by figure or
-    column; a column with a direction that is no figure by itself becomes one. UsageError for a threshold of no such column.
+    column; a column with a direction that is no figure by itself becomes one. ``whole``: the candidate's runs have a row of all
+    that they were asked for, so that what is missing was left out of the selection. UsageError for a threshold of no such
+    column.
     """
     rule = rule or Rule()
     asked = dict(thresholds or {})
     exact = [*(replace(each, least=asked.get(each.column, each.least)) for each in EXACT), *exact_of(asked)]
     found = list(pairs(baseline, candidate, again, rule.min_processes))
-    cells = {_name(pair, timed): (timed, cell) for pair in found for timed in TIMED if (cell := _cell(pair, timed)) is not None}
-    findings = {each.name: each for each in judge([cell for _, cell in cells.values()], rule)}
+    left_out = tuple(pair.scenario_id for pair in found if pair.gone) if whole else ()
+    found = _without_gone(found) if whole or not any(pair.comparable for pair in found) else found
+    cells = {
+        _name(pair, timed): (timed, pair, cell)
+        for pair in found
+        for timed in TIMED
+        if (cell := _cell(pair, timed)) is not None
+    }
+    findings = {each.name: each for each in judge([cell for _, _, cell in cells.values()], rule)}
     timed = {
-        name: _timed(figure, cell, findings[name], rule=rule, least=asked.get(figure.name, 0.0))
-        for name, (figure, cell) in cells.items()
+        name: _timed(figure, pair, cell, findings[name], rule=rule, least=asked.get(figure.name, 0.0))
+        for name, (figure, pair, cell) in cells.items()
     }
     return Comparison(
         entries=tuple(entry for pair in found for entry in _of_pair(pair, timed, exact)),
@@ -117,13 +133,24 @@ def compare(
         rule=rule,
         notes=tuple(_changed_versions(found)),
         throttled=tuple(_throttled(found)),
+        left_out=left_out,
     )
+
+
+def _without_gone(found: Sequence[Pair]) -> list[Pair]:
+    """The pairs; what is gone from the candidate is only incomparable, not worse."""
+    return [replace(pair, gone=False, incomparable=GONE) if pair.gone else pair for pair in found]
 
 
 def _of_pair(pair: Pair, timed: Mapping[str, Entry], exact: Sequence[Exact]) -> Iterator[Entry]:
     """The entries of a scenario; just one where it cannot be compared or ended differently."""
     if pair.incomparable:
         yield Entry(scenario_id=pair.scenario_id, metric="", verdict=Verdict.INCOMPARABLE, reason=pair.incomparable)
+        return
+    if pair.gone:
+        yield Entry(
+            scenario_id=pair.scenario_id, metric=STATUS, verdict=Verdict.WORSE, reason=GONE, processes=(len(pair.baseline), 0)
+        )
         return
     if how := pair.ended or pair.failing:
         verdict = Verdict.BETTER if pair.ended and not pair.worse_end else Verdict.WORSE
@@ -141,7 +168,7 @@ def _of_pair(pair: Pair, timed: Mapping[str, Entry], exact: Sequence[Exact]) -> 
 
 def _cell(pair: Pair, timed: Timed) -> Cell | None:
     """The figure's values on both sides, all of them the higher the better; None where a side has none."""
-    if pair.incomparable or pair.ended:
+    if not pair.comparable or pair.ended:
         return None
     sides = [_values(rows, timed) for rows in (pair.baseline, pair.candidate)]
     if not all(side.raws for side in sides):
@@ -154,9 +181,11 @@ def _name(pair: Pair, timed: Timed) -> str:
     return f"{pair.scenario_id} {timed.name}"
 
 
-def _values(rows: Sequence[Row], timed: Timed) -> Side:
+def _values(rows: Sequence[Row], timed: Timed, *, quiet: bool = True) -> Side:
+    """The values of the processes; unless told otherwise of those that were not disturbed by other work."""
+    used = [row for row in rows if not (quiet and row.flag("disturbed"))]
     raws, ratios = (
-        [value for row in rows if (value := row.number(name)) is not None and value > 0] for name in (timed.raw, timed.ratio)
+        [value for row in used if (value := row.number(name)) is not None and value > 0] for name in (timed.raw, timed.ratio)
     )
     return Side(
         raws=tuple(1 / value if timed.inverse else value for value in raws),
@@ -171,33 +200,62 @@ _VERDICTS: Mapping[Judged, Verdict] = {
 }  # fmt: skip
 
 
-def _timed(timed: Timed, cell: Cell, finding: Finding, *, rule: Rule, least: float) -> Entry:
+def _timed(timed: Timed, pair: Pair, cell: Cell, finding: Finding, *, rule: Rule, least: float) -> Entry:
     counts = len(cell.baseline.raws), len(cell.candidate.raws)
     verdict = _VERDICTS[finding.verdict]
     small = finding.change is not None and abs(finding.change) < least
     if small:
         verdict = Verdict.SAME
     reason = "" if small else _lacking(finding, counts, rule)
+    disturbed = _disturbed(pair)
     first, second = (median(values) for values in (cell.baseline.raws, cell.candidate.raws))
     return Entry(
-        scenario_id=cell.name.removesuffix(f" {timed.name}"), metric=timed.name, verdict=verdict, unit=timed.unit,
+        scenario_id=pair.scenario_id, metric=timed.name, verdict=verdict, unit=timed.unit,
         baseline=1 / first if timed.inverse else first, candidate=1 / second if timed.inverse else second,
         change=finding.change, mde=None if finding.mde is None else max(finding.mde, least), p_value=finding.p_value,
-        gate="" if finding.mde is None else finding.gate, processes=counts, reason=reason,
+        gate="" if finding.mde is None else finding.gate, processes=counts,
+        reason=f"{reason}; {disturbed}" if reason and disturbed else reason,
     )  # fmt: skip
 
 
 def _one_sided(pair: Pair, timed: Timed) -> Entry | None:
-    """The entry of a speed that one side lacks; None where neither side has it."""
-    counts = len(_values(pair.baseline, timed).raws), len(_values(pair.candidate, timed).raws)
-    return _lost(pair, timed.name, timed.unit, counts) if any(counts) else None
+    """The entry of a speed that cannot be judged, as a side lacks it or has it only beside other work; None where both do."""
+    sides = pair.baseline, pair.candidate
+    counts = tuple(len(_values(rows, timed, quiet=False).raws) for rows in sides)
+    if all(counts):
+        return Entry(
+            scenario_id=pair.scenario_id, metric=timed.name, verdict=Verdict.INSUFFICIENT, unit=timed.unit,
+            processes=(len(_values(sides[0], timed).raws), len(_values(sides[1], timed).raws)), reason=_disturbed(pair),
+        )  # fmt: skip
+    return _lost(pair, timed.name, timed.unit, (counts[0], counts[1]), timed.raw) if any(counts) else None
 
 
-def _lost(pair: Pair, metric: str, unit: str, counts: tuple[int, int]) -> Entry:
-    """The entry of a figure that only one side has."""
+def _disturbed(pair: Pair) -> str:
+    """How many processes of each side were disturbed, for example by what; empty where none was."""
+    said = []
+    for side in ("baseline", "candidate"):
+        rows: tuple[Row, ...] = getattr(pair, side)
+        if found := [row for row in rows if row.flag("disturbed")]:
+            why = found[0].text("disturbance")
+            said.append(f"{len(found)} of {len(rows)} of the {side}" + (f" ({why})" if why else ""))
+    return f"measured beside other work: {' and '.join(said)}; measure again on a quiet machine" if said else ""
+
+
+def _lost(pair: Pair, metric: str, unit: str, counts: tuple[int, int], column: str) -> Entry:
+    """The entry of a figure that only one side has: worse where it is gone, and why it is."""
+    if not counts[0]:
+        return Entry(
+            scenario_id=pair.scenario_id, metric=metric, verdict=Verdict.INCOMPARABLE, unit=unit, processes=counts,
+            reason="the baseline has none",
+        )  # fmt: skip
+    bare = next(row for row in pair.candidate if row.number(column) is None or not counts[1])
+    value = bare.values.get(column)
+    why = bare.null_reason(column) or ("null" if value is None else f"it is {value}")
+    missing = len(pair.candidate) - counts[1]
+    lacking = "the candidate has none" if not counts[1] else f"{missing} of {len(pair.candidate)} processes have none"
     return Entry(
-        scenario_id=pair.scenario_id, metric=metric, verdict=Verdict.INCOMPARABLE, unit=unit, processes=counts,
-        reason=f"the {'candidate' if counts[0] else 'baseline'} has none",
+        scenario_id=pair.scenario_id, metric=metric, verdict=Verdict.WORSE, unit=unit, processes=counts,
+        reason=f"{lacking}, where the baseline has it: {why}",
     )  # fmt: skip
 
 
@@ -220,17 +278,23 @@ def _exact(pair: Pair, exact: Exact) -> Entry | None:
     if not first and not second:
         return None
     counts = len(first), len(second)
-    if not all(counts):
-        return _lost(pair, exact.column, exact.unit, counts)
+    if not all(counts) or (counts[0] == len(pair.baseline) and counts[1] < len(pair.candidate)):
+        return _lost(pair, exact.column, exact.unit, counts, exact.column)
     before, after = median(first), median(second)
     change = (after - before) / abs(before) if before else None
-    moved = abs(after - before) > exact.floor and (change is None or abs(change) > exact.least)
+    moved = abs(after - before) > max(exact.floor, _slicing(pair, exact)) and (change is None or abs(change) > exact.least)
     better = (after > before) == (exact.better == "higher")
     verdict = Verdict.SAME if not moved else Verdict.BETTER if better else Verdict.WORSE
     return Entry(
         scenario_id=pair.scenario_id, metric=exact.column, verdict=verdict, unit=exact.unit, baseline=before, candidate=after,
         change=change, mde=exact.least or None, processes=counts,
     )  # fmt: skip
+
+
+def _slicing(pair: Pair, exact: Exact) -> float:
+    """What the figure differs by where the same positions are sliced into forward passes otherwise, on either side."""
+    rows = (*pair.baseline, *pair.candidate)
+    return max((abs(row.number(exact.slicing) or 0.0) for row in rows), default=0.0) if exact.slicing else 0.0
 
 
 def _runs(frame: pd.DataFrame) -> tuple[str, ...]:

@@ -23,13 +23,17 @@ class Timed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exact:
-    """A column judged by threshold: a change counts above ``least`` (relative) and above ``floor`` (in its unit)."""
+    """A column judged by threshold: a change counts above ``least`` (relative) and above ``floor`` (in its unit).
+
+    ``slicing`` is the column with a floor of the row's own: how the figure depends on the length of forward passes.
+    """
 
     column: str
     unit: str
     better: Literal["lower", "higher"]
     least: float
     floor: float = 0.0
+    slicing: str = ""
 
 
 TIMED = (
@@ -42,8 +46,8 @@ EXACT = (
     Exact(column="weight_bytes", unit="bytes", better="lower", least=0.001),
     Exact(column="weight_bytes_running", unit="bytes", better="lower", least=0.001),
     Exact(column="artifact_bytes", unit="bytes", better="lower", least=0.01),
-    Exact(column="kld_mean", unit="nats", better="lower", least=0.05, floor=1e-5),
-    Exact(column="top1_agreement", unit="ratio", better="higher", least=0.0, floor=0.005),
+    Exact(column="kld_mean", unit="nats", better="lower", least=0.05, floor=1e-5, slicing="kld_slicing"),
+    Exact(column="top1_agreement", unit="ratio", better="higher", least=0.0, floor=0.005, slicing="top1_slicing"),
     Exact(column="ppl", unit="ppl", better="lower", least=0.005),
 )
 """Floors: KLD below 1e-5 nats is rounding of the arithmetic; of top-1 half a point is about one position of the ten prompts."""

@@ -21,6 +21,7 @@ _SAME: Mapping[str, str] = {
 }
 """What must agree, in this order, and what to say where it does not."""
 
+GONE = "missing from the candidate"
 _ASKED = ("threads", "context", "output_tokens", "answer_tokens", "continuation_tokens", "seed", "reference", "device")
 _SHOWN = 12
 """Characters of a hash that stand in a sentence."""
@@ -30,8 +31,9 @@ _SHOWN = 12
 class Pair:
     """The rows of one scenario on both sides; ``again`` are the candidate's second measurement.
 
-    ``incomparable`` says why they cannot be compared, ``ended`` how the candidate ended where one side was not measured well,
-    ``failing`` what became of some of the candidate's processes where none of the baseline's failed.
+    ``incomparable`` says why they cannot be compared, ``gone`` that the candidate has none, ``ended`` how the candidate ended
+    where one side was not measured well, ``failing`` what became of some of the candidate's processes where none of the
+    baseline's failed.
     """
 
     scenario_id: str
@@ -39,9 +41,15 @@ class Pair:
     candidate: tuple[Row, ...] = ()
     again: tuple[Row, ...] = ()
     incomparable: str = ""
+    gone: bool = False
     ended: str = ""
     worse_end: bool = False
     failing: str = ""
+
+    @property
+    def comparable(self) -> bool:
+        """Whether both sides have rows that may be compared."""
+        return not self.incomparable and not self.gone
 
     def changed_versions(self) -> dict[str, tuple[str, str]]:
         """Libraries that both sides name in different versions."""
@@ -60,9 +68,10 @@ def pairs(baseline: pd.DataFrame, candidate: pd.DataFrame, again: pd.DataFrame |
     further = _by_scenario(again) if again is not None else {}
     for name, rows in second.items():
         yield _pair(name, first.get(name, []), rows, further.get(name, []), processes)
-    for name in first:
+    for name, rows in first.items():
         if name not in second:
-            yield Pair(scenario_id=name, incomparable="missing from the candidate")
+            good = tuple(row for row in rows if row.ok)
+            yield Pair(scenario_id=name, baseline=good, gone=bool(good), incomparable="" if good else GONE)
 
 
 def _by_scenario(frame: pd.DataFrame) -> dict[str, list[Row]]:
@@ -119,12 +128,12 @@ def _said(row: Row) -> str:
 
 
 def _ended(name: str, first: Sequence[Row], second: Sequence[Row]) -> Pair:
-    """One side was measured and the other was not: a skip says nothing, a failure does."""
+    """One side was measured and the other was not: a skip of the baseline says nothing, all else does."""
     worse = not any(row.ok for row in second)
     failed = next(filter(_failed, second if worse else first), (second if worse else first)[-1])
     said = _said(failed)
-    if not _failed(failed):
-        return Pair(scenario_id=name, incomparable=f"{'candidate' if worse else 'baseline'} {said}")
+    if not worse and not _failed(failed):
+        return Pair(scenario_id=name, incomparable=f"baseline {said}")
     ended = f"was ok, is {said}" if worse else f"was {said}; is ok"
     return Pair(scenario_id=name, baseline=tuple(first), candidate=tuple(second), ended=ended, worse_end=worse)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from quantbench.compare import Comparison, Verdict, compare, show
-from quantbench.compare.sides import load_side
+from quantbench.compare.sides import is_whole, load_side
 from quantbench.errors import QuantbenchError
 from quantbench.tables.render import as_text, wrap
 
@@ -36,7 +36,7 @@ def gate(baseline: str, results: str, run_id: str, *, fail_on: str, width: int) 
         try:
             after = load_side(run_id, results)
             before = load_side(baseline, results, but=[run_id])
-            found = compare(before, after)
+            found = compare(before, after, whole=is_whole(after, run_id, results))
             opening, table, ended = show.sentence(found), as_text([show.table(found, everything=False)], width), _ended(found)
         except QuantbenchError as error:
             opening, table, ended = f"not compared with {baseline}: {error}", "", "insufficient"

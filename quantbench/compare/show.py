@@ -33,7 +33,7 @@ def sentence(comparison: Comparison) -> str:
     else:
         start = "No regression"
     told = ", ".join(f"{counts[verdict]} {verdict}" for verdict in _ORDER if counts[verdict]) or "nothing to compare"
-    return one_line(f"{start}; {told}{_detectable(comparison)}")
+    return one_line(f"{start}; {told}{_detectable(comparison)}{_left_out(comparison)}")
 
 
 def table(comparison: Comparison, *, everything: bool) -> Table:
@@ -94,6 +94,7 @@ def as_data(comparison: Comparison) -> dict[str, object]:
         "rule": asdict(comparison.rule),
         "notes": list(comparison.notes),
         "throttled": list(comparison.throttled),
+        "left_out": list(comparison.left_out),
         "entries": [asdict(each) for each in _ordered(comparison.entries)],
     }
 
@@ -166,6 +167,13 @@ def _detectable(comparison: Comparison) -> str:
     """The middle of the least changes in speed that would have been found."""
     effects = [each.mde for each in comparison.of(Verdict.SAME) if each.mde is not None and each.gate]
     return f"; of the same speeds a change of {median(effects):.0%} would have shown (median)" if effects else ""
+
+
+def _left_out(comparison: Comparison) -> str:
+    """What the baseline has and the candidate was not asked for."""
+    names = comparison.left_out
+    counted = "1 scenario" if len(names) == 1 else f"{len(names)} scenarios"
+    return f"; {counted} of the baseline left out of the candidate's selection: {_listed(names)}" if names else ""
 
 
 def _cut(reason: str) -> str:

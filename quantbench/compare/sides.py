@@ -41,6 +41,25 @@ def load_side(text: str, results: str, *, window: int = 1, but: Sequence[str] = 
     return frame[frame["run_id"].isin(wanted)]
 
 
+def is_whole(side: pd.DataFrame, text: str, results: str) -> bool:
+    """Whether the runs of ``side`` have a row of each scenario that they were asked for, as far as is stored.
+
+    What a whole run lacks was left out of its selection. False where the runs' own rows cannot be had, as of a single file.
+    """
+    from quantbench.store import load
+
+    place = text if "://" in text or Path(text).is_dir() else results
+    if text.endswith((".json", ".parquet")):
+        return False
+    try:
+        runs = load(place, "runs")
+    except StoreError:
+        return False
+    planned = dict(zip(runs["run_id"], runs["planned"], strict=True))
+    counts = side["run_id"].value_counts()
+    return all(run in planned and int(count) >= int(planned[run]) for run, count in counts.items())
+
+
 def _last_runs(frame: pd.DataFrame, window: int, but: Sequence[str], text: str) -> pd.DataFrame:
     others = frame[~frame["run_id"].isin(list(but))]
     if others.empty:

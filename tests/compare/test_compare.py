@@ -140,7 +140,6 @@ def test_thresholds_widen_what_counts_and_add_columns() -> None:
         ({"schema_version": 2}, "kept under another schema version: 1 became 2"),
         ({"scenario_key": "l", "threads": 4}, "asked differently: threads 2 became 4"),
         ({"scenario_key": "l"}, "asked differently: the files of the model, the prompts or the calibration"),
-        ({"status": "skipped", "reason": "no CUDA"}, "candidate skipped, no CUDA"),
     ],
 )
 def test_incomparable_says_why(changes: dict[str, Any], says: str) -> None:
@@ -150,10 +149,90 @@ def test_incomparable_says_why(changes: dict[str, Any], says: str) -> None:
     assert found.conclusive
 
 
-def test_missing_scenarios_are_named_on_either_side() -> None:
+def test_a_scenario_that_is_gone_is_worse_and_one_that_is_new_is_named() -> None:
     found = compare(side(of=SCENARIOS[:3]), side(run_id="b", of=SCENARIOS[1:]))
-    reasons = {each.scenario_id: each.reason for each in found.of(Verdict.INCOMPARABLE)}
-    assert reasons == {SCENARIOS[3]: "missing from the baseline", SCENARIOS[0]: "missing from the candidate"}
+    assert [(each.scenario_id, each.reason) for each in found.of(Verdict.INCOMPARABLE)] == [
+        (SCENARIOS[3], "missing from the baseline")
+    ]
+    (worse,) = found.of(Verdict.WORSE)
+    assert (worse.scenario_id, worse.metric, worse.reason) == (SCENARIOS[0], "status", "missing from the candidate")
+    assert show.sentence(found).startswith(f"Regression: {SCENARIOS[0]} status missing from the candidate; 1 worse")
+
+
+def test_what_was_left_out_of_the_selection_is_named_and_no_regression() -> None:
+    found = compare(side(), side(run_id="b", of=SCENARIOS[2:]), whole=True)
+    assert not found.of(Verdict.WORSE)
+    assert found.conclusive
+    assert found.left_out == SCENARIOS[:2]
+    assert show.sentence(found).endswith(
+        f"; 2 scenarios of the baseline left out of the candidate's selection: {SCENARIOS[0]}, {SCENARIOS[1]}"
+    )
+    assert show.as_data(found)["left_out"] == list(SCENARIOS[:2])
+
+
+def test_a_scenario_that_is_skipped_now_is_worse() -> None:
+    skipped = {"status": {SCENARIOS[0]: "skipped"}, "reason": {SCENARIOS[0]: "it needs torch"}}
+    (worse,) = compare(side(), side(run_id="b", **skipped)).of(Verdict.WORSE)
+    assert (worse.scenario_id, worse.reason) == (SCENARIOS[0], "was ok, is skipped, it needs torch")
+
+
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [(None, "the reference failed"), (float("inf"), "it is inf"), (float("nan"), "null"), (-np.inf, "it is -inf")],
+)
+def test_a_deterministic_figure_that_is_null_or_not_finite_now_is_worse(value: float | None, why: str) -> None:
+    reasons = json.dumps({"kld_mean": "the reference failed"}) if value is None else "{}"
+    after = side(2, run_id="b").assign(null_reasons=reasons)
+    after["kld_mean"] = after["kld_mean"].astype(object)
+    after.loc[after["scenario_id"] == SCENARIOS[1], "kld_mean"] = value
+    found = compare(side(2), after)
+    (worse,) = found.of(Verdict.WORSE)
+    assert (worse.scenario_id, worse.metric) == (SCENARIOS[1], "kld_mean")
+    assert worse.reason == f"the candidate has none, where the baseline has it: {why}"
+    back = compare(after.assign(run_id="a"), side(2, run_id="b"))
+    assert not back.of(Verdict.WORSE)
+    assert {(each.metric, each.reason) for each in back.of(Verdict.INCOMPARABLE)} == {("kld_mean", "the baseline has none")}
+    both = compare(after.assign(run_id="a"), after)
+    assert not both.of(Verdict.WORSE)
+
+
+def test_a_figure_that_some_processes_lack_now_is_worse() -> None:
+    after = side(2, run_id="b", of=SCENARIOS[:1])
+    after.loc[1, "kld_mean"] = np.inf
+    (worse,) = compare(side(2, of=SCENARIOS[:1]), after).of(Verdict.WORSE)
+    assert worse.reason == "1 of 2 processes have none, where the baseline has it: it is inf"
+
+
+def test_speeds_beside_other_work_are_insufficient_and_say_so() -> None:
+    slow, disturbed = {SCENARIOS[1]: ITL_S * 2}, {SCENARIOS[1]: True}
+    found = compare(side(), side(10, run_id="b", itl_s=slow, disturbed=disturbed, disturbance="a compiler"))
+    entries = [entry(found, SCENARIOS[1], metric) for metric in ("decode", "prefill")]
+    assert {each.verdict for each in entries} == {Verdict.INSUFFICIENT}
+    assert entries[0].reason == (
+        "measured beside other work: 5 of 5 of the candidate (a compiler); measure again on a quiet machine"
+    )
+    assert not found.of(Verdict.WORSE)
+    assert entry(found, SCENARIOS[1], "kld_mean").verdict is Verdict.SAME
+    assert not found.conclusive
+
+
+def test_processes_that_were_quiet_are_judged_where_they_are_enough() -> None:
+    after = side(6, run_id="b")
+    after["disturbed"] = after["repeat"] == 5
+    after.loc[after["disturbed"], "itl_s"] *= 20
+    decode = entry(compare(side(), after), SCENARIOS[0], "decode")
+    assert (decode.verdict, decode.processes) == (Verdict.SAME, (5, 5))
+    few = entry(compare(side(), after[after["repeat"] > 0]), SCENARIOS[0], "decode")
+    assert (few.verdict, few.processes) == (Verdict.INSUFFICIENT, (5, 4))
+    assert few.reason.startswith("the rule takes 5 processes a side: 1 more of the candidate; measured beside other work: ")
+
+
+def test_how_forward_passes_are_sliced_is_the_floor_of_what_they_score() -> None:
+    before, after = side(1, top1_agreement=0.95), side(1, run_id="b", kld_mean=0.024, top1_agreement=0.93)
+    assert {each.metric for each in compare(before, after).of(Verdict.WORSE)} == {"kld_mean", "top1_agreement"}
+    sliced = after.assign(kld_slicing=0.005, top1_slicing=0.03)
+    assert not compare(before, sliced).of(Verdict.WORSE)
+    assert {each.metric for each in compare(before, sliced.assign(kld_slicing=0.001)).of(Verdict.WORSE)} == {"kld_mean"}
 
 
 def test_nothing_in_common_is_not_enough() -> None:
@@ -215,10 +294,11 @@ def test_of_a_candidate_of_several_machines_the_last_one_counts() -> None:
 
 
 @pytest.mark.parametrize("lost", [None, float("nan"), 0.0, -1.0])
-def test_a_speed_that_one_side_lacks_is_incomparable_and_says_so(lost: float | None) -> None:
+def test_a_speed_that_is_gone_is_worse_and_one_that_is_new_incomparable(lost: float | None) -> None:
     found = compare(side(), side(run_id="b").assign(itl_s=lost))
-    assert {(each.metric, each.reason) for each in found.of(Verdict.INCOMPARABLE)} == {("decode", "the candidate has none")}
-    assert len(found.of(Verdict.INCOMPARABLE)) == len(SCENARIOS)
+    assert {each.metric for each in found.of(Verdict.WORSE)} == {"decode"}
+    assert len(found.of(Verdict.WORSE)) == len(SCENARIOS)
+    assert all(each.reason.startswith("the candidate has none, where the") for each in found.of(Verdict.WORSE))
     back = compare(side().assign(itl_s=lost), side(run_id="b"))
     assert {each.reason for each in back.of(Verdict.INCOMPARABLE)} == {"the baseline has none"}
 
