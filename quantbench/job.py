@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from quantbench.identity import FileIdentity, HashedFile
 from quantbench.scenario import Conditions, Effort, Scenario, Variant
 
 JobKind = Literal["measure", "prepare", "probe", "reference"]
@@ -42,6 +43,8 @@ class Checkpoint:
     trust_remote_code: bool = False
     quantized: str = ""
     random_weights: bool = False
+    files: tuple[HashedFile, ...] = ()
+    """What was hashed, as it was then."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +107,9 @@ class Job:
     def load(cls, folder: Path) -> Job:
         """Read what ``save`` wrote."""
         body: dict[str, Any] = json.loads((folder / JOB_FILE).read_text())
-        body["checkpoint"] = Checkpoint(**{**body["checkpoint"], "path": Path(body["checkpoint"]["path"])})
+        checkpoint = body["checkpoint"]
+        files = tuple(HashedFile(path, known, FileIdentity(*identity)) for path, known, identity in checkpoint["files"])
+        body["checkpoint"] = Checkpoint(**{**checkpoint, "path": Path(checkpoint["path"]), "files": files})
         body["variant"] = Variant(**body["variant"])
         body["conditions"] = Conditions(**body["conditions"])
         body["effort"] = Effort(**body["effort"])

@@ -56,7 +56,7 @@ OPTIONS = (
     Option("resume", "text", None, "RUN", "go on with a run, by its id or 'last': what it measured well is not measured again"),
     Option("compare", "text", None, "BASELINE", "compare the run with a results folder, a file or ids of earlier runs"),
     Option("fail-on", "text", "worse", "WHAT", "what of the comparison fails: worse, insufficient (or worse), or never"),
-    Option("keep-jobs", "text", None, "DIR", "keep the job folders; rerun one with python -m quantbench.worker DIR/JOB"),
+    Option("keep-jobs", "text", None, "DIR", "keep the job folders; rerun one with python -m quantbench.worker DIR/RUN/JOB"),
     Option("probes", "flag", None, "", "try what a variant can do besides also on a model of one's own: LoRA, saving, devices"),
     Option("no-probes", "flag", None, "", "do not try what a variant can do besides: LoRA, saving, other devices"),
     Option("trust-remote-code", "flag", None, "", "let a checkpoint run its own Python code"),

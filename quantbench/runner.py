@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property
+from itertools import count
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from quantbench import cache, prompts
+from quantbench.checksums import of_run, said
 from quantbench.engines import ENGINES, Failure, collected_trace
 from quantbench.engines import Runner as OpenedEngine
 from quantbench.errors import QuantbenchError, StoreError, UnsupportedError
@@ -28,6 +29,7 @@ from quantbench.record import Record, Status
 from quantbench.recording import Recorder, reference_identity
 from quantbench.resume import Earlier
 from quantbench.scenario import Conditions, Scenario, Variant
+from quantbench.scratch import held, scratch_folder
 from quantbench.store import Store
 from quantbench.subjects.probe import probed
 from quantbench.trace import Trace
@@ -55,6 +57,8 @@ class Runner:
         self._traces: dict[Scenario, Trace] = {}
         self.resumed: list[Scenario] = []
         """What was not measured again."""
+        self.notes: Sequence[str] = ()
+        """What was told while the run went on, such as an entry of the cache that was made again; known at its end."""
         self._unstored: dict[Scenario, StoreError] = {}
         self._jobs: dict[JobKey, list[Scenario]] = {}
         for scenario in plan.scenarios:
@@ -72,6 +76,8 @@ class Runner:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Stop the engine and remove the scratch folder."""
+        if "_scratch" in vars(self):
+            self.notes = said(self._scratch)
         self._stack.close()
 
     @property
@@ -125,12 +131,18 @@ class Runner:
 
     @cached_property
     def _scratch(self) -> Path:
-        if self._plan.keep_jobs:
-            self._plan.keep_jobs.mkdir(parents=True, exist_ok=True)
-            return self._plan.keep_jobs
-        folder = Path(tempfile.mkdtemp(prefix="quantbench-"))
-        self._stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        return folder
+        """The run's own folder: runs that keep their jobs in one place do not share it, nor does one with its resumption."""
+        if not self._plan.keep_jobs:
+            return self._stack.enter_context(scratch_folder())
+        for number in count(1):
+            folder = self._plan.keep_jobs / (self._store.run_id if number == 1 else f"{self._store.run_id}-{number}")
+            try:
+                folder.mkdir(parents=True)
+            except FileExistsError:
+                continue
+            self._stack.enter_context(held(folder))
+            return folder
+        raise AssertionError
 
     def _engine(self) -> OpenedEngine:
         if self._opened is None:
@@ -237,7 +249,8 @@ class Runner:
                 raise QuantbenchError(failure.reason + hint * (failure.status is Status.TIMEOUT))
 
         try:
-            return cache.artifact("reference", reference_identity(wanted, checkpoint), make)
+            with of_run(self._scratch):
+                return cache.artifact("reference", reference_identity(wanted, checkpoint), make)
         except (QuantbenchError, OSError) as error:
             return f"the reference {wanted.variant.name} could not be made: {error}"
 

@@ -45,6 +45,7 @@ class Session:
         self.run_id = ""
         self.comparison: Outcome | None = None
         self._problem = ""
+        self._swept: Sequence[str] = ()
         self.nothing = ""
         """What to say of a run that tried to measure something and measured nothing; empty for any other."""
 
@@ -53,14 +54,17 @@ class Session:
 
         To be called while nothing is captured.
         """
+        from quantbench.cache import cache_root
         from quantbench.gpus import number_gpus_by_bus
         from quantbench.resume import hold
         from quantbench.runner import Runner
+        from quantbench.scratch import sweep
         from quantbench.store import Store
 
         chosen = tuple(self.planned[identifier] for identifier in selected)
         _require_devices(chosen)
         number_gpus_by_bus()
+        self._swept = sweep(cache_root()).sentences
         with ExitStack() as stack:  # nothing stays open if one of these fails
             run = self._run(stack)
             earlier = self._earlier
@@ -95,7 +99,7 @@ class Session:
         if self._earlier and self._runner:
             count = len(self._runner.resumed)
             notes.append(f"resumed: {count} of the {self._planned} scenarios of this run had been measured before")
-        return notes
+        return [*notes, *self._swept, *(self._runner.notes if self._runner else ())]
 
     def finish(self, *, interrupted: bool) -> None:
         """Close the engine, write the run's row, and compare the run where that was asked for."""

@@ -69,6 +69,11 @@ class Store:
                 f"results cannot be written to {root!r} ({_plain(error)}); choose another place with --results"
             ) from error
 
+    @property
+    def run_id(self) -> str:
+        """The id of the run that is written."""
+        return self._run.run_id
+
     def append(self, record: Record, *, instrument_check: bool) -> None:
         """Flush one record's rows to the three tables. StoreError when the disk is full or the place went away."""
         shared = {

@@ -14,11 +14,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from quantbench.anchor import choose
+from quantbench.checksums import of_run
 from quantbench.errors import QuantbenchError, UnsupportedError
 from quantbench.gpus import number_gpus_by_bus
 from quantbench.job import FAILURE_FILE, Job
 from quantbench.methods import METHODS
 from quantbench.methods._devices import says_out_of_memory
+from quantbench.models._checkpoint import require_unchanged
 from quantbench.record import Status
 from quantbench.subjects import causal, module, probe, served, settings_of
 from quantbench.waiting import bounded
@@ -35,7 +37,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run_job(folder: Path) -> int:
     """Run the job in ``folder``; whatever goes wrong ends up in its ``failure.json``."""
     try:
-        job = Job.load(folder)
+        with of_run(folder.absolute().parent):
+            _run(Job.load(folder), folder)
+    except Exception as error:  # noqa: BLE001 - the whole point: any failure of one cell becomes its row
+        failure = {"status": _status(error), "reason": _reason(error), "traceback": traceback.format_exc()}
+        partial = folder / f".{FAILURE_FILE}"
+        partial.write_text(json.dumps(failure))
+        partial.replace(folder / FAILURE_FILE)
+        print(f"{failure['status']}: {failure['reason']}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _run(job: Job, folder: Path) -> None:
+    """Do the job; where the checkpoint changed meanwhile, that is what went wrong, whatever else did."""
+    require_unchanged(job.checkpoint)
+    try:
         match job.kind:
             case "prepare":
                 _prepare(job)
@@ -45,14 +62,8 @@ def run_job(folder: Path) -> int:
                 causal.make_references(job, folder)
             case "measure":
                 _measure(job, folder)
-    except Exception as error:  # noqa: BLE001 - the whole point: any failure of one cell becomes its row
-        failure = {"status": _status(error), "reason": _reason(error), "traceback": traceback.format_exc()}
-        partial = folder / f".{FAILURE_FILE}"
-        partial.write_text(json.dumps(failure))
-        partial.replace(folder / FAILURE_FILE)
-        print(f"{failure['status']}: {failure['reason']}", file=sys.stderr)
-        return 1
-    return 0
+    finally:
+        require_unchanged(job.checkpoint)
 
 
 def sacrifice_first() -> None:

@@ -5,6 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
+import subprocess
+import sys
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,11 +19,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quantbench import cache
+from quantbench import cache, checksums, scratch
 from quantbench.errors import QuantbenchError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 ASKED = {"content": "c0ffee", "precision": "q8_0"}
 
@@ -86,7 +90,7 @@ def test_an_artifact_is_made_once_and_says_what_it_was_made_from() -> None:
     second = cache.artifact("gguf", dict(reversed(ASKED.items())), make)
     assert first == second
     assert len(made) == 1
-    assert _files(first) == ["asked.json", "model.gguf"]
+    assert _files(first) == ["asked.json", "checksums.json", "model.gguf"]
     assert json.loads((first / "asked.json").read_text()) == ASKED
 
 
@@ -166,14 +170,177 @@ def test_file_sha256_notices_a_changed_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("cache_folder")
-def test_file_sha256_reads_a_file_of_the_same_size_and_time_once(tmp_path: Path) -> None:
+def test_file_sha256_notices_another_content_of_the_same_size_and_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As ``touch -r`` leaves it, written in place and put in its place."""
+    monkeypatch.setattr(cache, "_SETTLED_NS", 0)
     path = tmp_path / "weights"
     path.write_bytes(b"aaaa")
     stat = path.stat()
-    first = cache.file_sha256(path)
+    assert cache.file_sha256(path) == hashlib.sha256(b"aaaa").hexdigest()
+    time.sleep(0.05)
     path.write_bytes(b"bbbb")
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    assert cache.file_sha256(path) == first
+    assert cache.file_sha256(path) == hashlib.sha256(b"bbbb").hexdigest()
+    other = tmp_path / "other"
+    other.write_bytes(b"cccc")
+    os.utime(other, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    other.replace(path)
+    assert cache.file_sha256(path) == hashlib.sha256(b"cccc").hexdigest()
+
+
+@pytest.mark.usefixtures("cache_folder")
+def test_a_file_is_hashed_once_and_again_where_the_memory_of_it_is_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "_SETTLED_NS", 0)
+    path = tmp_path / "weights"
+    path.write_bytes(b"aaaa")
+    known = cache.file_sha256(path)
+    monkeypatch.setattr(cache, "sha256_of", lambda _: "read again")
+    assert cache.file_sha256(path) == known
+    (note,) = (cache.cache_root() / "sha256").iterdir()
+    note.write_text(note.read_text().replace(known, "0" * 64))
+    assert cache.file_sha256(path) == "read again"
+
+
+def _flip(path: Path, at: int = -1) -> None:
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+
+
+def _made(text: str = "weights") -> Path:
+    return cache.artifact("gguf", ASKED, lambda folder: (folder / "model.gguf").write_text(text))
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "one bit": lambda place: _flip(place / "model.gguf"),
+    "cut short": lambda place: (place / "model.gguf").write_bytes(b"weig"),
+    "file gone": lambda place: (place / "model.gguf").unlink(),
+    "file added": lambda place: (place / "model.safetensors").write_bytes(b""),
+    "older": lambda place: (place / "checksums.json").unlink(),
+    "checksums": lambda place: _flip(place / "checksums.json", 0),
+    "asked": lambda place: (place / "asked.json").write_text("{}"),
+}
+
+
+@pytest.mark.usefixtures("cache_folder")
+@pytest.mark.parametrize("damaged", DAMAGES.values(), ids=DAMAGES)
+def test_what_is_damaged_is_set_aside_said_and_made_again(
+    damaged: Callable[[Path], object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = _made()
+    damaged(place)
+    assert _made("again") == place
+    assert (place / "model.gguf").read_text() == "again"
+    (aside,) = place.parent.glob(".damaged-*")
+    assert re.fullmatch(
+        rf"quantbench: gguf {place.name} in the cache was damaged \(.+\); it was set aside as {aside.name} and made again\n",
+        capsys.readouterr().err,
+    )
+    assert _made("not once more") == place
+    assert capsys.readouterr().err == ""
+
+
+def test_what_was_told_in_a_run_is_kept_there_and_a_file_is_read_once_in_a_run(
+    cache_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By whichever process: the memory of this one is emptied in between."""
+    run = tmp_path / "run"
+    run.mkdir()
+    _flip(_made() / "model.gguf")
+    with checksums.of_run(run):
+        place = _made()
+        assert _made() == place
+        checksums._once.cache_clear()
+        monkeypatch.setattr(checksums, "sha256_of", lambda _: pytest.fail("read once more"))
+        assert _made() == place
+    assert len(checksums.said(run)) == 1
+    assert "set aside" in checksums.said(run)[0]
+
+
+def test_links_are_held_to_where_they_point(cache_folder: Path, tmp_path: Path) -> None:
+    """What they point to is the user's, and as large as it likes."""
+    mine = tmp_path / "mine"
+    mine.write_text("one")
+    place = cache.artifact("packed", ASKED, lambda folder: (folder / "link").symlink_to(mine))
+    mine.write_text("two")
+    assert checksums.damage(place) == ""
+    (place / "link").unlink()
+    (place / "link").symlink_to(tmp_path)
+    assert checksums.damage(place) == "link is not what was written"
+
+
+@pytest.mark.usefixtures("cache_folder")
+def test_folders_and_files_follow_the_umask() -> None:
+    before = os.umask(0o022)
+    try:
+        place = _made()
+        cache.remember("kind", {}, 1)
+    finally:
+        os.umask(before)
+    (note,) = (cache.cache_root() / "kind").iterdir()
+    assert (place.stat().st_mode & 0o777, note.stat().st_mode & 0o777) == (0o755, 0o644)
+
+
+def test_the_makers_source_is_part_of_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "maker_of_something.py").write_text("STEPS = 1\n")
+    before = cache.made_by("maker_of_something", "quantbench.cache")
+    assert cache.made_by("quantbench.cache", "maker_of_something") == before
+    (tmp_path / "maker_of_something.py").write_text("STEPS = 2\n")
+    assert cache.made_by("maker_of_something", "quantbench.cache") != before
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from quantbench import cache, scratch
+if sys.argv[1] == "cache":
+    cache.artifact("gguf", {"a": 1}, lambda folder: (print(folder, flush=True), sys.stdin.read()))
+else:
+    with scratch.scratch_folder() as folder:
+        print(folder, flush=True)
+        sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("where", ["cache", "temporary"])
+def test_what_a_killed_process_leaves_is_swept_and_what_a_live_one_has_is_not(
+    where: str, cache_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(scratch, "_UNLOCKED_S", 0)
+    with subprocess.Popen(
+        [sys.executable, "-c", KILLED, where], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdout
+        left = Path(child.stdout.readline().strip())
+        (left / "half").write_bytes(b"12345")
+        assert scratch.sweep(cache_folder).places == 0
+        child.kill()
+    assert left.is_dir()
+    found = scratch.sweep(cache_folder)
+    assert not left.exists()
+    assert (found.places, found.size >= 5) == (1, True)
+    assert scratch.sweep(cache_folder).sentences == []
+
+
+def test_what_another_kernels_process_may_own_is_left_for_a_day_and_what_was_set_aside_for_a_week(
+    cache_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    days = {".0123-abcdefgh-1": 2, ".0124-abcdefgh-1": 0.5, ".damaged-1": 8, ".damaged-2": 6}
+    for name, age in days.items():
+        folder = cache_folder / "gguf" / name
+        folder.mkdir(parents=True)
+        long_ago = time.time() - age * 86_400
+        os.utime(folder, (long_ago, long_ago))
+    scratch.sweep(cache_folder)
+    assert {path.name for path in (cache_folder / "gguf").iterdir()} == {".0124-abcdefgh-1", ".damaged-2"}
 
 
 def test_write_atomically_replaces_and_leaves_nothing_beside(tmp_path: Path) -> None:

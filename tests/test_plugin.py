@@ -149,7 +149,7 @@ UNMEASURED = ("nothing", "own")
 
 def run_by_hand(sound: Ran, stub_path: Path) -> Ran:
     """A job of that run once more, after its first trace went away."""
-    job = min(sound.folder.glob("jobs/*-stub-exact-measure"))
+    job = min(sound.folder.glob("jobs/*/*-stub-exact-measure"))
     (job / "trace-0.json").unlink()
     return Ran(job, _ended([sys.executable, "-m", "quantbench.worker", str(job)], sound.folder, stub_path))
 
@@ -283,7 +283,7 @@ class TestARunThatGoesWell:
         first, second = (frame[frame.repeat == repeat].set_index("scenario_id").scenario_key.to_dict() for repeat in (0, 1))
         assert first == second
         assert len(set(first.values())) == len(first)
-        jobs = [path.name.split("-", 1)[1] for path in sorted(sound.folder.glob("jobs/*-measure"))]
+        jobs = [path.name.split("-", 1)[1] for path in sorted(sound.folder.glob("jobs/*/*-measure"))]
         half = len(jobs) // 2
         assert set(jobs) == {f"{variant}-measure" for variant in VARIANTS}
         assert len(set(jobs[:half])) == len(VARIANTS)
@@ -314,7 +314,7 @@ class TestARunThatGoesWell:
             assert not frame.saves_and_reloads["stub", "exact", repeat]
             notes = json.loads(frame.capability_notes["stub", "exact", repeat])
             assert "no file that can be loaded safely" in notes["save_reload"]
-        jobs = Counter(path.name.split("-", 1)[1] for path in sound.folder.glob("jobs/*"))
+        jobs = Counter(path.name.split("-", 1)[1] for path in sound.folder.glob("jobs/*/*-*"))
         assert jobs["fatal-save-probe"] == jobs["fatal-save-measure"] > 1
         assert jobs["stub-exact-probe"] == jobs["stub-noisy-probe"] == 1 < jobs["stub-exact-measure"]
         assert jobs["stub-exact-control-probe"] == 0
@@ -490,7 +490,7 @@ def test_an_interrupted_run_that_goes_on_measures_the_rest_only(started: Mapping
     assert kept[["run_id", "started_at", "decode_tps"]].equals(again[["run_id", "started_at", "decode_tps"]])
     (run,) = after.table("runs").to_dict("records")
     assert (run["planned"], run["finished"], run["ok"], run["interrupted"]) == (2, 2, 1, False)
-    assert {path.name.split("-")[2] for path in after.folder.glob("jobs/*/")} == {"stuck"}
+    assert {path.name.split("-")[2] for path in after.folder.glob("jobs/*/*-*/")} == {"stuck"}
 
 
 def _entries(ran: Ran) -> list[dict[str, Any]]:

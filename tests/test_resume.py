@@ -362,7 +362,7 @@ class TestKilledAndResumed:
     )
     def test_only_what_was_not_finished_is_measured_again(self, writes: int, again: str, ends: tuple[Path, Any]) -> None:
         folder, _ = ends
-        jobs = [path.name.split("-")[2] for path in sorted(folder.glob(f"on{writes}-jobs/*-measure"))]
+        jobs = [path.name.split("-")[2] for path in sorted(folder.glob(f"on{writes}-jobs/*/*-measure"))]
         assert jobs == again.split()
 
     def test_pytest_benchmark_gets_the_stored_samples(self, ends: tuple[Path, Any]) -> None:
@@ -379,7 +379,7 @@ class TestKilledAndResumed:
                 expected = [fmean(values) for _, values in mine[mine.phase == phase].groupby("round").value_s]
                 assert entry["stats"]["data"] == pytest.approx(expected)
                 assert entry["extra_info"]["kld_mean"] == _rows(place).kld_mean[name, 0]
-        assert [path.name.split("-")[2] for path in folder.glob("again-jobs/*-measure")] == ["error"]
+        assert [path.name.split("-")[2] for path in folder.glob("again-jobs/*/*-measure")] == ["error"]
 
     def test_the_summary_is_of_the_whole_run_and_says_that_it_was_resumed(self, ends: tuple[Path, Any]) -> None:
         folder, _ = ends

@@ -10,6 +10,7 @@ from quantbench.errors import ModelError, UnsupportedError, UsageError
 from quantbench.job import Checkpoint
 from quantbench.methods import Settings
 from quantbench.methods._transformers import load_pretrained
+from quantbench.models._checkpoint import watched
 from quantbench.models._tokenizer import open_tokenizer
 from quantbench.scenario import Conditions, Scenario
 
@@ -47,7 +48,8 @@ def calibration_ids(scenario: Scenario, settings: Settings) -> list[list[int]]:
     def make(folder: Path) -> None:
         (folder / _IDS_FILE).write_text(json.dumps(_sampled(settings, conditions.seed, conditions.device)))
 
-    ids: list[list[int]] = json.loads((artifact("calibration", asked, make) / _IDS_FILE).read_text())
+    folder = artifact("calibration", asked, watched(settings.checkpoint, make))
+    ids: list[list[int]] = json.loads((folder / _IDS_FILE).read_text())
     return ids
 
 

@@ -22,6 +22,7 @@ from quantbench.errors import ModelError, QuantbenchError, UnsupportedError
 from quantbench.job import Checkpoint
 from quantbench.methods import Artifact
 from quantbench.methods._llama_cpp import library
+from quantbench.models._checkpoint import watched
 from quantbench.models._gguf import gguf_parts
 
 CHECKOUT_VARIABLE = "QUANTBENCH_LLAMA_CPP"
@@ -60,7 +61,7 @@ def _converted(checkpoint: Checkpoint, outtype: str) -> Path:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
             raise ModelError(f"llama.cpp's converter cannot convert {checkpoint.path} to GGUF: {last}")
 
-    return artifact("gguf", asked, make) / MODEL_FILE
+    return artifact("gguf", asked, watched(checkpoint, make)) / MODEL_FILE
 
 
 def _without_code(checkpoint: Checkpoint, view: Path) -> Path:
@@ -96,7 +97,7 @@ def quantized_file(checkpoint: Checkpoint, precision: str, matrix: Path | None =
         seconds = _quantize(source, folder / MODEL_FILE, precision, matrix)
         (folder / "quantize.json").write_text(json.dumps({"quantize_s": seconds}))
 
-    folder = artifact("gguf", asked, make)
+    folder = artifact("gguf", asked, watched(checkpoint, make))
     path = folder / MODEL_FILE
     quantize_s = json.loads((folder / "quantize.json").read_text())["quantize_s"]
     return Artifact(path=path, file_bytes=path.stat().st_size, quantize_s=quantize_s)

@@ -27,7 +27,7 @@ from quantbench.methods._packed import BELONGS, grouping, ready
 from quantbench.methods._packed_dummy import dummy_folder
 from quantbench.methods._packed_forecast import BLOCKS, misfit
 from quantbench.methods._packed_kernels import compile_kernels
-from quantbench.models._checkpoint import safetensors_header, weight_files
+from quantbench.models._checkpoint import safetensors_header, watched, weight_files
 from quantbench.scenario import Scenario, Variant
 
 CALIBRATION_SEQUENCES = {"gptq": 64, "awq": 16}
@@ -85,7 +85,7 @@ def prepared(scenario: Scenario, settings: Settings) -> Artifact:
         (folder / _REQUEST).write_text(json.dumps(request))
         _run(folder, method, bits)
 
-    folder = artifact("gptqmodel", asked, make)
+    folder = artifact("gptqmodel", asked, watched(checkpoint, make))
     path = folder / CHECKPOINT
     made = json.loads((folder / _SECONDS).read_text())
     here = made.get("device", "cpu").partition(":")[0] == conditions.device.partition(":")[0]

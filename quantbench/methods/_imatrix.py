@@ -17,6 +17,7 @@ from quantbench.methods import Settings
 from quantbench.methods._calibration import LENGTH, SEQUENCES, calibration_identity, calibration_ids
 from quantbench.methods._gguf_files import f16_file, read_gguf
 from quantbench.methods._transformers import load_pretrained
+from quantbench.models._checkpoint import watched
 from quantbench.scenario import Scenario
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def importance_matrix(scenario: Scenario, settings: Settings) -> Path:
         np.savez(folder / MATRIX_FILE, **arrays)
         (folder / "imatrix.json").write_text(json.dumps({"imatrix_s": seconds, "tokens": len(ids) * len(ids[0])}))
 
-    return artifact("imatrix", asked, make) / MATRIX_FILE
+    return artifact("imatrix", asked, watched(checkpoint, make)) / MATRIX_FILE
 
 
 def no_matrix(variant: str, path: Path) -> str:

@@ -18,7 +18,14 @@ from quantbench.errors import ModelError, UnsupportedError
 from quantbench.job import Checkpoint
 from quantbench.methods import METHODS, Settings
 from quantbench.methods._transformers import TransformersModel, load_pretrained
-from quantbench.models._checkpoint import quantization_config, read_config, safetensors_header, weight_files, weight_index
+from quantbench.models._checkpoint import (
+    quantization_config,
+    read_config,
+    safetensors_header,
+    watched,
+    weight_files,
+    weight_index,
+)
 from quantbench.scenario import Variant
 
 BELONGS = (".json", ".model", ".txt", ".jinja", ".py")
@@ -59,7 +66,7 @@ def ready(checkpoint: Checkpoint, variant: Variant) -> Path:
         (place / "config.json").write_text(json.dumps({**config, "quantization_config": quantization}))
 
     asked = {"folder": str(folder.absolute()), "content": checkpoint.content_hash, "format": _FORMAT}
-    return artifact("packed", asked, make)
+    return artifact("packed", asked, watched(checkpoint, make))
 
 
 def load_packed(folder: Path, settings: Settings, device: str) -> TransformersModel:

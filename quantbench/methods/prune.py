@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from quantbench.architecture import Architecture
-from quantbench.cache import artifact
+from quantbench.cache import OWN_FILES, artifact
 from quantbench.errors import UnsupportedError
 from quantbench.footprint import Weights, dense_bytes
 from quantbench.methods import METHODS, Artifact, LoadedModel, Settings, _pruning, method
 from quantbench.methods._transformers import TransformersModel, load_pretrained
+from quantbench.models._checkpoint import watched
 from quantbench.scenario import Precision, Scenario, Variant
 
 UNSTRUCTURED_30 = Precision(name="unstructured-30", bits=32, title="30 % zeros", usual=False)
@@ -101,7 +102,7 @@ def prepare_prune(scenario: Scenario, settings: Settings) -> Artifact:
         model.save_pretrained(folder)
         (folder / _NOTE).write_text(json.dumps(note))
 
-    folder = artifact("pruned", asked, make)
+    folder = artifact("pruned", asked, watched(settings.checkpoint, make))
     return Artifact(
         path=folder,
         file_bytes=sum(path.stat().st_size for path in folder.glob("*.safetensors")),
@@ -144,7 +145,7 @@ def save_prune(scenario: Scenario, settings: Settings, out: Path) -> None:
         assert saver
         saver(quantized, _moved(settings, pruned), out)
     else:
-        shutil.copytree(pruned, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns(_NOTE, "asked.json"))
+        shutil.copytree(pruned, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns(_NOTE, *OWN_FILES))
 
 
 def _moved(settings: Settings, folder: Path) -> Settings:

@@ -20,7 +20,7 @@ from quantbench.methods import _torchao as ao
 from quantbench.methods._calibration import calibration_identity, calibration_ids
 from quantbench.methods._qat import Training, distill
 from quantbench.methods._transformers import TransformersModel, load_pretrained
-from quantbench.models._checkpoint import weight_files
+from quantbench.models._checkpoint import watched, weight_files
 from quantbench.scenario import Precision, Scenario
 
 INT8 = Precision(name="int8", bits=8, title="INT8, activations too, trained", usual=False)
@@ -98,7 +98,8 @@ def _trained(scenario: Scenario, settings: Settings) -> Path:
         "calibration": calibration_identity(conditions), "training": asdict(training), "torchao": version("torchao"),
         "format": _FORMAT,
     }  # fmt: skip
-    return artifact("qat", asked, lambda folder: _train(folder, scenario, settings, training))
+    make = watched(settings.checkpoint, lambda folder: _train(folder, scenario, settings, training))
+    return artifact("qat", asked, make)
 
 
 def _train(folder: Path, scenario: Scenario, settings: Settings, training: Training) -> None:

@@ -7,11 +7,13 @@ import inspect
 import json
 import math
 import struct
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from quantbench.cache import file_sha256
+from quantbench.cache import file_sha256, hashed
 from quantbench.errors import ModelError
+from quantbench.identity import identify
 from quantbench.job import Checkpoint
 from quantbench.models import MODELS, ModuleRecipe, check_name, is_dummy, is_server, looks_like_path
 from quantbench.models._dummy import make_dummy, read_shapes
@@ -28,6 +30,10 @@ _PACKED = ".qweight"
 _BESIDE_TORCHAO = ("_weight_scale", "_weight_zero_point")
 """What torchao's checkpoints hold beside the values of a weight."""
 
+_CHANGED = (
+    "{} changed after it was hashed, so that what was opened is not what the row would say; measure once nothing writes there "
+    "any more, or measure a copy"
+)
 _BESIDE_PACKED = ("qzeros", "scales", "g_idx")
 
 
@@ -53,6 +59,43 @@ def resolve(name: str, *, trust_remote_code: bool = False) -> Checkpoint:
         return _gguf(name, path, "local") if path.is_file() else _folder(name, path.resolve(), "local", trust_remote_code)
     path, revision = download(name, trust_remote_code=trust_remote_code)
     return _gguf(name, path, revision) if path.is_file() else _folder(name, path, revision, trust_remote_code)
+
+
+def require_unchanged(checkpoint: Checkpoint) -> None:
+    """Raise ModelError unless the checkpoint's files are those that were hashed; asks the disk, and reads what it is unsure of.
+
+    Other rights or links to the same content are no change; a file that came to the folder is one.
+    """
+    for each in checkpoint.files:
+        path = Path(each.path)
+        try:
+            same = identify(path) == each.identity or file_sha256(path) == each.sha256
+        except OSError:
+            same = False
+        if not same:
+            raise ModelError(_CHANGED.format(path))
+    if checkpoint.files and checkpoint.kind == "hf":
+        folder = Path(checkpoint.files[0].path).parent
+        now = _belonging(folder, weight_files(folder), trust_remote_code=checkpoint.trust_remote_code)
+        if added := {str(path) for path in now} - {each.path for each in checkpoint.files}:
+            raise ModelError(_CHANGED.format(min(added)))
+
+
+def _belonging(folder: Path, weights: Sequence[Path], *, trust_remote_code: bool) -> list[Path]:
+    """The files that make a checkpoint, weights first; code only where it is trusted."""
+    patterns = [*CHECKPOINT_FILES[1:], "*.py"] if trust_remote_code else CHECKPOINT_FILES[1:]
+    return [*weights, *sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})]
+
+
+def watched(checkpoint: Checkpoint, make: Callable[[Path], None]) -> Callable[[Path], None]:
+    """``make``, whose artifact is not kept where the checkpoint changed while it was made."""
+
+    def careful(folder: Path) -> None:
+        require_unchanged(checkpoint)
+        make(folder)
+        require_unchanged(checkpoint)
+
+    return careful
 
 
 def checkpoint_dtype(folder: Path) -> str:
@@ -171,7 +214,10 @@ def safetensors_header(path: Path) -> dict[str, Any]:
 def _module(name: str, recipe: ModuleRecipe) -> Checkpoint:
     """A module has no files but the source that makes it."""
     source = Path(inspect.getfile(recipe.build))
-    return Checkpoint(name=name, kind="module", path=source, revision="built-in", content_hash=file_sha256(source))
+    found = hashed(source)
+    return Checkpoint(
+        name=name, kind="module", path=source, revision="built-in", content_hash=found.sha256, files=(found,)
+    )  # fmt: skip
 
 
 def _folder(name: str, folder: Path, revision: str, trust_remote_code: bool) -> Checkpoint:
@@ -185,13 +231,12 @@ def _folder(name: str, folder: Path, revision: str, trust_remote_code: bool) -> 
     names = [name for path in weights for name in safetensors_header(path)]
     packed = any(name.endswith(_PACKED) for name in names)
     content = hashlib.sha256()
-    patterns = [*CHECKPOINT_FILES[1:], "*.py"] if trust_remote_code else CHECKPOINT_FILES[1:]
-    others = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
-    for path in (*weights, *sorted(others)):
-        content.update(f"{path.name} {file_sha256(path)}\n".encode())
+    files = [hashed(path) for path in _belonging(folder, weights, trust_remote_code=trust_remote_code)]
+    for file in files:
+        content.update(f"{Path(file.path).name} {file.sha256}\n".encode())
     return Checkpoint(
         name=name, kind="hf", path=folder, revision=revision,
-        content_hash=content.hexdigest(), trust_remote_code=trust_remote_code,
+        content_hash=content.hexdigest(), trust_remote_code=trust_remote_code, files=tuple(files),
         quantized=str(quantization_config(folder, packed=packed).get("quant_method", "")),
     )  # fmt: skip
 
@@ -212,6 +257,7 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 
 def _gguf(name: str, path: Path, revision: str) -> Checkpoint:
-    hashes = [file_sha256(part) for part in gguf_parts(path)]
+    files = tuple(hashed(part) for part in gguf_parts(path))
+    hashes = [each.sha256 for each in files]
     content = hashes[0] if len(hashes) == 1 else hashlib.sha256("\n".join(hashes).encode()).hexdigest()
-    return Checkpoint(name=name, kind="gguf", path=path, revision=revision, content_hash=content)
+    return Checkpoint(name=name, kind="gguf", path=path, revision=revision, content_hash=content, files=files)

@@ -13,7 +13,7 @@ from quantbench.anchor import Anchor, choose
 from quantbench.errors import QuantbenchError, UnsupportedError
 from quantbench.job import REFERENCE_FOLDER, TRACE_FILE, Checkpoint, Job, Task, enter_stage
 from quantbench.methods import METHODS, Artifact, Batched, LoadedModel
-from quantbench.models._checkpoint import count_parameters, weight_files
+from quantbench.models._checkpoint import count_parameters, require_unchanged, weight_files
 from quantbench.models._gguf import gguf_parts
 from quantbench.models._tokenizer import Tokenizer, open_tokenizer
 from quantbench.passes.bandwidth import bytes_per_token, memory_bandwidth
@@ -77,6 +77,7 @@ def measure(job: Job, folder: Path) -> None:
         model.synchronize()
         load_s = time.perf_counter() - started
         loading = before.ended()
+        require_unchanged(job.checkpoint)
         check_device(job.conditions.device, model.facts, scenario.variant.name)
         if settings.batch > 1 and not isinstance(model, Batched):
             raise UnsupportedError(f"{scenario.variant.name} answers one sequence at a time; ask for prompt sets without @N")
@@ -99,6 +100,7 @@ def measure(job: Job, folder: Path) -> None:
             answered = _answer(job, each, Contender(model, each.ids, each.task.batch), opposite, context)
             trace = _trace(job, each, opened, answered, peak=peak, columns=columns, anchor=chosen.name if chosen else "")
             lacking = {"anchor": anchor} if isinstance(anchor, str) else {}
+            require_unchanged(job.checkpoint)  # weights that are mapped are read as long as the model runs
             replace(trace, absent={**trace.absent, **lacking}).save(folder / TRACE_FILE.format(index))
 
 

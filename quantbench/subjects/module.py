@@ -10,6 +10,7 @@ from quantbench.anchor import Anchor, choose
 from quantbench.errors import UnsupportedError
 from quantbench.job import TRACE_FILE, Job, enter_stage
 from quantbench.methods import METHODS, LoadedModule, Settings
+from quantbench.models._checkpoint import require_unchanged
 from quantbench.passes.memory import before_loading, peak_during
 from quantbench.passes.module import Caller, compare_outputs, measure_calls
 from quantbench.scenario import Scenario
@@ -53,6 +54,7 @@ def measure(job: Job, folder: Path) -> None:
         opposite = Caller.seeded(anchor, conditions.seed) if anchor else None
         enter_stage(folder, "latency")
         calls = measure_calls(variant, opposite, job.effort)
+        require_unchanged(job.checkpoint)
         Trace(
             import_s=import_s,
             load_s=load_s,

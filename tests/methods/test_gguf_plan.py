@@ -226,7 +226,9 @@ def test_a_forecast_is_made_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 
     assert len(started) == 2
     assert first["q4_0"] == again["q4_0"] != other["q4_0"]
-    assert sorted(path.name for path in tmp_path.rglob("*.*")) == sorted(2 * ["asked.json", "request.json", "result.json"])
+    assert sorted(path.name for path in tmp_path.rglob("*.*")) == sorted(
+        2 * ["asked.json", "checksums.json", "request.json", "result.json"]
+    )
 
 
 def test_planning_imports_no_library_of_numbers() -> None:
