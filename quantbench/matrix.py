@@ -3,7 +3,7 @@
 A matrix file::
 
     models = ["canary"]
-    prompts = ["ten"]
+    prompts = ["mixed"]
     control = true                        # the reference measured once more
 
     [methods]
@@ -55,11 +55,11 @@ class Matrix:
 
 
 def default_matrix() -> Matrix:
-    """Every method at its usual precisions, on the canary with ten prompts."""
+    """Every method at its usual precisions, on the canary with the 32 mixed prompts."""
     offered = [(method.name, each) for method in METHODS for each in method.precisions]
     variants = tuple(Variant(method=name, precision=each.name) for name, each in offered if each.usual)
     timed = Conditions(answer_tokens=Conditions().output_tokens)  # the timed answers are then the compared ones
-    return Matrix(models=("canary",), prompts=("ten",), variants=variants, conditions=timed, for_builtin=True)
+    return Matrix(models=("canary",), prompts=("mixed",), variants=variants, conditions=timed, for_builtin=True)
 
 
 def every_variant(methods: Sequence[str], precisions: Sequence[str]) -> list[Variant]:
@@ -224,7 +224,7 @@ def _fitting(model: str, variants: Sequence[Variant], names: Sequence[str]) -> I
     if models.is_module(model):
         return [(variant, (SEEDED_INPUTS,)) for variant in variants if _MODULE in METHODS[variant.method].kinds]
     if SEEDED_INPUTS in names:
-        raise UsageError(f"model {model!r} reads text and takes no {SEEDED_INPUTS!r} inputs; name a prompt set such as 'ten'")
+        raise UsageError(f"model {model!r} reads text and takes no {SEEDED_INPUTS!r} inputs; name a prompt set such as 'mixed'")
     return [(variant, names) for variant in variants]
 
 

@@ -91,7 +91,7 @@ def reference_identity(wanted: Scenario, checkpoint: Checkpoint) -> dict[str, ob
 
 
 _NOT_MADE_BY = ("threads", "reference", "output_tokens")
-_NOT_OF_A_TEXT = ("answer_tokens", "continuation_tokens", "seed")
+_NOT_OF_A_TEXT = ("answer_tokens", "answered_prompts", "continuation_tokens", "seed")
 
 
 def _made_by(wanted: Scenario) -> dict[str, str | int]:

@@ -34,8 +34,8 @@ from quantbench.store import Store
 from quantbench.subjects.probe import probed
 from quantbench.trace import Trace
 
-_NO_LOGITS = "a server gives no logits of a whole vocabulary, so that no text can be scored; name a prompt set such as 'ten'"
-_NO_LENGTHS = "a server is sent texts, each by itself; name a prompt set such as 'ten', and --concurrency for several at once"
+_NO_LOGITS = "a server gives no logits of a whole vocabulary, so that no text can be scored; name a prompt set such as 'mixed'"
+_NO_LENGTHS = "a server is sent texts, each by itself; name a prompt set such as 'mixed', and --concurrency for several at once"
 
 JobKey = tuple[str, Variant, Conditions, int]
 

@@ -96,7 +96,8 @@ class Conditions:
 
     Lengths are in tokens: ``output_tokens`` are timed, ``answer_tokens`` are compared as greedy text,
     ``continuation_tokens`` are scored teacher-forced, or fewer where the reference ends before. ``context`` 0 stands for the
-    shortest that holds all of these.
+    shortest that holds all of these. Only the first ``answered_prompts`` of a set are timed and answered greedily (0: all): an
+    answer costs many times what it costs to score a prompt, and similarity wants many prompts.
     ``threads`` 0 stands for every core that this process may use. ``calibration`` is a text file for methods that calibrate
     or train; empty stands for text sampled from the model itself. ``server`` is what the method ``server`` asks: a URL, or
     ``gguf/PRECISION`` for a server started here; ``concurrency`` is the most requests that it gets at once. Of a text at
@@ -109,7 +110,8 @@ class Conditions:
     context: int = 0
     output_tokens: int = 32
     answer_tokens: int = 64
-    continuation_tokens: int = 128
+    continuation_tokens: int = 64
+    answered_prompts: int = 10
     seed: int = 0
     calibration: str = ""
     server: str = ""
@@ -121,7 +123,7 @@ class Conditions:
         for name in ("output_tokens", "answer_tokens", "continuation_tokens"):
             if getattr(self, name) < MIN_LENGTH:
                 raise UsageError(f"{name} is {getattr(self, name)}; ask for at least {MIN_LENGTH} tokens")
-        for name in ("threads", "context", "seed", "chunks"):
+        for name in ("threads", "context", "seed", "chunks", "answered_prompts"):
             if getattr(self, name) < 0:
                 raise UsageError(f"{name} is {getattr(self, name)}; it cannot be negative")
         if self.server and not self.server.startswith("gguf/"):

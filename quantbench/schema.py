@@ -54,6 +54,7 @@ IDENTITY_COLUMNS = (
     Column("output_tokens", "tokens", kind="int", doc="timed answer length"),
     Column("answer_tokens", "tokens", kind="int", doc="greedy answer length at most"),
     Column("continuation_tokens", "tokens", kind="int", doc="positions scored per prompt at most"),
+    Column("answered_prompts", "prompts", kind="int", doc="only the first of a set are timed and answered; 0: all"),
     Column("seed", "", kind="int", doc="of whatever is sampled"),
     Column("anchor", "", kind="string", doc="what the rounds alternated with"),
     Column("kernel", "", kind="string", doc="kernel class found in use"),

@@ -188,7 +188,7 @@ def _scenario_row(record: Record, run: Run) -> dict[str, Any]:
     return {
         **{
             name: conditions[name]
-            for name in ("reference", "output_tokens", "answer_tokens", "continuation_tokens", "seed")
+            for name in ("reference", "output_tokens", "answer_tokens", "continuation_tokens", "answered_prompts", "seed")
         },
         **{name: used[name] or None for name in used},
         "threads": int(facts.pop("threads", 0)) or None,

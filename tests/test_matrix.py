@@ -63,6 +63,7 @@ def test_every_axis_and_condition_is_read(matrix_file: Callable[[str], Path]) ->
         output_tokens = 8
         answer_tokens = 9
         continuation_tokens = 10
+        answered_prompts = 12
         seed = 11
         calibration = "text.txt"
         server = "gguf/q8_0"
@@ -77,6 +78,7 @@ def test_every_axis_and_condition_is_read(matrix_file: Callable[[str], Path]) ->
         output_tokens=8,
         answer_tokens=9,
         continuation_tokens=10,
+        answered_prompts=12,
         seed=11,
         calibration="text.txt",
         server="gguf/q8_0",
@@ -102,7 +104,7 @@ def test_an_empty_file_is_the_default_matrix(matrix_file: Callable[[str], Path])
 def test_the_shipped_matrix_plans_every_method_with_the_reference_and_its_control_first() -> None:
     planned = scenarios(read_matrix(ROOT / "bench" / "matrix.toml"))
     ids = [scenario.id for scenario in planned]
-    assert ids[:2] == ["canary/torch-fp32/ten", "canary/torch-fp32-control/ten"]
+    assert ids[:2] == ["canary/torch-fp32/mixed", "canary/torch-fp32-control/mixed"]
     assert {scenario.variant.method for scenario in planned} == SHIPPED
     assert len([each for each in ids if each.startswith("canary/")]) >= 24
     assert [each for each in ids if each.startswith("lstm/")] == [

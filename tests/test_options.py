@@ -125,7 +125,7 @@ def test_axes_are_selected() -> None:
 def test_a_matrix_file_is_read(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text('[methods]\ngguf = ["q8_0"]\n')
-    assert [scenario.id for scenario in _plan(matrix=str(path)).scenarios] == ["canary/gguf-q8_0/ten"]
+    assert [scenario.id for scenario in _plan(matrix=str(path)).scenarios] == ["canary/gguf-q8_0/mixed"]
 
 
 @pytest.mark.parametrize("name", list(PROFILES))

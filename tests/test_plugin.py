@@ -241,7 +241,7 @@ def short(started: Mapping[str, Future[dict[str, Ran]]]) -> dict[str, Ran]:
     return started["run_short"].result()
 
 
-NOT_ANSWERED = "a text is scored and not answered; name a prompt set such as 'ten' besides"
+NOT_ANSWERED = "a text is scored and not answered; name a prompt set such as 'mixed' besides"
 VARIANTS = ("stub-exact", "stub-exact-control", "stub-noisy", "fatal-save")
 
 

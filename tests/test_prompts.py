@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 
 from quantbench import prompts
 from quantbench.errors import UsageError
+from quantbench.matrix import default_matrix
 from quantbench.prompts import PromptSet
+from quantbench.statistics import FEW_CLUSTERS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,6 +23,15 @@ def test_ten_has_ten_and_two_are_two_of_them() -> None:
     assert (len(ten.prompts), len(two.prompts)) == (10, 2)
     assert set(two.prompts) <= set(ten.prompts)
     assert {"ten", "two"} <= set(prompts.names())
+
+
+def test_the_default_set_is_mixed_and_large_enough_for_the_interval_of_many() -> None:
+    mixed = prompts.load("mixed").prompts
+    assert default_matrix().prompts == ("mixed",)
+    assert len(mixed) == 32 >= FEW_CLUSTERS
+    assert min(map(len, mixed[:10])) < 60  # what is timed is short
+    assert max(map(len, mixed[:10])) > 300  # and long
+    assert any("\n" in text for text in mixed[:10])
 
 
 def test_seeded_inputs_are_a_set_without_prompts_and_no_shipped_one() -> None:

@@ -80,7 +80,8 @@ def contrast(
     if variants[0] == variants[1]:
         raise UsageError(f"{first} and {second} are one variant; name two, such as gguf-q4_k_m gguf-q8_0")
     if prompts is not None and reads(prompts) != "prompts":
-        raise UsageError(f"{prompts} is scored and not answered, so there are no answers to compare; name a set such as 'ten'")
+        unanswered = f"{prompts} is scored and not answered, so there are no answers to compare"
+        raise UsageError(f"{unanswered}; name a set such as 'mixed'")
     asked = _Asked(variants=variants, results=results, prompts=prompts, run_id=run_id, model=model)
     found = _contrasts(asked)
     if output == "json":

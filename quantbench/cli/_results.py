@@ -71,7 +71,7 @@ def recommend(
         raise UsageError("--context and --batch are for planning, and what is measured has its own; name another --model")
     choices = decide(rows, memory_bytes=memory_bytes, **limits)
     if not choices:
-        message("the last run answered no prompts, and a pick takes decode speed and KLD; run one with prompts such as ten")
+        message("the last run answered no prompts, and a pick takes decode speed and KLD; run one with prompts such as mixed")
         raise typer.Exit(INSUFFICIENT)
     if output == "json":
         print_json([{"sentence": choice.sentence, "measured": True, **asdict(choice)} for choice in choices])

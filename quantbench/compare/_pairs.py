@@ -22,7 +22,10 @@ _SAME: Mapping[str, str] = {
 """What must agree, in this order, and what to say where it does not."""
 
 GONE = "missing from the candidate"
-_ASKED = ("threads", "context", "output_tokens", "answer_tokens", "continuation_tokens", "seed", "reference", "device")
+_ASKED = (
+    "threads", "context", "output_tokens", "answer_tokens", "continuation_tokens", "answered_prompts", "seed", "reference",
+    "device",
+)  # fmt: skip
 _SHOWN = 12
 """Characters of a hash that stand in a sentence."""
 

@@ -48,7 +48,8 @@ def make_reference(
         scored = list(zip(prompts, said, strict=True))
         if not all(continuation for _, continuation in scored):
             raise ModelError("the reference generated nothing after a prompt; its generate() must give the tokens asked for")
-        answers = answer_greedily(model, list(zip(task.prompts, prompts, strict=True)), conditions.answer_tokens, tokenizer)
+        asked = list(zip(task.prompts, prompts, strict=True))[: conditions.answered_prompts or None]
+        answers = answer_greedily(model, asked, conditions.answer_tokens, tokenizer)
     _write_logprobs(model, scored, folder)
     Reference(
         parameters=count_parameters(checkpoint),

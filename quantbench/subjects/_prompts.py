@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from quantbench.errors import ModelError
 from quantbench.job import Job, Task
@@ -28,6 +28,11 @@ class Prompts:
     ids: tuple[tuple[int, ...], ...]
     reference: Reference | None
     scored: Chunks = ()
+
+    def answered(self, conditions: Conditions) -> Prompts:
+        """The same with those prompts alone that are timed and answered."""
+        count = conditions.answered_prompts or None
+        return replace(self, task=replace(self.task, prompts=self.task.prompts[:count]), ids=self.ids[:count])
 
 
 def read_prompts(job: Job) -> tuple[list[Prompts], int]:

@@ -39,14 +39,15 @@ def compare_top_tokens(
 ) -> TopLogprobs | str:
     """Ask the server for its likeliest tokens and compare; a string says why nothing could be.
 
-    ``folder`` is the reference's artifact: row prompt x continuation length + position holds what it predicts there.
+    ``prompts`` are all of the reference's, or the first of them. ``folder`` is its artifact: a row for each position of each
+    continuation holds what it predicts there.
     """
     import numpy as np
 
     expected = np.load(folder / LOGPROBS_FILE, mmap_mode="r", allow_pickle=False)
     places = []
     row = 0
-    for text, ids, continuation in zip(prompts, reference.prompt_tokens, reference.continuations, strict=True):
+    for text, ids, continuation in zip(prompts, reference.prompt_tokens, reference.continuations, strict=False):
         for position, asked in islice(_reachable(tokenizer, text, ids, continuation), POSITIONS):
             given = endpoint.top_tokens(asked, K)
             if given is None:

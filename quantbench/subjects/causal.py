@@ -34,7 +34,7 @@ from quantbench.waiting import waiting
 _READ_BYTES = 1 << 22
 
 
-_NOT_ANSWERED = "a text is scored and not answered; name a prompt set such as 'ten' besides"
+_NOT_ANSWERED = "a text is scored and not answered; name a prompt set such as 'mixed' besides"
 _RANDOM = "random weights say nothing about similarity"
 _MADE = "its weights are made at random while it is loaded, so loading says nothing"
 _UNWRITTEN = "its weights are made at random while it is loaded, and never written"
@@ -93,11 +93,12 @@ def measure(job: Job, folder: Path) -> None:
         chosen = None if all(each.task.is_text for each in prompts) else choose(scenario, settings)
         anchor = _open_anchor(stack, model, chosen, scenario) if chosen else None
         for index, (each, peak, columns) in enumerate(zip(prompts, peaks, scored, strict=True)):
+            asked = each.answered(job.conditions)
             opposite = None
             if chosen and anchor and not isinstance(anchor, str):
-                opposite = Contender(anchor, chosen.prompts(each.ids), each.task.batch)
+                opposite = Contender(anchor, chosen.prompts(asked.ids), each.task.batch)
             enter_stage(folder, "latency")
-            answered = _answer(job, each, Contender(model, each.ids, each.task.batch), opposite, context)
+            answered = _answer(job, asked, Contender(model, asked.ids, each.task.batch), opposite, context)
             trace = _trace(job, each, opened, answered, peak=peak, columns=columns, anchor=chosen.name if chosen else "")
             lacking = {"anchor": anchor} if isinstance(anchor, str) else {}
             require_unchanged(job.checkpoint)  # weights that are mapped are read as long as the model runs
@@ -127,6 +128,7 @@ def _trace(
     checkpoint, artifact, reference = job.checkpoint, opened.artifact, prompts.reference
     unwritten = _unwritten(checkpoint, artifact)
     length, batch = job.conditions.output_tokens, prompts.task.batch
+    timed = prompts.answered(job.conditions).ids
     facts = {**opened.model.facts, "threads": str(opened.threads), "waiting": waiting(), "context": str(opened.context)}
     return Trace(
         import_s=opened.import_s,
@@ -146,7 +148,7 @@ def _trace(
         slicing=columns.slicing if columns and isinstance(columns.slicing, Slicing) else None,
         score_tokens=sum(len(prompt) + len(rest) - 1 for prompt, rest in prompts.scored) if columns else 0,
         memory_bandwidth_bps=None if isinstance(opened.bandwidth, str) else opened.bandwidth,
-        bytes_per_token=bytes_per_token(opened.running, prompts.ids, length, batch) if answered.rounds else None,
+        bytes_per_token=bytes_per_token(opened.running, timed, length, batch) if answered.rounds else None,
         energy=None if isinstance(answered.energy, str) else answered.energy,
         clocks=None if isinstance(answered.clocks, str) else answered.clocks,
         absent=_absent(prompts.task, checkpoint, artifact)

@@ -96,6 +96,7 @@ def measure(job: Job, folder: Path) -> None:
     started = time.perf_counter()
     with method.open_endpoint(job.scenario, settings_of(job, context)) as endpoint:
         enter_stage(folder, "similarity")
+        prompts = [each.answered(conditions) for each in prompts]
         compared = [_compare(endpoint, tokenizer, each) for each in prompts]
         for index, (each, top) in enumerate(zip(prompts, compared, strict=True)):
             client = Client(endpoint, each, tokenizer)

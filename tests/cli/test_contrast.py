@@ -232,10 +232,10 @@ def _planned(command: str) -> set[str]:
 @pytest.mark.parametrize(
     ("of", "options", "said", "planned"),
     [
-        (("gguf-q4_k_m", "gguf-q2_k"), [], "gguf/q2_k is not measured under", "canary/gguf-{}/ten"),
+        (("gguf-q4_k_m", "gguf-q2_k"), [], "gguf/q2_k is not measured under", "canary/gguf-{}/mixed"),
         (PAIR, ["--prompts", "two"], "gguf/q4_k_m and gguf/q8_0 are not measured on prompts two under", "canary/gguf-{}/two"),
-        (PAIR, ["--model", "lm/x"], "gguf/q4_k_m and gguf/q8_0 are not measured for lm/x under", "lm/x/gguf-{}/ten"),
-        (PAIR, ["--run", "later"], "gguf/q8_0 is not measured in run later under", "canary/gguf-{}/ten"),
+        (PAIR, ["--model", "lm/x"], "gguf/q4_k_m and gguf/q8_0 are not measured for lm/x under", "lm/x/gguf-{}/mixed"),
+        (PAIR, ["--run", "later"], "gguf/q8_0 is not measured in run later under", "canary/gguf-{}/mixed"),
     ],
 )
 def test_what_is_not_measured_is_code_4_and_the_command_that_measures_it(
@@ -251,7 +251,7 @@ def test_what_is_not_measured_is_code_4_and_the_command_that_measures_it(
 
 def test_the_command_holds_for_methods_of_unlike_precisions(shared: Path) -> None:
     stderr = _run(shared, of=("bitsandbytes-nf4-dq", "gguf-q8_0"))[2]
-    assert {"canary/bitsandbytes-nf4-dq/ten", "canary/gguf-q8_0/ten"} <= _planned(stderr.partition("both: ")[2])
+    assert {"canary/bitsandbytes-nf4-dq/mixed", "canary/gguf-q8_0/mixed"} <= _planned(stderr.partition("both: ")[2])
 
 
 def test_measured_but_never_in_one_run(tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ def test_a_failed_comparison_has_a_code_of_its_own(comparison: str, code: int, s
 def test_nothing_selected_is_said_with_an_example(sent: Any) -> None:
     code, stderr, _ = sent("-k", "nonesuch", code=pytest.ExitCode.NO_TESTS_COLLECTED)
     assert code == 2
-    example = "a scenario's name is for example canary/torch-fp32/ten"
+    example = "a scenario's name is for example canary/torch-fp32/mixed"
     assert stderr == f"quantbench: nothing was selected by -k 'nonesuch'; {example}\n"
 
 
