@@ -6,6 +6,7 @@ import traceback
 from collections.abc import Mapping
 
 from quantbench import prompts
+from quantbench.cache import made_by
 from quantbench.engines import Failure
 from quantbench.errors import QuantbenchError
 from quantbench.job import Checkpoint, Task
@@ -21,8 +22,11 @@ from quantbench.record import Missing, Record, Status, Value
 from quantbench.scenario import Scenario
 from quantbench.trace import Reference, Trace
 
-REFERENCE_FORMAT = 5
-"""Counts changes in how a reference is sampled, answered or scored; older artifacts are then made again."""
+_REFERENCE_MAKERS = (
+    "quantbench.passes.reference", "quantbench.passes.similarity", "quantbench.passes.text", "quantbench.models._tokenizer",
+    "quantbench.methods._transformers", "quantbench.methods._llama_cpp", "quantbench.trace",
+)  # fmt: skip
+"""What samples, answers, scores and writes a reference, besides the method's own file."""
 
 _RUNTIMES = ("torch", "transformers", "llama-cpp-python", "bitsandbytes", "gptqmodel", "torchao")
 
@@ -86,7 +90,8 @@ def reference_identity(wanted: Scenario, checkpoint: Checkpoint) -> dict[str, ob
     return {
         "content": checkpoint.content_hash, "prompts": chosen.content_hash, "variant": wanted.variant.name,
         "conditions": _made_by(wanted), "recipe": dict(METHODS[wanted.variant.method].recipe(wanted)),
-        "versions": {name: number for name, number in versions().items() if name in _RUNTIMES}, "format": REFERENCE_FORMAT,
+        "versions": {name: number for name, number in versions().items() if name in _RUNTIMES},
+        "made_by": made_by(*_REFERENCE_MAKERS, METHODS[wanted.variant.method].opener.__module__),
     }  # fmt: skip
 
 

@@ -15,7 +15,7 @@ import pytest
 from quantbench.checksums import CHECKSUMS
 from quantbench.errors import ModelError
 from quantbench.machine import describe
-from quantbench.methods import METHODS, LoadedModel, Settings
+from quantbench.methods import METHODS, LoadedModel, Settings, _calibration, _gptqmodel, _imatrix, qat
 from quantbench.models._checkpoint import require_unchanged, resolve, watched
 from quantbench.plan import Plan
 from quantbench.record import Record, Status
@@ -150,3 +150,38 @@ def test_other_rights_links_and_times_of_the_same_content_are_no_change(model: P
     shutil.copyfile(weights, tmp_path / "copy")
     (tmp_path / "copy").replace(weights)
     require_unchanged(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("module", "ask", "precision"),
+    [
+        ("_calibration", _calibration.calibration_ids, "gptq/int4-g128"),
+        ("_gptqmodel", _gptqmodel.prepared, "gptq/int4-g128"),
+        ("_imatrix", _imatrix.importance_matrix, "gguf/q4_k_m-imat"),
+        ("qat", qat._trained, "qat/int4"),
+    ],
+)
+def test_what_is_calibrated_is_keyed_by_the_device_and_by_its_makers_source(
+    module: str, ask: Callable[[Scenario, Settings], object], precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One GPU is like another; a source that changed makes it again."""
+    keys: list[dict[str, object]] = []
+
+    def kept(kind: str, asked: dict[str, object], make: object) -> Path:
+        keys.append(asked)
+        raise ModelError("enough")
+
+    monkeypatch.setattr(f"quantbench.methods.{module}.artifact", kept)
+    monkeypatch.setattr(_gptqmodel, "compile_kernels", lambda _: None)
+    method, _, name = precision.partition("/")
+    settings = Settings(checkpoint=resolve("canary"), threads=1, context=64)
+    for device in ("cpu", "cuda:0", "cuda:1"):
+        conditions = Conditions(device=device)
+        scenario = Scenario(
+            model="canary", variant=Variant(method=method, precision=name), prompts="two", conditions=conditions
+        )
+        with pytest.raises(ModelError, match="enough"):
+            ask(scenario, settings)
+    cpu, first, second = keys
+    assert cpu != first == second
+    assert len(str(cpu["made_by"])) == 24

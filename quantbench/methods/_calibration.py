@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from quantbench.cache import artifact, file_sha256
+from quantbench.cache import artifact, file_sha256, made_by
 from quantbench.errors import ModelError, UnsupportedError, UsageError
 from quantbench.job import Checkpoint
 from quantbench.methods import Settings
@@ -23,7 +23,7 @@ MIN_SEQUENCES = 8
 
 _BATCH = 32
 _IDS_FILE = "ids.json"
-_FORMAT = 1
+_MAKERS = ("quantbench.methods._calibration", "quantbench.methods._transformers")
 
 
 def calibration_ids(scenario: Scenario, settings: Settings) -> list[list[int]]:
@@ -41,9 +41,10 @@ def calibration_ids(scenario: Scenario, settings: Settings) -> list[list[int]]:
             f"{settings.checkpoint.name} is no unquantized checkpoint folder, so there is nothing to sample calibration text "
             "from; give the folder it was made from"
         )
-    asked = {"content": settings.checkpoint.content_hash, "seed": conditions.seed, **_shape(), "format": _FORMAT}
-    if conditions.device != "cpu":  # a GPU's arithmetic draws other text
-        asked["device"] = "cuda"
+    asked = {
+        "content": settings.checkpoint.content_hash, "seed": conditions.seed, **_shape(),
+        "device": device_family(conditions.device), "made_by": made_by(*_MAKERS),
+    }  # fmt: skip
 
     def make(folder: Path) -> None:
         (folder / _IDS_FILE).write_text(json.dumps(_sampled(settings, conditions.seed, conditions.device)))
@@ -62,6 +63,11 @@ def calibration_identity(conditions: Conditions) -> str:
         return file_sha256(path) if path.is_file() else conditions.calibration
     except OSError:  # it cannot be read: the row will say so
         return conditions.calibration
+
+
+def device_family(device: str) -> str:
+    """What tells text and calibration made on one device from another's: a GPU's arithmetic draws other text."""
+    return device.partition(":")[0]
 
 
 def _shape() -> dict[str, int]:

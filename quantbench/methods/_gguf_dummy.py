@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from quantbench.architecture import Architecture, read
-from quantbench.cache import artifact, require_room
+from quantbench.cache import artifact, made_by, require_room
 from quantbench.children import python_module
 from quantbench.errors import ModelError, UnsupportedError
 from quantbench.job import Checkpoint
@@ -32,8 +32,7 @@ from quantbench.methods._gguf_tensors import Tensor, block_of, tensor_bytes
 from quantbench.methods._llama_cpp import library
 from quantbench.models._dummy import read_shapes
 
-RECIPE = 1
-"""Counts changes in how the files are made; older ones are then made again."""
+_MAKERS = ("quantbench.methods._gguf_dummy", "quantbench.methods._gguf_header", "quantbench.methods._gguf_tensors")
 
 _SEED = 0
 _DEVIATION = 0.02
@@ -55,7 +54,8 @@ def dummy_file(checkpoint: Checkpoint, precision: str, files: Sequence[File]) ->
     the disk has no room or the converter does not take the configuration.
     """
     asked = {
-        "content": checkpoint.content_hash, "precision": precision, "dummy": RECIPE, "gguf": version("gguf"), **gguf_maker(),
+        "content": checkpoint.content_hash, "precision": precision, "dummy": made_by(*_MAKERS), "gguf": version("gguf"),
+        **gguf_maker(),
     }  # fmt: skip
     (kind,) = (kind for name, kind, _ in files if name == precision)
 
@@ -86,7 +86,7 @@ def _architecture(checkpoint: Checkpoint) -> Architecture:
 
 def _header(checkpoint: Checkpoint, tensors: Sequence[Tensor]) -> Path:
     """The folder of the header of the dummy's F16 file, and of the values that the converter computes for it."""
-    asked = {"content": checkpoint.content_hash, "dummy": RECIPE, "gguf": version("gguf"), **gguf_maker()}
+    asked = {"content": checkpoint.content_hash, "dummy": made_by(*_MAKERS), "gguf": version("gguf"), **gguf_maker()}
 
     def make(folder: Path) -> None:
         source = folder / "source"

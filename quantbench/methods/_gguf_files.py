@@ -16,7 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from quantbench.cache import artifact
+from quantbench.cache import artifact, made_by
 from quantbench.children import python_module
 from quantbench.errors import ModelError, QuantbenchError, UnsupportedError
 from quantbench.job import Checkpoint
@@ -194,8 +194,11 @@ def converter() -> Path:
 
 
 def gguf_maker() -> dict[str, str]:
-    """What makes GGUF files here: the runtime's version, and the checkout if one was named."""
-    return {"llama_cpp_python": version("llama_cpp_python"), "checkout": os.environ.get(CHECKOUT_VARIABLE, "")}
+    """What makes GGUF files here: the runtime's version, the checkout if one was named, and our own source."""
+    return {
+        "llama_cpp_python": version("llama_cpp_python"), "checkout": os.environ.get(CHECKOUT_VARIABLE, ""),
+        "made_by": made_by("quantbench.methods._gguf_files"),
+    }  # fmt: skip
 
 
 def _fetch_converter(folder: Path, installed: str) -> None:

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from quantbench.architecture import Architecture, CacheLayer, Role, Tensor
-from quantbench.cache import artifact
+from quantbench.cache import artifact, made_by
 from quantbench.children import python_module
 from quantbench.errors import MissingDependency, ModelError, UnsupportedError
 from quantbench.footprint import Weights
+from quantbench.identity import identify
 from quantbench.methods._gguf_dry_run import REQUEST, RESULT
 from quantbench.methods._gguf_files import UNQUANTIZED
 from quantbench.methods._gguf_tensors import Tensor as Typed
@@ -32,7 +33,7 @@ _LEAN = {"GGML_NO_BACKTRACE": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS"
 
 _DROPS_ROWS = "the converter leaves out rows of the embedding beyond the tokenizer's entries, which a config.json does not tell"
 
-_FORMAT = 2
+_MAKERS = ("quantbench.methods._gguf_plan", "quantbench.methods._gguf_dry_run", "quantbench.methods._gguf_tensors")
 _CONTEXT = 4096
 """What the header says where a configuration does not; no size depends on it."""
 
@@ -189,12 +190,12 @@ def _weights(request: Mapping[str, Any], files: Sequence[File], note: str = "") 
 
 
 def _versions() -> dict[str, str]:
-    return {"llama_cpp_python": version("llama_cpp_python"), "gguf": version("gguf"), "format": str(_FORMAT)}
+    return {"llama_cpp_python": version("llama_cpp_python"), "gguf": version("gguf"), "made_by": made_by(*_MAKERS)}
 
 
 def _stamp(path: Path) -> list[list[int]]:
-    """Sizes and times of a file's parts: which content it is, without reading it."""
-    return [[part.stat().st_size, part.stat().st_mtime_ns] for part in gguf_parts(path)]
+    """What the disk says of a file's parts: which content it is, without reading it."""
+    return [list(identify(part)) for part in gguf_parts(path)]
 
 
 def _asked(request: Mapping[str, Any]) -> dict[str, Any]:

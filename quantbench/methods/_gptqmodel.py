@@ -17,12 +17,12 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-from quantbench.cache import artifact
+from quantbench.cache import artifact, made_by
 from quantbench.children import python_module
 from quantbench.errors import ModelError, UnsupportedError
 from quantbench.job import Checkpoint
 from quantbench.methods import Artifact, Settings
-from quantbench.methods._calibration import calibration_identity, calibration_ids
+from quantbench.methods._calibration import calibration_identity, calibration_ids, device_family
 from quantbench.methods._packed import BELONGS, grouping, ready
 from quantbench.methods._packed_dummy import dummy_folder
 from quantbench.methods._packed_forecast import BLOCKS, misfit
@@ -41,8 +41,7 @@ _WORKERS = "2"
 _THREADS = {"gptq": "1", "awq": "2"}
 """Torch threads of each: GPTQ works on several layers at once, AWQ searches one layer with large tensors."""
 
-_FORMAT = {"gptq": 1, "awq": 2}
-"""Counts changes in how each is made; older artifacts are then made again."""
+_MAKERS = ("quantbench.methods._gptqmodel", "quantbench.methods._calibration", "quantbench.methods._transformers")
 
 
 def recipe(scenario: Scenario) -> dict[str, str]:
@@ -71,7 +70,7 @@ def prepared(scenario: Scenario, settings: Settings) -> Artifact:
     asked = {
         "content": checkpoint.content_hash, "method": method, "bits": bits, "group_size": group_size, "seed": conditions.seed,
         "calibration": calibration_identity(conditions), "sequences": CALIBRATION_SEQUENCES[method],
-        "gptqmodel": version("gptqmodel"), "format": _FORMAT[method],
+        "gptqmodel": version("gptqmodel"), "device": device_family(conditions.device), "made_by": made_by(*_MAKERS),
     }  # fmt: skip
 
     def make(folder: Path) -> None:

@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quantbench.cache import artifact
+from quantbench.cache import artifact, made_by
 from quantbench.errors import UnsupportedError
 from quantbench.methods import Settings
-from quantbench.methods._calibration import LENGTH, SEQUENCES, calibration_identity, calibration_ids
+from quantbench.methods._calibration import LENGTH, SEQUENCES, calibration_identity, calibration_ids, device_family
 from quantbench.methods._gguf_files import f16_file, read_gguf
 from quantbench.methods._transformers import load_pretrained
 from quantbench.models._checkpoint import watched
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 MATRIX_FILE = "imatrix.npz"
 
 _BATCH = 8
-_FORMAT = 1
+_MAKERS = ("quantbench.methods._imatrix", "quantbench.methods._calibration", "quantbench.methods._transformers")
 
 
 def importance_matrix(scenario: Scenario, settings: Settings) -> Path:
@@ -40,7 +40,8 @@ def importance_matrix(scenario: Scenario, settings: Settings) -> Path:
         raise UnsupportedError(no_matrix(scenario.variant.name, checkpoint.path))
     asked = {
         "content": checkpoint.content_hash, "calibration": calibration_identity(conditions), "seed": conditions.seed,
-        "sequences": SEQUENCES, "length": LENGTH, "format": _FORMAT,
+        "sequences": SEQUENCES, "length": LENGTH, "device": device_family(conditions.device),
+        "made_by": made_by(*_MAKERS),
     }  # fmt: skip
 
     def make(folder: Path) -> None:

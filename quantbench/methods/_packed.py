@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from quantbench.cache import artifact
+from quantbench.cache import artifact, made_by
 from quantbench.errors import ModelError, UnsupportedError
 from quantbench.job import Checkpoint
 from quantbench.methods import METHODS, Settings
@@ -35,7 +35,6 @@ _DEFAULT_GROUP = 128
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _NO_KERNEL = "No valid quant linear"
-_FORMAT = 1
 
 
 def grouping(precision: str) -> tuple[int, int]:
@@ -65,7 +64,7 @@ def ready(checkpoint: Checkpoint, variant: Variant) -> Path:
                 (place / name).symlink_to(path.absolute())
         (place / "config.json").write_text(json.dumps({**config, "quantization_config": quantization}))
 
-    asked = {"folder": str(folder.absolute()), "content": checkpoint.content_hash, "format": _FORMAT}
+    asked = {"folder": str(folder.absolute()), "content": checkpoint.content_hash, "made_by": made_by(__name__)}
     return artifact("packed", asked, watched(checkpoint, make))
 
 

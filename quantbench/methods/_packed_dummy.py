@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
-from quantbench.cache import artifact, require_room
+from quantbench.cache import artifact, made_by, require_room
 from quantbench.errors import UnsupportedError
 from quantbench.job import Checkpoint
 from quantbench.methods._packed import grouping
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Array = NDArray[Any]
-
-RECIPE = 1
-"""Counts changes in how a dummy is made; older ones are then made again."""
 
 _SEED = 0
 _CHECKPOINT = "checkpoint"
@@ -58,7 +55,7 @@ def dummy_folder(checkpoint: Checkpoint, variant: Variant) -> Path:
     bits, group_size = grouping(variant.precision)
     asked = {
         "content": checkpoint.content_hash, "method": variant.method, "bits": bits, "group_size": group_size,
-        "seed": _SEED, "recipe": RECIPE,
+        "seed": _SEED, "made_by": made_by(__name__, "quantbench.methods._packed_forecast"),
     }  # fmt: skip
 
     def make(folder: Path) -> None:

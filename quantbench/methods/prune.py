@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from quantbench.architecture import Architecture
-from quantbench.cache import OWN_FILES, artifact
+from quantbench.cache import OWN_FILES, artifact, made_by
 from quantbench.errors import UnsupportedError
 from quantbench.footprint import Weights, dense_bytes
 from quantbench.methods import METHODS, Artifact, LoadedModel, Settings, _pruning, method
@@ -53,7 +53,7 @@ _PRUNINGS: Mapping[str, Callable[[Any], None]] = {
     **{name: partial(_pruning.remove_neurons, share=share) for name, share in _REMOVED.items()},
 }
 _NOTE = "prune.json"
-_FORMAT = 1
+_MAKERS = ("quantbench.methods.prune", "quantbench.methods._pruning", "quantbench.methods._transformers")
 _SPARSE_CAPABILITY = (8, 0)
 
 
@@ -89,7 +89,7 @@ def prepare_prune(scenario: Scenario, settings: Settings) -> Artifact:
         METHODS["bitsandbytes"].check(settings.checkpoint)
     pruning = precision.removesuffix("-sparse").partition("+")[0]
     asked = {
-        "content": settings.checkpoint.content_hash, "pruning": pruning, "format": _FORMAT,
+        "content": settings.checkpoint.content_hash, "pruning": pruning, "made_by": made_by(*_MAKERS),
         "versions": {name: version(name) for name in ("torch", "transformers")},
     }  # fmt: skip
 

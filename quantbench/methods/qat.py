@@ -13,11 +13,11 @@ from statistics import fmean
 from typing import Any
 
 from quantbench.architecture import Architecture
-from quantbench.cache import artifact
+from quantbench.cache import artifact, made_by
 from quantbench.footprint import Weights
 from quantbench.methods import Artifact, LoadedModel, Settings, method
 from quantbench.methods import _torchao as ao
-from quantbench.methods._calibration import calibration_identity, calibration_ids
+from quantbench.methods._calibration import calibration_identity, calibration_ids, device_family
 from quantbench.methods._qat import Training, distill
 from quantbench.methods._transformers import TransformersModel, load_pretrained
 from quantbench.models._checkpoint import watched, weight_files
@@ -33,7 +33,7 @@ _TRAINING = {"int8": Training(rate=4e-6), "int4": Training(rate=4e-5)}
 """Rates tried on the canary: ten times more undoes what the model knew, ten times less changes next to nothing."""
 
 _CURVE_POINTS = 12
-_FORMAT = 1
+_MAKERS = ("qat", "_qat", "_torchao", "_calibration", "_transformers")
 _CHECKPOINT = "checkpoint"
 _CURVE = "training.json"
 
@@ -96,7 +96,7 @@ def _trained(scenario: Scenario, settings: Settings) -> Path:
     asked = {
         "content": settings.checkpoint.content_hash, "precision": precision, "seed": conditions.seed,
         "calibration": calibration_identity(conditions), "training": asdict(training), "torchao": version("torchao"),
-        "format": _FORMAT,
+        "device": device_family(conditions.device), "made_by": made_by(*(f"quantbench.methods.{each}" for each in _MAKERS)),
     }  # fmt: skip
     make = watched(settings.checkpoint, lambda folder: _train(folder, scenario, settings, training))
     return artifact("qat", asked, make)

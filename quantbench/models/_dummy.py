@@ -21,7 +21,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from quantbench.cache import artifact, file_sha256
+from quantbench.cache import artifact, file_sha256, made_by
 from quantbench.children import python_module
 from quantbench.errors import MissingDependency, ModelError, QuantbenchError
 from quantbench.job import Checkpoint
@@ -32,7 +32,7 @@ from quantbench.scenario import DUMMY_PREFIX
 
 SEED = 0
 RECIPE = 2
-"""Counts changes in how a dummy is made, its weights included; older ones are then made again."""
+"""Counts changes of what a dummy is, its weights included: part of its content, by which rows of different days are paired."""
 
 SHAPES = "shapes.json"
 """Shape by name of every parameter, as transformers names them; tied ones once."""
@@ -46,6 +46,7 @@ _LEFT_OUT = frozenset(
 """How it was quantized, and what names code that transformers would fetch and run."""
 
 _MAKERS = ("torch", "transformers")
+_SOURCE = "quantbench.models._dummy"
 
 
 def make_dummy(name: str) -> Checkpoint:
@@ -73,7 +74,7 @@ def make_dummy(name: str) -> Checkpoint:
         _make_elsewhere(folder, source)
 
     content = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
-    folder = artifact("dummy", {**asked, "versions": makers}, make)
+    folder = artifact("dummy", {**asked, "versions": makers, "made_by": made_by(_SOURCE)}, make)
     return Checkpoint(name=name, kind="hf", path=folder, revision=f"seed {SEED}", content_hash=content, random_weights=True)
 
 

@@ -23,9 +23,6 @@ from quantbench.scenario import Scenario
 from quantbench.subjects import settings_of
 from quantbench.trace import Probe, load_probes
 
-PROBE_FORMAT = 1
-"""Counts changes in what is probed or how; older results are then probed again."""
-
 _KIND = "probe-capability"
 _LIBRARIES = (
     "quantbench", "torch", "transformers", "accelerate", "bitsandbytes", "gptqmodel", "optimum", "torchao", "llama-cpp-python",
@@ -84,8 +81,13 @@ def _asked(scenario: Scenario, checkpoint: Checkpoint) -> dict[str, object]:
         "content": checkpoint.content_hash, "variant": scenario.variant.name, "device": scenario.conditions.device,
         "seed": scenario.conditions.seed,
         "recipe": dict(METHODS[scenario.variant.method].recipe(scenario)), "machine": describe().fingerprint,
-        "versions": {name: number for name, number in versions().items() if name in _LIBRARIES}, "format": PROBE_FORMAT,
+        "versions": {name: number for name, number in versions().items() if name in _LIBRARIES},
+        "made_by": cache.made_by(__name__, "quantbench.passes.probes", "quantbench.passes.finetune", _module(scenario)),
     }  # fmt: skip
+
+
+def _module(scenario: Scenario) -> str:
+    return METHODS[scenario.variant.method].opener.__module__
 
 
 def _noted(folder: Path, failure: str) -> Path:

@@ -235,7 +235,7 @@ def test_each_variant_and_content_has_a_place_of_its_own(
     checkpoint = dummy()
     places = [prepare(checkpoint, each).path for each in VARIANTS]
     places.append(prepare(dummy(rms_norm_eps=1e-3), VARIANTS[0]).path)
-    monkeypatch.setattr(_packed_dummy, "RECIPE", _packed_dummy.RECIPE + 1)
+    monkeypatch.setattr(_packed_dummy, "made_by", lambda *_: "another source")
     places.append(prepare(checkpoint, VARIANTS[0]).path)
     assert len(set(places)) == len(VARIANTS) + 2
 
