@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import os
 import platform
+import re
 import shutil
 import tempfile
 import time
@@ -20,6 +21,9 @@ from quantbench.units import format_bytes
 PREFIX = "quantbench-"
 SET_ASIDE = ".damaged-"
 """How the name of an entry of the cache begins that was found damaged."""
+
+_OURS = re.compile(r"quantbench-[0-9a-f]{8}-[a-z0-9_]{8}|\.(damaged-)?[0-9a-f]{24}(\.json)?-[a-z0-9_-]+")
+"""Names that are made here and nowhere else: nobody's own folder beside them is touched."""
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _DAY_S = 86_400
@@ -75,8 +79,8 @@ def sweep(cache: Path) -> Swept:
     Never what is locked. What another kernel's process may own (a disk that is shared, a machine before it was started again)
     has to be untouched for a day, as has what no lock can be had of.
     """
-    temporary = Path(tempfile.gettempdir())
-    candidates = [*temporary.glob(f"{PREFIX}*"), *cache.glob(f"{PREFIX}*"), *cache.glob("*/.*-*")]
+    places = [*Path(tempfile.gettempdir()).glob(f"{PREFIX}*"), *cache.glob(f"{PREFIX}*"), *cache.glob("*/.*-*")]
+    candidates = [path for path in places if _OURS.fullmatch(path.name)]
     removed = [size for path in candidates if (size := _swept(path)) is not None]
     return Swept(len(removed), sum(removed))
 

@@ -331,16 +331,24 @@ def test_what_a_killed_process_leaves_is_swept_and_what_a_live_one_has_is_not(
 
 
 def test_what_another_kernels_process_may_own_is_left_for_a_day_and_what_was_set_aside_for_a_week(
-    cache_folder: Path, monkeypatch: pytest.MonkeyPatch
+    cache_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    days = {".0123-abcdefgh-1": 2, ".0124-abcdefgh-1": 0.5, ".damaged-1": 8, ".damaged-2": 6}
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    old, new = "0" * 24, "1" * 24
+    days = {f".{old}-abcdefgh": 2, f".{new}-abcdefgh": 0.5, f".damaged-{old}-1": 8, f".damaged-{new}-1": 6, ".my-own": 99}
     for name, age in days.items():
         folder = cache_folder / "gguf" / name
         folder.mkdir(parents=True)
         long_ago = time.time() - age * 86_400
         os.utime(folder, (long_ago, long_ago))
+    mine = Path(tempfile.gettempdir()) / "quantbench-results"
+    mine.mkdir()
+    os.utime(mine, (long_ago, long_ago))
     scratch.sweep(cache_folder)
-    assert {path.name for path in (cache_folder / "gguf").iterdir()} == {".0124-abcdefgh-1", ".damaged-2"}
+    assert mine.is_dir()
+    assert {path.name for path in (cache_folder / "gguf").iterdir()} == {
+        f".{new}-abcdefgh", f".damaged-{new}-1", ".my-own",
+    }  # fmt: skip
 
 
 def test_write_atomically_replaces_and_leaves_nothing_beside(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from quantbench.cli._catalogue import FormatOption, method_facts
 from quantbench.cli._output import counted, print_json, print_table
 from quantbench.gpus import no_gpu
 from quantbench.methods import METHODS
+from quantbench.scratch import Swept, sweep
 from quantbench.units import GIB, format_bytes
 
 
@@ -27,7 +28,7 @@ def doctor(output: FormatOption = "text") -> None:
         "machine": {**asdict(machine.describe()), "gpus": list(machine.describe().gpus)},
         "packages": {name: number for name, number in machine.versions().items() if name != "python"},
         "methods": [method_facts(method) for method in METHODS],
-        "cache": _cache(),
+        "cache": {"swept": sweep(cache_root())._asdict(), **_cache()},
         "llama_cpp_extra_buffers": _extra_buffers(),
         "cuda": _cuda(),
     }
@@ -84,6 +85,7 @@ def _print(facts: dict[str, Any]) -> None:
         ["driver", cuda["driver"] or "none"],
         ["llama.cpp extra buffers", _with_note(works, buffers["note"])],
         ["cache", f"{cache['folder']}: {format_bytes(cache['bytes'])} in {counted(cache['files'], 'file')}, {writable}"],
+        *(["", sentence] for sentence in Swept(**cache["swept"]).sentences),
     ])  # fmt: skip
     typer.echo()
     print_table(["package", "version"], facts["packages"].items())

@@ -12,7 +12,6 @@ import secrets
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -27,6 +26,7 @@ from quantbench.children import python_module
 from quantbench.errors import MissingDependency, ModelError
 from quantbench.methods._llama_cpp import require_offload
 from quantbench.scenario import ServerAddress
+from quantbench.scratch import scratch_folder
 
 TIMED = "timed"
 SCORING = "scoring"
@@ -68,8 +68,8 @@ def serve(
             f"a server of one's own needs {', '.join(missing)}, not installed; pip install 'llama-cpp-python[server]'"
         )
     require_offload(device)
-    with tempfile.TemporaryDirectory(prefix="quantbench-server-") as folder:
-        config, log = Path(folder) / "config.json", Path(folder) / "log.txt"
+    with scratch_folder() as folder:
+        config, log = folder / "config.json", folder / "log.txt"
         key = secrets.token_hex()
         settings = _settings(path, threads=threads, context=context, device=device)
         config.write_text(json.dumps({**settings, "api_key": key}))

@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from quantbench.errors import UnsupportedError
@@ -14,6 +12,7 @@ from quantbench.job import Checkpoint
 from quantbench.methods import Settings
 from quantbench.methods._transformers import bytes_by_kind, found_device
 from quantbench.models import MODELS, ModuleRecipe
+from quantbench.scratch import scratch_folder
 from quantbench.trace import WeightMemory
 
 if TYPE_CHECKING:
@@ -113,8 +112,8 @@ def state_dict_counts(model: Any, weight_bytes: int) -> Mapping[str, int | None]
 def _file_bytes(state: Mapping[str, Any]) -> int:
     import torch
 
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / _SAVED_AS
+    with scratch_folder() as folder:
+        path = folder / _SAVED_AS
         torch.save(state, path)
         return path.stat().st_size
 

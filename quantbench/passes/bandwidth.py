@@ -12,7 +12,6 @@ import json
 import platform
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,11 +19,12 @@ from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean
 
-from quantbench.cache import cache_root, digest, write_atomically
+from quantbench.cache import digest, recall, remember, write_atomically
 from quantbench.children import python_module
 from quantbench.errors import QuantbenchError
 from quantbench.gpus import chosen_gpus
 from quantbench.machine import available_memory, describe
+from quantbench.scratch import scratch_folder
 from quantbench.trace import WeightMemory
 
 BANDWIDTH_FORMAT = 1
@@ -56,12 +56,12 @@ def memory_bandwidth(device: str, threads: int, run: Path) -> float | str:
     """
     try:
         asked = _asked_on_cpu(device, threads) if device == "cpu" else _asked_on_device(device)
-        name = f"bandwidth-{digest(asked)}.json"
-        known, of_run = cache_root() / "bandwidth" / name, run / name
+        of_run = run / f"bandwidth-{digest(asked)}.json"
         if not of_run.is_file():
-            figure = max(_measured(device, threads), _read(known) if known.is_file() else 0.0)
-            for place in (known, of_run):
-                write_atomically(place, json.dumps({"bytes_per_second": figure, **asked}).encode())
+            known = recall("bandwidth", asked)
+            figure = max(_measured(device, threads), known if isinstance(known, float) else 0.0)
+            remember("bandwidth", asked, figure)
+            write_atomically(of_run, json.dumps({"bytes_per_second": figure, **asked}).encode())
         return _read(of_run)
     except (QuantbenchError, OSError, subprocess.TimeoutExpired, ImportError) as error:  # it costs this figure, never the row
         return str(error)
@@ -69,8 +69,8 @@ def memory_bandwidth(device: str, threads: int, run: Path) -> float | str:
 
 def _measured(device: str, threads: int) -> float:
     """Measure in a process of its own, whose arrays count nowhere."""
-    with tempfile.TemporaryDirectory() as folder:
-        result = Path(folder, _RESULT)
+    with scratch_folder() as folder:
+        result = folder / _RESULT
         command = python_module(__name__, device, str(threads), str(result))
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_TIMEOUT_S)
         if done.returncode:

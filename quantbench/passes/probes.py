@@ -12,7 +12,6 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from quantbench.cache import cache_root
@@ -22,6 +21,7 @@ from quantbench.methods import METHODS, HasModule, LoadedModel, Sampling, Settin
 from quantbench.models._checkpoint import read_config
 from quantbench.passes.finetune import load_adapter, other_kernels, train_adapter
 from quantbench.scenario import Scenario
+from quantbench.scratch import scratch_folder
 from quantbench.trace import Probe
 
 if TYPE_CHECKING:
@@ -99,9 +99,9 @@ def save_reload(subject: Subject, seen: Seen) -> Probe:
     saver = METHODS[subject.scenario.variant.method].saver
     if saver is None:
         return Probe(found=False, note="this method writes no file that can be loaded safely")
-    with TemporaryDirectory(dir=cache_root()) as folder:  # a model may be larger than what holds temporary files
-        saver(subject.scenario, subject.settings, Path(folder))
-        with _reopened(subject, seen.dtype, Path(folder)) as model:
+    with scratch_folder(cache_root()) as folder:  # a model may be larger than what holds temporary files
+        saver(subject.scenario, subject.settings, folder)
+        with _reopened(subject, seen.dtype, folder) as model:
             difference = _rms(_logits(model, seen.ids) - seen.logits) / _spread(seen.logits)
     figures = {"logit_difference": difference}
     if difference > TOLERANCE:
@@ -114,11 +114,11 @@ def finetune(subject: Subject, seen: Seen) -> Probe:
     """Whether five LoRA steps lower the loss with live gradients in the first layer, and the adapter survives a reload."""
     if find_spec("peft") is None:
         return Probe(found=None, note="peft is not installed; pip install 'quantbench[finetune]'")
-    with TemporaryDirectory() as folder:
-        learned, trained = _learn(subject, seen, Path(folder))
+    with scratch_folder() as folder:
+        learned, trained = _learn(subject, seen, folder)
         if trained is None:
             return learned
-        lost = _rms(_learned_again(subject, seen, Path(folder)) - trained) / (_rms(trained - seen.logits) or 1.0)
+        lost = _rms(_learned_again(subject, seen, folder) - trained) / (_rms(trained - seen.logits) or 1.0)
     figures = {**learned.figures, "adapter_lost": lost}
     if lost > ADAPTER_TOLERANCE:
         return Probe(found=False, note=f"the adapter loses {lost:.0%} of what it learned when it is reloaded", figures=figures)
