@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -118,16 +120,14 @@ def resume(root: str, wanted: str, run: Run) -> Earlier:
     runs = {match["run"]: path for path in _listed(files, f"{base}/runs") if (match := _match(path))}
     if wanted != LAST and wanted not in runs:
         raise unknown_name("run", wanted, runs) if runs else UsageError(f"no run is under {root!r} to resume; start one")
-    for name in sorted(runs, reverse=True) if wanted == LAST else [wanted]:
-        (row,) = _rows(files, runs[name])
-        if wanted != LAST or row["machine"] == run.machine.fingerprint:
-            break
-    else:
+    name = _last_of_machine(files, runs, run.machine.fingerprint) if wanted == LAST else wanted
+    if name is None:
         raise UsageError(f"no run of this machine is under {root!r} to resume; start one without --resume")
+    (row,) = _rows(files, runs[name])
     _require_same(row, run)
     known = row["command"].split("; ")
     same = replace(
-        run, run_id=name, started_at=row["started_at"],
+        run, run_id=name, started_at=row["started_at"], run_number=row.get("run_number"),
         command=row["command"] if run.command in known else f"{row['command']}; {run.command}",
         commit=", ".join(dict.fromkeys(filter(None, (*row["commit"].split(", "), run.commit)))),
     )  # fmt: skip
@@ -160,6 +160,20 @@ def hold(root: str, run: Run) -> IO[bytes] | None:
         stream.close()
         return None
     return stream
+
+
+def _last_of_machine(files: fs.FileSystem, runs: Mapping[str, str], machine: str) -> str | None:
+    """The run that began last on this machine: by number, those of before there were numbers first, by start.
+
+    A file that cannot be read is no run to go on with.
+    """
+    found: dict[str, tuple[int, datetime, str]] = {}
+    for name, path in runs.items():
+        with contextlib.suppress(StoreError):
+            for row in _rows(files, path):
+                if row.get("machine") == machine:
+                    found[name] = (row.get("run_number") or 0, row["started_at"], name)
+    return max(found, key=found.__getitem__, default=None)
 
 
 def _require_same(row: Mapping[str, Any], run: Run) -> None:

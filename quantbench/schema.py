@@ -31,6 +31,7 @@ MARKER = "<!-- below: written by python -m quantbench.schema results/README.md -
 IDENTITY_COLUMNS = (
     Column("run_id", "", kind="string", doc="one pytest session, or several where it was resumed"),
     Column("started_at", "UTC", kind="time", doc="start of the run"),
+    Column("run_number", "", kind="int", doc="counts the runs of a store, whatever the clock says: the highest is the last"),
     Column("scenario_id", "", kind="string", doc="model/method-precision/prompts: the pytest id"),
     Column("scenario_key", "", kind="string", doc="sha256 of what was asked and changes what is measured"),
     Column("model", "", kind="string", doc="as asked for"),
@@ -106,6 +107,7 @@ OUTPUT_COLUMNS = (
 )
 RUN_COLUMNS = (
     Column("run_id", "", kind="string", doc="as in the other tables"),
+    Column("run_number", "", kind="int", doc="as in scenarios"),
     Column("started_at", "UTC", kind="time", doc="start of the run"),
     Column("finished_at", "UTC", kind="time", doc="its end; null while it runs, or where the process was killed"),
     Column("command", "", kind="string", doc="as typed; of a run that was resumed each of them"),

@@ -72,6 +72,8 @@ class Session:
             rows = {(scenario.id, scenario.repeat) for scenario in chosen} | set(earlier.rows if earlier else ())
             self._planned = max(len(rows), earlier.planned if earlier else 0)
             self._store.begin(planned=self._planned)
+            # A resumed run is held by ``earlier`` already, but that lock is on the file that ``begin`` has just replaced: this
+            # one is on the new file. Whoever opens the path meanwhile finds one of the two locked but for a moment.
             if held := hold(self.results, run):
                 stack.enter_context(held)
             progress = self._progress(chosen, verbosity)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -13,8 +13,8 @@ from uuid import uuid4
 from quantbench.errors import StoreError
 from quantbench.machine import Machine
 from quantbench.methods import METHODS
+from quantbench.reading import highest_run_number, read_folder
 from quantbench.reading import plain as _plain
-from quantbench.reading import read_folder
 from quantbench.record import SCHEMA_VERSION, Missing, Output, Record, Sample, Status
 from quantbench.scenario import Scenario
 from quantbench.schema import schema
@@ -42,6 +42,8 @@ class Run:
     engine: str
     run_id: str = field(default_factory=lambda: f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid4().hex[:6]}")
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    run_number: int | None = None
+    """Counts the runs of a store from 1, whatever the clock says; the store gives it when the run begins."""
 
 
 class Store:
@@ -56,6 +58,7 @@ class Store:
         ``numbers`` are those that a run which is resumed gave, by scenario id and repeat.
         """
         self._run = run
+        self._resumes = numbers is not None
         self._numbers = dict(numbers or {})
         try:
             self._files, self._root = filesystem(root)
@@ -89,7 +92,13 @@ class Store:
         self._write("scenarios", number, {name: [value] for name, value in row.items()})
 
     def begin(self, *, planned: int) -> None:
-        """Write the run's own row as it stays if the process is killed: interrupted, without an end and counts."""
+        """Write the run's own row as it stays if the process is killed: interrupted, without an end and counts.
+
+        A run that is not resumed gets its number here, one more than the highest of the store. Two that begin at once may get
+        the same; then the later start counts as later.
+        """
+        if not self._resumes:
+            self._run = replace(self._run, run_number=1 + highest_run_number(self._files, f"{self._root}/runs"))
         self._write_run(planned=planned, finished=None, ok=None, interrupted=True, finished_at=None)
 
     def finish(self, *, planned: int, finished: int, ok: int, interrupted: bool) -> None:
@@ -101,7 +110,7 @@ class Store:
     ) -> None:
         run = self._run
         row = {
-            "run_id": run.run_id, "started_at": run.started_at, "finished_at": finished_at,
+            "run_id": run.run_id, "run_number": run.run_number, "started_at": run.started_at, "finished_at": finished_at,
             "command": run.command, "commit": run.commit, "profile": run.profile, "engine": run.engine,
             "planned": planned, "finished": finished, "ok": ok, "interrupted": interrupted,
             "machine": run.machine.fingerprint, "machine_facts": json.dumps(asdict(run.machine)),
@@ -143,23 +152,39 @@ class Store:
             self._files.delete_file(path)
 
 
-def load(path: str = "results", table: str = "scenarios") -> pd.DataFrame:
-    """A table of all runs under ``path`` as a DataFrame with the schema's dtypes.
+def load(path: str = "results", table: str = "scenarios", *, run: str | None = None) -> pd.DataFrame:
+    """A table of all runs under ``path``, or of the ``run`` of that id, as a DataFrame with the schema's dtypes.
 
     Integers and booleans have pandas' nullable dtypes. Columns that an older file lacks are null in its rows; further columns,
-    of a newer version or of a metric that is not installed here, come last. Files that cannot be read (cut short, not parquet)
-    are skipped with a warning. Raises StoreError when there is no such table or no readable file.
+    of a newer version or of a metric that is not installed here, come last. Files that cannot be read (cut short, not parquet,
+    of something else) are left out with a warning. Raises StoreError when there is no such table or no readable file.
     """
     import pandas as pd
     import pyarrow as pa
 
     files, root = filesystem(path)
-    whole = read_folder(files, f"{root}/{table}", table)
+    whole = read_folder(files, f"{root}/{table}", table, run)
     if whole is None:
         raise StoreError(f"no results of table {table!r} under {path!r}; run the benchmark first, or give --results")
+    if run is not None and not len(whole):
+        raise StoreError(f"no row of run {run} is in {path}; nothing of it was finished")
     types = {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype(), pa.string(): pd.StringDtype(na_value=float("nan"))}
     frame: pd.DataFrame = whole.to_pandas(types_mapper=types.get, ignore_metadata=True)
     return frame
+
+
+def in_order(frame: pd.DataFrame) -> list[str]:
+    """The ids of the runs in ``frame``, the latest last: by their number in the store, for a clock may have been set back.
+
+    Runs of before there were numbers come first, by their start; so do runs of one number, then by id.
+    """
+    numbered = frame["run_number"].fillna(0) if "run_number" in frame else [0] * len(frame)
+    keys: dict[str, tuple[int, Any, str]] = {}
+    for run, number, started in zip(frame["run_id"], numbered, frame["started_at"], strict=True):
+        if isinstance(run, str):
+            key = (int(number), started, run)
+            keys[run] = max(keys.get(run, key), key)
+    return sorted(keys, key=keys.__getitem__)
 
 
 
@@ -194,6 +219,7 @@ def _scenario_row(record: Record, run: Run) -> dict[str, Any]:
         "threads": int(facts.pop("threads", 0)) or None,
         "context": int(facts.pop("context", 0)) or None,
         "started_at": run.started_at,
+        "run_number": run.run_number,
         "model": scenario.model,
         "method": scenario.variant.method,
         "precision": scenario.variant.precision,

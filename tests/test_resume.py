@@ -162,6 +162,18 @@ class TestWhichRun:
         with resume(killed, LAST, run_of(4, machine=other)) as earlier:
             assert earlier.run.run_id == run_of(3).run_id
 
+    def test_last_is_the_one_that_began_last_whatever_the_clock_says(self, killed: str) -> None:
+        """The clock was set back before the second, and a file of the runs is broken."""
+        Store(killed, run_of(3)).begin(planned=1)
+        Store(killed, run_of(2)).begin(planned=1)
+        (Path(killed, "runs", "date=2026-01-03") / "20260109T000000-bbbbbb-00000.parquet").write_bytes(b"broken")
+        with resume(killed, LAST, run_of(4)) as earlier:
+            assert (earlier.run.run_id, earlier.run.run_number) == (run_of(2).run_id, 3)
+            store = Store(killed, earlier.run, earlier.numbers)
+            store.begin(planned=1)
+        with resume(killed, LAST, run_of(4)) as earlier:
+            assert earlier.run.run_number == 3  # a run that is resumed keeps its number
+
     def test_a_run_keeps_its_id_and_start_and_says_what_it_was_started_with(self, killed: str) -> None:
         with resume(killed, run_of().run_id, run_of(2, command="pytest --more", commit="def")) as earlier:
             assert (earlier.run.run_id, earlier.run.started_at) == (run_of().run_id, run_of().started_at)

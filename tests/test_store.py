@@ -10,16 +10,20 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from quantbench import store
+from quantbench import store, tables
+from quantbench.compare.sides import load_side
 from quantbench.errors import StoreError
 from quantbench.machine import Machine
 from quantbench.metrics import all_columns
 from quantbench.record import SCHEMA_VERSION, Missing, Output, Record, Sample, Status
 from quantbench.scenario import Scenario, Variant
 from quantbench.schema import schema
-from quantbench.store import Run, Store, load
+from quantbench.store import Run, Store, in_order, load
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -542,3 +546,84 @@ def test_a_newer_files_further_column_does_not_hinder(results: str, run: Run, ok
     newer = pq.read_table(path, partitioning=None)
     pq.write_table(newer.append_column("from_the_future", pa.array([1.0])), path.with_name("z.parquet"))
     assert len(load(results)) == 2
+
+
+ODD = {
+    "foreign": lambda: pa.table({"a": [1], "b": ["x"]}),
+    "no column": lambda: pa.table({}),
+    "another table's": lambda: pa.table({"run_id": ["r"], "scenario_id": ["s"], "phase": ["gap"], "value_s": [1.0]}),
+    "a column twice": lambda: pa.table([pa.array(["x"])] * 5, ["run_id", "scenario_id", "started_at", "status", "status"]),
+    "unlike types": lambda: pa.table(
+        {"run_id": ["r"], "scenario_id": ["s"], "status": ["ok"], "started_at": [datetime(2026, 1, 1, tzinfo=UTC)],
+         "weight_bytes": [[1, 2]]}
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*ODD, "zero bytes"])
+@pytest.mark.parametrize("first", [True, False])
+def test_one_odd_file_is_named_and_left_out(name: str, first: bool, results: str, run: Run, ok: Record) -> None:
+    _write(results, run, ok)
+    path = _files(results, "scenarios")[0].parent / ("0.parquet" if first else "zz.parquet")
+    if name in ODD:
+        pq.write_table(ODD[name](), path)
+    else:
+        path.write_bytes(b"")
+    with pytest.warns(UserWarning, match=f"{path.name} cannot be read and is left out") as caught:
+        frame = load(results)
+    assert len(caught) == 1
+    assert list(frame["run_id"]) == [run.run_id]
+    assert list(frame.columns) == schema("scenarios").names
+
+
+def test_one_run_is_read_from_its_own_files_only(results: str, run: Run, ok: Record) -> None:
+    _write(results, run, ok)
+    other = replace(run, run_id="other-run")
+    _write(results, other, ok)
+    folder = _files(results, "scenarios")[0].parent
+    (folder / "of-somebody-else-00000.parquet").write_bytes(b"not parquet: would be warned of if it were opened")
+    assert list(load(results, run=run.run_id)["run_id"]) == [run.run_id]
+    assert list(load(results, "runs", run="other-run")["run_id"]) == ["other-run"]
+    with pytest.warns(UserWarning, match="left out"), pytest.raises(StoreError, match="no row of run gone is in"):
+        load(results, run="gone")
+
+
+def test_a_run_in_a_file_of_another_name_is_found(results: str, run: Run, ok: Record) -> None:
+    """As where somebody joined all files into one."""
+    _write(results, run, ok)
+    _write(results, replace(run, run_id="other-run"), ok)
+    paths = _files(results, "scenarios")
+    joined = pa.concat_tables([pq.read_table(path, partitioning=None) for path in paths])
+    pq.write_table(joined, paths[0].parent / "all.parquet")
+    for path in paths:
+        path.unlink()
+    assert list(load(results, run="other-run")["run_id"]) == ["other-run"]
+
+
+def _begun(results: str, run: Run, ok: Record, run_id: str, day: int) -> None:
+    store = Store(results, replace(run, run_id=run_id, started_at=datetime(2026, 3, day, tzinfo=UTC)))
+    store.begin(planned=1)
+    store.append(ok, instrument_check=False)
+    store.finish(planned=1, finished=1, ok=1, interrupted=False)
+
+
+def test_runs_are_counted_whatever_the_clock_says(results: str, run: Run, ok: Record) -> None:
+    """The second began on a clock that had been set back by four days."""
+    _begun(results, run, ok, "a-first", 9)
+    _begun(results, run, ok, "b-set-back", 5)
+    for table in ("scenarios", "runs"):
+        numbers = load(results, table).set_index("run_id")["run_number"]
+        assert dict(numbers) == {"a-first": 1, "b-set-back": 2}
+    assert in_order(load(results)) == ["a-first", "b-set-back"]
+    assert list(tables.latest_run(load(results))["run_id"]) == ["b-set-back"]
+    assert list(load_side(results, results)["run_id"]) == ["b-set-back"]
+    assert list(load_side(results, results, but=["b-set-back"])["run_id"]) == ["a-first"]
+
+
+def test_runs_without_a_number_come_before_those_with_one() -> None:
+    days = [datetime(2026, 3, day, tzinfo=UTC) for day in (9, 5, 7, 7, 1)]
+    frame = pd.DataFrame({"run_id": ["old-9", "old-5", "y", "x", "new"], "started_at": days})
+    assert in_order(frame) == ["new", "old-5", "x", "y", "old-9"]
+    numbered = frame.assign(run_number=pd.array([None, None, 1, 1, 2], dtype="Int64"))
+    assert in_order(numbered) == ["old-5", "old-9", "x", "y", "new"]
+    assert in_order(frame.iloc[:0]) == []

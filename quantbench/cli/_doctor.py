@@ -4,37 +4,81 @@ from __future__ import annotations
 
 import os
 import platform
+import warnings
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, TypeVar
 
 import typer
 
 from quantbench import machine
+from quantbench.architecture import FAMILIES
 from quantbench.cache import CACHE_VARIABLE, cache_root
 from quantbench.cli._catalogue import FormatOption, method_facts
 from quantbench.cli._output import counted, print_json, print_table
+from quantbench.engines import ENGINES
+from quantbench.export import EXPORTERS
 from quantbench.gpus import no_gpu
 from quantbench.methods import METHODS
+from quantbench.metrics import METRICS
+from quantbench.models import MODELS
+from quantbench.registry import Registry
 from quantbench.scratch import Swept, sweep
+from quantbench.tables import KINDS
 from quantbench.units import GIB, format_bytes
+
+_UNKNOWN = "unknown: see problems"
+Answer = TypeVar("Answer")
 
 
 def doctor(output: FormatOption = "text") -> None:
     """Show what is installed and missing, devices, cache."""
-    facts = {
+    problems: list[str] = []
+    facts: dict[str, Any] = {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "machine": {**asdict(machine.describe()), "gpus": list(machine.describe().gpus)},
-        "packages": {name: number for name, number in machine.versions().items() if name != "python"},
-        "methods": [method_facts(method) for method in METHODS],
-        "cache": {"swept": sweep(cache_root())._asdict(), **_cache()},
-        "llama_cpp_extra_buffers": _extra_buffers(),
-        "cuda": _cuda(),
+        "machine": _asked(problems, "machine", _machine),
+        "packages": _asked(problems, "packages", _packages) or {},
+        "methods": _asked(problems, "methods", _methods) or [],
+        "cache": _asked(problems, "cache", lambda: {"swept": sweep(cache_root())._asdict(), **_cache()}),
+        "llama_cpp_extra_buffers": _asked(problems, "llama.cpp extra buffers", _extra_buffers),
+        "cuda": _asked(problems, "CUDA", _cuda),
     }
+    for registry in (METHODS, METRICS, ENGINES, MODELS, FAMILIES, KINDS, EXPORTERS):
+        problems += _asked(problems, "plug-ins", partial(_broken, registry)) or []
+    facts["problems"] = list(dict.fromkeys(problems))
     if output == "json":
         return print_json(facts)
     return _print(facts)
+
+
+def _asked(problems: list[str], what: str, answer: Callable[[], Answer]) -> Answer | None:
+    """The answer; None, and one more of ``problems``, where it cannot be had: the others are still wanted then."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of plug-ins that are broken, which are listed
+            return answer()
+    except Exception as error:  # noqa: BLE001 - what is broken is what this command is there to report
+        problems.append(f"{what}: {type(error).__name__}: {' '.join(str(error).split())}")
+        return None
+
+
+def _broken(registry: Registry[Any]) -> list[str]:
+    return [f"plug-in {name!r} cannot be imported and is left out: {why}" for name, why in registry.broken.items()]
+
+
+def _machine() -> dict[str, Any]:
+    return {**asdict(machine.describe()), "gpus": list(machine.describe().gpus)}
+
+
+def _packages() -> dict[str, str]:
+    return {name: number for name, number in machine.versions().items() if name != "python"}
+
+
+def _methods() -> list[dict[str, Any]]:
+    return [method_facts(method) for method in METHODS]
 
 
 def _cache() -> dict[str, Any]:
@@ -72,20 +116,14 @@ def _cuda() -> dict[str, Any]:
 
 
 def _print(facts: dict[str, Any]) -> None:
-    hardware, cache, cuda, buffers = facts["machine"], facts["cache"], facts["cuda"], facts["llama_cpp_extra_buffers"]
-    works = {True: "work", False: "do not work", None: "unknown"}[buffers["work"]]
-    writable = "writable" if cache["writable"] else f"not writable; set {CACHE_VARIABLE} to a folder that is"
     print_table(["", ""], [
         ["Python", facts["python"]],
         ["platform", facts["platform"]],
-        ["CPU", f"{hardware['cpu']}, {hardware['cpus']} cores for this process"],
-        ["ISA", hardware["isa"] or "none of those that matter"],
-        ["memory", f"{hardware['memory_bytes'] / GIB:.1f} GiB"],
-        ["CUDA", _with_note(", ".join(cuda["devices"]) or "none", cuda["note"])],
-        ["driver", cuda["driver"] or "none"],
-        ["llama.cpp extra buffers", _with_note(works, buffers["note"])],
-        ["cache", f"{cache['folder']}: {format_bytes(cache['bytes'])} in {counted(cache['files'], 'file')}, {writable}"],
-        *(["", sentence] for sentence in Swept(**cache["swept"]).sentences),
+        *(_hardware_lines(facts["machine"]) if facts["machine"] else [["machine", _UNKNOWN]]),
+        *(_cuda_lines(facts["cuda"]) if facts["cuda"] else [["CUDA", _UNKNOWN]]),
+        ["llama.cpp extra buffers", _buffers(facts["llama_cpp_extra_buffers"])],
+        ["cache", _cache_line(facts["cache"]) if facts["cache"] else _UNKNOWN],
+        *(["", each] for each in (Swept(**facts["cache"]["swept"]).sentences if facts["cache"] else ())),
     ])  # fmt: skip
     typer.echo()
     print_table(["package", "version"], facts["packages"].items())
@@ -94,6 +132,37 @@ def _print(facts: dict[str, Any]) -> None:
         [each["method"], "yes" if each["installed"] else f"no: {', '.join(each['missing'])}; {each['install']}"]
         for each in facts["methods"]
     ])  # fmt: skip
+
+
+    if facts["problems"]:
+        typer.echo()
+        print_table(["problem"], [[problem] for problem in facts["problems"]])
+
+
+def _hardware_lines(hardware: dict[str, Any]) -> list[list[str]]:
+    return [
+        ["CPU", f"{hardware['cpu']}, {hardware['cpus']} cores for this process"],
+        ["ISA", hardware["isa"] or "none of those that matter"],
+        ["memory", f"{hardware['memory_bytes'] / GIB:.1f} GiB"],
+    ]
+
+
+def _cuda_lines(cuda: dict[str, Any]) -> list[list[str]]:
+    return [
+        ["CUDA", _with_note(", ".join(cuda["devices"]) or "none", cuda["note"])],
+        ["driver", cuda["driver"] or "none"],
+    ]
+
+
+def _buffers(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return _UNKNOWN
+    return _with_note({True: "work", False: "do not work", None: "unknown"}[found["work"]], found["note"])
+
+
+def _cache_line(cache: dict[str, Any]) -> str:
+    writable = "writable" if cache["writable"] else f"not writable; set {CACHE_VARIABLE} to a folder that is"
+    return f"{cache['folder']}: {format_bytes(cache['bytes'])} in {counted(cache['files'], 'file')}, {writable}"
 
 
 def _with_note(text: str, note: str) -> str:

@@ -36,8 +36,9 @@ def report(
     if form not in (*_PAGES, *_PICTURES):
         raise UsageError(f"{str(output)!r} is neither a page nor a picture; end its name in .html, .png or .svg")
     scenarios = stored(results)
-    samples, outputs, runs = (read(results, table)[0] for table in ("samples", "outputs", "runs"))
-    found = select(scenarios, samples=samples, outputs=outputs, runs=runs, run_id=run_id, model=model)
+    run = select(scenarios, run_id=run_id, model=model).run_id
+    samples, outputs, runs = (read(results, table, run)[0] for table in ("samples", "outputs", "runs"))  # scenarios: history
+    found = select(scenarios, samples=samples, outputs=outputs, runs=runs, run_id=run, model=model)
     size = _write(output, found, form)
     rows = counted(len(found.rows), "row")
     typer.echo(f"{output}: run {found.run_id}, {rows}, {format_bytes(size)}")

@@ -123,13 +123,13 @@ def stored(results: str, table: str = "scenarios", *, hint: str = "") -> pd.Data
     return frame
 
 
-def read(results: str, table: str) -> tuple[pd.DataFrame | None, str]:
-    """The rows of a stored table, or why there are none."""
+def read(results: str, table: str, run: str | None = None) -> tuple[pd.DataFrame | None, str]:
+    """The rows of a stored table, of all runs or of one, or why there are none."""
     from quantbench.store import load
 
     with warnings_as_messages():
         try:
-            return load(results, table), ""
+            return load(results, table, run=run), ""
         except StoreError as error:
             return None, str(error)
 

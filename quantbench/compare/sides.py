@@ -61,11 +61,12 @@ def is_whole(side: pd.DataFrame, text: str, results: str) -> bool:
 
 
 def _last_runs(frame: pd.DataFrame, window: int, but: Sequence[str], text: str) -> pd.DataFrame:
+    from quantbench.store import in_order
+
     others = frame[~frame["run_id"].isin(list(but))]
     if others.empty:
         raise StoreError(f"{text!r} holds no run but the one compared; measure a baseline first, or name another one")
-    started = others.groupby("run_id")["started_at"].max().sort_values()
-    return others[others["run_id"].isin(started.index[-window:])]
+    return others[others["run_id"].isin(in_order(others)[-window:])]
 
 
 def _of_file(path: Path) -> pd.DataFrame:

@@ -13,7 +13,6 @@ text and a null are one in this format, and a NUL character is left out; jsonl k
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
@@ -21,44 +20,27 @@ from typing import Any
 from quantbench.export import Exporter, Row
 from quantbench.export._values import plain
 from quantbench.record import Column
+from quantbench.sheet import csv_lines, guarded
 
-_FORMULA = tuple("=+-@\uff1d\uff0b\uff0d\uff20")  # spreadsheets take the full-width signs as well
-_GUARD = "'"
-_BREAKS = re.compile('[,"\r\n]')
 _LINES = 1000
 
 
 def write(rows: Iterable[Row], columns: Sequence[Column]) -> Iterator[str]:
     """A header line, then a line per row."""
     names = [column.name for column in columns]
-    yield _lines([names])
+    yield csv_lines([names])
     rest = iter(rows)
     while lines := [[_cell(row[name]) for name in names] for row in islice(rest, _LINES)]:
-        yield _lines(lines)
-
-
-def _lines(cells: Iterable[Sequence[str]]) -> str:
-    """Lines of quoted cells; Python's own writer leaves a lone carriage return unquoted, which ends a row."""
-    return "".join(",".join(map(_quoted, line)) + "\n" for line in cells)
-
-
-def _quoted(cell: str) -> str:
-    return '"' + cell.replace('"', '""') + '"' if _BREAKS.search(cell) else cell
+        yield csv_lines(lines)
 
 
 def _cell(value: Any) -> str:
     if isinstance(value, str):
-        return _guarded(value.replace("\0", ""))
+        return guarded(value.replace("\0", ""))
     found = plain(value)
     if isinstance(found, list):
         return json.dumps(found)
     return "" if found is None else str(found)
-
-
-def _guarded(text: str) -> str:
-    """``text`` so that no spreadsheet runs it, and so that it can be had back."""
-    formula = text.lstrip().startswith(_FORMULA) or text.startswith(("\t", "\r", "\n"))
-    return _GUARD + text if formula or text.startswith(_GUARD) else text
 
 
 CSV = Exporter(name="csv", write=write)

@@ -11,6 +11,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from quantbench.scenario import Conditions, Reads, reads, short_name
+from quantbench.store import in_order
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -139,10 +140,9 @@ class Group:
 
 
 def latest_run(frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the run that started last; an empty frame stays empty."""
-    started = frame["started_at"]
-    last = frame.loc[started == started.max(), "run_id"]
-    return frame if last.empty else frame[frame["run_id"] == last.iloc[-1]]
+    """The rows of the run that began last, see ``in_order``; an empty frame stays empty."""
+    runs = in_order(frame)
+    return frame[frame["run_id"] == runs[-1]] if runs else frame
 
 
 def groups(frame: pd.DataFrame) -> list[Group]:

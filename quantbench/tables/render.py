@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import re
@@ -13,6 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 
 from quantbench.errors import unknown_name
+from quantbench.sheet import csv_lines, guarded
 from quantbench.tables._table import DASH, Table
 
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
@@ -40,6 +40,7 @@ def as_markdown(tables: Sequence[Table]) -> str:
 def as_csv(tables: Sequence[Table]) -> str:
     """One CSV for all tables: raw values in base units, nulls empty, a row's table, model, prompts and run first.
 
+    Texts are one line each, and what a spreadsheet would run has an apostrophe in front, see ``quantbench.sheet``.
     "None" is a word here (no quality loss): ``pandas.read_csv`` wants ``keep_default_na=False, na_values=[""]``.
     """
     facts = ("model", "instrument_check", "prompts", "reference", "run_id")
@@ -49,15 +50,14 @@ def as_csv(tables: Sequence[Table]) -> str:
         for record in _records(table)
     ]
     names = dict.fromkeys(name for record in records for name in record)
-    out = io.StringIO()
-    writer = csv.DictWriter(out, names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(records)
-    return out.getvalue()
+    return csv_lines([list(names), *([_csv_cell(record.get(name)) for name in names] for record in records)])
 
 
 def as_json(tables: Sequence[Table]) -> str:
-    """A list of objects with facts, columns (with units), rows of raw values in base units, and notes."""
+    """A list of objects with facts, columns (with units), rows of raw values in base units, and notes.
+
+    Characters beyond ASCII are escaped: among them are those that turn the direction of a line or command a terminal.
+    """
     body = [
         {
             "table": table.name,
@@ -71,7 +71,7 @@ def as_json(tables: Sequence[Table]) -> str:
         }
         for table in tables
     ]
-    return json.dumps(body, indent=2, ensure_ascii=False, allow_nan=False)
+    return json.dumps(body, indent=2, allow_nan=False)
 
 
 def as_text(tables: Sequence[Table], width: int | None = None) -> str:
@@ -105,6 +105,12 @@ def wrap(text: str, width: int, indent: str = "") -> list[str]:
         break_long_words=False,
         break_on_hyphens=False,
     )
+
+
+def _csv_cell(value: object) -> str:
+    if value is None:
+        return ""
+    return guarded(one_line(value)) if isinstance(value, str) else str(value)
 
 
 def _records(table: Table) -> list[dict[str, object]]:

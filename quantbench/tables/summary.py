@@ -35,13 +35,10 @@ def run_summary(results: str, run_id: str, width: int | None = None, *, brief: b
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            frame = load(results)
+            frame = load(results, run=run_id)
         except StoreError as error:
             return wrap(str(error), columns)
     lines = [line for warning in caught for line in wrap(f"warning: {warning.message}", columns, "  ")]
-    frame = frame[frame["run_id"] == run_id]
-    if frame.empty:
-        return [*lines, *wrap(f"no row of run {run_id} is in {results}; nothing of it was finished", columns)]
     for choice in decide(frame):
         lines += [*wrap(choice.sentence, columns), ""]
     lines += _failures(frame, columns) if brief else as_text(overview(frame), columns).splitlines()

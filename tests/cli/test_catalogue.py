@@ -208,3 +208,22 @@ def test_doctor_says_why_there_is_no_device(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(machine, "describe", lambda: here)
     assert _json("doctor")["cuda"] == {"devices": [], "driver": "", "note": "CUDA_VISIBLE_DEVICES= hides 2 GPUs"}
     assert "none (CUDA_VISIBLE_DEVICES= hides 2 GPUs)" in _said("doctor")
+
+
+@pytest.mark.parametrize("part", ["_cache", "_cuda", "_packages", "_methods", "_machine", "_extra_buffers"])
+def test_doctor_still_answers_when_something_is_broken(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails() -> None:
+        raise RuntimeError("out of\norder")
+
+    monkeypatch.setattr(_doctor, part, fails)
+    (problem,) = _json("doctor")["problems"]
+    assert problem.endswith(": RuntimeError: out of order")
+    assert problem in _said("doctor")
+
+
+def test_doctor_names_a_plug_in_that_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    from quantbench.registry import Registry
+
+    monkeypatch.setattr(Registry, "broken", {"hqq = gone:METHOD": "ImportError: gone"})
+    (problem,) = _json("doctor")["problems"]
+    assert problem == "plug-in 'hqq = gone:METHOD' cannot be imported and is left out: ImportError: gone"

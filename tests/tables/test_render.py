@@ -194,3 +194,22 @@ def test_nothing_renders_to_nothing() -> None:
 def test_an_unknown_format_is_a_sentence() -> None:
     with pytest.raises(UsageError, match="unknown format 'markdown'"):
         render([], "markdown")
+
+
+EVIL = "=HYPERLINK(1)\r\nnext\x1b[31m \u202eright to left\u2066"
+
+
+def test_csv_runs_no_formula_and_breaks_no_row() -> None:
+    table = _table(EVIL, "@SUM(1)", "'quoted", "plain, as it is", None)
+    read = pd.read_csv(io.StringIO(render([table], "csv")), keep_default_na=False, na_values=[""])
+    assert len(read) == 1
+    told = [str(read[f"k{index}"].iloc[0]) for index in range(4)]
+    assert told == ["'=HYPERLINK(1) next [31m right to left", "'@SUM(1)", "''quoted", "plain, as it is"]
+
+
+@pytest.mark.parametrize("form", ["text", "md", "csv", "json"])
+def test_no_format_commands_a_terminal_or_turns_a_line(form: str) -> None:
+    text = render([_table(EVIL)], form)
+    assert all(char.isprintable() or char == "\n" for char in text)
+    if form == "json":
+        assert json.loads(text)[0]["rows"] == [{"k0": EVIL}]  # escaped, and all there
