@@ -31,7 +31,7 @@ _NAMED = 3
 
 
 _MARKS: Mapping[str, frozenset[str]] = {
-    "scenarios": frozenset({"run_id", "scenario_id", "started_at", "status"}),
+    "scenarios": frozenset({"run_id", "scenario_id", "started_at"}),
     "samples": frozenset({"run_id", "scenario_id", "phase", "value_s"}),
     "outputs": frozenset({"run_id", "scenario_id", "index", "prompt"}),
     "runs": frozenset({"run_id", "started_at", "interrupted"}),

@@ -197,6 +197,8 @@ def _scenario_row(record: Record, run: Run) -> dict[str, Any]:
         reasons |= {name: "the worker found none" for name in (*_FOUND, "threads", "context") if not record.facts.get(name)}
         if not record.facts.get("device"):
             reasons["device_found"] = "the method does not say where its weights are"
+        if run.run_number is None:
+            reasons["run_number"] = "the run began before runs were counted"
         if _bits(scenario) is None:
             reasons["bits"] = "this precision promises no number of bits"
     conditions = asdict(scenario.conditions)

@@ -46,6 +46,7 @@ def run() -> Run:
         commit="0123abcd",
         profile="default",
         engine="process",
+        run_number=1,
         started_at=datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC),
     )
 

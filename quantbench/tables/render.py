@@ -40,7 +40,7 @@ def as_markdown(tables: Sequence[Table]) -> str:
 def as_csv(tables: Sequence[Table]) -> str:
     """One CSV for all tables: raw values in base units, nulls empty, a row's table, model, prompts and run first.
 
-    Texts are one line each, and what a spreadsheet would run has an apostrophe in front, see ``quantbench.sheet``.
+    Texts keep no control characters but line breaks, and what a spreadsheet would run has an apostrophe in front, see ``quantbench.sheet``.
     "None" is a word here (no quality loss): ``pandas.read_csv`` wants ``keep_default_na=False, na_values=[""]``.
     """
     facts = ("model", "instrument_check", "prompts", "reference", "run_id")
@@ -108,9 +108,10 @@ def wrap(text: str, width: int, indent: str = "") -> list[str]:
 
 
 def _csv_cell(value: object) -> str:
+    """A raw value; of a text line breaks stay, and other control characters become blanks."""
     if value is None:
         return ""
-    return guarded(one_line(value)) if isinstance(value, str) else str(value)
+    return guarded("\n".join(map(one_line, value.splitlines()))) if isinstance(value, str) else str(value)
 
 
 def _records(table: Table) -> list[dict[str, object]]:

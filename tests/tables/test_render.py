@@ -204,7 +204,7 @@ def test_csv_runs_no_formula_and_breaks_no_row() -> None:
     read = pd.read_csv(io.StringIO(render([table], "csv")), keep_default_na=False, na_values=[""])
     assert len(read) == 1
     told = [str(read[f"k{index}"].iloc[0]) for index in range(4)]
-    assert told == ["'=HYPERLINK(1) next [31m right to left", "'@SUM(1)", "''quoted", "plain, as it is"]
+    assert told == ["'=HYPERLINK(1)\nnext [31m right to left", "'@SUM(1)", "''quoted", "plain, as it is"]
 
 
 @pytest.mark.parametrize("form", ["text", "md", "csv", "json"])

@@ -90,8 +90,8 @@ def test_results_that_are_not_there_make_a_line(write: Write, record: Make, fold
 
 def test_a_corrupt_file_is_reported_and_left_out(write: Write, record: Make, folder: str, tmp_path: Path) -> None:
     write([record()])
-    (tmp_path / "results" / "scenarios" / "cut.parquet").write_bytes(b"PAR1")
+    (tmp_path / "results" / "scenarios" / "run-1-00099.parquet").write_bytes(b"PAR1")
     text = " ".join(" ".join(run_summary(folder, "run-1", 100)).split())
 
-    assert "cut.parquet cannot be read and is left out" in text
+    assert "run-1-00099.parquet cannot be read and is left out" in text
     assert "Ship gguf/q4_k_m" in text
