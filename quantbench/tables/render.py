@@ -40,7 +40,7 @@ def as_markdown(tables: Sequence[Table]) -> str:
 def as_csv(tables: Sequence[Table]) -> str:
     """One CSV for all tables: raw values in base units, nulls empty, a row's table, model, prompts and run first.
 
-    Texts keep no control characters but line breaks, and what a spreadsheet would run has an apostrophe in front, see ``quantbench.sheet``.
+    Texts keep no control characters but line breaks; what a spreadsheet would run is guarded, see ``quantbench.sheet``.
     "None" is a word here (no quality loss): ``pandas.read_csv`` wants ``keep_default_na=False, na_values=[""]``.
     """
     facts = ("model", "instrument_check", "prompts", "reference", "run_id")
