@@ -92,6 +92,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(_QUIET)
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Open the store for what was selected, before anything is measured."""
     if session.config.option.collectonly:
@@ -102,6 +103,12 @@ def pytest_collection_finish(session: pytest.Session) -> None:
             _session(session.config).start(list(dict.fromkeys(selected)), verbosity=_verbosity(session.config))
         except QuantbenchError as error:
             raise pytest.UsageError(f"quantbench: {error}") from None
+
+
+def pytest_report_collectionfinish(config: pytest.Config) -> list[str]:
+    """How long the run will take, and what was left out."""
+    state = config.stash.get(_SESSION, None)
+    return list(state.announced) if state else []
 
 
 @pytest.hookimpl(tryfirst=True)

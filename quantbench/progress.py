@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Protocol
 
 from quantbench.job import STAGE_FILE, JobKind
 from quantbench.record import Record
-from quantbench.scenario import Scenario, short_name
+from quantbench.scenario import Conditions, Scenario, Variant, short_name
 
 LOOK_S = 1.0
 """How often a stage is looked up and the line drawn anew; never in the process that is timed."""
@@ -23,6 +23,19 @@ LOOK_S = 1.0
 _STAGES: dict[JobKind, str] = {
     "reference": "making the reference", "prepare": "preparing", "probe": "probing", "measure": "starting",
 }  # fmt: skip
+
+
+JobKey = tuple[str, Variant, Conditions, int]
+"""Scenarios with an equal ``job`` are one job."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expected:
+    """Seconds that a job was estimated to take: to measure its variant, and to make once what others use too."""
+
+    measure_s: float
+    reference_s: float = 0.0
+    prepare_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,9 +75,26 @@ class Progress:
     """Follows a run job by job, each of which is one variant with its prompt sets; shows nothing without a display."""
 
     def __init__(
-        self, display: Display | None = None, *, jobs: int = 0, polls: bool = True, clock: Callable[[], float] = time.monotonic
+        self,
+        display: Display | None = None,
+        *,
+        jobs: int = 0,
+        polls: bool = True,
+        clock: Callable[[], float] = time.monotonic,
+        expected: Mapping[JobKey, Expected] | None = None,
     ) -> None:
-        """``jobs`` are to be done. Without ``polls`` nothing runs beside a job, which may be done in this very process."""
+        """``jobs`` are to be done. Without ``polls`` nothing runs beside a job, which may be done in this very process.
+
+        ``expected`` is what the jobs were estimated to take. The time left follows from it once every job that is left is
+        among them, corrected by what the measured ones really took; else from the mean of those.
+        """
+        self._expected = dict(expected or {})
+        self._rest = dict(self._expected)
+        self._key: JobKey | None = None
+        self._once: dict[str, float] = {}
+        self._once_began: tuple[str, float] | None = None
+        self._paces: list[tuple[float, float]] = []
+        self._prepared: list[tuple[float, float]] = []
         self._display = display
         self._jobs = jobs
         self._polls = polls
@@ -86,6 +116,7 @@ class Progress:
         self._variant = f"{short_name(first.model)} {first.variant.name}{marks}"
         self._stage, self._folder, self._statuses = "starting", None, []
         self._started, self._measured = self._clock(), False
+        self._key, self._once, self._once_began = first.job, {}, None
         self._look()
         try:
             with self._polling():
@@ -96,6 +127,7 @@ class Progress:
         elapsed = self._clock() - self._started
         self._taken += [elapsed] if self._measured else []
         self._done += 1
+        self._learn(elapsed)
         if self._display:
             counts = Counter(self._statuses)
             ending = "".join(counts) if len(counts) < 2 else ", ".join(f"{count} {status}" for status, count in counts.items())
@@ -103,10 +135,45 @@ class Progress:
 
     def working(self, kind: JobKind, folder: Path) -> None:
         """A process begins in ``folder``; one that measures says there itself how far it is."""
+        self._note_once(kind)
         self._stage, self._folder = _STAGES[kind], folder if kind == "measure" else None
         self._measured = self._measured or kind == "measure"
         if not self._polls:
             self._look()
+
+    @property
+    def pace(self) -> float | None:
+        """What measuring took over what was estimated, so far; None where nothing tells."""
+        took, estimated = map(sum, zip(*self._paces, strict=True)) if self._paces else (0.0, 0.0)
+        return took / estimated if took and estimated else None
+
+    def _note_once(self, kind: str) -> None:
+        """What is made once for several is timed apart: it says nothing of the variants to come."""
+        now = self._clock()
+        if self._once_began:
+            before, since = self._once_began
+            self._once[before] = self._once.get(before, 0.0) + now - since
+        self._once_began = (kind, now) if kind in ("reference", "prepare") else None
+
+    def _learn(self, elapsed_s: float) -> None:
+        """Compare a job that is done with its estimate."""
+        self._note_once("")
+        estimate = self._rest.pop(self._key, None) if self._key else None
+        self._key = None
+        if estimate and self._measured:
+            self._paces.append((elapsed_s - sum(self._once.values()), estimate.measure_s))
+            if estimate.prepare_s:
+                self._prepared.append((self._once.get("prepare", 0.0), estimate.prepare_s))
+
+    def _estimated(self, elapsed_s: float, left: int) -> float | None:
+        """Seconds left by the estimate, ``elapsed_s`` into the job at work; None where it lacks one of ``left``."""
+        if not self._paces or len(self._rest) < left:
+            return None
+        took, estimated = map(sum, zip(*self._prepared, strict=True)) if self._prepared else (1.0, 1.0)
+        pace, prepare = self.pace or 1.0, took / estimated
+        jobs = {key: pace * each.measure_s + each.reference_s + prepare * each.prepare_s for key, each in self._rest.items()}
+        here = jobs.pop(self._key, 0.0) if self._key else 0.0
+        return sum(jobs.values()) + max(0.0, here - elapsed_s)
 
     def ended(self, record: Record) -> None:
         """A scenario of the job has its record."""
@@ -150,7 +217,9 @@ class Progress:
     def _moment(self, number: int, stage: str, elapsed_s: float, rest_s: float) -> Moment:
         """``rest_s`` is what is left of this very job."""
         total = max(self._jobs, number)
-        left = rest_s + fmean(self._taken) * (total - number) if self._taken else None
+        left = self._estimated(elapsed_s, total - number)
+        if left is None and self._taken:
+            left = rest_s + fmean(self._taken) * (total - number)
         return Moment(number=number, total=total, variant=self._variant, stage=stage, elapsed_s=elapsed_s, left_s=left)
 
 

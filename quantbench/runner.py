@@ -24,11 +24,11 @@ from quantbench.models import MODELS
 from quantbench.models._checkpoint import resolve
 from quantbench.plan import Plan
 from quantbench.preflight import Preflight
-from quantbench.progress import Progress
+from quantbench.progress import JobKey, Progress
 from quantbench.record import Record, Status
 from quantbench.recording import Recorder, reference_identity
 from quantbench.resume import Earlier
-from quantbench.scenario import Conditions, Scenario, Variant
+from quantbench.scenario import Scenario
 from quantbench.scratch import held, scratch_folder
 from quantbench.store import Store
 from quantbench.subjects.probe import probed
@@ -36,8 +36,6 @@ from quantbench.trace import Trace
 
 _NO_LOGITS = "a server gives no logits of a whole vocabulary, so that no text can be scored; name a prompt set such as 'mixed'"
 _NO_LENGTHS = "a server is sent texts, each by itself; name a prompt set such as 'mixed', and --concurrency for several at once"
-
-JobKey = tuple[str, Variant, Conditions, int]
 
 
 class Runner:

@@ -48,6 +48,10 @@ class Session:
         self._swept: Sequence[str] = ()
         self.nothing = ""
         """What to say of a run that tried to measure something and measured nothing; empty for any other."""
+        self.announced: list[str] = []
+        """What is to be said before anything is measured."""
+        self._progress_of_run: Progress | None = None
+        self._pace: tuple[str, float] | None = None
 
     def start(self, selected: Sequence[str], *, verbosity: int | None) -> None:
         """Open the store and the runner for the selected scenarios; progress is shown unless ``verbosity`` is None.
@@ -78,6 +82,7 @@ class Session:
                 stack.enter_context(held)
             progress = self._progress(chosen, verbosity)
             stack.callback(progress.close)
+            self._progress_of_run = progress
             runner = Runner(replace(self._plan, scenarios=chosen), self._store, earlier, progress)
             self._runner = stack.enter_context(runner)
             self.run_id = run.run_id
@@ -112,6 +117,10 @@ class Session:
         ok = sum(status == "ok" for status in statuses.values())
         if self.records and not ok and not interrupted:
             self.nothing = _nothing_measured(self.records)
+        if self._pace and self._progress_of_run and self._progress_of_run.pace:
+            from quantbench.estimate import remember_pace
+
+            remember_pace(*self._pace, self._progress_of_run.pace)
         with self._stack:
             try:
                 self._store.finish(planned=self._planned, finished=len(statuses), ok=ok, interrupted=interrupted)
@@ -140,13 +149,24 @@ class Session:
         return self._earlier.run
 
     def _progress(self, chosen: Sequence[Scenario], verbosity: int | None) -> Progress:
+        from quantbench import estimate
         from quantbench.display import open_display
         from quantbench.progress import Progress
 
         earlier = self._earlier
-        jobs = {scenario.job for scenario in chosen if earlier is None or not earlier.finished(scenario)}
+        rest = [scenario for scenario in chosen if earlier is None or not earlier.finished(scenario)]
+        expected = {}
+        if rest and verbosity is not None:
+            conditions = rest[0].conditions
+            machine, origin = estimate.this_machine(conditions.device, conditions.threads)
+            expected = estimate.expected(rest, self._plan.effort, machine)
+            self.announced += estimate.announced(rest, expected, self._plan.effort.timeout_s, origin)
+            self._pace = conditions.device, machine.pace
+        if self._plan.left_out:
+            self.announced.append(f"quantbench: left out unless named: {'; '.join(self._plan.left_out)}")
         display = None if verbosity is None else open_display(quiet=verbosity < 0)
-        return Progress(display, jobs=len(jobs), polls=self._plan.engine != "inline")
+        jobs = {scenario.job for scenario in rest}
+        return Progress(display, jobs=len(jobs), polls=self._plan.engine != "inline", expected=expected)
 
 
 def _nothing_measured(records: Sequence[Record]) -> str:

@@ -67,6 +67,17 @@ def memory_bandwidth(device: str, threads: int, run: Path) -> float | str:
         return str(error)
 
 
+def remembered_bandwidth(device: str, threads: int) -> float | None:
+    """What an earlier run found on this CPU since it was started, without measuring anything; None where none did."""
+    if device != "cpu":
+        return None
+    try:
+        found = recall("bandwidth", _asked_on_cpu(device, threads))
+    except (QuantbenchError, OSError, ImportError):
+        return None
+    return found if isinstance(found, float) else None
+
+
 def _measured(device: str, threads: int) -> float:
     """Measure in a process of its own, whose arrays count nowhere."""
     with scratch_folder() as folder:
