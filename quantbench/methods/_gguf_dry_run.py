@@ -10,12 +10,13 @@ import json
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from quantbench.errors import ModelError, QuantbenchError, UnsupportedError
-from quantbench.methods._gguf_tensors import Tensor, architecture_of, converted, tensor_bytes
+from quantbench.methods._gguf_tensors import Tensor, architecture_of, converted, fallback, tensor_bytes
+from quantbench.methods._llama_cpp_facts import fallen_back
 
 REQUEST, RESULT = "request.json", "result.json"
 _HEADER, _OTHER = "header.gguf", "other.json"
@@ -76,6 +77,7 @@ class DryRun:
         self._source = str(source).encode()
         self._lib = library()
         self._lines: list[bytes] = []
+        self.fallen_back: set[str] = set()
         self._silent = self._lib.llama_log_callback(self._log)  # the library keeps a bare pointer
         self._lib.llama_log_set(self._silent, ctypes.c_void_p(0))
 
@@ -84,7 +86,7 @@ class DryRun:
 
     def types(self, precision: str, *, matrix: bool) -> dict[str, str]:
         """The type that each tensor gets in a file of ``precision``, with an importance matrix or without."""
-        from quantbench.methods._gguf_files import file_type, matrix_array
+        from quantbench.methods._gguf_files import NO_FALLBACK, file_type, matrix_array, refused_type
 
         params = self._lib.llama_model_quantize_default_params()
         params.ftype = file_type(precision)
@@ -97,12 +99,16 @@ class DryRun:
         log = b"".join(self._lines)
         if failed:
             last = (log.strip().splitlines() or [b"it gave no reason"])[-1].decode("utf-8", "replace")
+            if NO_FALLBACK in last:
+                raise UnsupportedError(refused_type(precision, last))
             raise UnsupportedError(f"llama.cpp cannot tell the types of {precision} ({last})")
-        return {name: after or before for name, before, after in _TENSOR_LINE.findall(log.decode())}
+        text = log.decode("utf-8", "replace")
+        self.fallen_back = fallen_back(text)
+        return {name: after or before for name, before, after in _TENSOR_LINE.findall(text)}
 
 
-Told = int | list[str]
-"""What is said of a file: the bytes of its tensors, or their types in the order of the tensors."""
+Told = dict[str, Any]
+"""What is said of a file: ``bytes`` of its tensors, or their ``types`` in the order of the tensors, and its ``fallback``."""
 
 
 def tell(source: Path, tensors: Sequence[Tensor], request: Mapping[str, Any], folder: Path) -> dict[str, Told | str]:
@@ -138,25 +144,25 @@ def _share(
         except UnsupportedError as error:
             found[precision] = str(error)
         else:
-            found[precision] = _told(types, request)
+            found[precision] = _told(types, request, run.fallen_back)
     return found
 
 
-def _told(tensors: Sequence[Tensor], request: Mapping[str, Any]) -> Told:
-    """The tensors' bytes, or their types where those are asked for."""
-    if request.get("types"):
-        return [kind for _, _, kind in tensors]
-    return sum(tensor_bytes(shape, kind) for _, shape, kind in tensors)
+def _told(tensors: Sequence[Tensor], request: Mapping[str, Any], fallen: Collection[str] = ()) -> Told:
+    """The tensors' bytes, or their types where those are asked for; and what fell back."""
+    sizes = [(name, tensor_bytes(shape, kind), kind) for name, shape, kind in tensors]
+    told = {"types": [kind for _, _, kind in sizes]} if request.get("types") else {"bytes": sum(size for _, size, _ in sizes)}
+    return {**told, "fallback": fallback(sizes, fallen)}
 
 
 def quantized(run: DryRun, tensors: Sequence[Tensor], kind: str, *, matrix: bool, model: object) -> list[Tensor]:
     """The tensors with the types that they have in a file of type ``kind``.
 
-    Raises UnsupportedError where it does not suit their shapes, or llama.cpp does not tell all types. Messages name ``model``.
+    Raises UnsupportedError where llama.cpp refuses their shapes, or does not tell all types. Messages name ``model``.
     """
-    from quantbench.methods._gguf_files import check_shapes
+    from quantbench.methods._gguf_files import require_experts
 
-    check_shapes(model, [(name, shape[-1], len(shape)) for name, shape, _ in tensors], kind)
+    require_experts(model, (len(shape) for _, shape, _ in tensors), kind)
     types = run.types(kind, matrix=matrix)
     if types.keys() != {name for name, _, _ in tensors}:
         raise UnsupportedError(f"llama.cpp told the types of {len(types)} tensors of {len(tensors)} in its dry run")
@@ -199,14 +205,15 @@ def answer(request: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
     if "describe" in request:
         return describe(Path(request["describe"]))
     if "source" in request:
-        return {"files": tell(Path(request["source"]), request["tensors"], request, folder)}
+        tensors = request["tensors"]
+        return {"files": tell(Path(request["source"]), tensors, request, folder), "count": len(tensors)}
     tensors = converted(request)
     header = folder / _HEADER
     try:
         write_header(header, request, tensors)
         written = {precision: _told(unquantized(tensors, precision), request) for precision in request["written"]}
         named = {"tensors": [[name, shape] for name, shape, _ in tensors]} if request.get("types") else {}
-        return {"files": written | tell(header, tensors, request, folder), **named}
+        return {"files": written | tell(header, tensors, request, folder), "count": len(tensors), **named}
     finally:
         header.unlink(missing_ok=True)
 

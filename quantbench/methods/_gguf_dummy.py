@@ -25,7 +25,7 @@ from quantbench.children import python_module
 from quantbench.errors import ModelError, UnsupportedError
 from quantbench.job import Checkpoint
 from quantbench.methods import Artifact
-from quantbench.methods._gguf_files import MODEL_FILE, converter, file_type, gguf_maker
+from quantbench.methods._gguf_files import MODEL_FILE, converter, fallback_facts, file_type, gguf_maker
 from quantbench.methods._gguf_header import HEADER, REQUEST, VALUES
 from quantbench.methods._gguf_plan import File, tensors_of
 from quantbench.methods._gguf_tensors import Tensor, block_of, tensor_bytes
@@ -41,6 +41,7 @@ _DEVIATION = 0.02
 _ROWS, _ROW = 4093, 256
 """Weights of a pool: a prime number of the largest block, so that no two neighbouring rows of a matrix are the same."""
 
+_FALLBACK = "fallback.json"
 _ALIGNMENT = 32
 _COMPUTED, _NORM = "rope_", "_norm.weight"
 
@@ -50,7 +51,7 @@ def dummy_file(checkpoint: Checkpoint, precision: str, files: Sequence[File]) ->
 
     Where that is made with an importance matrix, the types are those that llama.cpp gives with one; none is computed.
 
-    Raises UnsupportedError where the type does not suit the shapes or llama.cpp has no such architecture, ModelError where
+    Raises UnsupportedError where llama.cpp refuses the type at these shapes or has no such architecture, ModelError where
     the disk has no room or the converter does not take the configuration.
     """
     asked = {
@@ -61,15 +62,18 @@ def dummy_file(checkpoint: Checkpoint, precision: str, files: Sequence[File]) ->
 
     def make(folder: Path) -> None:
         architecture = _architecture(checkpoint)
-        tensors = tensors_of(architecture, precision, files)
+        tensors, fell = tensors_of(architecture, precision, files)
         needed = sum(tensor_bytes(shape, kind) for _, shape, kind in tensors)
         require_room(folder, needed, f"the {precision} file of {checkpoint.name}")
-        header = _header(checkpoint, tensors_of(architecture, "f16", files))
+        header = _header(checkpoint, tensors_of(architecture, "f16", files)[0])
         _start(folder / MODEL_FILE, header / HEADER, file_type(kind), tensors)
         _fill(folder / MODEL_FILE, tensors, json.loads((header / VALUES).read_text()))
+        (folder / _FALLBACK).write_text(json.dumps(fell))
 
-    path = artifact("gguf", asked, make) / MODEL_FILE
-    return Artifact(path=path, file_bytes=path.stat().st_size, quantize_s=None)
+    folder = artifact("gguf", asked, make)
+    path = folder / MODEL_FILE
+    facts = fallback_facts(json.loads((folder / _FALLBACK).read_text()))
+    return Artifact(path=path, file_bytes=path.stat().st_size, quantize_s=None, facts=facts)
 
 
 def _architecture(checkpoint: Checkpoint) -> Architecture:

@@ -21,7 +21,9 @@ from quantbench.children import python_module
 from quantbench.errors import ModelError, QuantbenchError, UnsupportedError
 from quantbench.job import Checkpoint
 from quantbench.methods import Artifact
+from quantbench.methods._gguf_tensors import fallback
 from quantbench.methods._llama_cpp import library
+from quantbench.methods._llama_cpp_facts import fallen_back
 from quantbench.models._checkpoint import watched
 from quantbench.models._gguf import gguf_parts
 
@@ -29,6 +31,12 @@ CHECKOUT_VARIABLE = "QUANTBENCH_LLAMA_CPP"
 MODEL_FILE = "model.gguf"
 UNQUANTIZED = ("f16", "bf16", "f32")
 """Precisions that llama.cpp's converter writes itself, and whose files can still be quantized."""
+
+NO_FALLBACK = "no tensor type fallback is defined"
+"""What llama.cpp says of a type for which its table of fallbacks has none."""
+
+_LARGEST_BLOCK = 256
+"""Weights in the largest blocks of any type, ggml's QK_K."""
 
 _MATRIX_NOTE = "quantize.imatrix.entries_count"
 """Where llama.cpp notes in a file's header that it was quantized with an importance matrix."""
@@ -80,12 +88,12 @@ def quantized_file(checkpoint: Checkpoint, precision: str, matrix: Path | None =
 
     ``matrix`` is an importance matrix to weigh the errors with. What is not quantized comes from the converter directly.
 
-    Raises UnsupportedError when the type does not suit the model's shapes (llama.cpp would silently use other types there),
-    ModelError when llama.cpp refuses.
+    Where rows do not fill blocks of a type llama.cpp takes another, which the artifact's facts count. Raises UnsupportedError
+    where llama.cpp knows none for such rows or the type is for experts only, ModelError when llama.cpp refuses otherwise.
     """
     if checkpoint.kind == "hf" and precision in UNQUANTIZED:
         path = _converted(checkpoint, precision)
-        return Artifact(path=path, file_bytes=path.stat().st_size, quantize_s=None)
+        return Artifact(path=path, file_bytes=path.stat().st_size, quantize_s=None, facts=fallback_facts(fallback((), ())))
     source = f16_file(checkpoint)
     asked = {"content": checkpoint.content_hash, "precision": precision, **gguf_maker()}
     if matrix:
@@ -93,14 +101,21 @@ def quantized_file(checkpoint: Checkpoint, precision: str, matrix: Path | None =
 
     def make(folder: Path) -> None:
         tensors = [tensor for part in gguf_parts(source) for tensor in read_gguf(part).tensors]
-        check_shapes(source, [(tensor.name, int(tensor.shape[0]), len(tensor.shape)) for tensor in tensors], precision)
+        require_experts(source, (len(tensor.shape) for tensor in tensors), precision)
         seconds = _quantize(source, folder / MODEL_FILE, precision, matrix)
-        (folder / "quantize.json").write_text(json.dumps({"quantize_s": seconds}))
+        fell = fallen_back("\n".join(library().quantbench_fallbacks))
+        sizes = (
+            [(each.name, int(each.n_bytes), each.tensor_type.name) for each in read_gguf(folder / MODEL_FILE).tensors]
+            if fell
+            else []
+        )
+        (folder / "quantize.json").write_text(json.dumps({"quantize_s": seconds, "fallback": fallback(sizes, fell)}))
 
     folder = artifact("gguf", asked, watched(checkpoint, make))
     path = folder / MODEL_FILE
-    quantize_s = json.loads((folder / "quantize.json").read_text())["quantize_s"]
-    return Artifact(path=path, file_bytes=path.stat().st_size, quantize_s=quantize_s)
+    made = json.loads((folder / "quantize.json").read_text())
+    facts = fallback_facts(made.get("fallback", fallback((), ())))  # files of before had none: such shapes were refused
+    return Artifact(path=path, file_bytes=path.stat().st_size, quantize_s=made["quantize_s"], facts=facts)
 
 
 def _quantize(source: Path, target: Path, precision: str, matrix: Path | None) -> float:
@@ -117,11 +132,25 @@ def _quantize(source: Path, target: Path, precision: str, matrix: Path | None) -
         params.imatrix = matrix_array(lib, entries)
         params.kv_overrides = _matrix_note(lib, len(entries))
     lib.quantbench_error = ""
+    lib.quantbench_fallbacks.clear()
     started = time.perf_counter()
     if lib.llama_model_quantize(str(source).encode(), str(target).encode(), params):
         reason = lib.quantbench_error or "it gave no reason"
+        if NO_FALLBACK in reason:
+            raise UnsupportedError(refused_type(precision, reason))
         raise ModelError(f"llama.cpp refused to quantize {source} to {precision} ({reason}); choose another precision")
     return time.perf_counter() - started
+
+
+def refused_type(precision: str, reason: str) -> str:
+    """The sentence for a type that llama.cpp does not make at a model's shapes, with its own words."""
+    words = reason.rpartition("failed to quantize: ")[2]
+    return f"llama.cpp does not make {precision} at this model's row sizes ({words}); ask for another precision"
+
+
+def fallback_facts(found: Mapping[str, Any]) -> dict[str, str]:
+    """What fell back, as facts of a row."""
+    return {"fallback_tensors": str(found["tensors"]), "fallback_bytes": str(found["bytes"])}
 
 
 def matrix_array(lib: Any, entries: Mapping[str, Any]) -> Any:
@@ -178,6 +207,15 @@ def tensor_bytes(path: Path) -> int:
     return sum(int(tensor.n_bytes) for part in gguf_parts(path) for tensor in read_gguf(part).tensors)
 
 
+def fills_blocks(path: Path) -> bool:
+    """Whether nothing in a ready file can have fallen back: its rows fill the largest blocks, or nothing is quantized."""
+    tensors = [tensor for part in gguf_parts(path) for tensor in read_gguf(part).tensors]
+    plain = {kind.upper() for kind in UNQUANTIZED}
+    return all(
+        len(tensor.shape) < 2 or tensor.shape[0] % _LARGEST_BLOCK == 0 or tensor.tensor_type.name in plain for tensor in tensors
+    )
+
+
 def converter() -> Path:
     """llama.cpp's conversion script, version-matched to the installed llama-cpp-python.
 
@@ -229,32 +267,10 @@ def _fetch_converter(folder: Path, installed: str) -> None:
     requirement.unlink()
 
 
-def check_shapes(source: object, tensors: Iterable[tuple[str, int, int]], precision: str) -> None:
-    """Raise UnsupportedError when ``precision`` does not suit tensors of a name, a row size and so many dimensions."""
-    matrices = [each for each in tensors if each[2] > 1]
-    if precision == "mxfp4_moe" and not any(dimensions > 2 for _, _, dimensions in matrices):
+def require_experts(source: object, dimensions: Iterable[int], precision: str) -> None:
+    """Raise UnsupportedError where a file type for experts is asked for a model whose tensors have no third dimension."""
+    if precision == "mxfp4_moe" and max(dimensions, default=0) < 3:
         raise UnsupportedError(f"mxfp4_moe is for experts and {source} has none, so it would be Q8_0; ask for gguf/q8_0")
-    block = block_size(precision)
-    for name, row, _ in matrices:
-        if row % block:
-            raise UnsupportedError(
-                f"{precision} needs row sizes that are multiples of {block} and tensor {name} has rows of {row}; "
-                f"use {'q8_0, q5_1 or q4_0' if row % 32 == 0 else 'f16'} for this model"
-            )
-
-
-def block_size(precision: str) -> int:
-    """Weights of one block of the type that most tensors of such a file have, from gguf's own table; 1 if unquantized.
-
-    File types with no tensor type of their name (Q4_K_M, IQ3_M) have blocks as large as their family's (Q4_K, IQ3_S).
-    """
-    from gguf import GGML_QUANT_SIZES
-
-    sizes: dict[str, int] = {kind.name: block for kind, (block, _) in GGML_QUANT_SIZES.items()}
-    name = precision.upper()
-    family = name.rpartition("_")[0]
-    own = sizes.get(name) or sizes.get(family)
-    return own or max(size for kind, size in sizes.items() if kind.startswith(f"{family}_"))
 
 
 def read_gguf(path: Path) -> Any:

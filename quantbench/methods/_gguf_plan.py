@@ -22,6 +22,7 @@ from quantbench.methods._gguf_dry_run import REQUEST, RESULT
 from quantbench.methods._gguf_files import UNQUANTIZED
 from quantbench.methods._gguf_tensors import Tensor as Typed
 from quantbench.models._gguf import gguf_parts
+from quantbench.units import format_bytes
 
 File = tuple[str, str, bool]
 """A precision, the file type of llama.cpp that it is, and whether it is made with an importance matrix."""
@@ -43,16 +44,17 @@ def forecast(architecture: Architecture, files: Sequence[File]) -> dict[str, Wei
     return _weights(_request(architecture, files), files, _DROPS_ROWS if architecture.model_type.startswith("gemma3") else "")
 
 
-def tensors_of(architecture: Architecture, precision: str, files: Sequence[File]) -> list[Typed]:
-    """The tensors, with their types, of the one of ``files`` that is of this precision.
+def tensors_of(architecture: Architecture, precision: str, files: Sequence[File]) -> tuple[list[Typed], dict[str, Any]]:
+    """The tensors, with their types, of the one of ``files`` that is of this precision; and what of it fell back.
 
     Their bytes add up to what ``forecast`` says; UnsupportedError with its reason where it says nothing.
     """
     found = _asked({**_request(architecture, files), "types": True})  # of all files: llama.cpp is started once
-    kinds = found.get("error") or found["files"][precision]
-    if isinstance(kinds, str):
-        raise UnsupportedError(kinds)
-    return [(name, tuple(shape), kind) for (name, shape), kind in zip(found["tensors"], kinds, strict=True)]
+    told = found.get("error") or found["files"][precision]
+    if isinstance(told, str):
+        raise UnsupportedError(told)
+    tensors = [(name, tuple(shape), kind) for (name, shape), kind in zip(found["tensors"], told["types"], strict=True)]
+    return tensors, told["fallback"]
 
 
 def forecast_from(path: Path, files: Sequence[File]) -> dict[str, Weights]:
@@ -178,15 +180,24 @@ def _weights(request: Mapping[str, Any], files: Sequence[File], note: str = "") 
     except UnsupportedError as error:
         result = {"error": str(error)}
     found = {}
+    count = result.get("count", 0)
     for precision, _, matrix in files:
-        size = result.get("error") or result["files"][precision]
-        if isinstance(size, str):
-            found[precision] = Weights(weight_bytes=None, dtype="fp16", runtime="llama.cpp", note=size)
+        told = result.get("error") or result["files"][precision]
+        if isinstance(told, str):
+            found[precision] = Weights(weight_bytes=None, dtype="fp16", runtime="llama.cpp", note=told)
         else:
             how = f"{build}, with an importance matrix" if matrix else build
-            said = "; ".join(filter(None, (how, note)))
-            found[precision] = Weights(weight_bytes=size, dtype="fp16", runtime="llama.cpp", note=said)
+            said = "; ".join(filter(None, (how, _fell_back(told["fallback"], count), note)))
+            found[precision] = Weights(weight_bytes=told["bytes"], dtype="fp16", runtime="llama.cpp", note=said)
     return found
+
+
+def _fell_back(found: Mapping[str, Any], count: int) -> str:
+    """What does not have the type that the precision's name promises."""
+    if not found["tensors"]:
+        return ""
+    size, types = format_bytes(found["bytes"]), ", ".join(found["types"])
+    return f"{found['tensors']} of {count} tensors, {size}, fall back to {types}: their rows do not fill blocks"
 
 
 def _versions() -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -82,6 +82,25 @@ def _rotary(request: Mapping[str, Any], architecture: str) -> Iterator[Tensor]:
     if architecture in ("phi3", "phimoe") and rotary.get("long_factor"):
         for length in ("long", "short"):
             yield f"rope_factors_{length}.weight", (len(rotary[f"{length}_factor"]),), "F32"
+
+
+def fallback(tensors: Iterable[tuple[str, int, str]], fallen: Collection[str]) -> dict[str, Any]:
+    """How many tensors and bytes fell back to another type, and which types, the most bytes first.
+
+    ``tensors`` are names, bytes and types in the file; ``fallen`` those whose rows do not fill blocks of the type that
+    llama.cpp's recipe gives them, so that its ``tensor_type_fallback`` (llama-quant.cpp) gave another.
+    """
+    held: dict[str, int] = {}
+    count = 0
+    for name, size, kind in tensors:
+        if name in fallen:
+            count += 1
+            held[kind] = held.get(kind, 0) + size
+    return {
+        "tensors": count,
+        "bytes": sum(held.values()),
+        "types": [kind.lower() for kind in sorted(held, key=lambda each: -held[each])],
+    }
 
 
 def tensor_bytes(shape: Sequence[int], kind: str) -> int:

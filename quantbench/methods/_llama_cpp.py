@@ -15,7 +15,7 @@ from quantbench.methods import SCORE_POSITIONS, Sampling
 from quantbench.methods._devices import says_out_of_memory
 from quantbench.methods._llama_cpp_batch import decode_error, open_batch
 from quantbench.methods._llama_cpp_devices import devices_for
-from quantbench.methods._llama_cpp_facts import BUFFER_LINE, found_device, step_counts
+from quantbench.methods._llama_cpp_facts import BUFFER_LINE, FALLBACK_LINE, found_device, step_counts
 from quantbench.trace import WeightMemory
 
 if TYPE_CHECKING:
@@ -39,6 +39,8 @@ def library() -> Any:
             sys.stderr.write(text.decode("utf-8", "replace"))
             llama_cpp.quantbench_error = text.decode("utf-8", "replace").strip()
             llama_cpp.quantbench_errors.append(llama_cpp.quantbench_error)
+        elif FALLBACK_LINE in text:
+            llama_cpp.quantbench_fallbacks.append(text.decode("utf-8", "replace"))
         elif BUFFER_LINE in text:
             llama_cpp.quantbench_buffers.append(text.decode("utf-8", "replace"))
 
@@ -46,6 +48,7 @@ def library() -> Any:
     llama_cpp.quantbench_error = ""
     llama_cpp.quantbench_errors = []
     llama_cpp.quantbench_buffers = []
+    llama_cpp.quantbench_fallbacks = []
     llama_cpp.llama_log_set(silent, ctypes.c_void_p(0))
     llama_cpp.quantbench_log = silent  # the library keeps a bare pointer: the callback must outlive it
     llama_cpp.llama_backend_init()

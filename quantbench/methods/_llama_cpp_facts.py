@@ -14,6 +14,10 @@ from quantbench.models._gguf import gguf_parts
 BUFFER_LINE = b"model buffer size"
 """Of what llama.cpp logs while it loads, the lines that say how much went into which kind of memory."""
 
+FALLBACK_LINE = b"not divisible by"
+"""Of what llama.cpp logs while it quantizes, what it says of a tensor whose rows do not fill blocks of its type."""
+
+_FALLBACK = re.compile(r"warning: (\S+) +- ncols [^\n]*not divisible by")
 _BUFFER = re.compile(r"(\S+) model buffer size =\s*([0-9.]+) MiB")
 _HOST = re.compile(r"CPU|AMX|BLAS|.*_Host$")
 _CUDA = re.compile(r"CUDA(\d+)$")
@@ -31,6 +35,11 @@ class _HeaderOnly(ctypes.Structure):
     """ggml's ``gguf_init_params``."""
 
     _fields_ = (("no_alloc", ctypes.c_bool), ("context", ctypes.c_void_p))
+
+
+def fallen_back(log: str) -> set[str]:
+    """Names of the tensors that llama.cpp says it gave a type other than its recipe's, as their rows do not fill its blocks."""
+    return set(_FALLBACK.findall(log))
 
 
 def found_device(lines: Iterable[str], path: Path) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -49,13 +49,15 @@ class Artifact:
     """A model made ready on disk, and the seconds that its quantization, pruning or training once took, without conversion.
 
     ``quantize_s`` is None where it was made elsewhere, or not at all; ``quantized`` is False where it is quantized on load.
-    ``file_bytes`` is None where no weight is on disk: a dummy's, which are made while they are loaded.
+    ``file_bytes`` is None where no weight is on disk: a dummy's, which are made while they are loaded. ``facts`` are what was
+    found while it was made; they stand in the row beside the loaded model's.
     """
 
     path: Path
     file_bytes: int | None
     quantize_s: float | None
     quantized: bool = True
+    facts: Mapping[str, str] = field(default_factory=dict)
 
 
 class LoadedModel(Protocol):

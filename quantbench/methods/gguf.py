@@ -123,7 +123,8 @@ def _ready(path: Path, precision: str) -> Artifact | None:
     matrix = precision.endswith(IMATRIX) and files.has_matrix(path)
     if not _is_as_asked(path, precision, files.file_precision(path), matrix=matrix):
         return None
-    return Artifact(path=path, file_bytes=_file_bytes(path), quantize_s=None)
+    facts = files.fallback_facts(files.fallback((), ())) if files.fills_blocks(path) else {}
+    return Artifact(path=path, file_bytes=_file_bytes(path), quantize_s=None, facts=facts)
 
 
 def _is_as_asked(path: Path, precision: str, own: str, *, matrix: bool) -> bool:

@@ -129,7 +129,8 @@ def _trace(
     unwritten = _unwritten(checkpoint, artifact)
     length, batch = job.conditions.output_tokens, prompts.task.batch
     timed = prompts.answered(job.conditions).ids
-    facts = {**opened.model.facts, "threads": str(opened.threads), "waiting": waiting(), "context": str(opened.context)}
+    found = {**opened.model.facts, **(artifact.facts if artifact else {})}
+    facts = {**found, "threads": str(opened.threads), "waiting": waiting(), "context": str(opened.context)}
     return Trace(
         import_s=opened.import_s,
         load_s=None if unwritten else opened.load_s,

@@ -12,7 +12,6 @@ from quantbench.errors import ModelError, UnsupportedError
 from quantbench.job import Checkpoint
 from quantbench.methods import METHODS, Artifact, Settings
 from quantbench.methods._gguf_files import (
-    block_size,
     f16_file,
     file_precision,
     file_type,
@@ -24,6 +23,7 @@ from quantbench.methods._llama_cpp import library
 from quantbench.methods.gguf import MAY_USE_MATRIX, NEED_MATRIX, TYPES
 from quantbench.models._checkpoint import count_parameters, resolve
 from quantbench.models._tokenizer import open_tokenizer
+from quantbench.planner import read_architecture
 from quantbench.scenario import Scenario, Variant
 
 pytestmark = pytest.mark.usefixtures("artifacts")
@@ -95,17 +95,6 @@ def test_unquantized_files_hold_the_checkpoints_own_weights(precision: str) -> N
         expected = expected.astype(np.float16)
     np.testing.assert_array_equal(dequantize(tensor.data, tensor.tensor_type), expected)
     assert artifact.quantize_s is None
-
-
-@pytest.mark.parametrize(
-    ("precision", "weights"),
-    [
-        ("q4_k_m", 256), ("q6_k", 256), ("q2_k_s", 256), ("iq3_m", 256), ("iq3_xs", 256), ("iq2_xxs", 256), ("iq4_xs", 256),
-        ("tq2_0", 256), ("q1_0", 128), ("iq4_nl", 32), ("q4_0", 32), ("q8_0", 32), ("mxfp4_moe", 32), ("f16", 1), ("f32", 1),
-    ],
-)  # fmt: skip
-def test_block_sizes_are_those_of_the_types_in_such_files(precision: str, weights: int) -> None:
-    assert block_size(precision) == weights
 
 
 def test_experts_are_needed_for_mxfp4_moe() -> None:
@@ -231,25 +220,54 @@ def test_a_part_of_a_split_file_is_not_taken_for_the_whole(split: Path, tmp_path
         resolve(str(tmp_path / split.name))
 
 
-def test_rows_that_do_not_fill_blocks_are_refused(tmp_path: Path) -> None:
-    """llama.cpp would silently use other types there. 96 and 160 are multiples of 32, not of 128 or 256."""
+@pytest.fixture(scope="module", name="odd")
+def _odd(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """A Llama whose rows, of 96 and 160, are multiples of 32 and not of 128 or 256."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    folder = tmp_path_factory.mktemp("odd")
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=2048, hidden_size=96, intermediate_size=160, num_hidden_layers=1, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=64, bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(tmp_path)
+    LlamaForCausalLM(config).save_pretrained(folder)
     for path in resolve("canary").path.glob("tokenizer*"):
-        shutil.copy(path, tmp_path)
-    odd = resolve(str(tmp_path))
+        shutil.copy(path, folder)
+    return resolve(str(folder))
 
-    for precision, block in (("q4_k_m", 256), ("iq4_xs", 256), ("q1_0", 128)):
-        with pytest.raises(UnsupportedError, match=rf"{precision} needs row .* multiples of {block} and .* use q8_0"):
-            quantized_file(odd, precision)
-    for precision in ("q8_0", "q4_0", "iq4_nl"):
-        made = quantized_file(odd, precision).path
-        (tensor,) = (each for each in read_gguf(made).tensors if each.name == "blk.0.ffn_up.weight")
-        assert (file_precision(made), tensor.tensor_type.name.lower()) == (precision, precision)
+
+@pytest.mark.parametrize(
+    ("precision", "types"),
+    [
+        ("q4_k_m", {"Q5_0", "Q8_0"}), ("q5_k_m", {"Q5_1", "Q8_0"}), ("q6_k", {"Q8_0"}), ("q2_k", {"Q4_0", "Q5_0", "Q8_0"}),
+        ("iq4_xs", {"IQ4_NL", "Q5_1", "Q8_0"}), ("tq1_0", {"Q4_0", "Q5_0", "Q8_0"}),
+    ],
+)  # fmt: skip
+def test_rows_that_do_not_fill_blocks_get_the_types_of_llama_cpps_table(
+    odd: Checkpoint, precision: str, types: set[str]
+) -> None:
+    """Held to the fallbacks in llama-quant.cpp; plan, facts and file agree in bytes and counts."""
+    made = quantized_file(odd, precision)
+    matrices = [each for each in read_gguf(made.path).tensors if len(each.shape) > 1]
+    planned = METHODS["gguf"].forecaster(read_architecture(str(odd.path)), [precision])[precision]  # type: ignore[misc]
+
+    assert {each.tensor_type.name for each in matrices} <= types
+    fallen = [each for each in matrices if each.name != "output.weight"]  # for that the recipe itself says Q8_0 at such rows
+    size = sum(int(each.n_bytes) for each in fallen)
+    assert made.facts == {"fallback_tensors": str(len(fallen)), "fallback_bytes": str(size)}
+    assert planned.weight_bytes == tensor_bytes(made.path)
+    assert f"{len(fallen)} of {len(read_gguf(made.path).tensors)} tensors" in planned.note
+
+
+def test_types_that_fill_blocks_fall_back_nowhere(odd: Checkpoint) -> None:
+    for precision in ("f16", "q8_0"):
+        assert quantized_file(odd, precision).facts == {"fallback_tensors": "0", "fallback_bytes": "0"}
+
+
+def test_what_llama_cpp_knows_no_fallback_for_has_its_reason(odd: Checkpoint) -> None:
+    with pytest.raises(
+        UnsupportedError, match=r"does not make q1_0 at this model's row sizes \(.*no tensor type fallback is defined"
+    ):
+        quantized_file(odd, "q1_0")

@@ -339,13 +339,29 @@ def test_a_disk_without_room_is_told_with_the_arithmetic(dummy: Make, monkeypatc
     assert str(caught.value) == f"{takes} and {room}"
 
 
-def test_shapes_that_do_not_suit_are_refused_as_they_are_planned(dummy: Make) -> None:
+def test_shapes_that_llama_cpp_refuses_are_refused_as_they_are_planned(dummy: Make) -> None:
     checkpoint = dummy("llama", hidden_size=96, num_attention_heads=4, intermediate_size=160)
 
-    with pytest.raises(UnsupportedError, match="q4_k_m needs row sizes that are multiples of 256") as caught:
-        prepared(checkpoint, "q4_k_m")
+    with pytest.raises(UnsupportedError, match=r"llama\.cpp does not make q1_0 at this model's row sizes") as caught:
+        prepared(checkpoint, "q1_0")
 
-    assert str(caught.value) == forecast(checkpoint, "q4_k_m").note
+    assert str(caught.value) == forecast(checkpoint, "q1_0").note
+
+
+def test_a_dummys_fallbacks_are_those_of_the_plan(dummy: Make) -> None:
+    checkpoint = dummy("llama", hidden_size=96, num_attention_heads=4, intermediate_size=160)
+    found = forecast(checkpoint, "q4_k_m")
+
+    made = prepared(checkpoint, "q4_k_m")
+
+    tensors = read_gguf(made.path).tensors
+    fallen = [each for each in tensors if len(each.shape) > 1 and each.name != "output.weight"]  # rows of 96 and 160
+    assert made.facts == {
+        "fallback_tensors": str(len(fallen)),
+        "fallback_bytes": str(sum(int(each.n_bytes) for each in fallen)),
+    }
+    assert f"{len(fallen)} of {len(tensors)} tensors" in found.note
+    assert found.weight_bytes == sum(int(each.n_bytes) for each in tensors)
 
 
 def test_tensors_that_quantbench_counts_otherwise_than_transformers_are_refused(dummy: Make, tmp_path: Path) -> None:

@@ -174,15 +174,26 @@ def test_converted_families_are_as_forecast(
     assert made == {name: found[name].weight_bytes for name in precisions}
 
 
-def test_shapes_that_do_not_fill_blocks_are_refused_as_they_are_when_run() -> None:
+def test_shapes_that_do_not_fill_blocks_get_other_types_and_say_so() -> None:
     found = forecast(small("llama", hidden_size=96, intermediate_size=160, head_dim=24))
 
     refused = {name: each.note for name, each in found.items() if each.weight_bytes is None}
-    assert "q4_k_m needs row sizes that are multiples of 256 and tensor token_embd.weight has rows of 96" in refused["q4_k_m"]
-    assert "q1_0 needs row sizes that are multiples of 128" in refused["q1_0"]
-    assert set(found) - set(refused) == {
-        "f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl", "q4_0-imat",
-    }  # fmt: skip
+    assert set(refused) == {"q1_0"} | ({"mxfp4_moe"} & set(refused))
+    assert "no tensor type fallback is defined for type q1_0" in refused["q1_0"]
+    plain = {name for name, each in found.items() if each.weight_bytes and "fall back" not in each.note}
+    assert plain == {"f32", "f16", "bf16", "q8_0", *plain & {"mxfp4_moe"}}
+    assert ", fall back to q8_0: their rows" in found["q4_0"].note  # the output layer, Q6_K in a Q4_0 file
+
+
+def test_a_135m_llama_falls_back_where_llama_cpp_says_so() -> None:
+    """SmolLM-135M's shape: rows of 576 fill no blocks of 256, those of 1536 do; figures of llama.cpp's own quantization."""
+    shape = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
+             "num_key_value_heads": 3, "head_dim": 64, "vocab_size": 49152, "tie_word_embeddings": True}  # fmt: skip
+    found = forecast(read({**shape, "model_type": "llama", "max_position_embeddings": 2048}, "small", "c"), ALL)
+
+    assert {name for name, each in found.items() if each.weight_bytes is None} == {"q1_0", "mxfp4_moe"}
+    assert "180 of 272 tensors" in found["q4_k_m"].note
+    assert round(8 * (found["q4_k_m"].weight_bytes or 0) / 134_515_008, 2) == 6.17
 
 
 def test_tensors_that_gguf_cannot_name_are_named() -> None:

@@ -1,0 +1,24 @@
+"""Fallbacks are what the file's maker was told; without them the reason is the runtime's."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from quantbench.metrics.fallback import fallback
+from quantbench.record import Missing
+
+if TYPE_CHECKING:
+    from quantbench.trace import Trace
+
+
+def test_counts_are_taken_from_the_facts(trace: Trace) -> None:
+    facts = {"kernel": "llama.cpp-cpu", "fallback_tensors": "180", "fallback_bytes": "98000000"}
+    assert dict(fallback.compute(replace(trace, facts=facts), None)) == {"fallback_tensors": 180, "fallback_bytes": 98000000}
+
+
+def test_others_have_a_reason(trace: Trace) -> None:
+    for kernel, reason in (("llama.cpp-cpu", "a ready GGUF file does not say"), ("torch", "only GGUF files have types")):
+        (found,) = set(fallback.compute(replace(trace, facts={"kernel": kernel}), None).values())
+        assert isinstance(found, Missing)
+        assert found.reason.startswith(reason)
