@@ -16,7 +16,7 @@ _SOURCE = "llama.cpp's log of the quantization (tensor_type_fallback in llama-qu
 @metric(
     Column(
         "fallback_tensors", "tensors", kind="int", doc="tensors of another type than the recipe gives: rows do not fill blocks",
-        formula="tensors whose rows are no multiple of the block of their type in llama.cpp's recipe, as it counts them; not the "
+        formula="tensors whose rows are no multiple of the block of their type in llama.cpp's recipe, as it counts; not the "
         "output layer (or the embedding that is one), for which the recipe itself takes Q8_0 at such rows",
         source=_SOURCE,
     ),
