@@ -35,6 +35,7 @@ UNQUANTIZED = ("f16", "bf16", "f32")
 NO_FALLBACK = "no tensor type fallback is defined"
 """What llama.cpp says of a type for which its table of fallbacks has none."""
 
+_NOTHING_FELL_BACK: Mapping[str, Any] = {"tensors": 0, "bytes": 0}
 _LARGEST_BLOCK = 256
 """Weights in the largest blocks of any type, ggml's QK_K."""
 
@@ -93,7 +94,7 @@ def quantized_file(checkpoint: Checkpoint, precision: str, matrix: Path | None =
     """
     if checkpoint.kind == "hf" and precision in UNQUANTIZED:
         path = _converted(checkpoint, precision)
-        return Artifact(path=path, file_bytes=path.stat().st_size, quantize_s=None, facts=fallback_facts(fallback((), ())))
+        return Artifact(path=path, file_bytes=path.stat().st_size, quantize_s=None, facts=fallback_facts())
     source = f16_file(checkpoint)
     asked = {"content": checkpoint.content_hash, "precision": precision, **gguf_maker()}
     if matrix:
@@ -114,7 +115,7 @@ def quantized_file(checkpoint: Checkpoint, precision: str, matrix: Path | None =
     folder = artifact("gguf", asked, watched(checkpoint, make))
     path = folder / MODEL_FILE
     made = json.loads((folder / "quantize.json").read_text())
-    facts = fallback_facts(made.get("fallback", fallback((), ())))  # files of before had none: such shapes were refused
+    facts = fallback_facts(made.get("fallback", _NOTHING_FELL_BACK))  # files of before had none: such shapes were refused
     return Artifact(path=path, file_bytes=path.stat().st_size, quantize_s=made["quantize_s"], facts=facts)
 
 
@@ -148,8 +149,8 @@ def refused_type(precision: str, reason: str) -> str:
     return f"llama.cpp does not make {precision} at this model's row sizes ({words}); ask for another precision"
 
 
-def fallback_facts(found: Mapping[str, Any]) -> dict[str, str]:
-    """What fell back, as facts of a row."""
+def fallback_facts(found: Mapping[str, Any] = _NOTHING_FELL_BACK) -> dict[str, str]:
+    """What fell back, as facts of a row; nothing unless it is told."""
     return {"fallback_tensors": str(found["tensors"]), "fallback_bytes": str(found["bytes"])}
 
 

@@ -53,7 +53,8 @@ def tensors_of(architecture: Architecture, precision: str, files: Sequence[File]
     told = found.get("error") or found["files"][precision]
     if isinstance(told, str):
         raise UnsupportedError(told)
-    tensors = [(name, tuple(shape), kind) for (name, shape), kind in zip(found["tensors"], told["types"], strict=True)]
+    named = zip(found["tensors"], told["types"], strict=True)
+    tensors: list[Typed] = [(name, tuple(shape), kind) for (name, shape), kind in named]
     return tensors, told["fallback"]
 
 

@@ -123,7 +123,7 @@ def _ready(path: Path, precision: str) -> Artifact | None:
     matrix = precision.endswith(IMATRIX) and files.has_matrix(path)
     if not _is_as_asked(path, precision, files.file_precision(path), matrix=matrix):
         return None
-    facts = files.fallback_facts(files.fallback((), ())) if files.fills_blocks(path) else {}
+    facts = files.fallback_facts() if files.fills_blocks(path) else {}
     return Artifact(path=path, file_bytes=_file_bytes(path), quantize_s=None, facts=facts)
 
 
