@@ -4,20 +4,22 @@ The unit is a fresh process, never a round: rounds of one process agree with eac
 on rounds raise false alarms. A cell gates on the ratio to its anchor, which moves little between processes, and on the raw
 figure with a wider bound, since what slows variant and anchor alike cancels in the ratio. Five processes say little of their
 own spread, so that each cell's variance is moderated by those of all others (Smyth 2004). Both gates of all cells share one
-error rate (Holm), and what is flagged counts only after it was measured again. ``bench/harness/decision_rule.py`` has the
-evidence for the defaults.
+error rate (Holm), and what is flagged counts only after it was measured again. Processes of one run share what moved the
+whole run, so that their cells are judged by what they moved beside it (``quantbench.run_effect``).
+``bench/harness/decision_rule.py`` has the evidence for the defaults.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from statistics import fmean, variance
 from typing import Literal
 
 from quantbench.errors import UsageError
+from quantbench.run_effect import common_shifts
 from quantbench.statistics import holm, minimum_detectable_effect
 
 GateName = Literal["ratio", "raw"]
@@ -36,10 +38,14 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Side:
-    """One value a fresh process: ``raws`` as measured (tokens/s, or s), ``ratios`` over the anchor of the same process."""
+    """One value a fresh process: ``raws`` as measured (tokens/s, or s), ``ratios`` over the anchor of the same process.
+
+    ``runs`` is how many runs the processes come from; None where each is a run of its own.
+    """
 
     raws: tuple[float, ...]
     ratios: tuple[float, ...]
+    runs: int | None = None
 
     def values(self, gate: GateName) -> tuple[float, ...]:
         """The values that a gate looks at."""
@@ -104,6 +110,8 @@ class Finding:
     change: float | None = None
     p_value: float | None = None
     mde: float | None = None
+    common: float | None = None
+    """Relative change of all cells, where that alone keeps from telling: more runs would."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +122,15 @@ class _Test:
     error: float
     degrees: float
     p_value: float
+
+    @classmethod
+    def of(cls, difference: float, error: float, degrees: float) -> _Test:
+        """The test of a difference; without any error p is 1 for no difference and 0 for any other."""
+        from scipy.special import stdtr
+
+        if not error:
+            return cls(difference, 0.0, degrees, 0.0 if difference else 1.0)
+        return cls(difference, error, degrees, 2 * float(stdtr(degrees, -abs(difference) / error)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,21 +165,68 @@ def judge(cells: Sequence[Cell], rule: Rule | None = None) -> list[Finding]:
         raise UsageError("two cells have one name; name each scenario and metric once")
     enough = [cell for cell in cells if _enough(cell, rule)]
     priors = {gate: _prior([cell for cell in enough if gate in _usable(cell)], gate) for gate in _GATES}
-    tests = {
-        (cell.name, gate): _t_test(cell.candidate, cell.baseline, gate, priors[gate])
-        for cell in enough
-        for gate in _usable(cell)
-    }
-    adjusted = dict(zip(tests, holm([test.p_value for test in tests.values()]), strict=True))
+    first = _tests(enough, lambda cell: cell.candidate, priors)
+    second = _tests([cell for cell in enough if cell.again], lambda cell: cell.again or cell.candidate, priors)
+    beside = {key: test.beside for key, test in first.items()}
+    adjusted = dict(zip(first, holm([test.p_value for test in beside.values()]), strict=True))
+    as_measured = dict(zip(first, holm([test.measured.p_value for test in first.values()]), strict=True))
     findings = []
     for cell in cells:
         if cell not in enough:
             findings.append(Finding(name=cell.name, verdict=Verdict.INSUFFICIENT, gate="ratio"))
             continue
-        own = {gate: tests[cell.name, gate] for gate in _usable(cell)}
-        again = {gate: _again(cell, gate, priors[gate], rule) for gate in own}
-        findings.append(_finding(cell, own, adjusted, again, rule))
+        own = {gate: beside[cell.name, gate] for gate in _usable(cell)}
+        again = {gate: _again(cell, gate, second, rule) for gate in own}
+        finding = _finding(cell, own, adjusted, again, rule)
+        if finding.verdict is Verdict.SAME:
+            finding = _with_common(finding, {gate: first[cell.name, gate] for gate in own}, as_measured, rule)
+        findings.append(finding)
     return findings
+
+
+@dataclass(frozen=True, slots=True)
+class _Looked:
+    """A test as measured, and beside what all cells of its runs did; ``open_shift`` may be the run's, or may not (log)."""
+
+    measured: _Test
+    beside: _Test
+    open_shift: float | None
+
+
+def _tests(
+    cells: Sequence[Cell], side: Callable[[Cell], Side], priors: Mapping[GateName, _Prior]
+) -> dict[tuple[str, GateName], _Looked]:
+    """A test of every cell and gate of ``side`` against the baseline."""
+    found = {}
+    for gate in _GATES:
+        usable = [cell for cell in cells if gate in _usable(cell) and side(cell).values(gate)]
+        measured = [_t_test(side(cell), cell.baseline, gate, priors[gate]) for cell in usable]
+        shared = [_runs(cell.baseline, side(cell), gate) for cell in usable]
+        shifts = common_shifts([test.difference for test in measured], [test.error for test in measured], shared)
+        for cell, test, shift in zip(usable, measured, shifts, strict=True):
+            beside = _Test.of(test.difference - shift.value, math.hypot(test.error, shift.error), test.degrees)
+            found[cell.name, gate] = _Looked(test, beside if shift.removed else test, shift.value if shift.open else None)
+    return {(cell.name, gate): found[cell.name, gate] for cell in cells for gate in _GATES if (cell.name, gate) in found}
+
+
+def _runs(first: Side, second: Side, gate: GateName) -> tuple[int, int] | None:
+    """How many runs the processes of both sides come from; None where every process has a run of its own."""
+    if first.runs is None and second.runs is None:
+        return None
+    return first.runs or len(first.values(gate)), second.runs or len(second.values(gate))
+
+
+def _with_common(
+    finding: Finding, looked: Mapping[GateName, _Looked], adjusted: Mapping[tuple[str, GateName], float], rule: Rule
+) -> Finding:
+    """The finding; insufficient where it changed for certain, but only with all other cells, as runs may."""
+    for gate, each in looked.items():
+        change = math.expm1(each.measured.difference)
+        if each.open_shift is not None and adjusted[finding.name, gate] < rule.alpha and abs(change) >= rule.least(gate):
+            return replace(
+                finding, verdict=Verdict.INSUFFICIENT, gate=gate, change=change, common=math.expm1(each.open_shift)
+            )
+    return finding
 
 
 def suspects(findings: Iterable[Finding]) -> list[str]:
@@ -205,11 +269,11 @@ def _verdict(cell: Cell, difference: float, again: _Test | None, gate: GateName,
     return Verdict.BETTER if better else Verdict.WORSE
 
 
-def _again(cell: Cell, gate: GateName, prior: _Prior, rule: Rule) -> _Test | None:
+def _again(cell: Cell, gate: GateName, tests: Mapping[tuple[str, GateName], _Looked], rule: Rule) -> _Test | None:
     """The second measurement against the baseline; None where there are too few processes of it."""
     if cell.again is None or len(cell.again.values(gate)) < rule.min_processes:
         return None
-    return _t_test(cell.again, cell.baseline, gate, prior)
+    return tests[cell.name, gate].beside
 
 
 def _usable(cell: Cell) -> tuple[GateName, ...]:
@@ -240,17 +304,13 @@ def _t_test(candidate: Side, baseline: Side, gate: GateName, prior: _Prior) -> _
     The pooled variance s2 with d degrees of freedom becomes (d0 s02 + d s2) / (d0 + d), with d0 + d degrees. Equal values on
     both sides have p 1; different values without any spread have p 0.
     """
-    from scipy.special import stdtr
-
     first, second = _logs(candidate, baseline, gate)
     difference = fmean(first) - fmean(second)
     own, degrees = _pooled(first, second)
     total = prior.degrees + degrees
     shared = (prior.degrees * prior.variance + degrees * own) / total
     error = math.sqrt(shared * (1 / len(first) + 1 / len(second)))
-    if not error:
-        return _Test(difference, 0.0, total, 0.0 if difference else 1.0)
-    return _Test(difference, error, total, 2 * float(stdtr(total, -abs(difference) / error)))
+    return _Test.of(difference, error, total)
 
 
 def _prior(cells: Sequence[Cell], gate: GateName) -> _Prior:

@@ -190,7 +190,14 @@ def _values(rows: Sequence[Row], timed: Timed, *, quiet: bool = True) -> Side:
     return Side(
         raws=tuple(1 / value if timed.inverse else value for value in raws),
         ratios=tuple(ratios) if len(ratios) == len(raws) else (),
+        runs=_shared_runs([row for row in used if row.number(timed.raw)]),
     )
+
+
+def _shared_runs(rows: Sequence[Row]) -> int | None:
+    """How many runs the processes come from; None where each has a run of its own."""
+    runs = len({row.text("run_id") for row in rows})
+    return runs if runs < len(rows) else None
 
 
 _VERDICTS: Mapping[Judged, Verdict] = {
@@ -261,6 +268,8 @@ def _lost(pair: Pair, metric: str, unit: str, counts: tuple[int, int], column: s
 
 def _lacking(finding: Finding, counts: tuple[int, int], rule: Rule) -> str:
     """What more it takes to say; empty where enough was measured."""
+    if finding.common is not None:
+        return f"all speeds moved together, by {finding.common:+.0%} in the middle, as runs may: measure in more runs"
     if finding.verdict is Judged.INSUFFICIENT:
         sides = zip(("baseline", "candidate"), counts, strict=True)
         short = [f"{rule.min_processes - count} more of the {side}" for side, count in sides if count < rule.min_processes]
