@@ -88,6 +88,8 @@ class Job:
     probes: Path | None = None
     preloaded: Mapping[str, float] = field(default_factory=dict)
     """Seconds that the fork server spent on imports which this worker inherits, by package."""
+    root: tuple[int, int] | None = None
+    """Process id and start time (ticks after boot) of the run's first process: all below it is the run's own work."""
 
     @property
     def scenario(self) -> Scenario:
@@ -113,6 +115,7 @@ class Job:
         body["variant"] = Variant(**body["variant"])
         body["conditions"] = Conditions(**body["conditions"])
         body["effort"] = Effort(**body["effort"])
+        body["root"] = tuple(body["root"]) if body["root"] else None
         body["probes"] = Path(body["probes"]) if body["probes"] else None
         body["tasks"] = tuple(
             Task(

@@ -22,6 +22,7 @@ from quantbench.methods import METHODS
 from quantbench.metrics._columns import NO_REFERENCE
 from quantbench.models import MODELS
 from quantbench.models._checkpoint import resolve
+from quantbench.passes.other_work import this_process
 from quantbench.plan import Plan
 from quantbench.preflight import Preflight
 from quantbench.progress import JobKey, Progress
@@ -283,6 +284,7 @@ class Runner:
                 effort=self._plan.effort,
                 tasks=tuple(tasks),
                 probes=probes,
+                root=this_process(),
             )
             replace(job, preloaded=dict(engine.preloaded(job))).save(folder)
             return folder, engine.run(folder, self._plan.effort.timeout_s)

@@ -157,6 +157,24 @@ class Clocks:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OtherWork:
+    """What else the machine did during ``window_s`` seconds of timed rounds, as shares (0 to 1) of the time of all its CPUs.
+
+    ``others_cpu`` went to processes that are not the run's, ``steal`` to other guests of the same host; ``others_gpu`` is how
+    busy others kept the GPU. One tick, in which CPU time is counted, is the share ``tick_share``. ``absent`` says why one of
+    these is None.
+    """
+
+    window_s: float
+    cpus: int = 1
+    tick_share: float = 0.0
+    others_cpu: float | None = None
+    steal: float | None = None
+    others_gpu: float | None = None
+    absent: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Energy:
     """Joules that a device took while so many tokens were generated; ``source`` names the counter."""
 
@@ -265,6 +283,7 @@ class Trace:
     bytes_per_token: int | None = None
     energy: Energy | None = None
     clocks: Clocks | None = None
+    other_work: OtherWork | None = None
     load_points: tuple[LoadPoint, ...] = ()
     top_logprobs: TopLogprobs | None = None
     native: Mapping[str, float] = field(default_factory=dict)
@@ -286,8 +305,10 @@ class Trace:
     def load(cls, path: Path) -> Trace:
         """Read what ``save`` wrote."""
         body: dict[str, Any] = json.loads(path.read_text())
-        kinds: tuple[type[Any], ...] = (WeightMemory, PeakMemory, OutputDistance, Energy, Clocks, TopLogprobs, Slicing)
-        names = ("weights", "peak", "distance", "energy", "clocks", "top_logprobs", "slicing")
+        kinds: tuple[type[Any], ...] = (
+            WeightMemory, PeakMemory, OutputDistance, Energy, Clocks, OtherWork, TopLogprobs, Slicing,
+        )  # fmt: skip
+        names = ("weights", "peak", "distance", "energy", "clocks", "other_work", "top_logprobs", "slicing")
         for name, kind in zip(names, kinds, strict=True):
             body[name] = _made(kind, body[name]) if body[name] else None
         body["rounds"] = tuple(_round(entry) for entry in body["rounds"])

@@ -21,6 +21,7 @@ from quantbench.passes.energy import measure_energy
 from quantbench.passes.gpu import ClockWatch
 from quantbench.passes.latency import Contender, measure_rounds
 from quantbench.passes.memory import before_loading, measure_peak
+from quantbench.passes.other_work import OtherWorkWatch
 from quantbench.passes.reference import make_reference
 from quantbench.passes.similarity import answer_greedily, answers_of, score_columns
 from quantbench.passes.slicing import measure_slicing
@@ -28,7 +29,19 @@ from quantbench.scenario import Scenario
 from quantbench.subjects import import_seconds, settings_of
 from quantbench.subjects._device import check_device
 from quantbench.subjects._prompts import Prompts, context_for, read_prompts, read_without_reference, timed_tokens
-from quantbench.trace import Answer, Clocks, Energy, PeakMemory, Probe, Round, Slicing, Trace, WeightMemory, load_probes
+from quantbench.trace import (
+    Answer,
+    Clocks,
+    Energy,
+    OtherWork,
+    PeakMemory,
+    Probe,
+    Round,
+    Slicing,
+    Trace,
+    WeightMemory,
+    load_probes,
+)
 from quantbench.waiting import waiting
 
 _READ_BYTES = 1 << 22
@@ -89,7 +102,7 @@ def measure(job: Job, folder: Path) -> None:
             running=model.memory(), bandwidth=bandwidth, context=context, threads=settings.threads,
         )  # fmt: skip
         enter_stage(folder, "scoring" if all(each.task.is_text for each in prompts) else "similarity")
-        scored = [_score(model, each, folder, index, settings.threads) for index, each in enumerate(prompts)]
+        scored = [_score(job, model, each, folder, index) for index, each in enumerate(prompts)]
         chosen = None if all(each.task.is_text for each in prompts) else choose(scenario, settings)
         anchor = _open_anchor(stack, model, chosen, scenario) if chosen else None
         for index, (each, peak, columns) in enumerate(zip(prompts, peaks, scored, strict=True)):
@@ -152,6 +165,7 @@ def _trace(
         bytes_per_token=bytes_per_token(opened.running, timed, length, batch) if answered.rounds else None,
         energy=None if isinstance(answered.energy, str) else answered.energy,
         clocks=None if isinstance(answered.clocks, str) else answered.clocks,
+        other_work=answered.other_work or (columns.other_work if columns else None),
         absent=_absent(prompts.task, checkpoint, artifact)
         | _reasons(memory_bandwidth_bps=opened.bandwidth, energy=answered.energy, clocks=answered.clocks)
         | _reasons(slicing=columns.slicing if columns else None),
@@ -169,6 +183,7 @@ class _Answered:
     answers: tuple[Answer, ...] = ()
     energy: Energy | str = _NOT_ANSWERED
     clocks: Clocks | str = _NOT_ANSWERED
+    other_work: OtherWork | None = None
 
 
 def _answer(job: Job, prompts: Prompts, contender: Contender, opposite: Contender | None, context: int) -> _Answered:
@@ -176,14 +191,19 @@ def _answer(job: Job, prompts: Prompts, contender: Contender, opposite: Contende
     if prompts.task.is_text:
         return _Answered()
     place = contender.model.facts.get("device") or job.conditions.device
-    watch = ClockWatch(place)
-    rounds = measure_rounds(contender, opposite, job.conditions.output_tokens, job.effort, after_round=watch.look)
-    clocks = watch.clocks()
+    watch, others = ClockWatch(place), OtherWorkWatch(job.root, place)
+
+    def look() -> None:
+        watch.look()
+        others.look()
+
+    rounds = measure_rounds(contender, opposite, job.conditions.output_tokens, job.effort, after_round=look)
+    other_work, clocks = others.ended(), watch.clocks()
     energy = measure_energy(contender, context, place)
     answers: tuple[Answer, ...] = ()
     if not job.checkpoint.random_weights:
         answers = _answers(contender, prompts, open_tokenizer(job.checkpoint), job.conditions.answer_tokens)
-    return _Answered(rounds=rounds, answers=answers, energy=energy, clocks=clocks)
+    return _Answered(rounds=rounds, answers=answers, energy=energy, clocks=clocks, other_work=other_work)
 
 
 def _reasons(**seen: object) -> dict[str, str]:
@@ -242,20 +262,28 @@ def _open_anchor(stack: ExitStack, model: LoadedModel, anchor: Anchor, scenario:
 
 @dataclass(frozen=True, slots=True)
 class _Columns:
-    """Where the per-position columns lie, the seconds that scoring took, by prompt or chunk, and what slicing does to it."""
+    """Where the per-position columns lie, the seconds that scoring took, by prompt or chunk, and what slicing does to it.
+
+    ``other_work`` is what others did meanwhile.
+    """
 
     path: Path
     seconds: tuple[float, ...]
     slicing: Slicing | str
+    other_work: OtherWork
 
 
-def _score(model: LoadedModel, prompts: Prompts, folder: Path, index: int, threads: int) -> _Columns | None:
+def _score(job: Job, model: LoadedModel, prompts: Prompts, folder: Path, index: int) -> _Columns | None:
     if not prompts.scored:
         return None
-    reference, path = prompts.task.reference, folder / f"columns-{index}.npz"
+    threads, path = settings_of(job).threads, folder / f"columns-{index}.npz"
+    reference = prompts.task.reference
+    watch = OtherWorkWatch(job.root, model.facts.get("device") or job.conditions.device)
     seconds = score_columns(model, prompts.scored, reference, path, threads=threads)
+    watch.look()
+    other_work = watch.ended()
     slicing = measure_slicing(model, prompts.scored, reference, path, folder / f"slicing-{index}.npz", threads=threads)
-    return _Columns(path, seconds, slicing)
+    return _Columns(path, seconds, slicing, other_work)
 
 
 def _answers(contender: Contender, prompts: Prompts, tokenizer: Tokenizer, length: int) -> tuple[Answer, ...]:

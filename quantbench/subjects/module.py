@@ -13,6 +13,7 @@ from quantbench.methods import METHODS, LoadedModule, Settings
 from quantbench.models._checkpoint import require_unchanged
 from quantbench.passes.memory import before_loading, peak_during
 from quantbench.passes.module import Caller, compare_outputs, measure_calls
+from quantbench.passes.other_work import OtherWorkWatch
 from quantbench.scenario import Scenario
 from quantbench.subjects import import_seconds, settings_of
 from quantbench.subjects._device import check_device
@@ -53,7 +54,10 @@ def measure(job: Job, folder: Path) -> None:
         anchor = _open_anchor(stack, opened, chosen, scenario) if chosen else None
         opposite = Caller.seeded(anchor, conditions.seed) if anchor else None
         enter_stage(folder, "latency")
+        watch = OtherWorkWatch(job.root, conditions.device)
         calls = measure_calls(variant, opposite, job.effort)
+        watch.look()
+        other_work = watch.ended()
         require_unchanged(job.checkpoint)
         Trace(
             import_s=import_s,
@@ -71,6 +75,7 @@ def measure(job: Job, folder: Path) -> None:
             columns=None,
             calls=calls,
             distance=distance,
+            other_work=other_work,
             absent={**_ABSENT, **absent},
             facts={**opened.facts, "threads": str(settings.threads), "waiting": waiting()},
         ).save(folder / TRACE_FILE.format(0))

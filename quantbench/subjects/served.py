@@ -18,6 +18,7 @@ from quantbench.job import TRACE_FILE, Job, Task, enter_stage
 from quantbench.methods import METHODS, Endpoint, StreamDroppedError, Streamed
 from quantbench.models._tokenizer import Tokenizer, open_tokenizer
 from quantbench.passes._rounds import until_steady
+from quantbench.passes.other_work import OtherWorkWatch
 from quantbench.scenario import Conditions
 from quantbench.subjects import import_seconds, settings_of
 from quantbench.subjects._prompts import Prompts, read_prompts
@@ -103,8 +104,10 @@ def measure(job: Job, folder: Path) -> None:
             enter_stage(folder, "latency")
             native = _native(client, conditions.output_tokens)
             answers = _answers(client, conditions.answer_tokens)
+            watch = OtherWorkWatch(job.root, own_server="elsewhere" not in endpoint.facts)
             rounds = _rounds(client, job)
             points, broke = _load(client, conditions)
+            other_work = watch.ended()
             artifact, reference = endpoint.artifact, each.reference
             Trace(
                 import_s=import_s,
@@ -121,6 +124,7 @@ def measure(job: Job, folder: Path) -> None:
                 answers=answers,
                 columns=None,
                 load_points=points,
+                other_work=other_work,
                 top_logprobs=top if isinstance(top, TopLogprobs) else None,
                 native={} if isinstance(native, str) else native,
                 absent=_ABSENT

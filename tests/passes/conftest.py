@@ -17,6 +17,12 @@ class FakeError(Exception):
     """Stands for pynvml's."""
 
 
+class FakeNotFoundError(FakeError):
+    """What NVML raises where nobody used a board."""
+
+    value = 6
+
+
 @dataclass(kw_only=True)
 class Board:
     """What one board says; a figure that is a callable is called for each answer. ``processes`` are (pid, bytes)."""
@@ -33,6 +39,8 @@ class Board:
     reasons: int | Callable[[], int] = 0
     capped_ns: dict[int, int] = field(default_factory=dict)
     limit_mw: int = 700_000
+    used_by: dict[int, int] = field(default_factory=dict)
+    """How busy each process keeps it, in percent."""
     looks: int = 0
     """How often somebody asked what it had given away."""
 
@@ -94,6 +102,12 @@ class FakeNvml:
 
     def _GetComputeRunningProcesses(self, uuid: str) -> list[SimpleNamespace]:  # noqa: N802
         return [SimpleNamespace(pid=pid, usedGpuMemory=count) for pid, count in self.boards[uuid].processes]
+
+    def _GetProcessUtilization(self, uuid: str, since_us: int) -> list[SimpleNamespace]:  # noqa: N802
+        busy = self.boards[uuid].used_by.items()
+        if not busy:
+            raise FakeNotFoundError
+        return [SimpleNamespace(pid=pid, smUtil=percent, timeStamp=since_us + 1) for pid, percent in busy]
 
     def _GetTotalEnergyConsumption(self, uuid: str) -> int:  # noqa: N802
         return _now(self.boards[uuid].millijoules)
