@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+NOTHING_SWEPT = {"places": 0, "size": 0}
+
+
 def _said(*arguments: str) -> str:
     result = CliRunner().invoke(app, arguments)
     assert (result.exit_code, result.stderr) == (0, "")
@@ -139,7 +142,7 @@ def test_doctor_reports_machine_packages_methods_and_cache(well: Path) -> None:
     assert found["machine"]["memory_bytes"] == here.memory_bytes
     assert found["packages"]["pytest"] == pytest.__version__
     assert [each["method"] for each in found["methods"]] == [method.name for method in METHODS]
-    assert found["cache"] == {"folder": str(well), "bytes": 1234, "files": 1, "writable": True}
+    assert found["cache"] == {"folder": str(well), "bytes": 1234, "files": 1, "writable": True, "swept": NOTHING_SWEPT}
     assert found["llama_cpp_extra_buffers"] == {"work": True, "note": ""}
     text = _said("doctor")
     assert f"{well}: 1.23 kB in 1 file, writable" in text
@@ -147,7 +150,8 @@ def test_doctor_reports_machine_packages_methods_and_cache(well: Path) -> None:
 
 
 def test_doctor_makes_no_own_cache(well: Path) -> None:
-    assert _json("doctor")["cache"] == {"folder": str(well), "bytes": 0, "files": 0, "writable": True}
+    found = _json("doctor")["cache"]
+    assert found == {"folder": str(well), "bytes": 0, "files": 0, "writable": True, "swept": NOTHING_SWEPT}
     assert not well.exists()
 
 
