@@ -67,6 +67,8 @@ class Session:
 
         chosen = tuple(self.planned[identifier] for identifier in selected)
         _require_devices(chosen)
+        if busy := _busy_already():
+            self.announced.append(busy)
         number_gpus_by_bus()
         self._swept = sweep(cache_root()).sentences
         with ExitStack() as stack:  # nothing stays open if one of these fails
@@ -187,3 +189,11 @@ def _require_devices(chosen: Sequence[Scenario]) -> None:
         methods = (scenario.variant.method, scenario.reference().variant.method)
         needs_torch = any("torch" in METHODS[name].requires for name in methods)
         require_device(scenario.conditions.device, torch=needs_torch)
+
+
+def _busy_already() -> str:
+    """A sentence where other processes keep this machine busy before anything is measured; empty where it is quiet."""
+    from quantbench.passes.other_work import busy_now
+
+    found = busy_now()
+    return f"quantbench: the machine is busy already: {found}; speeds measured beside it are marked" if found else ""

@@ -24,6 +24,7 @@ from quantbench.gpus import no_gpu
 from quantbench.methods import METHODS
 from quantbench.metrics import METRICS
 from quantbench.models import MODELS
+from quantbench.passes.other_work import busy_now
 from quantbench.registry import Registry
 from quantbench.scratch import Swept, sweep
 from quantbench.tables import KINDS
@@ -40,6 +41,7 @@ def doctor(output: FormatOption = "text") -> None:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "machine": _asked(problems, "machine", _machine),
+        "other_work": _asked(problems, "other work", busy_now),
         "packages": _asked(problems, "packages", _packages) or {},
         "methods": _asked(problems, "methods", _methods) or [],
         "cache": _asked(problems, "cache", lambda: {"swept": sweep(cache_root())._asdict(), **_cache()}),
@@ -120,6 +122,7 @@ def _print(facts: dict[str, Any]) -> None:
         ["Python", facts["python"]],
         ["platform", facts["platform"]],
         *(_hardware_lines(facts["machine"]) if facts["machine"] else [["machine", _UNKNOWN]]),
+        ["other work now", _UNKNOWN if facts["other_work"] is None else facts["other_work"] or "none that would slow a run"],
         *(_cuda_lines(facts["cuda"]) if facts["cuda"] else [["CUDA", _UNKNOWN]]),
         ["llama.cpp extra buffers", _buffers(facts["llama_cpp_extra_buffers"])],
         ["cache", _cache_line(facts["cache"]) if facts["cache"] else _UNKNOWN],

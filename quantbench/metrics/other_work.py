@@ -10,9 +10,8 @@ from quantbench.trace import OtherWork, Reference, Trace
 
 _NOT_TIMED = "nothing was timed in this process"
 
-# On two cores a quiet machine showed 0 to 0.033 (a tick or two of 10 ms in 0.3 s), one other busy process 0.40 to 0.54, and
-# 0.63 to 0.72 where the two took turns; a matrix product of torch was then 2 to 60 times slower. So what counts is not far from
-# any bound between these. One process that works beside as many threads as there are CPUs slows all of them, however many they
+# On two cores a quiet machine showed 0 to 0.033 (a tick or two of 10 ms in 0.3 s), one other busy process 0.40 to 0.55; a matrix
+# product of torch was then 2 to 60 times slower. So what counts is not far from any bound between these. One process that works beside as many threads as there are CPUs slows all of them, however many they
 # are: the bound is a part of one CPU, down to what daemons of a large machine take.
 _OTHERS_CPUS = 0.15
 _OTHERS_LEAST = 0.02
@@ -38,12 +37,12 @@ _TICKS = 3
     ),
     Column(
         "disturbed", "", kind="bool", doc="whether other work slowed what was timed: its speeds are not compared with others",
-        formula="others_cpu_share > max(0.02, 0.15 / CPUs), steal_share > 0.05 or others_gpu_share > 0.05; and see disturbance",
+        formula="others_cpu_share > max(0.02, 0.15 / CPUs), steal_share > 0.05 or others_gpu_share > 0.05",
         source="quantbench",
     ),
     Column(
         "disturbance", "", kind="string", doc="by what it was disturbed; empty where it was not",
-        formula="bounds that were passed; of the run the reference beside itself, and the anchor beside that of other jobs",
+        formula="the bounds of disturbed that were passed, in words",
         source="quantbench",
     ),
 )  # fmt: skip

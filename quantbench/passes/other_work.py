@@ -15,10 +15,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from quantbench.metrics.other_work import disturbance
 from quantbench.passes.gpu_others import OthersOnGpu
 from quantbench.trace import OtherWork
 
 PROC = Path("/proc")
+
+_LOOK_S = 0.3
+"""Long enough for thirty ticks a CPU, short enough that nobody waits for it."""
 
 LEAST_TICKS = 20
 """Where fewer ticks passed on all CPUs together, a share of them says nothing."""
@@ -116,6 +120,13 @@ class OtherWorkWatch:
             return f"the kernel does not tell how long the CPUs worked ({self._proc / 'stat'}: {type(error).__name__})"
         own = sum(processes[pid].ticks for pid in descendants(processes, self._root))
         return _Moment(clock_s=time.perf_counter(), work=work, steal=steal, own=own)
+
+
+def busy_now(proc: Path = PROC) -> str:
+    """What keeps this machine busy besides this process and all below it, in words, from a look of 0.3 s; empty if nothing."""
+    watch = OtherWorkWatch(proc=proc)
+    time.sleep(_LOOK_S)
+    return disturbance(watch.ended())
 
 
 def descendants(processes: Mapping[int, Process], root: int) -> Iterator[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from quantbench.tables._fields import BETWEEN_PROCESSES, NEAR_EDGE, Field
+from quantbench.tables._fields import BESIDE_OTHER_WORK, BETWEEN_PROCESSES, NEAR_EDGE, Field
 from quantbench.tables._lines import Line, failures
 from quantbench.tables._rows import REPEATS, Group
 from quantbench.tables._show import short
@@ -20,10 +20,11 @@ def assemble(name: str, title: str, lines: Sequence[Line], fields: Sequence[Fiel
     """A Table of ``lines``; to ``notes`` are added those on signs in use, on failures and on missing figures."""
     group = lines[0].group
     fields = fields if group.rows else _paired(fields)
-    rows = tuple(tuple(field.cell(line) for field in fields) for line in lines)
+    rows = tuple(tuple(field.marked(line) for field in fields) for line in lines)
     shown = "".join(cell.shown for row in rows for cell in row)
     signs = {
         BETWEEN_PROCESSES: "between processes, where figures move more; others alternated with the reference in one process",
+        BESIDE_OTHER_WORK: "measured beside other work, which slowed it: not to be compared with others",
         NEAR_EDGE: "the 95 % interval of the KLD reaches another word",
     }
     return Table(

@@ -16,7 +16,11 @@ from quantbench.tables.words import Scale, words
 from quantbench.units import format_bytes, significant
 
 BETWEEN_PROCESSES = "†"
+BESIDE_OTHER_WORK = "~"
 NEAR_EDGE = "≈"
+
+_LATENCIES = ("prefill", "ttft", "tpot", "itl", "e2e", "call", "concurrent_ttft")
+_TIMED = ("decode_ratio", "prefill_ratio", "itl_ratio", "call_ratio", "mbu", "decode_speed_ratio", "inference_speed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +29,19 @@ class Field:
 
     heading: Heading
     cell: Callable[[Line], Cell]
+
+    def marked(self, line: Line) -> Cell:
+        """The cell, with a sign where it holds what was timed beside other work."""
+        cell = self.cell(line)
+        marked = line.disturbed and self.heading.key in timed_keys() and cell.value is not None
+        return replace(cell, mark=cell.mark + BESIDE_OTHER_WORK) if marked else cell
+
+
+@cache
+def timed_keys() -> frozenset[str]:
+    """Keys of columns that rest on timed rounds: rates, latencies, and what tables make of them."""
+    rates = {column.name for column in table_columns("scenarios") if column.unit == "tokens/s"}
+    return frozenset(rates | {f"{name}_s" for name in _LATENCIES} | set(_TIMED))
 
 
 def identity(title: str) -> list[Field]:

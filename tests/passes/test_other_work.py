@@ -180,3 +180,16 @@ def test_a_refusal_of_nvml_is_the_reason(nvml: FakeNvml, boards: list[Board]) ->
     assert seen.others_gpu is None
     assert seen.absent["others_gpu"] == "NVML does not tell who uses this GPU: Not Supported"
     assert OthersOnGpu("cuda").share() == "nobody looked at the GPU while this was timed"
+
+
+def test_a_machine_that_is_busy_already_is_told_so(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    def others(seconds: float) -> None:
+        kernel.clock_s += seconds
+        kernel.cpus[0][0] += 30
+        kernel.processes[STRANGER] = (1, 807, 0)
+        kernel.write()
+
+    monkeypatch.setattr(other_work.time, "sleep", others)
+    assert other_work.busy_now(kernel.proc) == "other processes took 50% of the CPU time"
+    monkeypatch.setattr(other_work.time, "sleep", lambda seconds: setattr(kernel, "clock_s", kernel.clock_s + seconds))
+    assert other_work.busy_now(kernel.proc) == ""

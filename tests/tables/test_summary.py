@@ -95,3 +95,13 @@ def test_a_corrupt_file_is_reported_and_left_out(write: Write, record: Make, fol
 
     assert "run-1-00099.parquet cannot be read and is left out" in text
     assert "Ship gguf/q4_k_m" in text
+
+
+def test_what_was_timed_beside_other_work_carries_a_sign(write: Write, record: Make, folder: str) -> None:
+    rows = [record("torch/fp32"), record("gguf/q8_0", disturbed=True, disturbance="other processes took 48% of the CPU time")]
+    write(rows)
+    said = "\n".join(run_summary(folder, "run-1", 200))
+    quiet, beside = (next(line for line in said.splitlines() if line.startswith(name)) for name in ("torch/fp32", "gguf/q8_0"))
+    assert "~" not in quiet
+    assert "~" in beside
+    assert "~ measured beside other work" in said
