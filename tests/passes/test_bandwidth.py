@@ -91,7 +91,7 @@ def test_a_run_measures_once_for_a_number_of_threads_in_a_process_of_its_own(
     child = stand_in(Child(10e9, 20e9))
     assert [memory_bandwidth("cpu", threads, tmp_path) for threads in (1, 1, 2, 2, 1)] == [10e9, 10e9, 20e9, 20e9, 10e9]
     assert [command[:-1] for command in child.commands] == [
-        [sys.executable, "-m", "quantbench.passes.bandwidth", "cpu", threads] for threads in ("1", "2")
+        [sys.executable, "-P", "-m", "quantbench.passes.bandwidth", "cpu", threads] for threads in ("1", "2")
     ]
 
 
@@ -137,7 +137,7 @@ def test_a_gpu_is_measured_once_whatever_its_number_and_the_threads(
     assert memory_bandwidth("cuda:1", 1, tmp_path) == 2e12
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
     assert memory_bandwidth("cuda", 1, tmp_path) == 2e12
-    assert [command[3] for command in child.commands] == ["cuda", "cuda:1"]
+    assert [command[4] for command in child.commands] == ["cuda", "cuda:1"]
 
 
 class FakeEvent:
