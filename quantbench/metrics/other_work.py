@@ -10,15 +10,16 @@ from quantbench.trace import OtherWork, Reference, Trace
 
 _NOT_TIMED = "nothing was timed in this process"
 
-# On two cores a quiet machine showed 0 to 0.033 (a tick or two of 10 ms in 0.3 s), one other busy process 0.40 to 0.55; a matrix
-# product of torch was then 2 to 60 times slower. So what counts is not far from any bound between these. One process that works beside as many threads as there are CPUs slows all of them, however many they
-# are: the bound is a part of one CPU, down to what daemons of a large machine take.
+# On two cores a quiet machine showed 0 to 0.033 (a tick or two of 10 ms in 0.3 s), one other busy process 0.40 to 0.55; a
+# matrix product of torch was then 2 to 60 times slower. So what counts is not far from any bound between these. One process
+# that works beside as many threads as there are CPUs slows all of them, however many they are: the bound is a part of one CPU,
+# down to what daemons of a large machine take.
 _OTHERS_CPUS = 0.15
 _OTHERS_LEAST = 0.02
 _STEAL = 0.05
 _GPU = 0.05
 _TICKS = 3
-"""So many ticks are noise: work of the CPUs is counted as ticks come, that of processes in full ticks."""
+"""As many ticks are noise: work of the CPUs is counted as ticks come, that of processes in full ticks."""
 
 
 @metric(
