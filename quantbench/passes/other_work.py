@@ -21,8 +21,8 @@ from quantbench.trace import OtherWork
 
 PROC = Path("/proc")
 
-_LOOK_S = 0.3
-"""Long enough for thirty ticks a CPU, short enough that nobody waits for it."""
+_LOOK_S = 0.1
+"""A look takes at least this; longer where few CPUs have not had ticks enough by then."""
 
 LEAST_TICKS = 20
 """Where fewer ticks passed on all CPUs together, a share of them says nothing."""
@@ -80,6 +80,11 @@ class OtherWorkWatch:
         self._gpu = OthersOnGpu(device)
         self._before = self._moment(processes)
 
+    @property
+    def look_s(self) -> float:
+        """Seconds after which a share of the ticks says something."""
+        return max(_LOOK_S, 1.25 * LEAST_TICKS / self._ticks_s / max(len(self._cpus), 1))
+
     def look(self) -> None:
         """Note how busy others keep the GPU; to be called after each round."""
         self._gpu.look(lambda: set(descendants(_processes(self._proc), self._root)))
@@ -123,9 +128,9 @@ class OtherWorkWatch:
 
 
 def busy_now(proc: Path = PROC) -> str:
-    """What keeps this machine busy besides this process and all below it, in words, from a look of 0.3 s; empty if nothing."""
+    """What keeps this machine busy besides this process and all below it, in words, from a short look; empty if nothing."""
     watch = OtherWorkWatch(proc=proc)
-    time.sleep(_LOOK_S)
+    time.sleep(watch.look_s)
     return disturbance(watch.ended())
 
 

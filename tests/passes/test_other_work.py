@@ -185,11 +185,11 @@ def test_a_refusal_of_nvml_is_the_reason(nvml: FakeNvml, boards: list[Board]) ->
 def test_a_machine_that_is_busy_already_is_told_so(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
     def others(seconds: float) -> None:
         kernel.clock_s += seconds
-        kernel.cpus[0][0] += 30
-        kernel.processes[STRANGER] = (1, 807, 0)
+        kernel.cpus[0][0] += round(100 * seconds)
+        kernel.processes[STRANGER] = (1, 777 + round(100 * seconds), 0)
         kernel.write()
 
     monkeypatch.setattr(other_work.time, "sleep", others)
-    assert other_work.busy_now(kernel.proc) == "other processes took 50% of the CPU time"
+    assert other_work.busy_now(kernel.proc) == "other processes took 48% of the CPU time"
     monkeypatch.setattr(other_work.time, "sleep", lambda seconds: setattr(kernel, "clock_s", kernel.clock_s + seconds))
     assert other_work.busy_now(kernel.proc) == ""
