@@ -106,9 +106,9 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 
 def pytest_report_collectionfinish(config: pytest.Config) -> list[str]:
-    """How long the run will take, and what was left out."""
+    """How long the run will take, and what was left out; nothing under ``-q``."""
     state = config.stash.get(_SESSION, None)
-    return list(state.announced) if state else []
+    return list(state.announced) if state and config.get_verbosity() >= 0 else []
 
 
 @pytest.hookimpl(tryfirst=True)

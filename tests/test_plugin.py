@@ -394,7 +394,9 @@ class TestWhatFailsFailsAlone:
         assert len(lines) == failing.table().groupby(["model", "precision"]).ngroups
         pattern = r"quantbench: \d+ of 12, \S+ \w+/\w+: [\w, ]+ after \d+ s(, (-|about \d+ (s|min)) left)?"
         assert [line for line in lines if not re.fullmatch(pattern, line)] == []
-        failing.end.stdout.no_fnmatch_line("quantbench: *")
+        said = [line for line in failing.end.stdout.lines if line.startswith("quantbench: ") and "is busy already" not in line]
+        assert len(said) == 1, said
+        assert re.fullmatch(r"quantbench: \d+ scenarios in 12 jobs: about .*; estimated from .*", said[0])
         failing.end.stdout.no_fnmatch_line("* left")
 
     def test_the_summary_names_the_results_and_every_failure(self, failing: Ran) -> None:

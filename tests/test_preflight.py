@@ -44,8 +44,8 @@ def test_what_cannot_fit_is_skipped_before_anything_is_loaded(tmp_path: Path, mo
     monkeypatch.setattr(planner, "memory_limit", lambda: 10**7)
     record = _measured(_scenario(), tmp_path)
     assert record.status is Status.SKIPPED
-    assert record.reason.startswith("torch/fp32 of canary takes 25.6 MB (weights")
-    assert "(weights 23.1 MB + KV cache 786 kB + activations 1.74 MB) and" in record.reason
+    assert record.reason.startswith("torch/fp32 of canary takes 24.4 MB (weights")
+    assert "(weights 23.1 MB + KV cache 393 kB + activations 877 kB) and" in record.reason
     assert record.reason.endswith("this machine has 10 MB; choose a smaller precision, or run where there is more memory")
     assert not (tmp_path / "jobs").exists()
     row = load(str(tmp_path / "results")).iloc[0]
@@ -127,4 +127,4 @@ def test_lengths_and_batches_count(monkeypatch: pytest.MonkeyPatch) -> None:
     assert _outlook("two") == ""
     assert f"KV cache {format_bytes(token * (4064 + 32))}" in _outlook("tokens:4064")
     assert f"KV cache {format_bytes(token * (512 + 32) * 8)}" in _outlook("tokens:512@8")
-    assert f"KV cache {format_bytes(token * 128 * 32)}" in _outlook("two@32")
+    assert f"KV cache {format_bytes(token * 64 * 32)}" in _outlook("two@32")

@@ -405,7 +405,9 @@ def _rows(results: Path) -> pd.DataFrame:
 
 
 def _counts(results: Path) -> dict[str, Any]:
-    """Which samples and answers there are, by scenario; rounds differ in number."""
+    """Which samples and answers there are, by scenario; rounds differ in number, and in how often an anchor had its turn."""
     samples, outputs = (pd.read_parquet(results / name) for name in ("samples", "outputs"))
-    found = samples[samples["round"] == 0].groupby(["scenario_id", "phase"]).size().to_dict()
-    return {"samples": found, "outputs": outputs.groupby("scenario_id").size().to_dict()}
+    first = samples[samples["round"] == 0]
+    own = first[~first["phase"].str.startswith("anchor_")].groupby(["scenario_id", "phase"]).size().to_dict()
+    phases = set(zip(first["scenario_id"], first["phase"], strict=True))
+    return {"samples": own, "phases": phases, "outputs": outputs.groupby("scenario_id").size().to_dict()}

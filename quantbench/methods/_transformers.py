@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from functools import cached_property, partial
-from itertools import repeat
+from itertools import pairwise, repeat
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -116,12 +116,14 @@ class TransformersModel:
 
         cache = DynamicCache(config=self.model.config)
         ids = torch.tensor([list(tokens)], device=self.model.device)
+        # What comes before `first` only fills the cache, in passes of its own as when a prompt is read before it is answered:
+        # one pass over both would give all of it one scale where activations are quantized as they come.
+        edges = [*range(0, first, positions), *range(first, len(tokens), positions), len(tokens)]
         with torch.inference_mode():
-            for start in range(0, len(tokens), positions):
-                end = min(start + positions, len(tokens))
-                scored = max(0, end - max(start, first))  # what comes before `first` only fills the cache
+            for start, end in pairwise(edges):
+                scored = start >= first
                 logits = self.model(
-                    input_ids=ids[:, start:end], past_key_values=cache, use_cache=True, logits_to_keep=max(1, scored)
+                    input_ids=ids[:, start:end], past_key_values=cache, use_cache=True, logits_to_keep=0 if scored else 1
                 ).logits
                 if scored:
                     yield logits[0].float().cpu().numpy()

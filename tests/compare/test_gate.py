@@ -67,7 +67,7 @@ def ends(tmp_path_factory: pytest.TempPathFactory, stub_path: Path) -> dict[str,
     ]
     asked = [(name, variables, [*BASE, "-p", "no:cacheprovider", *arguments]) for name, variables, arguments in runs]
     kept = {name: value for name, value in os.environ.items() if name != "PYTEST_ADDOPTS"}
-    variables = {**kept, "PYTHONPATH": str(stub_path), "QUANTBENCH_CACHE": str(folder / "cache")}
+    variables = {**kept, "PYTHONPATH": str(stub_path), "QUANTBENCH_CACHE": str(folder / "cache"), "STUB_UNWATCHED": "1"}
     done = subprocess.run(
         [sys.executable, "-c", ONE_AFTER_ANOTHER], cwd=folder, env=variables, input=json.dumps(asked), capture_output=True,
         text=True, check=True,

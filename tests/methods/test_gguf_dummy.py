@@ -267,7 +267,7 @@ def test_nothing_is_converted_quantized_or_calibrated(dummy: Make, monkeypatch: 
 
     prepared(checkpoint, "iq3_xxs")
 
-    assert sorted(command[2].rpartition(".")[2] for command in started) == ["_gguf_dry_run", "_gguf_header"]
+    assert sorted(command[3].rpartition(".")[2] for command in started) == ["_gguf_dry_run", "_gguf_header"]
     assert {path.suffix for path in checkpoint.path.iterdir()} == {".json", ".model"}
 
 
