@@ -24,7 +24,7 @@ from typing import Any
 
 from quantbench import models, prompts
 from quantbench.errors import MatrixError, UsageError, unknown_name
-from quantbench.methods import METHODS
+from quantbench.methods import METHODS, Method
 from quantbench.scenario import SEEDED_INPUTS, Conditions, Scenario, Variant
 
 _MODULE = "module"
@@ -136,12 +136,13 @@ def left_out(matrix: Matrix) -> tuple[str, ...]:
     """What is left out for models of one's own, as nobody named it and it costs time: methods with the reason, precisions."""
     if not matrix.own:
         return ()
-    kept = {(each.method, each.precision) for each in matrix.variants if _is_cheap(each)}
-    costly = [f"{method.name} ({method.costly})" for method in METHODS if method.costly]
+    device = matrix.conditions.device
+    kept = {(each.method, each.precision) for each in matrix.variants if _is_cheap(each, device)}
+    costly = [f"{method.name} ({why})" for method in METHODS if (why := _cost(method, device))]
     others = {
         method.name: [each.name for each in method.precisions if (method.name, each.name) not in kept]
         for method in METHODS
-        if not method.costly and not method.endpoint
+        if not _cost(method, device) and not method.endpoint
     }
     more = [f"{name} {_listed(precisions)}" for name, precisions in others.items() if precisions]
     return (*costly, *more)
@@ -154,9 +155,14 @@ def _listed(precisions: Sequence[str]) -> str:
     return ", ".join(precisions) if len(precisions) <= _MOST_LISTED else f"in {len(precisions)} more precisions"
 
 
-def _is_cheap(variant: Variant) -> bool:
+def _cost(method: Method, device: str) -> str:
+    """Why a method takes long on a device; empty where it does not."""
+    return method.costly or (method.costly_on_cpu if device == "cpu" else "")
+
+
+def _is_cheap(variant: Variant, device: str) -> bool:
     method = METHODS[variant.method]
-    return not method.costly and not method.endpoint and method.precision(variant.precision).first
+    return not _cost(method, device) and not method.endpoint and method.precision(variant.precision).first
 
 
 def _usual(method: str) -> list[Variant]:
@@ -202,7 +208,7 @@ def scenarios(matrix: Matrix) -> list[Scenario]:
     ordered = sorted(matrix.variants, key=lambda variant: variant != reference)
     if matrix.control and reference in ordered:
         ordered.insert(1, replace(reference, control=True))
-    cheap = [each for each in ordered if _is_cheap(each)]
+    cheap = [each for each in ordered if _is_cheap(each, conditions.device)]
     planned = [
         Scenario(model=model, variant=variant, prompts=name, conditions=conditions)
         for model in matrix.models

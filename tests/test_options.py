@@ -209,14 +209,16 @@ def _variants(scenarios: Sequence[Scenario]) -> set[str]:
 def test_for_a_model_of_ones_own_what_takes_long_is_left_out_and_listed() -> None:
     found = _plan(model="org/model")
     assert _variants(found.scenarios) == {
-        "torch/fp32", "torch/fp16", "torch/bf16", "torch-dynamic/int8", "bitsandbytes/int8", "bitsandbytes/nf4",
-        "torchao/int8-wo", "gguf/f16", "gguf/q8_0", "gguf/q6_k", "gguf/q5_k_m", "gguf/q4_k_m", "gguf/q3_k_m", "gguf/q2_k",
+        "torch/fp32", "torch/fp16", "torch/bf16", "torch-dynamic/int8", "torchao/int8-wo", "gguf/f16",
+        "gguf/q8_0", "gguf/q6_k", "gguf/q5_k_m", "gguf/q4_k_m", "gguf/q3_k_m", "gguf/q2_k",
     }  # fmt: skip
     assert not found.probes
     said = "; ".join(found.left_out)
     for each in ("gptq (calibrates)", "awq (calibrates)", "qat (trains)", "prune (", "gguf in ", "probes (--probes)"):
         assert each in said
-    assert "bitsandbytes nf4-dq, fp4" in found.left_out
+    assert "bitsandbytes (slower than fp32 on a CPU)" in found.left_out
+    assert "bitsandbytes nf4-dq, fp4" in _plan(model="org/model", device="cuda").left_out
+    assert "bitsandbytes/nf4" in _variants(_plan(model="org/model", device="cuda").scenarios)
 
 
 def test_what_is_named_is_not_left_out() -> None:

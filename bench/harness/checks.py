@@ -13,6 +13,7 @@ from statistics import median
 
 import dummies
 import fidelity
+import own_model
 import planned
 import waiting
 from ratios import Result, seconds_in_turn, time_ratio
@@ -128,6 +129,7 @@ ALL: dict[str, Callable[[], Iterable[Result]]] = {
     "gguf-decode": fidelity.gguf_decode,
     "llama-bench": fidelity.llama_bench,
     "kld-scoring": fidelity.kld_scoring,
+    "own-model": own_model.own_model,
     "dummy-weights": dummies.weights,
     "dummy-decode": dummies.decode,
     "plan": planned.plan_command,

@@ -77,6 +77,7 @@ class Method:
     reads: tuple[str, ...]
     endpoint: bool
     costly: str
+    costly_on_cpu: str
     opener: Opener
     preparer: Preparer | None = field(default=None, init=False)
     saver: Saver | None = field(default=None, init=False)
@@ -168,13 +169,15 @@ def method(
     reads: Iterable[str] = (),
     endpoint: bool = False,
     costly: str = "",
+    costly_on_cpu: str = "",
 ) -> Callable[[Opener], Method]:
     """Register a context-manager function that yields a LoadedModel as a method.
 
     ``requires`` are module names to look for; ``extra`` is the extra of this package that installs them (default: the
     method's name); ``kinds`` are the checkpoint kinds it opens, ``reads`` the quantization methods whose checkpoints it loads
     as they are; an ``endpoint`` yields an Endpoint instead. One that is ``costly`` (what it does that takes long, as a verb)
-    is measured on a model of one's own only where it is named. The function's docstring says what the method is.
+    is measured on a model of one's own only where it is named; one that is ``costly_on_cpu`` (why), only there or on a GPU.
+    The function's docstring says what the method is.
     """
 
     def register(opener: Opener) -> Method:
@@ -182,7 +185,7 @@ def method(
         return Method(
             name=name, about=about[0] if about else "", precisions=tuple(precisions), requires=tuple(requires),
             extra=extra or name, anchor=anchor, kinds=tuple(kinds), reads=tuple(reads), endpoint=endpoint,
-            costly=costly, opener=opener,
+            costly=costly, costly_on_cpu=costly_on_cpu, opener=opener,
         )  # fmt: skip
 
     return register

@@ -26,7 +26,12 @@ _BLOCK, _NESTED_BLOCK = 64, 256
 _FLOAT32 = 4
 
 
-@method("bitsandbytes", precisions=[INT8, NF4, NF4_DQ, FP4], requires=["torch", "transformers", "accelerate", "bitsandbytes"])
+@method(
+    "bitsandbytes",
+    precisions=[INT8, NF4, NF4_DQ, FP4],
+    requires=["torch", "transformers", "accelerate", "bitsandbytes"],
+    costly_on_cpu="slower than fp32 on a CPU",
+)
 @contextmanager
 def open_bitsandbytes(scenario: Scenario, settings: Settings) -> Iterator[LoadedModel]:
     """Quantized on load to INT8 (LLM.int8) or 4-bit blocks of 64 (NF4, FP4)"""
