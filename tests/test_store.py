@@ -69,7 +69,7 @@ def ok() -> Record:
         values=values,
         facts={
             "kernel": "ggml-cpu", "kv_dtype": "f16", "checkpoint_dtype": "bf16", "threads": "2", "context": "256",
-            "anchor": "gguf/f16", "device": "cpu", "waiting": "spin 3000", "isa_of_build": "AVX512",
+            "anchor": "gguf/f16", "device": "cpu", "waiting": "spin 30000", "isa_of_build": "AVX512",
         },
         samples=(Sample("prefill", 0, 0, 0.25), Sample("gap", 0, 1, 0.125)),
         outputs=(
@@ -144,7 +144,7 @@ def test_a_row_of_scenarios_holds_what_was_asked_found_and_measured(results: str
         "run_id": run.run_id, "started_at": run.started_at, "scenario_id": "canary/gguf-q4_k_m/ten", "scenario_key": "k" * 64,
         "model": "canary", "method": "gguf", "precision": "q4_k_m", "prompts": "ten", "repeat": 0, "status": "ok",
         "control": False, "reference": "torch/fp32", "is_reference": False, "bits": 4.0, "device": "cpu", "device_found": "cpu",
-        "threads": 2, "waiting": "spin 3000",
+        "threads": 2, "waiting": "spin 30000",
         "context": 256, "output_tokens": 32, "answer_tokens": 64, "continuation_tokens": 64, "answered_prompts": 10,
         "seed": 0, "anchor": "gguf/f16",
         "kernel": "ggml-cpu", "kv_dtype": "f16", "checkpoint_dtype": "bf16", "instrument_check": True,

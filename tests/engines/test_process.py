@@ -105,7 +105,7 @@ def test_a_worker_is_the_first_to_go_when_memory_runs_out(runner: ProcessRunner,
     trace = collected_trace(tmp_path / "a", 0)
     assert trace is not None
     assert trace.facts["oom_score_adj"] == "1000"
-    assert trace.facts["waiting"] == "spin 3000"  # libgomp's default would stall for milliseconds beside other work
+    assert trace.facts["waiting"] == "spin 30000"  # libgomp's default would stall for milliseconds beside other work
     assert Path("/proc/self/oom_score_adj").read_text() == own
 
 
