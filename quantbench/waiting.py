@@ -2,9 +2,9 @@
 
 libgomp spins some 300,000 times by default, which is 5 to 15 ms: beside one other busy process each of the dozens of barriers
 of a decode step may take as long (bf16 of the canary fell from 200 tokens/s to 7). Without any spinning each barrier is a
-round trip through the kernel, also on a quiet machine (gguf/q8_0 fell from 2,000 tokens/s to 150). In turn with the default on
-two quiet cores, decode with 30,000 spins was 1.02 (nf4), 1.01 (bf16) and 0.98 (gguf/q8_0) times as fast, with 10,000 1.00, 0.95 and
-1.03, with 3,000 0.92, 0.88 and 1.02: what is timed must not be slower where nothing else runs, so 30,000 is the least.
+round trip through the kernel, also on a quiet machine (gguf/q8_0 fell from 2,000 tokens/s to 150). In turn with the default
+on two quiet cores, decode with 30,000 spins was 1.02 (nf4), 1.01 (bf16) and 0.98 (gguf/q8_0) times as fast, with 10,000 1.00,
+0.95 and 1.03, with 3,000 0.92, 0.88 and 1.02. What is timed must not be slower where nothing else runs, so it is 30,000.
 
 libgomp reads its environment once, when it is loaded, so this is a fact of a process and cannot be switched between passes.
 """
