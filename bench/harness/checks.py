@@ -11,10 +11,13 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from statistics import median
 
+import alarms
+import busy
 import dummies
 import fidelity
 import own_model
 import planned
+import verified
 import waiting
 from ratios import Result, seconds_in_turn, time_ratio
 
@@ -141,6 +144,10 @@ ALL: dict[str, Callable[[], Iterable[Result]]] = {
     "waiting-speeds": waiting.speeds,
     "beside-work": waiting.beside_work,
     "peak-memory": waiting.peak_memory,
+    "busy-marks": busy.marks,
+    "busy-picks": busy.picks,
+    "run-effect": alarms.run_effect,
+    "cache-verify": verified.cache_verify,
 }
 
 

@@ -47,14 +47,14 @@ def speeds() -> Iterator[Result]:
 
 def beside_work(select: str = os.environ.get("QUANTBENCH_HARNESS_SELECT", "")) -> Iterator[Result]:
     """The warm main job beside one niced busy process, over its time alone; QUANTBENCH_HARNESS_SELECT is pytest's -k."""
-    _main_job(select)
-    alone = _main_job(select)
+    main_job(select)
+    alone = main_job(select)
     busy = subprocess.Popen(
         ["nice", "-n", "19", sys.executable, "-c", "while True: pass"],
         start_new_session=True,  # another session: its niceness counts there only, and it gets a fair share of a core
     )
     try:
-        beside = _main_job(select)
+        beside = main_job(select)
     finally:
         busy.kill()
         busy.wait()
@@ -117,13 +117,14 @@ def _witnessed(kind: str, asked: Mapping[str, Any]) -> dict[str, int]:
         return {name: int(count) * 1024 for name, count in found}
 
 
-def _main_job(select: str) -> float:
+def main_job(select: str, *options: str) -> float:
+    """Seconds of ``pytest bench/`` with these options besides."""
     with tempfile.TemporaryDirectory() as name:
         command = [sys.executable, "-m", "pytest", "bench/", "-q", "-p", "no:cacheprovider", f"--quantbench-results={name}"]
         environment = {key: value for key, value in os.environ.items() if key not in (COUNT, POLICY)}
         started = time.perf_counter()
         subprocess.run(
-            [*command, *(["-k", select] if select else [])], cwd=Path(__file__).parents[2],
+            [*command, *options, *(["-k", select] if select else [])], cwd=Path(__file__).parents[2],
             env={**environment, "PYTEST_ADDOPTS": ""}, check=False, stdout=subprocess.DEVNULL,
         )  # fmt: skip
         return time.perf_counter() - started
