@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import shutil
+import sys
+import tempfile
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +17,9 @@ import pytest
 from numpy.typing import NDArray
 
 from quantbench.job import Checkpoint
+from quantbench.methods import METHODS, Settings, _gptqmodel
 from quantbench.models._checkpoint import resolve
+from quantbench.scenario import Scenario, Variant
 
 Array = NDArray[Any]
 Layout = Callable[[Array, Array, Array], Mapping[str, Array]]
@@ -22,6 +28,10 @@ Layout = Callable[[Array, Array, Array], Mapping[str, Array]]
 CODES_KEPT = 1
 """The lowest zero point: auto-gptq stores one less and has no sign for it."""
 
+PACKED = [(method, each.name) for method in _gptqmodel.CALIBRATION_SEQUENCES for each in METHODS[method].precisions]
+"""Quantized by gptqmodel, which takes longer to import than to quantize the canary on a short text."""
+
+SHORT_SEARCH = dict.fromkeys(_gptqmodel.CALIBRATION_SEQUENCES, 1)
 
 SHAPE: Mapping[str, Any] = {
     "vocab_size": 2048, "hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4,
@@ -105,3 +115,42 @@ def rewrite_config(folder: Path, **changes: object) -> None:
 def change_config() -> Callable[..., None]:
     """``rewrite_config``, for tests that make folders of their own."""
     return rewrite_config
+
+
+@pytest.fixture
+def short_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    """GPTQ and AWQ on 32 tokens: real calibration takes minutes, and what it finds is not judged here."""
+    monkeypatch.setattr(_gptqmodel, "CALIBRATION_SEQUENCES", SHORT_SEARCH)
+
+
+def quantize_packed() -> None:
+    """Quantize all that gptqmodel makes, in this process: for one of its own, as gptqmodel patches what it imports."""
+    full = _gptqmodel.calibration_ids
+
+    def quantize(folder: Path, _method: str, _bits: int) -> None:
+        sys.argv[1:] = [str(folder)]
+        _gptqmodel.main()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_gptqmodel, "CALIBRATION_SEQUENCES", SHORT_SEARCH)
+        patch.setattr(_gptqmodel, "calibration_ids", lambda *asked: [ids[:32] for ids in full(*asked)])
+        patch.setattr(_gptqmodel, "_run", quantize)
+        for method, precision in PACKED:
+            preparer = METHODS[method].preparer
+            assert preparer
+            scenario = Scenario(model="canary", variant=Variant(method=method, precision=precision), prompts="two")
+            preparer(scenario, Settings(checkpoint=resolve("canary"), threads=1, context=256))
+
+
+@cache
+def packed_are_made() -> None:
+    """One process for all: the other tests of these methods, and every run, start one for each."""
+    environment = {"OMP_NUM_THREADS": "1", "GPTQMODEL_CPU_WORKERS": "2", "THP_MEM_ALLOC_ENABLE": "1", "HF_HUB_OFFLINE": "1"}
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        for name, value in {**environment, "TMPDIR": folder}.items():
+            patch.setenv(name, value)
+        patch.chdir(folder)  # for its logs
+        process = multiprocessing.get_context("spawn").Process(target=quantize_packed)
+        process.start()
+        process.join()
+    assert process.exitcode == 0

@@ -14,9 +14,11 @@ import pytest
 from numpy.typing import NDArray
 
 from quantbench.errors import UnsupportedError
-from quantbench.methods import METHODS, LoadedModel, Settings
+from quantbench.methods import METHODS, LoadedModel, Settings, _gptqmodel
 from quantbench.models._checkpoint import count_parameters, resolve
 from quantbench.scenario import Scenario, Variant
+
+from .conftest import SHORT_SEARCH, packed_are_made
 
 Array = NDArray[Any]
 TOKENS = [1, *range(300, 364)]
@@ -28,7 +30,7 @@ ORDER = [0, 2, 4, 6, 1, 3, 5, 7]
 
 AUTO_AWQ: Mapping[str, object] = {"quant_method": "awq", "zero_point": True, "group_size": 128, "bits": 4, "version": "gemm"}
 
-pytestmark = pytest.mark.usefixtures("artifacts")
+pytestmark = pytest.mark.usefixtures("artifacts", "short_search")
 
 
 def opened(model: Path | str, precision: str, method: str = "awq") -> AbstractContextManager[LoadedModel]:
@@ -58,12 +60,14 @@ def auto_awq_layer(codes: Array, zeros: Array, scales: Array) -> dict[str, Array
 
 @pytest.fixture(scope="module")
 def made(users_cache: Path) -> Path:
-    """The canary in int4-g128 as this package makes it."""
+    """The canary in int4-g128 as this package makes it, of a short search."""
     preparer = METHODS["awq"].preparer
     assert preparer
     scenario = Scenario(model="canary", variant=Variant(method="awq", precision="int4-g128"), prompts="two")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("QUANTBENCH_CACHE", str(users_cache))
+        patch.setattr(_gptqmodel, "CALIBRATION_SEQUENCES", SHORT_SEARCH)
+        packed_are_made()
         return preparer(scenario, Settings(checkpoint=resolve("canary"), threads=1, context=256)).path
 
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import math
-import multiprocessing
-import sys
-import tempfile
 import textwrap
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -19,13 +16,15 @@ import pytest
 
 from quantbench.errors import UnsupportedError
 from quantbench.job import Checkpoint
-from quantbench.methods import METHODS, LoadedModel, Sampling, Settings, _gptqmodel, qat
+from quantbench.methods import METHODS, LoadedModel, Sampling, Settings, qat
 from quantbench.methods._gguf_files import UNQUANTIZED
 from quantbench.methods._qat import Training
 from quantbench.models._checkpoint import resolve
 from quantbench.passes.similarity import log_softmax
 from quantbench.scenario import Conditions, Scenario, Variant
 from quantbench.trace import WeightMemory
+
+from .conftest import PACKED, packed_are_made
 
 PROMPT = [1, 300, 400, 500, 600, 700]
 NEED_CUDA = [("prune", "2-4-sparse"), ("torchao", "int4-wo"), ("torchao", "fp8")]
@@ -34,9 +33,6 @@ OFFERED = [(method.name, each.name) for method in METHODS if not method.endpoint
 GGUF_TRIED = ("f16", "q8_0", "q4_0", "q4_k_m", "q2_k", "iq4_nl", "iq3_xs", "q6_k-imat")
 """One of each kind: all that llama.cpp offers run through the same calls."""
 VARIANTS = [each for each in OFFERED if each not in NEED_CUDA and (each[0] != "gguf" or each[1] in GGUF_TRIED)]
-PACKED = [each for each in OFFERED if each[0] in _gptqmodel.CALIBRATION_SEQUENCES]
-"""Quantized by gptqmodel, which takes longer to import than to quantize the canary on a short text."""
-SHORT_SEARCH = dict.fromkeys(_gptqmodel.CALIBRATION_SEQUENCES, 1)
 GGUF_MADE = [each.name for each in METHODS["gguf"].precisions if each.name != "mxfp4_moe"]  # which is for experts only
 LAYERS, HIDDEN, KV, FFN, VOCABULARY = 6, 256, 128, 768, 2048
 LINEAR = LAYERS * (2 * HIDDEN * HIDDEN + 2 * HIDDEN * KV + 3 * HIDDEN * FFN)
@@ -64,44 +60,6 @@ def short_training(monkeypatch: pytest.MonkeyPatch) -> None:
     """QAT of a few steps: what is learned is not judged here, and the real one takes minutes on a machine without it."""
     few = Training(rate=4e-6, steps=4, batch=1, length=16, warmup=2)
     monkeypatch.setattr(qat, "_TRAINING", dict.fromkeys(("int8", "int4"), few))
-
-
-@pytest.fixture
-def short_search(monkeypatch: pytest.MonkeyPatch) -> None:
-    """GPTQ and AWQ on 32 tokens: real calibration takes most of a minute, and what it finds is not judged here."""
-    monkeypatch.setattr(_gptqmodel, "CALIBRATION_SEQUENCES", SHORT_SEARCH)
-
-
-def quantize_packed() -> None:
-    """Quantize all that gptqmodel makes, in this process: for one of its own, as gptqmodel patches what it imports."""
-    full = _gptqmodel.calibration_ids
-
-    def quantize(folder: Path, _method: str, _bits: int) -> None:
-        sys.argv[1:] = [str(folder)]
-        _gptqmodel.main()
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_gptqmodel, "CALIBRATION_SEQUENCES", SHORT_SEARCH)
-        patch.setattr(_gptqmodel, "calibration_ids", lambda *asked: [ids[:32] for ids in full(*asked)])
-        patch.setattr(_gptqmodel, "_run", quantize)
-        for method, precision in PACKED:
-            preparer = METHODS[method].preparer
-            assert preparer
-            preparer(*asked(method, precision))
-
-
-@cache
-def packed_are_made() -> None:
-    """One process for all: the other tests of these methods, and every run, start one for each."""
-    environment = {"OMP_NUM_THREADS": "1", "GPTQMODEL_CPU_WORKERS": "2", "THP_MEM_ALLOC_ENABLE": "1", "HF_HUB_OFFLINE": "1"}
-    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        for name, value in {**environment, "TMPDIR": folder}.items():
-            patch.setenv(name, value)
-        patch.chdir(folder)  # for its logs
-        process = multiprocessing.get_context("spawn").Process(target=quantize_packed)
-        process.start()
-        process.join()
-    assert process.exitcode == 0
 
 
 @pytest.fixture(scope="module")
