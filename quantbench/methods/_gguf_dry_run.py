@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from quantbench.errors import ModelError, QuantbenchError, UnsupportedError
-from quantbench.methods._gguf_tensors import Tensor, architecture_of, converted, fallback, tensor_bytes
+from quantbench.methods._gguf_tensors import Tensor, architecture_of, converted, fallback
 from quantbench.methods._llama_cpp_facts import fallen_back
+from quantbench.models._gguf import GgufHeader, all_tensors, tensor_bytes
 
 REQUEST, RESULT = "request.json", "result.json"
 _HEADER, _OTHER = "header.gguf", "other.json"
@@ -176,27 +177,20 @@ def unquantized(tensors: Sequence[Tensor], precision: str) -> list[Tensor]:
 
 def describe(path: Path) -> dict[str, Any]:
     """What a GGUF file's header says: metadata of its architecture, tensors with their types, precision, matrix or none."""
-    from quantbench.methods._gguf_files import named_precision, notes_matrix, read_gguf
-    from quantbench.models._gguf import gguf_parts
+    from quantbench.methods._gguf_files import notes_matrix
 
-    readers = [read_gguf(part) for part in gguf_parts(path)]
-    first = readers[0]
-    named = first.get_field("general.architecture")
-    if named is None:
+    tensors = all_tensors(path)
+    header = GgufHeader(path)
+    architecture = header.get("general.architecture")
+    if architecture is None:
         raise ModelError(f"{path} names no architecture in its header; make or download it again")
-    architecture = str(named.contents())
-    wanted = [name for name in first.fields if name.startswith(f"{architecture}.")]
     return {
         "architecture": architecture,
-        "metadata": {name: first.fields[name].contents() for name in wanted},
-        "tensors": [
-            [tensor.name, [int(size) for size in reversed(tensor.shape)], tensor.tensor_type.name]
-            for reader in readers
-            for tensor in reader.tensors
-        ],
-        "bytes": sum(int(tensor.n_bytes) for reader in readers for tensor in reader.tensors),
-        "precision": named_precision(first),
-        "matrix": notes_matrix(first),
+        "metadata": {key: header.get(key) for key in header if key.startswith(f"{architecture}.")},
+        "tensors": [[tensor.name, list(tensor.shape), tensor.kind] for tensor in tensors],
+        "bytes": sum(tensor.bytes for tensor in tensors),
+        "precision": header.precision,
+        "matrix": notes_matrix(header),
     }
 
 

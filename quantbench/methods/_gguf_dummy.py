@@ -28,9 +28,10 @@ from quantbench.methods import Artifact
 from quantbench.methods._gguf_files import MODEL_FILE, converter, fallback_facts, file_type, gguf_maker
 from quantbench.methods._gguf_header import HEADER, REQUEST, VALUES
 from quantbench.methods._gguf_plan import File, tensors_of
-from quantbench.methods._gguf_tensors import Tensor, block_of, tensor_bytes
+from quantbench.methods._gguf_tensors import Tensor
 from quantbench.methods._llama_cpp import library
 from quantbench.models._dummy import read_shapes
+from quantbench.models._gguf import block_of, tensor_bytes
 
 _MAKERS = ("quantbench.methods._gguf_dummy", "quantbench.methods._gguf_header", "quantbench.methods._gguf_tensors")
 

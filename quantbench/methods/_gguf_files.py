@@ -25,7 +25,7 @@ from quantbench.methods._gguf_tensors import fallback
 from quantbench.methods._llama_cpp import library
 from quantbench.methods._llama_cpp_facts import fallen_back
 from quantbench.models._checkpoint import watched
-from quantbench.models._gguf import gguf_parts
+from quantbench.models._gguf import GgufHeader, all_tensors
 
 CHECKOUT_VARIABLE = "QUANTBENCH_LLAMA_CPP"
 MODEL_FILE = "model.gguf"
@@ -101,15 +101,10 @@ def quantized_file(checkpoint: Checkpoint, precision: str, matrix: Path | None =
         asked["imatrix"] = matrix.parent.name
 
     def make(folder: Path) -> None:
-        tensors = [tensor for part in gguf_parts(source) for tensor in read_gguf(part).tensors]
-        require_experts(source, (len(tensor.shape) for tensor in tensors), precision)
+        require_experts(source, (len(tensor.shape) for tensor in all_tensors(source)), precision)
         seconds = _quantize(source, folder / MODEL_FILE, precision, matrix)
         fell = fallen_back("\n".join(library().quantbench_fallbacks))
-        sizes = (
-            [(each.name, int(each.n_bytes), each.tensor_type.name) for each in read_gguf(folder / MODEL_FILE).tensors]
-            if fell
-            else []
-        )
+        sizes = [(each.name, each.bytes, each.kind) for each in GgufHeader(folder / MODEL_FILE).tensors] if fell else []
         (folder / "quantize.json").write_text(json.dumps({"quantize_s": seconds, "fallback": fallback(sizes, fell)}))
 
     folder = artifact("gguf", asked, watched(checkpoint, make))
@@ -182,38 +177,29 @@ def file_type(precision: str) -> int:
 
 def file_precision(path: Path) -> str:
     """The precision that a GGUF file's header names, for example ``q4_k_m``."""
-    return named_precision(read_gguf(path))
-
-
-def named_precision(reader: Any) -> str:
-    """The precision that the header of an open GGUF file names."""
-    field = reader.get_field("general.file_type")
-    number = int(field.contents()) if field else -1
-    names = (name for name in dir(library()) if name.startswith("LLAMA_FTYPE_") and getattr(library(), name) == number)
-    return next(names, "unknown").removeprefix("LLAMA_FTYPE_").removeprefix("MOSTLY_").removeprefix("ALL_").lower()
+    return GgufHeader(path).precision
 
 
 def has_matrix(path: Path) -> bool:
     """Whether a GGUF file's header says that it was quantized with an importance matrix."""
-    return notes_matrix(read_gguf(path))
+    return notes_matrix(GgufHeader(path))
 
 
-def notes_matrix(reader: Any) -> bool:
-    """Whether the header of an open GGUF file says so."""
-    return reader.get_field(_MATRIX_NOTE) is not None
+def notes_matrix(header: GgufHeader) -> bool:
+    """Whether a header says so."""
+    return header.get(_MATRIX_NOTE) is not None
 
 
 def tensor_bytes(path: Path) -> int:
     """Bytes of all tensors in a GGUF file and its further parts; ModelError if one is cut short or damaged."""
-    return sum(int(tensor.n_bytes) for part in gguf_parts(path) for tensor in read_gguf(part).tensors)
+    return sum(tensor.bytes for tensor in all_tensors(path))
 
 
 def fills_blocks(path: Path) -> bool:
     """Whether nothing in a ready file can have fallen back: its rows fill the largest blocks, or nothing is quantized."""
-    tensors = [tensor for part in gguf_parts(path) for tensor in read_gguf(part).tensors]
     plain = {kind.upper() for kind in UNQUANTIZED}
     return all(
-        len(tensor.shape) < 2 or tensor.shape[0] % _LARGEST_BLOCK == 0 or tensor.tensor_type.name in plain for tensor in tensors
+        len(tensor.shape) < 2 or tensor.shape[-1] % _LARGEST_BLOCK == 0 or tensor.kind in plain for tensor in all_tensors(path)
     )
 
 
@@ -272,15 +258,3 @@ def require_experts(source: object, dimensions: Iterable[int], precision: str) -
     """Raise UnsupportedError where a file type for experts is asked for a model whose tensors have no third dimension."""
     if precision == "mxfp4_moe" and max(dimensions, default=0) < 3:
         raise UnsupportedError(f"mxfp4_moe is for experts and {source} has none, so it would be Q8_0; ask for gguf/q8_0")
-
-
-def read_gguf(path: Path) -> Any:
-    """A reader of one file; ModelError if the file is cut short or damaged, or newer than the library."""
-    from gguf import GGUFReader
-
-    try:
-        return GGUFReader(path)
-    except (ValueError, IndexError, KeyError) as error:
-        if "GGMLQuantizationType" in str(error):
-            raise ModelError(f"{path} has tensors of a type that the installed gguf does not know ({error})") from error
-        raise ModelError(f"{path} is cut short or damaged; make or download it again") from error

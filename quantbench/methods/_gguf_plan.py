@@ -34,7 +34,10 @@ _LEAN = {"GGML_NO_BACKTRACE": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS"
 
 _DROPS_ROWS = "the converter leaves out rows of the embedding beyond the tokenizer's entries, which a config.json does not tell"
 
-_MAKERS = ("quantbench.methods._gguf_plan", "quantbench.methods._gguf_dry_run", "quantbench.methods._gguf_tensors")
+_MAKERS = (
+    "quantbench.methods._gguf_plan", "quantbench.methods._gguf_dry_run", "quantbench.methods._gguf_tensors",
+    "quantbench.models._gguf",
+)  # fmt: skip
 _CONTEXT = 4096
 """What the header says where a configuration does not; no size depends on it."""
 
@@ -221,7 +224,7 @@ def _asked(request: Mapping[str, Any]) -> dict[str, Any]:
         failed = _run(folder)
         result = {} if failed else json.loads((folder / RESULT).read_text())
         if "describe" in request and (failed or "error" in result):
-            raise ModelError(result.get("error") or f"{request['describe']} cannot be read: gguf's reader {failed}")
+            raise ModelError(result.get("error") or f"{request['describe']} cannot be read: what reads it {failed}")
         if failed:
             raise UnsupportedError(f"llama.cpp's dry run {failed}")
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from functools import cache
 from typing import Any
 
 from quantbench.errors import UnsupportedError
@@ -101,18 +99,3 @@ def fallback(tensors: Iterable[tuple[str, int, str]], fallen: Collection[str]) -
         "bytes": sum(held.values()),
         "types": [kind.lower() for kind in sorted(held, key=lambda each: -held[each])],
     }
-
-
-def tensor_bytes(shape: Sequence[int], kind: str) -> int:
-    """Bytes of a tensor of a type; the last dimension is the row."""
-    block, size = block_of(kind)
-    return math.prod(shape) // block * size
-
-
-@cache
-def block_of(kind: str) -> tuple[int, int]:
-    """Weights and bytes of a block of a type, from gguf's own table."""
-    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
-
-    weights, size = GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
-    return int(weights), int(size)

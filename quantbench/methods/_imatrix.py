@@ -15,9 +15,10 @@ from quantbench.cache import artifact, made_by
 from quantbench.errors import UnsupportedError
 from quantbench.methods import Settings
 from quantbench.methods._calibration import LENGTH, SEQUENCES, calibration_identity, calibration_ids, device_family
-from quantbench.methods._gguf_files import f16_file, read_gguf
+from quantbench.methods._gguf_files import f16_file
 from quantbench.methods._transformers import load_pretrained
 from quantbench.models._checkpoint import watched
+from quantbench.models._gguf import GgufHeader, GgufTensor
 from quantbench.scenario import Scenario
 
 if TYPE_CHECKING:
@@ -105,13 +106,12 @@ def _tensor_names(model: Any, source: Path) -> dict[str, str]:
     """
     from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
 
-    reader = read_gguf(source)
-    architecture = str(reader.get_field("general.architecture").contents())
+    header = GgufHeader(source)
+    architecture = header.get("general.architecture")
     known = {name: arch for arch, name in MODEL_ARCH_NAMES.items()}
     if architecture not in known:
         raise UnsupportedError(f"the installed gguf does not know the tensors of {architecture!r}; pip install -U gguf")
-    blocks = int(reader.get_field(f"{architecture}.block_count").contents())
-    tensors = get_tensor_name_map(known[architecture], blocks)
+    tensors = get_tensor_name_map(known[architecture], header.get(f"{architecture}.block_count"))
     names: dict[str, str] = {}
     for name, module in model.named_modules():
         weight = getattr(module, "weight", None)
@@ -126,24 +126,25 @@ def _check(columns: Mapping[str, tuple[str, NDArray[np.float32]]], model: Any, s
 
     The converter may split, merge or reorder: then the matrix of one would silently weigh the other.
     """
-    for tensor in read_gguf(source).tensors:
-        if not tensor.name.startswith("blk.") or len(tensor.shape) < 2 or tensor.tensor_type.name != "F16":
+    for tensor in GgufHeader(source).tensors:
+        if not tensor.name.startswith("blk.") or len(tensor.shape) < 2 or tensor.kind != "F16":
             continue
         name, values = columns.get(tensor.name, ("", None))
-        if values is None or len(values) != tensor.shape[0] or not _same_columns(model.get_submodule(name), tensor):
+        if values is None or len(values) != tensor.shape[-1] or not _same_columns(model.get_submodule(name), source, tensor):
             raise UnsupportedError(
                 f"the importance matrix of {tensor.name} cannot be computed: transformers' model has no matrix with the same "
                 "columns (experts, or columns in another order); ask for a precision without one"
             )
 
 
-def _same_columns(module: Any, tensor: Any) -> bool:
+def _same_columns(module: Any, source: Path, tensor: GgufTensor) -> bool:
     """Whether the matrices agree in each column's share of the squares; rows may be permuted, the whole may be scaled."""
     import numpy as np
 
     rows = 1 if type(module).__name__ == "Conv1D" else 0  # GPT-2's linear layer stores inputs first
     ours = module.weight.detach().double().square().sum(dim=rows).cpu().numpy()
-    theirs = np.square(tensor.data.astype(np.float32)).sum(axis=0, dtype=np.float64)
+    stored = np.memmap(source, np.float16, "r", tensor.start, tensor.shape)
+    theirs = np.square(stored.astype(np.float32)).sum(axis=0, dtype=np.float64)
     if ours.shape != theirs.shape or not theirs.any():
         return False
     share = ours / ours.sum()

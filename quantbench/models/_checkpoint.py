@@ -17,7 +17,7 @@ from quantbench.identity import identify
 from quantbench.job import Checkpoint
 from quantbench.models import MODELS, ModuleRecipe, check_name, is_dummy, is_server, looks_like_path
 from quantbench.models._dummy import make_dummy, read_shapes
-from quantbench.models._gguf import gguf_parts
+from quantbench.models._gguf import all_tensors, gguf_parts
 from quantbench.models._hub import CHECKPOINT_FILES, download
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -146,9 +146,7 @@ def count_parameters(checkpoint: Checkpoint) -> int:
     if checkpoint.random_weights:
         return sum(math.prod(shape) for shape in read_shapes(checkpoint.path).values())
     if checkpoint.kind == "gguf":
-        from gguf import GGUFReader
-
-        return sum(int(tensor.n_elements) for part in gguf_parts(checkpoint.path) for tensor in GGUFReader(part).tensors)
+        return sum(math.prod(tensor.shape) for tensor in all_tensors(checkpoint.path))
     headers = [safetensors_header(path) for path in weight_files(checkpoint.path)]
     tensors = {name: entry for header in headers for name, entry in header.items()}
     packed = {name.removesuffix(_PACKED) for name in tensors if name.endswith(_PACKED)}
@@ -183,6 +181,11 @@ def quantization_config(folder: Path, *, packed: bool) -> dict[str, Any]:
             )
         found = {"quant_method": _OLDER_CONFIGS[older[0]], **_read_object(folder / older[0])}
     return {_OLDER_KEYS.get(key, key): value for key, value in (found or {}).items()}
+
+
+def quantized_as(folder: Path) -> dict[str, Any]:
+    """The same from the configurations alone, without looking at weights: enough to plan by."""
+    return quantization_config(folder, packed=any((folder / name).is_file() for name in _OLDER_CONFIGS))
 
 
 def safetensors_header(path: Path) -> dict[str, Any]:

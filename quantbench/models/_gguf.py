@@ -1,14 +1,36 @@
-"""The files of a GGUF model: one, or the parts that llama.cpp's split tool numbers in their names."""
+"""The files of a GGUF model, one or the parts that llama.cpp's split tool numbers, and what is said in the header of each.
+
+The header is read where it lies in the mapped file: a vocabulary of 150,000 tokens is stepped over, length by length, in a
+tenth of a second, where a Python object of every token takes several. Layout: ggml's docs/gguf.md.
+"""
 
 from __future__ import annotations
 
+import math
+import mmap
 import re
+import struct
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from quantbench.errors import ModelError
 
 _MAGIC = b"GGUF"
 _PART = re.compile(r"-(\d{5})-of-(?!00000)(\d{5})(?=\.gguf$)")
+
+_VERSIONS = (2, 3)
+_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+"""Formats of struct by the number of a value's type."""
+
+_STRING, _ARRAY = 8, 9
+_COUNT, _NUMBER = struct.Struct("<Q"), struct.Struct("<I")
+_ALIGNMENT = 32
+
+_MEDIUM = ("q3_k", "q4_k", "q5_k")
+"""Tensor types that llama.cpp takes for the medium mixture of that name, where a header does not say which file type it is."""
 
 
 def part_names(name: str) -> list[str]:
@@ -35,3 +57,199 @@ def gguf_parts(path: Path) -> list[Path]:
             if stream.read(len(_MAGIC)) != _MAGIC:
                 raise ModelError(f"{part} is no GGUF file (its first bytes are not GGUF); download or copy it again")
     return parts
+
+
+def all_tensors(path: Path) -> list[GgufTensor]:
+    """The tensors of the GGUF model whose first or only file is ``path``; raises what ``gguf_parts`` and ``GgufHeader`` do."""
+    return [tensor for part in gguf_parts(path) for tensor in GgufHeader(part).tensors]
+
+
+class GgufTensor(NamedTuple):
+    """A tensor: its shape as torch has it, the last dimension the row; its type's name; where in the file its bytes begin."""
+
+    name: str
+    shape: tuple[int, ...]
+    kind: str
+    start: int
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of its values."""
+        return tensor_bytes(self.shape, self.kind)
+
+
+class GgufHeader:
+    """What the header of one file says: ``tensors`` in order, and values by their keys, each read when it is asked for."""
+
+    def __init__(self, path: Path) -> None:
+        """Map the file and step over its header.
+
+        ModelError where it is cut short or damaged, not of version 2 or 3 in little-endian order, or has tensors of a type that
+        the installed gguf does not know.
+        """
+        self._path = path
+        self._place = len(_MAGIC)
+        self._values: dict[str, tuple[int, int]] = {}
+        try:
+            with path.open("rb") as stream:
+                self._data = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+            self._read()
+        except (ValueError, struct.error) as error:  # an empty file cannot be mapped; text that is no UTF-8 is a ValueError
+            raise ModelError(f"{path} is cut short or damaged; make or download it again") from error
+
+    def __iter__(self) -> Iterator[str]:
+        """The keys, in order."""
+        return iter(self._values)
+
+    def get(self, key: str) -> Any:
+        """The value of a key: a number, a text, a truth value, or a list of these; None where the header has none such."""
+        if key not in self._values:
+            return None
+        kind, self._place = self._values[key]
+        try:
+            return self._value(kind)
+        except (ValueError, struct.error) as error:
+            raise ModelError(f"{self._path} is cut short or damaged; make or download it again") from error
+
+    @property
+    def precision(self) -> str:
+        """The precision that the header names, for example ``q4_k_m``; where it does not, what llama.cpp takes it for.
+
+        That is the type of most tensors (``llama_model_loader`` in llama-model-loader.cpp); ``unknown`` where there are none.
+        """
+        from gguf import LlamaFileType
+
+        number = self.get("general.file_type")
+        names: dict[int, str] = {int(each): each.name for each in LlamaFileType}
+        if number in names:
+            return names[number].removeprefix("MOSTLY_").removeprefix("ALL_").lower()
+        counts = Counter(tensor.kind.lower() for tensor in self.tensors)
+        if number is not None or not counts:
+            return "unknown"
+        most = counts.most_common(1)[0][0]
+        return f"{most}_m" if most in _MEDIUM else most
+
+    def _read(self) -> None:
+        if self._data[: len(_MAGIC)] != _MAGIC:
+            raise ValueError("no GGUF")
+        version = self._take(_NUMBER)
+        if version not in _VERSIONS:
+            how = "big-endian" if version & 0xFFFF == 0 else f"of version {version}"
+            raise ModelError(f"{self._path} is a GGUF file {how}, which llama.cpp does not read here; download or make another")
+        tensors, values = self._take(_COUNT), self._take(_COUNT)
+        for _ in range(values):
+            key, kind = self._text(), self._take(_NUMBER)
+            if key in self._values:
+                raise ValueError(f"{key} twice")
+            self._values[key] = (kind, self._place)
+            self._step_over(kind)
+        alignment = self._alignment()
+        found = [self._tensor() for _ in range(tensors)]
+        first = -(-self._place // alignment) * alignment
+        self.tensors = tuple(each._replace(start=first + each.start) for each in found)
+        twice = len({each.name for each in found}) < len(found)
+        if twice or any(each.start + each.bytes > self._size for each in self.tensors):
+            raise ValueError("a tensor twice, or beyond the end")
+
+    @property
+    def _size(self) -> int:
+        return len(self._data)
+
+    def _alignment(self) -> int:
+        place = self._place
+        alignment = self.get("general.alignment") or _ALIGNMENT
+        self._place = place
+        if not isinstance(alignment, int) or alignment & (alignment - 1):
+            raise ValueError("no power of two")
+        return alignment
+
+    def _tensor(self) -> GgufTensor:
+        """A tensor's entry; its ``start`` is still that within the data."""
+        name, dimensions = self._text(), self._take(_NUMBER)
+        shape = struct.unpack_from(f"<{dimensions}Q", self._data, self._advance(_COUNT.size * dimensions))
+        number, start = self._take(_NUMBER), self._take(_COUNT)
+        return GgufTensor(name, shape[::-1], self._kind(number), start)
+
+    def _kind(self, number: int) -> str:
+        if number not in _kinds():
+            raise ModelError(f"{self._path} has tensors of a type that the installed gguf does not know ({number})")
+        return _kinds()[number]
+
+    def _value(self, kind: int) -> Any:
+        if kind == _STRING:
+            return self._text()
+        if kind != _ARRAY:
+            return self._take(_scalar(kind))
+        inner, count = self._take(_NUMBER), self._take(_COUNT)
+        if inner == _STRING:
+            return [self._text() for _ in range(count)]
+        values = struct.Struct(f"<{count}{_scalar(inner).format[1:]}")
+        return list(values.unpack_from(self._data, self._advance(values.size)))
+
+    def _step_over(self, kind: int) -> None:
+        """Go on behind a value without making it."""
+        if kind == _STRING:
+            self._advance(self._take(_COUNT))
+        elif kind != _ARRAY:
+            self._advance(_scalar(kind).size)
+        else:
+            inner, count = self._take(_NUMBER), self._take(_COUNT)
+            if inner == _STRING:
+                self._step_over_texts(count)
+            else:
+                self._advance(count * _scalar(inner).size)
+
+    def _step_over_texts(self, count: int) -> None:
+        """The loop that takes the time of a header: nothing is called in it but what reads a length."""
+        data, read, place, size = self._data, _COUNT.unpack_from, self._place, self._size
+        for _ in range(count):  # each takes 8 bytes at least, so that a count that is not true ends at the end of the file
+            place += 8 + read(data, place)[0]
+            if place > size:
+                break
+        self._advance(place - self._place)
+
+    def _text(self) -> str:
+        length = self._take(_COUNT)
+        start = self._advance(length)
+        return self._data[start : start + length].decode()
+
+    def _take(self, what: struct.Struct) -> Any:
+        return what.unpack_from(self._data, self._advance(what.size))[0]
+
+    def _advance(self, count: int) -> int:
+        """Go on by so many bytes; where they begin. ValueError where the file has no such many."""
+        start = self._place
+        if count > self._size - start:
+            raise ValueError("beyond the end")
+        self._place = start + count
+        return start
+
+
+def _scalar(kind: int) -> struct.Struct:
+    """How a number or truth value of a type is stored; ValueError for no such type, and for arrays of arrays."""
+    if kind not in _SCALARS:
+        raise ValueError(f"no type {kind}")
+    return struct.Struct(f"<{_SCALARS[kind]}")
+
+
+def tensor_bytes(shape: Sequence[int], kind: str) -> int:
+    """Bytes of a tensor of a type; the last dimension is the row."""
+    block, size = block_of(kind)
+    return math.prod(shape) // block * size
+
+
+@cache
+def block_of(kind: str) -> tuple[int, int]:
+    """Weights and bytes of a block of a type, from gguf's own table."""
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+    weights, size = GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
+    return int(weights), int(size)
+
+
+@cache
+def _kinds() -> dict[int, str]:
+    """Names of tensor types by their numbers, of those that gguf knows the blocks of."""
+    from gguf import GGML_QUANT_SIZES
+
+    return {int(each): each.name for each in GGML_QUANT_SIZES}

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from quantbench.errors import ModelError
 from quantbench.job import Checkpoint, Task
+from quantbench.models._gguf import GgufHeader
 
 _TAIL = 16
 """Ids that are enough to see what the next one adds."""
@@ -111,19 +112,16 @@ def _listed(ends: int | list[int] | None) -> list[int]:
 
 class _GgufTokenizer:
     def __init__(self, checkpoint: Checkpoint) -> None:
-        from gguf import GGUFReader
         from llama_cpp import Llama, llama_model_get_vocab, llama_vocab_is_eog
 
+        header = GgufHeader(checkpoint.path)
+        self.context_limit = header.get(f"{header.get('general.architecture')}.context_length")
         try:
-            reader = GGUFReader(checkpoint.path)
             self._llama = Llama(str(checkpoint.path), vocab_only=True, verbose=False)
-        except (ValueError, IndexError, KeyError) as error:
+        except ValueError as error:
             raise ModelError(
                 f"{checkpoint.path} is cut short or damaged: llama.cpp cannot read its vocabulary; make or download it again"
             ) from error
-        architecture = reader.get_field("general.architecture")
-        limit = reader.get_field(f"{architecture.contents()}.context_length") if architecture else None
-        self.context_limit = int(limit.contents()) if limit else None
         vocabulary = llama_model_get_vocab(self._llama.model)
         self.ends = frozenset(each for each in range(self._llama.n_vocab()) if llama_vocab_is_eog(vocabulary, each))
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from gguf import GGUFReader
 
 from quantbench.errors import ModelError, UnsupportedError
 from quantbench.job import Checkpoint
@@ -16,7 +17,6 @@ from quantbench.methods._gguf_files import (
     file_precision,
     file_type,
     quantized_file,
-    read_gguf,
     tensor_bytes,
 )
 from quantbench.methods._llama_cpp import library
@@ -88,7 +88,7 @@ def test_unquantized_files_hold_the_checkpoints_own_weights(precision: str) -> N
     canary = resolve("canary")
     artifact = prepared(scenario("canary", precision), canary)
     expected = load_file(canary.path / "model.safetensors")["model.layers.2.mlp.up_proj.weight"].float().numpy()
-    (tensor,) = (each for each in read_gguf(artifact.path).tensors if each.name == "blk.2.ffn_up.weight")
+    (tensor,) = (each for each in GGUFReader(artifact.path).tensors if each.name == "blk.2.ffn_up.weight")
 
     assert (file_precision(artifact.path), tensor.tensor_type.name.lower()) == (precision, precision)
     if precision == "f16":
@@ -158,7 +158,7 @@ def test_a_file_cut_short_is_one_sentence(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def split(tmp_path_factory: pytest.TempPathFactory, users_cache: Path) -> Path:
     """The canary's F16 file in parts, by gguf's own writer; the first part."""
-    from gguf import GGUFReader, GGUFValueType, GGUFWriter
+    from gguf import GGUFValueType, GGUFWriter
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("QUANTBENCH_CACHE", str(users_cache))
@@ -250,7 +250,7 @@ def test_rows_that_do_not_fill_blocks_get_the_types_of_llama_cpps_table(
 ) -> None:
     """Held to the fallbacks in llama-quant.cpp; plan, facts and file agree in bytes and counts."""
     made = quantized_file(odd, precision)
-    matrices = [each for each in read_gguf(made.path).tensors if len(each.shape) > 1]
+    matrices = [each for each in GGUFReader(made.path).tensors if len(each.shape) > 1]
     planned = METHODS["gguf"].forecaster(read_architecture(str(odd.path)), [precision])[precision]  # type: ignore[misc]
 
     assert {each.tensor_type.name for each in matrices} <= types
@@ -258,7 +258,7 @@ def test_rows_that_do_not_fill_blocks_get_the_types_of_llama_cpps_table(
     size = sum(int(each.n_bytes) for each in fallen)
     assert made.facts == {"fallback_tensors": str(len(fallen)), "fallback_bytes": str(size)}
     assert planned.weight_bytes == tensor_bytes(made.path)
-    assert f"{len(fallen)} of {len(read_gguf(made.path).tensors)} tensors" in planned.note
+    assert f"{len(fallen)} of {len(GGUFReader(made.path).tensors)} tensors" in planned.note
 
 
 def test_types_that_fill_blocks_fall_back_nowhere(odd: Checkpoint) -> None:

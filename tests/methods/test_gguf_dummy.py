@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gguf import GGUFReader
 
 from quantbench.architecture import read
 from quantbench.cache import file_sha256
@@ -21,7 +22,7 @@ from quantbench.footprint import Weights
 from quantbench.job import Checkpoint
 from quantbench.methods import METHODS, Artifact, Settings, _gguf_dummy, _gguf_files, _imatrix, gguf
 from quantbench.methods._gguf_dummy import random_blocks
-from quantbench.methods._gguf_files import converter, file_precision, quantized_file, read_gguf, tensor_bytes
+from quantbench.methods._gguf_files import converter, file_precision, quantized_file, tensor_bytes
 from quantbench.methods._llama_cpp import library
 from quantbench.models import MODELS
 from quantbench.scenario import Scenario, Variant
@@ -145,20 +146,20 @@ def forecast(checkpoint: Checkpoint, precision: str) -> Weights:
 
 def header(path: Path) -> dict[str, Any]:
     """All metadata but the name, which says that the weights are random."""
-    fields = read_gguf(path).fields
+    fields = GGUFReader(path).fields
     left_out = ("GGUF.tensor_count", "GGUF.kv_count", "GGUF.version", "general.name")
     return {name: field.contents() for name, field in fields.items() if name not in left_out}
 
 
 def tensors(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
-    found = read_gguf(path).tensors
+    found = GGUFReader(path).tensors
     return {each.name: (each.tensor_type.name, tuple(int(size) for size in each.shape)) for each in found}
 
 
 def values(path: Path, name: str) -> Any:
     from gguf import dequantize
 
-    (found,) = (each for each in read_gguf(path).tensors if each.name == name)
+    (found,) = (each for each in GGUFReader(path).tensors if each.name == name)
     return np.array(dequantize(found.data, found.tensor_type))
 
 
@@ -354,7 +355,7 @@ def test_a_dummys_fallbacks_are_those_of_the_plan(dummy: Make) -> None:
 
     made = prepared(checkpoint, "q4_k_m")
 
-    tensors = read_gguf(made.path).tensors
+    tensors = GGUFReader(made.path).tensors
     fallen = [each for each in tensors if len(each.shape) > 1 and each.name != "output.weight"]  # rows of 96 and 160
     assert made.facts == {
         "fallback_tensors": str(len(fallen)),

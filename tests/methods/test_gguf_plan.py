@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gguf import GGUFReader
 
 from quantbench.architecture import FAMILIES, Architecture, read
 from quantbench.errors import MissingDependency, ModelError, UnsupportedError
 from quantbench.footprint import Weights, kv_cache_bytes
 from quantbench.job import Checkpoint
 from quantbench.methods import METHODS, Settings, _gguf_plan
-from quantbench.methods._gguf_files import f16_file, quantized_file, read_gguf, tensor_bytes
+from quantbench.methods._gguf_files import f16_file, quantized_file, tensor_bytes
 from quantbench.methods._gguf_plan import gguf_architecture
 from quantbench.models._checkpoint import count_parameters, resolve
 from quantbench.planner import read_architecture
@@ -91,7 +92,7 @@ def test_sizes_with_an_importance_matrix_are_those_of_the_real_files(
     """Types depend on whether there is a matrix, not on its values: here all ones."""
     matrix = tmp_path / "ones" / "imatrix.npz"
     matrix.parent.mkdir()
-    tensors = read_gguf(f16_file(resolve("canary"))).tensors
+    tensors = GGUFReader(f16_file(resolve("canary"))).tensors
     weights: dict[str, Any] = {each.name: np.ones(each.shape[0], np.float32) for each in tensors if len(each.shape) > 1}
     np.savez(matrix, **weights)
 

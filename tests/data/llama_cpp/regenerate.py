@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from quantbench import machine
-from quantbench.methods._gguf_files import _SOURCE_SHA256, quantized_file, read_gguf
+from quantbench.methods._gguf_files import _SOURCE_SHA256, quantized_file
 from quantbench.methods._llama_cpp_probe import extra_buffers_work
 from quantbench.models._checkpoint import resolve
 
@@ -204,9 +204,11 @@ def parsed(output: str) -> dict[str, dict[str, Any]]:
 
 def tensors(path: Path) -> dict[str, Any]:
     """Bytes and sha256 of a GGUF file's tensors, in their order."""
+    from gguf import GGUFReader
+
     digest = hashlib.sha256()
     count = 0
-    for tensor in read_gguf(path).tensors:
+    for tensor in GGUFReader(path).tensors:
         digest.update(tensor.data.tobytes())
         count += int(tensor.n_bytes)
     return {"bytes": count, "sha256": digest.hexdigest()}
