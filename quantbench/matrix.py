@@ -25,6 +25,7 @@ from typing import Any
 from quantbench import models, prompts
 from quantbench.errors import MatrixError, UsageError, unknown_name
 from quantbench.methods import METHODS, Method
+from quantbench.methods._settled import settled
 from quantbench.scenario import SEEDED_INPUTS, Conditions, Scenario, Variant
 
 _MODULE = "module"
@@ -134,7 +135,7 @@ def select(
 
 def left_out(matrix: Matrix) -> tuple[str, ...]:
     """What is left out for models of one's own, as nobody named it and it costs time: methods with the reason, precisions."""
-    if not matrix.own:
+    if all(settled(name) for name in matrix.own):
         return ()
     device = matrix.conditions.device
     kept = {(each.method, each.precision) for each in matrix.variants if _is_cheap(each, device)}
@@ -146,6 +147,11 @@ def left_out(matrix: Matrix) -> tuple[str, ...]:
     }
     more = [f"{name} {_listed(precisions)}" for name, precisions in others.items() if precisions]
     return (*costly, *more)
+
+
+def told(matrix: Matrix) -> tuple[str, ...]:
+    """A sentence for each model of one's own that is planned as what it holds and nothing else."""
+    return tuple(found.sentence for name in matrix.own if (found := settled(name)))
 
 
 _MOST_LISTED = 5
@@ -205,16 +211,13 @@ def scenarios(matrix: Matrix) -> list[Scenario]:
     for variant in matrix.variants:
         METHODS[variant.method].precision(variant.precision)
     reference = Variant(method=method, precision=precision)
-    ordered = sorted(matrix.variants, key=lambda variant: variant != reference)
-    if matrix.control and reference in ordered:
-        ordered.insert(1, replace(reference, control=True))
-    cheap = [each for each in ordered if _is_cheap(each, conditions.device)]
     planned = [
         Scenario(model=model, variant=variant, prompts=name, conditions=conditions)
         for model in matrix.models
-        for variant, sets in _fitting(model, cheap if model in matrix.own else ordered, matrix.prompts)
+        for variant, sets in _fitting(model, _ordered(matrix, model, reference), matrix.prompts)
         for name in sets
     ]
+    ordered = matrix.variants
     if not planned and ordered and matrix.models and all(map(models.is_module, matrix.models)):
         able = " or ".join(method.name for method in METHODS if _MODULE in method.kinds)
         names = ", ".join(dict.fromkeys(variant.method for variant in ordered))
@@ -223,6 +226,18 @@ def scenarios(matrix: Matrix) -> list[Scenario]:
         raise UsageError(f"{matrix.source or 'the matrix'} plans no scenario; name at least one model, method and prompt set")
     _check_unique(planned)
     return planned
+
+
+def _ordered(matrix: Matrix, model: str, reference: Variant) -> Sequence[Variant]:
+    """A model's variants, the reference first and its control after it; of one's own what it holds, or what costs little."""
+    variants = matrix.variants
+    if model in matrix.own:
+        found = settled(model)
+        variants = found.variants if found else tuple(each for each in variants if _is_cheap(each, matrix.conditions.device))
+    ordered = sorted(variants, key=lambda variant: variant != reference)
+    if matrix.control and reference in ordered:
+        ordered.insert(1, replace(reference, control=True))
+    return ordered
 
 
 def _fitting(model: str, variants: Sequence[Variant], names: Sequence[str]) -> Iterable[tuple[Variant, Sequence[str]]]:

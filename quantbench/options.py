@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from quantbench.engines import ENGINES
 from quantbench.errors import UsageError, unknown_name
-from quantbench.matrix import Matrix, default_matrix, left_out, read_matrix, scenarios, select
+from quantbench.matrix import Matrix, default_matrix, left_out, read_matrix, scenarios, select, told
 from quantbench.plan import Plan
 from quantbench.scenario import PROFILES, Conditions, Effort, Scenario, reads, split_batch
 
@@ -109,6 +109,7 @@ def plan(values: Values) -> Plan:
         trust_remote_code=values["trust_remote_code"],
         probes=not (values["no_probes"] or unasked),
         left_out=(*left_out(matrix), *(["probes (--probes)"] if unasked and not values["no_probes"] else [])),
+        told=told(matrix),
     )
 
 

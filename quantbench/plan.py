@@ -13,7 +13,8 @@ class Plan:
     """What a session wants measured, and how hard to try.
 
     ``keep_jobs``: leave job folders there for a rerun by hand. ``probes``: try what each variant can do besides answering.
-    ``left_out`` is what was not planned as nobody named it and it takes long.
+    ``left_out`` is what was not planned as nobody named it and it takes long; ``told`` are sentences on how else a model can be
+    measured.
     """
 
     scenarios: tuple[Scenario, ...]
@@ -23,3 +24,4 @@ class Plan:
     trust_remote_code: bool = False
     probes: bool = True
     left_out: tuple[str, ...] = ()
+    told: tuple[str, ...] = ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
@@ -219,6 +220,85 @@ def test_for_a_model_of_ones_own_what_takes_long_is_left_out_and_listed() -> Non
     assert "bitsandbytes (slower than fp32 on a CPU)" in found.left_out
     assert "bitsandbytes nf4-dq, fp4" in _plan(model="org/model", device="cuda").left_out
     assert "bitsandbytes/nf4" in _variants(_plan(model="org/model", device="cuda").scenarios)
+
+
+def _gguf(path: Path, file_type: int) -> str:
+    from gguf import GGUFWriter
+
+    writer = GGUFWriter(path, "llama")
+    writer.add_file_type(file_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    writer.close()
+    return str(path)
+
+
+def test_a_ready_gguf_file_is_planned_as_what_it_holds_and_says_how_it_is_compared(tmp_path: Path) -> None:
+    """Of 26 scenarios 25 could only be skipped."""
+    path = _gguf(tmp_path / "odd.gguf", 15)
+    found = _plan(model=path, prompts="ten")
+
+    assert [each.id for each in found.scenarios] == ["odd/gguf-q4_k_m/ten"]
+    assert found.left_out == ("probes (--probes)",)
+    (told,) = found.told
+    assert told.startswith(f"{path} holds gguf/q4_k_m, and that alone is planned; to compare it with its original, ")
+    assert "--model ORIGINAL --method server --server URL" in told
+    assert "--model ORIGINAL --precision q4_k_m" in told
+    assert _variants(_plan(model=path, precision="q8_0").scenarios) == {"gguf/q8_0"}
+    assert _variants(_plan(model=path, method="torch").scenarios) > {"torch/fp32", "torch/bf16"}
+    assert _plan(model=path, precision="q8_0").told == _plan(model="canary").told == _plan(model="org/model").told == ()
+
+
+def test_what_can_be_made_of_an_unquantized_gguf_file_is_offered(tmp_path: Path) -> None:
+    path = _gguf(tmp_path / "odd.gguf", 32)
+    found = _plan(model=path)
+
+    assert _variants(found.scenarios) == {"gguf/bf16"}
+    assert "add --reference gguf/bf16 --method gguf --precision bf16,q8_0,q4_k_m" in found.told[0]
+    asked = {"reference": "gguf/bf16", "method": "gguf", "precision": "bf16,q8_0,q4_k_m"}
+    named = _plan(model=path, prompts="ten", **asked).scenarios
+    assert [each.id.split("/")[1] for each in named] == ["gguf-bf16", "gguf-bf16-control", "gguf-q8_0", "gguf-q4_k_m"]
+
+
+@pytest.mark.parametrize(
+    ("model", "variants"),
+    [("org/repo:Q5_K_M", {"gguf/q5_k_m"}), ("org/repo@main:BF16", {"gguf/bf16"}), ("org/repo:UD-Q4_K_XL", None)],
+)
+def test_a_file_on_the_hub_is_planned_as_the_type_that_its_name_ends_with(model: str, variants: set[str] | None) -> None:
+    found = _variants(_plan(model=model).scenarios)
+    assert found == variants or (variants is None and len(found) > 1)
+
+
+def test_a_file_that_is_damaged_is_planned_like_any_model_and_its_rows_say_so(tmp_path: Path) -> None:
+    path = tmp_path / "odd.gguf"
+    path.write_bytes(b"GGUF")
+    assert "gguf/q8_0" in _variants(_plan(model=str(path)).scenarios)
+
+
+@pytest.mark.parametrize(
+    ("name", "quantization", "variants"),
+    [
+        ("config.json", {"quant_method": "gptq", "bits": 4, "group_size": 64}, {"gptq/int4-g64"}),
+        ("config.json", {"quant_method": "awq", "bits": 4, "group_size": 128}, {"awq/int4-g128"}),
+        ("quant_config.json", {"w_bit": 4, "q_group_size": 32}, {"awq/int4-g32"}),
+        ("config.json", {"quant_method": "torchao"}, {"torchao/int8-wo", "torchao/int4-wo"}),
+    ],
+    ids=["gptq", "awq", "AutoAWQ's own file", "torchao"],
+)
+def test_a_checkpoint_that_is_quantized_already_is_planned_for_what_opens_it(
+    tmp_path: Path, name: str, quantization: dict[str, Any], variants: set[str]
+) -> None:
+    config: dict[str, Any] = {"model_type": "llama"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    body = {**config, "quantization_config": quantization} if name == "config.json" else quantization
+    (tmp_path / name).write_text(json.dumps(body))
+    found = _plan(model=str(tmp_path))
+
+    assert variants <= _variants(found.scenarios)
+    assert {each.split("/")[0] for each in _variants(found.scenarios)} == {each.split("/")[0] for each in variants}
+    assert "quantized already" in found.told[0]
+    assert "bitsandbytes" not in str(found.left_out)
 
 
 def test_what_is_named_is_not_left_out() -> None:

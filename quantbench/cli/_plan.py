@@ -12,6 +12,7 @@ from quantbench import planner
 from quantbench.cli._output import paragraph, print_json
 from quantbench.machine import gpu_memory, memory_limit
 from quantbench.matrix import every_variant
+from quantbench.methods._settled import settled
 from quantbench.options import OPTIONS, convert
 from quantbench.planner import Device, Planned, Workload
 from quantbench.tables.plan import plan_table
@@ -48,6 +49,10 @@ def plan(
     """Predict sizes and what fits; needs no weights."""
     devices = [Device(name=format_limit(parse_bytes(fit)), memory_bytes=parse_bytes(fit))] if fit is not None else _here()
     variants = every_variant(*(convert(option, given) for option, given in zip(_LISTS, (method, precision), strict=True)))
+    if model.endswith(".gguf") and not (method or precision) and (found := settled(model)):
+        variants = [each for each in variants if each in found.variants or (found.is_source and each.method == "gguf")]
+        if not found.is_source:
+            typer.echo(f"quantbench: {found.sentence}", err=True)
     architecture = planner.read_architecture(model)
     workload = planner.workload(architecture, context=context, batch=batch, kv_dtype=kv_dtype)
     planned = planner.plan(architecture, variants, workload, devices)

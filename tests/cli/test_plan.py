@@ -120,7 +120,7 @@ def test_planning_imports_nothing_heavy() -> None:
 
 @pytest.mark.usefixtures("artifacts")
 def test_a_gguf_file_is_planned_for_what_opens_it(tmp_path: Path) -> None:
-    from quantbench.methods._gguf_files import quantized_file, tensor_bytes
+    from quantbench.methods._gguf_files import f16_file, quantized_file, tensor_bytes
     from quantbench.models._checkpoint import resolve
 
     path = quantized_file(resolve("canary"), "q8_0").path
@@ -129,6 +129,9 @@ def test_a_gguf_file_is_planned_for_what_opens_it(tmp_path: Path) -> None:
     assert rows["gguf/q8_0"]["weight_bytes"] == tensor_bytes(path)
     assert "is q8_0; ask for gguf/q8_0" in rows["gguf/q4_0"]["note"]
     assert "cannot open a .gguf file" in rows["torch/fp32"]["note"]
+    assert set(_rows(str(path))) == {"gguf/q8_0"}
+    assert "holds gguf/q8_0, and that alone is planned" in " ".join(_run("plan", str(path)).stderr.split())
+    assert {"gguf/f16", "gguf/q4_k_m"} < set(_rows(str(f16_file(resolve("canary")))))
     cut = tmp_path / "cut ünd.gguf"
     cut.write_bytes(path.read_bytes()[:100_000])
     for arguments in (("plan", str(cut)), ("recommend", "--memory", "1GiB", "--model", str(cut))):
