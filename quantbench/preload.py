@@ -27,6 +27,11 @@ def import_library(name: str) -> float:
     return time.perf_counter() - started
 
 
+def is_without_torch() -> bool:
+    """Whether torch is kept out of this process."""
+    return "torch" in sys.modules and sys.modules["torch"] is None
+
+
 def import_shared(libraries: Collection[str]) -> dict[str, float]:
     """Import those of the libraries that are installed; seconds by library.
 

@@ -42,10 +42,12 @@ class StubModel:
             "kernel": "odd" if self._odd else "stub",
             "kv_dtype": "none",
             "oom_score_adj": Path("/proc/self/oom_score_adj").read_text().strip(),
+            "opened_beside": self._beside,
         }
 
     def __init__(self, noise: float = 0.0, *, dies_late: bool = False, odd: bool = False, delay_s: float = 0.0) -> None:
         self._noise = noise
+        self._beside = " ".join(name for name in ("numpy", "torch", "transformers") if sys.modules.get(name))
         self._delay_s = delay_s
         self._dies_late = dies_late
         self._long_prompts = 0

@@ -11,7 +11,9 @@ from quantbench.job import Job, Task
 from quantbench.models._tokenizer import Tokenizer, encode_prompts, open_tokenizer
 from quantbench.passes.similarity import REFERENCE_FILE
 from quantbench.passes.text import Chunks, read_chunks
+from quantbench.preload import is_without_torch
 from quantbench.scenario import Conditions
+from quantbench.subjects._apart import apart
 from quantbench.trace import Reference
 
 _CONTEXT_STEP = 64
@@ -36,7 +38,17 @@ class Prompts:
 
 
 def read_prompts(job: Job) -> tuple[list[Prompts], int]:
-    """The job's prompt sets as ids, and the context in tokens that holds them with their answers."""
+    """The job's prompt sets as ids, and the context in tokens that holds them with their answers.
+
+    A tokenizer is opened only where a reference does not tell the ids; where torch is kept out of this process, that is done in
+    a fork of it, so that transformers does not count as memory of the runtime.
+    """
+    if is_without_torch() and any(task.reference is None for task in job.tasks):
+        return apart(lambda: _read(job))
+    return _read(job)
+
+
+def _read(job: Job) -> tuple[list[Prompts], int]:
     prompts = []
     limit = None
     tokenizer = None

@@ -15,6 +15,7 @@ from quantbench.engines.process import ProcessRunner, open_process
 from quantbench.errors import QuantbenchError
 from quantbench.job import Job, JobKind, Task
 from quantbench.models._checkpoint import resolve
+from quantbench.models._tokenizer import open_tokenizer
 from quantbench.record import Status
 from quantbench.scenario import PROFILES, Conditions, Variant
 
@@ -123,7 +124,7 @@ def test_a_server_that_dies_is_one_sentence(stub_path: Path, tmp_path: Path, mon
 def test_what_needs_no_torch_is_forked_from_a_server_without_it(
     stub_path: Path, shared_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Some 320 MB of torch counted as peak memory of each; the tokenizer is transformers' own all the same."""
+    """Some 320 MB of torch counted as peak memory of each, and transformers, whose tokenizer reads the prompts all the same."""
     monkeypatch.setenv("PYTHONPATH", str(stub_path))
     monkeypatch.setenv("QUANTBENCH_CACHE", str(shared_cache))
     monkeypatch.setattr(process, "needs_torch", lambda _: False)
@@ -136,6 +137,25 @@ def test_what_needs_no_torch_is_forked_from_a_server_without_it(
     assert trace is not None
     assert trace.peak is not None
     assert trace.peak.peak_rss_bytes < 150e6  # torch alone takes more
+    assert trace.facts["opened_beside"] == "numpy"
+    tokenizer = open_tokenizer(resolve("canary"))
+    assert [list(each.prompt_tokens) for each in trace.answers] == [tokenizer.encode("one"), tokenizer.encode("two")]
+
+
+def test_what_is_wrong_with_a_prompt_is_one_sentence_where_another_process_reads_it(
+    stub_path: Path, shared_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(stub_path))
+    monkeypatch.setenv("QUANTBENCH_CACHE", str(shared_cache))
+    monkeypatch.setattr(process, "needs_torch", lambda _: False)
+    asked = Job.load(job(tmp_path / "a", "exact"))
+    replace(asked, tasks=(replace(asked.tasks[0], prompts=("word " * 10_000,)),)).save(tmp_path / "a")
+    with open_process("cpu") as opened:
+        failed = opened.run(tmp_path / "a", 60)
+
+    assert failed is not None
+    assert failed.status == Status.ERROR
+    assert "prompt 1 of 'two' has" in failed.reason
 
 
 @pytest.mark.parametrize(
