@@ -81,7 +81,7 @@ def _peak_bytes(anchor: Anchor) -> int:
     try:
         architecture = planner.read_architecture(str(settings.checkpoint.path), any_age=True)
         weights = planner.forecast(architecture, variant.method, [variant.precision])[variant.precision]
-        return planner.planned(architecture, variant, weights, workload, []).peak_bytes or 0
+        return planner.planned(architecture, variant, weights, workload, []).most_peak_bytes or 0
     except QuantbenchError:
         return 0
 

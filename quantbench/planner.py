@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from quantbench.architecture import Architecture
@@ -58,8 +59,10 @@ class Planned:
 
     ``context`` (tokens), ``batch`` and ``kv_dtype`` are what the cache is planned for. ``model_note`` says what is to be known
     of all variants of the model, such as that the checkpoint is quantized already.
-    ``peak_bytes`` is weights, KV cache and activations together. ``fits_on`` says of each device whether that is within its
-    memory; ``largest_context`` is the longest that fits on the largest of them, in tokens.
+    ``least_weight_bytes`` and ``most_weight_bytes`` are ``weight_bytes`` themselves where the shapes are known, and its bounds
+    where they had to be assumed. ``peak_bytes`` is weights, KV cache and activations together. ``fits_on`` says of each device
+    whether that is within its memory, None where that is within the bounds; ``largest_context`` is the longest that surely fits
+    on the largest of them, in tokens.
     """
 
     model: str
@@ -70,6 +73,8 @@ class Planned:
     batch: int
     kv_dtype: str
     weight_bytes: int | None
+    least_weight_bytes: int | None
+    most_weight_bytes: int | None
     file_bytes: int | None
     kv_cache_bytes: int | None
     activation_bytes: int | None
@@ -78,7 +83,7 @@ class Planned:
     compression_fp32: float | None
     compression_fp16: float | None
     fits: bool | None
-    fits_on: Mapping[str, bool]
+    fits_on: Mapping[str, bool | None]
     largest_context: int | None
     note: str
     model_note: str
@@ -88,14 +93,36 @@ class Planned:
         """``method/precision``."""
         return f"{self.method}/{self.precision}"
 
+    @property
+    def is_exact(self) -> bool:
+        """Whether the weights follow from known shapes."""
+        return self.least_weight_bytes == self.most_weight_bytes
+
+    @property
+    def most_peak_bytes(self) -> int | None:
+        """``peak_bytes`` with as many weights as there may be."""
+        return self._peak(self.most_weight_bytes)
+
+    def fits_within(self, memory_bytes: int) -> bool | None:
+        """Whether the peak is within so many bytes; None where nobody can tell."""
+        least, most = self._peak(self.least_weight_bytes), self.most_peak_bytes
+        if least is None or most is None or least <= memory_bytes < most:
+            return None
+        return most <= memory_bytes
+
     def refusal(self, device: Device) -> str:
         """Why it cannot run on ``device``, with the arithmetic; empty where it fits or nobody can tell."""
-        if self.peak_bytes is None or self.peak_bytes <= device.memory_bytes:
+        if self.fits_within(device.memory_bytes) is not False or self.peak_bytes is None:
             return ""
-        return (
-            f"{self.variant} of {self.model} takes {format_bytes(self.peak_bytes)} ({self.arithmetic}) and {device.name} has "
-            f"{format_bytes(device.memory_bytes)}"
-        )
+        least = f", {format_bytes(self._peak(self.least_weight_bytes) or 0)} at least" if not self.is_exact else ""
+        takes = f"{self.variant} of {self.model} takes {format_bytes(self.peak_bytes)}{least} ({self.arithmetic})"
+        note = "" if self.is_exact else f"; {self.model_note}"
+        return f"{takes} and {device.name} has {format_bytes(device.memory_bytes)}{note}"
+
+    def _peak(self, weight_bytes: int | None) -> int | None:
+        if weight_bytes is None or self.weight_bytes is None or self.peak_bytes is None:
+            return None
+        return self.peak_bytes - self.weight_bytes + weight_bytes
 
     @property
     def arithmetic(self) -> str:
@@ -170,22 +197,24 @@ def planned(
     dtype = workload.kv_dtype or ("fp16" if runtime == "llama.cpp" else weights.dtype)
     cache = kv_cache_bytes(architecture, context=workload.context, batch=workload.batch, dtype=dtype, runtime=runtime)
     busy = activation_bytes(architecture, context=workload.context, batch=workload.batch, dtype=weights.dtype, runtime=runtime)
-    peak = None if loaded is None else loaded + cache + busy
-    fits_on = {} if peak is None else {device.name: peak <= device.memory_bytes for device in devices}
+    least, most = (None if loaded is None else math.ceil(loaded * bound) for bound in architecture.bounds)
     room = max((device.memory_bytes for device in devices), default=None)
-    return Planned(
+    found = Planned(
         model=architecture.name, method=variant.method, precision=variant.precision, parameters=architecture.parameters,
         context=workload.context, batch=workload.batch, kv_dtype=dtype, weight_bytes=loaded,
-        file_bytes=weights.file_bytes, kv_cache_bytes=cache, activation_bytes=busy, peak_bytes=peak,
+        least_weight_bytes=least, most_weight_bytes=most, file_bytes=weights.file_bytes, kv_cache_bytes=cache,
+        activation_bytes=busy, peak_bytes=None if loaded is None else loaded + cache + busy,
         bits_per_weight=8 * loaded / architecture.parameters if loaded else None,
         compression_fp32=dense_bytes(architecture, "fp32") / loaded if loaded else None,
         compression_fp16=dense_bytes(architecture, "fp16") / loaded if loaded else None,
-        fits=any(fits_on.values()) if fits_on else None, fits_on=fits_on,
+        fits=None, fits_on={},
         largest_context=None if room is None else largest_context(
-            architecture, weights, room, batch=workload.batch, dtype=dtype
+            architecture, replace(weights, weight_bytes=most), room, batch=workload.batch, dtype=dtype
         ),
         note="; ".join(filter(None, (weights.note, _beyond(architecture, workload)))), model_note=architecture.note,
     )  # fmt: skip
+    fits_on = {} if loaded is None else {device.name: found.fits_within(device.memory_bytes) for device in devices}
+    return replace(found, fits=None if room is None else found.fits_within(room), fits_on=fits_on)
 
 
 def _beyond(architecture: Architecture, workload: Workload) -> str:

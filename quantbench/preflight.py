@@ -78,7 +78,9 @@ def _least_context(scenario: Scenario, runtime: Runtime) -> int:
 
 
 def _bytes(planned: Planned) -> int | Missing:
-    return Missing(planned.note or "its method gave no reason") if planned.weight_bytes is None else planned.weight_bytes
+    if planned.weight_bytes is None:
+        return Missing(planned.note or "its method gave no reason")
+    return planned.weight_bytes if planned.is_exact else Missing(planned.model_note)
 
 
 def _refusal(planned: Planned, device: str) -> str:

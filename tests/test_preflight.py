@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
 from quantbench import planner
+from quantbench.architecture import AS_LLAMA
 from quantbench.machine import describe
+from quantbench.models import _meta
 from quantbench.models._configs import read_architecture
 from quantbench.plan import Plan
 from quantbench.preflight import Preflight
@@ -90,6 +93,28 @@ def test_an_outlook_is_the_plans_own() -> None:
     canary = read_architecture("canary")
     assert outlook.weight_bytes == 2 * canary.parameters + canary.buffer_bytes
     assert outlook.refusal == ""
+
+
+def test_a_guess_refuses_nothing_that_its_bounds_allow_and_predicts_no_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model whose shapes had to be assumed is refused where even the least that it may take is too much."""
+    body = {
+        "model_type": "novel", "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22,
+        "num_attention_heads": 32, "vocab_size": 32000,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(body))
+    monkeypatch.setattr(_meta, "versions", dict)
+    weights = read_architecture(str(tmp_path)).parameters * 4
+    refused = {}
+    for share in (0.99 * AS_LLAMA[0], 1.0, 2 * AS_LLAMA[1]):
+        monkeypatch.setattr(planner, "memory_limit", lambda share=share: int(share * weights))
+        outlook = Preflight().outlook(_scenario(model=str(tmp_path)))
+        assert isinstance(outlook.weight_bytes, Missing)
+        assert "counted as if it were a Llama" in outlook.weight_bytes.reason
+        refused[share] = outlook.refusal
+    assert [bool(each) for each in refused.values()] == [True, False, False]
+    assert "counted as if it were a Llama of these dimensions; its weights may take" in next(iter(refused.values()))
 
 
 @pytest.mark.parametrize("model", ["lstm", "http://localhost:1/v1"])

@@ -10,7 +10,7 @@ family is one file here (or an entry point in the group ``quantbench.architectur
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -74,7 +74,8 @@ class Architecture:
     ``width`` is the hidden size, ``inner_width`` the most values a position has inside a feed-forward layer at once (gate, up
     and their product, or a layer and its activation; of experts those that one token uses), ``attention_width`` those of
     queries, keys and values together. ``context`` is the most positions it was made for, None where it says nothing. ``config``
-    is the configuration itself, of a GGUF file its metadata; ``gguf`` that file. ``note`` says what had to be assumed.
+    is the configuration itself, of a GGUF file its metadata; ``gguf`` that file. ``note`` says what had to be assumed. The
+    model's weights take between ``bounds`` times what is counted of them: 1 and 1 where its shapes are known.
     """
 
     name: str
@@ -91,6 +92,7 @@ class Architecture:
     tied: bool
     gguf: Path | None = None
     note: str = ""
+    bounds: tuple[float, float] = (1.0, 1.0)
 
     @cached_property
     def parameters(self) -> int:
@@ -195,12 +197,18 @@ class Config:
         return ModelError(f"{self.source} has {name} {self.body[name]!r}; it must be {wanted}")
 
 
-_UNLIKE_LLAMA = (
-    "is_encoder_decoder", "type_vocab_size", "num_experts", "num_local_experts", "n_routed_experts", "kv_lora_rank",
-    "state_size", "ssm_cfg", "mamba_d_state", "linear_num_value_heads", "layers_block_type", "hybrid_override_pattern",
-    "block_configs",
+_NO_PLAIN_DECODER = (
+    "is_encoder_decoder", "type_vocab_size", "kv_lora_rank", "state_size", "ssm_cfg", "mamba_d_state", "linear_num_value_heads",
+    "layers_block_type", "hybrid_override_pattern", "block_configs",
 )  # fmt: skip
-"""Keys of models with an encoder, experts, latent attention, recurrent layers or layers unlike each other."""
+"""Keys of models with an encoder, latent attention, recurrent layers or layers unlike each other."""
+
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
+
+AS_LLAMA = (0.5, 1.5)
+"""What counting a model as a Llama may miss, as multiples of what is counted."""
+
+AS_LLAMA_SOURCE = "TODO"
 
 Build = Callable[[Config], Architecture]
 
@@ -226,18 +234,24 @@ def family(*model_types: str) -> Callable[[Build], Family]:
     return register
 
 
-def read(body: Mapping[str, Any], name: str, source: str) -> Architecture:
+def is_known(body: Mapping[str, Any]) -> bool:
+    """Whether a family reads configurations of this model type."""
+    return any(body.get("model_type") in each.model_types for each in FAMILIES)
+
+
+def read(body: Mapping[str, Any], name: str, source: str, *, why: str = "") -> Architecture:
     """The architecture that a configuration describes; ``name`` is what the model is called, ``source`` what messages name.
 
-    A model type that no family knows is read as a Llama where its keys allow, with a note that says so. Raises ModelError where
-    fields are missing or impossible, and for models that are more than a decoder of text.
+    A model type that no family knows is read as a Llama where its keys allow, with bounds, a note that says so, and ``why``
+    nothing better was to be had. Raises ModelError where fields are missing or impossible, and for models that are more than a
+    decoder of text.
     """
     config = Config(body, source)
     model_type = config.text("model_type")
     known = next((each for each in FAMILIES if model_type in each.model_types), None)
     if known:
-        return replace(known.build(config), name=name, note=_quantized(config))
-    _require_like_llama(config, model_type)
+        return replace(known.build(config), name=name, note=quantized_note(config))
+    require_decoder(config, model_type, but=_EXPERTS)
     try:
         found = FAMILIES["llama"].build(config)
     except ModelError as error:
@@ -245,25 +259,31 @@ def read(body: Mapping[str, Any], name: str, source: str) -> Architecture:
             f"{source} has model_type {model_type!r}, which quantbench does not know, and its fields do not say its shapes "
             f"as Llama's do ({error})"
         ) from error
-    assumed = f"model type {model_type!r} is not known: counted as if it were a Llama of these dimensions"
-    return replace(found, name=name, note="; ".join(filter(None, (assumed, _quantized(config)))))
+    least, most = AS_LLAMA
+    reason = f" ({why})" if why else ""
+    assumed = (
+        f"model type {model_type!r} is not known{reason}: counted as if it were a Llama of these dimensions; its weights may "
+        f"take {1 - least:.0%} less to {most - 1:.0%} more ({AS_LLAMA_SOURCE})"
+    )
+    return replace(found, name=name, note="; ".join(filter(None, (assumed, quantized_note(config)))), bounds=AS_LLAMA)
 
 
-def _quantized(config: Config) -> str:
+def quantized_note(config: Config) -> str:
     """A note where the checkpoint is not the plain model."""
     table = config.table("quantization_config")
     how = f" ({method})" if (method := table.text("quant_method")) else ""
     return f"the checkpoint is quantized already{how}: sizes are those of the model before that" if table else ""
 
 
-def _require_like_llama(config: Config, model_type: str) -> None:
-    """ModelError where an unknown type has keys which say that it is built otherwise."""
+def require_decoder(config: Config, model_type: str, *, but: Sequence[str] = ()) -> None:
+    """ModelError where an unknown type has keys which say that it is no plain decoder of text, or one of the keys ``but``."""
     if config.body.get("text_config"):
         raise ModelError(
             f"{config.source} has model_type {model_type!r} with a text_config: a model of more than text, of which quantbench "
             "counts no part; give a config.json that holds what is under text_config to plan its text part alone"
         )
-    if marks := [each for each in _UNLIKE_LLAMA if config.body.get(each)]:
+    config.optional(*_LAYER_KEYS)
+    if marks := [each for each in (*_NO_PLAIN_DECODER, *but) if config.body.get(each)]:
         raise ModelError(
             f"{config.source} has model_type {model_type!r}, which quantbench does not know, and its {marks[0]} says that "
             f"it is not built like a Llama; known types are {', '.join(_model_types())}"

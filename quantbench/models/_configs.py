@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from quantbench import architecture
-from quantbench.architecture import Architecture
+from quantbench.architecture import Architecture, Config
+from quantbench.architecture._shapes import from_shapes
 from quantbench.errors import MissingDependency, ModelError, UsageError, unknown_name
 from quantbench.models import MODELS, dummy_configs, is_hub_id, is_module, is_server, looks_like_path
+from quantbench.models._header_shapes import header_shapes
 from quantbench.models._hub import download_config
+from quantbench.models._meta import meta_shapes
 from quantbench.scenario import DUMMY_PREFIX
 
 CONFIG = "config.json"
@@ -19,11 +23,22 @@ CONFIG = "config.json"
 def read_architecture(name: str, *, any_age: bool = False) -> Architecture:
     """The architecture of the model called ``name``: a built-in one, ``dummy:`` or not, a folder, a config.json, or a hub id.
 
-    ``any_age``: of a hub id the configuration in the hub's own cache will do. Raises UsageError for a name that can be none of
-    these, ModelError for a configuration that cannot be had or read.
+    A model type of no known family has the shapes of the safetensors beside its config.json, without those transformers' own,
+    and is counted as a Llama where neither is to be had. ``any_age``: of a hub id the configuration in the hub's own cache will
+    do. Raises UsageError for a name that can be none of these, ModelError for a configuration that cannot be had or read.
     """
     source = config_file(name.removeprefix(DUMMY_PREFIX), any_age=any_age)
-    return architecture.read(read_config_file(source), name, str(source))
+    body = read_config_file(source)
+    if architecture.is_known(body):
+        return architecture.read(body, name, str(source))
+    architecture.require_decoder(Config(body, str(source)), body["model_type"])
+    reasons = []
+    for shapes_of in (partial(header_shapes, source, body), partial(meta_shapes, body)):
+        try:
+            return from_shapes(body, name, str(source), shapes_of())
+        except ModelError as error:
+            reasons.append(str(error))
+    return architecture.read(body, name, str(source), why="; ".join(reasons))
 
 
 def config_file(wanted: str, *, any_age: bool = False) -> Path:

@@ -11,23 +11,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-import signal
-import subprocess
 import sys
-from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from quantbench.cache import artifact, file_sha256, made_by
-from quantbench.children import python_module
 from quantbench.errors import MissingDependency, ModelError, QuantbenchError
 from quantbench.job import Checkpoint
 from quantbench.machine import versions
-from quantbench.models import MODELS
+from quantbench.models import MODELS, _meta
 from quantbench.models._configs import CONFIG, config_file, read_config_file
+from quantbench.models._meta import build, plain, run_child
 from quantbench.scenario import DUMMY_PREFIX
 
 SEED = 0
@@ -40,11 +35,6 @@ SHAPES = "shapes.json"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 _TOKENIZER_IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None}
 _TOKENIZER_SIZE = 2048
-_LEFT_OUT = frozenset(
-    ("quantization_config", "auto_map", "attn_implementation", "_attn_implementation", "experts_implementation")
-)
-"""How it was quantized, and what names code that transformers would fetch and run."""
-
 _MAKERS = ("torch", "transformers")
 _SOURCE = "quantbench.models._dummy"
 
@@ -59,7 +49,7 @@ def make_dummy(name: str) -> Checkpoint:
     if missing:
         raise MissingDependency(f"model {name!r} takes {', '.join(missing)}, not installed; pip install 'quantbench[torch]'")
     source = config_file(name.removeprefix(DUMMY_PREFIX))
-    config = {**_plain(read_config_file(source)), **_TOKENIZER_IDS}
+    config = {**plain(read_config_file(source)), **_TOKENIZER_IDS}
     canary = MODELS["canary"].folder()
     asked: dict[str, object] = {
         "config": config, "seed": SEED, "recipe": RECIPE,
@@ -71,10 +61,10 @@ def make_dummy(name: str) -> Checkpoint:
         (folder / CONFIG).write_text(json.dumps(config))
         for each in _TOKENIZER_FILES:
             shutil.copyfile(canary / each, folder / each)
-        _make_elsewhere(folder, source)
+        run_child(__name__, str(folder), str(source), source=source)
 
     content = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
-    folder = artifact("dummy", {**asked, "versions": makers, "made_by": made_by(_SOURCE)}, make)
+    folder = artifact("dummy", {**asked, "versions": makers, "made_by": made_by(_SOURCE, _meta.__name__)}, make)
     return Checkpoint(name=name, kind="hf", path=folder, revision=f"seed {SEED}", content_hash=content, random_weights=True)
 
 
@@ -84,35 +74,12 @@ def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     return {name: tuple(shape) for name, shape in shapes.items()}
 
 
-def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration of the plain model, and of the models that it is made of, without code of its own."""
-    kept = {key: value for key, value in config.items() if key not in _LEFT_OUT}
-    return {key: _plain(value) if isinstance(value, Mapping) else value for key, value in kept.items()}
-
-
-def _make_elsewhere(folder: Path, source: Path) -> None:
-    """Add the shapes to the folder, in a process of its own."""
-    command = python_module(__name__, str(folder), str(source))
-    done = subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-    )  # fmt: skip
-    if done.returncode == 0:
-        return
-    if done.returncode == -signal.SIGKILL:
-        raise ModelError(f"the process that made the dummy of {source} was killed: out of memory; take a smaller configuration")
-    last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-    own = done.returncode == QuantbenchError.exit_code
-    raise ModelError(last if own else f"transformers cannot make a model from {source} ({last}); give another configuration")
-
-
 def write_shapes(folder: Path, source: str) -> None:
     """Write the shapes of the model that config.json in ``folder`` describes beside it, and that file as transformers has it.
 
     No weight is made. ``source`` is what messages name.
     """
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     vocabulary = config.get_text_config().vocab_size
@@ -121,9 +88,7 @@ def write_shapes(folder: Path, source: str) -> None:
             f"{source} has a vocabulary of {vocabulary} and a dummy's prompts are encoded with {_TOKENIZER_SIZE} ids; "
             f"set vocab_size to {_TOKENIZER_SIZE} or more"
         )
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, trust_remote_code=False)
-    model.tie_weights()
+    model = build(config)
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(folder)
     (folder / SHAPES).write_text(json.dumps({name: list(each.shape) for name, each in model.named_parameters()}))

@@ -13,8 +13,9 @@ from quantbench.anchor import Anchor, choose
 from quantbench.errors import QuantbenchError, UnsupportedError
 from quantbench.job import REFERENCE_FOLDER, TRACE_FILE, Checkpoint, Job, Task, enter_stage
 from quantbench.methods import METHODS, Artifact, Batched, LoadedModel
-from quantbench.models._checkpoint import count_parameters, require_unchanged, weight_files
+from quantbench.models._checkpoint import count_parameters, require_unchanged
 from quantbench.models._gguf import gguf_parts
+from quantbench.models._safetensors import weight_files
 from quantbench.models._tokenizer import Tokenizer, open_tokenizer
 from quantbench.passes.bandwidth import bytes_per_token, memory_bandwidth
 from quantbench.passes.energy import measure_energy

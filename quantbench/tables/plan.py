@@ -11,6 +11,9 @@ from quantbench.tables._table import Cell, Heading, Table
 from quantbench.tables.checked import size_notes
 from quantbench.units import format_bytes
 
+_ASSUMED = ("weight_bytes", "peak_bytes")
+"""Columns that are marked where the shapes had to be assumed."""
+
 _HIDDEN = ("method", "precision", "parameters", "context", "batch", "kv_dtype", "file_bytes", "note", "model_note")
 _NAMED = 6
 """Precisions of one method that a note names; more are counted."""
@@ -59,7 +62,7 @@ def _columns(planned: Sequence[Planned], devices: Sequence[Device]) -> tuple[tup
         found = {
             "variant": Cell(each.variant),
             "bits_per_weight": Cell(bits, "" if bits is None else f"{bits:.2f}"),
-            **{key: _bytes(getattr(each, key)) for key in {**loaded, **running}},
+            **{key: _bytes(getattr(each, key), about=not each.is_exact and key in _ASSUMED) for key in {**loaded, **running}},
             **{key: _ratio(getattr(each, key)) for key in ratios},
             **{f"fits {device.name}": _yes(each.fits_on.get(device.name)) for device in devices},
             **{key: Cell(None if getattr(each, key) == "" else getattr(each, key)) for key in ("largest_context", *_HIDDEN)},
@@ -68,8 +71,8 @@ def _columns(planned: Sequence[Planned], devices: Sequence[Device]) -> tuple[tup
     return tuple(headings), tuple(rows)
 
 
-def _bytes(count: int | None) -> Cell:
-    return Cell(None) if count is None else Cell(count, format_bytes(count))
+def _bytes(count: int | None, *, about: bool) -> Cell:
+    return Cell(None) if count is None else Cell(count, f"{'~' if about else ''}{format_bytes(count)}")
 
 
 def _ratio(value: float | None) -> Cell:
@@ -83,13 +86,20 @@ def _yes(fits: bool | None) -> Cell:
 def _notes(architecture: Architecture, planned: Sequence[Planned], devices: Sequence[Device]) -> list[str]:
     """What the columns mean, then each note with the variants that it is of."""
     rooms = ", ".join(f"{device.name} {format_bytes(device.memory_bytes)}" for device in devices)
-    exact = (
-        "MB = 10^6 bytes; weights are exact, as weight_bytes of a loaded model will say; bits/w: of all parameters; ÷: how "
-        "many times smaller; peak: weights, KV cache, and the activations of one prefill, which are an estimate"
+    least, most = architecture.bounds
+    known = (
+        "weights are exact, as weight_bytes of a loaded model will say"
+        if least == most
+        else f"~: the shapes had to be assumed, so weights may be {1 - least:.0%} less to {most - 1:.0%} more than shown"
     )
+    exact = (
+        f"MB = 10^6 bytes; {known}; bits/w: of all parameters; ÷: how many times smaller; peak: weights, KV cache, and the "
+        "activations of one prefill, which are an estimate"
+    )
+    untold = "" if least == most else ", empty where nobody can tell"
     fits = (
-        f"fits: the peak is within the memory ({rooms}); longest: the context in tokens that the largest of these holds, at "
-        "most what the model was made for"
+        f"fits: the peak is within the memory ({rooms}){untold}; longest: the context in tokens that the largest of these "
+        "holds, at most what the model was made for"
     )
     of: dict[str, list[Planned]] = {}
     for each in planned:

@@ -76,7 +76,7 @@ def suggest(planned: Sequence[Planned], *, memory_bytes: int, workload: Workload
     limit = words().quality.upper_edge(DEFAULT_WORD) if max_kld is None else max_kld
     known = published()
     sized = [each for each in planned if each.peak_bytes is not None]
-    fitting = [each for each in sized if (each.peak_bytes or 0) <= memory_bytes]
+    fitting = [each for each in sized if each.fits_within(memory_bytes)]
     judged = [(each, known[each.variant]) for each in fitting if each.variant in known]
     kept = [each for each, quality in judged if quality.kld_mean <= limit]
     within = [each for each in sized if each.variant in known and known[each.variant].kld_mean <= limit]
@@ -101,7 +101,8 @@ def _figures(planned: Planned) -> str:
     bits = f" ({planned.bits_per_weight:.2f} bits/weight)" if planned.bits_per_weight else ""
     quality = published().get(planned.variant)
     kld = f", published KLD {_quoted(quality)}" if quality else ""
-    return f"{format_bytes(planned.peak_bytes or 0)} = {planned.arithmetic}{bits}{kld}"
+    about = "" if planned.is_exact else "about "
+    return f"{about}{format_bytes(planned.peak_bytes or 0)} = {planned.arithmetic}{bits}{kld}"
 
 
 def _quoted(quality: PublishedQuality) -> str:

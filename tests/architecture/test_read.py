@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from quantbench import architecture
-from quantbench.architecture import FAMILIES
+from quantbench.architecture import AS_LLAMA, FAMILIES
 from quantbench.errors import ModelError
 
 LLAMA: dict[str, Any] = {
@@ -15,7 +15,7 @@ LLAMA: dict[str, Any] = {
     "vocab_size": 64, "max_position_embeddings": 32,
 }  # fmt: skip
 PARAMETERS = 2 * (4 * 24 * 24 + 3 * 24 * 40 + 2 * 24) + 2 * 64 * 24 + 24
-UNKNOWN = "model type 'novel' is not known: counted as if it were a Llama of these dimensions"
+UNKNOWN = "model type 'novel' is not known: counted as if it were a Llama of these dimensions; its weights may take "
 WINDOWS = {"model_type": "qwen3", "num_key_value_heads": 2, "layer_types": ["sliding_attention"] * 2}
 FALCON = {"model_type": "falcon", "new_decoder_architecture": True, "num_kv_heads": 3}
 
@@ -31,12 +31,13 @@ def test_an_unknown_type_with_llamas_keys_is_counted_and_says_so() -> None:
         {**LLAMA, "model_type": "novel", "is_encoder_decoder": False, "num_experts": None}, "mine", "m.json"
     )
     assert read.parameters == PARAMETERS
-    assert (read.model_type, read.note) == ("novel", UNKNOWN)
+    assert (read.model_type, read.bounds) == ("novel", AS_LLAMA)
+    assert read.note.startswith(f"{UNKNOWN}{1 - AS_LLAMA[0]:.0%} less to {AS_LLAMA[1] - 1:.0%} more (")
 
 
 def test_a_known_type_has_no_note() -> None:
     read = architecture.read(LLAMA, "mine", "mine.json")
-    assert (read.parameters, read.note, read.config) == (PARAMETERS, "", LLAMA)
+    assert (read.parameters, read.note, read.config, read.bounds) == (PARAMETERS, "", LLAMA, (1, 1))
 
 
 def test_a_checkpoint_that_is_quantized_already_says_so() -> None:
@@ -45,7 +46,8 @@ def test_a_checkpoint_that_is_quantized_already_says_so() -> None:
     assert read.parameters == PARAMETERS
     assert read.note == "the checkpoint is quantized already (gptq): sizes are those of the model before that"
     unknown = architecture.read({**quantized, "model_type": "novel"}, "mine", "mine.json")
-    assert unknown.note == f"{UNKNOWN}; {read.note}"
+    assert unknown.note.startswith(UNKNOWN)
+    assert unknown.note.endswith(f"; {read.note}")
 
 
 def test_keys_that_are_absent_are_those_that_transformers_takes() -> None:

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from typer.testing import CliRunner
 
+from quantbench.architecture import AS_LLAMA
 from quantbench.cli import app
+from quantbench.models import _meta
 from quantbench.units import GIB
 
 if TYPE_CHECKING:
@@ -61,6 +63,37 @@ def test_every_format_prints_the_same_rows() -> None:
         assert "23.1 MB" in out
         assert "Fits 1 GiB" in out
     assert "| torch/fp32 | 23.1 MB |" in md
+
+
+@pytest.fixture
+def novel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A configuration of a type that nobody knows, where transformers is not installed."""
+    path = tmp_path / "novel.json"
+    path.write_text(json.dumps({
+        "model_type": "novel", "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22,
+        "num_attention_heads": 32, "num_key_value_heads": 4, "vocab_size": 32000,
+    }))  # fmt: skip
+    monkeypatch.setattr(_meta, "versions", dict)
+    return str(path)
+
+
+@pytest.mark.parametrize("output", ["table", "md", "csv", "json"])
+def test_what_is_counted_as_a_llama_is_never_shown_without_its_bounds(novel: str, output: str) -> None:
+    shown = _run("plan", novel, "--method", "torch", "--fit", "100GB", "--format", output).stdout
+    less, more = f"{1 - AS_LLAMA[0]:.0%} less", f"{AS_LLAMA[1] - 1:.0%} more"
+    assert f"{less} to {more}" in " ".join(shown.split())
+    if output in ("table", "md"):
+        assert "~2.2 GB" in shown
+        assert "weights are exact" not in shown
+
+
+def test_what_fits_within_the_bounds_only_is_not_said_to_fit(novel: str) -> None:
+    (row,) = _rows(novel, "--method", "torch", "--precision", "bf16", "--fit", "100GB").values()
+    assert row["least_weight_bytes"] < row["weight_bytes"] < row["most_weight_bytes"]
+    assert row["fits"] is True
+    (row,) = _rows(novel, "--method", "torch", "--precision", "bf16", "--fit", str(row["peak_bytes"] + 1000)).values()
+    assert (row["fits"], list(row["fits_on"].values())) == (None, [None])
+    assert "nobody published" not in _run("plan", novel, "--method", "torch", "--fit", "1GB").stdout
 
 
 def test_methods_and_precisions_are_lists_as_for_run() -> None:

@@ -22,7 +22,8 @@ from quantbench.cli import app
 from quantbench.errors import ModelError, UnsupportedError
 from quantbench.methods import METHODS, Artifact, LoadedModel, Settings
 from quantbench.methods._gptqmodel import last_words
-from quantbench.models._checkpoint import count_parameters, resolve, weight_files
+from quantbench.models._checkpoint import count_parameters, resolve
+from quantbench.models._safetensors import weight_files
 from quantbench.scenario import Conditions, Scenario, Variant
 
 Array = NDArray[Any]

@@ -18,8 +18,9 @@ from quantbench.job import Checkpoint
 from quantbench.machine import describe
 from quantbench.methods import METHODS, Settings
 from quantbench.models import MODELS, _dummy, check_name, dummy_configs
-from quantbench.models._checkpoint import count_parameters, resolve, weight_files
+from quantbench.models._checkpoint import count_parameters, resolve
 from quantbench.models._dummy import read_shapes, write_shapes
+from quantbench.models._safetensors import weight_files
 from quantbench.models._tokenizer import open_tokenizer
 from quantbench.plan import Plan
 from quantbench.record import Missing, Record, Status

@@ -1,0 +1,69 @@
+"""Safetensors as they lie in a folder: which files are loaded, and what their headers say; no weight is read."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from pathlib import Path
+from typing import Any
+
+from quantbench.errors import ModelError
+
+_LONGEST_HEADER = 100_000_000
+"""Bytes: the bound of safetensors' own reader."""
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that transformers would load: the one file, or the shards that the index names, or all.
+
+    Raises ModelError when a shard is missing or the index is damaged.
+    """
+    if (folder / "model.safetensors").is_file():
+        return [folder / "model.safetensors"]
+    index = weight_index(folder)
+    if index is None:
+        return sorted(folder.glob("*.safetensors"))
+    try:
+        shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{index} is damaged: it has no weight_map; download or copy it again") from error
+    for name in shards:
+        if not (folder / name).is_file():
+            raise ModelError(f"{folder} lacks the shard {name} that its index names; download or copy it again")
+    return [folder / name for name in shards]
+
+
+def weight_index(folder: Path) -> Path | None:
+    """The index of sharded weights, under transformers' name for it or the only other one; None where there is none."""
+    index = folder / "model.safetensors.index.json"
+    others = sorted(folder.glob("*.safetensors.index.json"))
+    return index if index.is_file() else others[0] if len(others) == 1 else None
+
+
+def safetensors_header(path: Path) -> dict[str, Any]:
+    """Tensor entries of a safetensors file (dtype, shape, data_offsets); ModelError if the file is cut short or is none."""
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        prefix = stream.read(8)
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
+        if 8 + length > size:
+            raise ModelError(f"{path} is truncated: its header is incomplete; download or copy it again")
+        if length > _LONGEST_HEADER:
+            raise ModelError(f"{path} is no safetensors file: its header would take {length} bytes; download or copy it again")
+        raw = stream.read(length)
+    try:
+        header: dict[str, Any] = json.loads(raw)
+    except ValueError as error:
+        raise ModelError(f"{path} is no safetensors file: its header is not JSON; download or copy it again") from error
+    try:
+        header.pop("__metadata__", None)
+        needed = 8 + length + max((int(entry["data_offsets"][1]) for entry in header.values()), default=0)
+        sound = all(isinstance(entry["dtype"], str) and math.prod(entry["shape"]) >= 0 for entry in header.values())
+    except (ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
+        raise ModelError(f"{path} is no safetensors file: its header is damaged; download or copy it again") from error
+    if not sound:
+        raise ModelError(f"{path} is no safetensors file: its header is damaged; download or copy it again")
+    if size < needed:
+        raise ModelError(f"{path} is truncated: it has {size} of {needed} bytes; download or copy it again")
+    return header
