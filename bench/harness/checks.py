@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import median
 
 import alarms
+import as_llama
 import busy
 import dummies
 import fidelity
@@ -141,6 +142,7 @@ ALL: dict[str, Callable[[], Iterable[Result]]] = {
     "many-files": results.many_files,
     "appending": results.appending,
     "default-matrix": default_matrix,
+    "as-llama": as_llama.as_llama,
     "waiting-speeds": waiting.speeds,
     "beside-work": waiting.beside_work,
     "peak-memory": waiting.peak_memory,

@@ -32,7 +32,7 @@ def test_an_unknown_type_with_llamas_keys_is_counted_and_says_so() -> None:
     )
     assert read.parameters == PARAMETERS
     assert (read.model_type, read.bounds) == ("novel", AS_LLAMA)
-    assert read.note.startswith(f"{UNKNOWN}{1 - AS_LLAMA[0]:.0%} less to {AS_LLAMA[1] - 1:.0%} more (")
+    assert read.note == f"{UNKNOWN}65% less to 25% more, by what so counting other families misses"
 
 
 def test_a_known_type_has_no_note() -> None:
@@ -79,6 +79,8 @@ def test_a_context_is_no_necessity() -> None:
             {"num_local_experts": 8},
             "its num_local_experts says that it is not built like a Llama; known types are falcon, gemma",
         ),
+        ({"moe_num_experts": 8}, "its moe_num_experts says that it is not built like a Llama"),
+        ({"vision_config": {"width": 8}}, "its vision_config says that it is not built like a Llama"),
         ({"kv_lora_rank": 512}, "its kv_lora_rank says that it is not built like a Llama"),
         ({"type_vocab_size": 2}, "its type_vocab_size says that it is not built like a Llama"),
         ({"is_encoder_decoder": True}, "its is_encoder_decoder says that it is not built like a Llama"),

@@ -20,12 +20,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SMALL: Mapping[str, Any] = {
-    "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
     "vocab_size": 64, "max_position_embeddings": 32, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 0,
 }  # fmt: skip
 FAMILIES: Mapping[str, Mapping[str, Any]] = {
     "olmo2": {}, "cohere": {"use_qk_norm": True}, "granite": {"attention_bias": True},
-    "stablelm": {"use_qkv_bias": True, "qk_layernorm": True}, "starcoder2": {"sliding_window": 8}, "olmoe": {"num_experts": 4},
+    "stablelm": {"use_qkv_bias": True, "qk_layernorm": True}, "starcoder2": {"sliding_window": 8},
+    "olmoe": {"num_experts": 4, "num_experts_per_tok": 2},
 }  # fmt: skip
 TOTALS: Mapping[str, tuple[int, Mapping[str, Any]]] = {
     "starcoder2": (3_030_371_328, {
