@@ -204,7 +204,7 @@ _NO_PLAIN_DECODER = (
 )  # fmt: skip
 """Keys of models with an encoder, latent attention, recurrent layers or layers unlike each other."""
 
-_MORE_THAN_LLAMA = re.compile("expert|^(vision|audio)_config$")
+_MORE_THAN_LLAMA = re.compile("_experts$|^(vision|audio)_config$")
 """Keys of models that have experts, under whatever name, or parts that see or hear: many times a Llama of such dimensions."""
 
 AS_LLAMA = (0.35, 1.25)

@@ -61,7 +61,7 @@ def make_dummy(name: str) -> Checkpoint:
         (folder / CONFIG).write_text(json.dumps(config))
         for each in _TOKENIZER_FILES:
             shutil.copyfile(canary / each, folder / each)
-        run_child(__name__, str(folder), str(source), source=source)
+        _make_elsewhere(folder, source)
 
     content = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
     folder = artifact("dummy", {**asked, "versions": makers, "made_by": made_by(_SOURCE, _meta.__name__)}, make)
@@ -72,6 +72,11 @@ def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """The shapes of a dummy's parameters by name."""
     shapes: dict[str, list[int]] = json.loads((folder / SHAPES).read_text())
     return {name: tuple(shape) for name, shape in shapes.items()}
+
+
+def _make_elsewhere(folder: Path, source: Path) -> None:
+    """Add the shapes to the folder, in a process of its own."""
+    run_child(_SOURCE, str(folder), str(source), source=source)
 
 
 def write_shapes(folder: Path, source: str) -> None:

@@ -284,7 +284,7 @@ def test_a_vocabulary_that_is_too_small_for_prompts_is_refused(refusal: Callable
             (1, "Traceback\nValueError: no such model_type"),
             "transformers cannot make a model from PATH (ValueError: no such model_type); give another configuration",
         ),
-        ((-9, ""), "the process that made the dummy of PATH was killed: out of memory; take a smaller configuration"),
+        ((-9, ""), "the process that made the model of PATH was killed: out of memory; take a smaller configuration"),
     ],
 )
 def test_a_process_that_fails_is_one_sentence(
