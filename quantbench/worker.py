@@ -21,16 +21,23 @@ from quantbench.job import FAILURE_FILE, Job
 from quantbench.methods import METHODS
 from quantbench.methods._devices import says_out_of_memory
 from quantbench.models._checkpoint import require_unchanged
+from quantbench.preload import keep_torch_out
 from quantbench.record import Status
 from quantbench.subjects import causal, module, probe, served, settings_of
 from quantbench.waiting import bounded
 
+WITHOUT_TORCH_FLAG = "--without-torch"
 _OOM_SCORE_ADJ = Path("/proc/self/oom_score_adj")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the job in the folder named on the command line; 0 when its results were written, 1 when it failed."""
-    (folder,) = sys.argv[1:] if arguments is None else arguments
+    """Run the job in the folder named on the command line; 0 when its results were written, 1 when it failed.
+
+    With ``--without-torch`` behind it torch is kept out of the process.
+    """
+    folder, *rest = sys.argv[1:] if arguments is None else arguments
+    if rest == [WITHOUT_TORCH_FLAG]:
+        keep_torch_out()
     return run_job(Path(folder))
 
 

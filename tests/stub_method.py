@@ -47,7 +47,7 @@ class StubModel:
 
     def __init__(self, noise: float = 0.0, *, dies_late: bool = False, odd: bool = False, delay_s: float = 0.0) -> None:
         self._noise = noise
-        self._beside = " ".join(name for name in ("numpy", "torch", "transformers") if sys.modules.get(name))
+        self._beside = " ".join(name for name in ("torch", "transformers") if sys.modules.get(name))
         self._delay_s = delay_s
         self._dies_late = dies_late
         self._long_prompts = 0

@@ -64,8 +64,8 @@ def beside_work(select: str = os.environ.get("QUANTBENCH_HARNESS_SELECT", "")) -
 def peak_memory() -> Iterator[Result]:
     """Peak memory of a row beside the kernel's mark of a plain process that loads and answers the same, read from outside.
 
-    Of torch the anonymous part: a forked worker maps only those pages of torch's own files that it touches, and a process of
-    its own keeps 80 MB more of them from when it imported torch.
+    The plain process has imported what a worker imports too. Of torch the anonymous part: a forked worker maps only those pages
+    of torch's own files that it touches, and a process of its own keeps 80 MB more of them from when it imported torch.
     """
     from quantbench.machine import describe
     from quantbench.models._checkpoint import resolve
@@ -182,8 +182,10 @@ def answer(variant: str) -> None:
 
 def plain_llama(asked: Mapping[str, Any]) -> None:
     """llama-cpp-python's calls and no code of ours: load the file, wait for a line, answer."""
+    import gguf  # noqa: F401 - method gguf imports it too: a few MB, which are in each row as well
     import llama_cpp as lib
 
+    import quantbench.methods._gguf_files  # noqa: F401
     _import_worker()
     lib.llama_backend_init()
     params = lib.llama_model_default_params()
@@ -220,11 +222,13 @@ def plain_torch(asked: Mapping[str, Any]) -> None:
 
 
 def _import_worker() -> None:
-    """What any worker has imported of ours: some 6 MB of Python, which are no part of a model's memory but in each row's."""
+    """What any worker has imported of ours and for us: some 8 MB of Python, no part of a model's memory but in each row's."""
     import quantbench.worker  # noqa: F401
+    from quantbench.machine import describe
     from quantbench.methods import METHODS
 
     list(METHODS)
+    describe()
 
 
 def _loaded() -> None:

@@ -76,7 +76,10 @@ def _become_worker(folder: Path, *, fork: bool) -> NoReturn:
         null = os.open(os.devnull, os.O_RDONLY)
         os.dup2(null, 0)
         if not fork:
-            os.execv(sys.executable, python_module("quantbench.worker", str(folder)))  # noqa: S606 - no shell
+            from quantbench.worker import WITHOUT_TORCH_FLAG
+
+            kept_out = [] if "torch" in sys.argv else [WITHOUT_TORCH_FLAG]
+            os.execv(sys.executable, python_module("quantbench.worker", str(folder), *kept_out))  # noqa: S606 - no shell
         from quantbench.worker import run_job, sacrifice_first
 
         sacrifice_first()

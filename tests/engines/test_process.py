@@ -121,7 +121,7 @@ def test_a_server_that_dies_is_one_sentence(stub_path: Path, tmp_path: Path, mon
             opened.run(folder, 60)
 
 
-def test_what_needs_no_torch_is_forked_from_a_server_without_it(
+def test_what_needs_no_torch_is_measured_in_a_process_of_its_own_without_it(
     stub_path: Path, shared_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Some 320 MB of torch counted as peak memory of each, and transformers, whose tokenizer reads the prompts all the same."""
@@ -130,14 +130,14 @@ def test_what_needs_no_torch_is_forked_from_a_server_without_it(
     monkeypatch.setattr(process, "needs_torch", lambda _: False)
     folder = job(tmp_path / "a", "exact")
     with open_process("cpu") as opened:
-        assert set(opened.preloaded(Job.load(folder))) == {"numpy"}
+        assert opened.preloaded(Job.load(folder)) == {}
         assert opened.run(folder, 60) is None
 
     trace = collected_trace(folder, 0)
     assert trace is not None
     assert trace.peak is not None
     assert trace.peak.peak_rss_bytes < 150e6  # torch alone takes more
-    assert trace.facts["opened_beside"] == "numpy"
+    assert trace.facts["opened_beside"] == ""
     tokenizer = open_tokenizer(resolve("canary"))
     assert [list(each.prompt_tokens) for each in trace.answers] == [tokenizer.encode("one"), tokenizer.encode("two")]
 
