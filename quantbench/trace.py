@@ -161,8 +161,8 @@ class OtherWork:
     """What else the machine did during ``window_s`` seconds of timed rounds, as shares (0 to 1) of the time of all its CPUs.
 
     ``others_cpu`` went to processes that are not the run's, ``steal`` to other guests of the same host; ``others_gpu`` is how
-    busy others kept the GPU. One tick, in which CPU time is counted, is the share ``tick_share``. ``absent`` says why one of
-    these is None.
+    busy others kept the GPU. One tick, in which CPU time is counted, is the share ``tick_share``. ``rested`` says that
+    threads gave way to others instead of spinning. ``absent`` says why one of these is None.
     """
 
     window_s: float
@@ -171,6 +171,7 @@ class OtherWork:
     others_cpu: float | None = None
     steal: float | None = None
     others_gpu: float | None = None
+    rested: bool = False
     absent: Mapping[str, str] = field(default_factory=dict)
 
 

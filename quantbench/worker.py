@@ -24,7 +24,7 @@ from quantbench.models._checkpoint import require_unchanged
 from quantbench.preload import keep_torch_out
 from quantbench.record import Status
 from quantbench.subjects import causal, module, probe, served, settings_of
-from quantbench.waiting import bounded
+from quantbench.waiting import Rest, bounded
 
 WITHOUT_TORCH_FLAG = "--without-torch"
 _OOM_SCORE_ADJ = Path("/proc/self/oom_score_adj")
@@ -60,15 +60,18 @@ def _run(job: Job, folder: Path) -> None:
     """Do the job; where the checkpoint changed meanwhile, that is what went wrong, whatever else did."""
     require_unchanged(job.checkpoint)
     try:
-        match job.kind:
-            case "prepare":
-                _prepare(job)
-            case "probe":
-                probe.measure(job, folder)
-            case "reference":
-                causal.make_references(job, folder)
-            case "measure":
-                _measure(job, folder)
+        with Rest(settings_of(job).threads) as rest:
+            if job.kind != "measure":  # which knows itself what of it is timed
+                rest.begin()
+            match job.kind:
+                case "prepare":
+                    _prepare(job)
+                case "probe":
+                    probe.measure(job, folder)
+                case "reference":
+                    causal.make_references(job, folder)
+                case "measure":
+                    _measure(job, folder)
     finally:
         require_unchanged(job.checkpoint)
 

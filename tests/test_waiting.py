@@ -35,3 +35,39 @@ def test_a_process_without_libgomp_says_nothing_of_it() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ})
 
     assert done.stdout.strip() == "''"
+
+
+_COUNTED = """
+import ctypes, glob, os, sys
+from threading import Event, Thread
+import torch
+from quantbench.waiting import Rest
+
+def threads(): return len(os.listdir("/proc/self/task"))
+torch.set_num_threads(2)
+left = torch.randn(400, 400)
+expected = left @ left
+before = threads()
+with Rest(2) as rest:
+    rest.begin()
+    rest.begin()
+    resting, same = threads(), bool((left @ left == expected).all())
+    rest.end()
+    spinning = rest.resting
+print(resting > before, same, spinning, threads() == before)
+"""
+
+
+def test_threads_rest_for_as_long_as_they_are_asked_to_and_figures_stay_the_same() -> None:
+    environment = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    done = subprocess.run([sys.executable, "-c", _COUNTED], capture_output=True, text=True, check=True, env=environment)
+
+    assert done.stdout.split() == ["True", "True", "False", "True"]
+
+
+def test_what_its_user_chose_is_left_alone() -> None:
+    code = "from quantbench.waiting import Rest; import torch; rest = Rest(2); rest.begin(); print(rest.resting)"
+    environment = {**os.environ, "GOMP_SPINCOUNT": "7"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+
+    assert done.stdout.strip() == "False"

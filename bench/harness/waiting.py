@@ -2,7 +2,7 @@
 
     python bench/harness/run.py waiting-speeds beside-work peak-memory
 
-``waiting.py answer VARIANT`` and ``waiting.py llama|torch JSON`` are the processes that these start.
+``waiting.py answer|plain-answer VARIANT`` and ``waiting.py llama|torch JSON`` are the processes that these start.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import IO, Any
 from ratios import CannotRunError, Result, in_turn, speed_ratio
 
 from quantbench.machine import available_cpus
-from quantbench.waiting import COUNT, POLICY, bounded
+from quantbench.waiting import COUNT, POLICY, Rest, bounded
 
 VARIANTS = ("torch/fp32", "torch/bf16", "bitsandbytes/nf4", "gguf/q8_0", "gguf/q4_k_m")
 PAIRS = 25
@@ -37,10 +37,10 @@ PROMPT = [1, *range(3, 27)]
 
 
 def speeds() -> Iterator[Result]:
-    """Decoding with the bounded spin beside libgomp's own, nothing else running: two processes that take turns."""
+    """Decoding as in a worker, whose threads rested before, beside libgomp's own spin; nothing else runs, two processes take turns."""
     clean = {name: value for name, value in os.environ.items() if name not in (COUNT, POLICY)}
     for variant in VARIANTS:
-        with _asked("answer", variant, {**clean, **bounded(clean)}) as ours, _asked("answer", variant, clean) as bare:
+        with _asked("answer", variant, {**clean, **bounded(clean)}) as ours, _asked("plain-answer", variant, clean) as bare:
             rates = in_turn(lambda: float(_say(ours)), lambda: float(_say(bare)), pairs=PAIRS)
         yield speed_ratio(f"decode with a bounded spin, {variant}", rates, ">= 0.98")
 
@@ -158,7 +158,7 @@ def _line(stream: IO[str] | None) -> str:
     return stream.readline().strip()
 
 
-def answer(variant: str) -> None:
+def answer(variant: str, *, rests: bool) -> None:
     """Open the variant; for each line of input say its decode tokens/s, the median of a quarter of a second."""
     from quantbench.methods import METHODS, Settings
     from quantbench.models._checkpoint import resolve
@@ -170,6 +170,10 @@ def answer(variant: str) -> None:
     scenario = Scenario(model=MODEL, variant=asked, prompts="two", conditions=Conditions())
     settings = Settings(checkpoint=resolve(MODEL), threads=available_cpus(), context=CONTEXT)
     with METHODS[method].open(scenario, settings) as model:
+        with Rest(available_cpus()) as rest:
+            if rests:
+                rest.begin()
+            timed_answer(model, 0, PROMPT, LENGTH)
         timed_answer(model, 0, PROMPT, LENGTH)
         print("loaded", flush=True)
         for _ in sys.stdin:
@@ -246,7 +250,9 @@ if __name__ == "__main__":
     what, argument = sys.argv[1:]
     match what:
         case "answer":
-            answer(argument)
+            answer(argument, rests=True)
+        case "plain-answer":
+            answer(argument, rests=False)
         case "llama":
             plain_llama(json.loads(argument))
         case "torch":

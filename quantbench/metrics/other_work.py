@@ -18,6 +18,7 @@ _OTHERS_CPUS = 0.15
 _OTHERS_LEAST = 0.02
 _STEAL = 0.05
 _GPU = 0.05
+RESTED = "threads did not spin where they waited, so as to give way"
 _TICKS = 3
 """As many ticks are noise: work of the CPUs is counted as ticks come, that of processes in full ticks."""
 
@@ -38,7 +39,7 @@ _TICKS = 3
     ),
     Column(
         "disturbed", "", kind="bool", doc="whether other work slowed what was timed: its speeds are not compared with others",
-        formula="others_cpu_share > max(0.02, 0.15 / CPUs), steal_share > 0.05 or others_gpu_share > 0.05",
+        formula="others_cpu_share > max(0.02, 0.15 / CPUs), steal_share > 0.05, others_gpu_share > 0.05 or threads rested",
         source="quantbench",
     ),
     Column(
@@ -73,7 +74,8 @@ def disturbance(seen: OtherWork) -> str:
         (seen.steal, max(_STEAL, ticks), "other guests of the host took {:.0%} of the CPU time"),
         (seen.others_gpu, _GPU, "other processes kept the GPU busy {:.0%} of the time"),
     )
-    return " and ".join(words.format(share) for share, bound, words in found if share is not None and share > bound)
+    said = [words.format(share) for share, bound, words in found if share is not None and share > bound]
+    return " and ".join([*said, *([RESTED] if seen.rested else [])])
 
 
 def _or(share: float | None, seen: OtherWork, name: str) -> Value:

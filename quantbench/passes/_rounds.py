@@ -17,12 +17,18 @@ T = TypeVar("T")
 
 
 def until_steady(
-    take: Callable[[int], T], seconds: Callable[[T], float], effort: Effort, *, every: int = 1
+    take: Callable[[int], T],
+    seconds: Callable[[T], float],
+    effort: Effort,
+    *,
+    every: int = 1,
+    spoilt: Callable[[], bool] = lambda: False,
 ) -> tuple[T, ...]:
     """Rounds until the median's confidence interval is narrow enough or the budget is spent.
 
     ``take`` makes the round of an index, ``seconds`` says how long the variant's part of it took. It ends
-    after a multiple of ``every`` rounds. Garbage is collected before.
+    after a multiple of ``every`` rounds. Where other work has ``spoilt`` them, the budget alone counts: it ends after the first
+    round that reaches it, with as few as there are. Garbage is collected before.
     """
     rounds: list[T] = []
     deadline = time.perf_counter() + effort.budget_s
@@ -31,6 +37,8 @@ def until_steady(
     try:
         while len(rounds) % every or not _done([seconds(each) for each in rounds], effort, deadline):
             rounds.append(take(len(rounds)))
+            if time.perf_counter() >= deadline and spoilt():
+                break
     finally:
         gc.enable()
     return tuple(rounds)

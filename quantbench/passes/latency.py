@@ -42,12 +42,14 @@ def measure_rounds(
     effort: Effort,
     *,
     after_round: Callable[[], None] = lambda: None,
+    spoilt: Callable[[], bool] = lambda: False,
 ) -> tuple[Round, ...]:
     """Timed rounds, until the median's confidence interval is narrow enough or the budget is spent.
 
     A round answers every prompt once; where that would take too long for the rounds that an interval takes, a round answers
     some prompts in rotation, and it ends when every prompt had as many turns. The other passes came before and warmed
-    the variant up; one answer each warms what is left. ``after_round`` is called after each, when no clock runs.
+    the variant up; one answer each warms what is left. ``after_round`` is called after each, when no clock runs. Once
+    ``spoilt`` by other work they end with the budget, perhaps before every prompt had a turn.
     """
     size = _round_size(variant.answer(0, length).e2e_s, len(variant.prompts), effort)
     sweep = len(variant.prompts) // size
@@ -63,7 +65,7 @@ def measure_rounds(
         opposite = turn.take(sum(map(_seconds, answers)), numbers) if turn else ()
         return Round(index=index, variant=answers, anchor=opposite)
 
-    return until_steady(take, lambda each: sum(map(_seconds, each.variant)), effort, every=sweep)
+    return until_steady(take, lambda each: sum(map(_seconds, each.variant)), effort, every=sweep, spoilt=spoilt)
 
 
 def _round_size(answer_s: float, prompts: int, effort: Effort) -> int:

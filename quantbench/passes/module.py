@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -45,7 +45,14 @@ class Caller:
         return time.perf_counter() - started
 
 
-def measure_calls(variant: Caller, anchor: Caller | None, effort: Effort) -> tuple[Calls, ...]:
+def measure_calls(
+    variant: Caller,
+    anchor: Caller | None,
+    effort: Effort,
+    *,
+    after_round: Callable[[], None] = lambda: None,
+    spoilt: Callable[[], bool] = lambda: False,
+) -> tuple[Calls, ...]:
     """Timed rounds of calls, alternating with the anchor's; see ``passes.latency`` for when they stop.
 
     The other passes came before and warmed the variant up; one sweep warms what is left, and another tells how many make a
@@ -57,9 +64,10 @@ def measure_calls(variant: Caller, anchor: Caller | None, effort: Effort) -> tup
 
     def take(_: int) -> Calls:
         calls = variant.round(sweeps)
+        after_round()
         return Calls(variant=calls, anchor=turn.take(sum(calls)) if turn else ())
 
-    return until_steady(take, lambda each: median(each.variant), effort)
+    return until_steady(take, lambda each: median(each.variant), effort, spoilt=spoilt)
 
 
 def compare_outputs(variant: LoadedModule, reference: LoadedModule, seed: int) -> OutputDistance:

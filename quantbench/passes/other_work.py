@@ -24,6 +24,9 @@ PROC = Path("/proc")
 _LOOK_S = 0.1
 """A look takes at least this; longer where few CPUs have not had ticks enough by then."""
 
+_CROWDED_CPUS = 0.5
+"""A busy process in another session gets this much of a CPU that it shares; what slows a row at all is less."""
+
 LEAST_TICKS = 20
 """Where fewer ticks passed on all CPUs together, a share of them says nothing."""
 
@@ -78,7 +81,8 @@ class OtherWorkWatch:
         self._root = _root(root, processes)
         self._cpus = _cpus_of(self._root)
         self._gpu = OthersOnGpu(device)
-        self._before = self._moment(processes)
+        self._before = self._last = self._moment(processes)
+        self._crowded = False
 
     @property
     def look_s(self) -> float:
@@ -89,9 +93,21 @@ class OtherWorkWatch:
         """Note how busy others keep the GPU; to be called after each round."""
         self._gpu.look(lambda: set(descendants(_processes(self._proc), self._root)))
 
+    def crowded(self) -> bool:
+        """Whether others took more than half of a CPU since this was last asked, or as then where too few ticks have passed."""
+        if isinstance(self._last, str) or not self._own_server or time.perf_counter() - self._last.clock_s < 2 * self.look_s:
+            return self._crowded
+        now = self._moment(_processes(self._proc))
+        others = self._between(self._last, now).others_cpu
+        self._crowded = others is not None and others * len(self._cpus) > _CROWDED_CPUS
+        self._last = now
+        return self._crowded
+
     def ended(self) -> OtherWork:
         """What others did since this was made."""
-        before, after = self._before, self._moment(_processes(self._proc))
+        return self._between(self._before, self._moment(_processes(self._proc)))
+
+    def _between(self, before: _Moment | str, after: _Moment | str) -> OtherWork:
         others_gpu = self._gpu.share()
         absent = {"others_gpu": others_gpu} if isinstance(others_gpu, str) else {}
         gpu = None if isinstance(others_gpu, str) else others_gpu

@@ -6,7 +6,7 @@ Logits are streamed against the reference's memory-mapped log-probabilities; onl
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -61,13 +61,19 @@ class Scorer(Protocol):
 
 
 def score_columns(
-    model: Scorer, scored: Scored, reference: Path | None, out: Path, *, threads: int = 1
+    model: Scorer,
+    scored: Scored,
+    reference: Path | None,
+    out: Path,
+    *,
+    threads: int = 1,
+    after_each: Callable[[], None] = lambda: None,
 ) -> tuple[float, ...]:
     """Score every continuation, compare with the reference's distribution at every position, and write the columns.
 
     ``reference`` is the folder with the reference's log-probabilities. KLD is KL(reference || variant) in nats over the whole
     vocabulary, summed in float64, on so many ``threads``, which rest while the model works. Without a reference only ``prompt``
-    and ``nll`` are written. Returns the seconds of each.
+    and ``nll`` are written. Returns the seconds of each; ``after_each`` is called between them.
     Raises ModelError when the vocabularies differ.
     """
     import numpy as np
@@ -93,6 +99,7 @@ def score_columns(
             if done != len(continuation):
                 raise ModelError(WRONG_COUNT.format(len(continuation)))
             taken_s.append(time.perf_counter() - started)
+            after_each()
     np.savez(out, **{name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
     return tuple(taken_s)
 

@@ -18,11 +18,11 @@ from quantbench.models._gguf import gguf_parts
 from quantbench.models._safetensors import weight_files
 from quantbench.models._tokenizer import Tokenizer, open_tokenizer
 from quantbench.passes.bandwidth import bytes_per_token, memory_bandwidth
+from quantbench.passes.courtesy import Courtesy
 from quantbench.passes.energy import measure_energy
 from quantbench.passes.gpu import ClockWatch
 from quantbench.passes.latency import Contender, measure_rounds
 from quantbench.passes.memory import before_loading, measure_peak
-from quantbench.passes.other_work import OtherWorkWatch
 from quantbench.passes.reference import make_reference
 from quantbench.passes.similarity import answer_greedily, answers_of, score_columns
 from quantbench.passes.slicing import measure_slicing
@@ -43,7 +43,7 @@ from quantbench.trace import (
     WeightMemory,
     load_probes,
 )
-from quantbench.waiting import waiting
+from quantbench.waiting import Rest, waiting
 
 _READ_BYTES = 1 << 22
 
@@ -86,11 +86,13 @@ def measure(job: Job, folder: Path) -> None:
     _read_once(_files(artifact.path) if artifact else weight_files(job.checkpoint.path))
     before = before_loading(job.conditions.device)
     with ExitStack() as stack:
+        courtesy = Courtesy(stack.enter_context(Rest(settings.threads)), job.root, job.conditions.device)
         started = time.perf_counter()
         model = stack.enter_context(method.open(scenario, settings))
         model.synchronize()
         load_s = time.perf_counter() - started
         loading = before.ended()
+        courtesy.loaded()
         require_unchanged(job.checkpoint)
         check_device(job.conditions.device, model.facts, scenario.variant.name)
         if settings.batch > 1 and not isinstance(model, Batched):
@@ -103,7 +105,7 @@ def measure(job: Job, folder: Path) -> None:
             running=model.memory(), bandwidth=bandwidth, context=context, threads=settings.threads,
         )  # fmt: skip
         enter_stage(folder, "scoring" if all(each.task.is_text for each in prompts) else "similarity")
-        scored = [_score(job, model, each, folder, index) for index, each in enumerate(prompts)]
+        scored = [_score(job, model, each, folder, index, courtesy=courtesy) for index, each in enumerate(prompts)]
         chosen = None if all(each.task.is_text for each in prompts) else choose(scenario, settings)
         anchor = _open_anchor(stack, model, chosen, scenario) if chosen else None
         for index, (each, peak, columns) in enumerate(zip(prompts, peaks, scored, strict=True)):
@@ -112,7 +114,7 @@ def measure(job: Job, folder: Path) -> None:
             if chosen and anchor and not isinstance(anchor, str):
                 opposite = Contender(anchor, chosen.prompts(asked.ids), each.task.batch)
             enter_stage(folder, "latency")
-            answered = _answer(job, asked, Contender(model, asked.ids, each.task.batch), opposite, context)
+            answered = _answer(job, asked, Contender(model, asked.ids, each.task.batch), opposite, context, courtesy=courtesy)
             trace = _trace(job, each, opened, answered, peak=peak, columns=columns, anchor=chosen.name if chosen else "")
             lacking = {"anchor": anchor} if isinstance(anchor, str) else {}
             require_unchanged(job.checkpoint)  # weights that are mapped are read as long as the model runs
@@ -187,20 +189,24 @@ class _Answered:
     other_work: OtherWork | None = None
 
 
-def _answer(job: Job, prompts: Prompts, contender: Contender, opposite: Contender | None, context: int) -> _Answered:
+def _answer(
+    job: Job, prompts: Prompts, contender: Contender, opposite: Contender | None, context: int, *, courtesy: Courtesy
+) -> _Answered:
     """The latency and energy passes and the greedy answers; nothing of these for a text."""
     if prompts.task.is_text:
         return _Answered()
     place = contender.model.facts.get("device") or job.conditions.device
-    watch, others = ClockWatch(place), OtherWorkWatch(job.root, place)
+    with courtesy.timed(place) as timing:
+        watch = ClockWatch(place)
 
-    def look() -> None:
-        watch.look()
-        others.look()
+        def look() -> None:
+            watch.look()
+            timing.look()
 
-    rounds = measure_rounds(contender, opposite, job.conditions.output_tokens, job.effort, after_round=look)
-    other_work, clocks = others.ended(), watch.clocks()
-    energy = measure_energy(contender, context, place)
+        length = job.conditions.output_tokens
+        rounds = measure_rounds(contender, opposite, length, job.effort, after_round=look, spoilt=timing.spoilt)
+        other_work, clocks = timing.ended(), watch.clocks()
+        energy = measure_energy(contender, context, place)
     answers: tuple[Answer, ...] = ()
     if not job.checkpoint.random_weights:
         answers = _answers(contender, prompts, open_tokenizer(job.checkpoint), job.conditions.answer_tokens)
@@ -274,15 +280,14 @@ class _Columns:
     other_work: OtherWork
 
 
-def _score(job: Job, model: LoadedModel, prompts: Prompts, folder: Path, index: int) -> _Columns | None:
+def _score(job: Job, model: LoadedModel, prompts: Prompts, folder: Path, index: int, *, courtesy: Courtesy) -> _Columns | None:
     if not prompts.scored:
         return None
     threads, path = settings_of(job).threads, folder / f"columns-{index}.npz"
     reference = prompts.task.reference
-    watch = OtherWorkWatch(job.root, model.facts.get("device") or job.conditions.device)
-    seconds = score_columns(model, prompts.scored, reference, path, threads=threads)
-    watch.look()
-    other_work = watch.ended()
+    with courtesy.timed(model.facts.get("device", "")) as timing:
+        seconds = score_columns(model, prompts.scored, reference, path, threads=threads, after_each=timing.look)
+        other_work = timing.ended()
     slicing = measure_slicing(model, prompts.scored, reference, path, folder / f"slicing-{index}.npz", threads=threads)
     return _Columns(path, seconds, slicing, other_work)
 
@@ -290,7 +295,7 @@ def _score(job: Job, model: LoadedModel, prompts: Prompts, folder: Path, index: 
 def _answers(contender: Contender, prompts: Prompts, tokenizer: Tokenizer, length: int) -> tuple[Answer, ...]:
     """Greedy answers of ``length`` tokens: those that were timed, where they are as long and none was answered beside them."""
     asked = list(zip(prompts.task.prompts, prompts.ids, strict=True))
-    said = [contender.said[index][:length] for index in range(len(asked))]
+    said = [contender.said.get(index, ())[:length] for index in range(len(asked))]
     if contender.batch > 1 or any(len(each) < length for each in said):
         return answer_greedily(contender.model, asked, length, tokenizer)
     return answers_of(said, asked, tokenizer)

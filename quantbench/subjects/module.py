@@ -11,14 +11,14 @@ from quantbench.errors import UnsupportedError
 from quantbench.job import TRACE_FILE, Job, enter_stage
 from quantbench.methods import METHODS, LoadedModule, Settings
 from quantbench.models._checkpoint import require_unchanged
+from quantbench.passes.courtesy import Courtesy
 from quantbench.passes.memory import before_loading, peak_during
 from quantbench.passes.module import Caller, compare_outputs, measure_calls
-from quantbench.passes.other_work import OtherWorkWatch
 from quantbench.scenario import Scenario
 from quantbench.subjects import import_seconds, settings_of
 from quantbench.subjects._device import check_device
 from quantbench.trace import Trace
-from quantbench.waiting import waiting
+from quantbench.waiting import Rest, waiting
 
 _NO_ANSWERS = "a module without tokens has no prompts and no answers"
 _ABSENT = {
@@ -37,10 +37,12 @@ def measure(job: Job, folder: Path) -> None:
     enter_stage(folder, "loading")
     before = before_loading(conditions.device)
     with ExitStack() as stack:
+        courtesy = Courtesy(stack.enter_context(Rest(settings.threads)), job.root, conditions.device)
         started = time.perf_counter()
         opened = stack.enter_context(method.open_module(scenario, settings))
         load_s = time.perf_counter() - started
         loading = before.ended()
+        courtesy.loaded()
         check_device(conditions.device, opened.facts, scenario.variant.name)
         weights = opened.memory()
         variant = Caller.seeded(opened, conditions.seed)
@@ -54,10 +56,9 @@ def measure(job: Job, folder: Path) -> None:
         anchor = _open_anchor(stack, opened, chosen, scenario) if chosen else None
         opposite = Caller.seeded(anchor, conditions.seed) if anchor else None
         enter_stage(folder, "latency")
-        watch = OtherWorkWatch(job.root, conditions.device)
-        calls = measure_calls(variant, opposite, job.effort)
-        watch.look()
-        other_work = watch.ended()
+        with courtesy.timed() as timing:
+            calls = measure_calls(variant, opposite, job.effort, after_round=timing.look, spoilt=timing.spoilt)
+            other_work = timing.ended()
         require_unchanged(job.checkpoint)
         Trace(
             import_s=import_s,

@@ -34,6 +34,7 @@ def seen(**shares: float) -> OtherWork:
         (seen(others_cpu=0.015, steal=0.0, cpus=64), ""),
         (seen(others_cpu=0.03, steal=0.0, cpus=64), "other processes took 3% of the CPU time"),
         (seen(others_cpu=0.10, steal=0.1, tick_share=1 / 24), ""),
+        (seen(others_cpu=0.0, steal=0.0, rested=True), "threads did not spin where they waited, so as to give way"),
         (seen(others_cpu=0.0, steal=0.0, others_gpu=0.3, absent={}), "other processes kept the GPU busy 30% of the time"),
     ],
 )  # fmt: skip

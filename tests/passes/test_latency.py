@@ -323,3 +323,12 @@ def test_what_is_done_after_each_round_is_done_while_no_clock_runs(clock: Clock)
     )  # fmt: skip
     slow = [sum(each.e2e_s for each in round_.variant) for round_ in seen[1]]
     assert slow == pytest.approx([sum(each.e2e_s for each in round_.variant) for round_ in seen[0]])
+
+
+def test_rounds_spoilt_by_other_work_end_with_the_budget(clock: Clock) -> None:
+    """Six rounds were asked for; at 0.4 s an answer the first is over the budget, and stays."""
+    model = Contender(FakeModel(clock, token_s=0.1), ((1,), (2,)))
+    asked = Effort(min_rounds=6, max_rounds=30, budget_s=0.3)
+    quiet, spoilt = (measure_rounds(model, None, 4, asked, spoilt=lambda said=said: said) for said in (False, True))
+
+    assert (len(quiet), len(spoilt)) == (6, 1)

@@ -121,6 +121,18 @@ def test_a_window_of_a_few_ticks_tells_nothing_and_says_so(kernel: Kernel) -> No
     assert "0.05 s were timed, too short" in seen.absent["others_cpu"]
 
 
+def test_half_a_cpu_is_what_makes_way_and_an_answer_stands_until_ticks_tell_more(kernel: Kernel) -> None:
+    watching = watch(kernel)
+    after_a_second(kernel, watching, work=95)
+    assert not watching.crowded()
+    after_a_second(kernel, watching, work=105)
+    assert watching.crowded()
+    kernel.clock_s += 0.01
+    assert watching.crowded()
+    kernel.clock_s += 2
+    assert not watching.crowded()
+
+
 @pytest.mark.parametrize("content", [None, "", "cpu 1 2 3\n", "cpu0 1 2\n", "cpu0 a b c d e f g h\n"])
 def test_where_the_kernel_does_not_tell_shares_are_absent(content: str | None, kernel: Kernel) -> None:
     """As on macOS, where there is no such file."""
