@@ -37,7 +37,7 @@ PROMPT = [1, *range(3, 27)]
 
 
 def speeds() -> Iterator[Result]:
-    """Decoding as in a worker, whose threads rested before, beside libgomp's own spin; nothing else runs, two processes take turns."""
+    """Decoding as in a worker, whose threads rested before, beside libgomp's own spin: two processes that take turns."""
     clean = {name: value for name, value in os.environ.items() if name not in (COUNT, POLICY)}
     for variant in VARIANTS:
         with _asked("answer", variant, {**clean, **bounded(clean)}) as ours, _asked("plain-answer", variant, clean) as bare:
