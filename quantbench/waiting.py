@@ -89,7 +89,7 @@ class Rest:
             self._resting[path] = thread, ended
 
     def end(self) -> None:
-        """Let threads spin again; the other team is gone then, and libgomp no longer counts it."""
+        """Let threads spin again; the other team is gone within a moment, and no longer counted."""
         for thread, ended in self._resting.values():
             ended.set()
             thread.join()
