@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from quantbench import prompts
 from quantbench.errors import UsageError
 from quantbench.matrix import default_matrix
+from quantbench.models import _checkpoint
+from quantbench.models._tokenizer import open_tokenizer
 from quantbench.prompts import PromptSet
 from quantbench.statistics import FEW_CLUSTERS
 
@@ -32,6 +34,13 @@ def test_the_default_set_is_mixed_and_large_enough_for_the_interval_of_many() ->
     assert min(map(len, mixed[:10])) < 60  # what is timed is short
     assert max(map(len, mixed[:10])) > 300  # and long
     assert any("\n" in text for text in mixed[:10])
+
+
+def test_what_is_not_timed_of_the_default_set_is_scored_as_far_into_a_text_as_in_chunks_of_128() -> None:
+    tokenizer = open_tokenizer(_checkpoint.resolve("canary"))
+    lengths = [len(tokenizer.encode(text)) for text in prompts.load("mixed").prompts]
+    assert min(lengths[10:]) >= 64
+    assert max(lengths[10:]) < 128
 
 
 def test_seeded_inputs_are_a_set_without_prompts_and_no_shipped_one() -> None:

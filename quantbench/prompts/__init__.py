@@ -1,9 +1,10 @@
 """Named prompt sets: text files shipped here, one prompt a line, or a file of the user's own.
 
-``mixed`` is the default: 32 openings of several kinds, enough for the intervals of many clusters; all are scored, the first
-ten are timed and answered. ``ten`` is quick and good for the order of variants; from ten prompts a distance is known coarsely.
-Both score what the reference says after a prompt; for a figure beside llama-perplexity's take ``text:FILE``.
-bench/harness/prompt_sets.py compares them.
+``mixed`` is the default: 32 beginnings of several kinds, enough for the intervals of many clusters; all are scored, the first
+ten are timed and answered. It estimates the mean KLD per position of running text as llama-perplexity scores it in chunks of
+128, the second half of each: most of its prompts are somewhat longer than that half's context. Further into a text the KLD is
+lower; for a figure beside llama-perplexity's in chunks of 512 take ``text:FILE``. ``ten`` is quick and good for the order of
+variants, not for the size of a distance. bench/harness/prompt_sets.py compares them.
 """
 
 from __future__ import annotations
