@@ -25,8 +25,10 @@ def distill(model: Any, teacher: Any, sequences: Sequence[Sequence[int]], traini
     """Train ``model`` (with fake quantization inserted) towards ``teacher``'s distribution; the loss of every step in nats.
 
     The loss is the mean KL(teacher || model) over all positions. Embeddings and output layer, which stay unquantized, are not
-    trained. Both models are in evaluation mode: dropout would make runs differ. Raises ModelError when the loss stops being
-    finite.
+    trained. Both models are in evaluation mode: dropout would make runs differ.
+
+    A GPU multiplies in bfloat16, a CPU in float32: where a CPU has no bfloat16, torch emulates each product, many times slower.
+    Raises ModelError when the loss stops being finite.
     """
     import torch
     from torch.nn.functional import kl_div, log_softmax
@@ -45,7 +47,7 @@ def distill(model: Any, teacher: Any, sequences: Sequence[Sequence[int]], traini
         batch = _windows(ids, training, generator)
         with torch.no_grad():
             wanted = log_softmax(teacher(input_ids=batch, use_cache=False).logits.float(), dim=-1)
-        with torch.autocast(model.device.type, dtype=torch.bfloat16):
+        with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=model.device.type != "cpu"):
             logits = model(input_ids=batch, use_cache=False).logits
         found = log_softmax(logits.float(), dim=-1)
         loss = kl_div(found.flatten(0, 1), wanted.flatten(0, 1), log_target=True, reduction="batchmean")

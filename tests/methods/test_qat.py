@@ -183,7 +183,7 @@ def test_training_reaches_weights_behind_quantized_activations() -> None:
 
 
 def test_the_loss_is_the_divergence_from_the_teacher_in_this_direction() -> None:
-    """A model that is three times as sure; autocast's bfloat16 moves the figure by some percent, the direction by far more."""
+    """A model that is three times as sure; in float32, as on every CPU: bfloat16 would move the figure by some percent."""
     ids = sequences(llama(), 1)
     sure = llama()
     sure.lm_head.weight.data *= 3
@@ -193,7 +193,7 @@ def test_the_loss_is_the_divergence_from_the_teacher_in_this_direction() -> None
 
     first = distill(sure, llama(), ids, Training(rate=1e-9, steps=4, batch=1, length=32, warmup=2), seed=0)[0]
 
-    assert first == pytest.approx(forward, rel=0.05)
+    assert first == pytest.approx(forward, rel=1e-4)
     assert abs(forward - backward) > 0.2 * forward
 
 
