@@ -13,7 +13,7 @@ from quantbench.scenario import short_name
 from quantbench.session import Session
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Generator, Sequence
     from pathlib import Path
 
     from quantbench.record import Record
@@ -31,6 +31,8 @@ _BAD_INPUT = pytest.StashKey[str]()
 FAILED_COMPARISON = pytest.StashKey[str]()
 """How the comparison ended that alone failed the session: ``regression`` or ``insufficient``."""
 _SESSION = pytest.StashKey[Session]()
+_REPLAYED = pytest.StashKey[list["Measured"]]()
+"""What was handed to pytest-benchmark, to be renewed where it is measured again."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -120,6 +122,19 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         item.add_marker(pytest.mark.benchmark(group=group, timer=clock), append=False)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, object]:
+    """When all tests were run: measure again what other work disturbed, unless the session was stopped (``-x``, Ctrl-C)."""
+    result = yield
+    state = session.config.stash.get(_SESSION, None)
+    if state is not None and not (session.shouldstop or session.shouldfail):
+        renewed = set(state.measure_again())
+        for each in session.config.stash.get(_REPLAYED, []):
+            if each.scenario in renewed:
+                each.renew()
+    return result
+
+
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """Stop the engine and write the run's row.
 
@@ -174,6 +189,8 @@ class Measured:
         self._session = _session(request.config)
         self._clock = request.node.stash[_CLOCK]
         self._benchmark = benchmark
+        self._seconds: Callable[[Trace], Sequence[float]] | None = None
+        self._replayed = request.config.stash.setdefault(_REPLAYED, [])
         self.scenario: Scenario = self._session.planned[identifier]
 
     @property
@@ -198,19 +215,40 @@ class Measured:
         assert trace is not None
         return trace
 
-    def replay(self, samples: Sequence[float]) -> None:
-        """Hand the worker's durations to pytest-benchmark, with the record's figures as ``extra_info``."""
+    def replay(self, seconds: Callable[[Trace], Sequence[float]]) -> None:
+        """Hand the worker's durations to pytest-benchmark, with the record's figures as ``extra_info``.
+
+        ``seconds`` takes them from the trace; it is asked again where other work disturbed the scenario and it is measured again.
+        """
         if self._benchmark is None:
             return
+        samples = seconds(self.trace)
+        self._seconds = seconds
+        self._describe()
+        self._clock.load(samples)
+        self._benchmark.pedantic(self._clock.advance, rounds=len(samples), iterations=1, warmup_rounds=0)
+        self._replayed.append(self)
+
+    def renew(self) -> None:
+        """Put the figures of the scenario's newest record in place of those that were replayed."""
+        benched = self._benchmark.stats
+        if benched is None or self._seconds is None:  # --benchmark-disable
+            return
+        self._describe()
+        fresh = type(benched.stats)()
+        for sample in self._seconds(self.trace):
+            fresh.update(sample)
+        benched.stats = fresh
+
+    def _describe(self) -> None:
         from quantbench.record import Missing
 
         record = self.record
+        self._benchmark.extra_info.clear()
         self._benchmark.extra_info.update(
             {name: value for name, value in record.values.items() if not isinstance(value, Missing)}
             | {"scenario_id": record.scenario.id, "scenario_key": record.scenario_key, "status": str(record.status)}
         )
-        self._clock.load(samples)
-        self._benchmark.pedantic(self._clock.advance, rounds=len(samples), iterations=1, warmup_rounds=0)
 
 
 class _WithBenchmark:

@@ -109,10 +109,11 @@ class Progress:
         self._statuses: list[str] = []
 
     @contextmanager
-    def job(self, scenarios: Sequence[Scenario]) -> Iterator[None]:
-        """While the job of these scenarios is done."""
+    def job(self, scenarios: Sequence[Scenario], *, again: bool = False) -> Iterator[None]:
+        """While the job of these scenarios is done, or done ``again``, which is one job more."""
         first = scenarios[0]
-        marks = " (control)" * first.variant.control + (f" #{first.repeat + 1}" if first.repeat else "")
+        self._jobs += again
+        marks = " (again)" * again + " (control)" * first.variant.control + (f" #{first.repeat + 1}" if first.repeat else "")
         self._variant = f"{short_name(first.model)} {first.variant.name}{marks}"
         self._stage, self._folder, self._statuses = "starting", None, []
         self._started, self._measured = self._clock(), False

@@ -102,7 +102,8 @@ class Output:
 class Record:
     """One row of ``scenarios`` with the rows that hang on it. ``values`` holds a Missing where nothing was measured.
 
-    ``predicted_weight_bytes`` is what was planned from shapes before anything was loaded.
+    ``predicted_weight_bytes`` is what was planned from shapes before anything was loaded; ``attempts`` is how often the
+    scenario was measured: again where other work had disturbed it.
     """
 
     scenario: Scenario
@@ -111,6 +112,7 @@ class Record:
     reason: str = ""
     traceback: str = ""
     repeat: int = 0
+    attempts: int = 1
     predicted_weight_bytes: int | Missing = Missing("nothing was planned")
     values: Mapping[str, Value] = field(default_factory=dict)
     facts: Mapping[str, str] = field(default_factory=dict)

@@ -55,6 +55,7 @@ def _record(scenario: Scenario, row: Mapping[str, Any], samples: Rows, outputs: 
         samples=tuple(_made(Sample, each) for each in samples),
         outputs=tuple(_made(Output, each) for each in outputs),
         repeat=scenario.repeat,
+        attempts=row.get("attempts") or 1,
         predicted_weight_bytes=value("predicted_weight_bytes"),
     )
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -31,6 +33,7 @@ from quantbench.recording import Recorder, reference_identity
 from quantbench.resume import Earlier
 from quantbench.scenario import Scenario
 from quantbench.scratch import held, scratch_folder
+from quantbench.steadiness import unsteady
 from quantbench.store import Store
 from quantbench.subjects.probe import probed
 from quantbench.trace import Trace
@@ -59,6 +62,8 @@ class Runner:
         self.notes: Sequence[str] = ()
         """What was told while the run went on, such as an entry of the cache that was made again; known at its end."""
         self._unstored: dict[Scenario, StoreError] = {}
+        self._attempts: Counter[Scenario] = Counter()
+        self._took_s: dict[JobKey, float] = {}
         self._jobs: dict[JobKey, list[Scenario]] = {}
         for scenario in plan.scenarios:
             self._jobs.setdefault(scenario.job, []).append(scenario)
@@ -91,12 +96,45 @@ class Runner:
         if scenario not in self._records:
             rest = self._unfinished(self._jobs[scenario.job])
             if rest:
+                started = time.monotonic()
                 with self._progress.job(rest):
                     for record in self._run_job(rest):
                         self._keep(record)
+                self._took_s[scenario.job] = time.monotonic() - started
         if scenario in self._unstored:
             raise self._unstored[scenario]
         return self._records[scenario]
+
+    def disturbed(self) -> Sequence[Sequence[Scenario]]:
+        """What other work disturbed, by job, in the order it was measured."""
+        self._judge()
+        found: dict[JobKey, list[Scenario]] = {}
+        for scenario, record in self._records.items():
+            if record.values.get("disturbed") is True:
+                found.setdefault(scenario.job, []).append(scenario)
+        return list(found.values())
+
+    def took_s(self, group: Sequence[Scenario]) -> float:
+        """Seconds that the job of these scenarios took when it was first measured; 0 where a run before this one did it."""
+        return self._took_s.get(group[0].job, 0.0)
+
+    def measure_again(self, group: Sequence[Scenario]) -> None:
+        """Measure scenarios of one job once more; their rows are replaced, but where this fails, for what is known stays."""
+        before = {scenario: (self._records[scenario], self._traces[scenario]) for scenario in group}
+        self._attempts.update({scenario: record.attempts for scenario, (record, _) in before.items() if scenario not in self._attempts})
+        with self._progress.job(group, again=True):
+            for record in self._run_job(group):
+                if record.status is Status.OK:
+                    self._keep(record)
+                else:
+                    kept, self._traces[record.scenario] = before[record.scenario]
+                    self._keep(kept)
+
+    def _judge(self) -> None:
+        """Mark what only the whole run shows to be disturbed."""
+        for scenario, why in unsteady(self.records).items():
+            record = self._records[scenario]
+            self._store_row(replace(record, values={**record.values, "disturbed": True, "disturbance": why}))
 
     def _unfinished(self, group: Sequence[Scenario]) -> Sequence[Scenario]:
         """What of a job is to be measured: not what the run that is resumed has finished with equal content."""
@@ -114,7 +152,12 @@ class Runner:
         return [scenario for scenario in group if scenario not in self._records]
 
     def _keep(self, record: Record) -> None:
-        """Flush the record's rows; what cannot be stored is an error of its own test, not of its siblings'."""
+        """Flush the record's rows, and say so."""
+        self._store_row(replace(record, attempts=max(1, self._attempts[record.scenario])))
+        self._progress.ended(record)
+
+    def _store_row(self, record: Record) -> None:
+        """What cannot be stored is an error of its own test, not of its siblings'."""
         builtin = record.scenario.model in MODELS and MODELS[record.scenario.model].instrument_check
         try:
             self._store.append(record, instrument_check=builtin)
@@ -122,7 +165,6 @@ class Runner:
             self._unstored[record.scenario] = error
         else:
             self._records[record.scenario] = record
-        self._progress.ended(record)
 
     def trace(self, scenario: Scenario) -> Trace | None:
         """What the worker saw, for a scenario that was measured well."""
@@ -152,6 +194,7 @@ class Runner:
     def _run_job(self, group: Sequence[Scenario]) -> Iterator[Record]:
         """Records as they are known, so that what is done is kept whatever happens to the rest."""
         ready: list[tuple[Scenario, Task]] = []
+        self._attempts.update(group)
         for scenario in group:
             found, checkpoint = self._task(scenario)
             if isinstance(found, Task):

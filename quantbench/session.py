@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from contextlib import ExitStack
 from dataclasses import replace
@@ -52,6 +53,8 @@ class Session:
         """What is to be said before anything is measured."""
         self._progress_of_run: Progress | None = None
         self._pace: tuple[str, float] | None = None
+        self._began = 0.0
+        self._again: Sequence[str] = ()
 
     def start(self, selected: Sequence[str], *, verbosity: int | None) -> None:
         """Open the store and the runner for the selected scenarios; progress is shown unless ``verbosity`` is None.
@@ -65,6 +68,7 @@ class Session:
         from quantbench.scratch import sweep
         from quantbench.store import Store
 
+        self._began = time.monotonic()
         chosen = tuple(self.planned[identifier] for identifier in selected)
         _require_devices(chosen)
         if busy := _busy_already():
@@ -108,7 +112,17 @@ class Session:
         if self._earlier and self._runner:
             count = len(self._runner.resumed)
             notes.append(f"resumed: {count} of the {self._planned} scenarios of this run had been measured before")
-        return [*notes, *self._swept, *(self._runner.notes if self._runner else ())]
+        return [*notes, *self._again, *self._swept, *(self._runner.notes if self._runner else ())]
+
+    def measure_again(self) -> Sequence[Scenario]:
+        """Measure again what other work disturbed; the scenarios whose records are new."""
+        from quantbench.again import SHARE, measure_again
+
+        if self._runner is None:
+            return ()
+        done = measure_again(self._runner, budget_s=SHARE * (time.monotonic() - self._began))
+        self._again = tuple(done.sentences)
+        return done.scenarios
 
     def finish(self, *, interrupted: bool) -> None:
         """Close the engine, write the run's row, and compare the run where that was asked for."""

@@ -227,6 +227,7 @@ def _scenario_row(record: Record, run: Run) -> dict[str, Any]:
         "precision": scenario.variant.precision,
         "prompts": scenario.prompts,
         "batch": scenario.batch,
+        "attempts": record.attempts,
         "status": str(record.status),
         "reason": record.reason or None,
         "traceback": record.traceback or None,

@@ -11,18 +11,22 @@ from quantbench.metrics.latency import seconds_per_token
 
 if TYPE_CHECKING:
     from quantbench.plugin import Measured
+    from quantbench.trace import Trace
 
 
 @pytest.mark.quantbench_reads("prompts")
 def test_prefill(quantbench: Measured) -> None:
     """Mean time to the first token, one sample a round."""
-    quantbench.replay([fmean(answer.prefill_s for answer in each.variant) for each in quantbench.trace.rounds])
+    quantbench.replay(lambda trace: [fmean(answer.prefill_s for answer in each.variant) for each in trace.rounds])
 
 
 @pytest.mark.quantbench_reads("prompts")
 def test_decode(quantbench: Measured) -> None:
     """Mean time between tokens, one sample a round; pytest-benchmark's OPS is tokens per second."""
-    rounds = [seconds for each in quantbench.trace.rounds if (seconds := seconds_per_token(each.variant))]
-    if not rounds:
+    if not _between_tokens(quantbench.trace):
         pytest.skip("answers came in one piece, so that there is no time between tokens")
-    quantbench.replay(rounds)
+    quantbench.replay(_between_tokens)
+
+
+def _between_tokens(trace: Trace) -> list[float]:
+    return [seconds for each in trace.rounds if (seconds := seconds_per_token(each.variant))]

@@ -13,4 +13,4 @@ if TYPE_CHECKING:
 @pytest.mark.quantbench_reads("text")
 def test_score(quantbench: Measured) -> None:
     """Time to read a chunk and to compare its second half with the reference, one sample a chunk."""
-    quantbench.replay(quantbench.trace.score_s)
+    quantbench.replay(lambda trace: trace.score_s)
