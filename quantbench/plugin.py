@@ -218,7 +218,7 @@ class Measured:
     def replay(self, seconds: Callable[[Trace], Sequence[float]]) -> None:
         """Hand the worker's durations to pytest-benchmark, with the record's figures as ``extra_info``.
 
-        ``seconds`` takes them from the trace; it is asked again where other work disturbed the scenario and it is measured again.
+        ``seconds`` takes them from the trace; it is asked again where the scenario is measured again.
         """
         if self._benchmark is None:
             return

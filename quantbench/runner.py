@@ -121,7 +121,8 @@ class Runner:
     def measure_again(self, group: Sequence[Scenario]) -> None:
         """Measure scenarios of one job once more; their rows are replaced, but where this fails, for what is known stays."""
         before = {scenario: (self._records[scenario], self._traces[scenario]) for scenario in group}
-        self._attempts.update({scenario: record.attempts for scenario, (record, _) in before.items() if scenario not in self._attempts})
+        for scenario, (record, _) in before.items():
+            self._attempts[scenario] = record.attempts
         with self._progress.job(group, again=True):
             for record in self._run_job(group):
                 if record.status is Status.OK:

@@ -39,7 +39,7 @@ IDENTITY_COLUMNS = (
     Column("precision", "", kind="string", doc="one of the method's"),
     Column("prompts", "", kind="string", doc="prompt set"),
     Column("repeat", "", kind="int", doc="counts the fresh processes of a scenario from 0"),
-    Column("attempts", "", kind="int", doc="how often it was measured: again where other work disturbed it; the last one counts"),
+    Column("attempts", "", kind="int", doc="how often it was measured: again where it was disturbed; the last counts"),
     Column("status", "", kind="string", doc="ok, skipped, oom, timeout, crashed or error"),
     Column("reason", "", kind="string", doc="why the status is not ok"),
     Column("traceback", "", kind="string", doc="of the error, where Python raised one"),
