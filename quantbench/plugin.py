@@ -220,9 +220,9 @@ class Measured:
 
         ``seconds`` takes them from the trace; it is asked again where the scenario is measured again.
         """
+        samples = seconds(self.trace)
         if self._benchmark is None:
             return
-        samples = seconds(self.trace)
         self._seconds = seconds
         self._describe()
         self._clock.load(samples)

@@ -126,7 +126,8 @@ def ran(tmp_path_factory: pytest.TempPathFactory, stub_path: Path) -> tuple[Path
     (folder / "matrix.toml").write_text('control = false\nprompts = ["two"]\n[methods]\nstub = ["exact", "noisy"]\n')
     command = [
         sys.executable, "-m", "pytest", "--quantbench-matrix=matrix.toml", "--quantbench-profile=quick", "-v",
-        "-p", "no:cacheprovider", "--quantbench-no-probes", "--quantbench-reference=stub/exact", "--benchmark-json=benchmark.json",
+        "-p", "no:cacheprovider", "--quantbench-no-probes", "--quantbench-reference=stub/exact",
+        "--benchmark-json=benchmark.json",
     ]  # fmt: skip
     kept = {name: value for name, value in os.environ.items() if name != "PYTEST_ADDOPTS"}
     variables = {**kept, "PYTHONPATH": str(stub_path), "QUANTBENCH_CACHE": str(folder / "cache"), "STUB_UNWATCHED": "1"}

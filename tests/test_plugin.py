@@ -80,7 +80,8 @@ def plan(folder: Path, precisions: str, *, control: bool = False, methods: str =
 def environment(folder: Path, stub_path: Path) -> dict[str, str]:
     """Variables for a process that knows the stub methods and has a cache in ``folder``."""
     kept = {name: value for name, value in os.environ.items() if name != "PYTEST_ADDOPTS"}
-    return {**kept, "PYTHONPATH": str(stub_path), "QUANTBENCH_CACHE": str(folder / "cache")}
+    here = {"PYTHONPATH": str(stub_path), "QUANTBENCH_CACHE": str(folder / "cache")}
+    return {**kept, **here, "STUB_UNWATCHED": "1"}  # else what these tests run beside decides how often things are measured
 
 
 def run(folder: Path, stub_path: Path, *arguments: str) -> Ran:

@@ -406,6 +406,7 @@ def seen(stub_path: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
         "--quantbench-no-probes", "--quantbench-timeout=6", "-p", "no:cacheprovider", "--benchmark-disable",
     ]  # fmt: skip
     kept = {name: value for name, value in os.environ.items() if name not in ("PYTEST_ADDOPTS", "NO_COLOR", "CI")}
+    kept["STUB_UNWATCHED"] = "1"
     own, other = pty.openpty()
     process = subprocess.Popen(
         command, cwd=folder, stdin=other, stdout=other, stderr=other, close_fds=True,

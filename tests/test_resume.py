@@ -344,7 +344,7 @@ def ends(stub_path: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
         "--quantbench-matrix=matrix.toml", "--quantbench-profile=quick", "--quantbench-engine=inline", "--quantbench-no-probes",
         "-p", "no:cacheprovider", "-p", "no:randomly",
     ]  # fmt: skip
-    kept = {name: value for name, value in os.environ.items() if name != "PYTEST_ADDOPTS"}
+    kept = {name: value for name, value in os.environ.items() if name != "PYTEST_ADDOPTS"} | {"STUB_UNWATCHED": "1"}
     subprocess.run(
         [sys.executable, "-c", DRIVER], cwd=folder, input=json.dumps({"arguments": arguments, "points": POINTS}), text=True,
         env={**kept, "PYTHONPATH": str(stub_path), "QUANTBENCH_CACHE": str(folder / "cache")}, check=True, timeout=300,

@@ -32,7 +32,8 @@ NEWER = {
 README = Path(__file__).parents[1] / "results" / "README.md"
 SCENARIO_COLUMNS = (
     "run_id", "started_at", "run_number", "scenario_id", "scenario_key", "model", "method", "precision", "prompts",
-    "repeat", "status", "reason", "traceback", "control", "reference", "is_reference", "bits", "device", "device_found",
+    "repeat", "attempts", "status", "reason", "traceback", "control", "reference", "is_reference", "bits", "device",
+    "device_found",
     "threads", "waiting", "context", "batch", "output_tokens", "answer_tokens", "continuation_tokens", "answered_prompts",
     "seed", "anchor", "kernel", "kv_dtype", "checkpoint_dtype", "predicted_weight_bytes", "instrument_check", "facts",
     "null_reasons", "machine", "cpu", "gpus", "isa", "versions", "schema_version", "scored_tokens", "kld_mean",
