@@ -19,8 +19,10 @@ from quantbench.scenario import Precision, Scenario
 from quantbench.trace import Reference, Trace, WeightMemory
 
 if os.environ.get("STUB_UNWATCHED"):  # what is tested then is what is done with figures, not the machine that tests run on
+    from quantbench import steadiness
     from quantbench.passes import other_work as watch
 
+    steadiness.LEAST = 1 - 1e-9
     other_work._OTHERS_CPUS = other_work._STEAL = watch._CROWDED_CPUS = float("inf")
 VOCABULARY = 2048
 BEHAVIOURS = (
