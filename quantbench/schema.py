@@ -26,6 +26,8 @@ DTYPES: Mapping[str, str] = {
 }  # fmt: skip
 """The pandas dtype of each kind of column; of ``ids`` and ``floats`` each value is an array of int32 or float32."""
 
+_LATENCIES = ("prefill", "decode", "ttft", "tpot", "itl", "e2e", "call", "concurrent_ttft")
+
 MARKER = "<!-- below: written by python -m quantbench.schema results/README.md -->"
 
 IDENTITY_COLUMNS = (
@@ -139,6 +141,14 @@ def table_columns(table: str) -> tuple[Column, ...]:
             return RUN_COLUMNS
         case _:
             raise StoreError(f"there is no table {table!r}; the tables are {', '.join(TABLES)}")
+
+
+@cache
+def timed_columns() -> frozenset[str]:
+    """Columns of ``scenarios`` that rest on timed rounds: rates, latencies and ratios of these."""
+    parts = tuple(f"{name}_" for name in _LATENCIES)
+    columns = {column.name for column in all_columns() if column.unit == "tokens/s" or column.name.startswith(parts)}
+    return frozenset(columns | {"mbu"})
 
 
 @cache

@@ -13,6 +13,7 @@ from typing import Any
 from quantbench.export import Row
 from quantbench.record import Column
 from quantbench.scenario import short_name
+from quantbench.schema import timed_columns
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +23,8 @@ class Figure:
     column: Column
     values: tuple[float, ...]
     interval: tuple[float, float] | None
+    disturbed: str = ""
+    """By what other work a speed was disturbed, in words."""
 
     @property
     def value(self) -> float:
@@ -46,12 +49,14 @@ class Measured:
     def figures(self, columns: Iterable[Column]) -> list[Figure]:
         """Its figures; one that a measured process lacks is left out, as the middle of the others would hide that."""
         rows = [row for row in self.rows if row["status"] == "ok"]
+        beside = next((row.get("disturbance") or "other work" for row in rows if row.get("disturbed") is True), "")
         found = []
         for column in columns:
             if values := _finite(rows, column.name):
                 lows, highs = _finite(rows, f"{column.name}_low"), _finite(rows, f"{column.name}_high")
                 interval = (min(lows), max(highs)) if lows and highs else None
-                found.append(Figure(column=column, values=values, interval=interval))
+                why = beside if column.name in timed_columns() else ""
+                found.append(Figure(column=column, values=values, interval=interval, disturbed=why))
         return found
 
 

@@ -1,5 +1,6 @@
 """Bencher Metric Format, version 0: what ``bencher run --adapter json`` reads.
 
+What was measured beside other work is left out: a metric has no place for a mark, and Bencher would raise an alarm.
 Bencher refuses a whole report for one name that is too long, so such a name is cut and told apart by a digest.
 """
 
@@ -22,7 +23,7 @@ def write(rows: Iterable[Row], columns: Sequence[Column]) -> Iterator[str]:
     report = {
         _fitting(scenario.name): {figure.column.name: _metric(figure) for figure in figures}
         for scenario in by_scenario(rows)
-        if (figures := scenario.figures(columns))
+        if (figures := [figure for figure in scenario.figures(columns) if not figure.disturbed])
     }
     if report:
         yield json.dumps(report, indent=1, allow_nan=False) + "\n"

@@ -24,7 +24,7 @@ def write(rows: Iterable[Row], columns: Sequence[Column]) -> Iterator[str]:
 
 
 def _entry(scenario: Measured, figure: Figure) -> dict[str, Any]:
-    facts = {name: scenario.first[name] for name in ("run_id", "device_found", "kernel")}
+    facts = {name: scenario.first[name] for name in ("run_id", "device_found", "kernel")} | {"disturbed": figure.disturbed}
     entry = {
         "name": f"{scenario.name} {figure.column.name}",
         "value": figure.value,

@@ -60,7 +60,7 @@ def _about(scenario: Measured) -> dict[str, Any]:
 def _metric(row: Row, figure: Figure) -> dict[str, Any]:
     column = figure.column
     low, high = figure.interval or (None, None)
-    facts = {"unit": column.unit, "better": column.better, "low": low, "high": high}
+    facts = {"unit": column.unit, "better": column.better, "low": low, "high": high, "disturbed": figure.disturbed}
     return _named(column.name, figure.values, row, facts)
 
 

@@ -26,7 +26,7 @@ def bars(found: Sequence[Point], look: Look) -> Layered | None:
     rows = [
         {
             "label": plain(each.name), "tps": tps, "end": each.tps_high or tps, "low": each.tps_low, "high": each.tps_high,
-            "value": significant(tps), "role": each.role or "other", **each.texts,
+            "value": significant(tps) + each.mark, "role": each.role or "other", **each.texts,
         }
         for tps, each in shown
     ]  # fmt: skip

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from quantbench.report._look import Look, log_ticks
 from quantbench.report._markup import plain
+from quantbench.tables._fields import BESIDE_OTHER_WORK
 from quantbench.units import format_seconds
 
 if TYPE_CHECKING:
@@ -57,7 +58,8 @@ def distributions(group: Group, samples: pd.DataFrame, phase: str, most: int) ->
         if values is not None and values.max() > 0:
             shown = values.sort_values().iloc[_even_ranks(len(values), most)]
             quantiles = tuple(values.quantile(list(_SHARES)).tolist())
-            found.append(Distribution(name=row.label, count=len(values), quantiles=quantiles, shown=tuple(shown.tolist())))
+            name = row.label + (BESIDE_OTHER_WORK if row.flag("disturbed") else "")
+            found.append(Distribution(name=name, count=len(values), quantiles=quantiles, shown=tuple(shown.tolist())))
     return sorted(found, key=lambda each: (each.median, each.name))
 
 

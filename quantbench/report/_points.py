@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from quantbench.report._markup import plain
+from quantbench.tables._fields import BESIDE_OTHER_WORK
 from quantbench.tables._show import short, with_interval
 from quantbench.tables._table import DASH
 from quantbench.units import format_bytes
@@ -23,7 +24,10 @@ _TOOLTIP = {"variant": "Variant", "weights": "Weights", "nats": "KLD, nats", "de
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
-    """A measured variant: figures in bytes, nats and tokens/s, None where not measured; ``role`` its part in the decision."""
+    """A measured variant: figures in bytes, nats and tokens/s, None where not measured; ``role`` its part in the decision.
+
+    Its speed was ``disturbed`` where it was measured beside other work.
+    """
 
     name: str
     method: str
@@ -35,6 +39,12 @@ class Point:
     tps: float | None
     tps_low: float | None
     tps_high: float | None
+    disturbed: bool = False
+
+    @property
+    def mark(self) -> str:
+        """What marks its speed."""
+        return BESIDE_OTHER_WORK if self.disturbed else ""
 
     @property
     def texts(self) -> dict[str, str]:
@@ -44,7 +54,7 @@ class Point:
             "variant": plain(self.name + (f" ({self.role})" if self.role else "")),
             "weights": DASH if size is None else format_bytes(size),
             "nats": DASH if kld is None else with_interval(kld, self.kld_low, self.kld_high, show=short),
-            "decode": DASH if tps is None else with_interval(tps, self.tps_low, self.tps_high),
+            "decode": DASH if tps is None else with_interval(tps, self.tps_low, self.tps_high) + self.mark,
         }
 
 
@@ -83,6 +93,7 @@ def _point(row: Row, role: str) -> Point:
         tps=row.number("decode_tps"),
         tps_low=row.number("decode_tps_low"),
         tps_high=row.number("decode_tps_high"),
+        disturbed=row.flag("disturbed"),
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from quantbench.scenario import short_name
+from quantbench.tables._fields import BESIDE_OTHER_WORK, timed_keys
 from quantbench.tables._rows import Row
 from quantbench.tables._show import short, times, with_error, with_interval
 from quantbench.units import format_bytes, format_seconds, significant
@@ -166,7 +167,10 @@ def _line(row: Row, figures: Sequence[_Figure], reasons: _Reasons, *, repeated: 
 
 def _entry(row: Row, figure: _Figure, reasons: _Reasons) -> Entry:
     value = row.number(figure.name)
-    return _absent(row, figure.name, reasons) if value is None else Entry(figure.text(row, value), repr(value))
+    if value is None:
+        return _absent(row, figure.name, reasons)
+    mark = BESIDE_OTHER_WORK if row.flag("disturbed") and figure.name in timed_keys() else ""
+    return Entry(figure.text(row, value) + mark, repr(value))
 
 
 def _absent(row: Row, name: str, reasons: _Reasons) -> Entry:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
-from quantbench.schema import table_columns
+from quantbench.schema import table_columns, timed_columns
 from quantbench.tables import _sizes
 from quantbench.tables._lines import Line
 from quantbench.tables._show import times, with_error
@@ -19,8 +19,7 @@ BETWEEN_PROCESSES = "†"
 BESIDE_OTHER_WORK = "~"
 NEAR_EDGE = "≈"
 
-_LATENCIES = ("prefill", "ttft", "tpot", "itl", "e2e", "call", "concurrent_ttft")
-_TIMED = ("decode_ratio", "prefill_ratio", "itl_ratio", "call_ratio", "mbu", "decode_speed_ratio", "inference_speed")
+_TIMED = ("decode_speed_ratio", "inference_speed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +38,8 @@ class Field:
 
 @cache
 def timed_keys() -> frozenset[str]:
-    """Keys of columns that rest on timed rounds: rates, latencies, and what tables make of them."""
-    rates = {column.name for column in table_columns("scenarios") if column.unit == "tokens/s"}
-    return frozenset(rates | {f"{name}_s" for name in _LATENCIES} | set(_TIMED))
+    """Keys of columns that rest on timed rounds: those of ``scenarios``, and what tables make of them."""
+    return timed_columns().union(_TIMED)
 
 
 def identity(title: str) -> list[Field]:

@@ -19,6 +19,7 @@ from quantbench.report._figures import courses, latencies, sizes, speeds
 from quantbench.report._look import Look, log_ticks, subject
 from quantbench.report._pareto import pareto
 from quantbench.report._points import on_front, points
+from quantbench.report._rows_table import listing
 from quantbench.tables.decision import DEFAULT_WORD
 from quantbench.tables.words import words
 
@@ -97,6 +98,22 @@ def test_a_rate_without_an_interval_is_named(write: Any, record: Callable[..., A
     bare = record("gguf/q8_0", decode_tps_low=math.nan, decode_tps_high=math.nan)
     (figure,) = speeds(write([record("torch/fp32"), bare]))
     assert figure.caption.endswith("Too few rounds for an interval: gguf/q8_0.")
+
+
+def test_a_speed_measured_beside_other_work_is_marked_wherever_it_is_shown(write: Any, record: Callable[..., Any]) -> None:
+    names = ("torch/fp32", "gguf/q8_0")
+    results = write([record(name, disturbed=name == "gguf/q8_0", disturbance="others") for name in names])
+    (group,) = results.groups
+    bar = _named(bars(points(group, None), LOOK), "label")["gguf/q8_0"]
+    assert bar["value"] == "300~"
+    assert bar["decode"].endswith("~")
+    assert results.samples is not None
+    labels = [each.name for each in _latency.distributions(group, results.samples, "gap", 10)]
+    assert sorted(labels) == ["gguf/q8_0~", "torch/fp32"]
+    listed = listing(results.every_row, 10)
+    cells = {line.entries[0].text: zip(listed.titles, line.entries, strict=True) for line in listed.lines}
+    marked = {name: [title.text for title, entry in row if "~" in entry.text] for name, row in cells.items()}
+    assert marked == {"torch/fp32": [], "gguf/q8_0": ["TTFT", "Decode, tokens/s", "Decode, x anchor"]}
 
 
 def test_no_chart_without_figures(write: Any, record: Callable[..., Any], everything_results: Results) -> None:
