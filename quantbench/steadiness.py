@@ -33,7 +33,7 @@ def unsteady(records: Iterable[Record]) -> Mapping[Scenario, str]:
     for rows in _alike(timed):
         logs = {scenario: math.log(rate) for scenario, rate in rows.items()}
         middle = median(logs.values())
-        bound = max(-math.log1p(-LEAST), _SPREADS * mad(list(logs.values())))
+        bound = max(_least(), _SPREADS * mad(list(logs.values())))
         if len(logs) > _OTHERS:
             slow = {scenario: math.exp(each - middle) for scenario, each in logs.items() if middle - each > bound}
             found |= {each: f"its anchor ran at {share:.0%} of its speed beside other variants" for each, share in slow.items()}
@@ -57,7 +57,12 @@ def _unlike_itself(record: Record) -> str:
     if record.facts.get("anchor") != record.scenario.variant.name or not ratio:
         return ""
     explained = (low or ratio) <= 1 <= (high or ratio)  # by the noise of its own rounds
-    return "" if explained or abs(math.log(ratio)) < math.log1p(LEAST) else f"it ran at {ratio:.0%} of its own speed as anchor"
+    return "" if explained or abs(math.log(ratio)) < _least() else f"it ran at {ratio:.0%} of its own speed as anchor"
+
+
+def _least() -> float:
+    """LEAST of a log ratio."""
+    return -math.log1p(-LEAST)
 
 
 def _number(record: Record, name: str) -> float | None:
