@@ -50,7 +50,7 @@ TOTALS: Mapping[str, tuple[int, Mapping[str, Any]]] = {
         "num_key_value_heads": 32, "vocab_size": 100352, "use_qkv_bias": True, "tie_word_embeddings": False,
     }),
 }  # fmt: skip
-"""StarCoder2-3B, OLMo-2-7B, Command R, Granite-3.0-2B and StableLM-2-1.6B, with the parameters that follow from these sizes by hand."""
+"""StarCoder2-3B, OLMo-2-7B, Command R, Granite-3.0-2B and StableLM-2-1.6B, with parameters counted by hand."""
 
 
 @pytest.fixture
