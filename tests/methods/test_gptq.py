@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from quantbench.cli import app
 from quantbench.errors import ModelError, UnsupportedError
 from quantbench.methods import METHODS, Artifact, LoadedModel, Settings
-from quantbench.methods._gptqmodel import last_words
+from quantbench.methods._gptqmodel import last_words, wide_products
 from quantbench.models._checkpoint import count_parameters, resolve
 from quantbench.models._safetensors import weight_files
 from quantbench.scenario import Conditions, Scenario, Variant
@@ -447,3 +447,25 @@ def _change_tensors(folder: Path, change: Callable[[dict[str, Array]], None]) ->
     tensors = _tensors(folder / "model.safetensors")
     change(tensors)
     save_file(tensors, folder / "model.safetensors")
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_bfloat16_is_multiplied_in_float32_and_rounded_once(bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against float64, rounded; the order of a float32 sum turns a few in a thousand to the neighbouring bfloat16."""
+    import torch
+    from torch import nn
+
+    torch.manual_seed(0)
+    layer, values = nn.Linear(256, 96, bias=bias).bfloat16(), torch.randn(2, 32, 256).bfloat16()
+    seen, linear, before = [], nn.functional.linear, nn.Linear.forward
+    monkeypatch.setattr(nn.functional, "linear", lambda *each: seen.append(each[0].dtype) or linear(*each))
+    with torch.inference_mode(), wide_products():
+        found = layer(values)
+        layer.float()(values.float())
+    exact = values.double() @ layer.weight.detach().double().T + (layer.bias.detach().double() if bias else 0)
+
+    assert seen == [torch.float32, torch.float32]
+    assert found.dtype == torch.bfloat16
+    assert float((found == exact.bfloat16()).double().mean()) > 0.995
+    torch.testing.assert_close(found.double(), exact, rtol=2**-7, atol=2**-7)
+    assert nn.Linear.forward is before
