@@ -11,6 +11,7 @@ from typing import Any, Literal
 from quantbench.engines import ENGINES
 from quantbench.errors import UsageError, unknown_name
 from quantbench.matrix import Matrix, default_matrix, left_out, read_matrix, scenarios, select, told
+from quantbench.models import MODELS
 from quantbench.plan import Plan
 from quantbench.scenario import PROFILES, Conditions, Effort, Scenario, reads, split_batch
 
@@ -100,7 +101,7 @@ def plan(values: Values) -> Plan:
         raise UsageError("--probes and --no-probes are opposites; leave one out")
     effort = _effort(values)
     matrix = _matrix(values, effort)
-    unasked = bool(matrix.own) and not values["probes"]
+    unasked = not values["probes"] and any(name not in MODELS for name in matrix.models)
     return Plan(
         scenarios=tuple(_scenarios(matrix, values["repeats"])),
         effort=effort,

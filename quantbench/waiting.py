@@ -28,6 +28,9 @@ from quantbench.machine import available_cpus
 SPINS = 30_000
 """Some 0.3 to 1.5 milliseconds, depending on how long the CPU's pause instruction takes."""
 
+BESIDE_SPINS = 100
+"""What libgomp does where it manages more threads than there are CPUs."""
+
 POLICY, COUNT = "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"
 _MAPS = Path("/proc/self/maps")
 _LIBGOMP = re.compile(r"/\S*libgomp\S*\.so\S*")
@@ -46,10 +49,15 @@ def described(environment: Mapping[str, str] = os.environ) -> str:
     return f"{' '.join(f'{name}={value}' for name, value in chosen.items())} (user)" if chosen else "libgomp's default"
 
 
-def waiting() -> str:
-    """How threads wait in this process; empty where libgomp is not loaded, and something else decides."""
+def waiting(*, rested: bool = False) -> str:
+    """How threads wait in this process; empty where libgomp is not loaded, and something else decides.
+
+    ``rested`` says that they slept beside other work in what was timed (see ``Rest``).
+    """
     loaded = _MAPS.read_text() if _MAPS.exists() else ""
-    return described() if "libgomp" in loaded else ""
+    if "libgomp" not in loaded:
+        return ""
+    return f"{described()}, {BESIDE_SPINS} beside other work" if rested else described()
 
 
 class Rest:

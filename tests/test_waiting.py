@@ -37,6 +37,14 @@ def test_a_process_without_libgomp_says_nothing_of_it() -> None:
     assert done.stdout.strip() == "''"
 
 
+def test_a_row_whose_threads_slept_beside_other_work_says_so() -> None:
+    code = "import torch; from quantbench.waiting import waiting; print(waiting(rested=True)); print(waiting())"
+    environment = {**os.environ, "GOMP_SPINCOUNT": "30000"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+
+    assert done.stdout.splitlines() == ["spin 30000, 100 beside other work", "spin 30000"]
+
+
 _COUNTED = """
 import os, time
 import torch

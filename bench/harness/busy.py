@@ -8,7 +8,8 @@ QUANTBENCH_HARNESS_PASSES is how many of each.
 When a row was timed is known without the instrument: a job's folder says when its last stage began. What the loop did is this
 script's own log. A figure is the median of its rounds, so that work beside less than a third of them leaves it within the
 quartiles of the others: a row counts as disturbed if the loop ran for a third of its timed window, or for less and its speed
-is more than 10 % below the median of the passes left alone. It counts as quiet if the loop ran for less than a tick of it.
+is more than 10 % below the median of the passes left alone. The rows of passes left alone count as quiet; those beside the loop
+that it happened to miss count nowhere: threads rest in a row, and it is marked, where the loop ran just before.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ def marks() -> Iterator[Result]:
     quiet, beside = measured(int(os.environ.get("QUANTBENCH_HARNESS_PASSES", PASSES)))
     usual = {name: median(row.decode_tps for each in quiet for row in each.rows if row.variant == name) for name in VARIANTS}
     rows = [row for each in (*quiet, *beside) for row in each.rows]
-    left_alone = [row for row in rows if row.overlap_s < TICK_S]
+    left_alone = [row for each in quiet for row in each.rows]
     others = [row for row in rows if row.overlap_s >= TICK_S]
     long = [row for row in others if row.overlap >= OVERLAP]
     slowed = [row for row in others if row.overlap < OVERLAP and row.decode_tps < SLOWED * usual[row.variant]]

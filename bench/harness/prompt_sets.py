@@ -36,7 +36,8 @@ SETS = {"ten": 128, "mixed": 64}
 """Shipped sets with the positions scored after each prompt."""
 
 OPENINGS, OPENING_TOKENS, SAID_TOKENS = 64, 48, 128
-CHUNKS = 32
+CHUNKS = 131
+"""Of 512: all there is."""
 THREADS = 2
 CHECKPOINT = _checkpoint.resolve("canary")
 

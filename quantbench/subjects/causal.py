@@ -146,7 +146,9 @@ def _trace(
     length, batch = job.conditions.output_tokens, prompts.task.batch
     timed = prompts.answered(job.conditions).ids
     found = {**opened.model.facts, **(artifact.facts if artifact else {})}
-    facts = {**found, "threads": str(opened.threads), "waiting": waiting(), "context": str(opened.context)}
+    other_work = answered.other_work or (columns.other_work if columns else None)
+    waits = waiting(rested=bool(other_work and other_work.rested))
+    facts = {**found, "threads": str(opened.threads), "waiting": waits, "context": str(opened.context)}
     return Trace(
         import_s=opened.import_s,
         load_s=None if unwritten else opened.load_s,
@@ -168,7 +170,7 @@ def _trace(
         bytes_per_token=bytes_per_token(opened.running, timed, length, batch) if answered.rounds else None,
         energy=None if isinstance(answered.energy, str) else answered.energy,
         clocks=None if isinstance(answered.clocks, str) else answered.clocks,
-        other_work=answered.other_work or (columns.other_work if columns else None),
+        other_work=other_work,
         absent=_absent(prompts.task, checkpoint, artifact)
         | _reasons(memory_bandwidth_bps=opened.bandwidth, energy=answered.energy, clocks=answered.clocks)
         | _reasons(slicing=columns.slicing if columns else None),

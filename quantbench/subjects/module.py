@@ -78,7 +78,7 @@ def measure(job: Job, folder: Path) -> None:
             distance=distance,
             other_work=other_work,
             absent={**_ABSENT, **absent},
-            facts={**opened.facts, "threads": str(settings.threads), "waiting": waiting()},
+            facts={**opened.facts, "threads": str(settings.threads), "waiting": waiting(rested=other_work.rested)},
         ).save(folder / TRACE_FILE.format(0))
 
 
