@@ -168,7 +168,9 @@ def _cost(method: Method, device: str) -> str:
 
 def _is_cheap(variant: Variant, device: str) -> bool:
     method = METHODS[variant.method]
-    return not _cost(method, device) and not method.endpoint and method.precision(variant.precision).first
+    precision = method.precision(variant.precision)
+    first = precision.first and (precision.first_on_cpu or device != "cpu")
+    return first and not _cost(method, device) and not method.endpoint
 
 
 def _usual(method: str) -> list[Variant]:

@@ -39,7 +39,7 @@ class Precision:
     """One precision that a method offers; ``bits`` is the nominal figure its name promises, None where it promises none.
 
     One that is not ``usual`` is measured only where it is named; one that is not ``first``, on a model of one's own, only
-    where it or its method is.
+    where it or its method is, and so on a CPU one that is not ``first_on_cpu``.
     """
 
     name: str
@@ -47,6 +47,7 @@ class Precision:
     title: str = ""
     usual: bool = True
     first: bool = True
+    first_on_cpu: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -37,12 +37,15 @@ MAY_USE_MATRIX = ("Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "IQ4_XS", "Q3_K_M", "IQ3_M
 IMATRIX = "-imat"
 
 
-_USUAL = ("F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K")
+_FIRST = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M")
+_USUAL = ("F16", *_FIRST, "Q2_K")
 
 
 def _precision(title: str) -> Precision:
     found = re.search(r"\d+", title)
-    return Precision(name=title.lower(), bits=int(found[0]) if found else 0, title=title, usual=title in _USUAL)
+    return Precision(
+        name=title.lower(), bits=int(found[0]) if found else 0, title=title, usual=title in _USUAL, first=title in _FIRST
+    )
 
 
 def _with_matrix(title: str) -> Precision:

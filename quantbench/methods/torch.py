@@ -15,7 +15,7 @@ from quantbench.methods._transformers import TransformersModel, load_pretrained
 from quantbench.scenario import Precision, Scenario
 
 FP32 = Precision(name="fp32", bits=32, title="FP32")
-FP16 = Precision(name="fp16", bits=16, title="FP16")
+FP16 = Precision(name="fp16", bits=16, title="FP16", first_on_cpu=False)
 BF16 = Precision(name="bf16", bits=16, title="BF16")
 _DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 

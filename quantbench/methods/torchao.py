@@ -26,6 +26,7 @@ FP8 = Precision(name="fp8", bits=8, title="FP8, activations too", first=False)
     precisions=[INT8_WO, INT8_DYN, INTX8_DYN, INTX4_WO, INT4_WO, FP8],
     requires=["torch", "transformers", "torchao"],
     reads=["torchao"],
+    costly_on_cpu="slower than fp32 on a CPU",
 )
 @contextmanager
 def open_torchao(scenario: Scenario, settings: Settings) -> Iterator[LoadedModel]:
