@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 from quantbench.errors import ModelError
 from quantbench.job import Checkpoint, Task
 from quantbench.models._gguf import GgufHeader
+
+_COMMON = "transformers.tokenization_utils"
+"""Modules of what decodes for all tokenizers with a backend."""
 
 _TAIL = 16
 """Ids that are enough to see what the next one adds."""
@@ -22,14 +26,21 @@ A folder's configuration often names the end of the text alone.
 """
 
 
-class Tokenizer(Protocol):
-    """A model's own tokenizer.
+DECODER_FILE = "decoder.json"
 
-    ``ends`` are the ids after which nothing of a sequence counts: end of text, of turn and of message. ``context_limit`` is
-    what it was trained at.
-    """
+
+class Decoder(Protocol):
+    """Ids back to text. ``ends`` are the ids after which nothing of a sequence counts: end of text, of turn and of message."""
 
     ends: frozenset[int]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Text of ``tokens``."""
+
+
+class Tokenizer(Decoder, Protocol):
+    """A model's own tokenizer. ``context_limit`` is what it was trained at."""
+
     context_limit: int | None
 
     def encode(self, text: str) -> list[int]:
@@ -37,9 +48,6 @@ class Tokenizer(Protocol):
 
     def encode_literal(self, text: str) -> list[int]:
         """The same of a running text, in which ``<s>`` and the like are what they look like and no special tokens."""
-
-    def decode(self, tokens: Sequence[int]) -> str:
-        """Text of ``tokens``."""
 
 
 def encode_prompts(tokenizer: Tokenizer, task: Task) -> list[list[int]]:
@@ -66,6 +74,39 @@ def added_text(tokenizer: Tokenizer, before: Sequence[int], token: int) -> str:
 def open_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     """The tokenizer of a checkpoint: transformers' for a folder, llama.cpp's for a GGUF file."""
     return _GgufTokenizer(checkpoint) if checkpoint.kind == "gguf" else _FolderTokenizer(checkpoint)
+
+
+def save_decoder(tokenizer: Tokenizer, said: Iterable[Sequence[int]], folder: Path) -> None:
+    """Write into ``folder`` what ``open_decoder`` reads, where it decodes all that was ``said`` as the tokenizer does.
+
+    It is the backend of transformers' tokenizer as it is in memory. To import transformers takes longer than many an answer.
+    """
+    backend = tokenizer.backend() if isinstance(tokenizer, _FolderTokenizer) else None
+    if backend is None:
+        return
+    decoder = _SavedDecoder(tokenizer.ends, backend)
+    if all(decoder.decode(ids) == tokenizer.decode(ids) for ids in said):
+        (folder / DECODER_FILE).write_text(json.dumps({"ends": sorted(tokenizer.ends), "backend": backend}))
+
+
+def open_decoder(checkpoint: Checkpoint, reference: Path | None) -> Decoder:
+    """What a ``reference`` of the checkpoint saved, or else the checkpoint's tokenizer."""
+    saved = reference / DECODER_FILE if reference else None
+    if saved is None or not saved.is_file():
+        return open_tokenizer(checkpoint)
+    body = json.loads(saved.read_text())
+    return _SavedDecoder(frozenset(body["ends"]), body["backend"])
+
+
+class _SavedDecoder:
+    def __init__(self, ends: frozenset[int], backend: str) -> None:
+        from tokenizers import Tokenizer as Backend
+
+        self.ends = ends
+        self._backend = Backend.from_str(backend)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return str(self._backend.decode(list(tokens), skip_special_tokens=True))
 
 
 class _FolderTokenizer:
@@ -103,6 +144,14 @@ class _FolderTokenizer:
 
     def decode(self, tokens: Sequence[int]) -> str:
         return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    def backend(self) -> str | None:
+        """What decodes, as tokenizers writes it; None where the tokenizer's class adds something of its own."""
+        found = getattr(self._tokenizer, "backend_tokenizer", None)
+        own = (getattr(type(self._tokenizer), name, None) for name in ("decode", "_decode"))
+        if found is None or not all(getattr(each, "__module__", "").startswith(_COMMON) for each in own):
+            return None
+        return str(found.to_str())
 
 
 def _listed(ends: int | list[int] | None) -> list[int]:

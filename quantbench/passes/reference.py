@@ -10,7 +10,7 @@ from quantbench.errors import ModelError
 from quantbench.job import Checkpoint, Task
 from quantbench.methods import LoadedModel, SamplesTogether, Sampling, until_end
 from quantbench.models._checkpoint import checkpoint_dtype, count_parameters
-from quantbench.models._tokenizer import Tokenizer, encode_prompts
+from quantbench.models._tokenizer import Tokenizer, encode_prompts, save_decoder
 from quantbench.passes.similarity import (
     LOGPROBS_FILE,
     REFERENCE_FILE,
@@ -32,7 +32,7 @@ _FLOAT32_BYTES = 4
 def make_reference(
     model: LoadedModel, tokenizer: Tokenizer, *, checkpoint: Checkpoint, task: Task, conditions: Conditions, folder: Path
 ) -> None:
-    """Sample, answer and score with the loaded reference; fill ``folder`` with reference.json and logprobs.npy.
+    """Sample, answer and score with the loaded reference; fill ``folder`` with reference.json, logprobs.npy, decoder.json.
 
     A continuation ends with the first end-of-sequence id: what a model says after it is noise, and nobody reads it. One that
     ends at once has this one position to score. Of a text nothing is sampled or answered: its own second halves are what is
@@ -50,6 +50,7 @@ def make_reference(
             raise ModelError("the reference generated nothing after a prompt; its generate() must give the tokens asked for")
         asked = list(zip(task.prompts, prompts, strict=True))[: conditions.answered_prompts or None]
         answers = answer_greedily(model, asked, conditions.answer_tokens, tokenizer)
+        save_decoder(tokenizer, (*said, *(each.tokens or () for each in answers)), folder)
     _write_logprobs(model, scored, folder)
     Reference(
         parameters=count_parameters(checkpoint),

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from quantbench.errors import ModelError
 from quantbench.methods import LoadedModel, until_end
-from quantbench.models._tokenizer import Tokenizer
+from quantbench.models._tokenizer import Decoder
 from quantbench.trace import Answer
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ def _compare_rows(
 
 
 def answer_greedily(
-    model: LoadedModel, prompts: Sequence[tuple[str, Sequence[int]]], length: int, tokenizer: Tokenizer
+    model: LoadedModel, prompts: Sequence[tuple[str, Sequence[int]]], length: int, tokenizer: Decoder
 ) -> tuple[Answer, ...]:
     """Free-running greedy answers, cut after the first end-of-sequence id."""
     said = [until_end(model.generate(ids, length), tokenizer.ends) for _, ids in prompts]
@@ -164,7 +164,7 @@ def answer_greedily(
 
 
 def answers_of(
-    said: Sequence[tuple[int, ...]], prompts: Sequence[tuple[str, Sequence[int]]], tokenizer: Tokenizer
+    said: Sequence[tuple[int, ...]], prompts: Sequence[tuple[str, Sequence[int]]], tokenizer: Decoder
 ) -> tuple[Answer, ...]:
     """Greedy ids as answers, cut after the first end-of-sequence id."""
     answers = []

@@ -16,7 +16,7 @@ from quantbench.methods import METHODS, Artifact, Batched, LoadedModel
 from quantbench.models._checkpoint import count_parameters, require_unchanged
 from quantbench.models._gguf import gguf_parts
 from quantbench.models._safetensors import weight_files
-from quantbench.models._tokenizer import Tokenizer, open_tokenizer
+from quantbench.models._tokenizer import Decoder, open_decoder, open_tokenizer
 from quantbench.passes.bandwidth import bytes_per_token, memory_bandwidth
 from quantbench.passes.courtesy import Courtesy
 from quantbench.passes.energy import measure_energy
@@ -211,7 +211,8 @@ def _answer(
         energy = measure_energy(contender, context, place)
     answers: tuple[Answer, ...] = ()
     if not job.checkpoint.random_weights:
-        answers = _answers(contender, prompts, open_tokenizer(job.checkpoint), job.conditions.answer_tokens)
+        decoder = open_decoder(job.checkpoint, prompts.task.reference)
+        answers = _answers(contender, prompts, decoder, job.conditions.answer_tokens)
     return _Answered(rounds=rounds, answers=answers, energy=energy, clocks=clocks, other_work=other_work)
 
 
@@ -294,7 +295,7 @@ def _score(job: Job, model: LoadedModel, prompts: Prompts, folder: Path, index: 
     return _Columns(path, seconds, slicing, other_work)
 
 
-def _answers(contender: Contender, prompts: Prompts, tokenizer: Tokenizer, length: int) -> tuple[Answer, ...]:
+def _answers(contender: Contender, prompts: Prompts, tokenizer: Decoder, length: int) -> tuple[Answer, ...]:
     """Greedy answers of ``length`` tokens: those that were timed, where they are as long and none was answered beside them."""
     asked = list(zip(prompts.task.prompts, prompts.ids, strict=True))
     said = [contender.said.get(index, ())[:length] for index in range(len(asked))]

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from quantbench.job import Checkpoint
 from quantbench.methods._gguf_files import f16_file
 from quantbench.models._checkpoint import resolve
-from quantbench.models._tokenizer import open_tokenizer
+from quantbench.models._tokenizer import DECODER_FILE, open_decoder, open_tokenizer, save_decoder
 
 END, TURN, MESSAGE = 2, 5, 7
 
@@ -77,3 +80,55 @@ def test_a_gguf_file_ends_at_its_end_of_turn_too(tmp_path: Path) -> None:
         reader, writer, {key: MetadataDetails(GGUFValueType.UINT32, number) for key, number in named.items()}, []
     )
     assert open_tokenizer(resolve(str(path))).ends == {END, TURN, MESSAGE}
+
+
+def test_what_is_saved_decodes_as_the_tokenizer_does_special_tokens_and_torn_characters_too(tmp_path: Path) -> None:
+    checkpoint = _folder(tmp_path, {"eos_token_id": END}, special="<|im_end|>")
+    tokenizer = open_tokenizer(checkpoint)
+    save_decoder(tokenizer, [[1, 300, 301]], tmp_path)
+
+    found = open_decoder(checkpoint, tmp_path)
+
+    assert found.ends == tokenizer.ends
+    assert type(found) is not type(tokenizer)
+    random = np.random.default_rng(3)
+    special = [*tokenizer.ends, 0, 1]
+    for _ in range(200):
+        ids = random.choice([*range(2048), *special * 50], size=random.integers(30)).tolist()
+        assert found.decode(ids) == tokenizer.decode(ids)
+
+
+def test_what_is_saved_is_read_without_transformers(tmp_path: Path) -> None:
+    save_decoder(open_tokenizer(resolve("canary")), [], tmp_path)
+    code = (
+        "import sys; from pathlib import Path; from quantbench.models._tokenizer import open_decoder; "
+        "from quantbench.models._checkpoint import resolve; "
+        "text = open_decoder(resolve('canary'), Path(sys.argv[1])).decode([300, 301, 302]); "
+        "print(bool(text), 'transformers' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+
+    assert done.stdout.split() == ["True", "False"]
+
+
+def test_a_tokenizer_that_decodes_in_a_way_of_its_own_saves_nothing(tmp_path: Path) -> None:
+    checkpoint = resolve("canary")
+    tokenizer: Any = open_tokenizer(checkpoint)
+
+    class Shouts(type(tokenizer._tokenizer)):  # type: ignore[misc]  # a class that is known only now
+        def _decode(self, *ids: Any, **how: Any) -> str:
+            return str(super()._decode(*ids, **how)).upper()
+
+    tokenizer._tokenizer.__class__ = Shouts
+    save_decoder(tokenizer, [], tmp_path)
+
+    assert not (tmp_path / DECODER_FILE).exists()
+    assert type(open_decoder(checkpoint, tmp_path)) is type(tokenizer)
+
+
+def test_what_decodes_an_answer_otherwise_is_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer: Any = open_tokenizer(resolve("canary"))
+    monkeypatch.setattr(tokenizer, "decode", lambda _: "otherwise")
+    save_decoder(tokenizer, [[300]], tmp_path)
+
+    assert not (tmp_path / DECODER_FILE).exists()
