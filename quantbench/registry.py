@@ -54,15 +54,24 @@ class Registry(Generic[T]):
         """All plug-ins, by name."""
         return iter(self._found[name] for name in sorted(self._found))
 
+    def import_own(self) -> None:
+        """Import the modules of the package, so that processes forked from this one find them there; no entry point."""
+        for name in self._own():
+            importlib.import_module(name)
+
+    def _own(self) -> list[str]:
+        """The modules of the package that are scanned."""
+        package = importlib.import_module(self._package)
+        found = (info.name for info in pkgutil.iter_modules(package.__path__))
+        return [f"{self._package}.{name}" for name in found if not name.startswith("_")]
+
     @cached_property
     def _scanned(self) -> tuple[dict[str, T], dict[str, str]]:
         """The plug-ins by name, and the entry points that cannot be imported with the reason."""
         found: dict[str, T] = {}
         broken: dict[str, str] = {}
-        package = importlib.import_module(self._package)
-        for info in pkgutil.iter_modules(package.__path__):
-            if not info.name.startswith("_"):
-                self._collect(importlib.import_module(f"{self._package}.{info.name}"), found)
+        for name in self._own():
+            self._collect(importlib.import_module(name), found)
         for point in entry_points(group=self._group):
             try:
                 source = point.load()

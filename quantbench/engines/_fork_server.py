@@ -1,4 +1,4 @@
-"""The fork server: imports the libraries on its command line once, then forks a worker per request.
+"""The fork server: imports the libraries on its command line, and quantbench, once; then forks a worker per request.
 
 Requests and answers are JSON lines on its pipes.
 
@@ -9,6 +9,7 @@ When its standard input closes it kills the worker it still runs and ends.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import select
@@ -26,7 +27,10 @@ def main() -> None:
     """Serve until standard input closes."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever an import prints must not land between the answers
-    _answer(answers, {"preloaded": import_shared(sys.argv[1:]), "cuda_initialized": _cuda_initialized()})
+    preloaded = import_shared(sys.argv[1:])
+    if preloaded:
+        _import_own()
+    _answer(answers, {"preloaded": preloaded, "cuda_initialized": _cuda_initialized()})
     wake_read, wake_write = os.pipe()
     os.set_blocking(wake_write, False)
     signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
@@ -36,6 +40,17 @@ def main() -> None:
         pid = _start(Path(request["folder"]), (answers.fileno(), wake_read, wake_write), fork=request["fork"])
         _answer(answers, {"pid": pid})
         _answer(answers, {"returncode": _wait(pid, wake_read)})
+
+
+def _import_own() -> None:
+    """What every worker that is forked needs of quantbench: 0.2 s in each of them, once here. Plug-ins are left to the workers.
+
+    They may start threads or a device, which no fork survives.
+    """
+    from quantbench.methods import METHODS
+
+    importlib.import_module("quantbench.worker")
+    METHODS.import_own()
 
 
 def _answer(stream: Any, message: dict[str, Any]) -> None:

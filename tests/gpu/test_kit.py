@@ -65,3 +65,11 @@ def test_the_kit_is_prepared_and_rehearsed_on_the_cpu(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (tmp_path / "out" / "beside.jsonl").read_text().splitlines()]
     ways = {line.get("way") for line in lines if "failed" not in line}
     assert {"quantbench", "generate", "static"} <= ways, lines
+
+
+def test_every_question_that_a_cpu_can_answer_is_answered(tmp_path: Path) -> None:
+    command = [sys.executable, "bench/gpu/gpu_check.py", "--device", "cpu", "--out", str(tmp_path / "facts.json")]
+    subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True, timeout=240)
+    told = json.loads((tmp_path / "facts.json").read_text())
+    assert len(told) == 3
+    assert [fact for fact in told.values() if "failed" in fact] == []
