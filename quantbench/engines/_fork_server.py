@@ -40,6 +40,7 @@ def main() -> None:
         pid = _start(Path(request["folder"]), (answers.fileno(), wake_read, wake_write), fork=request["fork"])
         _answer(answers, {"pid": pid})
         _answer(answers, {"returncode": _wait(pid, wake_read)})
+    os._exit(0)  # nothing is left to say, and taking torch and transformers down takes more than a second
 
 
 def _import_own() -> None:
