@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -61,6 +62,21 @@ def test_every_module_is_scanned_and_names_are_sorted(registry_of: Callable[...,
 
 def test_modules_with_an_underscore_are_not_scanned(registry_of: Callable[..., Registry[Precision]]) -> None:
     assert not list(registry_of({"_helper": "H = Tool(name='helper')\nraise RuntimeError('never imported')"}))
+
+
+def test_what_other_processes_will_need_is_imported_without_the_plug_ins(
+    registry_of: Callable[..., Registry[Precision]], tmp_path: Path
+) -> None:
+    """A fork server does it: a plug-in may start threads or a device, which no fork survives."""
+    registry = registry_of({"saw": "S = Tool(name='saw')", "_helper": "raise RuntimeError('never imported')"})
+    package = f"tools_{next(_numbers) - 1}"
+    (tmp_path / "hammers.py").write_text("raise RuntimeError('never imported')")
+    _installed(tmp_path, package, {"hammer": "hammers:H"})
+
+    registry.import_own()
+
+    assert f"{package}.saw" in sys.modules
+    assert "hammers" not in sys.modules
 
 
 def test_unknown_names_get_the_nearest(registry_of: Callable[..., Registry[Precision]]) -> None:
