@@ -196,10 +196,10 @@ class _Looked:
 def _tests(
     cells: Sequence[Cell], side: Callable[[Cell], Side], priors: Mapping[GateName, _Prior]
 ) -> dict[tuple[str, GateName], _Looked]:
-    """A test of every cell and gate of ``side`` against the baseline."""
+    """A test of every cell and gate of ``side`` against the baseline, where it has a spread."""
     found = {}
     for gate in _GATES:
-        usable = [cell for cell in cells if gate in _usable(cell) and side(cell).values(gate)]
+        usable = [cell for cell in cells if gate in _usable(cell) and len(side(cell).values(gate)) > 1]
         measured = [_t_test(side(cell), cell.baseline, gate, priors[gate]) for cell in usable]
         shared = [_runs(cell.baseline, side(cell), gate) for cell in usable]
         shifts = common_shifts([test.difference for test in measured], [test.error for test in measured], shared)

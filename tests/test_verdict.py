@@ -78,7 +78,11 @@ def test_too_few_processes_say_nothing() -> None:
     found = judge([few, cell("other", factor=0.9)])
     assert [each.verdict for each in found] == [Verdict.INSUFFICIENT, Verdict.SUSPECT_WORSE]
     assert found[0].change is None
-    again = replace(cell(factor=0.9), again=side(3, factor=0.9, count=2))
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])  # one, where other work disturbed all others, has no spread
+def test_a_second_measurement_of_too_few_processes_says_nothing(count: int) -> None:
+    again = replace(cell(factor=0.9), again=side(3, factor=0.9, count=count))
     assert only(judge([again])).verdict == Verdict.SUSPECT_WORSE
 
 
