@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from quantbench.report._rows_table import NO_REASON
+from quantbench.tables._fields import sign_of
 from quantbench.tables._show import short, with_interval
 from quantbench.tables._table import DASH
 from quantbench.units import format_bytes, significant
@@ -92,4 +93,4 @@ def _figure(row: Row, name: str, show: Callable[[float], str]) -> str:
     value = row.number(name)
     if value is None:
         return f"{DASH} ({row.null_reason(name) or NO_REASON})"
-    return with_interval(value, row.number(f"{name}_low"), row.number(f"{name}_high"), show=show)
+    return with_interval(value, row.number(f"{name}_low"), row.number(f"{name}_high"), show=show) + sign_of(row, name)

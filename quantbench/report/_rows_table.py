@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from quantbench.scenario import short_name
-from quantbench.tables._fields import BESIDE_OTHER_WORK, timed_keys
+from quantbench.tables._fields import sign_of
 from quantbench.tables._rows import Row
 from quantbench.tables._show import short, times, with_error, with_interval
 from quantbench.units import format_bytes, format_seconds, significant
@@ -169,8 +169,7 @@ def _entry(row: Row, figure: _Figure, reasons: _Reasons) -> Entry:
     value = row.number(figure.name)
     if value is None:
         return _absent(row, figure.name, reasons)
-    mark = BESIDE_OTHER_WORK if row.flag("disturbed") and figure.name in timed_keys() else ""
-    return Entry(figure.text(row, value) + mark, repr(value))
+    return Entry(figure.text(row, value) + sign_of(row, figure.name), repr(value))
 
 
 def _absent(row: Row, name: str, reasons: _Reasons) -> Entry:

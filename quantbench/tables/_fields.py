@@ -9,6 +9,7 @@ from functools import cache
 from quantbench.schema import table_columns, timed_columns
 from quantbench.tables import _sizes
 from quantbench.tables._lines import Line
+from quantbench.tables._rows import Row
 from quantbench.tables._show import times, with_error
 from quantbench.tables._table import Cell, Heading
 from quantbench.tables.claimed import ClaimTable
@@ -32,8 +33,14 @@ class Field:
     def marked(self, line: Line) -> Cell:
         """The cell, with a sign where it holds what was timed beside other work."""
         cell = self.cell(line)
-        marked = line.disturbed and self.heading.key in timed_keys() and cell.value is not None
-        return replace(cell, mark=cell.mark + BESIDE_OTHER_WORK) if marked else cell
+        if line.row is None or cell.value is None:
+            return cell
+        return replace(cell, mark=cell.mark + sign_of(line.row, self.heading.key))
+
+
+def sign_of(row: Row, name: str) -> str:
+    """The sign behind the row's figure of that column where it was timed beside other work; else nothing."""
+    return BESIDE_OTHER_WORK if row.flag("disturbed") and name in timed_keys() else ""
 
 
 @cache

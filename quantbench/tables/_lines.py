@@ -42,11 +42,6 @@ class Line:
         return f"{self.status}, {self.row.text('reason') or 'no reason kept'}"
 
     @property
-    def disturbed(self) -> bool:
-        """Whether other work ran beside its timed rounds."""
-        return self.row is not None and self.row.flag("disturbed")
-
-    @property
     def alternated(self) -> bool:
         """Whether its timed rounds alternated with the reference's in one process."""
         row = self.row

@@ -260,8 +260,9 @@ def _figures(candidate: Candidate) -> str:
     bits = "" if candidate.bits_per_weight is None else f" ({candidate.bits_per_weight:.2f} bits/weight)"
     grows = f", {format_bytes(candidate.need_bytes)} running" if candidate.need_bytes > 1.01 * candidate.weight_bytes else ""
     rate = with_interval(candidate.tps, candidate.tps_low, candidate.tps_high, "tokens/s")
+    beside = " beside other work" if candidate.disturbed else ""
     kld = with_interval(candidate.kld, candidate.kld_low, candidate.kld_high, "nats", short)
-    return f"{format_bytes(candidate.weight_bytes)} weights{bits}{grows}, decode {rate}, KLD {kld}"
+    return f"{format_bytes(candidate.weight_bytes)} weights{bits}{grows}, decode {rate}{beside}, KLD {kld}"
 
 
 def _factor(larger: float, smaller: float) -> float:

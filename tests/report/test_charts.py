@@ -15,6 +15,7 @@ import pytest
 from quantbench.report import _history, _latency
 from quantbench.report._bars import bars
 from quantbench.report._colours import DARK, LIGHT, on_page, on_paper, series
+from quantbench.report._decisions import HEADS, decisions
 from quantbench.report._figures import courses, latencies, sizes, speeds
 from quantbench.report._look import Look, log_ticks, subject
 from quantbench.report._pareto import pareto
@@ -114,6 +115,12 @@ def test_a_speed_measured_beside_other_work_is_marked_wherever_it_is_shown(write
     cells = {line.entries[0].text: zip(listed.titles, line.entries, strict=True) for line in listed.lines}
     marked = {name: [title.text for title, entry in row if "~" in entry.text] for name, row in cells.items()}
     assert marked == {"torch/fp32": [], "gguf/q8_0": ["TTFT", "Decode, tokens/s", "Decode, x anchor"]}
+
+
+def test_a_speed_measured_beside_other_work_is_marked_beside_the_decision(write: Any, record: Callable[..., Any]) -> None:
+    (decision,) = decisions(write([record("torch/fp32", disturbed=True, disturbance="others"), record("gguf/q8_0")]))
+    reference = next(each for each in decision.columns if each.name == "torch/fp32")
+    assert [head for head, figure in zip(HEADS, reference.figures, strict=True) if "~" in figure] == ["Decode, tokens/s"]
 
 
 def test_no_chart_without_figures(write: Any, record: Callable[..., Any], everything_results: Results) -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from quantbench.tables._pareto import PROCESS_SPREAD, Candidate, choose, dominates, possible
 from quantbench.tables.decision import RULE, decide
+from quantbench.units import significant
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -260,6 +261,18 @@ def test_a_pick_that_depends_on_a_speed_beside_other_work_is_not_told(write: Wri
     )
     assert choice.runner_up is None
     assert not any("slower than torch/fp32" in each.reason for each in choice.rejected)
+
+
+def test_a_speed_beside_other_work_is_told_so_in_the_sentence(write: Write, record: Make) -> None:
+    records = [record("torch/fp32"), record("gguf/q4_k_m", kld_mean=9.0, kld_low=8.0, kld_high=10.0)]
+    [choice] = decide(beside_work(write(records), "fp32"))
+
+    assert choice.sentence.startswith("Ship torch/fp32 on canary (prompts ten): ")
+    decode, _, after = choice.sentence.partition("decode ")[2].partition(" beside other work, KLD ")
+    assert decode.startswith(f"{significant(records[0].values['decode_tps'])} tokens/s")
+    assert after
+    [quiet] = decide(write(records))
+    assert "beside other work" not in quiet.sentence
 
 
 def test_what_is_larger_and_further_away_may_be_disturbed(write: Write, record: Make) -> None:
