@@ -15,7 +15,7 @@ from quantbench.errors import QuantbenchError
 from quantbench.machine import available_memory
 from quantbench.methods import METHODS, Settings
 from quantbench.methods._devices import gpus_of
-from quantbench.models import _checkpoint as checkpoints
+from quantbench.models import checkpoint as checkpoints
 from quantbench.passes.gpu import open_boards
 from quantbench.scenario import Scenario
 

@@ -14,7 +14,7 @@ from quantbench.footprint import ELEMENT_BYTES, Weights, activation_bytes, dense
 from quantbench.gpus import chosen_gpus
 from quantbench.machine import memory_limit
 from quantbench.methods import METHODS
-from quantbench.models import _configs
+from quantbench.models import config
 from quantbench.scenario import Variant
 from quantbench.units import format_bytes
 
@@ -141,7 +141,7 @@ def read_architecture(name: str, *, any_age: bool = False) -> Architecture:
         from quantbench.methods._gguf_plan import gguf_architecture
 
         return gguf_architecture(Path(name).expanduser().absolute())
-    return _configs.read_architecture(name, any_age=any_age)
+    return config.read_architecture(name, any_age=any_age)
 
 
 def device_here(device: str) -> Device | None:

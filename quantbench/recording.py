@@ -23,7 +23,7 @@ from quantbench.scenario import Scenario
 from quantbench.trace import Reference, Trace
 
 _REFERENCE_MAKERS = (
-    "quantbench.passes.reference", "quantbench.passes.similarity", "quantbench.passes.text", "quantbench.models._tokenizer",
+    "quantbench.passes.reference", "quantbench.passes.similarity", "quantbench.passes.text", "quantbench.models.tokenizer",
     "quantbench.methods._transformers", "quantbench.methods._llama_cpp", "quantbench.trace",
 )  # fmt: skip
 """What samples, answers, scores and writes a reference, besides the method's own file."""

@@ -23,7 +23,7 @@ from quantbench.job import REFERENCE_FOLDER, Checkpoint, Job, JobKind, Task
 from quantbench.methods import METHODS
 from quantbench.metrics._columns import NO_REFERENCE
 from quantbench.models import MODELS
-from quantbench.models._checkpoint import resolve
+from quantbench.models.checkpoint import resolve
 from quantbench.passes.other_work import this_process
 from quantbench.plan import Plan
 from quantbench.preflight import Preflight

@@ -20,7 +20,7 @@ from quantbench.gpus import number_gpus_by_bus
 from quantbench.job import FAILURE_FILE, Job
 from quantbench.methods import METHODS
 from quantbench.methods._devices import says_out_of_memory
-from quantbench.models._checkpoint import require_unchanged
+from quantbench.models.checkpoint import require_unchanged
 from quantbench.preload import keep_torch_out
 from quantbench.record import Status
 from quantbench.subjects import causal, module, probe, served, settings_of

@@ -11,7 +11,7 @@ import pytest
 from quantbench import anchor
 from quantbench.anchor import choose
 from quantbench.methods import Settings
-from quantbench.models._checkpoint import count_parameters, read_config, resolve
+from quantbench.models.checkpoint import count_parameters, read_config, resolve
 from quantbench.passes.gpu import Boards
 from quantbench.scenario import Conditions, Scenario, Variant
 

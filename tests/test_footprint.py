@@ -21,7 +21,7 @@ from quantbench.footprint import (
     largest_context,
 )
 from quantbench.models import MODELS
-from quantbench.models._configs import read_architecture
+from quantbench.models.config import read_architecture
 
 TOKENS = 160
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
@@ -129,7 +129,7 @@ assert lib.llama_init_from_model(model, params)
 @pytest.mark.parametrize("context", [300, 1000])
 def test_llama_cpp_allocates_what_is_planned(context: int) -> None:
     from quantbench.methods._gguf_files import f16_file
-    from quantbench.models._checkpoint import resolve
+    from quantbench.models.checkpoint import resolve
 
     path = f16_file(resolve("canary"))
     out = subprocess.run(

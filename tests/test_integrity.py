@@ -16,7 +16,7 @@ from quantbench.checksums import CHECKSUMS
 from quantbench.errors import ModelError
 from quantbench.machine import describe
 from quantbench.methods import METHODS, LoadedModel, Settings, _calibration, _gptqmodel, _imatrix, qat
-from quantbench.models._checkpoint import require_unchanged, resolve, watched
+from quantbench.models.checkpoint import require_unchanged, resolve, watched
 from quantbench.plan import Plan
 from quantbench.record import Record, Status
 from quantbench.runner import Runner

@@ -13,7 +13,7 @@ from quantbench.errors import UsageError
 from quantbench.gpus import Gpu
 from quantbench.matrix import every_variant
 from quantbench.methods import METHODS
-from quantbench.models._configs import read_architecture
+from quantbench.models.config import read_architecture
 from quantbench.planner import Device, Planned, Workload
 from quantbench.scenario import Variant
 from quantbench.units import GIB

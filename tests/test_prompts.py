@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from quantbench import prompts
 from quantbench.errors import UsageError
 from quantbench.matrix import default_matrix
-from quantbench.models import _checkpoint
-from quantbench.models._tokenizer import open_tokenizer
+from quantbench.models import checkpoint
+from quantbench.models.tokenizer import open_tokenizer
 from quantbench.prompts import PromptSet
 from quantbench.statistics import FEW_CLUSTERS
 
@@ -37,7 +37,7 @@ def test_the_default_set_is_mixed_and_large_enough_for_the_interval_of_many() ->
 
 
 def test_what_is_not_timed_of_the_default_set_is_scored_well_into_a_text() -> None:
-    tokenizer = open_tokenizer(_checkpoint.resolve("canary"))
+    tokenizer = open_tokenizer(checkpoint.resolve("canary"))
     lengths = [len(tokenizer.encode(text)) for text in prompts.load("mixed").prompts]
     assert min(lengths[10:]) >= 128
     assert max(lengths[10:]) < 256

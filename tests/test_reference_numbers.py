@@ -22,7 +22,7 @@ import pytest
 from quantbench.methods import METHODS, _gguf_plan
 from quantbench.methods._packed_forecast import packed_tensors
 from quantbench.methods.gguf import NEED_MATRIX, uses_matrix
-from quantbench.models._configs import read_architecture
+from quantbench.models.config import read_architecture
 from quantbench.planner import forecast
 from quantbench.units import GIB
 

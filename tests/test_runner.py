@@ -60,7 +60,7 @@ def test_a_reference_that_fails_costs_similarity_only(
 def test_the_artifact_of_a_reference_is_not_keyed_by_what_does_not_make_it() -> None:
     from dataclasses import replace
 
-    from quantbench.models._checkpoint import resolve
+    from quantbench.models.checkpoint import resolve
 
     canary = resolve("canary")
 

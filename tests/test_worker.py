@@ -12,7 +12,7 @@ import torch
 from quantbench.errors import ModelError, UnsupportedError
 from quantbench.job import FAILURE_FILE, Job, Task
 from quantbench.methods import METHODS, Settings, method
-from quantbench.models._checkpoint import resolve
+from quantbench.models.checkpoint import resolve
 from quantbench.scenario import Conditions, Effort, Precision, Scenario, Variant
 from quantbench.worker import run_job
 

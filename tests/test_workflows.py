@@ -17,7 +17,7 @@ import pytest
 import typer.main
 import yaml
 
-from quantbench.cli import app
+from quantbench.cli.app import app
 from quantbench.matrix import read_matrix, scenarios
 from quantbench.scenario import prompt_tokens
 from quantbench.schema import schema

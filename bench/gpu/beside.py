@@ -78,7 +78,7 @@ def measure(
     import torch
 
     from quantbench.methods import METHODS, Settings
-    from quantbench.models._checkpoint import resolve
+    from quantbench.models.checkpoint import resolve
     from quantbench.scenario import Conditions, Scenario, Variant
 
     name, _, precision = variant.partition("/")

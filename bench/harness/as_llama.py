@@ -35,8 +35,8 @@ def _misses(kind: str) -> Mapping[str, float]:
     from transformers import AutoConfig
 
     from quantbench import architecture, planner
-    from quantbench.architecture._shapes import from_shapes
-    from quantbench.models._meta import as_shapes, build, describe
+    from quantbench.architecture.shapes import from_shapes
+    from quantbench.models.meta import as_shapes, build, describe
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -24,7 +24,7 @@ from ratios import CannotRunError, in_turn, seconds_in_turn, speed_ratio
 from quantbench.machine import available_cpus
 from quantbench.methods import METHODS, Settings
 from quantbench.methods._llama_cpp_probe import extra_buffers_work
-from quantbench.models._checkpoint import resolve
+from quantbench.models.checkpoint import resolve
 from quantbench.scenario import Scenario, Variant
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from typing import Any
 
 from quantbench.job import Task
 from quantbench.methods import METHODS, LoadedModel, Settings
-from quantbench.models._checkpoint import resolve
-from quantbench.models._tokenizer import open_tokenizer
+from quantbench.models.checkpoint import resolve
+from quantbench.models.tokenizer import open_tokenizer
 from quantbench.passes.latency import timed_answer
 from quantbench.passes.reference import make_reference
 from quantbench.passes.similarity import REFERENCE_FILE, score_columns

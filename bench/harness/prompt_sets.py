@@ -20,9 +20,9 @@ import numpy as np  # noqa: TID253 - a script
 
 from quantbench import prompts
 from quantbench.methods import METHODS, LoadedModel, Sampling, Settings
-from quantbench.models import _checkpoint
-from quantbench.models._tokenizer import open_tokenizer
+from quantbench.models import checkpoint
 from quantbench.models.canary import corpus
+from quantbench.models.tokenizer import open_tokenizer
 from quantbench.passes.similarity import LOGPROBS_FILE, Scored, log_softmax, score_columns, until_end
 from quantbench.passes.text import read_chunks
 from quantbench.scenario import Conditions, Scenario, Variant
@@ -39,7 +39,7 @@ OPENINGS, OPENING_TOKENS, SAID_TOKENS = 64, 48, 128
 CHUNKS = 131
 """Of 512: all there is."""
 THREADS = 2
-CHECKPOINT = _checkpoint.resolve("canary")
+CHECKPOINT = checkpoint.resolve("canary")
 
 
 @contextmanager

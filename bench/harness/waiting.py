@@ -87,7 +87,7 @@ def peak_memory() -> Iterator[Result]:
     of torch's own files that it touches, and a process of its own keeps 80 MB more of them from when it imported torch.
     """
     from quantbench.machine import describe
-    from quantbench.models._checkpoint import resolve
+    from quantbench.models.checkpoint import resolve
     from quantbench.plan import Plan
     from quantbench.runner import Runner
     from quantbench.scenario import PROFILES, Conditions, Scenario, Variant
@@ -180,7 +180,7 @@ def _line(stream: IO[str] | None) -> str:
 def answer(variant: str, *, rests: bool) -> None:
     """Open the variant; for each line of input say its decode tokens/s, the median of a quarter of a second."""
     from quantbench.methods import METHODS, Settings
-    from quantbench.models._checkpoint import resolve
+    from quantbench.models.checkpoint import resolve
     from quantbench.passes.latency import timed_answer
     from quantbench.scenario import Conditions, Scenario, Variant
 

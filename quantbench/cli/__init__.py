@@ -1,52 +1,10 @@
-"""The command ``quantbench``: results go to stdout, messages to stderr.
-
-Exit codes: 0 ok, 1 scenarios failed, 2 usage, 3 regression, 4 insufficient data, 130 Ctrl-C.
-"""
+"""The command ``quantbench``, one file a command: results go to stdout, messages to stderr."""
 
 from __future__ import annotations
-
-from importlib.metadata import version
-from typing import Annotated
-
-import typer
-
-from quantbench.cli._catalogue import methods, metrics, models
-from quantbench.cli._compare import compare
-from quantbench.cli._contrast import contrast
-from quantbench.cli._doctor import doctor
-from quantbench.cli._export import export
-from quantbench.cli._guard import DEBUG, guarded
-from quantbench.cli._plan import plan
-from quantbench.cli._quantize import quantize
-from quantbench.cli._report import report
-from quantbench.cli._results import recommend, tables
-from quantbench.cli._run import run
-
-app = typer.Typer(name="quantbench", no_args_is_help=True, add_completion=False, rich_markup_mode=None)
-for command in (plan, run, tables, recommend, compare, contrast, report, export, methods, metrics, models, quantize, doctor):
-    app.command(command.__name__)(guarded(command))
-
-
-def _show(asked: bool) -> None:
-    """Print the version and exit."""
-    if asked:
-        typer.echo(f"quantbench {version('quantbench')}")
-        raise typer.Exit
-
-
-@app.callback()
-def common(
-    *,
-    debug: Annotated[bool, typer.Option("--debug", help="show the traceback of an error")] = False,
-    _version: Annotated[bool, typer.Option("--version", callback=_show, is_eager=True, help="show the version")] = False,
-) -> None:
-    """What each quantization of your model costs and buys on your hardware.
-
-    Exit codes: 0 ok, 1 scenarios failed, 2 usage, 3 regression, 4 insufficient data, 130 Ctrl-C.
-    """
-    DEBUG.set(debug)
 
 
 def main() -> None:
     """Run the command line and exit with its code."""
+    from quantbench.cli.app import app
+
     app()

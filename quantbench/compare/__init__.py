@@ -24,7 +24,7 @@ from quantbench.verdict import Verdict as Judged
 if TYPE_CHECKING:
     import pandas as pd
 
-    from quantbench.tables._rows import Row
+    from quantbench.tables.rows import Row
 
 __all__ = ["STATUS", "Comparison", "Entry", "Verdict", "compare", "parse_threshold"]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from quantbench.record import Status
-from quantbench.tables._rows import Row, rows_of
+from quantbench.tables.rows import Row, rows_of
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -8,8 +8,8 @@ from dataclasses import asdict, replace
 from statistics import median
 
 from quantbench.compare import Comparison, Entry, Verdict
-from quantbench.tables._table import Cell, Heading, Table
 from quantbench.tables.render import escape_markdown, one_line, render
+from quantbench.tables.table import Cell, Heading, Table
 from quantbench.units import format_bytes, format_seconds, significant
 
 MARKDOWN_LIMIT = 1_000_000

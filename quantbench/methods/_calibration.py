@@ -10,8 +10,8 @@ from quantbench.errors import ModelError, UnsupportedError, UsageError
 from quantbench.job import Checkpoint
 from quantbench.methods import Settings
 from quantbench.methods._transformers import load_pretrained
-from quantbench.models._checkpoint import watched
-from quantbench.models._tokenizer import open_tokenizer
+from quantbench.models.checkpoint import watched
+from quantbench.models.tokenizer import open_tokenizer
 from quantbench.scenario import Conditions, Scenario
 
 SEQUENCES = 128

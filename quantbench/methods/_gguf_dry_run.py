@@ -17,7 +17,7 @@ from typing import Any
 from quantbench.errors import ModelError, QuantbenchError, UnsupportedError
 from quantbench.methods._gguf_tensors import Tensor, architecture_of, converted, fallback
 from quantbench.methods._llama_cpp_facts import fallen_back
-from quantbench.models._gguf import GgufHeader, all_tensors, tensor_bytes
+from quantbench.models.gguf import GgufHeader, all_tensors, tensor_bytes
 
 REQUEST, RESULT = "request.json", "result.json"
 _HEADER, _OTHER = "header.gguf", "other.json"

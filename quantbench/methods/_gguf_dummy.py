@@ -30,8 +30,8 @@ from quantbench.methods._gguf_header import HEADER, REQUEST, VALUES
 from quantbench.methods._gguf_plan import File, tensors_of
 from quantbench.methods._gguf_tensors import Tensor
 from quantbench.methods._llama_cpp import library
-from quantbench.models._dummy import read_shapes
-from quantbench.models._gguf import block_of, tensor_bytes
+from quantbench.models.dummy import read_shapes
+from quantbench.models.gguf import block_of, tensor_bytes
 
 _MAKERS = ("quantbench.methods._gguf_dummy", "quantbench.methods._gguf_header", "quantbench.methods._gguf_tensors")
 

@@ -24,8 +24,8 @@ from quantbench.methods import Artifact
 from quantbench.methods._gguf_tensors import fallback
 from quantbench.methods._llama_cpp import library
 from quantbench.methods._llama_cpp_facts import fallen_back
-from quantbench.models._checkpoint import watched
-from quantbench.models._gguf import GgufHeader, all_tensors
+from quantbench.models.checkpoint import watched
+from quantbench.models.gguf import GgufHeader, all_tensors
 
 CHECKOUT_VARIABLE = "QUANTBENCH_LLAMA_CPP"
 MODEL_FILE = "model.gguf"

@@ -21,7 +21,7 @@ from quantbench.identity import identify
 from quantbench.methods._gguf_dry_run import REQUEST, RESULT
 from quantbench.methods._gguf_files import UNQUANTIZED
 from quantbench.methods._gguf_tensors import Tensor as Typed
-from quantbench.models._gguf import gguf_parts
+from quantbench.models.gguf import gguf_parts
 from quantbench.units import format_bytes
 
 File = tuple[str, str, bool]
@@ -36,7 +36,7 @@ _DROPS_ROWS = "the converter leaves out rows of the embedding beyond the tokeniz
 
 _MAKERS = (
     "quantbench.methods._gguf_plan", "quantbench.methods._gguf_dry_run", "quantbench.methods._gguf_tensors",
-    "quantbench.models._gguf",
+    "quantbench.models.gguf",
 )  # fmt: skip
 _CONTEXT = 4096
 """What the header says where a configuration does not; no size depends on it."""

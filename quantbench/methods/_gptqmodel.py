@@ -30,8 +30,8 @@ from quantbench.methods._packed import BELONGS, grouping, ready
 from quantbench.methods._packed_dummy import dummy_folder
 from quantbench.methods._packed_forecast import BLOCKS, misfit
 from quantbench.methods._packed_kernels import compile_kernels
-from quantbench.models._checkpoint import watched
-from quantbench.models._safetensors import safetensors_header, weight_files
+from quantbench.models.checkpoint import watched
+from quantbench.models.safetensors import safetensors_header, weight_files
 from quantbench.scenario import Scenario, Variant
 
 CALIBRATION_SEQUENCES = {"gptq": 64, "awq": 16}

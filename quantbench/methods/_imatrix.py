@@ -17,8 +17,8 @@ from quantbench.methods import Settings
 from quantbench.methods._calibration import LENGTH, SEQUENCES, calibration_identity, calibration_ids, device_family
 from quantbench.methods._gguf_files import f16_file
 from quantbench.methods._transformers import load_pretrained
-from quantbench.models._checkpoint import watched
-from quantbench.models._gguf import GgufHeader, GgufTensor
+from quantbench.models.checkpoint import watched
+from quantbench.models.gguf import GgufHeader, GgufTensor
 from quantbench.scenario import Scenario
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from quantbench.models._gguf import gguf_parts
+from quantbench.models.gguf import gguf_parts
 
 BUFFER_LINE = b"model buffer size"
 """Of what llama.cpp logs while it loads, the lines that say how much went into which kind of memory."""

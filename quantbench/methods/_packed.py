@@ -18,8 +18,8 @@ from quantbench.errors import ModelError, UnsupportedError
 from quantbench.job import Checkpoint
 from quantbench.methods import METHODS, Settings
 from quantbench.methods._transformers import TransformersModel, load_pretrained
-from quantbench.models._checkpoint import quantization_config, read_config, watched
-from quantbench.models._safetensors import safetensors_header, weight_files, weight_index
+from quantbench.models.checkpoint import quantization_config, read_config, watched
+from quantbench.models.safetensors import safetensors_header, weight_files, weight_index
 from quantbench.scenario import Variant
 
 BELONGS = (".json", ".model", ".txt", ".jinja", ".py")

@@ -15,8 +15,8 @@ from quantbench.errors import UnsupportedError
 from quantbench.job import Checkpoint
 from quantbench.methods._packed import grouping
 from quantbench.methods._packed_forecast import Stored, file_bytes, header, packed_tensors, refusal, shards
-from quantbench.models._checkpoint import read_config
-from quantbench.models._configs import CONFIG, read_architecture
+from quantbench.models.checkpoint import read_config
+from quantbench.models.config import CONFIG, read_architecture
 from quantbench.scenario import Variant
 
 if TYPE_CHECKING:

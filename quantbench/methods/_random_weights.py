@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
 from quantbench.errors import ModelError
-from quantbench.models._dummy import SEED, read_shapes
+from quantbench.models.dummy import SEED, read_shapes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -10,8 +10,8 @@ from quantbench.errors import ModelError
 from quantbench.methods import METHODS
 from quantbench.methods._packed import grouping
 from quantbench.models import is_dummy, is_hub_id, is_server
-from quantbench.models._checkpoint import quantized_as
-from quantbench.models._gguf import GgufHeader, gguf_parts
+from quantbench.models.checkpoint import quantized_as
+from quantbench.models.gguf import GgufHeader, gguf_parts
 from quantbench.scenario import Variant
 
 _GGUF = "gguf"

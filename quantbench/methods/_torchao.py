@@ -17,7 +17,7 @@ from quantbench.methods import Settings
 from quantbench.methods._forecast import class_name, joined, layers_of, left_note, mixed_bytes
 from quantbench.methods._forecast import sides as sides_of
 from quantbench.methods._transformers import TransformersModel, load_pretrained
-from quantbench.models._checkpoint import read_config
+from quantbench.models.checkpoint import read_config
 
 GROUP_SIZE = 32
 """Weights of one group that share a scale in the 4-bit precisions."""

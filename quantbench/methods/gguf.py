@@ -15,7 +15,7 @@ from quantbench.footprint import Weights
 from quantbench.methods import Artifact, LoadedModel, Settings, method
 from quantbench.methods._calibration import calibration_identity
 from quantbench.models import is_dummy
-from quantbench.models._gguf import gguf_parts
+from quantbench.models.gguf import gguf_parts
 from quantbench.scenario import Precision, Scenario
 
 TYPES = (

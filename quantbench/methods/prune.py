@@ -22,7 +22,7 @@ from quantbench.errors import UnsupportedError
 from quantbench.footprint import Weights, dense_bytes
 from quantbench.methods import METHODS, Artifact, LoadedModel, Settings, _pruning, method
 from quantbench.methods._transformers import TransformersModel, load_pretrained
-from quantbench.models._checkpoint import watched
+from quantbench.models.checkpoint import watched
 from quantbench.scenario import Precision, Scenario, Variant
 
 UNSTRUCTURED_30 = Precision(name="unstructured-30", bits=32, title="30 % zeros", usual=False)

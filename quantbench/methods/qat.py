@@ -20,8 +20,8 @@ from quantbench.methods import _torchao as ao
 from quantbench.methods._calibration import calibration_identity, calibration_ids, device_family
 from quantbench.methods._qat import Training, distill
 from quantbench.methods._transformers import TransformersModel, load_pretrained
-from quantbench.models._checkpoint import watched
-from quantbench.models._safetensors import weight_files
+from quantbench.models.checkpoint import watched
+from quantbench.models.safetensors import weight_files
 from quantbench.scenario import Precision, Scenario
 
 INT8 = Precision(name="int8", bits=8, title="INT8, activations too, trained", usual=False)

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from quantbench.architecture import Role, Tensor
-from quantbench.architecture._shapes import Shapes
+from quantbench.architecture.shapes import Shapes
 from quantbench.errors import ModelError
-from quantbench.models._safetensors import safetensors_header, weight_files
+from quantbench.models.safetensors import safetensors_header, weight_files
 
 _FLOATS = frozenset(("F64", "F32", "F16", "BF16"))
 _BLOCK = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)\.")

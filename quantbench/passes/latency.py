@@ -13,7 +13,7 @@ from itertools import pairwise
 
 from quantbench.errors import ModelError
 from quantbench.methods import Batched, LoadedModel
-from quantbench.passes._rounds import ANCHOR_SHARE, AnchorTurn, until_steady
+from quantbench.passes.rounds import ANCHOR_SHARE, AnchorTurn, until_steady
 from quantbench.scenario import Effort
 from quantbench.trace import Generation, Round
 

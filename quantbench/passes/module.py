@@ -10,7 +10,7 @@ from statistics import median
 from typing import Any
 
 from quantbench.methods import LoadedModule
-from quantbench.passes._rounds import AnchorTurn, until_steady
+from quantbench.passes.rounds import AnchorTurn, until_steady
 from quantbench.scenario import Effort
 from quantbench.trace import Calls, OutputDistance
 

@@ -18,7 +18,7 @@ from quantbench.cache import cache_root
 from quantbench.errors import MissingDependency, QuantbenchError
 from quantbench.machine import describe
 from quantbench.methods import METHODS, HasModule, LoadedModel, Sampling, Settings
-from quantbench.models._checkpoint import read_config
+from quantbench.models.checkpoint import read_config
 from quantbench.passes.finetune import load_adapter, other_kernels, train_adapter
 from quantbench.scenario import Scenario
 from quantbench.scratch import scratch_folder

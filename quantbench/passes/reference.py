@@ -9,8 +9,8 @@ from pathlib import Path
 from quantbench.errors import ModelError
 from quantbench.job import Checkpoint, Task
 from quantbench.methods import LoadedModel, SamplesTogether, Sampling, until_end
-from quantbench.models._checkpoint import checkpoint_dtype, count_parameters
-from quantbench.models._tokenizer import Tokenizer, encode_prompts, save_decoder
+from quantbench.models.checkpoint import checkpoint_dtype, count_parameters
+from quantbench.models.tokenizer import Tokenizer, encode_prompts, save_decoder
 from quantbench.passes.similarity import (
     LOGPROBS_FILE,
     REFERENCE_FILE,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from quantbench.errors import ModelError
 from quantbench.methods import LoadedModel, until_end
-from quantbench.models._tokenizer import Decoder
+from quantbench.models.tokenizer import Decoder
 from quantbench.trace import Answer
 
 if TYPE_CHECKING:

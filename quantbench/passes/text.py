@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from quantbench.errors import ModelError
-from quantbench.models._tokenizer import Tokenizer
+from quantbench.models.tokenizer import Tokenizer
 from quantbench.scenario import Conditions
 
 CHUNK_TOKENS = 512

@@ -11,8 +11,8 @@ What models and errors say is untrusted and stays text everywhere: see ``_markup
 
 from __future__ import annotations
 
-from quantbench.report._page import page
 from quantbench.report._picture import picture
 from quantbench.report._results import Results, select
+from quantbench.report.html import page
 
 __all__ = ["Results", "page", "picture", "select"]

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from quantbench.report import _libraries
-from quantbench.report._bars import STEP, bars
-from quantbench.report._colours import config, on_paper
-from quantbench.report._look import Look, subject
-from quantbench.report._markup import plain
-from quantbench.report._pareto import pareto
-from quantbench.report._points import points
-from quantbench.tables._show import short
+from quantbench.report.bars import STEP, bars
+from quantbench.report.colours import config, on_paper
+from quantbench.report.look import Look, subject
+from quantbench.report.markup import plain
+from quantbench.report.pareto import pareto
+from quantbench.report.points import points
+from quantbench.tables.show import short
 
 if TYPE_CHECKING:
     from quantbench.report._results import Results

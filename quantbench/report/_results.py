@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from quantbench.errors import unknown_name
 from quantbench.scenario import reads, short_name
 from quantbench.tables import latest_run
-from quantbench.tables._rows import Group, Row, groups, rows_of
 from quantbench.tables.decision import Choice, decide
+from quantbench.tables.rows import Group, Row, groups, rows_of
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -13,10 +13,10 @@ from quantbench.anchor import Anchor, choose
 from quantbench.errors import QuantbenchError, UnsupportedError
 from quantbench.job import REFERENCE_FOLDER, TRACE_FILE, Checkpoint, Job, Task, enter_stage
 from quantbench.methods import METHODS, Artifact, Batched, LoadedModel
-from quantbench.models._checkpoint import count_parameters, require_unchanged
-from quantbench.models._gguf import gguf_parts
-from quantbench.models._safetensors import weight_files
-from quantbench.models._tokenizer import Decoder, open_decoder, open_tokenizer
+from quantbench.models.checkpoint import count_parameters, require_unchanged
+from quantbench.models.gguf import gguf_parts
+from quantbench.models.safetensors import weight_files
+from quantbench.models.tokenizer import Decoder, open_decoder, open_tokenizer
 from quantbench.passes.bandwidth import bytes_per_token, memory_bandwidth
 from quantbench.passes.courtesy import Courtesy
 from quantbench.passes.energy import measure_energy
@@ -28,8 +28,8 @@ from quantbench.passes.similarity import answer_greedily, answers_of, score_colu
 from quantbench.passes.slicing import measure_slicing
 from quantbench.scenario import Scenario
 from quantbench.subjects import import_seconds, settings_of
-from quantbench.subjects._device import check_device
-from quantbench.subjects._prompts import Prompts, context_for, read_prompts, read_without_reference, timed_tokens
+from quantbench.subjects.device import check_device
+from quantbench.subjects.prompts import Prompts, context_for, read_prompts, read_without_reference, timed_tokens
 from quantbench.trace import (
     Answer,
     Clocks,

@@ -10,13 +10,13 @@ from quantbench.anchor import Anchor, choose
 from quantbench.errors import UnsupportedError
 from quantbench.job import TRACE_FILE, Job, enter_stage
 from quantbench.methods import METHODS, LoadedModule, Settings
-from quantbench.models._checkpoint import require_unchanged
+from quantbench.models.checkpoint import require_unchanged
 from quantbench.passes.courtesy import Courtesy
 from quantbench.passes.memory import before_loading, peak_during
 from quantbench.passes.module import Caller, compare_outputs, measure_calls
 from quantbench.scenario import Scenario
 from quantbench.subjects import import_seconds, settings_of
-from quantbench.subjects._device import check_device
+from quantbench.subjects.device import check_device
 from quantbench.trace import Trace
 from quantbench.waiting import Rest, waiting
 

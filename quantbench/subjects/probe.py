@@ -17,7 +17,7 @@ from quantbench.errors import QuantbenchError
 from quantbench.job import Checkpoint, Job
 from quantbench.machine import describe, versions
 from quantbench.methods import METHODS
-from quantbench.models._tokenizer import open_tokenizer
+from quantbench.models.tokenizer import open_tokenizer
 from quantbench.passes.probes import CONTEXT, NAMES, PROBES_FILE, Subject, probe_all, save_probes
 from quantbench.scenario import Scenario
 from quantbench.subjects import settings_of

@@ -16,13 +16,13 @@ from threading import Barrier
 from quantbench.errors import ModelError
 from quantbench.job import TRACE_FILE, Job, Task, enter_stage
 from quantbench.methods import METHODS, Endpoint, StreamDroppedError, Streamed
-from quantbench.models._tokenizer import Tokenizer, open_tokenizer
-from quantbench.passes._rounds import until_steady
+from quantbench.models.tokenizer import Tokenizer, open_tokenizer
 from quantbench.passes.other_work import OtherWorkWatch
+from quantbench.passes.rounds import until_steady
 from quantbench.scenario import Conditions
 from quantbench.subjects import import_seconds, settings_of
-from quantbench.subjects._prompts import Prompts, read_prompts
-from quantbench.subjects._top_logprobs import compare_top_tokens
+from quantbench.subjects.prompts import Prompts, read_prompts
+from quantbench.subjects.top_logprobs import compare_top_tokens
 from quantbench.trace import Answer, Generation, LoadPoint, Round, TopLogprobs, Trace
 
 _UNSEEN = "a server's memory is not seen from here"

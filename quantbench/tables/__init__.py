@@ -11,17 +11,19 @@ A new kind is one file in ``kinds`` (or an entry point in the group ``quantbench
 
 from __future__ import annotations
 
+import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 from quantbench.registry import Registry
-from quantbench.tables._rows import latest_run
+from quantbench.tables.rows import latest_run
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from quantbench.tables._table import Table
+    from quantbench.tables.table import Table
 
 __all__ = ["ALL", "KINDS", "TableKind", "build", "latest_run"]
 
@@ -69,9 +71,16 @@ def build(name: str, frame: pd.DataFrame | None) -> list[Table]:
 
 def __getattr__(name: str) -> TableKind:
     """The kind of that name: ``quantbench.tables.precision(rows)``."""
-    if not name.startswith("_") and name in KINDS:  # of helpers that kinds import, before the kinds are known
+    # ``from quantbench.tables import fields`` asks here first, also while the kinds are being imported.
+    if not name.startswith("_") and name not in _modules() and name in KINDS:
         return KINDS[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+@cache
+def _modules() -> frozenset[str]:
+    """Names of the modules beside this one."""
+    return frozenset(info.name for info in pkgutil.iter_modules(__path__))
 
 
 def __dir__() -> list[str]:

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from quantbench.tables import _marks as m
-from quantbench.tables._cell_checks import CELL_CHECKS, ClaimedCell
-from quantbench.tables._evidence import Evidence
-from quantbench.tables._marks import Verdict
-from quantbench.tables._prose_checks import PROSE_CHECKS
+from quantbench.tables import marks as m
+from quantbench.tables.cell_checks import CELL_CHECKS, ClaimedCell
 from quantbench.tables.claimed import claims, prose
+from quantbench.tables.evidence import Evidence
+from quantbench.tables.marks import Verdict
+from quantbench.tables.prose_checks import PROSE_CHECKS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from quantbench.tables._pareto import Candidate, choose, dominates, possible
-from quantbench.tables._rows import REPEATS, Group, Row, groups
-from quantbench.tables._show import short, with_interval
+from quantbench.tables.pareto import Candidate, choose, dominates, possible
+from quantbench.tables.rows import REPEATS, Group, Row, groups
+from quantbench.tables.show import short, with_interval
 from quantbench.tables.words import words
 from quantbench.units import format_bytes, format_limit, significant
 

@@ -7,7 +7,7 @@ from numbers import Integral, Real
 from typing import TYPE_CHECKING
 
 from quantbench.schema import DTYPES, table_columns
-from quantbench.tables._table import Scalar, Table
+from quantbench.tables.table import Scalar, Table
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from quantbench.architecture import Architecture
 from quantbench.planner import Device, Planned, Workload
-from quantbench.tables._show import times
-from quantbench.tables._table import Cell, Heading, Table
 from quantbench.tables.checked import size_notes
+from quantbench.tables.show import times
+from quantbench.tables.table import Cell, Heading, Table
 from quantbench.units import format_bytes
 
 _ASSUMED = ("weight_bytes", "peak_bytes")

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from quantbench.planner import Planned, Workload
-from quantbench.tables._show import short
 from quantbench.tables.published import PublishedQuality, published
+from quantbench.tables.show import short
 from quantbench.tables.words import words
 from quantbench.units import format_bytes, format_limit
 

@@ -13,7 +13,7 @@ from itertools import groupby
 
 from quantbench.errors import unknown_name
 from quantbench.sheet import csv_lines, guarded
-from quantbench.tables._table import DASH, Table
+from quantbench.tables.table import DASH, Table
 
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 _FALLBACK_SIZE = (120, 24)

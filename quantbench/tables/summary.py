@@ -7,22 +7,22 @@ from typing import TYPE_CHECKING
 
 from quantbench.errors import StoreError
 from quantbench.store import load
-from quantbench.tables import _fields as f
-from quantbench.tables._assemble import assemble
-from quantbench.tables._lines import Line, failures, plain_lines
-from quantbench.tables._rows import Group, groups
-from quantbench.tables._show import with_interval
-from quantbench.tables._table import Cell, Heading
+from quantbench.tables import fields as f
+from quantbench.tables.assemble import assemble
 from quantbench.tables.decision import decide
 from quantbench.tables.kinds.modules import calls
 from quantbench.tables.kinds.perplexity import scores
+from quantbench.tables.lines import Line, failures, plain_lines
 from quantbench.tables.render import as_text, terminal_width, wrap
+from quantbench.tables.rows import Group, groups
+from quantbench.tables.show import with_interval
+from quantbench.tables.table import Cell, Heading
 from quantbench.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from quantbench.tables._table import Table
+    from quantbench.tables.table import Table
 
 
 def run_summary(results: str, run_id: str, width: int | None = None, *, brief: bool = False) -> list[str]:

@@ -9,9 +9,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from quantbench.cli import app
-from quantbench.cli._guard import DEBUG, guarded
-from quantbench.cli._output import paragraph
+from quantbench.cli.app import app
+from quantbench.cli.guard import DEBUG, guarded
+from quantbench.cli.output import paragraph
 from quantbench.errors import QuantbenchError, UsageError
 
 COMMANDS = (

@@ -11,7 +11,8 @@ import pytest
 from typer.testing import CliRunner
 
 from quantbench import machine
-from quantbench.cli import _catalogue, _doctor, app
+from quantbench.cli import catalogue, doctor
+from quantbench.cli.app import app
 from quantbench.methods import METHODS, _llama_cpp_probe
 from quantbench.metrics import METRICS, all_columns
 from quantbench.record import Column
@@ -99,17 +100,17 @@ def test_an_unknown_metric_is_a_usage_error_with_the_nearest_names() -> None:
 
 
 def test_on_a_terminal_metrics_are_wrapped_under_their_column(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_catalogue.sys, "stdout", SimpleNamespace(isatty=lambda: True))
-    monkeypatch.setattr(_catalogue.shutil, "get_terminal_size", lambda: os.terminal_size((60, 24)))
+    monkeypatch.setattr(catalogue.sys, "stdout", SimpleNamespace(isatty=lambda: True))
+    monkeypatch.setattr(catalogue.shutil, "get_terminal_size", lambda: os.terminal_size((60, 24)))
     column = next(each for each in METRICS["memory"].columns if each.name == "weight_bytes")
-    lines = "\n".join(_catalogue._column_lines(column)).splitlines()
+    lines = "\n".join(catalogue._column_lines(column)).splitlines()
     assert max(map(len, lines)) <= 60
     assert [line for line in lines if not line.startswith("      ")] == [lines[0]]
     assert " ".join(" ".join(lines).split()).startswith("weight_bytes (bytes, lower is better): everything that stores weights")
 
 
 def test_a_metric_from_elsewhere_needs_neither_formula_nor_source() -> None:
-    assert _catalogue._column_lines(Column("stub_answers", "answers", kind="int", doc="answers seen")) == [
+    assert catalogue._column_lines(Column("stub_answers", "answers", kind="int", doc="answers seen")) == [
         "  stub_answers (answers): answers seen"
     ]
 
@@ -128,7 +129,7 @@ def test_models_name_the_built_in_ones_and_the_other_forms() -> None:
 @pytest.fixture
 def well(monkeypatch: pytest.MonkeyPatch, own_cache: Path) -> Path:
     """A doctor's visit without a probe process: llama.cpp is there and its extra buffers work."""
-    monkeypatch.setattr(_doctor, "find_spec", lambda _: True)
+    monkeypatch.setattr(doctor, "find_spec", lambda _: True)
     monkeypatch.setattr(_llama_cpp_probe, "extra_buffers_work", lambda: True)
     return own_cache
 
@@ -188,7 +189,7 @@ def test_doctor_survives_a_library_that_cannot_be_loaded(monkeypatch: pytest.Mon
 
 @pytest.mark.usefixtures("well")
 def test_doctor_does_not_probe_what_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_doctor, "find_spec", lambda name: None if name == "gguf" else True)
+    monkeypatch.setattr(doctor, "find_spec", lambda name: None if name == "gguf" else True)
     assert _json("doctor")["llama_cpp_extra_buffers"] == {"work": None, "note": "not probed: gguf not installed"}
 
 
@@ -207,7 +208,7 @@ def test_doctor_tells_a_cpu_build_beside_a_device(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.usefixtures("well")
 def test_doctor_says_why_there_is_no_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_doctor, "no_gpu", lambda: "CUDA_VISIBLE_DEVICES= hides 2 GPUs")
+    monkeypatch.setattr(doctor, "no_gpu", lambda: "CUDA_VISIBLE_DEVICES= hides 2 GPUs")
     here = machine.Machine(cpu="c", cpus=1, memory_bytes=2**30, isa="", system="Linux")
     monkeypatch.setattr(machine, "describe", lambda: here)
     assert _json("doctor")["cuda"] == {"devices": [], "driver": "", "note": "CUDA_VISIBLE_DEVICES= hides 2 GPUs"}
@@ -219,7 +220,7 @@ def test_doctor_still_answers_when_something_is_broken(part: str, monkeypatch: p
     def fails() -> None:
         raise RuntimeError("out of\norder")
 
-    monkeypatch.setattr(_doctor, part, fails)
+    monkeypatch.setattr(doctor, part, fails)
     (problem,) = _json("doctor")["problems"]
     assert problem.endswith(": RuntimeError: out of order")
     assert problem in _said("doctor")

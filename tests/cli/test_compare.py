@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from quantbench.cli import app
+from quantbench.cli.app import app
 from quantbench.schema import schema
 
 if TYPE_CHECKING:

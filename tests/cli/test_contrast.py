@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from quantbench.cli import app
-from quantbench.cli._side_by_side import MARK, visible
+from quantbench.cli.app import app
+from quantbench.cli.side_by_side import MARK, visible
 from quantbench.machine import Machine
 from quantbench.options import OPTIONS, convert, plan
 from quantbench.record import Missing, Output, Record, Status

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from quantbench.cli import _export as module
-from quantbench.cli import app
+from quantbench.cli import export as module
+from quantbench.cli.app import app
 from quantbench.errors import UsageError
 from quantbench.schema import schema
 

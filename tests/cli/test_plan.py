@@ -13,8 +13,8 @@ import pytest
 from typer.testing import CliRunner
 
 from quantbench.architecture import AS_LLAMA
-from quantbench.cli import app
-from quantbench.models import _meta
+from quantbench.cli.app import app
+from quantbench.models import meta
 from quantbench.units import GIB
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def novel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         "model_type": "novel", "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22,
         "num_attention_heads": 32, "num_key_value_heads": 4, "vocab_size": 32000,
     }))  # fmt: skip
-    monkeypatch.setattr(_meta, "versions", dict)
+    monkeypatch.setattr(meta, "versions", dict)
     return str(path)
 
 
@@ -102,10 +102,10 @@ def test_methods_and_precisions_are_lists_as_for_run() -> None:
 
 
 def test_without_fit_the_memory_here_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    from quantbench.cli import _plan
+    from quantbench.cli import plan as command
 
-    monkeypatch.setattr(_plan, "memory_limit", lambda: GIB)
-    monkeypatch.setattr(_plan, "gpu_memory", lambda: (("an A10", 24 * GIB), ("an A10", 24 * GIB)))
+    monkeypatch.setattr(command, "memory_limit", lambda: GIB)
+    monkeypatch.setattr(command, "gpu_memory", lambda: (("an A10", 24 * GIB), ("an A10", 24 * GIB)))
     rows = _rows("llama-2-7b", "--method", "torch")
     assert rows["torch/fp16"]["fits_on"] == {"this machine": False, "an A10": True}
     assert rows["torch/fp16"]["fits"] is True
@@ -142,7 +142,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(arguments: list[str], says: s
 def test_planning_imports_nothing_heavy() -> None:
     code = (
         "import sys; sys.argv = ['quantbench', 'plan', 'llama-2-70b', '--fit', '24GiB']\n"
-        "from quantbench.cli import app\n"
+        "from quantbench.cli.app import app\n"
         "try: app()\n"
         "except SystemExit as end: assert not end.code\n"
         "print(sorted({'torch', 'transformers', 'pandas', 'pyarrow', 'llama_cpp', 'scipy'} & set(sys.modules)))"
@@ -154,7 +154,7 @@ def test_planning_imports_nothing_heavy() -> None:
 @pytest.mark.usefixtures("artifacts")
 def test_a_gguf_file_is_planned_for_what_opens_it(tmp_path: Path) -> None:
     from quantbench.methods._gguf_files import f16_file, quantized_file, tensor_bytes
-    from quantbench.models._checkpoint import resolve
+    from quantbench.models.checkpoint import resolve
 
     path = quantized_file(resolve("canary"), "q8_0").path
     rows = _rows(str(path), "--method", "gguf,torch", "--precision", "q8_0,q4_0,fp32", "--fit", "1GiB")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from typer.testing import CliRunner
 
-from quantbench.cli import app
+from quantbench.cli.app import app
 from quantbench.errors import ModelError
 from quantbench.methods import METHODS
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from quantbench.cli import app
+from quantbench.cli.app import app
 from quantbench.machine import Machine
 from quantbench.record import Record, Status
 from quantbench.scenario import Conditions, Scenario, Variant

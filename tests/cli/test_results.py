@@ -12,8 +12,8 @@ import pytest
 from typer.testing import CliRunner
 
 from quantbench import load
-from quantbench.cli import app
-from quantbench.cli._results import tables
+from quantbench.cli.app import app
+from quantbench.cli.results import tables
 from quantbench.schema import schema
 from quantbench.tables.decision import decide
 from quantbench.tables.render import FORMATS

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from typer.testing import CliRunner
 
-from quantbench.cli import _run, app
+from quantbench.cli import run
+from quantbench.cli.app import app
 from quantbench.options import OPTIONS
 from quantbench.plugin import FAILED_COMPARISON
 
@@ -149,15 +150,15 @@ def test_help_names_every_setting_with_its_metavar() -> None:
 @pytest.mark.parametrize(("found", "plugin"), [(["quantbench"], "quantbench"), ([], "quantbench.plugin")])
 def test_the_plugin_is_registered_once(sent: Any, monkeypatch: pytest.MonkeyPatch, found: list[str], plugin: str) -> None:
     points = [EntryPoint(name=name, value="quantbench.plugin", group="pytest11") for name in found]
-    monkeypatch.setattr(_run, "entry_points", lambda group: points if group == "pytest11" else [])
+    monkeypatch.setattr(run, "entry_points", lambda group: points if group == "pytest11" else [])
     _, _, arguments = sent()
     assert arguments[arguments.index("-p") + 1] == plugin
 
 
 def _collected(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     code = (
-        "import pytest; from quantbench.cli import _run;"
-        "raise SystemExit(pytest.main([*_run._arguments({'method': ['torch']}, 'decode', None), '--collect-only', '-q']))"
+        "import pytest; from quantbench.cli import run;"
+        "raise SystemExit(pytest.main([*run._arguments({'method': ['torch']}, 'decode', None), '--collect-only', '-q']))"
     )
     return subprocess.run(
         [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False, timeout=60,

@@ -11,7 +11,7 @@ import torch
 from quantbench.engines.inline import open_inline
 from quantbench.job import Job, Task
 from quantbench.methods import METHODS, Settings, method
-from quantbench.models._checkpoint import resolve
+from quantbench.models.checkpoint import resolve
 from quantbench.record import Status
 from quantbench.scenario import Conditions, Effort, Precision, Scenario, Variant
 

@@ -14,8 +14,8 @@ from quantbench.engines import collected_trace, process
 from quantbench.engines.process import ProcessRunner, open_process
 from quantbench.errors import QuantbenchError
 from quantbench.job import Job, JobKind, Task
-from quantbench.models._checkpoint import resolve
-from quantbench.models._tokenizer import open_tokenizer
+from quantbench.models.checkpoint import resolve
+from quantbench.models.tokenizer import open_tokenizer
 from quantbench.record import Status
 from quantbench.scenario import PROFILES, Conditions, Variant
 

@@ -20,7 +20,7 @@ from quantbench.engines.process import ProcessRunner, open_process
 from quantbench.job import REFERENCE_FOLDER, Job, Task
 from quantbench.machine import gpu_memory
 from quantbench.methods import METHODS, Settings
-from quantbench.models._checkpoint import resolve
+from quantbench.models.checkpoint import resolve
 from quantbench.planner import forecast, read_architecture
 from quantbench.record import Status
 from quantbench.scenario import PROFILES, SEEDED_INPUTS, Conditions, Scenario, Variant

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from quantbench.job import Checkpoint
 from quantbench.methods import METHODS, Settings, _gptqmodel
-from quantbench.models._checkpoint import resolve
+from quantbench.models.checkpoint import resolve
 from quantbench.scenario import Scenario, Variant
 
 Array = NDArray[Any]

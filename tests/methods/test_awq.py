@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from quantbench.errors import UnsupportedError
 from quantbench.methods import METHODS, LoadedModel, Settings, _gptqmodel
-from quantbench.models._checkpoint import count_parameters, resolve
+from quantbench.models.checkpoint import count_parameters, resolve
 from quantbench.scenario import Scenario, Variant
 
 from .conftest import SHORT_SEARCH, packed_are_made

@@ -8,8 +8,8 @@ import pytest
 
 from quantbench.job import Task
 from quantbench.methods import METHODS, Batched, LoadedModel, Settings
-from quantbench.models._checkpoint import resolve
-from quantbench.models._tokenizer import encode_prompts, open_tokenizer
+from quantbench.models.checkpoint import resolve
+from quantbench.models.tokenizer import encode_prompts, open_tokenizer
 from quantbench.passes.latency import together
 from quantbench.scenario import Scenario, Variant
 

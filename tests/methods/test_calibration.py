@@ -17,7 +17,7 @@ from quantbench.errors import UnsupportedError, UsageError
 from quantbench.job import Checkpoint
 from quantbench.methods import METHODS, Settings, _calibration
 from quantbench.methods._calibration import LENGTH, MIN_SEQUENCES, SEQUENCES, calibration_ids
-from quantbench.models._checkpoint import resolve
+from quantbench.models.checkpoint import resolve
 from quantbench.scenario import Conditions, Scenario, Variant
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from quantbench.job import Checkpoint
 from quantbench.methods import METHODS, LoadedModel, Sampling, Settings, qat
 from quantbench.methods._gguf_files import UNQUANTIZED
 from quantbench.methods._qat import Training
-from quantbench.models._checkpoint import resolve
+from quantbench.models.checkpoint import resolve
 from quantbench.passes.similarity import log_softmax
 from quantbench.scenario import Conditions, Scenario, Variant
 from quantbench.trace import WeightMemory

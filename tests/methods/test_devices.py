@@ -17,7 +17,7 @@ from quantbench.job import FAILURE_FILE, Job, Task
 from quantbench.methods import METHODS, Settings
 from quantbench.methods._devices import gpus_of, one_place, placed, says_out_of_memory, wait_for
 from quantbench.methods._transformers import TransformersModel, load_pretrained
-from quantbench.models._checkpoint import resolve
+from quantbench.models.checkpoint import resolve
 from quantbench.scenario import Conditions, Effort, Scenario, Variant
 from quantbench.worker import run_job
 

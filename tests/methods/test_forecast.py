@@ -18,8 +18,8 @@ from quantbench.errors import UnsupportedError
 from quantbench.footprint import Weights
 from quantbench.methods import METHODS, LoadedModel, Settings, qat
 from quantbench.methods._qat import Training
-from quantbench.models._checkpoint import resolve
-from quantbench.models._configs import read_architecture
+from quantbench.models.checkpoint import resolve
+from quantbench.models.config import read_architecture
 from quantbench.scenario import Conditions, Scenario, Variant
 
 METHODS_HERE = ("torch", "torch-dynamic", "bitsandbytes", "torchao", "qat", "prune")
@@ -218,7 +218,7 @@ def test_forecasts_import_no_library() -> None:
     script = (
         "import json, sys\n"
         "from quantbench.methods import METHODS\n"
-        "from quantbench.models._configs import read_architecture\n"
+        "from quantbench.models.config import read_architecture\n"
         "model = read_architecture('llama-2-7b')\n"
         f"for method in map(METHODS.__getitem__, {METHODS_HERE!r}):\n"
         "    found = method.forecaster(model, [each.name for each in method.precisions])\n"

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from quantbench.architecture._shapes import from_shapes
+from quantbench.architecture.shapes import from_shapes
 from quantbench.methods import METHODS, Settings
-from quantbench.models import _meta
-from quantbench.models._checkpoint import resolve
-from quantbench.models._configs import read_architecture
+from quantbench.models import meta
+from quantbench.models.checkpoint import resolve
+from quantbench.models.config import read_architecture
 from quantbench.scenario import Conditions, Scenario, Variant
 
 SMALL: Mapping[str, Any] = {
@@ -49,8 +49,8 @@ def test_headers_and_transformers_module_foretell_what_is_loaded(saved: Mapping[
     assert forecaster
     body = json.loads((folder / "config.json").read_text())
     from_headers = read_architecture(str(folder))
-    described = _meta.describe(_meta.build(AutoConfig.from_pretrained(folder)))
-    from_module = from_shapes(body, kind, kind, _meta.as_shapes(described))
+    described = meta.describe(meta.build(AutoConfig.from_pretrained(folder)))
+    from_module = from_shapes(body, kind, kind, meta.as_shapes(described))
     scenario = Scenario(
         model=str(folder), variant=Variant(method=method, precision=precision), prompts="two", conditions=Conditions()
     )

@@ -21,8 +21,8 @@ from quantbench.methods._gguf_files import (
 )
 from quantbench.methods._llama_cpp import library
 from quantbench.methods.gguf import MAY_USE_MATRIX, NEED_MATRIX, TYPES
-from quantbench.models._checkpoint import count_parameters, resolve
-from quantbench.models._tokenizer import open_tokenizer
+from quantbench.models.checkpoint import count_parameters, resolve
+from quantbench.models.tokenizer import open_tokenizer
 from quantbench.planner import read_architecture
 from quantbench.scenario import Scenario, Variant
 

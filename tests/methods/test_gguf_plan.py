@@ -19,7 +19,7 @@ from quantbench.job import Checkpoint
 from quantbench.methods import METHODS, Settings, _gguf_plan
 from quantbench.methods._gguf_files import f16_file, quantized_file, tensor_bytes
 from quantbench.methods._gguf_plan import gguf_architecture
-from quantbench.models._checkpoint import count_parameters, resolve
+from quantbench.models.checkpoint import count_parameters, resolve
 from quantbench.planner import read_architecture
 from quantbench.scenario import Scenario, Variant
 

@@ -18,12 +18,12 @@ import pytest
 from numpy.typing import NDArray
 from typer.testing import CliRunner
 
-from quantbench.cli import app
+from quantbench.cli.app import app
 from quantbench.errors import ModelError, UnsupportedError
 from quantbench.methods import METHODS, Artifact, LoadedModel, Settings
 from quantbench.methods._gptqmodel import last_words, wide_products
-from quantbench.models._checkpoint import count_parameters, resolve
-from quantbench.models._safetensors import weight_files
+from quantbench.models.checkpoint import count_parameters, resolve
+from quantbench.models.safetensors import weight_files
 from quantbench.scenario import Conditions, Scenario, Variant
 
 Array = NDArray[Any]

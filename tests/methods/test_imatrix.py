@@ -18,8 +18,8 @@ from quantbench.methods._gguf_files import f16_file, has_matrix, quantized_file
 from quantbench.methods._imatrix import importance_matrix
 from quantbench.methods._llama_cpp import library
 from quantbench.methods._transformers import load_pretrained
-from quantbench.models._checkpoint import resolve
-from quantbench.models._tokenizer import open_tokenizer
+from quantbench.models.checkpoint import resolve
+from quantbench.models.tokenizer import open_tokenizer
 from quantbench.scenario import Conditions, Scenario, Variant
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from quantbench.methods._llama_cpp_batch import decode_error
 from quantbench.methods._llama_cpp_devices import devices_for
 from quantbench.methods._llama_cpp_facts import tensor_bytes
 from quantbench.methods._llama_cpp_probe import _write_model
-from quantbench.models._checkpoint import resolve
+from quantbench.models.checkpoint import resolve
 from quantbench.scenario import Conditions, Scenario, Variant
 
 if TYPE_CHECKING:

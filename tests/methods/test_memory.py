@@ -10,7 +10,7 @@ from quantbench.methods import Settings
 from quantbench.methods._modules import TorchModule
 from quantbench.methods._transformers import TransformersModel
 from quantbench.metrics.memory import EQUAL, footprint_note
-from quantbench.models._checkpoint import resolve
+from quantbench.models.checkpoint import resolve
 
 if TYPE_CHECKING:
     from collections.abc import Callable

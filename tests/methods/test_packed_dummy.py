@@ -27,9 +27,9 @@ from quantbench.methods import (
     _packed_dummy,
     _packed_forecast,
 )
-from quantbench.models._checkpoint import resolve
-from quantbench.models._configs import read_architecture
-from quantbench.models._safetensors import safetensors_header, weight_files
+from quantbench.models.checkpoint import resolve
+from quantbench.models.config import read_architecture
+from quantbench.models.safetensors import safetensors_header, weight_files
 from quantbench.planner import forecast
 from quantbench.scenario import Scenario, Variant
 

@@ -14,9 +14,9 @@ from quantbench.errors import ModelError, UnsupportedError
 from quantbench.footprint import Weights
 from quantbench.methods import METHODS, Artifact, Settings, _packed_forecast
 from quantbench.methods._packed_forecast import FAMILIES, packed_tensors
-from quantbench.models._checkpoint import resolve
-from quantbench.models._configs import read_architecture
-from quantbench.models._safetensors import safetensors_header
+from quantbench.models.checkpoint import resolve
+from quantbench.models.config import read_architecture
+from quantbench.models.safetensors import safetensors_header
 from quantbench.planner import forecast
 from quantbench.scenario import Scenario, Variant
 

@@ -12,7 +12,7 @@ import pytest
 
 from quantbench.methods import Settings, _gptqmodel, _packed_kernels
 from quantbench.methods._packed_kernels import compile_kernels
-from quantbench.models._checkpoint import resolve
+from quantbench.models.checkpoint import resolve
 from quantbench.scenario import Conditions, Scenario, Variant
 
 if TYPE_CHECKING:

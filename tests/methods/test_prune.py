@@ -16,7 +16,7 @@ from torch import nn
 from quantbench.errors import MissingDependency, UnsupportedError
 from quantbench.methods import METHODS, Artifact, Settings, _pruning, prune
 from quantbench.methods._transformers import bytes_by_kind
-from quantbench.models._checkpoint import checkpoint_dtype, resolve
+from quantbench.models.checkpoint import checkpoint_dtype, resolve
 from quantbench.scenario import Scenario, Variant
 from quantbench.trace import WeightMemory
 

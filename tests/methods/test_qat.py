@@ -19,7 +19,7 @@ from quantbench.errors import ModelError, UnsupportedError
 from quantbench.methods import METHODS, Artifact, Settings, _calibration, qat
 from quantbench.methods import _torchao as ao
 from quantbench.methods._qat import Training, distill
-from quantbench.models._checkpoint import resolve
+from quantbench.models.checkpoint import resolve
 from quantbench.passes.similarity import log_softmax
 from quantbench.scenario import Conditions, Scenario, Variant
 

@@ -19,9 +19,9 @@ from quantbench.errors import ModelError
 from quantbench.job import Checkpoint
 from quantbench.methods import METHODS, Settings, _random_weights, qat
 from quantbench.methods._random_weights import POOL, Values, load_random
-from quantbench.models import _dummy
-from quantbench.models._checkpoint import count_parameters, resolve
-from quantbench.models._dummy import read_shapes, write_shapes
+from quantbench.models import dummy as dummies
+from quantbench.models.checkpoint import count_parameters, resolve
+from quantbench.models.dummy import read_shapes, write_shapes
 from quantbench.preflight import Preflight
 from quantbench.scenario import Scenario, Variant
 
@@ -58,7 +58,7 @@ PLANNED = [
 def _one_cache(shared_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each dummy is described once a session, in this process."""
     monkeypatch.setenv("QUANTBENCH_CACHE", str(shared_cache))
-    monkeypatch.setattr(_dummy, "_make_elsewhere", lambda folder, source: write_shapes(folder, str(source)))
+    monkeypatch.setattr(dummies, "_make_elsewhere", lambda folder, source: write_shapes(folder, str(source)))
 
 
 @pytest.fixture
@@ -306,7 +306,7 @@ import json
 import torch
 from quantbench.methods import METHODS, Settings
 from quantbench.methods._random_weights import Values
-from quantbench.models._checkpoint import count_parameters, resolve
+from quantbench.models.checkpoint import count_parameters, resolve
 from quantbench.scenario import Conditions, Scenario, Variant
 checkpoint = resolve("dummy:tinyllama-1.1b")
 made = [Values(0.02).make("a.weight", (5000, 4096), device, torch.bfloat16) for device in ("cpu", "cuda:0")]

@@ -8,7 +8,7 @@ import pytest
 
 from quantbench.methods import METHODS, LoadedModel, SamplesTogether, Sampling, Settings, until_end
 from quantbench.methods import _sampled as sampled
-from quantbench.models._checkpoint import resolve
+from quantbench.models.checkpoint import resolve
 from quantbench.scenario import Scenario, Variant
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import pytest
 
 from quantbench.methods import METHODS, SCORE_POSITIONS, Settings, Sliced
 from quantbench.methods._transformers import TransformersModel
-from quantbench.models._checkpoint import resolve
+from quantbench.models.checkpoint import resolve
 from quantbench.passes.similarity import log_softmax
 from quantbench.scenario import Scenario, Variant
 

@@ -26,7 +26,7 @@ from quantbench.methods import METHODS, Endpoint, Settings
 from quantbench.methods._openai import connect
 from quantbench.methods.server import bearer_key
 from quantbench.models import check_name
-from quantbench.models._checkpoint import resolve
+from quantbench.models.checkpoint import resolve
 from quantbench.scenario import Conditions, Scenario, ServerAddress, Variant, parse_server
 
 SECRET = "sk-very-secret"
@@ -649,7 +649,7 @@ class TestLlamaCppServer:
 
     def test_it_serves_the_file_that_gguf_runs(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Text, log-probabilities and file are those of method gguf in this process; the server is gone afterwards."""
-        from quantbench.models._tokenizer import open_tokenizer
+        from quantbench.models.tokenizer import open_tokenizer
         from quantbench.passes.similarity import log_softmax
 
         for name, value in {"HOST": "0.0.0.0", "PORT": "1", "MODEL": "no such file", "SEED": "x"}.items():  # noqa: S104 - must not be heeded

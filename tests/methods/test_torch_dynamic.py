@@ -13,7 +13,7 @@ import pytest
 from quantbench.errors import UnsupportedError
 from quantbench.methods import METHODS, Settings
 from quantbench.models import MODELS, BuiltinModel, ModuleRecipe
-from quantbench.models._checkpoint import resolve
+from quantbench.models.checkpoint import resolve
 from quantbench.scenario import Conditions, Scenario, Variant
 
 if TYPE_CHECKING:

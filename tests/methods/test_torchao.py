@@ -14,7 +14,7 @@ import torch
 from quantbench.errors import ModelError, UnsupportedError
 from quantbench.methods import METHODS, Settings
 from quantbench.methods import _torchao as ao
-from quantbench.models._checkpoint import resolve
+from quantbench.models.checkpoint import resolve
 from quantbench.scenario import Conditions, Scenario, Variant
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ import pytest
 from quantbench.machine import describe
 from quantbench.methods._gguf_files import f16_file
 from quantbench.models import MODELS
-from quantbench.models._checkpoint import checkpoint_dtype, count_parameters, resolve
-from quantbench.models._tokenizer import open_tokenizer
+from quantbench.models.checkpoint import checkpoint_dtype, count_parameters, resolve
+from quantbench.models.tokenizer import open_tokenizer
 from quantbench.plan import Plan
 from quantbench.prompts import load
 from quantbench.record import Record

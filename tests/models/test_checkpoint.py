@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from quantbench.errors import MissingDependency, ModelError, UsageError
 from quantbench.models import BuiltinModel, check_name
-from quantbench.models._checkpoint import checkpoint_dtype, count_parameters, resolve
-from quantbench.models._safetensors import safetensors_header
+from quantbench.models.checkpoint import checkpoint_dtype, count_parameters, resolve
+from quantbench.models.safetensors import safetensors_header
 
 HEADER_BYTES = 8
 

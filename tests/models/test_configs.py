@@ -12,7 +12,7 @@ import pytest
 
 from quantbench.errors import MissingDependency, ModelError, UsageError
 from quantbench.models import MODELS, dummy_configs
-from quantbench.models._configs import read_architecture
+from quantbench.models.config import read_architecture
 
 PUBLISHED = {
     "llama-2-7b": 6_738_415_616, "llama-2-13b": 13_015_864_320, "llama-2-70b": 68_976_648_192, "llama-3-8b": 8_030_261_248,
@@ -150,7 +150,7 @@ def test_without_the_hubs_client_a_path_will_do(monkeypatch: pytest.MonkeyPatch)
 
 def test_reading_shapes_imports_nothing_heavy() -> None:
     code = (
-        "import sys; from quantbench.models._configs import read_architecture; read_architecture('llama-2-70b');"
+        "import sys; from quantbench.models.config import read_architecture; read_architecture('llama-2-70b');"
         "print(*sorted({'torch', 'transformers', 'numpy', 'pandas', 'gguf', 'huggingface_hub'} & set(sys.modules)), sep=',')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

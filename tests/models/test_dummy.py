@@ -17,11 +17,11 @@ from quantbench.errors import ModelError, UsageError
 from quantbench.job import Checkpoint
 from quantbench.machine import describe
 from quantbench.methods import METHODS, Settings
-from quantbench.models import MODELS, _dummy, check_name, dummy_configs
-from quantbench.models._checkpoint import count_parameters, resolve
-from quantbench.models._dummy import read_shapes, write_shapes
-from quantbench.models._safetensors import weight_files
-from quantbench.models._tokenizer import open_tokenizer
+from quantbench.models import MODELS, check_name, dummy, dummy_configs
+from quantbench.models.checkpoint import count_parameters, resolve
+from quantbench.models.dummy import read_shapes, write_shapes
+from quantbench.models.safetensors import weight_files
+from quantbench.models.tokenizer import open_tokenizer
 from quantbench.plan import Plan
 from quantbench.record import Missing, Record, Status
 from quantbench.runner import Runner
@@ -101,7 +101,7 @@ def test_nothing_of_the_configuration_names_code_or_a_quantization(tmp_path: Pat
         "quantization_config": {"quant_method": "gptq", "bits": 4},
     }  # fmt: skip
     (_write(tmp_path / "named", {**CONFIG, **named, "draft": named}) / "modeling.py").write_text("raise SystemExit(3)\n")
-    monkeypatch.setattr(_dummy, "_make_elsewhere", lambda folder, source: write_shapes(folder, str(source)))
+    monkeypatch.setattr(dummy, "_make_elsewhere", lambda folder, source: write_shapes(folder, str(source)))
     found = json.loads((resolve(f"dummy:{tmp_path / 'named'}").path / "config.json").read_text())
     assert found["draft"] == {}
     assert not set(found) & set(named)
@@ -117,11 +117,11 @@ def test_its_hash_is_of_the_configuration_and_not_of_the_place(tiny: Checkpoint,
 def test_another_configuration_seed_or_recipe_has_another_hash(
     tiny: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_dummy, "_make_elsewhere", _no_shapes)
+    monkeypatch.setattr(dummy, "_make_elsewhere", _no_shapes)
     wider = resolve(f"dummy:{_write(tmp_path / 'wider', {**CONFIG, 'intermediate_size': 768})}")
-    monkeypatch.setattr(_dummy, "SEED", 1)
+    monkeypatch.setattr(dummy, "SEED", 1)
     reseeded = resolve(f"dummy:{_write(tmp_path / 'same', CONFIG)}")
-    monkeypatch.setattr(_dummy, "RECIPE", _dummy.RECIPE + 1)
+    monkeypatch.setattr(dummy, "RECIPE", dummy.RECIPE + 1)
     remade = resolve(f"dummy:{_write(tmp_path / 'same', CONFIG)}")
     assert len({tiny.content_hash, wider.content_hash, reseeded.content_hash, remade.content_hash}) == 4
 
@@ -243,7 +243,7 @@ def test_a_hub_repository_gives_its_config_and_nothing_else(tmp_path: Path, monk
         return str(_write(tmp_path / "hub", CONFIG) / filename)
 
     monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(hf_hub_download=download))
-    monkeypatch.setattr(_dummy, "_make_elsewhere", _no_shapes)
+    monkeypatch.setattr(dummy, "_make_elsewhere", _no_shapes)
     found = resolve("dummy:org/tiny@v2")
     assert asked == [("org/tiny", "config.json", "v2")]
     assert json.loads((found.path / "config.json").read_text())["hidden_size"] == HIDDEN

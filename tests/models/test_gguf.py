@@ -13,8 +13,8 @@ import pytest
 
 from quantbench.errors import ModelError
 from quantbench.methods._gguf_files import f16_file, quantized_file
-from quantbench.models._checkpoint import resolve
-from quantbench.models._gguf import GgufHeader
+from quantbench.models.checkpoint import resolve
+from quantbench.models.gguf import GgufHeader
 
 TOKENS = 150_000
 DAMAGED = r"odd\.gguf is cut short or damaged; make or download it again"

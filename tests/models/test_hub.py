@@ -13,8 +13,8 @@ import pytest
 
 from quantbench.errors import MissingDependency, ModelError, UsageError
 from quantbench.models import check_name
-from quantbench.models._checkpoint import resolve
-from quantbench.models._hub import choose_gguf
+from quantbench.models.checkpoint import resolve
+from quantbench.models.hub import choose_gguf
 from quantbench.scenario import Scenario, Variant, short_name
 
 COMMIT = "0123456789abcdef"

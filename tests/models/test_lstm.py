@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from quantbench.models import MODELS, is_module
 from quantbench.models import lstm as source
-from quantbench.models._checkpoint import resolve
+from quantbench.models.checkpoint import resolve
 
 if TYPE_CHECKING:
     from quantbench.models import ModuleRecipe

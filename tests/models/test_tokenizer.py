@@ -14,8 +14,8 @@ import pytest
 
 from quantbench.job import Checkpoint
 from quantbench.methods._gguf_files import f16_file
-from quantbench.models._checkpoint import resolve
-from quantbench.models._tokenizer import DECODER_FILE, open_decoder, open_tokenizer, save_decoder
+from quantbench.models.checkpoint import resolve
+from quantbench.models.tokenizer import DECODER_FILE, open_decoder, open_tokenizer, save_decoder
 
 END, TURN, MESSAGE = 2, 5, 7
 
@@ -101,8 +101,8 @@ def test_what_is_saved_decodes_as_the_tokenizer_does_special_tokens_and_torn_cha
 def test_what_is_saved_is_read_without_transformers(tmp_path: Path) -> None:
     save_decoder(open_tokenizer(resolve("canary")), [], tmp_path)
     code = (
-        "import sys; from pathlib import Path; from quantbench.models._tokenizer import open_decoder; "
-        "from quantbench.models._checkpoint import resolve; "
+        "import sys; from pathlib import Path; from quantbench.models.tokenizer import open_decoder; "
+        "from quantbench.models.checkpoint import resolve; "
         "text = open_decoder(resolve('canary'), Path(sys.argv[1])).decode([300, 301, 302]); "
         "print(bool(text), 'transformers' in sys.modules)"
     )

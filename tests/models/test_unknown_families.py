@@ -12,8 +12,8 @@ import pytest
 from quantbench import planner
 from quantbench.architecture import AS_LLAMA, Architecture
 from quantbench.errors import ModelError
-from quantbench.models import _meta
-from quantbench.models._configs import read_architecture
+from quantbench.models import meta
+from quantbench.models.config import read_architecture
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -60,13 +60,13 @@ def in_process(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
     def run(*_: str, given: str, **__: object) -> str:
         monkeypatch.setattr("sys.stdin", io.StringIO(given))
         capsys.readouterr()
-        code = _meta.main()
+        code = meta.main()
         said = capsys.readouterr()
         if code:
             raise ModelError(said.err.strip().splitlines()[-1])
         return said.out
 
-    monkeypatch.setattr(_meta, "run_child", run)
+    monkeypatch.setattr(meta, "run_child", run)
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def no_child(monkeypatch: pytest.MonkeyPatch) -> None:
     def run(*_: str, **__: object) -> str:
         raise AssertionError("a child was started")
 
-    monkeypatch.setattr(_meta, "run_child", run)
+    monkeypatch.setattr(meta, "run_child", run)
 
 
 def _model(kind: str, **changes: object) -> Any:
@@ -161,9 +161,9 @@ def test_a_child_is_asked_once_and_answers_the_same(tmp_path: Path, monkeypatch:
     first = read_architecture(name)
     assert first.parameters == sum(each.numel() for each in _model("starcoder2").parameters())
     assert first.note.endswith("the checkpoint is quantized already (novel): sizes are those of the model before that")
-    monkeypatch.setattr(_meta, "run_child", None)
+    monkeypatch.setattr(meta, "run_child", None)
     assert read_architecture(name) == first
-    _meta._told.cache_clear()
+    meta._told.cache_clear()
     assert read_architecture(name) == first
 
 
@@ -187,7 +187,7 @@ def test_where_nothing_says_the_shapes_it_is_counted_as_a_llama_with_bounds(
 ) -> None:
     _model("starcoder2").save_pretrained(tmp_path)
     make(tmp_path / "model.safetensors")
-    monkeypatch.setattr(_meta, "versions", dict)
+    monkeypatch.setattr(meta, "versions", dict)
     read = read_architecture(str(tmp_path))
     assert read.bounds == AS_LLAMA
     assert reason in read.note
@@ -199,7 +199,7 @@ def test_a_header_longer_than_any_is_not_read(tmp_path: Path, monkeypatch: pytes
     with (tmp_path / "model.safetensors").open("wb") as file:
         file.write(struct.pack("<Q", 200_000_000))
         file.truncate(300_000_000)  # a hole
-    monkeypatch.setattr(_meta, "versions", dict)
+    monkeypatch.setattr(meta, "versions", dict)
     assert "its header would take 200000000 bytes" in read_architecture(str(tmp_path)).note
 
 

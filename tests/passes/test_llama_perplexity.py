@@ -34,7 +34,7 @@ from quantbench.job import TRACE_FILE, Job, Task
 from quantbench.methods._llama_cpp_probe import extra_buffers_work
 from quantbench.metrics import evaluate
 from quantbench.metrics._llama_perplexity import statistics
-from quantbench.models._checkpoint import resolve
+from quantbench.models.checkpoint import resolve
 from quantbench.passes.similarity import LOGPROBS_FILE, REFERENCE_FILE
 from quantbench.record import Value
 from quantbench.scenario import Conditions, Effort, Variant
@@ -249,7 +249,7 @@ def test_the_ids_are_those_of_llama_cpps_base_file(reference: Path) -> None:
 
 
 def _ids_of_the_text() -> list[int]:
-    from quantbench.models._tokenizer import open_tokenizer
+    from quantbench.models.tokenizer import open_tokenizer
 
     return open_tokenizer(resolve("canary")).encode(prompts.load(f"text:{DATA / 'text.txt'}").prompts[0])
 

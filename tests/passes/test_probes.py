@@ -17,7 +17,7 @@ import pytest
 
 from quantbench.job import Job, Task
 from quantbench.methods import METHODS, Sampling, Settings, method
-from quantbench.models._checkpoint import resolve
+from quantbench.models.checkpoint import resolve
 from quantbench.passes import probes as probing
 from quantbench.passes.probes import NAMES, PROBES_FILE
 from quantbench.passes.similarity import log_softmax

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from quantbench.report._colours import DARK, LIGHT
-from quantbench.report._markup import plain
+from quantbench.report.colours import DARK, LIGHT
+from quantbench.report.markup import plain
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from quantbench.report import _history, _latency
-from quantbench.report._bars import bars
-from quantbench.report._colours import DARK, LIGHT, on_page, on_paper, series
-from quantbench.report._decisions import HEADS, decisions
-from quantbench.report._figures import courses, latencies, sizes, speeds
-from quantbench.report._look import Look, log_ticks, subject
-from quantbench.report._pareto import pareto
-from quantbench.report._points import on_front, points
-from quantbench.report._rows_table import listing
+from quantbench.report import history, latency
+from quantbench.report.bars import bars
+from quantbench.report.colours import DARK, LIGHT, on_page, on_paper, series
+from quantbench.report.decisions import HEADS, decisions
+from quantbench.report.figures import courses, latencies, sizes, speeds
+from quantbench.report.look import Look, log_ticks, subject
+from quantbench.report.pareto import pareto
+from quantbench.report.points import on_front, points
+from quantbench.report.rows_table import listing
 from quantbench.tables.decision import DEFAULT_WORD
 from quantbench.tables.words import words
 
@@ -109,7 +109,7 @@ def test_a_speed_measured_beside_other_work_is_marked_wherever_it_is_shown(write
     assert bar["value"] == "300~"
     assert bar["decode"].endswith("~")
     assert results.samples is not None
-    labels = [each.name for each in _latency.distributions(group, results.samples, "gap", 10)]
+    labels = [each.name for each in latency.distributions(group, results.samples, "gap", 10)]
     assert sorted(labels) == ["gguf/q8_0~", "torch/fp32"]
     listed = listing(results.every_row, 10)
     cells = {line.entries[0].text: zip(listed.titles, line.entries, strict=True) for line in listed.lines}
@@ -132,7 +132,7 @@ def test_no_chart_without_figures(write: Any, record: Callable[..., Any], everyt
 def test_quantiles_are_of_all_samples_and_dots_of_even_ranks(everything_results: Results) -> None:
     assert everything_results.samples is not None
     group = everything_results.groups[0]
-    by_name = {each.name: each for each in _latency.distributions(group, everything_results.samples, "prefill", 5)}
+    by_name = {each.name: each for each in latency.distributions(group, everything_results.samples, "prefill", 5)}
     assert len(by_name) == 13
     each = by_name["gguf/q8_0"]
     values = [(index + 1) / 300.0 for index in range(12)]
@@ -162,27 +162,27 @@ def test_what_took_no_time_at_all_is_drawn_at_the_edge_of_the_scale(write: Any, 
         return replace(made, samples=tuple(samples))
 
     results = write([at_once("gguf/q8_0", 3), at_once("gguf/q4_k_m", 12)])
-    assert [figure.title.partition(":")[0] for figure in latencies(results, 40)] == list(_latency.PHASES.values())[:2]
-    (found,) = _latency.distributions(results.groups[0], results.samples, "gap", 40)
+    assert [figure.title.partition(":")[0] for figure in latencies(results, 40)] == list(latency.PHASES.values())[:2]
+    (found,) = latency.distributions(results.groups[0], results.samples, "gap", 40)
     assert (found.name, found.count, found.quantiles[0]) == ("gguf/q8_0", 12, 0.0)
-    scale = _latency.chart([found], "Gaps", LOOK).to_dict()["layer"][0]["encoding"]["x"]["scale"]
+    scale = latency.chart([found], "Gaps", LOOK).to_dict()["layer"][0]["encoding"]["x"]["scale"]
     assert scale["clamp"]
     assert scale["domain"] == pytest.approx([3 / 3000 * 1e3 / 1.1, 12 / 3000 * 1e3 * 1.1])
 
 
 def test_the_anchors_rounds_are_not_the_variants(everything_results: Results) -> None:
-    assert set(_latency.PHASES) == {"prefill", "gap", "call"}
+    assert set(latency.PHASES) == {"prefill", "gap", "call"}
     assert latencies(everything_results, 5)[0].title.endswith(subject(everything_results.groups[0]))
 
 
 def test_a_history_takes_two_runs_and_follows_each_scenario(everything_results: Results) -> None:
-    (history,) = _history.histories(everything_results.history, 10_000)
-    assert (history.runs, history.left_out) == (3, 0)
-    assert [name for name, _ in history.metrics] == ["decode_ratio", "kld_mean", "weight_bytes"]
-    klds = [(row["run"], row["kld_mean"]) for row in history.rows if row["name"] == "gguf/q8_0"]
+    (found,) = history.histories(everything_results.history, 10_000)
+    assert (found.runs, found.left_out) == (3, 0)
+    assert [name for name, _ in found.metrics] == ["decode_ratio", "kld_mean", "weight_bytes"]
+    klds = [(row["run"], row["kld_mean"]) for row in found.rows if row["name"] == "gguf/q8_0"]
     assert [run for run, _ in klds] == ["run-1", "run-2", "run-3"]
     assert [kld for _, kld in klds] == pytest.approx([0.001 * math.pi, 0.002 * math.pi, 7.6e-4])
-    chart = _history.chart(history, "weight_bytes", "Weights, MB", LOOK)
+    chart = history.chart(found, "weight_bytes", "Weights, MB", LOOK)
     assert {row["y"] for row in _data(chart) if row["name"] == "gguf/q8_0"} == {8.5 / 8}
 
 

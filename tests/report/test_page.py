@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 
 from quantbench.errors import MissingDependency, UsageError
-from quantbench.report import Results, _facts, _page, page, picture, select
-from quantbench.report._markup import data_block
-from quantbench.report._rows_table import NO_REASON, listing
+from quantbench.report import Results, facts, html, page, picture, select
+from quantbench.report.markup import data_block
+from quantbench.report.rows_table import NO_REASON, listing
 from quantbench.store import load
-from quantbench.tables._rows import rows_of
+from quantbench.tables.rows import rows_of
 
 
 class Reader(HTMLParser):
@@ -206,9 +206,9 @@ def test_a_page_of_too_much_is_cut_and_says_so(
     whole = page(results)
     assert "Shown are the first" not in whole
     assert "Dots: every sample." in whole
-    first, *_ = _page._DETAILS
-    monkeypatch.setattr(_page, "_DETAILS", (first, _page.Detail(answers=1, rows=2, samples=0, history=1)))
-    monkeypatch.setattr(_page, "LARGEST", len(whole.encode()) - 1)
+    first, *_ = html._DETAILS
+    monkeypatch.setattr(html, "_DETAILS", (first, html.Detail(answers=1, rows=2, samples=0, history=1)))
+    monkeypatch.setattr(html, "LARGEST", len(whole.encode()) - 1)
     less = page(results)
     assert len(less.encode()) < len(whole.encode())
     for said in ("Shown are the first 2 of 3 rows", "Shown are the first 1 of 2 prompts", "Single samples are not drawn"):
@@ -227,17 +227,17 @@ def test_a_run_that_was_killed_says_what_is_known_of_it(everything_folder: Path)
     frame = load(str(everything_folder))
     runs = load(str(everything_folder), "runs").assign(finished_at=None, finished=None, ok=None, interrupted=True)
     results = select(frame, runs=runs, run_id="run-3")
-    facts = dict(_facts.run_facts(results, results.every_row))
-    assert facts["Ended"] == "not recorded: the run was killed, or it goes on"
-    assert facts["Scenarios"] == "17 planned; of the 17 shown here 15 ok"
-    assert facts["Commit"] == "abc"
+    said = dict(facts.run_facts(results, results.every_row))
+    assert said["Ended"] == "not recorded: the run was killed, or it goes on"
+    assert said["Scenarios"] == "17 planned; of the 17 shown here 15 ok"
+    assert said["Commit"] == "abc"
 
 
 def test_devices_are_those_that_are_known(write: Any, record: Callable[..., Any]) -> None:
     """What a server uses is not."""
     served = record("gguf/q8_0")
     results = write([record("torch/fp32"), replace(served, facts={**served.facts, "elsewhere": "it is a server's"})])
-    assert dict(_facts.machine(results, results.every_row))["Devices used"] == "cpu"
+    assert dict(facts.machine(results, results.every_row))["Devices used"] == "cpu"
 
 
 def test_a_run_in_which_all_failed_has_a_page(write: Any, record: Callable[..., Any]) -> None:

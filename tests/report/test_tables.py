@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from quantbench.report._tables import SEEDS, Sheet, sheet, sheets
+from quantbench.report.tables import SEEDS, Sheet, sheet, sheets
 from quantbench.tables import KINDS
-from quantbench.tables._table import Cell, Heading, Table
+from quantbench.tables.table import Cell, Heading, Table
 
 if TYPE_CHECKING:
     from pathlib import Path

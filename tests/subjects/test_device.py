@@ -12,10 +12,10 @@ from quantbench.anchor import Anchor
 from quantbench.errors import ModelError
 from quantbench.job import FAILURE_FILE, Job, Task
 from quantbench.methods import METHODS, Settings, method
-from quantbench.models._checkpoint import resolve
+from quantbench.models.checkpoint import resolve
 from quantbench.scenario import SEEDED_INPUTS, Conditions, Effort, Precision, Scenario, Variant
 from quantbench.subjects import causal, module
-from quantbench.subjects._device import check_device
+from quantbench.subjects.device import check_device
 from quantbench.worker import run_job
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from quantbench.job import TRACE_FILE, Job, Task
-from quantbench.models._checkpoint import resolve
+from quantbench.models.checkpoint import resolve
 from quantbench.prompts import load
 from quantbench.scenario import SEEDED_INPUTS, Conditions, Effort, Variant
 from quantbench.subjects import module

@@ -20,14 +20,14 @@ from quantbench.errors import ModelError
 from quantbench.job import TRACE_FILE, Checkpoint, Job, Task
 from quantbench.methods import METHODS, Artifact, Settings, StreamDroppedError, Streamed
 from quantbench.metrics import evaluate
-from quantbench.models._checkpoint import resolve
+from quantbench.models.checkpoint import resolve
 from quantbench.passes.similarity import LOGPROBS_FILE, REFERENCE_FILE
 from quantbench.record import Missing
 from quantbench.scenario import Conditions, Effort, Scenario, Variant
 from quantbench.subjects import causal, served
-from quantbench.subjects._prompts import Prompts
-from quantbench.subjects._top_logprobs import POSITIONS, UNREACHABLE, Place, compare_top_tokens, summarize
+from quantbench.subjects.prompts import Prompts
 from quantbench.subjects.served import Client, levels, measure
+from quantbench.subjects.top_logprobs import POSITIONS, UNREACHABLE, Place, compare_top_tokens, summarize
 from quantbench.trace import LoadPoint, Reference, TopLogprobs, Trace
 
 URL = "http://localhost:1/v1"

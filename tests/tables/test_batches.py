@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from quantbench.record import Record
-    from quantbench.tables._table import Table
+    from quantbench.tables.table import Table
 
     Write = Callable[..., pd.DataFrame]
     Make = Callable[..., Record]

@@ -14,10 +14,15 @@ from quantbench import tables
 from quantbench.models import MODELS
 from quantbench.passes import energy
 from quantbench.planner import read_architecture
-from quantbench.tables import _cell_checks, _evidence, _prose_checks, _sizes
-from quantbench.tables._cell_checks import CELL_CHECKS, ClaimedCell
-from quantbench.tables._evidence import Evidence
-from quantbench.tables._marks import (
+from quantbench.tables import cell_checks, prose_checks, sizes
+from quantbench.tables import evidence as evidences
+from quantbench.tables.cell_checks import CELL_CHECKS, ClaimedCell
+from quantbench.tables.checked import Checked, judge_prose, judge_table
+from quantbench.tables.claimed import Prose, claims, prose
+from quantbench.tables.evidence import Evidence
+from quantbench.tables.kinds import claims as claims_kind
+from quantbench.tables.kinds import gguf, methods, precision
+from quantbench.tables.marks import (
     FAILS,
     HOLDS,
     MARKS,
@@ -31,13 +36,9 @@ from quantbench.tables._marks import (
     amount,
     worst,
 )  # fmt: skip
-from quantbench.tables._prose_checks import PROSE_CHECKS
-from quantbench.tables._rows import groups
-from quantbench.tables.checked import Checked, judge_prose, judge_table
-from quantbench.tables.claimed import Prose, claims, prose
-from quantbench.tables.kinds import claims as claims_kind
-from quantbench.tables.kinds import gguf, methods, precision
+from quantbench.tables.prose_checks import PROSE_CHECKS
 from quantbench.tables.render import as_text, render
+from quantbench.tables.rows import groups
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -139,7 +140,7 @@ def test_a_size_that_does_not_hold_says_that_its_sum_does(subject: str, heading:
 
 
 def test_a_sum_that_does_not_hold_either_is_not_said_to(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_sizes, "nominal_bits", lambda _: 6)
+    monkeypatch.setattr(sizes, "nominal_bits", lambda _: 6)
 
     assert _cell("precision", "INT4", "7B size").verdict.why == "llama-2-7b: 6.74B x 4.59"
 
@@ -176,7 +177,7 @@ def test_what_cannot_be_planned_is_not_judged(monkeypatch: pytest.MonkeyPatch) -
 
         return {variant: Weights(weight_bytes=None, note="llama.cpp is not installed") for variant in variants}
 
-    monkeypatch.setattr(_sizes, "planned_weights", unknown)
+    monkeypatch.setattr(sizes, "planned_weights", unknown)
     for heading in ("Bits", "7B size"):
         assert _cell("gguf", "Q2_K", heading).verdict == Verdict(mark=NOT_YET, why="llama.cpp is not installed")
     for words in ("cuts the model memory", "64GB VRAM", "Double quantization", "This shrinks the"):
@@ -260,7 +261,7 @@ def test_less_than_claimed_does_not_hold(write: Write, record: Make) -> None:
 
 @pytest.mark.parametrize(("gpus", "mark"), [("it takes a GPU, and nvidia-smi lists none here", NOT_HERE), ("", NOT_YET)])
 def test_speed_on_a_gpu_takes_one(monkeypatch: pytest.MonkeyPatch, write: Write, record: Make, gpus: str, mark: str) -> None:
-    monkeypatch.setattr(_cell_checks, "no_gpu", lambda: gpus)
+    monkeypatch.setattr(cell_checks, "no_gpu", lambda: gpus)
     evidence = _evidence_of(write([record("awq/int4-g128", decode_ratio=2.0)]))
 
     for found in (NOTHING, evidence):
@@ -270,9 +271,9 @@ def test_speed_on_a_gpu_takes_one(monkeypatch: pytest.MonkeyPatch, write: Write,
 
 def test_a_gpu_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine_gpus, "no_gpu", lambda: "")
-    assert _evidence.no_gpu() == ""
+    assert evidences.no_gpu() == ""
     monkeypatch.setattr(machine_gpus, "no_gpu", lambda: "no GPU was found")
-    assert _evidence.no_gpu() == "it takes a GPU, and no GPU was found"
+    assert evidences.no_gpu() == "it takes a GPU, and no GPU was found"
 
 
 def test_number_types_are_those_of_their_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -283,13 +284,13 @@ def test_number_types_are_those_of_their_libraries(monkeypatch: pytest.MonkeyPat
 
     narrower = [
         replace(each, exponent_bits=5, mantissa_bits=25, smallest_normal=6e-5) if each.name == "FP32" else each
-        for each in _prose_checks.type_facts()
+        for each in prose_checks.type_facts()
     ]
-    monkeypatch.setattr(_prose_checks, "type_facts", lambda: tuple(narrower))
+    monkeypatch.setattr(prose_checks, "type_facts", lambda: tuple(narrower))
     assert [_said(words).mark for words in ("1 bit for the sign", "same exponent size")] == [FAILS, FAILS]
 
     gone = tuple(replace(each, missing="torch is not installed") for each in narrower)
-    monkeypatch.setattr(_prose_checks, "type_facts", lambda: gone)
+    monkeypatch.setattr(prose_checks, "type_facts", lambda: gone)
     assert _said("bigger intervals") == Verdict(mark=NOT_HERE, why="torch is not installed")
 
 
@@ -352,9 +353,9 @@ def test_energy_takes_a_counter(
 
     frame = write(_pair(record, energy_per_token_j=missing("no counter")), run_id="blind", instrument_check=False)
     assert _said("power", _evidence_of(frame[frame["run_id"] == "blind"])) == Verdict(mark=NOT_HERE, why="no counter")
-    monkeypatch.setattr(_prose_checks, "find_counter", lambda _: "no counter of energy")
+    monkeypatch.setattr(prose_checks, "find_counter", lambda _: "no counter of energy")
     assert _said("power") == Verdict(mark=NOT_HERE, why="no counter of energy")
-    monkeypatch.setattr(_prose_checks, "find_counter", lambda _: energy.Rapl([]))
+    monkeypatch.setattr(prose_checks, "find_counter", lambda _: energy.Rapl([]))
     assert _said("power").mark == NOT_YET
 
 
@@ -371,7 +372,7 @@ def test_closer_to_the_reference(write: Write, record: Make, mine: float, mark: 
 
 @pytest.mark.parametrize(("installed", "mark"), [("4.57.1", HOLDS), ("5.23.0", OUTDATED), ("10.0", OUTDATED)])
 def test_what_a_library_takes_no_more(monkeypatch: pytest.MonkeyPatch, installed: str, mark: str) -> None:
-    monkeypatch.setattr(_prose_checks, "version", lambda _: installed)
+    monkeypatch.setattr(prose_checks, "version", lambda _: installed)
 
     for words in ("load_in_8bit=True,\ndevice_map", "pip install auto-gptq"):
         assert (_said(words).mark, _said(words).measured) == (mark, Figure(installed, f"transformers {installed}"))
@@ -381,7 +382,7 @@ def test_a_library_that_is_missing_cannot_be_asked(monkeypatch: pytest.MonkeyPat
     def version(name: str) -> str:
         raise PackageNotFoundError(name)
 
-    monkeypatch.setattr(_prose_checks, "version", version)
+    monkeypatch.setattr(prose_checks, "version", version)
     assert _said("pip install auto-gptq") == Verdict(mark=NOT_HERE, why="transformers is not installed")
 
 
@@ -407,7 +408,7 @@ def test_the_kind_has_one_line_a_claim_for_people_and_machines(write: Write, ful
     assert (row["claim"], row["mark"], row["planned"], row["measured"]) == ("35GB", FAILS, "36.36 GB", None)
     assert (
         row["planned_value"]
-        == _sizes.planned_weights("llama-2-70b", ["bitsandbytes/nf4-dq"])["bitsandbytes/nf4-dq"].weight_bytes
+        == sizes.planned_weights("llama-2-70b", ["bitsandbytes/nf4-dq"])["bitsandbytes/nf4-dq"].weight_bytes
     )
     assert (row["variant"], row["source"]) == ("bitsandbytes/nf4-dq", claims()["precision"].source)
     assert body[0]["holds_when_rounded"] == 6

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quantbench.tables._pareto import PROCESS_SPREAD, Candidate, choose, dominates, possible
 from quantbench.tables.decision import RULE, decide
+from quantbench.tables.pareto import PROCESS_SPREAD, Candidate, choose, dominates, possible
 from quantbench.units import significant
 
 if TYPE_CHECKING:

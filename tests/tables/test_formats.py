@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 from quantbench.errors import QuantbenchError
-from quantbench.tables import _type_facts
-from quantbench.tables._type_facts import LLAMA_CPP, TypeFacts, read_types, type_facts
+from quantbench.tables import type_facts as reader
 from quantbench.tables.kinds import formats
 from quantbench.tables.render import as_text, render
+from quantbench.tables.type_facts import LLAMA_CPP, TypeFacts, read_types, type_facts
 
 if TYPE_CHECKING:
-    from quantbench.tables._table import Cell, Table
+    from quantbench.tables.table import Cell, Table
 
 
 def _facts(name: str) -> TypeFacts:
@@ -131,7 +131,7 @@ def test_it_fits_a_terminal_and_every_format_renders_it() -> None:
 def test_a_library_that_is_missing_leaves_nulls_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("torch", "torchao", "bitsandbytes", "llama_cpp"):
         monkeypatch.setitem(sys.modules, name, None)
-    monkeypatch.setattr(_type_facts, "package_versions", lambda: {LLAMA_CPP: "0.3.36"})
+    monkeypatch.setattr(reader, "package_versions", lambda: {LLAMA_CPP: "0.3.36"})
     read = read_types()
 
     assert [each.name for each in read] == [

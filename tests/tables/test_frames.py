@@ -13,15 +13,15 @@ import pytest
 import quantbench
 from quantbench import tables
 from quantbench.schema import DTYPES, table_columns
-from quantbench.tables._table import Cell, Heading, Table
 from quantbench.tables.frames import as_frame
+from quantbench.tables.table import Cell, Heading, Table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
     from quantbench.record import Missing, Record
-    from quantbench.tables._table import Scalar
+    from quantbench.tables.table import Scalar
 
     Write = Callable[..., pd.DataFrame]
     Make = Callable[..., Record]

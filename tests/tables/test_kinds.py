@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from quantbench.record import Missing, Record
-    from quantbench.tables._table import Cell, Table
+    from quantbench.tables.table import Cell, Table
 
     Write = Callable[..., pd.DataFrame]
     Make = Callable[..., Record]

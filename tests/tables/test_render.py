@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from quantbench import tables
 from quantbench.errors import UsageError
-from quantbench.tables._table import Cell, Heading, Table
 from quantbench.tables.render import as_markdown, as_text, escape_markdown, render
+from quantbench.tables.table import Cell, Heading, Table
 
 if TYPE_CHECKING:
     from collections.abc import Callable

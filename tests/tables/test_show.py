@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from quantbench.tables._show import times, with_error, with_interval
+from quantbench.tables.show import times, with_error, with_interval
 
 
 @pytest.mark.parametrize(

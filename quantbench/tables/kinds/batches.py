@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING
 
 from quantbench.scenario import prompt_tokens, split_batch
 from quantbench.tables import TableKind
-from quantbench.tables import _fields as f
-from quantbench.tables._assemble import assemble, instrument_note
-from quantbench.tables._lines import Line, plain_lines
-from quantbench.tables._rows import Group, Row, groups
-from quantbench.tables._show import times
-from quantbench.tables._table import Cell, Heading
+from quantbench.tables import fields as f
+from quantbench.tables.assemble import assemble, instrument_note
+from quantbench.tables.lines import Line, plain_lines
+from quantbench.tables.rows import Group, Row, groups
+from quantbench.tables.show import times
+from quantbench.tables.table import Cell, Heading
 from quantbench.units import significant
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from quantbench.tables._table import Table
+    from quantbench.tables.table import Table
 
 _UNQUANTIZED = ("torch/bf16", "torch/fp16")
 """What is quantized in practice; the first that was measured is what the others are compared with, else the reference."""

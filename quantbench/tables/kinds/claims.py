@@ -8,12 +8,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from quantbench.tables import TableKind
-from quantbench.tables import _marks as m
-from quantbench.tables._evidence import Evidence
-from quantbench.tables._rows import groups
-from quantbench.tables._table import Cell, Heading, Table
+from quantbench.tables import marks as m
 from quantbench.tables.checked import Checked, judge_prose, judge_table
 from quantbench.tables.claimed import claims
+from quantbench.tables.evidence import Evidence
+from quantbench.tables.rows import groups
+from quantbench.tables.table import Cell, Heading, Table
 
 if TYPE_CHECKING:
     import pandas as pd

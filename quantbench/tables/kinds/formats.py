@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 from quantbench.errors import QuantbenchError
 from quantbench.tables import TableKind
-from quantbench.tables._show import times
-from quantbench.tables._table import Cell, Heading, Scalar, Table
-from quantbench.tables._type_facts import LLAMA_CPP, PACKAGES, TypeFacts, package_versions, type_facts
+from quantbench.tables.show import times
+from quantbench.tables.table import Cell, Heading, Scalar, Table
+from quantbench.tables.type_facts import LLAMA_CPP, PACKAGES, TypeFacts, package_versions, type_facts
 from quantbench.units import significant
 
 SCALED = "×s"

@@ -10,19 +10,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from quantbench.tables import TableKind
-from quantbench.tables import _fields as f
-from quantbench.tables._assemble import assemble, claim_notes
-from quantbench.tables._evidence import Evidence
-from quantbench.tables._lines import Line, claimed_lines, lines_of
-from quantbench.tables._rows import Group, groups
+from quantbench.tables import fields as f
+from quantbench.tables.assemble import assemble, claim_notes
 from quantbench.tables.checked import mark_notes
 from quantbench.tables.claimed import claims
+from quantbench.tables.evidence import Evidence
+from quantbench.tables.lines import Line, claimed_lines, lines_of
+from quantbench.tables.rows import Group, groups
 from quantbench.tables.words import words
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from quantbench.tables._table import Table
+    from quantbench.tables.table import Table
 
 
 def table(frame: pd.DataFrame) -> list[Table]:

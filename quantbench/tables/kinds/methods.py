@@ -11,20 +11,20 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from quantbench.tables import TableKind
-from quantbench.tables import _fields as f
-from quantbench.tables._assemble import assemble, instrument_note, speed_note
-from quantbench.tables._evidence import Evidence
-from quantbench.tables._findings import FINDINGS, Find, Finding, absent, kernel, representative, truth
-from quantbench.tables._lines import Line
-from quantbench.tables._rows import Group, Row, groups
-from quantbench.tables._table import Cell, Heading
+from quantbench.tables import fields as f
+from quantbench.tables.assemble import assemble, instrument_note, speed_note
 from quantbench.tables.checked import mark_notes
 from quantbench.tables.claimed import ClaimTable, claims
+from quantbench.tables.evidence import Evidence
+from quantbench.tables.findings import FINDINGS, Find, Finding, absent, kernel, representative, truth
+from quantbench.tables.lines import Line
+from quantbench.tables.rows import Group, Row, groups
+from quantbench.tables.table import Cell, Heading
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from quantbench.tables._table import Table
+    from quantbench.tables.table import Table
 
 _PACKAGES: Mapping[str, str] = {
     "bitsandbytes": "bitsandbytes", "gguf": "llama-cpp-python", "awq": "gptqmodel", "gptq": "gptqmodel",

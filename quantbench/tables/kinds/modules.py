@@ -7,18 +7,18 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from quantbench.tables import TableKind
-from quantbench.tables import _fields as f
-from quantbench.tables._assemble import assemble
-from quantbench.tables._lines import Line, plain_lines
-from quantbench.tables._rows import Group, groups
-from quantbench.tables._show import short, times, with_interval
-from quantbench.tables._table import Cell, Heading
+from quantbench.tables import fields as f
+from quantbench.tables.assemble import assemble
+from quantbench.tables.lines import Line, plain_lines
+from quantbench.tables.rows import Group, groups
+from quantbench.tables.show import short, times, with_interval
+from quantbench.tables.table import Cell, Heading
 from quantbench.units import format_seconds
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from quantbench.tables._table import Table
+    from quantbench.tables.table import Table
 
 _METHOD = "torch-dynamic"
 _KB = 1024

@@ -7,17 +7,17 @@ from statistics import mean, stdev
 from typing import TYPE_CHECKING
 
 from quantbench.tables import TableKind
-from quantbench.tables import _fields as f
-from quantbench.tables._assemble import assemble, instrument_note
-from quantbench.tables._lines import Line, plain_lines
-from quantbench.tables._rows import Group, Row, groups, rows_of
-from quantbench.tables._show import short
-from quantbench.tables._table import Cell, Heading
+from quantbench.tables import fields as f
+from quantbench.tables.assemble import assemble, instrument_note
+from quantbench.tables.lines import Line, plain_lines
+from quantbench.tables.rows import Group, Row, groups, rows_of
+from quantbench.tables.show import short
+from quantbench.tables.table import Cell, Heading
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from quantbench.tables._table import Table
+    from quantbench.tables.table import Table
 
 _FIGURES = (
     ("decode_tps", "Decode"), ("itl_ratio", "Decode, x anchor"),

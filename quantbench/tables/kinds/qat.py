@@ -16,18 +16,18 @@ from typing import TYPE_CHECKING, cast
 from quantbench.methods.qat import SAME_AS
 from quantbench.statistics import minimum_detectable_effect, t_quantile
 from quantbench.tables import TableKind
-from quantbench.tables._assemble import assemble, instrument_note
-from quantbench.tables._fields import Field
-from quantbench.tables._lines import Line
-from quantbench.tables._rows import Group, Row, groups
-from quantbench.tables._show import short, with_error
-from quantbench.tables._table import Cell, Heading, Scalar
+from quantbench.tables.assemble import assemble, instrument_note
+from quantbench.tables.fields import Field
+from quantbench.tables.lines import Line
+from quantbench.tables.rows import Group, Row, groups
+from quantbench.tables.show import short, with_error
+from quantbench.tables.table import Cell, Heading, Scalar
 from quantbench.units import format_seconds
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from quantbench.tables._table import Table
+    from quantbench.tables.table import Table
 
 QAT_CLOSER = "QAT closer"
 PTQ_CLOSER = "PTQ closer"

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from quantbench.tables import TableKind
-from quantbench.tables import _fields as f
-from quantbench.tables._assemble import assemble
-from quantbench.tables._lines import Line, plain_lines
-from quantbench.tables._rows import Group, groups
-from quantbench.tables._table import Cell, Heading
+from quantbench.tables import fields as f
+from quantbench.tables.assemble import assemble
+from quantbench.tables.lines import Line, plain_lines
+from quantbench.tables.rows import Group, groups
+from quantbench.tables.table import Cell, Heading
 from quantbench.units import GB, format_bytes, significant
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-    from quantbench.tables._table import Table
+    from quantbench.tables.table import Table
 
 _FIGURES = ("mbu", "energy_per_token_j")
 _NOTES = (

@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING
 
 from quantbench.methods import METHODS
 from quantbench.tables import TableKind
-from quantbench.tables import _fields as f
-from quantbench.tables._assemble import assemble, instrument_note
-from quantbench.tables._lines import Line, plain_lines
-from quantbench.tables._rows import Group, groups
-from quantbench.tables._table import Cell, Heading
+from quantbench.tables import fields as f
+from quantbench.tables.assemble import assemble, instrument_note
+from quantbench.tables.lines import Line, plain_lines
+from quantbench.tables.rows import Group, groups
+from quantbench.tables.table import Cell, Heading
 from quantbench.units import format_seconds, significant
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from quantbench.tables._table import Table
+    from quantbench.tables.table import Table
 
 _NOTES = (
     "alone: one request at a time; together: as many at once as asked for, tokens/s of all answers, TTFT with the queue",

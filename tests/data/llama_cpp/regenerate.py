@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 from quantbench import machine
 from quantbench.methods._gguf_files import _SOURCE_SHA256, quantized_file
 from quantbench.methods._llama_cpp_probe import extra_buffers_work
-from quantbench.models._checkpoint import resolve
+from quantbench.models.checkpoint import resolve
 
 HERE = Path(__file__).parent
 TEXT_FILE = HERE / "text.txt"

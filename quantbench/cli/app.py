@@ -1,0 +1,47 @@
+"""The command ``quantbench``: results go to stdout, messages to stderr.
+
+Exit codes: 0 ok, 1 scenarios failed, 2 usage, 3 regression, 4 insufficient data, 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+
+from quantbench.cli.catalogue import methods, metrics, models
+from quantbench.cli.compare import compare
+from quantbench.cli.contrast import contrast
+from quantbench.cli.doctor import doctor
+from quantbench.cli.export import export
+from quantbench.cli.guard import DEBUG, guarded
+from quantbench.cli.plan import plan
+from quantbench.cli.quantize import quantize
+from quantbench.cli.report import report
+from quantbench.cli.results import recommend, tables
+from quantbench.cli.run import run
+
+app = typer.Typer(name="quantbench", no_args_is_help=True, add_completion=False, rich_markup_mode=None)
+for command in (plan, run, tables, recommend, compare, contrast, report, export, methods, metrics, models, quantize, doctor):
+    app.command(command.__name__)(guarded(command))
+
+
+def _show(asked: bool) -> None:
+    """Print the version and exit."""
+    if asked:
+        typer.echo(f"quantbench {version('quantbench')}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    *,
+    debug: Annotated[bool, typer.Option("--debug", help="show the traceback of an error")] = False,
+    _version: Annotated[bool, typer.Option("--version", callback=_show, is_eager=True, help="show the version")] = False,
+) -> None:
+    """What each quantization of your model costs and buys on your hardware.
+
+    Exit codes: 0 ok, 1 scenarios failed, 2 usage, 3 regression, 4 insufficient data, 130 Ctrl-C.
+    """
+    DEBUG.set(debug)

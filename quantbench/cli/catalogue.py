@@ -1,0 +1,136 @@
+"""``quantbench methods``, ``metrics`` and ``models``: what there is to choose from."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import textwrap
+from typing import Annotated, Any
+
+import typer
+
+from quantbench.cli.output import Format, print_json, print_table
+from quantbench.errors import unknown_name
+from quantbench.methods import METHODS, Method
+from quantbench.metrics import METRICS, Metric, all_columns
+from quantbench.record import Column
+
+FormatOption = Annotated[Format, typer.Option("--format", help="how to print it")]
+
+
+def method_facts(method: Method) -> dict[str, Any]:
+    """What there is to know of a method without importing what it needs."""
+    missing = list(method.missing())
+    return {
+        "method": method.name,
+        "about": method.about,
+        "precisions": [{"precision": each.name, "bits": each.bits, "title": each.title} for each in method.precisions],
+        "anchor": method.anchor,
+        "checkpoints": list(method.kinds),
+        "can_save": method.saver is not None,
+        "requires": list(method.requires),
+        "missing": missing,
+        "installed": not missing,
+        "install": method.install if missing else None,
+    }
+
+
+def methods(output: FormatOption = "text") -> None:
+    """List methods, precisions and missing packages."""
+    facts = [method_facts(method) for method in METHODS]
+    if output == "json":
+        return print_json(facts)
+    rows = [
+        [
+            each["method"],
+            " ".join(precision["precision"] for precision in each["precisions"]),
+            each["anchor"],
+            each["install"] or "yes",
+            each["about"],
+        ]
+        for each in facts
+    ]
+    return print_table(["method", "precisions", "anchor", "installed", "about"], rows)
+
+
+def metrics(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="only these metrics or columns")] = None,
+    output: FormatOption = "text",
+) -> None:
+    """List columns with unit, formula and source."""
+    known = [*(each.name for each in METRICS), *(column.name for column in all_columns())]
+    if unknown := [name for name in names or () if name not in known]:
+        raise unknown_name("metric or column", unknown[0], known)
+    chosen = [
+        (each, [column for column in each.columns if not names or each.name in names or column.name in names])
+        for each in METRICS
+    ]
+    if output == "json":
+        return print_json([_column_facts(each, column) for each, columns in chosen for column in columns])
+    blocks = [
+        [f"{each.name}: {each.about}", *(line for column in columns for line in _column_lines(column))]
+        for each, columns in chosen
+        if columns
+    ]
+    return typer.echo("\n\n".join("\n".join(block) for block in blocks))
+
+
+def _column_facts(metric: Metric, column: Column) -> dict[str, Any]:
+    return {
+        "column": column.name, "unit": column.unit, "better": column.better, "metric": metric.name, "doc": column.doc,
+        "formula": column.formula, "source": column.source,
+    }  # fmt: skip
+
+
+def _column_lines(column: Column) -> list[str]:
+    """Name, unit, direction and meaning of a column; then its formula and its source, where it has them."""
+    facts = ", ".join(part for part in (column.unit, f"{column.better} is better" if column.better else "") if part)
+    head = f"{column.name} ({facts}): {column.doc}" if facts else f"{column.name}: {column.doc}"
+    formula = [_indented(f"= {column.formula}", 6)] if column.formula else []
+    source = [_indented(f"source: {column.source}", 6)] if column.source else []
+    return [_indented(head, 2), *formula, *source]
+
+
+def _indented(text: str, blanks: int) -> str:
+    """``text`` after so many blanks: wrapped between words on a terminal, one line elsewhere."""
+    start = " " * blanks
+    if not sys.stdout.isatty():
+        return start + text
+    width = shutil.get_terminal_size().columns
+    return textwrap.fill(
+        text, width, initial_indent=start, subsequent_indent=start + "    ", break_long_words=False, break_on_hyphens=False
+    )
+
+
+def _model_forms() -> list[tuple[str, str]]:
+    """Every way to name a model, with what it means."""
+    from quantbench.models import dummy_configs
+
+    return [
+        ("NAME", "a built-in model"),
+        ("FOLDER", "a checkpoint folder with config.json and safetensors, as save_pretrained writes it"),
+        ("FILE.gguf", "a GGUF file"),
+        ("ORG/NAME[@REVISION]", "a checkpoint on the Hugging Face hub, at a branch, tag or commit"),
+        ("ORG/NAME[@REVISION]:Q4_K_M", "one GGUF file of a hub repository, all its parts"),
+        (
+            "dummy:NAME|FOLDER|config.json|ORG/NAME",
+            f"a real architecture with random weights, for memory and latency; NAME is one of {', '.join(dummy_configs())}",
+        ),
+        ("http://HOST[:PORT]/v1[#MODEL]", "an OpenAI-compatible server, for the method server"),
+    ]
+
+
+def models(output: FormatOption = "text") -> None:
+    """List the built-in models and other ways to name one."""
+    from quantbench.models import MODELS
+
+    built_in = [
+        {"model": model.name, "about": model.about, "instrument_check": model.instrument_check, "folder": str(model.folder())}
+        for model in MODELS
+    ]
+    forms = _model_forms()
+    if output == "json":
+        return print_json({"built_in": built_in, "forms": [{"form": form, "meaning": meaning} for form, meaning in forms]})
+    print_table(["model", "about"], [[model.name, model.about] for model in MODELS])
+    typer.echo()
+    return print_table(["--model takes", ""], forms)

@@ -1,0 +1,61 @@
+"""``quantbench compare``: a candidate against a baseline, with an exit code for a gate."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+
+from quantbench.cli.guard import INSUFFICIENT, REGRESSION
+from quantbench.cli.output import message, paragraph, print_json, warnings_as_messages
+from quantbench.cli.results import ResultsOption
+from quantbench.compare import Verdict, parse_threshold, show
+from quantbench.compare import compare as compared
+from quantbench.compare.sides import is_whole, load_side
+from quantbench.errors import StoreError, UsageError
+from quantbench.tables.render import render
+
+_SIDE = "a results folder or URI (its last run), a .parquet file, a .json of pytest-benchmark, or run ids"
+
+
+def compare(
+    baseline: Annotated[str, typer.Argument(metavar="BASELINE", help=_SIDE)],
+    candidate: Annotated[str, typer.Argument(metavar="CANDIDATE", help="the same")],
+    *,
+    again: Annotated[str | None, typer.Option("--again", metavar="SIDE", help="the candidate measured once more")] = None,
+    window: Annotated[int, typer.Option("--window", metavar="N", help="of a baseline folder the last N runs")] = 1,
+    threshold: Annotated[
+        list[str] | None,
+        typer.Option("--threshold", metavar="METRIC=PCT", help="the least change that counts, such as decode=5"),
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="show also what stayed the same")] = False,
+    results: ResultsOption = "results",
+    output: Annotated[Literal["text", "md", "json", "junit"], typer.Option("--format", help="how to print it")] = "text",
+) -> None:
+    """Compare a candidate with a baseline."""
+    if window < 1:
+        raise UsageError(f"--window {window} holds no run; give a whole number from 1 on")
+    thresholds = dict(map(parse_threshold, threshold or ()))
+    try:
+        with warnings_as_messages():
+            after = load_side(candidate, results)
+            before = load_side(baseline, results, window=window, but=tuple(after["run_id"].unique()))
+            whole = is_whole(after, candidate, results)
+            further = load_side(again, results) if again else None
+    except StoreError as error:
+        message(str(error))
+        raise typer.Exit(INSUFFICIENT) from None
+    found = compared(before, after, again=further, thresholds=thresholds, whole=whole)
+    if output == "json":
+        print_json(show.as_data(found))
+    elif output == "junit":
+        typer.echo(show.as_junit(found), nl=False)
+    elif output == "md":
+        typer.echo(show.as_markdown(found, everything=everything).rstrip("\n"))
+    else:
+        table = render([show.table(found, everything=everything)], "text")
+        typer.echo(f"{paragraph(show.sentence(found))}\n\n{table}".rstrip("\n"))
+    if found.of(Verdict.WORSE):
+        raise typer.Exit(REGRESSION)
+    if not found.conclusive:
+        raise typer.Exit(INSUFFICIENT)

@@ -1,0 +1,205 @@
+"""``quantbench contrast``: two variants' answers to the same prompts, and whether their distance to the reference differs."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from quantbench.cli.guard import INSUFFICIENT
+from quantbench.cli.output import message, print_json
+from quantbench.cli.results import ResultsOption, stored
+from quantbench.contrast import About, Contrast
+from quantbench.contrast import contrast as contrasted
+from quantbench.errors import UsageError, unknown_name
+from quantbench.matrix import default_matrix
+from quantbench.methods import METHODS
+from quantbench.prompts import check_name
+from quantbench.record import Output
+from quantbench.scenario import Variant, reads, short_name
+from quantbench.tables.rows import Row, rows_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_CONTROL = "-control"
+_FACTS = [
+    "run_id", "started_at", "scenario_id", "repeat", "model", "method", "precision", "control", "prompts", "status", "reason",
+    "reference", "instrument_check", "null_reasons",
+]  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Asked:
+    """What the command line asks for; None is: whatever there is."""
+
+    variants: tuple[Variant, Variant]
+    results: str
+    prompts: str | None
+    run_id: str | None
+    model: str | None
+
+    def command(self, models: Sequence[str]) -> str:
+        """The command line that measures both; ``models`` are those that it may mean, as they were asked for."""
+        default = default_matrix()
+        options = {
+            "--model": models[0] if len(models) == 1 else self.model or default.models[0],
+            "--method": ",".join(dict.fromkeys(each.method for each in self.variants)),
+            "--precision": ",".join(dict.fromkeys(each.precision for each in self.variants)),
+            "--prompts": self.prompts or default.prompts[0],
+            "--results": self.results,
+        }
+        usual = {"--model": default.models[0], "--results": "results"}
+        given = [word for name, value in options.items() if value != usual.get(name) for word in (name, value)]
+        return shlex.join(["quantbench", "run", *given])
+
+    def holds(self, row: Row) -> bool:
+        """Whether a row is of the run, the model and the prompt set."""
+        asked = {"model": self.model, "prompts": self.prompts}
+        named = all(name is None or name in (row.text(key), short_name(row.text(key))) for key, name in asked.items())
+        return named and self.run_id in (None, row.text("run_id"))
+
+
+def contrast(
+    first: Annotated[str, typer.Argument(metavar="VARIANT", help="METHOD-PRECISION, such as gguf-q4_k_m")],
+    second: Annotated[str, typer.Argument(metavar="VARIANT", help="the other one, such as gguf-q8_0")],
+    *,
+    prompts: Annotated[str | None, typer.Option("--prompts", metavar="NAME", help="prompt set (default: all)")] = None,
+    results: ResultsOption = "results",
+    run_id: Annotated[str | None, typer.Option("--run", metavar="ID", help="a run (default: the last with both)")] = None,
+    model: Annotated[str | None, typer.Option("--model", metavar="NAME", help="model (default: all)")] = None,
+    output: Annotated[Literal["text", "md", "json"], typer.Option("--format", help="how to print it")] = "text",
+) -> None:
+    """Compare the answers of two variants."""
+    from quantbench.cli.side_by_side import as_data, render
+
+    variants = _variant(first), _variant(second)
+    if variants[0] == variants[1]:
+        raise UsageError(f"{first} and {second} are one variant; name two, such as gguf-q4_k_m gguf-q8_0")
+    if prompts is not None and reads(prompts) != "prompts":
+        unanswered = f"{prompts} is scored and not answered, so there are no answers to compare"
+        raise UsageError(f"{unanswered}; name a set such as 'mixed'")
+    asked = _Asked(variants=variants, results=results, prompts=prompts, run_id=run_id, model=model)
+    found = _contrasts(asked)
+    if output == "json":
+        print_json([as_data(each) for each in found])
+    else:
+        typer.echo("\n\n".join(render(each, output) for each in found))
+
+
+def _variant(text: str) -> Variant:
+    """The variant that a label or ``method/precision`` names; UsageError with the nearest names."""
+    known = {
+        variant.label: variant
+        for method in METHODS
+        for variant in (Variant(method=method.name, precision=each.name) for each in method.precisions)
+    }
+    label = text.lower().replace("/", "-", 1)
+    plain = label.removesuffix(_CONTROL)
+    if plain not in known:
+        raise unknown_name("variant", text, known)
+    return replace(known[plain], control=label != plain)
+
+
+def _contrasts(asked: _Asked) -> list[Contrast]:
+    """The contrast of every model and prompt set that the chosen run has of both; else a sentence and exit code 4."""
+    frame = stored(asked.results)
+    if asked.run_id is not None and asked.run_id not in set(frame["run_id"]):
+        raise unknown_name("run", asked.run_id, frame["run_id"].unique())
+    rows = [row for row in rows_of(frame[_FACTS]) if asked.holds(row)]
+    pairs = _measured(asked, rows)
+    if not pairs:
+        if asked.prompts is not None and not rows:
+            check_name(asked.prompts)
+        message(_unmeasured(asked, rows))
+        raise typer.Exit(INSUFFICIENT)
+    outputs = stored(asked.results, "outputs")
+    return [_contrast(*pair, outputs) for pair in pairs]
+
+
+def _measured(asked: _Asked, rows: Sequence[Row]) -> list[tuple[Row, Row]]:
+    """The rows of both variants in the latest run that measured both, a pair for each model and prompt set; first repeats."""
+    groups: dict[tuple[str, str, str], dict[Variant, Row]] = {}
+    for row in sorted(rows, key=lambda row: row.number("repeat") or 0):
+        if row.ok and reads(row.text("prompts")) == "prompts":
+            group = groups.setdefault((row.text("run_id"), row.text("model"), row.text("prompts")), {})
+            group.setdefault(_variant_of(row), row)
+    first, second = asked.variants
+    pairs = [(group[first], group[second]) for group in groups.values() if first in group and second in group]
+    latest = max((pair[0].values["started_at"] for pair in pairs), default=None)
+    return [pair for pair in pairs if pair[0].values["started_at"] == latest]
+
+
+def _unmeasured(asked: _Asked, rows: Sequence[Row]) -> str:
+    """Which of the two is not measured where, and the command that measures both."""
+    answered = [row for row in rows if reads(row.text("prompts")) == "prompts"]
+    missing = [each for each in asked.variants if not any(row.ok and _variant_of(row) == each for row in answered)]
+    named = " and ".join(_name(each) + _failure(each, answered) for each in missing or asked.variants)
+    what = "is not measured" if len(missing) == 1 else "are not measured" if missing else "were not measured in one run"
+    where = [f"on prompts {asked.prompts}"] if asked.prompts else []
+    where += [f"for {asked.model}"] if asked.model else []
+    where += [f"in run {asked.run_id}"] if asked.run_id else []
+    scored = "; a text is scored and not answered" if rows and not answered else ""
+    command = asked.command(list(dict.fromkeys(row.text("model") for row in rows if reads(row.text("prompts")) != "inputs")))
+    return f"{named} {' '.join([what, *where])} under {asked.results!r}{scored}; to measure both: {command}"
+
+
+def _failure(variant: Variant, rows: Sequence[Row]) -> str:
+    """How the variant's last row ended, in brackets; empty where there is none that failed."""
+    failed = [row for row in rows if _variant_of(row) == variant and not row.ok]
+    if not failed:
+        return ""
+    last = max(failed, key=lambda row: row.values["started_at"])
+    return f" ({last.text('status')}: {last.text('reason')})"
+
+
+def _contrast(first: Row, second: Row, outputs: pd.DataFrame) -> Contrast:
+    about = About(
+        first=first.label,
+        second=second.label,
+        reference=first.text("reference"),
+        model=short_name(first.text("model")),
+        prompts=short_name(first.text("prompts")),
+        run_id=first.text("run_id"),
+        instrument_check=first.flag("instrument_check"),
+        unscored=_unscored(first, second),
+    )
+    return contrasted(_outputs(first, outputs), _outputs(second, outputs), about)
+
+
+def _outputs(row: Row, outputs: pd.DataFrame) -> list[Output]:
+    """The row's answers; where none were kept, a sentence and exit code 4."""
+    same = [outputs[name] == row.values[name] for name in ("run_id", "scenario_id", "repeat")]
+    names = [each.name for each in fields(Output)]
+    found = rows_of(outputs.loc[same[0] & same[1] & same[2], names])
+    if not found:
+        reason = row.null_reason("exact_match") or "the rows of table 'outputs' are gone"
+        message(
+            f"run {row.text('run_id')} kept no answers of {row.label} to prompts {short_name(row.text('prompts'))} ({reason}); "
+            "measure it with a --reference that can open the model"
+        )
+        raise typer.Exit(INSUFFICIENT)
+    return [Output(**{name: _plain(value) for name, value in each.values.items()}) for each in found]
+
+
+def _plain(value: Any) -> Any:
+    """A list of parquet as a tuple."""
+    return tuple(value.tolist()) if hasattr(value, "tolist") else value
+
+
+def _unscored(first: Row, second: Row) -> str:
+    """Why there is no KLD, if there is none."""
+    reasons = {row.label: row.null_reason("kld_mean") for row in (first, second)}
+    found = [f"{label}: {reason}" for label, reason in reasons.items() if reason]
+    return " and ".join(found) or f"run {first.text('run_id')} kept none for single prompts, so measure again"
+
+
+def _variant_of(row: Row) -> Variant:
+    return Variant(method=row.text("method"), precision=row.text("precision"), control=row.flag("control"))
+
+
+def _name(variant: Variant) -> str:
+    return variant.name + (" (control)" if variant.control else "")

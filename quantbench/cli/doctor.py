@@ -1,0 +1,172 @@
+"""``quantbench doctor``: what is installed, what is missing and how to get it, devices, cache."""
+
+from __future__ import annotations
+
+import os
+import platform
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from importlib.util import find_spec
+from typing import Any, TypeVar
+
+import typer
+
+from quantbench import machine
+from quantbench.architecture import FAMILIES
+from quantbench.cache import CACHE_VARIABLE, cache_root
+from quantbench.cli.catalogue import FormatOption, method_facts
+from quantbench.cli.output import counted, print_json, print_table
+from quantbench.engines import ENGINES
+from quantbench.export import EXPORTERS
+from quantbench.gpus import no_gpu
+from quantbench.methods import METHODS
+from quantbench.metrics import METRICS
+from quantbench.models import MODELS
+from quantbench.passes.other_work import busy_now
+from quantbench.registry import Registry
+from quantbench.scratch import Swept, sweep
+from quantbench.tables import KINDS
+from quantbench.units import GIB, format_bytes
+
+_UNKNOWN = "unknown: see problems"
+Answer = TypeVar("Answer")
+
+
+def doctor(output: FormatOption = "text") -> None:
+    """Show what is installed and missing, devices, cache."""
+    problems: list[str] = []
+    facts: dict[str, Any] = {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "machine": _asked(problems, "machine", _machine),
+        "other_work": _asked(problems, "other work", busy_now),
+        "packages": _asked(problems, "packages", _packages) or {},
+        "methods": _asked(problems, "methods", _methods) or [],
+        "cache": _asked(problems, "cache", lambda: {"swept": sweep(cache_root())._asdict(), **_cache()}),
+        "llama_cpp_extra_buffers": _asked(problems, "llama.cpp extra buffers", _extra_buffers),
+        "cuda": _asked(problems, "CUDA", _cuda),
+    }
+    for registry in (METHODS, METRICS, ENGINES, MODELS, FAMILIES, KINDS, EXPORTERS):
+        problems += _asked(problems, "plug-ins", partial(_broken, registry)) or []
+    facts["problems"] = list(dict.fromkeys(problems))
+    if output == "json":
+        return print_json(facts)
+    return _print(facts)
+
+
+def _asked(problems: list[str], what: str, answer: Callable[[], Answer]) -> Answer | None:
+    """The answer; None, and one more of ``problems``, where it cannot be had: the others are still wanted then."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of plug-ins that are broken, which are listed
+            return answer()
+    except Exception as error:  # noqa: BLE001 - what is broken is what this command is there to report
+        problems.append(f"{what}: {type(error).__name__}: {' '.join(str(error).split())}")
+        return None
+
+
+def _broken(registry: Registry[Any]) -> list[str]:
+    return [f"plug-in {name!r} cannot be imported and is left out: {why}" for name, why in registry.broken.items()]
+
+
+def _machine() -> dict[str, Any]:
+    return {**asdict(machine.describe()), "gpus": list(machine.describe().gpus)}
+
+
+def _packages() -> dict[str, str]:
+    return {name: number for name, number in machine.versions().items() if name != "python"}
+
+
+def _methods() -> list[dict[str, Any]]:
+    return [method_facts(method) for method in METHODS]
+
+
+def _cache() -> dict[str, Any]:
+    root = cache_root()
+    files = [path for path in root.rglob("*") if path.is_file() and not path.is_symlink()]
+    existing = next(folder for folder in (root, *root.absolute().parents) if folder.exists())
+    return {
+        "folder": str(root),
+        "bytes": sum(path.stat().st_size for path in files),
+        "files": len(files),
+        "writable": existing.is_dir() and os.access(existing, os.W_OK | os.X_OK),
+    }
+
+
+def _extra_buffers() -> dict[str, Any]:
+    """Whether llama.cpp's AMX and repacking buffers work; the answer is probed once and then remembered in the cache."""
+    missing = [module for module in ("llama_cpp", "gguf") if find_spec(module) is None]
+    if missing:
+        return {"work": None, "note": f"not probed: {', '.join(missing)} not installed"}
+    from quantbench.methods._llama_cpp_probe import extra_buffers_work
+
+    try:
+        works = extra_buffers_work()
+    except Exception as error:  # noqa: BLE001 - a broken library is what this command is there to report
+        return {"work": None, "note": f"not probed: {type(error).__name__}: {' '.join(str(error).split())}"}
+    crashes = "this build crashes with them, so quantbench turns them off; a build by another compiler may have them work"
+    return {"work": works, "note": "" if works else crashes}
+
+
+def _cuda() -> dict[str, Any]:
+    found = machine.describe()
+    build = machine.cpu_torch()
+    note = f"torch {build} is a CPU build; --device cuda needs a CUDA build of torch" if build else ""
+    return {"devices": list(found.gpus), "driver": found.driver, "note": note if found.gpus else no_gpu()}
+
+
+def _print(facts: dict[str, Any]) -> None:
+    print_table(["", ""], [
+        ["Python", facts["python"]],
+        ["platform", facts["platform"]],
+        *(_hardware_lines(facts["machine"]) if facts["machine"] else [["machine", _UNKNOWN]]),
+        ["other work now", _UNKNOWN if facts["other_work"] is None else facts["other_work"] or "none that would slow a run"],
+        *(_cuda_lines(facts["cuda"]) if facts["cuda"] else [["CUDA", _UNKNOWN]]),
+        ["llama.cpp extra buffers", _buffers(facts["llama_cpp_extra_buffers"])],
+        ["cache", _cache_line(facts["cache"]) if facts["cache"] else _UNKNOWN],
+        *(["", each] for each in (Swept(**facts["cache"]["swept"]).sentences if facts["cache"] else ())),
+    ])  # fmt: skip
+    typer.echo()
+    print_table(["package", "version"], facts["packages"].items())
+    typer.echo()
+    print_table(["method", "installed"], [
+        [each["method"], "yes" if each["installed"] else f"no: {', '.join(each['missing'])}; {each['install']}"]
+        for each in facts["methods"]
+    ])  # fmt: skip
+
+
+    if facts["problems"]:
+        typer.echo()
+        print_table(["problem"], [[problem] for problem in facts["problems"]])
+
+
+def _hardware_lines(hardware: dict[str, Any]) -> list[list[str]]:
+    return [
+        ["CPU", f"{hardware['cpu']}, {hardware['cpus']} cores for this process"],
+        ["ISA", hardware["isa"] or "none of those that matter"],
+        ["memory", f"{hardware['memory_bytes'] / GIB:.1f} GiB"],
+    ]
+
+
+def _cuda_lines(cuda: dict[str, Any]) -> list[list[str]]:
+    return [
+        ["CUDA", _with_note(", ".join(cuda["devices"]) or "none", cuda["note"])],
+        ["driver", cuda["driver"] or "none"],
+    ]
+
+
+def _buffers(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return _UNKNOWN
+    return _with_note({True: "work", False: "do not work", None: "unknown"}[found["work"]], found["note"])
+
+
+def _cache_line(cache: dict[str, Any]) -> str:
+    writable = "writable" if cache["writable"] else f"not writable; set {CACHE_VARIABLE} to a folder that is"
+    return f"{cache['folder']}: {format_bytes(cache['bytes'])} in {counted(cache['files'], 'file')}, {writable}"
+
+
+def _with_note(text: str, note: str) -> str:
+    return f"{text} ({note})" if note else text

@@ -1,0 +1,114 @@
+"""``quantbench export``: stored rows in the format that another tool reads."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable
+from contextlib import suppress
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from quantbench.cli.guard import INSUFFICIENT
+from quantbench.cli.output import counted, message
+from quantbench.cli.results import ResultsOption, stored
+from quantbench.errors import UsageError, unknown_name
+from quantbench.export import EXPORTERS
+from quantbench.export import export as exported
+from quantbench.schema import TABLES
+from quantbench.tables import latest_run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_CONTROLS = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)], "\N{REPLACEMENT CHARACTER}")
+"""Control characters besides tab and line feed: a terminal obeys some of them."""
+
+
+def export(
+    form: Annotated[
+        str,
+        typer.Option("--to", metavar="FORMAT", help="github-action-benchmark, bmf, pytorch-hud, csv, jsonl, or a plug-in's"),
+    ],
+    *,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="a file, replaced whole (default: stdout)")
+    ] = None,
+    results: ResultsOption = "results",
+    run_id: Annotated[str | None, typer.Option("--run", metavar="ID", help="a run's id (default: the latest run)")] = None,
+    table: Annotated[
+        Literal["scenarios", "samples", "outputs", "runs"], typer.Option("--table", help="which table; csv and jsonl take any")
+    ] = "scenarios",
+    better: Annotated[
+        Literal["lower", "higher"] | None, typer.Option("--better", help="only metrics that are better so")
+    ] = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option("--metric", metavar="NAME,...", help="only these metrics (default: all with a direction)"),
+    ] = None,
+) -> None:
+    """Write a run for another tool: a dashboard, a spreadsheet."""
+    figures = EXPORTERS[form].figures
+    metrics = [name.strip() for names in metric or () for name in names.split(",")]
+    rows = _rows(results, table, run_id)
+    pieces = exported(form, rows, table, better=better, metrics=metrics)
+    first = next(pieces, None)
+    if first is None:
+        message(f"run {rows['run_id'].iloc[0]} measured nothing that {form} takes; {_unmeasured(rows) or 'name other metrics'}")
+        raise typer.Exit(INSUFFICIENT)
+    if output is None:
+        _print(chain([first], pieces))
+    else:
+        _write(output, chain([first], pieces), results)
+    if figures and (reasons := _unmeasured(rows)):
+        message(reasons)
+
+
+def _rows(results: str, table: str, run_id: str | None) -> pd.DataFrame:
+    """The rows of one run, the latest unless told otherwise; without any: a sentence and exit code 4."""
+    scenarios = stored(results)
+    if run_id is not None and run_id not in set(scenarios["run_id"]):
+        raise unknown_name("run", run_id, scenarios["run_id"].unique())
+    wanted = run_id or latest_run(scenarios)["run_id"].iloc[0]
+    frame = scenarios if table == "scenarios" else stored(results, table)
+    rows: pd.DataFrame = frame[frame["run_id"] == wanted]
+    if rows.empty:
+        message(f"run {wanted} kept no rows in table {table!r} under {results!r}; --table scenarios has its scenarios")
+        raise typer.Exit(INSUFFICIENT)
+    return rows
+
+
+def _unmeasured(rows: pd.DataFrame) -> str:
+    """How many rows have no figures, and why; empty when all were measured."""
+    others = rows.loc[rows["status"] != "ok", "status"]
+    counts = ", ".join(f"{count} {status}" for status, count in others.value_counts().items())
+    return f"{len(others)} of {counted(len(rows), 'row')} have no figures: {counts}" if counts else ""
+
+
+def _print(pieces: Iterable[str]) -> None:
+    """The text as it is, not through typer, which takes escapes out; on a terminal without what it would obey."""
+    on_terminal = sys.stdout.isatty()
+    for piece in pieces:
+        sys.stdout.write(piece.translate(_CONTROLS) if on_terminal else piece)
+
+
+def _write(path: Path, pieces: Iterable[str], results: str) -> None:
+    """Replace the file by the text in UTF-8, or leave it as it is; UsageError where it cannot be written."""
+    place = path.resolve()
+    if "://" not in results and any(place.is_relative_to(Path(results).resolve() / each) for each in TABLES):
+        raise UsageError(f"{path} lies among the results, which only runs write; name another file")
+    if place.exists() and not place.is_file():
+        raise UsageError(f"{path} is no regular file; name another, or leave -o out to write to stdout")
+    partial = place.with_name(f".{place.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("w", encoding="utf-8", newline="") as file:
+            file.writelines(pieces)
+        partial.replace(place)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written ({error.strerror}); name a file in a folder that takes one") from error
+    finally:
+        with suppress(OSError):
+            partial.unlink()

@@ -1,0 +1,56 @@
+"""From an exception to one sentence on stderr and an exit code."""
+
+from __future__ import annotations
+
+import functools
+import traceback
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import ParamSpec
+
+import typer
+
+from quantbench.cli.output import message
+from quantbench.errors import QuantbenchError
+
+FAILED = 1
+USAGE = 2
+REGRESSION = 3
+INSUFFICIENT = 4
+INTERRUPTED = 130
+
+DEBUG: ContextVar[bool] = ContextVar("debug", default=False)
+
+P = ParamSpec("P")
+
+
+def guarded(command: Callable[P, None]) -> Callable[P, None]:
+    """``command`` with each error as one sentence and its exit code; the traceback comes with ``--debug`` only."""
+
+    @functools.wraps(command)
+    def guard(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except (typer.Exit, typer.Abort, BrokenPipeError):  # these are typer's own to end
+            raise
+        except KeyboardInterrupt:
+            message("interrupted")
+            raise typer.Exit(INTERRUPTED) from None
+        except Exception as error:  # noqa: BLE001 - whatever it is, a person reads one sentence
+            if DEBUG.get():
+                traceback.print_exception(error)
+            sentence, code = _explain(error)
+            message(sentence)
+            raise typer.Exit(code) from None
+
+    return guard
+
+
+def _explain(error: Exception) -> tuple[str, int]:
+    match error:
+        case QuantbenchError():
+            return str(error), error.exit_code
+        case OSError(strerror=str(why)):
+            return f"{why}: {error.filename}" if error.filename else why, USAGE
+    text = " ".join(str(error).split())
+    return f"unexpected {type(error).__name__}: {text}; quantbench --debug COMMAND shows where", FAILED

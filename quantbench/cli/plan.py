@@ -1,0 +1,87 @@
+"""``quantbench plan``: what each variant of a model will take, before anything is downloaded or measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Annotated, Literal
+
+import typer
+
+from quantbench import planner
+from quantbench.cli.output import paragraph, print_json
+from quantbench.machine import gpu_memory, memory_limit
+from quantbench.matrix import every_variant
+from quantbench.methods._settled import settled
+from quantbench.options import OPTIONS, convert
+from quantbench.planner import Device, Planned, Workload
+from quantbench.tables.plan import plan_table
+from quantbench.tables.planned import suggest
+from quantbench.tables.render import escape_markdown, render
+from quantbench.units import format_bytes, format_limit, parse_bytes
+
+_LISTS = [option for option in OPTIONS if option.name in ("method", "precision")]
+
+ContextOption = Annotated[
+    int | None,
+    typer.Option("--context", metavar="TOKENS", help="of each sequence (default: 4096, or what the model was made for)"),
+]
+BatchOption = Annotated[int, typer.Option("--batch", metavar="N", help="sequences at once")]
+
+
+def plan(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="built-in name, config.json, folder, .gguf file or hub id")],
+    *,
+    fit: Annotated[
+        str | None, typer.Option("--fit", metavar="SIZE", help="memory to fit, such as 24GiB (default: this machine's)")
+    ] = None,
+    context: ContextOption = None,
+    batch: BatchOption = 1,
+    kv_dtype: Annotated[
+        str, typer.Option("--kv-dtype", metavar="DTYPE", help="fp32, fp16, bf16, fp8, q8_0 or q4_0 (default: the method's own)")
+    ] = "",
+    method: Annotated[list[str] | None, typer.Option("--method", metavar="METHOD", help="only these methods")] = None,
+    precision: Annotated[
+        list[str] | None, typer.Option("--precision", metavar="PRECISION", help="only these precisions")
+    ] = None,
+    output: Annotated[Literal["table", "md", "csv", "json"], typer.Option("--format", help="how to print it")] = "table",
+) -> None:
+    """Predict sizes and what fits; needs no weights."""
+    devices = [Device(name=format_limit(parse_bytes(fit)), memory_bytes=parse_bytes(fit))] if fit is not None else _here()
+    variants = every_variant(*(convert(option, given) for option, given in zip(_LISTS, (method, precision), strict=True)))
+    if model.endswith(".gguf") and not (method or precision) and (found := settled(model)):
+        variants = [each for each in variants if each in found.variants or (found.is_source and each.method == "gguf")]
+        if not found.is_source:
+            typer.echo(f"quantbench: {found.sentence}", err=True)
+    architecture = planner.read_architecture(model)
+    workload = planner.workload(architecture, context=context, batch=batch, kv_dtype=kv_dtype)
+    planned = planner.plan(architecture, variants, workload, devices)
+    if output == "json":
+        print_json([asdict(each) for each in planned])
+        return
+    table = render([plan_table(architecture, planned, workload, devices)], "text" if output == "table" else output)
+    opening = "" if output == "csv" else _opening(planned, workload, devices, output) + "\n\n"
+    typer.echo(opening + table.rstrip("\n"))
+
+
+def planned_for(model: str, *, context: int | None, batch: int) -> tuple[Sequence[Planned], Workload]:
+    """Every variant of a model, planned with nothing to fit."""
+    architecture = planner.read_architecture(model)
+    workload = planner.workload(architecture, context=context, batch=batch)
+    return planner.plan(architecture, every_variant((), ()), workload, ()), workload
+
+
+def _here() -> list[Device]:
+    """The memory of this machine, and that of its GPUs, equal ones once."""
+    gpus = dict.fromkeys((name, count) for name, count in gpu_memory() if count is not None)
+    names = [name for name, _ in gpus]
+    told = {(name, count): name if names.count(name) == 1 else f"{name} {format_bytes(count)}" for name, count in gpus}
+    found = [Device(name=name, memory_bytes=count) for (_, count), name in told.items()]
+    return [Device(name="this machine", memory_bytes=memory_limit()), *found]
+
+
+def _opening(planned: Sequence[Planned], workload: Workload, devices: Sequence[Device], output: str) -> str:
+    """The decision in one sentence, for the device with the most memory."""
+    room = max(device.memory_bytes for device in devices)
+    sentence = suggest(planned, memory_bytes=room, workload=workload).sentence
+    return escape_markdown(sentence) if output == "md" else paragraph(sentence)

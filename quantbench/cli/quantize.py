@@ -1,0 +1,80 @@
+"""``quantbench quantize``: the quantized model as files of one's own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from quantbench.cli.output import counted
+from quantbench.errors import UnsupportedError, UsageError
+from quantbench.machine import available_cpus
+from quantbench.methods import METHODS, Settings
+from quantbench.models.checkpoint import resolve
+from quantbench.scenario import Scenario, Variant
+from quantbench.units import format_bytes
+
+if TYPE_CHECKING:
+    from quantbench.job import Checkpoint
+    from quantbench.methods import Method, Saver
+
+_TOKENIZER_FILES = ("tokenizer*", "*.model", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.jinja")
+
+
+def quantize(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="as for run --model")],
+    method: Annotated[str, typer.Option("--method", metavar="METHOD", help="see quantbench methods")],
+    precision: Annotated[str, typer.Option("--precision", metavar="PRECISION", help="one of the method's precisions")],
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="OUT", help="folder to write; must be empty or not there yet")],
+) -> None:
+    """Quantize a model and write it to a folder."""
+    chosen = METHODS[method]
+    variant = Variant(method=chosen.name, precision=chosen.precision(precision).name)
+    saver = _saver(chosen)
+    _check_free(out)
+    checkpoint = resolve(model)
+    chosen.check(checkpoint)
+    settings = Settings(checkpoint=checkpoint, threads=available_cpus(), context=0)
+    _write(saver, Scenario(model=model, variant=variant, prompts=""), settings, out)
+    files = [path for path in out.rglob("*") if path.is_file()]
+    size = sum(path.stat().st_size for path in files)
+    typer.echo(f"{variant.name} of {model}: {size} bytes ({format_bytes(size)}), {counted(len(files), 'file')} in {out}")
+
+
+def _saver(method: Method) -> Saver:
+    if method.saver is None:
+        able = ", ".join(each.name for each in METHODS if each.saver)
+        raise UnsupportedError(f"method {method.name!r} cannot write a quantized model; methods that can: {able or 'none'}")
+    return method.saver
+
+
+def _check_free(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out} is a file; give a folder with -o")
+    if out.is_dir() and any(out.iterdir()):
+        raise UsageError(f"folder {out} is not empty; give another one with -o, or empty it first")
+
+
+def _write(saver: Saver, scenario: Scenario, settings: Settings, out: Path) -> None:
+    """Fill a folder beside ``out`` and rename it when all is written, so that a half-written model is never found."""
+    target = out.absolute()
+    partial = target.with_name(f".{target.name}-{os.getpid()}.partial")
+    partial.mkdir(parents=True)
+    try:
+        saver(scenario, settings, partial)
+        if (partial / "config.json").is_file():
+            _copy_tokenizer(settings.checkpoint, partial)
+        partial.rename(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _copy_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
+    """A checkpoint is of use only with its tokenizer, which is the same for every method."""
+    for pattern in _TOKENIZER_FILES:
+        for path in checkpoint.path.glob(pattern):
+            if path.is_file() and not (folder / path.name).exists():
+                shutil.copyfile(path, folder / path.name)

@@ -1,0 +1,57 @@
+"""``quantbench report``: a run as one page that works without a network, or as a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from quantbench.cli.guard import INSUFFICIENT
+from quantbench.cli.output import counted, message
+from quantbench.cli.results import ResultsOption, read, stored
+from quantbench.errors import UsageError
+from quantbench.units import format_bytes
+
+if TYPE_CHECKING:
+    from quantbench.report import Results
+
+_PAGES = ("html", "htm")
+_PICTURES = ("png", "svg")
+
+
+def report(
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", help="page (.html), or its main charts as a picture (.png, .svg)")
+    ] = Path("report.html"),
+    *,
+    results: ResultsOption = "results",
+    run_id: Annotated[str | None, typer.Option("--run", metavar="ID", help="a run's id (default: the latest run)")] = None,
+    model: Annotated[str | None, typer.Option("--model", metavar="NAME", help="model (default: all)")] = None,
+) -> None:
+    """Write a run as one page, or as a picture."""
+    from quantbench.report import select
+
+    form = output.suffix.removeprefix(".").lower()
+    if form not in (*_PAGES, *_PICTURES):
+        raise UsageError(f"{str(output)!r} is neither a page nor a picture; end its name in .html, .png or .svg")
+    scenarios = stored(results)
+    run = select(scenarios, run_id=run_id, model=model).run_id
+    samples, outputs, runs = (read(results, table, run)[0] for table in ("samples", "outputs", "runs"))  # scenarios: history
+    found = select(scenarios, samples=samples, outputs=outputs, runs=runs, run_id=run, model=model)
+    size = _write(output, found, form)
+    rows = counted(len(found.rows), "row")
+    typer.echo(f"{output}: run {found.run_id}, {rows}, {format_bytes(size)}")
+
+
+def _write(output: Path, found: Results, form: str) -> int:
+    """Bytes written; a sentence and exit code 4 where a picture has nothing to show."""
+    from quantbench.report import page, picture
+
+    if form in _PAGES:
+        return output.write_bytes(page(found).encode())
+    drawn = picture(found, form)
+    if drawn is None:
+        message(f"run {found.run_id} has no variant with weights, decode speed and KLD to draw; the page shows what there is")
+        raise typer.Exit(INSUFFICIENT)
+    return output.write_bytes(drawn)

@@ -1,0 +1,172 @@
+"""``quantbench tables`` and ``recommend``: what the stored rows say, the decision first."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from quantbench.cli.catalogue import FormatOption
+from quantbench.cli.guard import INSUFFICIENT
+from quantbench.cli.output import message, paragraph, print_json, warnings_as_messages
+from quantbench.cli.plan import BatchOption, ContextOption, planned_for
+from quantbench.errors import StoreError, UsageError, unknown_name
+from quantbench.tables import ALL, KINDS, build, latest_run
+from quantbench.units import parse_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import pandas as pd
+
+ResultsOption = Annotated[str, typer.Option("--results", metavar="PATH", help="where the parquet tables are")]
+
+
+def tables(
+    kind: Annotated[
+        str,
+        typer.Argument(
+            metavar="TABLE", help="formats, precision, gguf, methods, claims, another kind that is installed, or all"
+        ),
+    ] = ALL,
+    results: ResultsOption = "results",
+    run_id: Annotated[str | None, typer.Option("--run", metavar="ID", help="a run's id (default: the latest run)")] = None,
+    output: Annotated[Literal["text", "md", "csv", "json"], typer.Option("--format", help="how to print them")] = "text",
+) -> None:
+    """Print the tables of a run, the decision first."""
+    from quantbench.tables.render import render
+
+    rows = _rows_if_any(kind, results, run_id)
+    found = build(kind, rows)
+    if not found:
+        if rows is not None:
+            message(f"run {rows['run_id'].iloc[0]} has no rows for table {kind!r}; quantbench run measures some")
+        raise typer.Exit(INSUFFICIENT)
+    opening = _decision(rows, output) if rows is not None and output in ("text", "md") else []
+    typer.echo("\n\n".join([*opening, render(found, output).rstrip("\n")]))
+
+
+def recommend(
+    memory: Annotated[str, typer.Option("--memory", metavar="SIZE", help="what there is, such as 24GiB or 16GB")],
+    *,
+    model: Annotated[str | None, typer.Option("--model", metavar="MODEL", help="this model; planned if not measured")] = None,
+    context: ContextOption = None,
+    batch: BatchOption = 1,
+    max_kld: Annotated[float | None, typer.Option("--max-kld", metavar="NATS", help="limit of the mean KL divergence")] = None,
+    min_tps: Annotated[float | None, typer.Option("--min-tps", metavar="TPS", help="least decode speed in tokens/s")] = None,
+    results: ResultsOption = "results",
+    output: FormatOption = "text",
+) -> None:
+    """Say which variant to ship, measured or planned."""
+    limits = {"max_kld": _limit("--max-kld", max_kld), "min_tps": _limit("--min-tps", min_tps)}
+    memory_bytes = parse_bytes(memory)
+    rows = _measured_of(results, model)
+    if rows is None:
+        _suggest(str(model), memory_bytes=memory_bytes, limits=limits, context=context, batch=batch, output=output)
+        return
+    from quantbench.tables.decision import decide
+
+    if context is not None or batch != 1:
+        raise UsageError("--context and --batch are for planning, and what is measured has its own; name another --model")
+    choices = decide(rows, memory_bytes=memory_bytes, **limits)
+    if not choices:
+        message("the last run answered no prompts, and a pick takes decode speed and KLD; run one with prompts such as mixed")
+        raise typer.Exit(INSUFFICIENT)
+    if output == "json":
+        print_json([{"sentence": choice.sentence, "measured": True, **asdict(choice)} for choice in choices])
+    else:
+        typer.echo("\n\n".join(paragraph(choice.sentence) for choice in choices))
+    if not any(choice.pick for choice in choices):
+        raise typer.Exit(INSUFFICIENT)
+
+
+def _measured_of(results: str, model: str | None) -> pd.DataFrame | None:
+    """Rows of the latest run, or of the latest that measured ``model``; None where that model was never measured."""
+    if model is None:
+        return _rows(results, None, "or name a --model, to plan it before anything is measured")
+    frame, _ = read(results, "scenarios")
+    if frame is None:
+        return None
+    of_model = frame[(frame["model"] == model) & (frame["status"] == "ok")]
+    if of_model.empty:
+        return None
+    latest: pd.DataFrame = latest_run(of_model)
+    rows: pd.DataFrame = frame[(frame["run_id"] == latest["run_id"].iloc[0]) & (frame["model"] == model)]
+    return rows
+
+
+def _suggest(
+    model: str, *, memory_bytes: int, limits: Mapping[str, float | None], context: int | None, batch: int, output: str
+) -> None:
+    """The answer from planned bytes and published quality; exit code 4 where nothing fits."""
+    from quantbench.tables.planned import suggest
+
+    if limits["min_tps"] is not None:
+        raise UsageError(f"model {model!r} was not measured and a speed cannot be planned; leave --min-tps out, or run it")
+    planned, workload = planned_for(model, context=context, batch=batch)
+    found = suggest(planned, memory_bytes=memory_bytes, workload=workload, max_kld=limits["max_kld"])
+    if output == "json":
+        print_json([{"sentence": found.sentence, "measured": False, **asdict(found)}])
+    else:
+        typer.echo(paragraph(found.sentence))
+    if found.pick is None:
+        raise typer.Exit(INSUFFICIENT)
+
+
+def stored(results: str, table: str = "scenarios", *, hint: str = "") -> pd.DataFrame:
+    """The rows of a stored table; without any: a sentence, with a ``hint`` what else to do, and exit code 4."""
+    frame, reason = read(results, table)
+    if frame is None:
+        message("; ".join(filter(None, (reason, hint))))
+        raise typer.Exit(INSUFFICIENT)
+    return frame
+
+
+def read(results: str, table: str, run: str | None = None) -> tuple[pd.DataFrame | None, str]:
+    """The rows of a stored table, of all runs or of one, or why there are none."""
+    from quantbench.store import load
+
+    with warnings_as_messages():
+        try:
+            return load(results, table, run=run), ""
+        except StoreError as error:
+            return None, str(error)
+
+
+def _rows_if_any(kind: str, results: str, run_id: str | None) -> pd.DataFrame | None:
+    """The rows of one run, the latest unless told otherwise; None, and a sentence, where nothing was measured."""
+    if kind != ALL and KINDS[kind].build is None:
+        return None
+    if run_id is not None:
+        return _rows(results, run_id)
+    frame, reason = read(results, "scenarios")
+    if frame is None:
+        message(reason)
+        return None
+    rows: pd.DataFrame = latest_run(frame)
+    return rows
+
+
+def _rows(results: str, run_id: str | None, hint: str = "") -> pd.DataFrame:
+    """The rows of one run, the latest unless told otherwise; without any: a sentence and exit code 4."""
+    frame = stored(results, hint=hint)
+    if run_id is None:
+        return latest_run(frame)
+    if run_id not in set(frame["run_id"]):
+        raise unknown_name("run", run_id, frame["run_id"].unique())
+    return frame[frame["run_id"] == run_id]
+
+
+def _decision(rows: pd.DataFrame, output: str) -> Sequence[str]:
+    from quantbench.tables.decision import decide
+    from quantbench.tables.render import escape_markdown
+
+    shown = escape_markdown if output == "md" else paragraph
+    return [shown(choice.sentence) for choice in decide(rows)]
+
+
+def _limit(name: str, value: float | None) -> float | None:
+    if value is not None and not value >= 0:  # so that nan is refused as well
+        raise UsageError(f"{name} {value:g} is no limit; give a number from 0 on")
+    return value

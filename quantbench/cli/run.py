@@ -1,0 +1,104 @@
+"""``quantbench run``: the shipped benchmarks through pytest, with the options of the one table of settings."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from quantbench.cli.guard import FAILED, INSUFFICIENT, INTERRUPTED, REGRESSION, USAGE
+from quantbench.cli.output import message
+from quantbench.options import OPTIONS, Option, convert, plan
+
+_PLUGIN = "quantbench.plugin"
+_TYPES: Mapping[str, Any] = {
+    "text": str | None, "list": list[str] | None, "int": int | None, "float": float | None, "flag": bool,
+}  # fmt: skip
+
+# The settings of a project that lies around are for its own tests; only its quantbench_* keys count here.
+_ISOLATED = (
+    "--noconftest", "--import-mode=importlib", "--assert=plain", "-p", "no:cacheprovider", "-o", "addopts=",
+    "-o", "filterwarnings=default", "-o", "python_files=test_*.py", "-o", "python_functions=test_*",
+)  # fmt: skip
+
+
+class _Watch:
+    """Sees at the end of a session whether the comparison alone failed it."""
+
+    failed = ""
+
+    def pytest_unconfigure(self, config: Any) -> None:
+        from quantbench.plugin import FAILED_COMPARISON
+
+        self.failed = config.stash.get(FAILED_COMPARISON, "")
+
+
+def run(expression: str | None, benchmark_json: Path | None, **values: Any) -> None:
+    """Measure scenarios and store the results."""
+    import pytest
+
+    given = {option.key: values[option.key] for option in OPTIONS if _is_given(values[option.key])}
+    asked = {option.key: convert(option, given.get(option.key, option.default)) for option in OPTIONS}
+    planned = plan(asked).scenarios
+    watch = _Watch()
+    code = pytest.main(_arguments(given, expression, benchmark_json), plugins=[watch])
+    if watch.failed:
+        raise typer.Exit(REGRESSION if watch.failed == "regression" else INSUFFICIENT)
+    if code == pytest.ExitCode.NO_TESTS_COLLECTED:
+        example = f"; a scenario's name is for example {planned[0].id}" if planned else ""
+        message(f"nothing was selected by -k {expression!r}{example}" if expression else "there is nothing to measure")
+    raise typer.Exit(_exit_code(code))
+
+
+def _arguments(given: Mapping[str, Any], expression: str | None, benchmark_json: Path | None) -> list[str]:
+    """The command line for pytest: what was not given stays out, so that ini keys hold."""
+    installed = [point.name for point in entry_points(group="pytest11") if point.value == _PLUGIN]
+    arguments = ["--pyargs", "quantbench.suite", "-p", *(installed[:1] or [_PLUGIN]), *_ISOLATED]
+    for option in OPTIONS:
+        if option.key in given:
+            arguments += _spelled(f"--quantbench-{option.name}", given[option.key])
+    if expression:
+        arguments += ["-k", expression]
+    if benchmark_json:
+        arguments += [f"--benchmark-json={benchmark_json}"]
+    return arguments
+
+
+def _is_given(value: Any) -> bool:
+    return value is not None and value is not False and value != []
+
+
+def _spelled(name: str, value: Any) -> list[str]:
+    if value is True:
+        return [name]
+    return [f"{name}={each}" for each in (value if isinstance(value, list) else [value])]
+
+
+def _exit_code(code: int) -> int:
+    """Pytest's exit code as this command's: 1 for what failed, 2 for what was asked wrongly, 130 for Ctrl-C."""
+    return {0: 0, 1: FAILED, 2: INTERRUPTED, 3: FAILED, 4: USAGE, 5: USAGE}.get(code, FAILED)
+
+
+def _parameter(option: Option) -> inspect.Parameter:
+    """A setting as a parameter that typer makes an option of; its default is shown but not passed on."""
+    default_text = f" (default: {option.default})" if option.default else ""
+    info = typer.Option(f"--{option.name}", metavar=option.metavar or None, help=option.help + default_text)
+    default = False if option.kind == "flag" else None
+    return inspect.Parameter(
+        option.key, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[_TYPES[option.kind], info]
+    )
+
+
+def _own(name: str, kind: Any, info: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, info])
+
+
+run.__signature__ = inspect.Signature([  # type: ignore[attr-defined]  # functions take it, their stub does not say so
+    *(_parameter(option) for option in OPTIONS),
+    _own("expression", str | None, typer.Option("-k", metavar="EXPR", help="only scenarios and phases whose name matches")),
+    _own("benchmark_json", Path | None, typer.Option("--benchmark-json", metavar="FILE", help="pytest-benchmark's report")),
+])  # fmt: skip

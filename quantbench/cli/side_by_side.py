@@ -1,0 +1,233 @@
+"""A contrast as text for a terminal, as Markdown and as data. What models say is untrusted and never reaches either raw."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Literal
+
+from quantbench.cli.output import paragraph
+from quantbench.contrast import BLOCK_POSITIONS, Contrast, Pair
+from quantbench.record import Output
+from quantbench.tables.render import as_markdown, as_text, escape_markdown, one_line, terminal_width, wrap
+from quantbench.tables.show import short, with_interval
+from quantbench.tables.table import Cell, Heading, Table
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+MARK = "▶"
+_NEWLINE = "↵"
+_MARKDOWN_WIDTH = 110
+_NARROWEST = 24
+"""No column of texts is narrower."""
+
+
+def render(contrast: Contrast, form: Literal["text", "md"]) -> str:
+    """The sentence, the figures of each prompt, and the texts side by side with a mark where they first differ."""
+    if form == "text":
+        blocks = [_block(contrast, pair, terminal_width(), styled=sys.stdout.isatty()) for pair in contrast.pairs]
+        heads = ["\n".join(wrap(_heading(contrast, pair), terminal_width())) for pair in contrast.pairs]
+        texts = [f"{head}\n\n{block}" for head, block in zip(heads, blocks, strict=True)]
+        opening = paragraph(one_line(contrast.sentence))
+        return "\n\n".join([opening, as_text([_figures(contrast)]).rstrip("\n"), *texts])
+    parts = [escape_markdown(contrast.sentence), as_markdown([_figures(contrast)]).rstrip("\n")]
+    for pair in contrast.pairs:
+        block = _block(contrast, pair, _MARKDOWN_WIDTH, styled=False)
+        fence = "`" * max(3, 1 + max(map(len, re.findall("`+", block)), default=0))
+        parts += [f"#### {escape_markdown(_heading(contrast, pair))}", f"{fence}text\n{block}\n{fence}"]
+    return "\n\n".join(parts)
+
+
+def as_data(contrast: Contrast) -> dict[str, Any]:
+    """The sentence and everything behind it; KLD in nats, p values within prompts Holm-corrected as ``p_adjusted``."""
+    distances = contrast.distances
+    return {
+        "sentence": contrast.sentence,
+        **asdict(contrast.about),
+        "unscored": None if distances else contrast.about.unscored,
+        "verdict": contrast.verdict,
+        "distances": {"first": asdict(distances[0]), "second": asdict(distances[1])} if distances else None,
+        "kld_difference": asdict(contrast.kld) if contrast.kld else None,
+        "median_parting_tokens": contrast.median_parting,
+        "prompts_compared": [_pair_data(pair) for pair in contrast.pairs],
+    }
+
+
+def _pair_data(pair: Pair) -> dict[str, Any]:
+    asked = pair.first
+    return {
+        "index": asked.index,
+        "prompt": asked.prompt,
+        "prompt_tokens": asked.prompt_tokens,
+        "reference": {"text": asked.reference_text, "tokens": asked.reference_tokens},
+        "first": _answer_data(pair.first),
+        "second": _answer_data(pair.second),
+        "same": pair.same,
+        "parts_at_token": pair.parts_at_token,
+        "parts_at_character": pair.parts_at_character,
+        "first_had_left_reference": pair.left(pair.first) if pair.parts_at_token is not None else None,
+        "second_had_left_reference": pair.left(pair.second) if pair.parts_at_token is not None else None,
+        "chrf_between": pair.chrf,
+        "kld_difference": {**asdict(pair.kld), "p_adjusted": pair.p_adjusted} if pair.kld else None,
+        "verdict": pair.verdict,
+    }
+
+
+def _answer_data(output: Output) -> dict[str, Any]:
+    return {
+        "text": output.variant_text,
+        "tokens": output.variant_tokens,
+        "exact_match": output.exact_match,
+        "first_divergence": output.first_divergence,
+        "token_match": output.token_match,
+        "chrf": output.chrf,
+        "scored_tokens": output.scored_tokens,
+        "kld_mean": output.kld_mean,
+        "top1_agreement": output.top1_agreement,
+        "nll_mean": output.nll_mean,
+    }
+
+
+def _figures(contrast: Contrast) -> Table:
+    """The figures of each prompt as a table."""
+    about = contrast.about
+    titles = {
+        "prompt": "Prompt",
+        "parts_at_token": "Equal\ntokens",
+        "chrf_first": f"chrF\n{about.first}",
+        "chrf_second": f"chrF\n{about.second}",
+        "chrf_between": "chrF\nbetween",
+        "top1_first": f"Top-1\n{about.first}",
+        "top1_second": f"Top-1\n{about.second}",
+        "kld_first": f"KLD, nats\n{about.first}",
+        "kld_second": f"KLD, nats\n{about.second}",
+        "kld_difference": "Difference, nats\n(95 % interval)",
+        "p_adjusted": "p\n(Holm)",
+        "verdict": "Further from\nreference",
+    }
+    return Table(
+        name="contrast",
+        title=f"Prompt by prompt: {about.model}, prompts {about.prompts}",
+        facts={"model": about.model, "prompts": about.prompts, "reference": about.reference, "run_id": about.run_id},
+        caption=f"{about.first} and {about.second} against {about.reference}; run {about.run_id}",
+        headings=tuple(Heading(key=key, title=title, numeric=key != "verdict") for key, title in titles.items()),
+        rows=tuple(_row(contrast, pair) for pair in contrast.pairs),
+        notes=tuple(_notes(contrast)),
+    )
+
+
+def _row(contrast: Contrast, pair: Pair) -> tuple[Cell, ...]:
+    kld = pair.kld
+    first, second = pair.first, pair.second
+    return (
+        Cell(first.index + 1),
+        Cell("all") if pair.same else Cell(pair.parts_at_token),
+        *(_cell(chrf, "{:.1f}".format) for chrf in (first.chrf, second.chrf, pair.chrf)),
+        *(_cell(each.top1_agreement, "{:.1%}".format) for each in (first, second)),
+        *(_cell(each.kld_mean, short) for each in (first, second)),
+        Cell(kld.mean, with_interval(kld.mean, kld.low, kld.high, show=short)) if kld else Cell(None),
+        _cell(pair.p_adjusted, short),
+        Cell(pair.verdict, _verdict(contrast, pair)),
+    )
+
+
+def _cell(value: float | None, show: Callable[[float], str]) -> Cell:
+    return Cell(value, "" if value is None else show(value))
+
+
+def _verdict(contrast: Contrast, pair: Pair) -> str:
+    match pair.verdict:
+        case "first further":
+            return contrast.about.first
+        case "second further":
+            return contrast.about.second
+        case "no difference":
+            assert pair.kld is not None
+            return f"no difference (MDE {short(pair.kld.mde)})"
+    return pair.verdict
+
+
+def _notes(contrast: Contrast) -> list[str]:
+    about = contrast.about
+    tested = sum(pair.p_adjusted is not None for pair in contrast.pairs)
+    notes = [
+        f"equal tokens: before the greedy answers part; {MARK} stands where the texts differ first, {_NEWLINE} at a newline",
+        f"chrF and top-1 are against {about.reference}; chrF between is of the two answers",
+    ]
+    if tested:
+        notes.append(
+            f"difference: KLD of {about.first} minus that of {about.second}, paired by position, in blocks of at least "
+            f"{BLOCK_POSITIONS} consecutive positions; p is of a t test on them, Holm-corrected for {tested} prompts"
+        )
+    if any(pair.verdict == "no difference" for pair in contrast.pairs):
+        notes.append(
+            "no difference: none is found; the minimum detectable effect (MDE, in nats) would be found four times in five"
+        )
+    if any(pair.verdict == "not tested" for pair in contrast.pairs):
+        notes.append(f"not tested: no KLD, or fewer than {2 * BLOCK_POSITIONS} positions")
+    if contrast.kld and contrast.kld.few_clusters:
+        notes.append(f"over all prompts: a t test on {contrast.kld.clusters} prompts, which are few (less than 30)")
+    return notes
+
+
+def _heading(contrast: Contrast, pair: Pair) -> str:
+    number = f"Prompt {pair.first.index + 1}"
+    if pair.same:
+        return f"{number}: the same answer"
+    if pair.parts_at_token is None:
+        return f"{number}: character {(pair.parts_at_character or 0) + 1} is the first to differ"
+    about = contrast.about
+    left = [name for name, answer in ((about.first, pair.first), (about.second, pair.second)) if pair.left(answer)]
+    texts = "" if pair.parts_at_character is not None else "; the texts are the same"
+    where = f"token {pair.parts_at_token + 1} is the first to differ"
+    return f"{number}: {where}, where {' and '.join(left)} had left {about.reference}'s answer{texts}"
+
+
+def _block(contrast: Contrast, pair: Pair, width: int, *, styled: bool) -> str:
+    """Prompt and reference above the two answers in columns of half the width each."""
+    from rich.console import Console
+    from rich.table import Table as Grid
+    from rich.text import Text
+
+    about = contrast.about
+    above = Grid.grid(padding=(0, 2, 0, 0))
+    above.add_column(no_wrap=True)
+    above.add_column(overflow="fold", max_width=max(width - len(about.reference) - 2, _NARROWEST))
+    above.add_row(Text("prompt"), Text(visible(pair.first.prompt)))
+    above.add_row(Text(about.reference), Text(visible(pair.first.reference_text)))
+    half = max((width - 3) // 2, _NARROWEST)
+    beside = Grid.grid(padding=(0, 3, 0, 0))
+    beside.add_column(width=half, overflow="fold")
+    beside.add_column(width=half, overflow="fold")
+    beside.add_row(Text(about.first, style="bold"), Text(about.second, style="bold"))
+    beside.add_row(*(_marked(each.variant_text, pair.parts_at_character) for each in (pair.first, pair.second)))
+    console = Console(width=max(width, 2 * half + 3), color_system="standard" if styled else None, force_terminal=styled)
+    with console.capture() as captured:
+        console.print(above)
+        console.print()
+        console.print(beside)
+    return "\n".join(line.rstrip() for line in captured.get().splitlines())
+
+
+def _marked(text: str, at: int | None) -> Text:
+    """``text`` with a mark in front of the character ``at``."""
+    from rich.text import Text
+
+    if at is None:
+        return Text(visible(text))
+    before = "".join(map(_shown, text[:at]))
+    return Text.assemble(before, (MARK, "bold red"), visible(text[at:]))
+
+
+def visible(text: str) -> str:
+    """``text`` with a sign at each newline, and what would not be seen, or would steer a terminal, as its escape."""
+    return "".join(map(_shown, text)).removesuffix("\n")
+
+
+def _shown(char: str) -> str:
+    if char == "\n":
+        return f"{_NEWLINE}\n"
+    return char if char.isprintable() else char.encode("unicode_escape").decode("ascii")

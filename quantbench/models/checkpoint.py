@@ -1,0 +1,213 @@
+"""From a model's name to checked files: which, where, and what they contain, without loading any weight."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from quantbench.cache import file_sha256, hashed
+from quantbench.errors import ModelError
+from quantbench.identity import identify
+from quantbench.job import Checkpoint
+from quantbench.models import MODELS, ModuleRecipe, check_name, is_dummy, is_server, looks_like_path
+from quantbench.models.dummy import make_dummy, read_shapes
+from quantbench.models.gguf import all_tensors, gguf_parts
+from quantbench.models.hub import CHECKPOINT_FILES, download
+from quantbench.models.safetensors import safetensors_header, weight_files
+
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+_OLDER_CONFIGS = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
+"""Where auto-gptq and AutoAWQ said how they quantized, before config.json did."""
+
+_OLDER_KEYS = {"w_bit": "bits", "q_group_size": "group_size"}
+_PACKED = ".qweight"
+_BESIDE_TORCHAO = ("_weight_scale", "_weight_zero_point")
+"""What torchao's checkpoints hold beside the values of a weight."""
+
+_CHANGED = (
+    "{} changed after it was hashed, so that what was opened is not what the row would say; measure once nothing writes there "
+    "any more, or measure a copy"
+)
+_BESIDE_PACKED = ("qzeros", "scales", "g_idx")
+
+
+def resolve(name: str, *, trust_remote_code: bool = False) -> Checkpoint:
+    """The checkpoint behind a model's name, downloaded from the hub or made from a configuration if it must be.
+
+    Raises UsageError for a name that can be no model, ModelError for files that cannot be used: no config.json, only
+    pickled weights, a truncated safetensors or GGUF file, a hub that cannot be reached.
+    """
+    check_name(name)
+    if is_server(name):
+        content = hashlib.sha256(name.encode()).hexdigest()
+        return Checkpoint(name=name, kind="server", path=Path(), revision="served", content_hash=content)
+    if is_dummy(name):
+        return make_dummy(name)
+    if name in MODELS:
+        recipe = MODELS[name].module
+        return _module(name, recipe) if recipe else _folder(name, MODELS[name].folder(), "built-in", trust_remote_code)
+    if looks_like_path(name):
+        if name.endswith(".json"):
+            raise ModelError(f"{name} has no weights; give the folder of the checkpoint, or dummy:{name} for random ones")
+        path = Path(name).expanduser().absolute()  # a link keeps its name, which says that it is one part of several
+        return _gguf(name, path, "local") if path.is_file() else _folder(name, path.resolve(), "local", trust_remote_code)
+    path, revision = download(name, trust_remote_code=trust_remote_code)
+    return _gguf(name, path, revision) if path.is_file() else _folder(name, path, revision, trust_remote_code)
+
+
+def require_unchanged(checkpoint: Checkpoint) -> None:
+    """Raise ModelError unless the checkpoint's files are those that were hashed; asks the disk, and reads what it is unsure of.
+
+    Other rights or links to the same content are no change; a file that came to the folder is one.
+    """
+    for each in checkpoint.files:
+        path = Path(each.path)
+        try:
+            same = identify(path) == each.identity or file_sha256(path) == each.sha256
+        except OSError:
+            same = False
+        if not same:
+            raise ModelError(_CHANGED.format(path))
+    if checkpoint.files and checkpoint.kind == "hf":
+        folder = Path(checkpoint.files[0].path).parent
+        now = _belonging(folder, weight_files(folder), trust_remote_code=checkpoint.trust_remote_code)
+        if added := {str(path) for path in now} - {each.path for each in checkpoint.files}:
+            raise ModelError(_CHANGED.format(min(added)))
+
+
+def _belonging(folder: Path, weights: Sequence[Path], *, trust_remote_code: bool) -> list[Path]:
+    """The files that make a checkpoint, weights first; code only where it is trusted."""
+    patterns = [*CHECKPOINT_FILES[1:], "*.py"] if trust_remote_code else CHECKPOINT_FILES[1:]
+    return [*weights, *sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})]
+
+
+def watched(checkpoint: Checkpoint, make: Callable[[Path], None]) -> Callable[[Path], None]:
+    """``make``, whose artifact is not kept where the checkpoint changed while it was made."""
+
+    def careful(folder: Path) -> None:
+        require_unchanged(checkpoint)
+        make(folder)
+        require_unchanged(checkpoint)
+
+    return careful
+
+
+def checkpoint_dtype(folder: Path) -> str:
+    """The dtype that most bytes of the checkpoint's tensors are stored in, for example ``bf16``."""
+    totals: dict[str, int] = {}
+    for path in weight_files(folder):
+        for entry in safetensors_header(path).values():
+            start, end = entry["data_offsets"]
+            dtype = str(entry["dtype"]).lower()
+            totals[dtype] = totals.get(dtype, 0) + end - start
+    names = {"f32": "fp32", "f16": "fp16"}
+    largest = max(totals, key=totals.__getitem__)
+    return names.get(largest, largest)
+
+
+def count_parameters(checkpoint: Checkpoint) -> int:
+    """Parameters of the unquantized model, from the files' headers: elements of all tensors; packed ones as if unpacked.
+
+    A dummy's are counted from their shapes.
+    """
+    if checkpoint.random_weights:
+        return sum(math.prod(shape) for shape in read_shapes(checkpoint.path).values())
+    if checkpoint.kind == "gguf":
+        return sum(math.prod(tensor.shape) for tensor in all_tensors(checkpoint.path))
+    headers = [safetensors_header(path) for path in weight_files(checkpoint.path)]
+    tensors = {name: entry for header in headers for name, entry in header.items()}
+    packed = {name.removesuffix(_PACKED) for name in tensors if name.endswith(_PACKED)}
+    bits = int(quantization_config(checkpoint.path, packed=True)["bits"]) if packed else 0
+    total = 0
+    for name, entry in tensors.items():
+        module, _, last = name.rpartition(".")
+        elements = 0 if last in _BESIDE_TORCHAO else math.prod(entry["shape"])
+        if name.endswith(_PACKED):
+            total += elements * int(entry["dtype"][1:]) // bits  # words of so many bits, as I32
+        elif module not in packed or last not in _BESIDE_PACKED:
+            total += elements
+    return total
+
+
+def quantization_config(folder: Path, *, packed: bool) -> dict[str, Any]:
+    """How the checkpoint was quantized, with its ``quant_method`` and in today's keys; empty for one that was not.
+
+    config.json says it, or the file that older tools wrote beside it. ``packed`` says whether there are packed weights;
+    ModelError if there are and nothing says how to read them.
+    """
+    found = read_config(folder).get("quantization_config")
+    if isinstance(found, dict) and found:
+        bitsandbytes = any(found.get(f"load_in_{bits}bit") for bits in (4, 8))
+        found = {"quant_method": "bitsandbytes" if bitsandbytes else "unknown", **found}
+    elif packed:
+        older = [name for name in _OLDER_CONFIGS if (folder / name).is_file()]
+        if not older:
+            raise ModelError(
+                f"{folder} holds packed weights and nothing says how they were quantized; "
+                "add the quantize_config.json or quant_config.json that belongs to it"
+            )
+        found = {"quant_method": _OLDER_CONFIGS[older[0]], **_read_object(folder / older[0])}
+    return {_OLDER_KEYS.get(key, key): value for key, value in (found or {}).items()}
+
+
+def quantized_as(folder: Path) -> dict[str, Any]:
+    """The same from the configurations alone, without looking at weights: enough to plan by."""
+    return quantization_config(folder, packed=any((folder / name).is_file() for name in _OLDER_CONFIGS))
+
+
+def _module(name: str, recipe: ModuleRecipe) -> Checkpoint:
+    """A module has no files but the source that makes it."""
+    source = Path(inspect.getfile(recipe.build))
+    found = hashed(source)
+    return Checkpoint(
+        name=name, kind="module", path=source, revision="built-in", content_hash=found.sha256, files=(found,)
+    )  # fmt: skip
+
+
+def _folder(name: str, folder: Path, revision: str, trust_remote_code: bool) -> Checkpoint:
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{folder} has no config.json, so it is no checkpoint; give the folder that save_pretrained wrote")
+    weights = weight_files(folder)
+    if not weights:
+        pickled = [path.name for pattern in _PICKLES for path in folder.glob(pattern)]
+        why = f"only pickled weights ({pickled[0]}), which can run code when loaded" if pickled else "no weights"
+        raise ModelError(f"{folder} has {why}; quantbench reads safetensors: save_pretrained writes them")
+    names = [name for path in weights for name in safetensors_header(path)]
+    packed = any(name.endswith(_PACKED) for name in names)
+    content = hashlib.sha256()
+    files = [hashed(path) for path in _belonging(folder, weights, trust_remote_code=trust_remote_code)]
+    for file in files:
+        content.update(f"{Path(file.path).name} {file.sha256}\n".encode())
+    return Checkpoint(
+        name=name, kind="hf", path=folder, revision=revision,
+        content_hash=content.hexdigest(), trust_remote_code=trust_remote_code, files=tuple(files),
+        quantized=str(quantization_config(folder, packed=packed).get("quant_method", "")),
+    )  # fmt: skip
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The checkpoint's config.json; ModelError when it is no JSON object."""
+    return _read_object(folder / "config.json")
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        body = json.loads(path.read_text())
+    except ValueError as error:
+        raise ModelError(f"{path} is not valid JSON ({error}); download or copy it again") from error
+    if not isinstance(body, dict):
+        raise ModelError(f"{path} holds no object; download or copy it again")
+    return body
+
+
+def _gguf(name: str, path: Path, revision: str) -> Checkpoint:
+    files = tuple(hashed(part) for part in gguf_parts(path))
+    hashes = [each.sha256 for each in files]
+    content = hashes[0] if len(hashes) == 1 else hashlib.sha256("\n".join(hashes).encode()).hexdigest()
+    return Checkpoint(name=name, kind="gguf", path=path, revision=revision, content_hash=content, files=files)

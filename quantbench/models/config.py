@@ -1,0 +1,78 @@
+"""Configurations by name: built-in ones, a folder's or file's config.json, or a hub repository's; no weight is looked at."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from quantbench import architecture
+from quantbench.architecture import Architecture, Config
+from quantbench.architecture.shapes import from_shapes
+from quantbench.errors import MissingDependency, ModelError, UsageError, unknown_name
+from quantbench.models import MODELS, dummy_configs, is_hub_id, is_module, is_server, looks_like_path
+from quantbench.models._header_shapes import header_shapes
+from quantbench.models.hub import download_config
+from quantbench.models.meta import meta_shapes
+from quantbench.scenario import DUMMY_PREFIX
+
+CONFIG = "config.json"
+
+
+def read_architecture(name: str, *, any_age: bool = False) -> Architecture:
+    """The architecture of the model called ``name``: a built-in one, ``dummy:`` or not, a folder, a config.json, or a hub id.
+
+    A model type of no known family has the shapes of the safetensors beside its config.json, without those transformers' own,
+    and is counted as a Llama where neither is to be had. ``any_age``: of a hub id the configuration in the hub's own cache will
+    do. Raises UsageError for a name that can be none of these, ModelError for a configuration that cannot be had or read.
+    """
+    source = config_file(name.removeprefix(DUMMY_PREFIX), any_age=any_age)
+    body = read_config_file(source)
+    if architecture.is_known(body):
+        return architecture.read(body, name, str(source))
+    architecture.require_decoder(Config(body, str(source)), body["model_type"])
+    reasons = []
+    for shapes_of in (partial(header_shapes, source, body), partial(meta_shapes, body)):
+        try:
+            return from_shapes(body, name, str(source), shapes_of())
+        except ModelError as error:
+            reasons.append(str(error))
+    return architecture.read(body, name, str(source), why="; ".join(reasons))
+
+
+def config_file(wanted: str, *, any_age: bool = False) -> Path:
+    """The config.json that is meant; one of the hub is downloaded, unless one of ``any_age`` will do and is there."""
+    if not wanted.strip():
+        raise UsageError("the model's name is empty; give a built-in name, a config.json, a folder, a .gguf file or a hub id")
+    if wanted in dummy_configs():
+        return dummy_configs()[wanted]
+    if wanted in MODELS and MODELS[wanted].module is None:
+        return MODELS[wanted].folder() / CONFIG
+    if looks_like_path(wanted) or wanted.endswith(".json"):
+        path = Path(wanted).expanduser().absolute()
+        if not path.exists():
+            raise UsageError(f"path {wanted!r} does not exist; give a config.json, a folder that holds one, or a .gguf file")
+        return path / CONFIG if path.is_dir() else path
+    if is_module(wanted) or is_server(wanted):
+        kind = "a module without tokens" if is_module(wanted) else "a server"
+        raise UsageError(f"model {wanted!r} is {kind} and has no config.json; give a model whose shapes one says")
+    if not is_hub_id(wanted):
+        raise unknown_name("model", wanted, [*dummy_configs(), *(each.name for each in MODELS if each.module is None)])
+    try:
+        return download_config(wanted, any_age=any_age)
+    except (ModelError, MissingDependency) as error:
+        raise type(error)(f"{error}; or give the path of its config.json, which is all that is needed") from error
+
+
+def read_config_file(path: Path) -> dict[str, Any]:
+    """What a config.json says. ModelError where there is none, or where it is none of a model."""
+    try:
+        body = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ModelError(f"{path} does not exist; a config.json is wanted, as save_pretrained writes it") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{path} cannot be read as JSON ({error}); a config.json is wanted") from error
+    if not isinstance(body, dict) or not isinstance(body.get("model_type"), str):
+        raise ModelError(f"{path} names no model_type, so it is no model's config.json; give one that save_pretrained wrote")
+    return body

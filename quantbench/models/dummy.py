@@ -1,0 +1,114 @@
+"""Dummies: a real architecture with random, seeded weights, to measure memory and latency with nothing to download.
+
+A dummy is a folder without weights: a configuration, a tokenizer and the shapes of its parameters. Methods make the weights
+while they load, or write them in a packed format of their own.
+
+``python -m quantbench.models.dummy FOLDER SOURCE`` adds the shapes to a folder that holds a config.json, in that process of
+its own, so that whoever asks for a dummy does not import torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+from quantbench.cache import artifact, file_sha256, made_by
+from quantbench.errors import MissingDependency, ModelError, QuantbenchError
+from quantbench.job import Checkpoint
+from quantbench.machine import versions
+from quantbench.models import MODELS, meta
+from quantbench.models.config import CONFIG, config_file, read_config_file
+from quantbench.models.meta import build, plain, run_child
+from quantbench.scenario import DUMMY_PREFIX
+
+SEED = 0
+RECIPE = 2
+"""Counts changes of what a dummy is, its weights included: part of its content, by which rows of different days are paired."""
+
+SHAPES = "shapes.json"
+"""Shape by name of every parameter, as transformers names them; tied ones once."""
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
+_TOKENIZER_IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None}
+_TOKENIZER_SIZE = 2048
+_MAKERS = ("torch", "transformers")
+_SOURCE = "quantbench.models.dummy"
+
+
+def make_dummy(name: str) -> Checkpoint:
+    """The checkpoint behind ``dummy:NAME_OR_CONFIG``, made on first use and kept in the cache.
+
+    Its tokenizer is the canary's, which reads any text with the first 2048 ids. Raises ModelError for a configuration that
+    cannot be used.
+    """
+    missing = [each for each in _MAKERS if find_spec(each) is None]
+    if missing:
+        raise MissingDependency(f"model {name!r} takes {', '.join(missing)}, not installed; pip install 'quantbench[torch]'")
+    source = config_file(name.removeprefix(DUMMY_PREFIX))
+    config = {**plain(read_config_file(source)), **_TOKENIZER_IDS}
+    canary = MODELS["canary"].folder()
+    asked: dict[str, object] = {
+        "config": config, "seed": SEED, "recipe": RECIPE,
+        "tokenizer": [file_sha256(canary / each) for each in _TOKENIZER_FILES],
+    }  # fmt: skip
+    makers = {each: number for each, number in versions().items() if each in _MAKERS}
+
+    def make(folder: Path) -> None:
+        (folder / CONFIG).write_text(json.dumps(config))
+        for each in _TOKENIZER_FILES:
+            shutil.copyfile(canary / each, folder / each)
+        _make_elsewhere(folder, source)
+
+    content = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+    folder = artifact("dummy", {**asked, "versions": makers, "made_by": made_by(_SOURCE, meta.__name__)}, make)
+    return Checkpoint(name=name, kind="hf", path=folder, revision=f"seed {SEED}", content_hash=content, random_weights=True)
+
+
+def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of a dummy's parameters by name."""
+    shapes: dict[str, list[int]] = json.loads((folder / SHAPES).read_text())
+    return {name: tuple(shape) for name, shape in shapes.items()}
+
+
+def _make_elsewhere(folder: Path, source: Path) -> None:
+    """Add the shapes to the folder, in a process of its own."""
+    run_child(_SOURCE, str(folder), str(source), source=source)
+
+
+def write_shapes(folder: Path, source: str) -> None:
+    """Write the shapes of the model that config.json in ``folder`` describes beside it, and that file as transformers has it.
+
+    No weight is made. ``source`` is what messages name.
+    """
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    vocabulary = config.get_text_config().vocab_size
+    if vocabulary < _TOKENIZER_SIZE:
+        raise ModelError(
+            f"{source} has a vocabulary of {vocabulary} and a dummy's prompts are encoded with {_TOKENIZER_SIZE} ids; "
+            f"set vocab_size to {_TOKENIZER_SIZE} or more"
+        )
+    model = build(config)
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(folder)
+    (folder / SHAPES).write_text(json.dumps({name: list(each.shape) for name, each in model.named_parameters()}))
+
+
+def main() -> int:
+    """Do so for the folder named on the command line; what is wrong is the last line on stderr."""
+    folder, source = sys.argv[1:]
+    try:
+        write_shapes(Path(folder), source)
+    except QuantbenchError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

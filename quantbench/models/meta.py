@@ -1,0 +1,178 @@
+"""What transformers' own class makes of a configuration, on the meta device: shapes without a weight, in a child process.
+
+``python -m quantbench.models.meta`` reads a configuration on stdin and writes what there is to know of its model to stdout.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from functools import cache
+from typing import Any
+
+from quantbench.architecture import Buffer, Role, Tensor
+from quantbench.architecture.shapes import Shapes
+from quantbench.cache import made_by, recall, remember
+from quantbench.children import python_module
+from quantbench.errors import ModelError, QuantbenchError
+from quantbench.machine import versions
+
+_MAKERS = ("torch", "transformers")
+_KIND = "meta-shapes"
+_TIMEOUT_S = 120
+_DIMENSIONS = (
+    "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size",
+    "max_position_embeddings", "num_experts_per_tok",
+)  # fmt: skip
+"""Keys of a configuration under the names that most families give them; transformers' own class knows a family's others."""
+
+_LEFT_OUT = frozenset(
+    ("quantization_config", "auto_map", "attn_implementation", "_attn_implementation", "experts_implementation")
+)
+"""How it was quantized, and what names code that transformers would fetch and run."""
+
+
+def plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration of the plain model, and of the models that it is made of, without code of its own."""
+    kept = {key: value for key, value in config.items() if key not in _LEFT_OUT}
+    return {key: plain(value) if isinstance(value, Mapping) else value for key, value in kept.items()}
+
+
+def meta_shapes(config: Mapping[str, Any]) -> Shapes:
+    """The tensors of transformers' own model of a configuration, asked for once; no code of the model's own is run.
+
+    ModelError where transformers is not installed, or makes none of it.
+    """
+    if missing := [each for each in _MAKERS if each not in versions()]:
+        raise ModelError(f"{' and '.join(missing)} not installed")
+    told = _told(json.dumps(plain(config), sort_keys=True))
+    if isinstance(told, str):
+        raise ModelError(told)
+    return as_shapes(told)
+
+
+def as_shapes(told: Mapping[str, Any]) -> Shapes:
+    """What ``describe`` says of a model, as shapes."""
+    return Shapes(
+        tensors=tuple(Tensor(name, tuple(shape), role) for name, shape, role in told["tensors"]),
+        buffers=tuple(Buffer(name, tuple(shape), size) for name, shape, size in told["buffers"]),
+        windows=tuple(told["windows"]),
+        tied=told["tied"],
+        dimensions=told["dimensions"],
+        source="transformers' own module",
+    )
+
+
+def run_child(module: str, *arguments: str, source: object, given: str = "", timeout_s: float | None = None) -> str:
+    """Run one of quantbench's modules in a process of its own, offline, with ``given`` on its stdin; what it says on stdout.
+
+    ModelError that names ``source`` where it ends otherwise than well, with the last line of what it says on stderr.
+    """
+    try:
+        done = subprocess.run(
+            python_module(module, *arguments), input=given, capture_output=True, text=True, check=False, timeout=timeout_s,
+            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        )  # fmt: skip
+    except subprocess.TimeoutExpired as error:
+        raise ModelError(f"transformers took more than {timeout_s:g} s to make a model from {source}") from error
+    if done.returncode == 0:
+        return done.stdout
+    if done.returncode == -signal.SIGKILL:
+        raise ModelError(f"the process that made the model of {source} was killed: out of memory; take a smaller configuration")
+    last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+    own = done.returncode == QuantbenchError.exit_code
+    raise ModelError(last if own else f"transformers cannot make a model from {source} ({last}); give another configuration")
+
+
+def build(config: Any) -> Any:
+    """The model that transformers makes of a configuration of its own, in bfloat16 on the meta device."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, trust_remote_code=False)
+    model.tie_weights()
+    return model
+
+
+@cache
+def _told(config: str) -> dict[str, Any] | str:
+    """What the child says of a configuration in JSON, or why it says nothing; kept in the cache where it says something."""
+    makers = {each: number for each, number in versions().items() if each in _MAKERS}
+    asked = {"config": config, "versions": makers, "made_by": made_by(__name__)}
+    known = recall(_KIND, asked)
+    if isinstance(known, dict):
+        return known
+    try:
+        said = run_child(__name__, source="its config.json", given=config, timeout_s=_TIMEOUT_S)
+    except ModelError as error:
+        return str(error)
+    found: dict[str, Any] = json.loads(said.splitlines()[-1])
+    with suppress(QuantbenchError, OSError):  # a cache that cannot be written is told of where something large needs it
+        remember(_KIND, asked, found)
+    return found
+
+
+def describe(model: Any) -> dict[str, Any]:
+    """Tensors with their roles, buffers, windows by layer, and the usual dimensions of a model."""
+    import torch
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer
+
+    config = model.config.get_text_config()
+    layers = DynamicCache(config=config).layers
+    if strange := [type(each).__name__ for each in layers if not isinstance(each, DynamicLayer)]:
+        raise ModelError(f"its layers keep what quantbench does not count ({strange[0]})")
+    count = config.num_hidden_layers
+    windows = [getattr(each, "sliding_window", None) for each in layers] or [None] * count
+    named = {name: getattr(config, name, None) for name in _DIMENSIONS}
+    return {
+        "tensors": [[name, list(each.shape), _role(model, name, each)] for name, each in model.named_parameters()],
+        "buffers": [
+            [name, list(each.shape), None if each.dtype == torch.bfloat16 else each.element_size()]
+            for name, each in model.named_buffers()
+        ],
+        "windows": windows,
+        "tied": model.get_output_embeddings().weight is model.get_input_embeddings().weight,
+        "dimensions": {name: value for name, value in named.items() if type(value) is int},
+    }
+
+
+def _role(model: Any, name: str, parameter: Any) -> Role:
+    """A parameter's role, by the class of the module that it belongs to."""
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    module = model.get_submodule(name.rpartition(".")[0])
+    if module is model.get_input_embeddings():
+        return "embedding"
+    if parameter.dim() == 3 and not isinstance(module, torch.nn.Conv1d):
+        return "experts"
+    if parameter.dim() == 2 and isinstance(module, torch.nn.Linear):
+        return "output" if module is model.get_output_embeddings() else "linear"
+    return "conv1d" if parameter.dim() == 2 and isinstance(module, Conv1D) else "other"
+
+
+def main() -> int:
+    """Describe the model of the configuration on stdin; what is wrong is the last line on stderr."""
+    from transformers import CONFIG_MAPPING
+
+    body = json.load(sys.stdin)
+    kind = body["model_type"]
+    try:
+        if kind not in CONFIG_MAPPING:
+            raise ModelError("transformers does not know it either")
+        print(json.dumps(describe(build(CONFIG_MAPPING[kind].from_dict(body)))))
+    except QuantbenchError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,124 @@
+"""From lines and fields to a Table with its caption and footnotes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from quantbench.tables.claimed import ClaimTable
+from quantbench.tables.fields import BESIDE_OTHER_WORK, BETWEEN_PROCESSES, NEAR_EDGE, Field
+from quantbench.tables.lines import Line, failures
+from quantbench.tables.rows import REPEATS, Group
+from quantbench.tables.show import short
+from quantbench.tables.table import Table
+from quantbench.tables.words import Scale, words
+
+_REPEATED = "median of N: of as many fresh processes; intervals reach from the lowest to the highest end of theirs"
+
+
+def assemble(name: str, title: str, lines: Sequence[Line], fields: Sequence[Field], notes: Sequence[str]) -> Table:
+    """A Table of ``lines``; to ``notes`` are added those on signs in use, on failures and on missing figures."""
+    group = lines[0].group
+    fields = fields if group.rows else _paired(fields)
+    rows = tuple(tuple(field.marked(line) for field in fields) for line in lines)
+    shown = "".join(cell.shown for row in rows for cell in row)
+    signs = {
+        BETWEEN_PROCESSES: "between processes, where figures move more; others alternated with the reference in one process",
+        BESIDE_OTHER_WORK: "measured beside other work, which slowed it: not to be compared with others",
+        NEAR_EDGE: "the 95 % interval of the KLD reaches another word",
+    }
+    return Table(
+        name=name,
+        title=f"{title}: {group.model}, prompts {group.prompts}" if group.rows else title,
+        facts={
+            "model": group.model or None,
+            "instrument_check": group.instrument_check,
+            "prompts": group.prompts or None,
+            "reference": group.reference,
+            "run_id": group.fact("run_id") or None,
+            "started_at": group.fact("started_at"),
+            "machine": group.fact("machine"),
+            "hardware": group.hardware,
+        },
+        caption=_caption(group),
+        headings=tuple(field.heading for field in fields),
+        rows=rows,
+        notes=(
+            *notes,
+            *(f"{sign} {meaning}" for sign, meaning in signs.items() if sign in shown),
+            *failures(lines),
+            *([_REPEATED] if any(line.row and line.row.number(REPEATS) for line in lines) else []),
+            *_missing(lines, fields),
+        ),
+    )
+
+
+def _caption(group: Group) -> str:
+    if not group.rows:
+        return "Nothing of this was measured; quantbench run --model MODEL fills the measured columns"
+    check = " (an instrument check)" if group.instrument_check else ""
+    parts = (
+        f"Measured on {group.model}{check} against {group.reference}",
+        group.hardware,  # empty where a server did not say what it runs on
+        f"run {group.fact('run_id')}, started {group.fact('started_at')[:16]} UTC",
+    )
+    return "; ".join(filter(None, parts))
+
+
+def _paired(fields: Sequence[Field]) -> list[Field]:
+    """Of the measured columns only those are shown that stand beside a claimed one."""
+    claimed = {field.heading.title for field in fields if field.heading.source == "claimed"}
+    return [
+        replace(field, heading=replace(field.heading, shown=False))
+        if field.heading.source == "measured" and field.heading.title not in claimed
+        else field
+        for field in fields
+    ]
+
+
+def claim_notes(claims: ClaimTable, scale: Scale, group: Group) -> list[str]:
+    """What the columns of a claimed table mean, with the rule behind its words."""
+    bounds = [f"up to {short(edge)}" for edge in scale.edges] + ["above"]
+    bands = ", ".join(f"{each.word} {bound} ({each.published})" for each, bound in zip(scale.anchors, bounds, strict=True))
+    used = [words().sources[name] for name in dict.fromkeys(each.source for each in scale.anchors)]
+    sources = "; ".join(f"{each.title}, {each.date}" for each in used)
+    planned = f"planned: {', '.join(claims.models.values())}, by quantbench plan"
+    measured = f"measured: {group.model}; " if group.rows else ""
+    notes = [
+        f"claimed: {claims.source} ({claims.date}), of 7B and larger models; {planned}; {measured}MB = 10^6 bytes",
+        f"words follow from the mean KLD: {bands}",
+        f"in brackets the published 7-8B figures that the words are anchored on ({sources}); edges are their geometric means",
+    ]
+    if not group.rows:
+        return notes
+    measuring = [
+        "published KLD is of wikitext-2, measured KLD of continuations sampled from the reference",
+        "± is one standard error, clustered by prompt",
+    ]
+    return [*notes, *measuring, *instrument_note(group)]
+
+
+def speed_note(reference: str) -> str:
+    """The rule behind the words for inference speed."""
+    scale = words().inference_speed
+    bounds = [f"up to {short(edge)}" for edge in scale.edges] + ["above"]
+    bands = ", ".join(f"{anchor.word} {bound}" for anchor, bound in zip(scale.anchors, bounds, strict=True))
+    return f"inference speed is decode throughput over {reference}'s: {bands}; anchored on 32/bits, what bandwidth alone gives"
+
+
+def instrument_note(group: Group) -> list[str]:
+    """What the figures of an instrument check are worth; empty for other models."""
+    check = f"{group.model} is an instrument check: its figures show that the instrument works and say nothing of a real model"
+    return [check] if group.instrument_check else []
+
+
+def _missing(lines: Sequence[Line], fields: Sequence[Field]) -> list[str]:
+    """Why figures of measured rows are missing, one sentence per reason."""
+    found: dict[str, dict[str, None]] = {}
+    for field in fields:
+        if field.heading.shown and field.heading.numeric:
+            for line in lines:
+                reason = line.row.null_reason(field.heading.key) if line.row and line.row.ok else ""
+                if reason:
+                    found.setdefault(reason, {})[field.heading.title] = None
+    return [f"no {'; no '.join(titles)}: {reason}" for reason, titles in found.items()]

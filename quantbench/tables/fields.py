@@ -1,0 +1,190 @@
+"""The columns that tables share: each a heading and the cell it makes of a line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+
+from quantbench.schema import table_columns, timed_columns
+from quantbench.tables import sizes
+from quantbench.tables.claimed import ClaimTable
+from quantbench.tables.lines import Line
+from quantbench.tables.rows import Row
+from quantbench.tables.show import times, with_error
+from quantbench.tables.table import Cell, Heading
+from quantbench.tables.words import Scale, words
+from quantbench.units import format_bytes, significant
+
+BETWEEN_PROCESSES = "†"
+BESIDE_OTHER_WORK = "~"
+NEAR_EDGE = "≈"
+
+_TIMED = ("decode_speed_ratio", "inference_speed")
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """A column: its heading, and its cell for a line."""
+
+    heading: Heading
+    cell: Callable[[Line], Cell]
+
+    def marked(self, line: Line) -> Cell:
+        """The cell, with a sign where it holds what was timed beside other work."""
+        cell = self.cell(line)
+        if line.row is None or cell.value is None:
+            return cell
+        return replace(cell, mark=cell.mark + sign_of(line.row, self.heading.key))
+
+
+def sign_of(row: Row, name: str) -> str:
+    """The sign behind the row's figure of that column where it was timed beside other work; else nothing."""
+    return BESIDE_OTHER_WORK if row.flag("disturbed") and name in timed_keys() else ""
+
+
+@cache
+def timed_keys() -> frozenset[str]:
+    """Keys of columns that rest on timed rounds: those of ``scenarios``, and what tables make of them."""
+    return timed_columns().union(_TIMED)
+
+
+def identity(title: str) -> list[Field]:
+    """What people call the line, and the variant measured."""
+    return [
+        Field(Heading(key="name", title=title), lambda line: Cell(line.label)),
+        Field(Heading(key="variant", title="Variant"), lambda line: Cell(line.variant)),
+    ]
+
+
+def claimed(claims: ClaimTable, key: str) -> Field:
+    """A column of the claimed table, under the text's own heading."""
+    heading = Heading(key=f"claimed_{key}", title=claims.headings[key], source="claimed")
+    return Field(heading, lambda line: Cell(line.claims.get(key)))
+
+
+def planned(claims: ClaimTable, key: str, lines: Sequence[Line]) -> list[Field]:
+    """The planned counterpart of a claimed size; for machines also the values x nominal bits that tutorials count."""
+    model, title = claims.models[key], claims.headings[key]
+    weights = sizes.planned_weights(model, (line.variant for line in lines))
+    heading = Heading(key=f"planned_{key}", title=title, unit="bytes", source="planned", numeric=True)
+    ideal = Heading(key=f"idealised_{key}", title=f"{title}, parameters x bits", unit="bytes", source="planned", shown=False)
+    parameters = sizes.architecture_of(model).parameters
+
+    def idealised(line: Line) -> Cell:
+        bits = sizes.nominal_bits(line.variant)
+        return Cell(sizes.ideal_bytes(parameters, bits) if bits else None)
+
+    return [
+        Field(heading, lambda line: _figure(weights[line.variant].weight_bytes, sizes.gigabytes)),
+        Field(ideal, idealised),
+    ]
+
+
+def planned_bits(claims: ClaimTable, lines: Sequence[Line]) -> Field:
+    """Bits of a value of the first model that the claimed table names."""
+    size, model = next(iter(claims.models.items()))
+    title = f"{claims.headings['bits']}, {claims.headings[size].split(maxsplit=1)[0]}"
+    weights = sizes.planned_weights(model, (line.variant for line in lines))
+    heading = Heading(key="planned_bits", title=title, unit="bits", source="planned", numeric=True)
+    return Field(heading, lambda line: _figure(sizes.bits_per_weight(model, weights[line.variant]), "{:.2f}".format))
+
+
+def planned_notes(claims: ClaimTable, lines: Sequence[Line]) -> list[str]:
+    """What has to be known of the planned sizes, each sentence once with the lines that it is of."""
+    weights = sizes.planned_weights(next(iter(claims.models.values())), (line.variant for line in lines))
+    found: dict[str, dict[str, None]] = {}
+    for line in lines:
+        if weights[line.variant].note:
+            found.setdefault(weights[line.variant].note, {})[line.label] = None
+    return [f"planned{'' if len(labels) == len(lines) else ' ' + ', '.join(labels)}: {note}" for note, labels in found.items()]
+
+
+@cache
+def metric_heading(name: str, title: str) -> Heading:
+    """The heading of a metric's column; its unit is the metric's own."""
+    unit = next(column.unit for column in table_columns("scenarios") if column.name == name)
+    return Heading(key=name, title=title, unit=unit, source="measured", numeric=True)
+
+
+def measured(name: str, title: str, show: Callable[[float], str] = significant) -> Field:
+    """A metric's column; its unit is the metric's own."""
+    return Field(metric_heading(name, title), lambda line: _figure(line.number(name), show))
+
+
+def background(*names: str) -> list[Field]:
+    """Metrics that go to CSV and JSON only."""
+    fields = [measured(name, name) for name in names]
+    return [replace(field, heading=replace(field.heading, shown=False)) for field in fields]
+
+
+def size(reference: str) -> list[Field]:
+    """Weight bytes as loaded, and their ratio to the reference's."""
+    ratio = Heading(key="weight_bytes_ratio", title=f"Size, x {reference}", unit="ratio", source="measured", numeric=True)
+    return [
+        measured("weight_bytes", "Size", format_bytes),
+        Field(ratio, lambda line: _figure(line.over_reference("weight_bytes"), times)),
+    ]
+
+
+def divergence() -> list[Field]:
+    """Mean KLD with its standard error."""
+
+    def cell(line: Line) -> Cell:
+        return _figure(line.number("kld_mean"), lambda value: with_error(value, line.number("kld_mean_se")))
+
+    return [Field(metric_heading("kld_mean", "KLD ± s.e., nats"), cell), *background("kld_mean_se")]
+
+
+def word(scale: Scale, key: str, title: str, pick: Callable[[Scale, float], str] = Scale.word) -> Field:
+    """What ``pick`` says of the scale's figure, with a sign where the figure's 95 % interval reaches another word."""
+
+    def cell(line: Line) -> Cell:
+        value = line.number(scale.figure)
+        if value is None:
+            return Cell(None)
+        ends = [end for end in (line.number(f"{scale.figure}_low"), line.number(f"{scale.figure}_high")) if end is not None]
+        return Cell(pick(scale, value), mark=f" {NEAR_EDGE}" if len({pick(scale, end) for end in ends}) > 1 else "")
+
+    return Field(Heading(key=key, title=title, source="measured"), cell)
+
+
+def speed(reference: str) -> list[Field]:
+    """Decode throughput over the reference's: of the same process where the reference is the row's anchor."""
+    heading = Heading(key="decode_speed_ratio", title=f"Speed, x {reference}", unit="ratio", source="measured", numeric=True)
+    alternated = Heading(key="decode_speed_alternated", title="Alternated in one process", shown=False)
+
+    def cell(line: Line) -> Cell:
+        return replace(_figure(line.speed_ratio, times), mark="" if line.alternated else BETWEEN_PROCESSES)
+
+    return [
+        Field(heading, cell),
+        Field(alternated, lambda line: Cell(None if line.speed_ratio is None else line.alternated)),
+        *background("decode_ratio", "decode_ratio_low", "decode_ratio_high", "decode_tps", "decode_tps_low", "decode_tps_high"),
+    ]
+
+
+def speed_word(title: str) -> Field:
+    """The word for the speed ratio."""
+
+    def cell(line: Line) -> Cell:
+        ratio = line.speed_ratio
+        return Cell(None if ratio is None else words().inference_speed.word(ratio))
+
+    return Field(Heading(key="inference_speed", title=title, source="measured"), cell)
+
+
+def status(*, shown: bool) -> list[Field]:
+    """How each line ended; the reason is a footnote for people, and a column for machines."""
+
+    def reason(line: Line) -> Cell:
+        return Cell((line.row.text("reason") if line.row else "") or None)
+
+    return [
+        Field(Heading(key="status", title="Status", shown=shown), lambda line: Cell(line.status)),
+        Field(Heading(key="reason", title="Reason", shown=False), reason),
+    ]
+
+
+def _figure(value: float | None, show: Callable[[float], str]) -> Cell:
+    return Cell(None) if value is None else Cell(value, show(value))

@@ -1,0 +1,76 @@
+"""The marks of claims, and the rules that give them to figures."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from decimal import ROUND_HALF_UP, Decimal
+
+from quantbench.tables.table import Scalar
+
+HOLDS = "holds"
+ROUNDED = "holds when rounded"
+RECIPE = "recipe has changed since"
+OUTDATED = "not true today"
+FAILS = "does not hold"
+NOT_YET = "not measured yet"
+NOT_HERE = "not measurable here"
+MARKS = (HOLDS, ROUNDED, RECIPE, OUTDATED, FAILS, NOT_YET, NOT_HERE)
+"""From the best to the worst, then those that say nothing of the claim."""
+
+_MORE_DECIMALS = 2
+"""A figure that is the claimed one with so many more decimals than the claim has is no rounding of it."""
+
+_AMOUNT = re.compile(r"(\d+(?:\.(\d+))?)\s*(\w*)")
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """What was planned or measured: the raw value in base units, and its text."""
+
+    value: Scalar
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """The mark of a claim, the figures that it follows from, and why where the figures do not say it."""
+
+    mark: str
+    why: str = ""
+    planned: Figure | None = None
+    measured: Figure | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Amount:
+    """A claimed number with its unit, and the decimals it was written with."""
+
+    value: float
+    unit: str
+    decimals: int
+
+    def mark(self, found: float) -> str:
+        """HOLDS, ROUNDED where ``found`` is the claimed number only with as many decimals, else FAILS."""
+        if self.is_rounded(found, _MORE_DECIMALS):
+            return HOLDS
+        return ROUNDED if self.is_rounded(found) else FAILS
+
+    def is_rounded(self, found: float, more: int = 0) -> bool:
+        """Whether ``found`` written with as many decimals, or with so many ``more``, is the claimed number."""
+        step = Decimal(1).scaleb(-self.decimals - more)
+        return Decimal(found).quantize(step, ROUND_HALF_UP) == Decimal(str(self.value))
+
+
+def amount(text: str) -> Amount:
+    """The number and unit of a text such as ``3.5GB`` or ``32bit``."""
+    found = _AMOUNT.fullmatch(text.strip())
+    if found is None:
+        raise ValueError(f"{text!r} is no number with a unit")
+    return Amount(float(found[1]), found[3], len(found[2] or ""))
+
+
+def worst(marks: Iterable[str]) -> str:
+    """The worst of several marks."""
+    return max(marks, key=MARKS.index)
