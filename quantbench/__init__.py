@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from quantbench import tables
-    from quantbench.store import load
+    from quantbench.results.store import load
 
 __all__ = ["load", "tables"]
 
@@ -15,7 +15,7 @@ def __getattr__(name: str) -> Any:
     """``quantbench.load`` and ``quantbench.tables``, imported on first use so that ``import quantbench`` stays light."""
     match name:
         case "load":
-            from quantbench import store
+            from quantbench.results import store
 
             return store.load
         case "tables":

@@ -6,19 +6,43 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from quantbench.errors import QuantbenchError
-from quantbench.options import OPTIONS, Option, convert
-from quantbench.replay import ReplayClock
-from quantbench.scenario import short_name
-from quantbench.session import Session
+from quantbench.core.errors import QuantbenchError
+from quantbench.core.scenario import short_name
+from quantbench.planning.options import OPTIONS, Option, convert
+from quantbench.running.session import Session
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Sequence
+    from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
     from pathlib import Path
 
-    from quantbench.record import Record
-    from quantbench.scenario import Scenario
-    from quantbench.trace import Trace
+    from quantbench.core.record import Record
+    from quantbench.core.scenario import Scenario
+    from quantbench.core.trace import Trace
+    from quantbench.judge.compare.gate import Outcome
+
+
+class ReplayClock:
+    """A timer for ``@pytest.mark.benchmark(timer=...)``; each call of ``advance`` moves it by the next sample."""
+
+    __name__ = "worker_clock"  # pytest-benchmark writes a timer's name into its JSON, or its address when it has none
+
+    def __init__(self) -> None:
+        """At zero, with nothing to replay."""
+        self._now = 0.0
+        self._samples: Iterator[float] = iter(())
+
+    def __call__(self) -> float:
+        """Seconds since the clock was made."""
+        return self._now
+
+    def load(self, samples: Iterable[float]) -> None:
+        """Set the durations to replay, in seconds."""
+        self._samples = iter(samples)
+
+    def advance(self) -> None:
+        """What pytest-benchmark believes it is timing."""
+        self._now += next(self._samples, 0.0)
+
 
 _QUIET = pytest.mark.filterwarnings("ignore:Benchmark fixture was not used at all")  # as it is when a scenario failed
 PARAMETER = "quantbench_scenario"
@@ -30,6 +54,7 @@ _CLOCK = pytest.StashKey[ReplayClock]()
 _BAD_INPUT = pytest.StashKey[str]()
 FAILED_COMPARISON = pytest.StashKey[str]()
 """How the comparison ended that alone failed the session: ``regression`` or ``insufficient``."""
+_COMPARISON = pytest.StashKey["Outcome | None"]()
 _SESSION = pytest.StashKey[Session]()
 _REPLAYED = pytest.StashKey[list["Measured"]]()
 """What was handed to pytest-benchmark, to be renewed where it is measured again."""
@@ -142,12 +167,14 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """
     state = session.config.stash.get(_SESSION, None)
     if state is not None:
-        state.finish(interrupted=exitstatus == pytest.ExitCode.INTERRUPTED)
+        interrupted = exitstatus == pytest.ExitCode.INTERRUPTED
+        state.finish(interrupted=interrupted)
+        found = session.config.stash[_COMPARISON] = None if interrupted else _compared(state)
         if exitstatus == pytest.ExitCode.OK and state.nothing:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
-        elif exitstatus == pytest.ExitCode.OK and state.comparison and state.comparison.fails:
+        elif exitstatus == pytest.ExitCode.OK and found and found.fails:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
-            session.config.stash[FAILED_COMPARISON] = state.comparison.ended
+            session.config.stash[FAILED_COMPARISON] = found.ended
 
 
 @pytest.hookimpl(trylast=True)
@@ -160,7 +187,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
     terminalreporter.section("quantbench")
     brief = config.option.verbose < 0
-    found = state.comparison
+    found = config.stash.get(_COMPARISON, None)
     compared = [] if found is None else [*found.sentence, "", *([] if brief else found.table)]
     for line in [*compared, *run_summary(state.results, state.run_id, brief=brief), *state.notes]:
         terminalreporter.write_line(line)
@@ -171,7 +198,7 @@ def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
     """Add the hardware facts that decide whether two runs may be compared."""
     from dataclasses import asdict
 
-    from quantbench.machine import describe
+    from quantbench.core.machine import describe
 
     machine_info["quantbench"] = {**asdict(describe()), "gpus": list(describe().gpus), "fingerprint": describe().fingerprint}
 
@@ -241,7 +268,7 @@ class Measured:
         benched.stats = fresh
 
     def _describe(self) -> None:
-        from quantbench.record import Missing
+        from quantbench.core.record import Missing
 
         record = self.record
         self._benchmark.extra_info.clear()
@@ -271,6 +298,16 @@ def _session(config: pytest.Config) -> Session:
         command = " ".join(["pytest", *config.invocation_params.args])
         config.stash[_SESSION] = Session(values, command=command, root=config.rootpath)
     return config.stash[_SESSION]
+
+
+def _compared(state: Session) -> Outcome | None:
+    """The run's own rows beside its baseline, where one was named and something was started."""
+    if not state.baseline or not state.run_id:
+        return None
+    from quantbench.judge.compare.gate import gate
+    from quantbench.tables.render import terminal_width
+
+    return gate(state.baseline, state.results, state.run_id, fail_on=state.fail_on, width=terminal_width())
 
 
 def _raw(config: pytest.Config, option: Option) -> Any:

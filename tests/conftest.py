@@ -13,9 +13,9 @@ import pytest
 from hypothesis import settings
 
 import quantbench
-from quantbench.cache import cache_root
-from quantbench.errors import UsageError
-from quantbench.machine import require_device
+from quantbench.core.cache import cache_root
+from quantbench.core.errors import UsageError
+from quantbench.core.machine import require_device
 
 settings.register_profile("repeatable", deadline=None, derandomize=True, max_examples=80)  # shared machines stall; no database
 settings.load_profile("repeatable")

@@ -12,9 +12,9 @@ from typing import Any
 
 from stub_method import StubModel
 
+from quantbench.core.scenario import Precision, Scenario
 from quantbench.methods import LoadedModel, Settings, method
-from quantbench.methods._transformers import TransformersModel, load_pretrained
-from quantbench.scenario import Precision, Scenario
+from quantbench.runtimes.transformers.model import TransformersModel, load_pretrained
 
 _OPENED = count()
 

@@ -11,17 +11,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from quantbench.errors import UnsupportedError
+from quantbench.core.errors import UnsupportedError
+from quantbench.core.record import Column, Value
+from quantbench.core.scenario import Precision, Scenario
+from quantbench.core.trace import Reference, Trace, WeightMemory
 from quantbench.methods import LoadedModel, Sampling, Settings, method
 from quantbench.metrics import metric, other_work
-from quantbench.record import Column, Value
-from quantbench.scenario import Precision, Scenario
-from quantbench.trace import Reference, Trace, WeightMemory
 
 if os.environ.get("STUB_UNWATCHED"):  # what is tested then is what is done with figures, not the machine that tests run on
-    from quantbench import steadiness
-    from quantbench.passes import bandwidth
-    from quantbench.passes import other_work as watch
+    from quantbench.measuring.passes import bandwidth
+    from quantbench.measuring.passes import other_work as watch
+    from quantbench.running import steadiness
 
     steadiness.LEAST = 1 - 1e-9
     other_work._OTHERS_CPUS = other_work._STEAL = watch._CROWDED_CPUS = float("inf")

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from quantbench.again import QUIET_WITHIN_S, TIMES, Again, measure_again
-from quantbench.scenario import Conditions, Scenario, Variant
-from quantbench.store import load
+from quantbench.core.scenario import Conditions, Scenario, Variant
+from quantbench.results.store import load
+from quantbench.running.again import QUIET_WITHIN_S, TIMES, Again, measure_again
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -100,7 +100,7 @@ def test_it_takes_no_longer_than_its_share_of_the_run() -> None:
 DISTURBED_ONCE = """
 from dataclasses import replace
 from quantbench import again
-from quantbench.recording import Recorder
+from quantbench.running.recorder import Recorder
 
 measured, seen = Recorder.measured, []
 

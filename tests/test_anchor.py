@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from quantbench import anchor
-from quantbench.anchor import choose
+from quantbench.core.scenario import Conditions, Scenario, Variant
+from quantbench.measuring import anchor
+from quantbench.measuring.anchor import choose
+from quantbench.measuring.passes.gpu import Boards
 from quantbench.methods import Settings
 from quantbench.models.checkpoint import count_parameters, read_config, resolve
-from quantbench.passes.gpu import Boards
-from quantbench.scenario import Conditions, Scenario, Variant
 
 if TYPE_CHECKING:
     from collections.abc import Callable

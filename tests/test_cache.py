@@ -19,8 +19,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quantbench import cache, checksums, scratch
-from quantbench.errors import QuantbenchError
+from quantbench.core import cache, checksums, scratch
+from quantbench.core.errors import QuantbenchError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -288,10 +288,10 @@ def test_folders_and_files_follow_the_umask() -> None:
 def test_the_makers_source_is_part_of_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "maker_of_something.py").write_text("STEPS = 1\n")
-    before = cache.made_by("maker_of_something", "quantbench.cache")
-    assert cache.made_by("quantbench.cache", "maker_of_something") == before
+    before = cache.made_by("maker_of_something", "quantbench.core.cache")
+    assert cache.made_by("quantbench.core.cache", "maker_of_something") == before
     (tmp_path / "maker_of_something.py").write_text("STEPS = 2\n")
-    assert cache.made_by("maker_of_something", "quantbench.cache") != before
+    assert cache.made_by("maker_of_something", "quantbench.core.cache") != before
 
 
 KILLED = """

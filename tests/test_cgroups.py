@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from quantbench import cgroups
+from quantbench.core import cgroups
 
 GIB = 2**30
 UNLIMITED_V1 = "9223372036854771712"

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quantbench.contrast import ALPHA, BLOCK_POSITIONS, About, Contrast, IncomparableError, contrast
-from quantbench.record import Output
+from quantbench.core.record import Output
+from quantbench.judge.contrast import ALPHA, BLOCK_POSITIONS, About, Contrast, IncomparableError, contrast
+from quantbench.judge.contrast.sentence import conclusion
 
 ABOUT = About(
     first="a/4", second="b/8", reference="torch/fp32", model="some/model", prompts="ten", run_id="r1", unscored="a/4: why not"
@@ -95,7 +96,7 @@ def test_texts_alone_are_compared_but_for_white_space_around_them() -> None:
     assert (pair.same, pair.parts_at_token, pair.parts_at_character, pair.chrf) == (True, None, None, 100.0)
     made = contrast([_output(0, tokens=None, text=" the end")], [_output(0, text="the ant")], ABOUT)
     assert (made.pairs[0].same, made.pairs[0].parts_at_character, made.median_parting) == (False, 4, None)
-    assert made.sentence.endswith("their answers differ on 1 of 1 prompt")
+    assert conclusion(made).endswith("their answers differ on 1 of 1 prompt")
 
 
 def test_chrf_between_is_sacrebleus_in_both_directions() -> None:
@@ -177,7 +178,7 @@ def test_what_is_planted_in_one_prompt_is_found_there_and_only_there() -> None:
     first[2] += 0.01
     made = _contrast(first, second)
     assert [pair.verdict for pair in made.pairs] == ["no difference"] * 2 + ["first further"] + ["no difference"] * 3
-    assert "though a/4 is significantly further on prompt 3;" in made.sentence
+    assert "though a/4 is significantly further on prompt 3;" in conclusion(made)
 
 
 @pytest.mark.parametrize("positions", [1, 2 * BLOCK_POSITIONS - 1])
@@ -185,7 +186,7 @@ def test_too_few_positions_are_not_tested_within_a_prompt(positions: int) -> Non
     made = _contrast(*_klds(3, offset=0.05, positions=positions))
     assert {pair.verdict for pair in made.pairs} == {"not tested"}
     assert made.verdict == "first further"
-    assert "significantly so on 0" in made.sentence
+    assert "significantly so on 0" in conclusion(made)
 
 
 def test_a_kld_that_is_no_number_is_left_out() -> None:
@@ -202,7 +203,7 @@ def test_a_kld_that_is_no_number_is_left_out() -> None:
 
 
 def test_the_first_is_further() -> None:
-    sentence = _contrast(*_klds(10, offset=0.01)).sentence
+    sentence = conclusion(_contrast(*_klds(10, offset=0.01)))
     assert sentence.startswith("On some/model (prompts ten) a/4 is further from torch/fp32 than b/8, on 10 of 10 prompts and ")
     assert "significantly so on 10 (each tested, Holm-corrected): mean KLD 0.0" in sentence
     assert sentence.endswith("their answers are the same on all 10 prompts")
@@ -212,8 +213,8 @@ def test_the_second_is_further_with_the_figures_in_that_order() -> None:
     first, second = _klds(10, offset=0.01)
     ahead, behind = _contrast(first, second), _contrast(second, first)
     assert (ahead.verdict, behind.verdict) == ("first further", "second further")
-    swapped = behind.sentence.replace("a/4", "x").replace("b/8", "a/4").replace("x", "b/8")
-    assert swapped == ahead.sentence.replace("x", "b/8")
+    swapped = conclusion(behind).replace("a/4", "x").replace("b/8", "a/4").replace("x", "b/8")
+    assert swapped == conclusion(ahead).replace("x", "b/8")
 
 
 def test_no_difference_is_said_with_what_would_have_been_found() -> None:
@@ -221,30 +222,30 @@ def test_no_difference_is_said_with_what_would_have_been_found() -> None:
     assert made.verdict == "no difference"
     assert made.kld is not None
     said = "a/4 and b/8 do not differ significantly in their distance from torch/fp32 over 10 prompts: mean KLD"
-    assert said in made.sentence
-    assert "would go unnoticed more than one time in five" in made.sentence
-    assert f"a difference below {made.kld.mde:.1e} would" in made.sentence
+    assert said in conclusion(made)
+    assert "would go unnoticed more than one time in five" in conclusion(made)
+    assert f"a difference below {made.kld.mde:.1e} would" in conclusion(made)
 
 
 def test_equal_figures_are_equal() -> None:
     values, _ = _klds(2)
     made = _contrast(values, values)
     assert {made.verdict, *(pair.verdict for pair in made.pairs)} == {"equal"}
-    assert "a/4 and b/8 are equally far from torch/fp32 at every scored position: mean KLD 0.0" in made.sentence
+    assert "a/4 and b/8 are equally far from torch/fp32 at every scored position: mean KLD 0.0" in conclusion(made)
 
 
 def test_one_prompt_is_too_few_for_all_prompts_but_may_differ_itself() -> None:
     made = _contrast(*_klds(1, offset=0.02))
     assert made.kld is None
     said = "one prompt is too few to tell whether a/4 and b/8 differ in their distance from torch/fp32: mean KLD"
-    assert said in made.sentence
-    assert ", though a/4 is significantly further on prompt 1; their answers are the same on the one prompt" in made.sentence
+    assert said in conclusion(made)
+    assert ", though a/4 is significantly further on prompt 1; their answers are the same on the one prompt" in conclusion(made)
 
 
 def test_without_a_score_it_says_why() -> None:
     made = contrast([_output(0, tokens=(1, 9))], [_output(0)], ABOUT)
     assert (made.kld, made.distances, made.verdict) == (None, None, "not tested")
-    assert made.sentence == (
+    assert conclusion(made) == (
         "On some/model (prompts ten) the distance of a/4 and b/8 from torch/fp32 was not measured: a/4: why not; their answers "
         "differ on 1 of 1 prompt, after a median of 1 equal tokens, where a/4 had left torch/fp32's answer on 1 and b/8 on 0"
     )
@@ -252,7 +253,7 @@ def test_without_a_score_it_says_why() -> None:
 
 def test_an_instrument_check_is_called_so() -> None:
     made = contrast([_output(0)], [_output(0)], replace(ABOUT, instrument_check=True))
-    assert made.sentence.endswith("; some/model is an instrument check, so this holds for some/model only")
+    assert conclusion(made).endswith("; some/model is an instrument check, so this holds for some/model only")
 
 
 # --- what cannot be compared

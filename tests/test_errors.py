@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quantbench import errors
+from quantbench.core import errors
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from quantbench.estimate import (
+from quantbench.core.scenario import Conditions, Effort, Scenario, Variant
+from quantbench.running.estimate import (
     Load,
     Machine,
     announced,
@@ -19,8 +20,7 @@ from quantbench.estimate import (
     step_s,
     this_machine,
 )
-from quantbench.progress import Expected, Moment, Progress
-from quantbench.scenario import Conditions, Effort, Scenario, Variant
+from quantbench.running.progress import Expected, Moment, Progress
 
 MACHINE = Machine(bandwidth_bps=1e10, cores=2)
 LOAD = Load(

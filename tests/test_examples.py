@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from quantbench import load
-from quantbench.machine import Machine
-from quantbench.record import Output, Record, Sample, Status
-from quantbench.scenario import Scenario, Variant
-from quantbench.store import Run, Store
+from quantbench.core.machine import Machine
+from quantbench.core.record import Output, Record, Sample, Status
+from quantbench.core.scenario import Scenario, Variant
+from quantbench.results.store import Run, Store
 
 if TYPE_CHECKING:
     import pandas as pd

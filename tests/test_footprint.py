@@ -12,7 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quantbench.footprint import (
+from quantbench.models import MODELS
+from quantbench.models.config import read_architecture
+from quantbench.models.footprint import (
     ELEMENT_BYTES,
     Weights,
     activation_bytes,
@@ -20,8 +22,6 @@ from quantbench.footprint import (
     kv_cache_bytes,
     largest_context,
 )
-from quantbench.models import MODELS
-from quantbench.models.config import read_architecture
 
 TOKENS = 160
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
@@ -98,9 +98,9 @@ def test_the_cache_is_as_large_as_transformers_own(prefilled: tuple[str, int, in
 def test_a_loaded_model_says_the_same_of_a_position_of_its_cache() -> None:
     from pathlib import Path
 
-    from quantbench.job import Checkpoint
+    from quantbench.core.job import Checkpoint
     from quantbench.methods import Settings
-    from quantbench.methods._transformers import TransformersModel, load_pretrained
+    from quantbench.runtimes.transformers.model import TransformersModel, load_pretrained
 
     checkpoint = Checkpoint(name="canary", kind="hf", path=Path(MODELS["canary"].folder()), revision="", content_hash="")
     model = load_pretrained(Settings(checkpoint=checkpoint, threads=1, context=0), "cpu", dtype="bfloat16")
@@ -128,8 +128,8 @@ assert lib.llama_init_from_model(model, params)
 @pytest.mark.usefixtures("artifacts")
 @pytest.mark.parametrize("context", [300, 1000])
 def test_llama_cpp_allocates_what_is_planned(context: int) -> None:
-    from quantbench.methods._gguf_files import f16_file
     from quantbench.models.checkpoint import resolve
+    from quantbench.runtimes.llama_cpp.files import f16_file
 
     path = f16_file(resolve("canary"))
     out = subprocess.run(

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from quantbench import gpus
-from quantbench.errors import UsageError
+from quantbench.core import gpus
+from quantbench.core.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -126,7 +126,7 @@ def _refuse(*_: Any) -> Any:
 @pytest.fixture
 def no_tool(monkeypatch: pytest.MonkeyPatch) -> None:
     """There is no nvidia-smi."""
-    monkeypatch.setattr("quantbench.gpus.shutil.which", lambda _: None)
+    monkeypatch.setattr("quantbench.core.gpus.shutil.which", lambda _: None)
 
 
 @pytest.mark.usefixtures("no_tool")

@@ -16,7 +16,7 @@ HEAVY = (
     "rich", "jinja2",
 )  # fmt: skip
 PLANNING = """
-from quantbench.options import OPTIONS, convert, plan
+from quantbench.planning.options import OPTIONS, convert, plan
 values = {option.key: convert(option, option.default) for option in OPTIONS}
 for matrix in (None, "bench/matrix.toml"):
     assert len(plan({**values, "matrix": matrix}).scenarios) >= 15
@@ -39,10 +39,10 @@ def _loaded(statements: str) -> list[str]:
     [
         "import quantbench",
         "import quantbench.plugin",
-        "import quantbench.options",
-        "import quantbench.runner",
-        "import quantbench.worker",
-        "import quantbench.store",
+        "import quantbench.planning.options",
+        "import quantbench.running.runner",
+        "import quantbench.measuring.worker",
+        "import quantbench.results.store",
         PLANNING,
     ],
     ids=["package", "plugin", "options", "runner", "worker", "store", "planning the default matrix"],
@@ -53,7 +53,7 @@ def test_nothing_heavy_is_imported_by(statements: str) -> None:
 
 def test_naming_the_plug_ins_imports_nothing_heavy() -> None:
     statements = """
-from quantbench.engines import ENGINES
+from quantbench.running.engines import ENGINES
 from quantbench.methods import METHODS
 from quantbench.metrics import METRICS
 from quantbench.models import MODELS
@@ -69,7 +69,7 @@ def test_the_detector_sees_a_heavy_import() -> None:
 
 def test_load_is_found_on_first_use() -> None:
     import quantbench
-    from quantbench import store
+    from quantbench.results import store
 
     assert quantbench.load is store.load
     with pytest.raises(AttributeError, match="has no attribute 'laod'"):

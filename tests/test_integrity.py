@@ -12,16 +12,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quantbench.checksums import CHECKSUMS
-from quantbench.errors import ModelError
-from quantbench.machine import describe
-from quantbench.methods import METHODS, LoadedModel, Settings, _calibration, _gptqmodel, _imatrix, qat
+from quantbench.core.checksums import CHECKSUMS
+from quantbench.core.errors import ModelError
+from quantbench.core.machine import describe
+from quantbench.core.record import Record, Status
+from quantbench.core.scenario import Conditions, Effort, Scenario, Variant
+from quantbench.methods import METHODS, LoadedModel, Settings, qat
 from quantbench.models.checkpoint import require_unchanged, resolve, watched
-from quantbench.plan import Plan
-from quantbench.record import Record, Status
-from quantbench.runner import Runner
-from quantbench.scenario import Conditions, Effort, Scenario, Variant
-from quantbench.store import Run, Store
+from quantbench.planning.plan import Plan
+from quantbench.results.store import Run, Store
+from quantbench.running.runner import Runner
+from quantbench.runtimes.gptqmodel import quantize
+from quantbench.runtimes.llama_cpp import imatrix
+from quantbench.runtimes.transformers import calibration
 
 CONDITIONS = Conditions(output_tokens=2, answer_tokens=2, continuation_tokens=4, threads=1)
 EFFORT = Effort(min_rounds=1, max_rounds=1, budget_s=0.01)
@@ -111,7 +114,7 @@ def test_a_checkpoint_that_changes_while_it_is_loaded_is_an_error_row(tmp_path: 
 
 
 def test_no_artifact_is_kept_of_a_checkpoint_that_changed_meanwhile(model: Path, tmp_path: Path) -> None:
-    from quantbench.cache import artifact
+    from quantbench.core.cache import artifact
 
     checkpoint = resolve(str(model))
     with pytest.raises(ModelError, match=r"model\.safetensors changed after it was hashed"):
@@ -155,9 +158,9 @@ def test_other_rights_links_and_times_of_the_same_content_are_no_change(model: P
 @pytest.mark.parametrize(
     ("module", "ask", "precision"),
     [
-        ("_calibration", _calibration.calibration_ids, "gptq/int4-g128"),
-        ("_gptqmodel", _gptqmodel.prepared, "gptq/int4-g128"),
-        ("_imatrix", _imatrix.importance_matrix, "gguf/q4_k_m-imat"),
+        ("calibration", calibration.calibration_ids, "gptq/int4-g128"),
+        ("quantize", quantize.prepared, "gptq/int4-g128"),
+        ("imatrix", imatrix.importance_matrix, "gguf/q4_k_m-imat"),
         ("qat", qat._trained, "qat/int4"),
     ],
 )
@@ -172,7 +175,7 @@ def test_what_is_calibrated_is_keyed_by_the_device_and_by_its_makers_source(
         raise ModelError("enough")
 
     monkeypatch.setattr(f"quantbench.methods.{module}.artifact", kept)
-    monkeypatch.setattr(_gptqmodel, "compile_kernels", lambda _: None)
+    monkeypatch.setattr(quantize, "compile_kernels", lambda _: None)
     method, _, name = precision.partition("/")
     settings = Settings(checkpoint=resolve("canary"), threads=1, context=64)
     for device in ("cpu", "cuda:0", "cuda:1"):

@@ -9,8 +9,8 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quantbench.job import JOB_FILE, Checkpoint, Job, Task
-from quantbench.scenario import Conditions, Effort, Variant
+from quantbench.core.job import JOB_FILE, Checkpoint, Job, Task
+from quantbench.core.scenario import Conditions, Effort, Variant
 
 texts = st.text(st.characters(), max_size=12)
 paths = st.sampled_from([Path("/models/tiny"), Path("relative/with space"), Path("/models/tiny.gguf")])

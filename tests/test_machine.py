@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
-from quantbench import machine
-from quantbench.errors import UsageError
-from quantbench.machine import Machine
+from quantbench.core import machine
+from quantbench.core.errors import UsageError
+from quantbench.core.machine import Machine
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

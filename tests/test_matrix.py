@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from quantbench.errors import MatrixError, UsageError
-from quantbench.matrix import Matrix, default_matrix, read_matrix, scenarios, select
+from quantbench.core.errors import MatrixError, UsageError
+from quantbench.core.scenario import Conditions, Variant
 from quantbench.methods import METHODS
-from quantbench.scenario import Conditions, Variant
+from quantbench.planning.matrix import Matrix, default_matrix, read_matrix, scenarios, select
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,16 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quantbench.errors import UsageError
-from quantbench.options import OPTIONS, Option, convert, plan
-from quantbench.scenario import PROFILES, Conditions
+from quantbench.core.errors import UsageError
+from quantbench.core.scenario import PROFILES, Conditions
+from quantbench.planning.options import OPTIONS, Option, convert, plan
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from quantbench.plan import Plan
-    from quantbench.scenario import Scenario
+    from quantbench.core.scenario import Scenario
+    from quantbench.planning.plan import Plan
 
 BY_NAME = {option.name: option for option in OPTIONS}
 

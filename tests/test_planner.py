@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from quantbench import planner
-from quantbench.errors import UsageError
-from quantbench.gpus import Gpu
-from quantbench.matrix import every_variant
+from quantbench.core.errors import UsageError
+from quantbench.core.gpus import Gpu
+from quantbench.core.scenario import Variant
+from quantbench.core.units import GIB
 from quantbench.methods import METHODS
 from quantbench.models.config import read_architecture
-from quantbench.planner import Device, Planned, Workload
-from quantbench.scenario import Variant
-from quantbench.units import GIB
+from quantbench.planning import planner
+from quantbench.planning.matrix import every_variant
+from quantbench.planning.planner import Device, Planned, Workload
 
 PARAMETERS_7B = 6_738_415_616
 HERE = (Device(name="small", memory_bytes=8 * GIB), Device(name="large", memory_bytes=24 * GIB))
@@ -123,7 +123,7 @@ def test_a_model_may_be_spread_over_all_gpus_but_not_beyond_one_that_is_named(
         Gpu(name=name, uuid=f"GPU-{number}", memory_bytes=size and size * GIB, driver="580")
         for number, (name, size) in enumerate(gpus)
     )
-    monkeypatch.setattr("quantbench.gpus.visible_gpus", lambda: known)
+    monkeypatch.setattr("quantbench.core.gpus.visible_gpus", lambda: known)
     assert planner.device_here(device) == expected
     with pytest.raises(UsageError, match="'cuda:3' was asked for and there are no more GPUs than cuda:0"):
         planner.device_here("cuda:3")

@@ -25,9 +25,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from quantbench import options as settings
 from quantbench import plugin
-from quantbench.scenario import Scenario, Variant
+from quantbench.core.scenario import Scenario, Variant
+from quantbench.planning import options as settings
 
 OPTIONS = ("--quantbench-profile=quick", "-p", "no:cacheprovider")
 SUITE = {"latency": "test_decode, test_prefill", "load": "test_load", "score": "test_score"}
@@ -152,7 +152,7 @@ def run_by_hand(sound: Ran, stub_path: Path) -> Ran:
     """A job of that run once more, after its first trace went away."""
     job = min(sound.folder.glob("jobs/*/*-stub-exact-measure"))
     (job / "trace-0.json").unlink()
-    return Ran(job, _ended([sys.executable, "-m", "quantbench.worker", str(job)], sound.folder, stub_path))
+    return Ran(job, _ended([sys.executable, "-m", "quantbench.measuring.worker", str(job)], sound.folder, stub_path))
 
 
 def run_interrupted(folder: Path, stub_path: Path) -> Ran:

@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from quantbench import planner
-from quantbench.architecture import AS_LLAMA
-from quantbench.machine import describe
+from quantbench.core.machine import describe
+from quantbench.core.record import Missing, Record, Status
+from quantbench.core.scenario import Conditions, Effort, Scenario, Variant
+from quantbench.core.units import format_bytes
 from quantbench.models import meta
+from quantbench.models.architecture import AS_LLAMA
 from quantbench.models.config import read_architecture
-from quantbench.plan import Plan
-from quantbench.preflight import Preflight
-from quantbench.record import Missing, Record, Status
-from quantbench.runner import Runner
-from quantbench.scenario import Conditions, Effort, Scenario, Variant
-from quantbench.store import Run, Store, load
-from quantbench.units import format_bytes
+from quantbench.planning import planner
+from quantbench.planning.plan import Plan
+from quantbench.planning.preflight import Preflight
+from quantbench.results.store import Run, Store, load
+from quantbench.running.runner import Runner
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from quantbench import progress
-from quantbench.display import QUIET_S, LiveLine, PlainLines, Screen, open_display
-from quantbench.job import enter_stage
-from quantbench.progress import Moment, Progress, duration
-from quantbench.record import Record, Status
-from quantbench.scenario import Scenario, Variant
+from quantbench.core.job import enter_stage
+from quantbench.core.record import Record, Status
+from quantbench.core.scenario import Scenario, Variant
+from quantbench.running import progress
+from quantbench.running.display import QUIET_S, LiveLine, PlainLines, Screen, open_display
+from quantbench.running.progress import Moment, Progress, duration
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quantbench import prompts
-from quantbench.errors import UsageError
-from quantbench.matrix import default_matrix
+from quantbench.core.errors import UsageError
+from quantbench.core.statistics import FEW_CLUSTERS
 from quantbench.models import checkpoint
 from quantbench.models.tokenizer import open_tokenizer
-from quantbench.prompts import PromptSet
-from quantbench.statistics import FEW_CLUSTERS
+from quantbench.planning import prompts
+from quantbench.planning.matrix import default_matrix
+from quantbench.planning.prompts import PromptSet
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -6,8 +6,8 @@ import dataclasses
 
 import pytest
 
-from quantbench.record import Missing, Record, Status
-from quantbench.scenario import Scenario, Variant
+from quantbench.core.record import Missing, Record, Status
+from quantbench.core.scenario import Scenario, Variant
 
 
 def test_the_six_ways_a_scenario_ends() -> None:

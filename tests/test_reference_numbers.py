@@ -19,12 +19,13 @@ from pathlib import Path
 import gguf
 import pytest
 
-from quantbench.methods import METHODS, _gguf_plan
-from quantbench.methods._packed_forecast import packed_tensors
+from quantbench.core.units import GIB
+from quantbench.methods import METHODS
 from quantbench.methods.gguf import NEED_MATRIX, uses_matrix
 from quantbench.models.config import read_architecture
-from quantbench.planner import forecast
-from quantbench.units import GIB
+from quantbench.planning.planner import forecast
+from quantbench.runtimes.gptqmodel.forecast import packed_tensors
+from quantbench.runtimes.llama_cpp import plan as gguf_plan
 
 GB = 10**9
 MODELS = {
@@ -108,7 +109,7 @@ class Plan:
         }
         made = sorted({row.made for row in ROWS if row.method.startswith("gguf") and row.precision != "any"})
         rest = [(f"{kind} {matrix}", kind, matrix) for kind, matrix in made if _offered(kind, matrix=matrix) is None]
-        self._others = _gguf_plan.forecast(self.architecture, rest)
+        self._others = gguf_plan.forecast(self.architecture, rest)
 
     def weights(self, variant: str) -> int:
         """As loaded."""

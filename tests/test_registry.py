@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from quantbench.engines import ENGINES
-from quantbench.errors import UsageError
+from quantbench.core.errors import UsageError
+from quantbench.core.registry import Registry
+from quantbench.core.scenario import Precision
 from quantbench.methods import METHODS
 from quantbench.metrics import METRICS
-from quantbench.registry import Registry
-from quantbench.scenario import Precision
+from quantbench.running.engines import ENGINES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
 
-TOOL = "from quantbench.scenario import Precision\nfrom functools import partial\nTool = partial(Precision, bits=1)"
+TOOL = "from quantbench.core.scenario import Precision\nfrom functools import partial\nTool = partial(Precision, bits=1)"
 _numbers = itertools.count()
 
 

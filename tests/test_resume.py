@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import pytest
 
-from quantbench.errors import UsageError
-from quantbench.machine import Machine
+from quantbench.core.errors import UsageError
+from quantbench.core.machine import Machine
+from quantbench.core.record import Missing, Output, Record, Sample, Status
+from quantbench.core.scenario import Conditions, Scenario, Variant
+from quantbench.core.trace import Calls, Generation, Round, Trace
 from quantbench.metrics import all_columns
 from quantbench.metrics._samples import raw_samples
-from quantbench.record import Missing, Output, Record, Sample, Status
-from quantbench.resume import LAST, hold, resume
-from quantbench.scenario import Conditions, Scenario, Variant
-from quantbench.store import Run, Store, load
-from quantbench.trace import Calls, Generation, Round, Trace
+from quantbench.results.resume import LAST, hold, resume
+from quantbench.results.store import Run, Store, load
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -284,8 +284,9 @@ class TestRowsTakeTheirPlaces:
 
 DRIVER = """
 import gc, json, os, signal, sys
-import pandas, pyarrow.dataset, pyarrow.parquet, pytest, quantbench.runner, quantbench.tables.summary, torch, transformers
-from quantbench.store import Store
+import pandas, pyarrow.dataset, pyarrow.parquet, pytest, torch, transformers
+import quantbench.running.runner, quantbench.tables.summary
+from quantbench.results.store import Store
 
 def in_a_process(name, arguments, writes=None):
     # A session that is killed right after so many writes; what it returned.

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from quantbench.compare import Comparison, Verdict, compare
+from quantbench.judge.compare import Comparison, Verdict, compare
 
 HARNESS = Path(__file__).parents[1] / "bench" / "harness"
 MATRICES = 40

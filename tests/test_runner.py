@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from quantbench.engines import Failure
-from quantbench.machine import describe
-from quantbench.plan import Plan
-from quantbench.record import Missing, Status
-from quantbench.recording import reference_identity
-from quantbench.runner import Runner
-from quantbench.scenario import Conditions, Effort, Scenario, Variant
-from quantbench.store import Run, Store, load
+from quantbench.core.machine import describe
+from quantbench.core.record import Missing, Status
+from quantbench.core.scenario import Conditions, Effort, Scenario, Variant
+from quantbench.planning.plan import Plan
+from quantbench.results.store import Run, Store, load
+from quantbench.running.engines import Failure
+from quantbench.running.recorder import reference_identity
+from quantbench.running.runner import Runner
 
 if TYPE_CHECKING:
     from pathlib import Path

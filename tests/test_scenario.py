@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quantbench.errors import UsageError
-from quantbench.job import Checkpoint, Job, Task
-from quantbench.scenario import PROFILES, Conditions, Effort, Scenario, Variant, prompt_tokens, short_name
+from quantbench.core.errors import UsageError
+from quantbench.core.job import Checkpoint, Job, Task
+from quantbench.core.scenario import PROFILES, Conditions, Effort, Scenario, Variant, prompt_tokens, short_name
 
 SCENARIO = Scenario(model="canary", variant=Variant(method="gguf", precision="q4_k_m"), prompts="ten")
 IDENTITY = {"content": "c0ffee", "revision": "built-in", "prompts": "beef"}
@@ -138,7 +138,7 @@ def test_the_key_never_changes_with_effort(effort: Effort) -> None:
 def test_the_key_is_the_same_in_another_process_and_in_another_order() -> None:
     """Hash randomization and the order of the identity's entries leave no trace."""
     script = (
-        "from quantbench.scenario import Scenario, Variant\n"
+        "from quantbench.core.scenario import Scenario, Variant\n"
         "s = Scenario(model='canary', variant=Variant(method='gguf', precision='q4_k_m'), prompts='ten')\n"
         f"print(s.key({dict(reversed(IDENTITY.items()))!r}))"
     )

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from quantbench.errors import StoreError
-from quantbench.machine import Machine
+from quantbench.core.errors import StoreError
+from quantbench.core.machine import Machine
+from quantbench.core.record import SCHEMA_VERSION, Output, Record, Sample, Status
+from quantbench.core.scenario import Scenario, Variant
 from quantbench.metrics import METRICS, all_columns
-from quantbench.record import SCHEMA_VERSION, Output, Record, Sample, Status
-from quantbench.scenario import Scenario, Variant
-from quantbench.schema import DTYPES, MARKER, as_markdown, main, schema, table_columns
-from quantbench.store import Run, Store, load
+from quantbench.results.schema import DTYPES, MARKER, as_markdown, main, schema, table_columns
+from quantbench.results.store import Run, Store, load
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -183,7 +183,7 @@ def test_loaded_dtypes_are_those_of_the_schema(table: str, tmp_path: Path) -> No
 
 
 def test_the_page_in_results_is_up_to_date() -> None:
-    """``python -m quantbench.schema results/README.md`` writes it."""
+    """``python -m quantbench.results.schema results/README.md`` writes it."""
     prose, marker, columns = README.read_text(encoding="utf-8").partition(MARKER)
     assert "quantbench.load" in prose
     assert marker + columns == as_markdown()

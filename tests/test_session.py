@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from quantbench import gpus, machine
-from quantbench.cache import cache_root
-from quantbench.errors import UsageError
-from quantbench.gpus import Gpu
-from quantbench.options import OPTIONS, convert
-from quantbench.session import Session
+from quantbench.core import gpus, machine
+from quantbench.core.cache import cache_root
+from quantbench.core.errors import UsageError
+from quantbench.core.gpus import Gpu
+from quantbench.planning.options import OPTIONS, convert
+from quantbench.running.session import Session
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from quantbench.statistics import (
+from quantbench.core.statistics import (
     Difference,
     bca_interval,
     blocks,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from quantbench.record import Record, Status
-from quantbench.scenario import Conditions, Scenario, Variant
-from quantbench.steadiness import unsteady
+from quantbench.core.record import Record, Status
+from quantbench.core.scenario import Conditions, Scenario, Variant
+from quantbench.running.steadiness import unsteady
 
 PRECISIONS = ("nf4", "fp4", "int8", "q8", "q4")
 

@@ -15,15 +15,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from quantbench import store, tables
-from quantbench.compare.sides import load_side
-from quantbench.errors import StoreError
-from quantbench.machine import Machine
+from quantbench import tables
+from quantbench.core.errors import StoreError
+from quantbench.core.machine import Machine
+from quantbench.core.record import SCHEMA_VERSION, Missing, Output, Record, Sample, Status
+from quantbench.core.scenario import Scenario, Variant
+from quantbench.judge.compare.sides import load_side
 from quantbench.metrics import all_columns
-from quantbench.record import SCHEMA_VERSION, Missing, Output, Record, Sample, Status
-from quantbench.scenario import Scenario, Variant
-from quantbench.schema import schema
-from quantbench.store import Run, Store, in_order, load
+from quantbench.results import store
+from quantbench.results.schema import schema
+from quantbench.results.store import Run, Store, in_order, load
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quantbench.trace import (
+from quantbench.core.trace import (
     Answer,
     Clocks,
     Energy,

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quantbench.errors import UsageError
-from quantbench.units import format_bytes, format_seconds, parse_bytes, significant
+from quantbench.core.errors import UsageError
+from quantbench.core.units import format_bytes, format_seconds, parse_bytes, significant
 
 THREE_DIGITS = 0.5e-2
 """Largest relative error of rounding to three significant digits."""

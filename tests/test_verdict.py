@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from quantbench.errors import UsageError
-from quantbench.verdict import Cell, Finding, Rule, Side, Verdict, judge, suspects
+from quantbench.core.errors import UsageError
+from quantbench.core.verdict import Cell, Finding, Rule, Side, Verdict, judge, suspects
 
 RULE = Rule()
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from quantbench.waiting import bounded, described
+from quantbench.core.waiting import bounded, described
 
 
 def test_a_worker_spins_for_a_bounded_time_unless_its_user_chose() -> None:
@@ -31,14 +31,14 @@ def test_the_row_says_who_chose(environment: dict[str, str], said: str) -> None:
 
 
 def test_a_process_without_libgomp_says_nothing_of_it() -> None:
-    code = "from quantbench.waiting import waiting; print(repr(waiting()))"
+    code = "from quantbench.core.waiting import waiting; print(repr(waiting()))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ})
 
     assert done.stdout.strip() == "''"
 
 
 def test_a_row_whose_threads_slept_beside_other_work_says_so() -> None:
-    code = "import torch; from quantbench.waiting import waiting; print(waiting(rested=True)); print(waiting())"
+    code = "import torch; from quantbench.core.waiting import waiting; print(waiting(rested=True)); print(waiting())"
     environment = {**os.environ, "GOMP_SPINCOUNT": "30000"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
 
@@ -48,7 +48,7 @@ def test_a_row_whose_threads_slept_beside_other_work_says_so() -> None:
 _COUNTED = """
 import os, time
 import torch
-from quantbench.waiting import Rest
+from quantbench.core.waiting import Rest
 
 def threads(): return len(os.listdir("/proc/self/task"))
 torch.set_num_threads(2)
@@ -76,7 +76,7 @@ def test_threads_rest_for_as_long_as_they_are_asked_to_and_figures_stay_the_same
 
 
 def test_what_its_user_chose_is_left_alone() -> None:
-    code = "from quantbench.waiting import Rest; import torch; rest = Rest(2); rest.begin(); print(rest.resting)"
+    code = "from quantbench.core.waiting import Rest; import torch; rest = Rest(2); rest.begin(); print(rest.resting)"
     environment = {**os.environ, "GOMP_SPINCOUNT": "7"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
 

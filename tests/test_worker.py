@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from quantbench.errors import ModelError, UnsupportedError
-from quantbench.job import FAILURE_FILE, Job, Task
+from quantbench.core.errors import ModelError, UnsupportedError
+from quantbench.core.job import FAILURE_FILE, Job, Task
+from quantbench.core.scenario import Conditions, Effort, Precision, Scenario, Variant
+from quantbench.measuring.worker import run_job
 from quantbench.methods import METHODS, Settings, method
 from quantbench.models.checkpoint import resolve
-from quantbench.scenario import Conditions, Effort, Precision, Scenario, Variant
-from quantbench.worker import run_job
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,7 +46,7 @@ def test_failures_have_a_status_and_a_sentence(
         yield
 
     monkeypatch.setitem(METHODS._found, "failing", open_failing)
-    monkeypatch.setattr("quantbench.subjects.causal.memory_bandwidth", lambda *_: "not here")
+    monkeypatch.setattr("quantbench.measuring.subjects.causal.memory_bandwidth", lambda *_: "not here")
     Job(
         kind="measure", checkpoint=resolve("canary"), variant=Variant(method="failing", precision="w8"),
         conditions=Conditions(threads=1), effort=Effort(),

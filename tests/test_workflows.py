@@ -18,9 +18,9 @@ import typer.main
 import yaml
 
 from quantbench.cli.app import app
-from quantbench.matrix import read_matrix, scenarios
-from quantbench.scenario import prompt_tokens
-from quantbench.schema import schema
+from quantbench.core.scenario import prompt_tokens
+from quantbench.planning.matrix import read_matrix, scenarios
+from quantbench.results.schema import schema
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

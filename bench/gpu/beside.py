@@ -77,9 +77,9 @@ def measure(
     """All ways of one variant at all batch sizes, or ``compiled`` at batch 1 alone."""
     import torch
 
+    from quantbench.core.scenario import Conditions, Scenario, Variant
     from quantbench.methods import METHODS, Settings
     from quantbench.models.checkpoint import resolve
-    from quantbench.scenario import Conditions, Scenario, Variant
 
     name, _, precision = variant.partition("/")
     scenario = Scenario(model=asked.model, variant=Variant(method=name, precision=precision), prompts="ten",
@@ -137,7 +137,7 @@ def measure(
 
 def own_loop(model: Any, prompts: list[list[int]]) -> tuple[float, float, list[int]]:
     """Quantbench's own generate(), timed as its latency pass times it."""
-    from quantbench.passes.latency import timed_answer
+    from quantbench.measuring.passes.latency import timed_answer
 
     first = prompts[0]
     timed_answer(model, 0, first, 8, len(prompts))
@@ -227,7 +227,7 @@ def graph(module: Any, prompts: list[list[int]], *, wait: bool) -> tuple[float, 
 
 def rows_of(prompts: list[list[int]]) -> list[list[int]]:
     """The batch that quantbench makes of its first prompt."""
-    from quantbench.passes.latency import together
+    from quantbench.measuring.passes.latency import together
 
     return together(prompts[0], len(prompts))
 
@@ -236,7 +236,7 @@ def copy_bandwidth(device: str) -> float | None:
     """Bytes per second of a copy on the GPU; the CPU's is no matter here."""
     if device == "cpu":
         return None
-    from quantbench.passes.bandwidth import copy_on_device, device_array_bytes
+    from quantbench.measuring.passes.bandwidth import copy_on_device, device_array_bytes
 
     return copy_on_device(device, device_array_bytes(device))
 

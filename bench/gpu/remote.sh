@@ -54,7 +54,7 @@ environment() {
 soften() {
     grep -q '^VmHWM' /proc/self/status && grep -q '^RssFile' /proc/self/status && (echo 5 > /proc/self/clear_refs) 2> /dev/null && return 0
     say "NOTE: /proc lacks what the memory pass needs: figures of host memory are no peaks here"
-    grep -q gpukit quantbench/passes/memory.py || cat >> quantbench/passes/memory.py << 'P'
+    grep -q gpukit quantbench/measuring/passes/memory.py || cat >> quantbench/measuring/passes/memory.py << 'P'
 
 
 # gpukit: for a kernel without these files

@@ -18,8 +18,8 @@ from typing import NamedTuple
 from ratios import Result
 from simulated import Noise, side
 
-from quantbench.compare import Verdict, compare
-from quantbench.machine import available_cpus
+from quantbench.core.machine import available_cpus
+from quantbench.judge.compare import Verdict, compare
 
 MATRICES = 2000
 POWER_SHARE = 0.1

@@ -20,7 +20,7 @@ def as_llama() -> Iterator[Result]:
     """The least and the most that weights take of what counting a model as a Llama foretells, of all types and precisions."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    from quantbench.architecture import AS_LLAMA
+    from quantbench.models.architecture import AS_LLAMA
 
     found = {kind: misses for kind in sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) if (misses := _misses(kind))}
     least = min((min(misses.values()), kind) for kind, misses in found.items())
@@ -34,9 +34,10 @@ def _misses(kind: str) -> Mapping[str, float]:
     """By variant what a model of this type takes over what it would as a Llama; empty where it is not counted as one."""
     from transformers import AutoConfig
 
-    from quantbench import architecture, planner
-    from quantbench.architecture.shapes import from_shapes
+    from quantbench.models import architecture
+    from quantbench.models.architecture.shapes import from_shapes
     from quantbench.models.meta import as_shapes, build, describe
+    from quantbench.planning import planner
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -32,13 +32,13 @@ from typing import IO, TYPE_CHECKING
 
 from ratios import CannotRunError, Result
 
-from quantbench.job import STAGE_FILE
+from quantbench.core.job import STAGE_FILE
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from quantbench.runner import Runner
-    from quantbench.scenario import Scenario
+    from quantbench.core.scenario import Scenario
+    from quantbench.running.runner import Runner
 
 PASSES = 10
 VARIANTS = ("torch/fp32", "torch/bf16", "torch-dynamic/int8", "gguf/f16", "gguf/q8_0", "gguf/q4_k_m")
@@ -130,11 +130,11 @@ def measured(passes: int) -> tuple[list[Pass], list[Pass]]:
 
     All are of one run, so that libraries are imported once; each row has a process of its own, as ever.
     """
-    from quantbench.machine import describe
-    from quantbench.plan import Plan
-    from quantbench.runner import Runner
-    from quantbench.scenario import PROFILES
-    from quantbench.store import Run, Store
+    from quantbench.core.machine import describe
+    from quantbench.core.scenario import PROFILES
+    from quantbench.planning.plan import Plan
+    from quantbench.results.store import Run, Store
+    from quantbench.running.runner import Runner
 
     run = Run(machine=describe(), versions={}, command="harness", commit="", profile="quick", engine="process")
     found: tuple[list[Pass], list[Pass]] = ([], [])
@@ -156,7 +156,7 @@ def measured(passes: int) -> tuple[list[Pass], list[Pass]]:
 
 
 def _scenarios(number: int) -> list[Scenario]:
-    from quantbench.scenario import Conditions, Scenario, Variant
+    from quantbench.core.scenario import Conditions, Scenario, Variant
 
     conditions = Conditions(answer_tokens=16, continuation_tokens=16)
     variants = [Variant(method=method, precision=precision) for method, precision in (each.split("/") for each in VARIANTS)]
@@ -177,8 +177,8 @@ def _windows(runner: Runner, scenarios: Sequence[Scenario], place: Path) -> dict
 
 
 def _read(place: Path, number: int, windows: Mapping[str, tuple[float, float]], spans: Spans) -> Pass:
-    from quantbench.store import load
-    from quantbench.tables.decision import decide
+    from quantbench.advice.decision import decide
+    from quantbench.results.store import load
 
     frame = load(str(place / "results"))
     frame = frame[frame["repeat"] == number]

@@ -73,11 +73,11 @@ def start_up() -> Iterator[Result]:
 
 def job_overhead() -> Iterator[Result]:
     """Wall time of one variant through runner, engine, worker and store, less what was spent opening and measuring."""
-    from quantbench.machine import describe
-    from quantbench.plan import Plan
-    from quantbench.runner import Runner
-    from quantbench.scenario import PROFILES, Conditions, Scenario, Variant
-    from quantbench.store import Run, Store
+    from quantbench.core.machine import describe
+    from quantbench.core.scenario import PROFILES, Conditions, Scenario, Variant
+    from quantbench.planning.plan import Plan
+    from quantbench.results.store import Run, Store
+    from quantbench.running.runner import Runner
 
     variants = [Variant(method="torch", precision=name) for name in ("fp32", "bf16", "fp16")]
     conditions = Conditions(output_tokens=8, answer_tokens=8, continuation_tokens=8)

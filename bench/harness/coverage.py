@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np  # noqa: TID253 - a script
 
-from quantbench.statistics import bca_interval, blocks, mean_interval, minimum_detectable_effect, paired_difference, t_interval
+from quantbench.core.statistics import (
+    bca_interval,
+    blocks,
+    mean_interval,
+    minimum_detectable_effect,
+    paired_difference,
+    t_interval,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

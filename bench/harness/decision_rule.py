@@ -21,7 +21,7 @@ from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import TYPE_CHECKING
 
-from quantbench.verdict import Cell, Rule, Side, Verdict, judge
+from quantbench.core.verdict import Cell, Rule, Side, Verdict, judge
 
 if TYPE_CHECKING:
     import numpy as np
@@ -61,7 +61,7 @@ def evaluate(results: str) -> None:
     """Print noise, false alarms, power and the minimum detectable effect."""
     import numpy as np
 
-    from quantbench.store import load
+    from quantbench.results.store import load
 
     runs = by_cell(load(results))
     count = len(next(iter(runs.values())))

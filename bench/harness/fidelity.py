@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Any
 
 from ratios import CannotRunError, in_turn, seconds_in_turn, speed_ratio
 
-from quantbench.machine import available_cpus
+from quantbench.core.machine import available_cpus
+from quantbench.core.scenario import Scenario, Variant
 from quantbench.methods import METHODS, Settings
-from quantbench.methods._llama_cpp_probe import extra_buffers_work
 from quantbench.models.checkpoint import resolve
-from quantbench.scenario import Scenario, Variant
+from quantbench.runtimes.llama_cpp.probe import extra_buffers_work
 
 if TYPE_CHECKING:
     from ratios import Pairs, Result

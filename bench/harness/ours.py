@@ -14,15 +14,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-from quantbench.job import Task
+from quantbench.core.job import Task
+from quantbench.core.scenario import Conditions, Scenario, Variant
+from quantbench.core.trace import Reference
+from quantbench.measuring.passes.latency import timed_answer
+from quantbench.measuring.passes.reference import make_reference
+from quantbench.measuring.passes.similarity import REFERENCE_FILE, score_columns
 from quantbench.methods import METHODS, LoadedModel, Settings
 from quantbench.models.checkpoint import resolve
 from quantbench.models.tokenizer import open_tokenizer
-from quantbench.passes.latency import timed_answer
-from quantbench.passes.reference import make_reference
-from quantbench.passes.similarity import REFERENCE_FILE, score_columns
-from quantbench.scenario import Conditions, Scenario, Variant
-from quantbench.trace import Reference
 
 BOS = 1
 LEAST_ID, IDS = 3, 2000

@@ -18,15 +18,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np  # noqa: TID253 - a script
 
-from quantbench import prompts
+from quantbench.core.scenario import Conditions, Scenario, Variant
+from quantbench.core.statistics import mean_by_cluster, mean_interval
+from quantbench.measuring.passes.similarity import LOGPROBS_FILE, Scored, log_softmax, score_columns, until_end
+from quantbench.measuring.passes.text import read_chunks
 from quantbench.methods import METHODS, LoadedModel, Sampling, Settings
 from quantbench.models import checkpoint
-from quantbench.models.canary import corpus
+from quantbench.models.builtin.canary import corpus
 from quantbench.models.tokenizer import open_tokenizer
-from quantbench.passes.similarity import LOGPROBS_FILE, Scored, log_softmax, score_columns, until_end
-from quantbench.passes.text import read_chunks
-from quantbench.scenario import Conditions, Scenario, Variant
-from quantbench.statistics import mean_by_cluster, mean_interval
+from quantbench.planning import prompts
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

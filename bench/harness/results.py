@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from ratios import Result
 
 if TYPE_CHECKING:
-    from quantbench.record import Output, Record, Sample
-    from quantbench.store import Store
+    from quantbench.core.record import Output, Record, Sample
+    from quantbench.results.store import Store
 
 ROWS = 1_000_000
 SCENARIOS = 40
@@ -28,7 +28,7 @@ SAMPLES = 10_000
 COMPARE = """
 import json, re, sys, time
 import pandas, pyarrow.parquet, quantbench
-from quantbench.compare import compare
+from quantbench.judge.compare import compare
 started = time.perf_counter()
 samples = [quantbench.load(side, table="samples") for side in sys.argv[1:]]
 found = compare(*(quantbench.load(side) for side in sys.argv[1:]))
@@ -89,8 +89,8 @@ def appending() -> Iterator[Result]:
 
 
 def _store(root: str) -> Store:
-    from quantbench.machine import Machine
-    from quantbench.store import Run, Store
+    from quantbench.core.machine import Machine
+    from quantbench.results.store import Run, Store
 
     machine = Machine(cpu="Example CPU", cpus=2, memory_bytes=2**33, isa="avx2", system="Linux x86_64")
     return Store(root, Run(machine=machine, versions={}, command="harness", commit="", profile="default", engine="inline"))
@@ -98,9 +98,9 @@ def _store(root: str) -> Store:
 
 def _record(number: int, samples: tuple[Sample, ...], outputs: tuple[Output, ...]) -> Record:
     """A measured scenario in which every metric has a value."""
+    from quantbench.core.record import Record, Status
+    from quantbench.core.scenario import Scenario, Variant
     from quantbench.metrics import all_columns
-    from quantbench.record import Record, Status
-    from quantbench.scenario import Scenario, Variant
 
     made: dict[str, Any] = {"float": 0.5 + number / 1e3, "int": 10**9 + number, "string": f"text {number}", "bool": True}
     scenario = Scenario(model="canary", variant=Variant(method="gguf", precision="q4_k_m"), prompts=f"set{number}")
@@ -116,13 +116,13 @@ def _record(number: int, samples: tuple[Sample, ...], outputs: tuple[Output, ...
 
 
 def _samples(count: int) -> tuple[Sample, ...]:
-    from quantbench.record import Sample
+    from quantbench.core.record import Sample
 
     return tuple(Sample("gap", index // 310, index % 310, 1e-3 + index % 997 * 1e-6) for index in range(count))
 
 
 def _outputs() -> tuple[Output, ...]:
-    from quantbench.record import Output
+    from quantbench.core.record import Output
 
     tokens = tuple(range(32))
     return tuple(

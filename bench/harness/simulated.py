@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from quantbench.run_effect import RUN_SPREAD
+from quantbench.core.run_effect import RUN_SPREAD
 
 if TYPE_CHECKING:
     import numpy as np

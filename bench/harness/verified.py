@@ -17,8 +17,8 @@ from pathlib import Path
 from ratios import CannotRunError, Result
 from waiting import main_job
 
-from quantbench.cache import cache_root
-from quantbench.checksums import CHECKSUMS, damage, of_run
+from quantbench.core.cache import cache_root
+from quantbench.core.checksums import CHECKSUMS, damage, of_run
 
 
 def cache_verify(select: str = os.environ.get("QUANTBENCH_HARNESS_SELECT", "")) -> Iterator[Result]:

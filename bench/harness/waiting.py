@@ -24,8 +24,8 @@ from typing import IO, Any
 
 from ratios import CannotRunError, Result, in_turn, speed_ratio
 
-from quantbench.machine import available_cpus
-from quantbench.waiting import COUNT, POLICY, Rest, bounded
+from quantbench.core.machine import available_cpus
+from quantbench.core.waiting import COUNT, POLICY, Rest, bounded
 
 VARIANTS = ("torch/fp32", "torch/bf16", "bitsandbytes/nf4", "gguf/q8_0", "gguf/q4_k_m")
 PROCESSES, PAIRS = 6, 9
@@ -86,12 +86,12 @@ def peak_memory() -> Iterator[Result]:
     The plain process has imported what a worker imports too. Of torch the anonymous part: a forked worker maps only those pages
     of torch's own files that it touches, and a process of its own keeps 80 MB more of them from when it imported torch.
     """
-    from quantbench.machine import describe
+    from quantbench.core.machine import describe
+    from quantbench.core.scenario import PROFILES, Conditions, Scenario, Variant
     from quantbench.models.checkpoint import resolve
-    from quantbench.plan import Plan
-    from quantbench.runner import Runner
-    from quantbench.scenario import PROFILES, Conditions, Scenario, Variant
-    from quantbench.store import Run, Store
+    from quantbench.planning.plan import Plan
+    from quantbench.results.store import Run, Store
+    from quantbench.running.runner import Runner
 
     pairs = (Variant(method="gguf", precision="q4_k_m"), Variant(method="torch", precision="fp32"))
     conditions = Conditions(output_tokens=LENGTH, answer_tokens=8, continuation_tokens=8)
@@ -179,10 +179,10 @@ def _line(stream: IO[str] | None) -> str:
 
 def answer(variant: str, *, rests: bool) -> None:
     """Open the variant; for each line of input say its decode tokens/s, the median of a quarter of a second."""
+    from quantbench.core.scenario import Conditions, Scenario, Variant
+    from quantbench.measuring.passes.latency import timed_answer
     from quantbench.methods import METHODS, Settings
     from quantbench.models.checkpoint import resolve
-    from quantbench.passes.latency import timed_answer
-    from quantbench.scenario import Conditions, Scenario, Variant
 
     method, _, precision = variant.partition("/")
     asked = Variant(method=method, precision=precision)
@@ -208,7 +208,7 @@ def plain_llama(asked: Mapping[str, Any]) -> None:
     import gguf  # noqa: F401 - method gguf imports it too: a few MB, which are in each row as well
     import llama_cpp as lib
 
-    import quantbench.methods._gguf_files  # noqa: F401
+    import quantbench.runtimes.llama_cpp.files  # noqa: F401
     _import_worker()
     lib.llama_backend_init()
     params = lib.llama_model_default_params()
@@ -246,8 +246,8 @@ def plain_torch(asked: Mapping[str, Any]) -> None:
 
 def _import_worker() -> None:
     """What any worker has imported of ours and for us: some 8 MB of Python, no part of a model's memory but in each row's."""
-    import quantbench.worker  # noqa: F401
-    from quantbench.machine import describe
+    import quantbench.measuring.worker  # noqa: F401
+    from quantbench.core.machine import describe
     from quantbench.methods import METHODS
 
     list(METHODS)

@@ -10,10 +10,10 @@ from typing import Annotated, Any
 import typer
 
 from quantbench.cli.output import Format, print_json, print_table
-from quantbench.errors import unknown_name
+from quantbench.core.errors import unknown_name
+from quantbench.core.record import Column
 from quantbench.methods import METHODS, Method
 from quantbench.metrics import METRICS, Metric, all_columns
-from quantbench.record import Column
 
 FormatOption = Annotated[Format, typer.Option("--format", help="how to print it")]
 

@@ -9,10 +9,10 @@ import typer
 from quantbench.cli.guard import INSUFFICIENT, REGRESSION
 from quantbench.cli.output import message, paragraph, print_json, warnings_as_messages
 from quantbench.cli.results import ResultsOption
-from quantbench.compare import Verdict, parse_threshold, show
-from quantbench.compare import compare as compared
-from quantbench.compare.sides import is_whole, load_side
-from quantbench.errors import StoreError, UsageError
+from quantbench.core.errors import StoreError, UsageError
+from quantbench.judge.compare import Verdict, parse_threshold, show
+from quantbench.judge.compare import compare as compared
+from quantbench.judge.compare.sides import is_whole, load_side
 from quantbench.tables.render import render
 
 _SIDE = "a results folder or URI (its last run), a .parquet file, a .json of pytest-benchmark, or run ids"

@@ -12,15 +12,15 @@ import typer
 from quantbench.cli.guard import INSUFFICIENT
 from quantbench.cli.output import message, print_json
 from quantbench.cli.results import ResultsOption, stored
-from quantbench.contrast import About, Contrast
-from quantbench.contrast import contrast as contrasted
-from quantbench.errors import UsageError, unknown_name
-from quantbench.matrix import default_matrix
+from quantbench.core.errors import UsageError, unknown_name
+from quantbench.core.record import Output
+from quantbench.core.scenario import Variant, reads, short_name
+from quantbench.judge.contrast import About, Contrast
+from quantbench.judge.contrast import contrast as contrasted
 from quantbench.methods import METHODS
-from quantbench.prompts import check_name
-from quantbench.record import Output
-from quantbench.scenario import Variant, reads, short_name
-from quantbench.tables.rows import Row, rows_of
+from quantbench.planning.matrix import default_matrix
+from quantbench.planning.prompts import check_name
+from quantbench.results.rows import Row, rows_of
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -13,22 +13,22 @@ from typing import Any, TypeVar
 
 import typer
 
-from quantbench import machine
-from quantbench.architecture import FAMILIES
-from quantbench.cache import CACHE_VARIABLE, cache_root
 from quantbench.cli.catalogue import FormatOption, method_facts
 from quantbench.cli.output import counted, print_json, print_table
-from quantbench.engines import ENGINES
+from quantbench.core import machine
+from quantbench.core.cache import CACHE_VARIABLE, cache_root
+from quantbench.core.gpus import no_gpu
+from quantbench.core.registry import Registry
+from quantbench.core.scratch import Swept, sweep
+from quantbench.core.units import GIB, format_bytes
 from quantbench.export import EXPORTERS
-from quantbench.gpus import no_gpu
+from quantbench.measuring.passes.other_work import busy_now
 from quantbench.methods import METHODS
 from quantbench.metrics import METRICS
 from quantbench.models import MODELS
-from quantbench.passes.other_work import busy_now
-from quantbench.registry import Registry
-from quantbench.scratch import Swept, sweep
+from quantbench.models.architecture import FAMILIES
+from quantbench.running.engines import ENGINES
 from quantbench.tables import KINDS
-from quantbench.units import GIB, format_bytes
 
 _UNKNOWN = "unknown: see problems"
 Answer = TypeVar("Answer")
@@ -100,7 +100,7 @@ def _extra_buffers() -> dict[str, Any]:
     missing = [module for module in ("llama_cpp", "gguf") if find_spec(module) is None]
     if missing:
         return {"work": None, "note": f"not probed: {', '.join(missing)} not installed"}
-    from quantbench.methods._llama_cpp_probe import extra_buffers_work
+    from quantbench.runtimes.llama_cpp.probe import extra_buffers_work
 
     try:
         works = extra_buffers_work()

@@ -15,10 +15,10 @@ import typer
 from quantbench.cli.guard import INSUFFICIENT
 from quantbench.cli.output import counted, message
 from quantbench.cli.results import ResultsOption, stored
-from quantbench.errors import UsageError, unknown_name
+from quantbench.core.errors import UsageError, unknown_name
 from quantbench.export import EXPORTERS
 from quantbench.export import export as exported
-from quantbench.schema import TABLES
+from quantbench.results.schema import TABLES
 from quantbench.tables import latest_run
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import ParamSpec
 import typer
 
 from quantbench.cli.output import message
-from quantbench.errors import QuantbenchError
+from quantbench.core.errors import QuantbenchError
 
 FAILED = 1
 USAGE = 2

@@ -8,17 +8,17 @@ from typing import Annotated, Literal
 
 import typer
 
-from quantbench import planner
+from quantbench.advice.suggest import suggest
 from quantbench.cli.output import paragraph, print_json
-from quantbench.machine import gpu_memory, memory_limit
-from quantbench.matrix import every_variant
-from quantbench.methods._settled import settled
-from quantbench.options import OPTIONS, convert
-from quantbench.planner import Device, Planned, Workload
+from quantbench.core.machine import gpu_memory, memory_limit
+from quantbench.core.units import format_bytes, format_limit, parse_bytes
+from quantbench.planning import planner
+from quantbench.planning.matrix import every_variant
+from quantbench.planning.options import OPTIONS, convert
+from quantbench.planning.planner import Device, Planned, Workload
+from quantbench.planning.settled import settled
 from quantbench.tables.plan import plan_table
-from quantbench.tables.planned import suggest
 from quantbench.tables.render import escape_markdown, render
-from quantbench.units import format_bytes, format_limit, parse_bytes
 
 _LISTS = [option for option in OPTIONS if option.name in ("method", "precision")]
 

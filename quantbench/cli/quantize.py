@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from quantbench.cli.output import counted
-from quantbench.errors import UnsupportedError, UsageError
-from quantbench.machine import available_cpus
+from quantbench.core.errors import UnsupportedError, UsageError
+from quantbench.core.machine import available_cpus
+from quantbench.core.scenario import Scenario, Variant
+from quantbench.core.units import format_bytes
 from quantbench.methods import METHODS, Settings
 from quantbench.models.checkpoint import resolve
-from quantbench.scenario import Scenario, Variant
-from quantbench.units import format_bytes
 
 if TYPE_CHECKING:
-    from quantbench.job import Checkpoint
+    from quantbench.core.job import Checkpoint
     from quantbench.methods import Method, Saver
 
 _TOKENIZER_FILES = ("tokenizer*", "*.model", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.jinja")

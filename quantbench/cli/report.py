@@ -10,8 +10,8 @@ import typer
 from quantbench.cli.guard import INSUFFICIENT
 from quantbench.cli.output import counted, message
 from quantbench.cli.results import ResultsOption, read, stored
-from quantbench.errors import UsageError
-from quantbench.units import format_bytes
+from quantbench.core.errors import UsageError
+from quantbench.core.units import format_bytes
 
 if TYPE_CHECKING:
     from quantbench.report import Results

@@ -11,9 +11,9 @@ from quantbench.cli.catalogue import FormatOption
 from quantbench.cli.guard import INSUFFICIENT
 from quantbench.cli.output import message, paragraph, print_json, warnings_as_messages
 from quantbench.cli.plan import BatchOption, ContextOption, planned_for
-from quantbench.errors import StoreError, UsageError, unknown_name
+from quantbench.core.errors import StoreError, UsageError, unknown_name
+from quantbench.core.units import parse_bytes
 from quantbench.tables import ALL, KINDS, build, latest_run
-from quantbench.units import parse_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -65,7 +65,7 @@ def recommend(
     if rows is None:
         _suggest(str(model), memory_bytes=memory_bytes, limits=limits, context=context, batch=batch, output=output)
         return
-    from quantbench.tables.decision import decide
+    from quantbench.advice.decision import decide
 
     if context is not None or batch != 1:
         raise UsageError("--context and --batch are for planning, and what is measured has its own; name another --model")
@@ -100,7 +100,7 @@ def _suggest(
     model: str, *, memory_bytes: int, limits: Mapping[str, float | None], context: int | None, batch: int, output: str
 ) -> None:
     """The answer from planned bytes and published quality; exit code 4 where nothing fits."""
-    from quantbench.tables.planned import suggest
+    from quantbench.advice.suggest import suggest
 
     if limits["min_tps"] is not None:
         raise UsageError(f"model {model!r} was not measured and a speed cannot be planned; leave --min-tps out, or run it")
@@ -125,7 +125,7 @@ def stored(results: str, table: str = "scenarios", *, hint: str = "") -> pd.Data
 
 def read(results: str, table: str, run: str | None = None) -> tuple[pd.DataFrame | None, str]:
     """The rows of a stored table, of all runs or of one, or why there are none."""
-    from quantbench.store import load
+    from quantbench.results.store import load
 
     with warnings_as_messages():
         try:
@@ -159,7 +159,7 @@ def _rows(results: str, run_id: str | None, hint: str = "") -> pd.DataFrame:
 
 
 def _decision(rows: pd.DataFrame, output: str) -> Sequence[str]:
-    from quantbench.tables.decision import decide
+    from quantbench.advice.decision import decide
     from quantbench.tables.render import escape_markdown
 
     shown = escape_markdown if output == "md" else paragraph

@@ -12,7 +12,7 @@ import typer
 
 from quantbench.cli.guard import FAILED, INSUFFICIENT, INTERRUPTED, REGRESSION, USAGE
 from quantbench.cli.output import message
-from quantbench.options import OPTIONS, Option, convert, plan
+from quantbench.planning.options import OPTIONS, Option, convert, plan
 
 _PLUGIN = "quantbench.plugin"
 _TYPES: Mapping[str, Any] = {

@@ -9,8 +9,9 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal
 
 from quantbench.cli.output import paragraph
-from quantbench.contrast import BLOCK_POSITIONS, Contrast, Pair
-from quantbench.record import Output
+from quantbench.core.record import Output
+from quantbench.judge.contrast import BLOCK_POSITIONS, Contrast, Pair
+from quantbench.judge.contrast.sentence import conclusion
 from quantbench.tables.render import as_markdown, as_text, escape_markdown, one_line, terminal_width, wrap
 from quantbench.tables.show import short, with_interval
 from quantbench.tables.table import Cell, Heading, Table
@@ -31,9 +32,9 @@ def render(contrast: Contrast, form: Literal["text", "md"]) -> str:
         blocks = [_block(contrast, pair, terminal_width(), styled=sys.stdout.isatty()) for pair in contrast.pairs]
         heads = ["\n".join(wrap(_heading(contrast, pair), terminal_width())) for pair in contrast.pairs]
         texts = [f"{head}\n\n{block}" for head, block in zip(heads, blocks, strict=True)]
-        opening = paragraph(one_line(contrast.sentence))
+        opening = paragraph(one_line(conclusion(contrast)))
         return "\n\n".join([opening, as_text([_figures(contrast)]).rstrip("\n"), *texts])
-    parts = [escape_markdown(contrast.sentence), as_markdown([_figures(contrast)]).rstrip("\n")]
+    parts = [escape_markdown(conclusion(contrast)), as_markdown([_figures(contrast)]).rstrip("\n")]
     for pair in contrast.pairs:
         block = _block(contrast, pair, _MARKDOWN_WIDTH, styled=False)
         fence = "`" * max(3, 1 + max(map(len, re.findall("`+", block)), default=0))
@@ -45,7 +46,7 @@ def as_data(contrast: Contrast) -> dict[str, Any]:
     """The sentence and everything behind it; KLD in nats, p values within prompts Holm-corrected as ``p_adjusted``."""
     distances = contrast.distances
     return {
-        "sentence": contrast.sentence,
+        "sentence": conclusion(contrast),
         **asdict(contrast.about),
         "unscored": None if distances else contrast.about.unscored,
         "verdict": contrast.verdict,

@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from quantbench.errors import UsageError, unknown_name
-from quantbench.record import Column
-from quantbench.registry import Registry
-from quantbench.schema import schema, table_columns
+from quantbench.core.errors import UsageError, unknown_name
+from quantbench.core.record import Column
+from quantbench.core.registry import Registry
+from quantbench.results.schema import schema, table_columns
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+from quantbench.core.record import Column
+from quantbench.core.scenario import short_name
 from quantbench.export import Row
-from quantbench.record import Column
-from quantbench.scenario import short_name
-from quantbench.schema import timed_columns
+from quantbench.results.schema import timed_columns
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,9 +10,9 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from hashlib import sha256
 
+from quantbench.core.record import Column
 from quantbench.export import Exporter, Row
 from quantbench.export._figures import Figure, by_scenario
-from quantbench.record import Column
 
 _LONGEST = 1024
 """Bytes of a benchmark's name."""

@@ -17,10 +17,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
+from quantbench.core.record import Column
+from quantbench.core.sheet import csv_lines, guarded
 from quantbench.export import Exporter, Row
 from quantbench.export._values import plain
-from quantbench.record import Column
-from quantbench.sheet import csv_lines, guarded
 
 _LINES = 1000
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from quantbench.core.record import Column
 from quantbench.export import Exporter, Row
 from quantbench.export._figures import Figure, Measured, by_scenario, json_array
-from quantbench.record import Column
 
 
 def write(rows: Iterable[Row], columns: Sequence[Column]) -> Iterator[str]:

@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 
+from quantbench.core.record import Column
 from quantbench.export import Exporter, Row
 from quantbench.export._values import plain
-from quantbench.record import Column
 
 
 def write(rows: Iterable[Row], columns: Sequence[Column]) -> Iterator[str]:

@@ -11,9 +11,9 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from quantbench.core.record import Column, Status
 from quantbench.export import Exporter, Row
 from quantbench.export._figures import Figure, Measured, by_scenario, json_array
-from quantbench.record import Column, Status
 
 _SAME = ("scenario_key", "reference", "instrument_check", "kernel", "kv_dtype", "threads", "context")
 """Facts of the scenario that a later run of it shares."""

@@ -19,11 +19,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import cast
 
-from quantbench.architecture import Architecture
-from quantbench.errors import MissingDependency, UnsupportedError, unknown_name
-from quantbench.footprint import Weights
-from quantbench.job import Checkpoint
-from quantbench.methods._protocols import (
+from quantbench.core.errors import MissingDependency, UnsupportedError, unknown_name
+from quantbench.core.job import Checkpoint
+from quantbench.core.protocols import (
     SCORE_POSITIONS,
     Artifact,
     Batched,
@@ -39,8 +37,10 @@ from quantbench.methods._protocols import (
     Streamed,
     until_end,
 )
-from quantbench.registry import Registry
-from quantbench.scenario import Precision, Scenario
+from quantbench.core.registry import Registry
+from quantbench.core.scenario import Precision, Scenario
+from quantbench.models.architecture import Architecture
+from quantbench.models.footprint import Weights
 
 __all__ = [
     "METHODS", "SCORE_POSITIONS", "Artifact", "Batched", "Endpoint", "HasModule", "LoadedModel", "LoadedModule", "Method",

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from quantbench.architecture import Architecture
-from quantbench.errors import UnsupportedError
-from quantbench.methods._forecast import block_of, class_name
+from quantbench.core.errors import UnsupportedError
+from quantbench.models.architecture import Architecture
+from quantbench.runtimes.transformers.forecast import block_of, class_name
 
 _FFNS = (
     (("gate_proj", "up_proj"), "down_proj"),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Any
 
-from quantbench.errors import ModelError
+from quantbench.core.errors import ModelError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

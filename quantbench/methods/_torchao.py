@@ -9,15 +9,15 @@ from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any
 
-from quantbench.architecture import Architecture
-from quantbench.errors import ModelError, UnsupportedError
-from quantbench.footprint import Weights
-from quantbench.job import Checkpoint
+from quantbench.core.errors import ModelError, UnsupportedError
+from quantbench.core.job import Checkpoint
 from quantbench.methods import Settings
-from quantbench.methods._forecast import class_name, joined, layers_of, left_note, mixed_bytes
-from quantbench.methods._forecast import sides as sides_of
-from quantbench.methods._transformers import TransformersModel, load_pretrained
+from quantbench.models.architecture import Architecture
 from quantbench.models.checkpoint import read_config
+from quantbench.models.footprint import Weights
+from quantbench.runtimes.transformers.forecast import class_name, joined, layers_of, left_note, mixed_bytes
+from quantbench.runtimes.transformers.forecast import sides as sides_of
+from quantbench.runtimes.transformers.model import TransformersModel, load_pretrained
 
 GROUP_SIZE = 32
 """Weights of one group that share a scale in the 4-bit precisions."""

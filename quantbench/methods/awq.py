@@ -6,22 +6,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from quantbench.architecture import Architecture
-from quantbench.footprint import Weights
+from quantbench.core.scenario import Scenario
 from quantbench.methods import Artifact, LoadedModel, Settings, method
-from quantbench.methods import _gptqmodel as gptqmodel
-from quantbench.methods._packed import load_packed
-from quantbench.methods._packed_forecast import forecast
-from quantbench.scenario import Precision, Scenario
-
-INT4_G128 = Precision(name="int4-g128", bits=4, title="INT4, groups of 128")
-INT4_G64 = Precision(name="int4-g64", bits=4, title="INT4, groups of 64", usual=False)
-INT4_G32 = Precision(name="int4-g32", bits=4, title="INT4, groups of 32", usual=False)
+from quantbench.models.architecture import Architecture
+from quantbench.models.footprint import Weights
+from quantbench.runtimes.gptqmodel import quantize as gptqmodel
+from quantbench.runtimes.gptqmodel.checkpoint import PRECISIONS, load_packed
+from quantbench.runtimes.gptqmodel.forecast import forecast
 
 
 @method(
     "awq",
-    precisions=[INT4_G128, INT4_G64, INT4_G32],
+    precisions=PRECISIONS["awq"],
     requires=["torch", "transformers", "accelerate", "gptqmodel"],
     reads=["awq"],
     costly="calibrates",

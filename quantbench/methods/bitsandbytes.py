@@ -7,13 +7,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from quantbench.architecture import Architecture, Tensor
-from quantbench.errors import UnsupportedError
-from quantbench.footprint import Weights
+from quantbench.core.errors import UnsupportedError
+from quantbench.core.scenario import Precision, Scenario
 from quantbench.methods import LoadedModel, Settings, method
-from quantbench.methods._forecast import class_name, layers_of, left_note, mixed_bytes, sides
-from quantbench.methods._transformers import TransformersModel, load_pretrained
-from quantbench.scenario import Precision, Scenario
+from quantbench.models.architecture import Architecture, Tensor
+from quantbench.models.footprint import Weights
+from quantbench.runtimes.transformers.forecast import class_name, layers_of, left_note, mixed_bytes, sides
+from quantbench.runtimes.transformers.model import TransformersModel, load_pretrained
 
 INT8 = Precision(name="int8", bits=8, title="INT8")
 NF4 = Precision(name="nf4", bits=4, title="NF4")

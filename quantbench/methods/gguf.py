@@ -9,14 +9,15 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
-from quantbench.architecture import Architecture
-from quantbench.errors import UnsupportedError
-from quantbench.footprint import Weights
+from quantbench.core.errors import UnsupportedError
+from quantbench.core.scenario import Precision, Scenario
 from quantbench.methods import Artifact, LoadedModel, Settings, method
-from quantbench.methods._calibration import calibration_identity
 from quantbench.models import is_dummy
+from quantbench.models.architecture import Architecture
+from quantbench.models.footprint import Weights
 from quantbench.models.gguf import gguf_parts
-from quantbench.scenario import Precision, Scenario
+from quantbench.runtimes.llama_cpp import REQUIRES
+from quantbench.runtimes.transformers.calibration import calibration_identity
 
 TYPES = (
     "F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0",
@@ -61,15 +62,15 @@ def uses_matrix(precision: str) -> bool:
 @method(
     "gguf",
     precisions=[*map(_precision, TYPES), *map(_with_matrix, MAY_USE_MATRIX)],
-    requires=["llama_cpp", "gguf"],
+    requires=REQUIRES,
     anchor="gguf/f16",
     kinds=("hf", "gguf"),
 )
 @contextmanager
 def open_gguf(scenario: Scenario, settings: Settings) -> Iterator[LoadedModel]:
     """Quantized beforehand to a GGUF file, run by llama.cpp"""
-    from quantbench.methods._llama_cpp import open_gguf_file
-    from quantbench.methods._llama_cpp_probe import extra_buffers_work
+    from quantbench.runtimes.llama_cpp.model import open_gguf_file
+    from quantbench.runtimes.llama_cpp.probe import extra_buffers_work
 
     with open_gguf_file(
         prepare_gguf(scenario, settings).path,
@@ -101,11 +102,11 @@ def prepare_gguf(scenario: Scenario, settings: Settings) -> Artifact:
 
     A dummy's is written without converting or quantizing anything.
     """
-    from quantbench.methods import _gguf_files as files
-    from quantbench.methods._gguf_dummy import dummy_file
-    from quantbench.methods._imatrix import importance_matrix
-    from quantbench.methods._llama_cpp import require_offload
-    from quantbench.methods._llama_cpp_probe import extra_buffers_work
+    from quantbench.runtimes.llama_cpp import files
+    from quantbench.runtimes.llama_cpp.dummy import dummy_file
+    from quantbench.runtimes.llama_cpp.imatrix import importance_matrix
+    from quantbench.runtimes.llama_cpp.model import require_offload
+    from quantbench.runtimes.llama_cpp.probe import extra_buffers_work
 
     require_offload(scenario.conditions.device)  # nobody waits for a file that could not be run
     extra_buffers_work()
@@ -120,7 +121,7 @@ def prepare_gguf(scenario: Scenario, settings: Settings) -> Artifact:
 
 def _ready(path: Path, precision: str) -> Artifact | None:
     """The ready file where it is what was asked for, None where it can be quantized to that."""
-    from quantbench.methods import _gguf_files as files
+    from quantbench.runtimes.llama_cpp import files
 
     files.tensor_bytes(path)
     matrix = precision.endswith(IMATRIX) and files.has_matrix(path)
@@ -132,7 +133,7 @@ def _ready(path: Path, precision: str) -> Artifact | None:
 
 def _is_as_asked(path: Path, precision: str, own: str, *, matrix: bool) -> bool:
     """Whether a ready file is what was asked for, or can be quantized to it; UnsupportedError where neither is so."""
-    from quantbench.methods._gguf_files import UNQUANTIZED
+    from quantbench.runtimes.llama_cpp.files import UNQUANTIZED
 
     if own == precision.removesuffix(IMATRIX):
         if precision.endswith(IMATRIX) and not matrix:
@@ -150,21 +151,21 @@ def _file_bytes(path: Path) -> int:
 @open_gguf.forecasts
 def forecast_gguf(architecture: Architecture, precisions: Sequence[str]) -> Mapping[str, Weights]:
     """Tensor bytes of each file by llama.cpp's own dry run; of a ready file's own precision as they are."""
-    from quantbench.methods import _gguf_plan
+    from quantbench.runtimes.llama_cpp import plan
 
     if missing := open_gguf.missing():
         reason = f"llama.cpp is asked for the sizes and needs {', '.join(missing)}, not installed; {open_gguf.install}"
         return {each: _unknown(reason) for each in precisions}
-    found = _forecast_ready(architecture.gguf) if architecture.gguf else _gguf_plan.forecast(architecture, _FILES)
+    found = _forecast_ready(architecture.gguf) if architecture.gguf else plan.forecast(architecture, _FILES)
     return {each: found[each] for each in precisions}
 
 
 def _forecast_ready(path: Path) -> dict[str, Weights]:
     """Sizes of all files that can be made of a ready one."""
-    from quantbench.methods import _gguf_plan
-    from quantbench.methods._imatrix import no_matrix
+    from quantbench.runtimes.llama_cpp import plan
+    from quantbench.runtimes.llama_cpp.imatrix import no_matrix
 
-    header = _gguf_plan.header(path)
+    header = plan.header(path)
     found: dict[str, Weights] = {}
     wanted = []
     for precision, kind, matrix in _FILES:
@@ -180,7 +181,7 @@ def _forecast_ready(path: Path) -> dict[str, Weights]:
                 wanted.append((precision, kind, matrix))
         except UnsupportedError as error:
             found[precision] = _unknown(str(error))
-    return found | (_gguf_plan.forecast_from(path, wanted) if wanted else {})
+    return found | (plan.forecast_from(path, wanted) if wanted else {})
 
 
 def _unknown(reason: str) -> Weights:

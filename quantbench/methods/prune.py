@@ -16,14 +16,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from quantbench.architecture import Architecture
-from quantbench.cache import OWN_FILES, artifact, made_by
-from quantbench.errors import UnsupportedError
-from quantbench.footprint import Weights, dense_bytes
+from quantbench.core.cache import OWN_FILES, artifact, made_by
+from quantbench.core.errors import UnsupportedError
+from quantbench.core.scenario import Precision, Scenario, Variant
 from quantbench.methods import METHODS, Artifact, LoadedModel, Settings, _pruning, method
-from quantbench.methods._transformers import TransformersModel, load_pretrained
+from quantbench.models.architecture import Architecture
 from quantbench.models.checkpoint import watched
-from quantbench.scenario import Precision, Scenario, Variant
+from quantbench.models.footprint import Weights, dense_bytes
+from quantbench.runtimes.transformers.model import TransformersModel, load_pretrained
 
 UNSTRUCTURED_30 = Precision(name="unstructured-30", bits=32, title="30 % zeros", usual=False)
 UNSTRUCTURED_50 = Precision(name="unstructured-50", bits=32, title="50 % zeros")
@@ -53,7 +53,7 @@ _PRUNINGS: Mapping[str, Callable[[Any], None]] = {
     **{name: partial(_pruning.remove_neurons, share=share) for name, share in _REMOVED.items()},
 }
 _NOTE = "prune.json"
-_MAKERS = ("quantbench.methods.prune", "quantbench.methods._pruning", "quantbench.methods._transformers")
+_MAKERS = ("quantbench.methods.prune", "quantbench.methods._pruning", "quantbench.runtimes.transformers.model")
 _SPARSE_CAPABILITY = (8, 0)
 
 

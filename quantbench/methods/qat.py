@@ -12,17 +12,17 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from quantbench.architecture import Architecture
-from quantbench.cache import artifact, made_by
-from quantbench.footprint import Weights
+from quantbench.core.cache import artifact, made_by
+from quantbench.core.scenario import Precision, Scenario
 from quantbench.methods import Artifact, LoadedModel, Settings, method
 from quantbench.methods import _torchao as ao
-from quantbench.methods._calibration import calibration_identity, calibration_ids, device_family
 from quantbench.methods._qat import Training, distill
-from quantbench.methods._transformers import TransformersModel, load_pretrained
+from quantbench.models.architecture import Architecture
 from quantbench.models.checkpoint import watched
+from quantbench.models.footprint import Weights
 from quantbench.models.safetensors import weight_files
-from quantbench.scenario import Precision, Scenario
+from quantbench.runtimes.transformers.calibration import calibration_identity, calibration_ids, device_family
+from quantbench.runtimes.transformers.model import TransformersModel, load_pretrained
 
 INT8 = Precision(name="int8", bits=8, title="INT8, activations too, trained", usual=False)
 INT4 = Precision(name="int4", bits=4, title="INT4 in 8-bit storage, trained", usual=False)

@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 from urllib.parse import urlsplit
 
-from quantbench.architecture import Architecture
-from quantbench.errors import UnsupportedError, UsageError
-from quantbench.footprint import Weights
+from quantbench.core.errors import UnsupportedError, UsageError
+from quantbench.core.scenario import Precision, Scenario, ServerAddress, Variant, parse_server
+from quantbench.core.waiting import described
 from quantbench.methods import METHODS, Endpoint, Settings, method
-from quantbench.scenario import Precision, Scenario, ServerAddress, Variant, parse_server
-from quantbench.waiting import described
+from quantbench.models.architecture import Architecture
+from quantbench.models.footprint import Weights
 
 KEY_VARIABLE = "QUANTBENCH_SERVER_KEY"
 OPENAI_VARIABLE = "OPENAI_API_KEY"
@@ -27,7 +27,7 @@ AS_SERVED = Precision(name="as-served", bits=None, title="as served", usual=Fals
 @contextmanager
 def open_server(scenario: Scenario, settings: Settings) -> Iterator[Endpoint]:
     """Served by any OpenAI-compatible server and asked over HTTP, as it is"""
-    from quantbench.methods._openai import connect
+    from quantbench.runtimes.openai.client import connect
 
     wanted = scenario.conditions.server
     if settings.checkpoint.kind == "server":
@@ -84,9 +84,9 @@ def _start(server: str, scenario: Scenario, settings: Settings) -> Iterator[Endp
     gguf.precision(wanted.variant.precision)
     assert gguf.preparer is not None
     artifact = gguf.preparer(wanted, settings)
-    from quantbench.methods._llama_cpp_probe import extra_buffers_work
-    from quantbench.methods._local_server import SCORING, serve
-    from quantbench.methods._openai import connect
+    from quantbench.runtimes.llama_cpp.probe import extra_buffers_work
+    from quantbench.runtimes.llama_cpp.server import SCORING, serve
+    from quantbench.runtimes.openai.client import connect
 
     with serve(
         artifact.path,

@@ -6,13 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from quantbench.architecture import Architecture
-from quantbench.footprint import Weights, dense_bytes
+from quantbench.core.scenario import Precision, Scenario
 from quantbench.methods import LoadedModel, LoadedModule, Settings, method
-from quantbench.methods._devices import one_place
-from quantbench.methods._modules import TorchModule, build_module, refuse_to_save, state_dict_counts
-from quantbench.methods._transformers import TransformersModel, load_pretrained
-from quantbench.scenario import Precision, Scenario
+from quantbench.models.architecture import Architecture
+from quantbench.models.footprint import Weights, dense_bytes
+from quantbench.runtimes.devices import one_place
+from quantbench.runtimes.transformers.model import TransformersModel, load_pretrained
+from quantbench.runtimes.transformers.modules import TorchModule, build_module, refuse_to_save, state_dict_counts
 
 FP32 = Precision(name="fp32", bits=32, title="FP32")
 FP16 = Precision(name="fp16", bits=16, title="FP16", first_on_cpu=False)

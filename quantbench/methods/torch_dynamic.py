@@ -7,14 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from quantbench.architecture import Architecture
-from quantbench.errors import UnsupportedError
-from quantbench.footprint import Weights
+from quantbench.core.errors import UnsupportedError
+from quantbench.core.scenario import Precision, Scenario
 from quantbench.methods import LoadedModel, LoadedModule, Settings, method
-from quantbench.methods._forecast import joined, layers_of, left_note, mixed_bytes
-from quantbench.methods._modules import TorchModule, build_module, state_dict_counts
-from quantbench.methods._transformers import TransformersModel, distinct_bytes, load_pretrained
-from quantbench.scenario import Precision, Scenario
+from quantbench.models.architecture import Architecture
+from quantbench.models.footprint import Weights
+from quantbench.runtimes.transformers.forecast import joined, layers_of, left_note, mixed_bytes
+from quantbench.runtimes.transformers.model import TransformersModel, distinct_bytes, load_pretrained
+from quantbench.runtimes.transformers.modules import TorchModule, build_module, state_dict_counts
 
 INT8 = Precision(name="int8", bits=8, title="INT8, dynamic")
 

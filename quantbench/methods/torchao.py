@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from quantbench.architecture import Architecture
-from quantbench.footprint import Weights
+from quantbench.core.scenario import Precision, Scenario
 from quantbench.methods import LoadedModel, Settings, method
 from quantbench.methods import _torchao as ao
-from quantbench.methods._transformers import TransformersModel
-from quantbench.scenario import Precision, Scenario
+from quantbench.models.architecture import Architecture
+from quantbench.models.footprint import Weights
+from quantbench.runtimes.transformers.model import TransformersModel
 
 INT8_WO = Precision(name="int8-wo", bits=8, title="INT8, weights only")
 INT8_DYN = Precision(name="int8-dyn", bits=8, title="INT8, activations too", first=False)

@@ -14,9 +14,9 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from quantbench.record import Column, Missing, Value
-from quantbench.registry import Registry
-from quantbench.trace import Reference, Trace
+from quantbench.core.record import Column, Missing, Value
+from quantbench.core.registry import Registry
+from quantbench.core.trace import Reference, Trace
 
 Compute = Callable[[Trace, Reference | None], Mapping[str, Value]]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from quantbench.record import Missing, Value
-from quantbench.trace import Trace
+from quantbench.core.record import Missing, Value
+from quantbench.core.trace import Trace
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -16,7 +16,7 @@ NO_REFERENCE = "no reference to compare with: it cannot open this checkpoint her
 TOOL = "llama.cpp tools/perplexity/perplexity.cpp, kl_divergence()"
 """The source of definitions that are llama-perplexity's."""
 
-CLUSTERED = "quantbench.statistics.mean_by_cluster: clustered errors (Miller 2024, arXiv:2411.00640), variance x C / (C - 1)"
+CLUSTERED = "core.statistics.mean_by_cluster: clustered errors (Miller 2024, arXiv:2411.00640), variance x C / (C - 1)"
 """The source of errors that are clustered by prompt, or by a text's chunk."""
 
 _CLUSTER_ERROR = "sqrt(C / (C - 1) * sum_c (sum_{t in c} (z_t - mean(z)))^2) / n over C prompts or chunks"

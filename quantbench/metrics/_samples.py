@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from quantbench.record import Sample
-from quantbench.trace import Generation, Trace
+from quantbench.core.record import Sample
+from quantbench.core.trace import Generation, Trace
 
 
 def raw_samples(trace: Trace, stride: int) -> Iterable[Sample]:

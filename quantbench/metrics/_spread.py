@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from quantbench.record import Column
-from quantbench.statistics import MAD_TO_SIGMA
+from quantbench.core.record import Column
+from quantbench.core.statistics import MAD_TO_SIGMA
 
 SPREAD_SOURCE = "scipy.stats.median_abs_deviation, scale='normal'"
 PERCENTILE_SOURCE = "numpy.percentile, method='linear'"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from statistics import median
 
+from quantbench.core.record import Column, Missing, Value
+from quantbench.core.trace import Clocks, Reference, Trace
 from quantbench.metrics import metric
-from quantbench.record import Column, Missing, Value
-from quantbench.trace import Clocks, Reference, Trace
 
 _NO_ROUNDS = "no rounds of answers were timed by a model in this process, and clocks are read after each"
 _CLOCK = "NVML nvmlDeviceGetClockInfo"

@@ -9,6 +9,9 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from quantbench.core.record import Column, Missing, Value
+from quantbench.core.statistics import P99_MIN_SAMPLES, mean_by_cluster
+from quantbench.core.trace import Reference, Trace
 from quantbench.metrics import metric
 from quantbench.metrics._columns import (
     CLUSTERED,
@@ -19,9 +22,6 @@ from quantbench.metrics._columns import (
     read_columns,
     standard_error,
 )
-from quantbench.record import Column, Missing, Value
-from quantbench.statistics import P99_MIN_SAMPLES, mean_by_cluster
-from quantbench.trace import Reference, Trace
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

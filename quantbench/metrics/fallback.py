@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from quantbench.core.record import Column, Missing, Value
+from quantbench.core.trace import Reference, Trace
 from quantbench.metrics import metric
-from quantbench.record import Column, Missing, Value
-from quantbench.trace import Reference, Trace
 
 _NOT_GGUF = "only GGUF files have types that fall back to others; this is none"
 _READY = "a ready GGUF file does not say which of its tensors fell back; llama.cpp says so while it quantizes"

@@ -9,12 +9,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from quantbench.core.record import Column, Missing, Value
+from quantbench.core.statistics import FEW_CLUSTERS, RESAMPLES, mean_interval
+from quantbench.core.trace import Answer, Reference, Trace
 from quantbench.metrics import metric
 from quantbench.metrics._columns import NO_REFERENCE, exponential, read_columns
 from quantbench.metrics.text import chrf
-from quantbench.record import Column, Missing, Value
-from quantbench.statistics import FEW_CLUSTERS, RESAMPLES, mean_interval
-from quantbench.trace import Answer, Reference, Trace
 
 if TYPE_CHECKING:
     import numpy as np

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from statistics import median
 
+from quantbench.core.record import Column, Missing, Value
+from quantbench.core.trace import Generation, Reference, Trace
 from quantbench.metrics import metric
-from quantbench.record import Column, Missing, Value
-from quantbench.trace import Generation, Reference, Trace
 
 _SOURCE = "quantbench; bench/harness/README.md has its spread between processes"
 _COLUMNS = (

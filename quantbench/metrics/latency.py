@@ -6,6 +6,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 
+from quantbench.core.record import Column, Missing, Value
+from quantbench.core.statistics import P99_MIN_SAMPLES, mad, median_interval, percentile
+from quantbench.core.trace import Generation, Reference, Round, Trace
 from quantbench.metrics import metric
 from quantbench.metrics._spread import (
     PERCENTILE_SOURCE,
@@ -14,9 +17,6 @@ from quantbench.metrics._spread import (
     percentile_formula,
     spread_formula,
 )
-from quantbench.record import Column, Missing, Value
-from quantbench.statistics import P99_MIN_SAMPLES, mad, median_interval, percentile
-from quantbench.trace import Generation, Reference, Round, Trace
 
 _TOO_FEW = Missing(f"a p99 takes {P99_MIN_SAMPLES} answers")
 _ONE_EVENT = Missing("every answer came in one piece, so there is no time between tokens")

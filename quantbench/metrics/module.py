@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from statistics import median
 
+from quantbench.core.record import Column, Missing, Value
+from quantbench.core.statistics import mad, median_interval, percentile
+from quantbench.core.trace import Reference, Trace
 from quantbench.metrics import metric
 from quantbench.metrics._spread import (
     PERCENTILE_SOURCE,
@@ -13,9 +16,6 @@ from quantbench.metrics._spread import (
     percentile_formula,
     spread_formula,
 )
-from quantbench.record import Column, Missing, Value
-from quantbench.statistics import mad, median_interval, percentile
-from quantbench.trace import Reference, Trace
 
 _CALLS = ("call_s", "call_mad_s", "call_p90_s")
 _RATIOS = ("call_ratio", "call_ratio_low", "call_ratio_high")

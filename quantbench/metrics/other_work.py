@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from quantbench.core.record import Column, Missing, Value
+from quantbench.core.trace import OtherWork, Reference, Trace
 from quantbench.metrics import metric
-from quantbench.record import Column, Missing, Value
-from quantbench.trace import OtherWork, Reference, Trace
 
 _NOT_TIMED = "nothing was timed in this process"
 

@@ -10,12 +10,12 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from quantbench.core.record import Column, Missing, Value
+from quantbench.core.statistics import mean_by_cluster
+from quantbench.core.trace import Reference, Trace
 from quantbench.metrics import _llama_perplexity, metric
 from quantbench.metrics._columns import CLUSTERED, NO_REFERENCE, TOOL, clustered, exponential, read_columns, standard_error
 from quantbench.metrics._llama_perplexity import LEAST_POSITIONS
-from quantbench.record import Column, Missing, Value
-from quantbench.statistics import mean_by_cluster
-from quantbench.trace import Reference, Trace
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from statistics import median
 
+from quantbench.core.record import Column, Missing, Value
+from quantbench.core.trace import Reference, Trace
 from quantbench.metrics import metric
 from quantbench.metrics.latency import decode_tps, seconds_per_token
-from quantbench.record import Column, Missing, Value
-from quantbench.trace import Reference, Trace
 
 _NO_MODEL = "no model decodes in this process"
 _UNKNOWN = (

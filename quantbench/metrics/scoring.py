@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from quantbench.core.record import Column, Missing, Value
+from quantbench.core.trace import Reference, Trace
 from quantbench.metrics import metric
-from quantbench.record import Column, Missing, Value
-from quantbench.trace import Reference, Trace
 
 
 @metric(

@@ -6,9 +6,9 @@ import json
 from collections.abc import Mapping
 from statistics import median
 
+from quantbench.core.record import Column, Missing, Value
+from quantbench.core.trace import Reference, Trace
 from quantbench.metrics import metric
-from quantbench.record import Column, Missing, Value
-from quantbench.trace import Reference, Trace
 
 _SYSTEM = "NVIDIA NIM LLM benchmarking guide, metrics: TPS per system"
 _OLLAMA = "Ollama API, /api/generate"

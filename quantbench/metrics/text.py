@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from quantbench.core.record import Column, Missing, Output, Value
+from quantbench.core.statistics import mean_by_cluster
+from quantbench.core.trace import Answer, Reference, Trace
 from quantbench.metrics import metric
-from quantbench.record import Column, Missing, Output, Value
-from quantbench.statistics import mean_by_cluster
-from quantbench.trace import Answer, Reference, Trace
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

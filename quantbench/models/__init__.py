@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quantbench.registry import Registry
-from quantbench.scenario import DUMMY_PREFIX, parse_server
+from quantbench.core.registry import Registry
+from quantbench.core.scenario import DUMMY_PREFIX, parse_server
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +39,7 @@ class BuiltinModel:
     """Whether its figures only check the instrument and say nothing of real models."""
 
 
-MODELS: Registry[BuiltinModel] = Registry("quantbench.models", BuiltinModel, "model")
+MODELS: Registry[BuiltinModel] = Registry("quantbench.models.builtin", BuiltinModel, "model", group="quantbench.models")
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?(:[\w.-]+)?")
 
@@ -85,7 +85,7 @@ def check_name(name: str) -> None:
     if name in MODELS or (looks_like_path(name) and Path(name).expanduser().exists()):
         return
     if looks_like_path(name) or not _HUB_ID.fullmatch(name):
-        from quantbench.errors import UsageError, unknown_name
+        from quantbench.core.errors import UsageError, unknown_name
 
         if looks_like_path(name):
             raise UsageError(f"model path {name!r} does not exist; give a checkpoint folder or a .gguf file")
@@ -93,7 +93,7 @@ def check_name(name: str) -> None:
 
 
 def _check_dummy(wanted: str) -> None:
-    from quantbench.errors import UsageError, unknown_name
+    from quantbench.core.errors import UsageError, unknown_name
 
     if wanted in dummy_configs() or (wanted and looks_like_path(wanted) and Path(wanted).expanduser().exists()):
         return

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from quantbench.architecture import Role, Tensor
-from quantbench.architecture.shapes import Shapes
-from quantbench.errors import ModelError
+from quantbench.core.errors import ModelError
+from quantbench.models.architecture import Role, Tensor
+from quantbench.models.architecture.shapes import Shapes
 from quantbench.models.safetensors import safetensors_header, weight_files
 
 _FLOATS = frozenset(("F64", "F32", "F16", "BF16"))

@@ -10,10 +10,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from quantbench.cache import file_sha256, hashed
-from quantbench.errors import ModelError
-from quantbench.identity import identify
-from quantbench.job import Checkpoint
+from quantbench.core.cache import file_sha256, hashed
+from quantbench.core.errors import ModelError
+from quantbench.core.identity import identify
+from quantbench.core.job import Checkpoint
 from quantbench.models import MODELS, ModuleRecipe, check_name, is_dummy, is_server, looks_like_path
 from quantbench.models.dummy import make_dummy, read_shapes
 from quantbench.models.gguf import all_tensors, gguf_parts

@@ -7,15 +7,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from quantbench import architecture
-from quantbench.architecture import Architecture, Config
-from quantbench.architecture.shapes import from_shapes
-from quantbench.errors import MissingDependency, ModelError, UsageError, unknown_name
-from quantbench.models import MODELS, dummy_configs, is_hub_id, is_module, is_server, looks_like_path
+from quantbench.core.errors import MissingDependency, ModelError, UsageError, unknown_name
+from quantbench.core.scenario import DUMMY_PREFIX
+from quantbench.models import MODELS, architecture, dummy_configs, is_hub_id, is_module, is_server, looks_like_path
 from quantbench.models._header_shapes import header_shapes
+from quantbench.models.architecture import Architecture, Config
+from quantbench.models.architecture.shapes import from_shapes
 from quantbench.models.hub import download_config
 from quantbench.models.meta import meta_shapes
-from quantbench.scenario import DUMMY_PREFIX
 
 CONFIG = "config.json"
 

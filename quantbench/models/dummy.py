@@ -16,14 +16,14 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-from quantbench.cache import artifact, file_sha256, made_by
-from quantbench.errors import MissingDependency, ModelError, QuantbenchError
-from quantbench.job import Checkpoint
-from quantbench.machine import versions
+from quantbench.core.cache import artifact, file_sha256, made_by
+from quantbench.core.errors import MissingDependency, ModelError, QuantbenchError
+from quantbench.core.job import Checkpoint
+from quantbench.core.machine import versions
+from quantbench.core.scenario import DUMMY_PREFIX
 from quantbench.models import MODELS, meta
 from quantbench.models.config import CONFIG, config_file, read_config_file
 from quantbench.models.meta import build, plain, run_child
-from quantbench.scenario import DUMMY_PREFIX
 
 SEED = 0
 RECIPE = 2

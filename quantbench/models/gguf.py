@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from quantbench.errors import ModelError
+from quantbench.core.errors import ModelError
 
 _MAGIC = b"GGUF"
 _PART = re.compile(r"-(\d{5})-of-(?!00000)(\d{5})(?=\.gguf$)")

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from quantbench.errors import MissingDependency, ModelError
+from quantbench.core.errors import MissingDependency, ModelError
 from quantbench.models.gguf import part_names
 
 CHECKPOINT_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")

@@ -15,12 +15,12 @@ from contextlib import suppress
 from functools import cache
 from typing import Any
 
-from quantbench.architecture import Buffer, Role, Tensor
-from quantbench.architecture.shapes import Shapes
-from quantbench.cache import made_by, recall, remember
-from quantbench.children import python_module
-from quantbench.errors import ModelError, QuantbenchError
-from quantbench.machine import versions
+from quantbench.core.cache import made_by, recall, remember
+from quantbench.core.children import python_module
+from quantbench.core.errors import ModelError, QuantbenchError
+from quantbench.core.machine import versions
+from quantbench.models.architecture import Buffer, Role, Tensor
+from quantbench.models.architecture.shapes import Shapes
 
 _MAKERS = ("torch", "transformers")
 _KIND = "meta-shapes"

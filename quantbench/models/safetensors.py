@@ -8,7 +8,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from quantbench.errors import ModelError
+from quantbench.core.errors import ModelError
 
 _LONGEST_HEADER = 100_000_000
 """Bytes: the bound of safetensors' own reader."""

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from quantbench.errors import ModelError
-from quantbench.job import Checkpoint, Task
+from quantbench.core.errors import ModelError
+from quantbench.core.job import Checkpoint, Task
 from quantbench.models.gguf import GgufHeader
 
 _COMMON = "transformers.tokenization_utils"

@@ -6,7 +6,7 @@ From Python::
     results = report.select(load("results"), samples=load("results", "samples"), outputs=load("results", "outputs"))
     Path("report.html").write_text(report.page(results), encoding="utf-8")
 
-What models and errors say is untrusted and stays text everywhere: see ``_markup``.
+What models and errors say is untrusted and stays text everywhere: see ``markup``.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from functools import cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from quantbench.errors import MissingDependency
+from quantbench.core.errors import MissingDependency
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from quantbench.report import _libraries
-from quantbench.report.bars import STEP, bars
-from quantbench.report.colours import config, on_paper
-from quantbench.report.look import Look, subject
+from quantbench.report.charts.bars import STEP, bars
+from quantbench.report.charts.colours import config, on_paper
+from quantbench.report.charts.look import Look, subject
+from quantbench.report.charts.pareto import pareto
+from quantbench.report.charts.points import points
 from quantbench.report.markup import plain
-from quantbench.report.pareto import pareto
-from quantbench.report.points import points
 from quantbench.tables.show import short
 
 if TYPE_CHECKING:
+    from quantbench.advice.decision import Choice
     from quantbench.report._results import Results
-    from quantbench.tables.decision import Choice
 
 _WIDTH, _LEAST_HEIGHT = 600, 430
 """Pixels of a chart."""

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from quantbench.errors import unknown_name
-from quantbench.scenario import reads, short_name
+from quantbench.advice.decision import Choice, decide
+from quantbench.core.errors import unknown_name
+from quantbench.core.scenario import reads, short_name
+from quantbench.results.rows import Group, Row, groups, rows_of
 from quantbench.tables import latest_run
-from quantbench.tables.decision import Choice, decide
-from quantbench.tables.rows import Group, Row, groups, rows_of
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -5,20 +5,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from quantbench.report import _libraries, facts, figures
-from quantbench.report.answers import side_by_side
-from quantbench.report.colours import DARK, FONT, LIGHT
-from quantbench.report.decisions import HEADS, decisions
+from quantbench.report import _libraries
+from quantbench.report.charts import figures
+from quantbench.report.charts.colours import DARK, FONT, LIGHT
 from quantbench.report.markup import digest, fill, script, template
-from quantbench.report.rows_table import failures, listing
-from quantbench.report.tables import sheets
+from quantbench.report.sections import facts
+from quantbench.report.sections.answers import side_by_side
+from quantbench.report.sections.decisions import HEADS, decisions
+from quantbench.report.sections.rows import failures, listing
+from quantbench.report.sections.tables import sheets
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from quantbench.report._results import Results
-    from quantbench.report.answers import SideBySide
-    from quantbench.tables.rows import Row
+    from quantbench.report.sections.answers import SideBySide
+    from quantbench.results.rows import Row
 
 LARGEST = 3_000_000
 """Bytes of a page at most, where leaving things out can do it."""

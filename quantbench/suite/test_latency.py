@@ -10,8 +10,8 @@ import pytest
 from quantbench.metrics.latency import seconds_per_token
 
 if TYPE_CHECKING:
+    from quantbench.core.trace import Trace
     from quantbench.plugin import Measured
-    from quantbench.trace import Trace
 
 
 @pytest.mark.quantbench_reads("prompts")

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
-from quantbench.registry import Registry
-from quantbench.tables.rows import latest_run
+from quantbench.core.registry import Registry
+from quantbench.results.rows import latest_run
 
 if TYPE_CHECKING:
     import pandas as pd

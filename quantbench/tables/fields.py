@@ -6,15 +6,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
-from quantbench.schema import table_columns, timed_columns
-from quantbench.tables import sizes
-from quantbench.tables.claimed import ClaimTable
+from quantbench.advice.words import Scale, words
+from quantbench.claims import sizes
+from quantbench.claims.claimed import ClaimTable
+from quantbench.core.units import format_bytes, significant
+from quantbench.results.rows import Row
+from quantbench.results.schema import table_columns, timed_columns
 from quantbench.tables.lines import Line
-from quantbench.tables.rows import Row
 from quantbench.tables.show import times, with_error
 from quantbench.tables.table import Cell, Heading
-from quantbench.tables.words import Scale, words
-from quantbench.units import format_bytes, significant
 
 BETWEEN_PROCESSES = "†"
 BESIDE_OTHER_WORK = "~"

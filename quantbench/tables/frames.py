@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import TYPE_CHECKING
 
-from quantbench.schema import DTYPES, table_columns
+from quantbench.results.schema import DTYPES, table_columns
 from quantbench.tables.table import Scalar, Table
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from quantbench.tables.claimed import ClaimTable
-from quantbench.tables.rows import FAILED, Group, Row
+from quantbench.claims.claimed import ClaimTable
+from quantbench.results.rows import FAILED, Group, Row
 
 _MOST_NAMED = 3
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from quantbench.architecture import Architecture
-from quantbench.planner import Device, Planned, Workload
-from quantbench.tables.checked import size_notes
+from quantbench.claims.checked import size_notes
+from quantbench.core.units import format_bytes
+from quantbench.models.architecture import Architecture
+from quantbench.planning.planner import Device, Planned, Workload
 from quantbench.tables.show import times
 from quantbench.tables.table import Cell, Heading, Table
-from quantbench.units import format_bytes
 
 _ASSUMED = ("weight_bytes", "peak_bytes")
 """Columns that are marked where the shapes had to be assumed."""

@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
-from quantbench.errors import unknown_name
-from quantbench.sheet import csv_lines, guarded
+from quantbench.core.errors import unknown_name
+from quantbench.core.sheet import csv_lines, guarded
 from quantbench.tables.table import DASH, Table
 
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
@@ -40,7 +40,7 @@ def as_markdown(tables: Sequence[Table]) -> str:
 def as_csv(tables: Sequence[Table]) -> str:
     """One CSV for all tables: raw values in base units, nulls empty, a row's table, model, prompts and run first.
 
-    Texts keep no control characters but line breaks; what a spreadsheet would run is guarded, see ``quantbench.sheet``.
+    Texts keep no control characters but line breaks; what a spreadsheet would run is guarded, see ``quantbench.core.sheet``.
     "None" is a word here (no quality loss): ``pandas.read_csv`` wants ``keep_default_na=False, na_values=[""]``.
     """
     facts = ("model", "instrument_check", "prompts", "reference", "run_id")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from quantbench.units import significant
+from quantbench.core.units import significant
 
 PLAIN_FROM = 0.01
 """Smaller divergences are written with an exponent."""

@@ -5,19 +5,19 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING
 
-from quantbench.errors import StoreError
-from quantbench.store import load
+from quantbench.advice.decision import decide
+from quantbench.core.errors import StoreError
+from quantbench.core.units import format_bytes, format_seconds
+from quantbench.results.rows import Group, groups
+from quantbench.results.store import load
 from quantbench.tables import fields as f
 from quantbench.tables.assemble import assemble
-from quantbench.tables.decision import decide
 from quantbench.tables.kinds.modules import calls
 from quantbench.tables.kinds.perplexity import scores
 from quantbench.tables.lines import Line, failures, plain_lines
 from quantbench.tables.render import as_text, terminal_width, wrap
-from quantbench.tables.rows import Group, groups
 from quantbench.tables.show import with_interval
 from quantbench.tables.table import Cell, Heading
-from quantbench.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
     import pandas as pd

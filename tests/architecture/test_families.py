@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quantbench import architecture
-from quantbench.architecture import FAMILIES, Architecture
-from quantbench.errors import ModelError
+from quantbench.core.errors import ModelError
+from quantbench.models import architecture
+from quantbench.models.architecture import FAMILIES, Architecture
 
 SMALL: dict[str, Any] = {
     "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from quantbench import architecture
-from quantbench.architecture import AS_LLAMA, FAMILIES
-from quantbench.errors import ModelError
+from quantbench.core.errors import ModelError
+from quantbench.models import architecture
+from quantbench.models.architecture import AS_LLAMA, FAMILIES
 
 LLAMA: dict[str, Any] = {
     "model_type": "llama", "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4,

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from quantbench.cli.app import app
 from quantbench.cli.guard import DEBUG, guarded
 from quantbench.cli.output import paragraph
-from quantbench.errors import QuantbenchError, UsageError
+from quantbench.core.errors import QuantbenchError, UsageError
 
 COMMANDS = (
     "plan", "run", "tables", "recommend", "compare", "contrast", "report", "export", "methods", "metrics", "models", "quantize",

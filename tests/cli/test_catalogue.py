@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from typer.testing import CliRunner
 
-from quantbench import machine
 from quantbench.cli import catalogue, doctor
 from quantbench.cli.app import app
-from quantbench.methods import METHODS, _llama_cpp_probe
+from quantbench.core import machine
+from quantbench.core.record import Column
+from quantbench.methods import METHODS
 from quantbench.metrics import METRICS, all_columns
-from quantbench.record import Column
+from quantbench.runtimes.llama_cpp import probe
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -130,7 +131,7 @@ def test_models_name_the_built_in_ones_and_the_other_forms() -> None:
 def well(monkeypatch: pytest.MonkeyPatch, own_cache: Path) -> Path:
     """A doctor's visit without a probe process: llama.cpp is there and its extra buffers work."""
     monkeypatch.setattr(doctor, "find_spec", lambda _: True)
-    monkeypatch.setattr(_llama_cpp_probe, "extra_buffers_work", lambda: True)
+    monkeypatch.setattr(probe, "extra_buffers_work", lambda: True)
     return own_cache
 
 
@@ -173,7 +174,7 @@ def test_doctor_says_what_is_missing_and_how_to_get_it() -> None:
 
 @pytest.mark.usefixtures("well")
 def test_doctor_reports_a_build_whose_buffers_crash(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_llama_cpp_probe, "extra_buffers_work", lambda: False)
+    monkeypatch.setattr(probe, "extra_buffers_work", lambda: False)
     assert "do not work (this build crashes with them" in _said("doctor")
 
 
@@ -182,7 +183,7 @@ def test_doctor_survives_a_library_that_cannot_be_loaded(monkeypatch: pytest.Mon
     def broken() -> bool:
         raise OSError("libllama.so: cannot open\nshared object file")
 
-    monkeypatch.setattr(_llama_cpp_probe, "extra_buffers_work", broken)
+    monkeypatch.setattr(probe, "extra_buffers_work", broken)
     found = _json("doctor")["llama_cpp_extra_buffers"]
     assert found == {"work": None, "note": "not probed: OSError: libllama.so: cannot open shared object file"}
 
@@ -227,7 +228,7 @@ def test_doctor_still_answers_when_something_is_broken(part: str, monkeypatch: p
 
 
 def test_doctor_names_a_plug_in_that_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    from quantbench.registry import Registry
+    from quantbench.core.registry import Registry
 
     monkeypatch.setattr(Registry, "broken", {"hqq = gone:METHOD": "ImportError: gone"})
     (problem,) = _json("doctor")["problems"]

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from quantbench.cli.app import app
-from quantbench.schema import schema
+from quantbench.results.schema import schema
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -15,11 +15,11 @@ from typer.testing import CliRunner
 
 from quantbench.cli.app import app
 from quantbench.cli.side_by_side import MARK, visible
-from quantbench.machine import Machine
-from quantbench.options import OPTIONS, convert, plan
-from quantbench.record import Missing, Output, Record, Status
-from quantbench.scenario import Scenario, Variant
-from quantbench.store import Run, Store
+from quantbench.core.machine import Machine
+from quantbench.core.record import Missing, Output, Record, Status
+from quantbench.core.scenario import Scenario, Variant
+from quantbench.planning.options import OPTIONS, convert, plan
+from quantbench.results.store import Run, Store
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 
 from quantbench.cli import export as module
 from quantbench.cli.app import app
-from quantbench.errors import UsageError
-from quantbench.schema import schema
+from quantbench.core.errors import UsageError
+from quantbench.results.schema import schema
 
 ROWS = (("torch/fp32", "ok", 50.0), ("gguf/q8_0", "ok", 200.0), ("gguf/q2_k", "oom", None), ("torchao/fp8", "skipped", None))
 
@@ -204,11 +204,12 @@ def test_a_terminal_gets_no_escapes_and_a_pipe_gets_all(
 
 def test_a_plug_in_is_found(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from quantbench import export
-    from quantbench.registry import Registry
+    from quantbench.core.registry import Registry
 
     own = export.Exporter(name="count", write=lambda rows, columns: iter([f"{len(list(rows))} x {len(columns)}\n"]))
     registry: Registry[Any] = Registry("quantbench.export", export.Exporter, "export format")
-    monkeypatch.setattr("quantbench.registry.entry_points", lambda group: [_Point(own)] if group == "quantbench.export" else [])
+    points = {"quantbench.export": [_Point(own)]}
+    monkeypatch.setattr("quantbench.core.registry.entry_points", lambda group: points.get(group, []))
     assert registry["count"] is own
     monkeypatch.setattr(export, "EXPORTERS", registry)
     monkeypatch.setattr(module, "EXPORTERS", registry)

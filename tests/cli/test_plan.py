@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from typer.testing import CliRunner
 
-from quantbench.architecture import AS_LLAMA
 from quantbench.cli.app import app
+from quantbench.core.units import GIB
 from quantbench.models import meta
-from quantbench.units import GIB
+from quantbench.models.architecture import AS_LLAMA
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -153,8 +153,8 @@ def test_planning_imports_nothing_heavy() -> None:
 
 @pytest.mark.usefixtures("artifacts")
 def test_a_gguf_file_is_planned_for_what_opens_it(tmp_path: Path) -> None:
-    from quantbench.methods._gguf_files import f16_file, quantized_file, tensor_bytes
     from quantbench.models.checkpoint import resolve
+    from quantbench.runtimes.llama_cpp.files import f16_file, quantized_file, tensor_bytes
 
     path = quantized_file(resolve("canary"), "q8_0").path
     rows = _rows(str(path), "--method", "gguf,torch", "--precision", "q8_0,q4_0,fp32", "--fit", "1GiB")

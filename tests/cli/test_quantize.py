@@ -9,15 +9,15 @@ import pytest
 from typer.testing import CliRunner
 
 from quantbench.cli.app import app
-from quantbench.errors import ModelError
+from quantbench.core.errors import ModelError
 from quantbench.methods import METHODS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from quantbench.core.scenario import Scenario
     from quantbench.methods import Settings
-    from quantbench.scenario import Scenario
 
 
 @pytest.fixture

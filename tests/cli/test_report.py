@@ -10,10 +10,10 @@ import pytest
 from typer.testing import CliRunner
 
 from quantbench.cli.app import app
-from quantbench.machine import Machine
-from quantbench.record import Record, Status
-from quantbench.scenario import Conditions, Scenario, Variant
-from quantbench.store import Run, Store
+from quantbench.core.machine import Machine
+from quantbench.core.record import Record, Status
+from quantbench.core.scenario import Conditions, Scenario, Variant
+from quantbench.results.store import Run, Store
 
 
 @pytest.fixture

@@ -12,10 +12,10 @@ import pytest
 from typer.testing import CliRunner
 
 from quantbench import load
+from quantbench.advice.decision import decide
 from quantbench.cli.app import app
 from quantbench.cli.results import tables
-from quantbench.schema import schema
-from quantbench.tables.decision import decide
+from quantbench.results.schema import schema
 from quantbench.tables.render import FORMATS
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from quantbench.cli import run
 from quantbench.cli.app import app
-from quantbench.options import OPTIONS
+from quantbench.planning.options import OPTIONS
 from quantbench.plugin import FAILED_COMPARISON
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from quantbench.compare import Comparison, Entry, Verdict, compare, parse_threshold, show
-from quantbench.errors import UsageError
+from quantbench.core.errors import UsageError
+from quantbench.judge.compare import Comparison, Entry, Verdict, compare, parse_threshold, show
 
 SCENARIOS = ("canary/torch-bf16/ten", "canary/gguf-q8_0/ten", "canary/gguf-q4_k_m/ten", "canary/bitsandbytes-nf4/ten")
 ITL_S = 0.004

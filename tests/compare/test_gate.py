@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import pytest
 
-from quantbench.compare.gate import gate
-from quantbench.options import OPTIONS
+from quantbench.judge.compare.gate import gate
+from quantbench.planning.options import OPTIONS
 from quantbench.plugin import _raw
 
 if TYPE_CHECKING:

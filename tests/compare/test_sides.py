@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from quantbench.compare.sides import is_whole, load_side
-from quantbench.machine import Machine
-from quantbench.record import Record, Status
-from quantbench.scenario import Conditions, Scenario, Variant
-from quantbench.store import Run, Store
+from quantbench.core.machine import Machine
+from quantbench.core.record import Record, Status
+from quantbench.core.scenario import Conditions, Scenario, Variant
+from quantbench.judge.compare.sides import is_whole, load_side
+from quantbench.results.store import Run, Store
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from quantbench.engines.inline import open_inline
-from quantbench.job import Job, Task
+from quantbench.core.job import Job, Task
+from quantbench.core.record import Status
+from quantbench.core.scenario import Conditions, Effort, Precision, Scenario, Variant
 from quantbench.methods import METHODS, Settings, method
 from quantbench.models.checkpoint import resolve
-from quantbench.record import Status
-from quantbench.scenario import Conditions, Effort, Precision, Scenario, Variant
+from quantbench.running.engines.inline import open_inline
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,7 +42,7 @@ def test_a_job_that_ran_out_of_gpu_memory_leaves_none_taken(tmp_path: Path, monk
         yield weights
 
     monkeypatch.setitem(METHODS._found, "large", open_large)
-    monkeypatch.setattr("quantbench.subjects.causal.memory_bandwidth", lambda *_: "not here")
+    monkeypatch.setattr("quantbench.measuring.subjects.causal.memory_bandwidth", lambda *_: "not here")
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: alive.append(any(each() for each in left)))
     Job(

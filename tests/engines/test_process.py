@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from quantbench.engines import collected_trace, process
-from quantbench.engines.process import ProcessRunner, open_process
-from quantbench.errors import QuantbenchError
-from quantbench.job import Job, JobKind, Task
+from quantbench.core.errors import QuantbenchError
+from quantbench.core.job import Job, JobKind, Task
+from quantbench.core.record import Status
+from quantbench.core.scenario import PROFILES, Conditions, Variant
 from quantbench.models.checkpoint import resolve
 from quantbench.models.tokenizer import open_tokenizer
-from quantbench.record import Status
-from quantbench.scenario import PROFILES, Conditions, Variant
+from quantbench.running.engines import collected_trace, process
+from quantbench.running.engines.process import ProcessRunner, open_process
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
+from quantbench.core.machine import Machine
+from quantbench.core.record import Missing, Output, Record, Sample, Status
+from quantbench.core.scenario import Scenario, Variant
 from quantbench.export import export
-from quantbench.machine import Machine
-from quantbench.record import Missing, Output, Record, Sample, Status
-from quantbench.scenario import Scenario, Variant
-from quantbench.store import Run, Store, load
+from quantbench.results.store import Run, Store, load
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from quantbench import load
 from quantbench.export import export
-from quantbench.schema import table_columns
+from quantbench.results.schema import table_columns
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quantbench import load
+from quantbench.core.record import Column
 from quantbench.export import EXPORTERS, export
-from quantbench.record import Column
-from quantbench.schema import TABLES, table_columns
+from quantbench.results.schema import TABLES, table_columns
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

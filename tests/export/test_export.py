@@ -13,9 +13,9 @@ import jsonschema
 import pandas as pd
 import pytest
 
-from quantbench.errors import UsageError
+from quantbench.core.errors import UsageError
 from quantbench.export import EXPORTERS, export
-from quantbench.schema import table_columns
+from quantbench.results.schema import table_columns
 
 SCHEMAS = Path(__file__).parents[1] / "data" / "export"
 BROKEN: dict[str, list[Callable[[Any], Any]]] = {

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from quantbench.errors import UsageError
+from quantbench.core.errors import UsageError
 from quantbench.export import export
-from quantbench.schema import table_columns
+from quantbench.results.schema import table_columns
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -11,7 +11,7 @@ import pytest
 
 from quantbench import load
 from quantbench.export import export
-from quantbench.schema import TABLES, table_columns
+from quantbench.results.schema import TABLES, table_columns
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -15,22 +15,22 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from quantbench.engines import collected_trace
-from quantbench.engines.process import ProcessRunner, open_process
-from quantbench.job import REFERENCE_FOLDER, Job, Task
-from quantbench.machine import gpu_memory
+from quantbench.core.job import REFERENCE_FOLDER, Job, Task
+from quantbench.core.machine import gpu_memory
+from quantbench.core.record import Status
+from quantbench.core.scenario import PROFILES, SEEDED_INPUTS, Conditions, Scenario, Variant
 from quantbench.methods import METHODS, Settings
 from quantbench.models.checkpoint import resolve
-from quantbench.planner import forecast, read_architecture
-from quantbench.record import Status
-from quantbench.scenario import PROFILES, SEEDED_INPUTS, Conditions, Scenario, Variant
+from quantbench.planning.planner import forecast, read_architecture
+from quantbench.running.engines import collected_trace
+from quantbench.running.engines.process import ProcessRunner, open_process
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from quantbench.job import JobKind
-    from quantbench.trace import Trace
+    from quantbench.core.job import JobKind
+    from quantbench.core.trace import Trace
 
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("default")]
 
@@ -39,7 +39,7 @@ PROMPTS = ("The function returns", "A list is")
 GREEDY = '''
 from contextlib import contextmanager
 from quantbench.methods import method
-from quantbench.scenario import Precision
+from quantbench.core.scenario import Precision
 
 @method("greedy", precisions=[Precision(name="absurd", bits=8), Precision(name="all", bits=8)], requires=["torch"])
 @contextmanager
@@ -169,7 +169,7 @@ def test_so_it_is_where_all_variants_share_a_process(plug_in: Path, shared_cache
     """The inline engine, in a process of its own here: it must give back what the failed job had taken."""
     folders = [_job(tmp_path / "a", "greedy/all"), _job(tmp_path / "b", "torch/fp32")]
     code = (
-        "import sys\nfrom pathlib import Path\nfrom quantbench.engines.inline import open_inline\n"
+        "import sys\nfrom pathlib import Path\nfrom quantbench.running.engines.inline import open_inline\n"
         "with open_inline('cuda') as runner:\n"
         "    print(*(getattr(runner.run(Path(each), 300), 'status', 'ok') for each in sys.argv[1:]))\n"
     )

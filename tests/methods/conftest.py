@@ -16,10 +16,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from quantbench.job import Checkpoint
-from quantbench.methods import METHODS, Settings, _gptqmodel
+from quantbench.core.job import Checkpoint
+from quantbench.core.scenario import Scenario, Variant
+from quantbench.methods import METHODS, Settings
 from quantbench.models.checkpoint import resolve
-from quantbench.scenario import Scenario, Variant
+from quantbench.runtimes.gptqmodel import quantize as gptqmodel
 
 Array = NDArray[Any]
 Layout = Callable[[Array, Array, Array], Mapping[str, Array]]
@@ -28,10 +29,10 @@ Layout = Callable[[Array, Array, Array], Mapping[str, Array]]
 CODES_KEPT = 1
 """The lowest zero point: auto-gptq stores one less and has no sign for it."""
 
-PACKED = [(method, each.name) for method in _gptqmodel.CALIBRATION_SEQUENCES for each in METHODS[method].precisions]
+PACKED = [(method, each.name) for method in gptqmodel.CALIBRATION_SEQUENCES for each in METHODS[method].precisions]
 """Quantized by gptqmodel, which takes longer to import than to quantize the canary on a short text."""
 
-SHORT_SEARCH = dict.fromkeys(_gptqmodel.CALIBRATION_SEQUENCES, 1)
+SHORT_SEARCH = dict.fromkeys(gptqmodel.CALIBRATION_SEQUENCES, 1)
 
 SHAPE: Mapping[str, Any] = {
     "vocab_size": 2048, "hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4,
@@ -120,21 +121,21 @@ def change_config() -> Callable[..., None]:
 @pytest.fixture
 def short_search(monkeypatch: pytest.MonkeyPatch) -> None:
     """GPTQ and AWQ on 32 tokens: real calibration takes minutes, and what it finds is not judged here."""
-    monkeypatch.setattr(_gptqmodel, "CALIBRATION_SEQUENCES", SHORT_SEARCH)
+    monkeypatch.setattr(gptqmodel, "CALIBRATION_SEQUENCES", SHORT_SEARCH)
 
 
 def quantize_packed() -> None:
     """Quantize all that gptqmodel makes, in this process: for one of its own, as gptqmodel patches what it imports."""
-    full = _gptqmodel.calibration_ids
+    full = gptqmodel.calibration_ids
 
     def quantize(folder: Path, _method: str, _bits: int) -> None:
         sys.argv[1:] = [str(folder)]
-        _gptqmodel.main()
+        gptqmodel.main()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_gptqmodel, "CALIBRATION_SEQUENCES", SHORT_SEARCH)
-        patch.setattr(_gptqmodel, "calibration_ids", lambda *asked: [ids[:32] for ids in full(*asked)])
-        patch.setattr(_gptqmodel, "_run", quantize)
+        patch.setattr(gptqmodel, "CALIBRATION_SEQUENCES", SHORT_SEARCH)
+        patch.setattr(gptqmodel, "calibration_ids", lambda *asked: [ids[:32] for ids in full(*asked)])
+        patch.setattr(gptqmodel, "_run", quantize)
         for method, precision in PACKED:
             preparer = METHODS[method].preparer
             assert preparer

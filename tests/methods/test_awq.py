@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from quantbench.errors import UnsupportedError
-from quantbench.methods import METHODS, LoadedModel, Settings, _gptqmodel
+from quantbench.core.errors import UnsupportedError
+from quantbench.core.scenario import Scenario, Variant
+from quantbench.methods import METHODS, LoadedModel, Settings
 from quantbench.models.checkpoint import count_parameters, resolve
-from quantbench.scenario import Scenario, Variant
+from quantbench.runtimes.gptqmodel import quantize
 
 from .conftest import SHORT_SEARCH, packed_are_made
 
@@ -66,7 +67,7 @@ def made(users_cache: Path) -> Path:
     scenario = Scenario(model="canary", variant=Variant(method="awq", precision="int4-g128"), prompts="two")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("QUANTBENCH_CACHE", str(users_cache))
-        patch.setattr(_gptqmodel, "CALIBRATION_SEQUENCES", SHORT_SEARCH)
+        patch.setattr(quantize, "CALIBRATION_SEQUENCES", SHORT_SEARCH)
         packed_are_made()
         return preparer(scenario, Settings(checkpoint=resolve("canary"), threads=1, context=256)).path
 

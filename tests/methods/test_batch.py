@@ -6,12 +6,12 @@ from contextlib import ExitStack
 
 import pytest
 
-from quantbench.job import Task
+from quantbench.core.job import Task
+from quantbench.core.scenario import Scenario, Variant
+from quantbench.measuring.passes.latency import together
 from quantbench.methods import METHODS, Batched, LoadedModel, Settings
 from quantbench.models.checkpoint import resolve
 from quantbench.models.tokenizer import encode_prompts, open_tokenizer
-from quantbench.passes.latency import together
-from quantbench.scenario import Scenario, Variant
 
 PROMPT = [1, *range(300, 340)]
 LENGTH = 6

@@ -13,12 +13,13 @@ from hypothesis import given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
 
-from quantbench.errors import UnsupportedError, UsageError
-from quantbench.job import Checkpoint
-from quantbench.methods import METHODS, Settings, _calibration
-from quantbench.methods._calibration import LENGTH, MIN_SEQUENCES, SEQUENCES, calibration_ids
+from quantbench.core.errors import UnsupportedError, UsageError
+from quantbench.core.job import Checkpoint
+from quantbench.core.scenario import Conditions, Scenario, Variant
+from quantbench.methods import METHODS, Settings
 from quantbench.models.checkpoint import resolve
-from quantbench.scenario import Conditions, Scenario, Variant
+from quantbench.runtimes.transformers import calibration as texts
+from quantbench.runtimes.transformers.calibration import LENGTH, MIN_SEQUENCES, SEQUENCES, calibration_ids
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,7 +65,7 @@ def test_windows_are_spread_evenly_over_the_whole_text(
     path = tmp_path_factory.mktemp("text") / "text.txt"
     path.write_text("x" * (windows * body + min(rest, body - 1)))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_calibration, "open_tokenizer", lambda _: Positions(limit, opening))
+        patch.setattr(texts, "open_tokenizer", lambda _: Positions(limit, opening))
         found = calibration_ids(asked(str(path)), settings())
 
     starts = [each[len(opening)] for each in found]
@@ -100,7 +101,7 @@ def test_files_that_are_no_use(content: bytes | str | None, sentence: str, tmp_p
 
 
 def test_a_file_just_long_enough_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_calibration, "open_tokenizer", lambda _: Positions())
+    monkeypatch.setattr(texts, "open_tokenizer", lambda _: Positions())
     path = tmp_path / "calibration.txt"
     needed = MIN_SEQUENCES * (LENGTH - 1)
     path.write_text("x" * needed)
@@ -133,7 +134,7 @@ def test_sampled_ids_are_of_the_vocabulary_and_start_with_bos() -> None:
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sample little, for tests that sample anew."""
     for name, value in (("SEQUENCES", 4), ("LENGTH", 12), ("_BATCH", 2)):
-        monkeypatch.setattr(_calibration, name, value)
+        monkeypatch.setattr(texts, name, value)
 
 
 @pytest.mark.usefixtures("few")
@@ -161,7 +162,7 @@ def test_text_is_sampled_once(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> Any:
         raise AssertionError("the model was loaded again")
 
-    monkeypatch.setattr(_calibration, "load_pretrained", refuse)
+    monkeypatch.setattr(texts, "load_pretrained", refuse)
     assert calibration_ids(asked(), settings()) == first
     with pytest.raises(AssertionError, match="loaded again"):
         calibration_ids(asked(seed=1), settings())

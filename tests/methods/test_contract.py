@@ -14,15 +14,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from quantbench.errors import UnsupportedError
-from quantbench.job import Checkpoint
+from quantbench.core.errors import UnsupportedError
+from quantbench.core.job import Checkpoint
+from quantbench.core.scenario import Conditions, Scenario, Variant
+from quantbench.core.trace import WeightMemory
+from quantbench.measuring.passes.similarity import log_softmax
 from quantbench.methods import METHODS, LoadedModel, Sampling, Settings, qat
-from quantbench.methods._gguf_files import UNQUANTIZED
 from quantbench.methods._qat import Training
 from quantbench.models.checkpoint import resolve
-from quantbench.passes.similarity import log_softmax
-from quantbench.scenario import Conditions, Scenario, Variant
-from quantbench.trace import WeightMemory
+from quantbench.runtimes.llama_cpp.files import UNQUANTIZED
 
 from .conftest import PACKED, packed_are_made
 

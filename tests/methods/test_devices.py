@@ -12,14 +12,14 @@ from torch import nn
 from transformers import BitsAndBytesConfig, LlamaConfig
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
-from quantbench.errors import ModelError
-from quantbench.job import FAILURE_FILE, Job, Task
+from quantbench.core.errors import ModelError
+from quantbench.core.job import FAILURE_FILE, Job, Task
+from quantbench.core.scenario import Conditions, Effort, Scenario, Variant
+from quantbench.measuring.worker import run_job
 from quantbench.methods import METHODS, Settings
-from quantbench.methods._devices import gpus_of, one_place, placed, says_out_of_memory, wait_for
-from quantbench.methods._transformers import TransformersModel, load_pretrained
 from quantbench.models.checkpoint import resolve
-from quantbench.scenario import Conditions, Effort, Scenario, Variant
-from quantbench.worker import run_job
+from quantbench.runtimes.devices import gpus_of, one_place, placed, says_out_of_memory, wait_for
+from quantbench.runtimes.transformers.model import TransformersModel, load_pretrained
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -79,13 +79,13 @@ def test_where_torch_sees_a_gpu_the_cpu_is_named(gpus: list[Any], monkeypatch: p
 
 @pytest.mark.parametrize("precision", ["nf4", "int8"])
 def test_a_cpu_that_is_named_is_the_same_cpu(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from quantbench.methods import _devices
+    from quantbench.runtimes import devices
 
     scenario = Scenario(model="canary", variant=Variant(method="bitsandbytes", precision=precision), prompts="two")
     settings = Settings(checkpoint=resolve("canary"), threads=1, context=64)
     said = []
     for named in (None, "cpu"):
-        monkeypatch.setattr(_devices, "_arguments", lambda _, named=named: ({"device_map": named}, {}))
+        monkeypatch.setattr(devices, "_arguments", lambda _, named=named: ({"device_map": named}, {}))
         with METHODS["bitsandbytes"].open(scenario, settings) as model:
             said.append((model.facts, model.memory(), list(model.generate([1, 300, 301], 8))))
     assert said[0] == said[1]
@@ -222,7 +222,7 @@ def test_every_gpu_in_use_is_waited_for_and_no_other(monkeypatch: pytest.MonkeyP
     model = TransformersModel(AutoModelForCausalLM.from_config(TINY), "test")
     model.synchronize()
     assert waited == []
-    monkeypatch.setattr("quantbench.methods._transformers.found_device", lambda _: "cuda:0+cuda:3")
+    monkeypatch.setattr("quantbench.runtimes.transformers.model.found_device", lambda _: "cuda:0+cuda:3")
     spread = TransformersModel(model.model, "test")
     spread.synchronize()
     spread.synchronize()

@@ -9,14 +9,14 @@ import torch
 from transformers import DynamicCache, GPT2Config, LlamaConfig, MistralConfig, MixtralConfig
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
-from quantbench.methods._llama_cpp_facts import found_device as found_by_llama_cpp
-from quantbench.methods._llama_cpp_probe import _write_model
-from quantbench.methods._transformers import TransformersModel, found_device
+from quantbench.runtimes.llama_cpp.facts import found_device as found_by_llama_cpp
+from quantbench.runtimes.llama_cpp.probe import _write_model
+from quantbench.runtimes.transformers.model import TransformersModel, found_device
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from quantbench.trace import WeightMemory
+    from quantbench.core.trace import WeightMemory
 
 WIDTH, VOCABULARY, LAYERS = 32, 64, 3
 SIZES: dict[str, Any] = {
@@ -87,7 +87,7 @@ def test_of_experts_and_of_windows_nothing_is_said() -> None:
 
 
 def test_llama_cpp_counts_the_same_of_a_file(tmp_path: Path) -> None:
-    from quantbench.methods._llama_cpp import open_gguf_file
+    from quantbench.runtimes.llama_cpp.model import open_gguf_file
 
     path = tmp_path / "model.gguf"
     _write_model(path)  # one layer, 256 wide, 4 heads, Q8_0 matrices: 34 bytes for 32 values

@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 
-from quantbench.architecture import Architecture, Tensor
-from quantbench.errors import UnsupportedError
-from quantbench.footprint import Weights
+from quantbench.core.errors import UnsupportedError
+from quantbench.core.scenario import Conditions, Scenario, Variant
 from quantbench.methods import METHODS, LoadedModel, Settings, qat
 from quantbench.methods._qat import Training
+from quantbench.models.architecture import Architecture, Tensor
 from quantbench.models.checkpoint import resolve
 from quantbench.models.config import read_architecture
-from quantbench.scenario import Conditions, Scenario, Variant
+from quantbench.models.footprint import Weights
 
 METHODS_HERE = ("torch", "torch-dynamic", "bitsandbytes", "torchao", "qat", "prune")
 OFFERED = [f"{name}/{each.name}" for name in METHODS_HERE for each in METHODS[name].precisions]

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from quantbench.architecture.shapes import from_shapes
+from quantbench.core.scenario import Conditions, Scenario, Variant
 from quantbench.methods import METHODS, Settings
 from quantbench.models import meta
+from quantbench.models.architecture.shapes import from_shapes
 from quantbench.models.checkpoint import resolve
 from quantbench.models.config import read_architecture
-from quantbench.scenario import Conditions, Scenario, Variant
 
 SMALL: Mapping[str, Any] = {
     "hidden_size": 96, "intermediate_size": 200, "num_hidden_layers": 2, "num_attention_heads": 6, "num_key_value_heads": 2,

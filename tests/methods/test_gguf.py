@@ -9,22 +9,22 @@ import numpy as np
 import pytest
 from gguf import GGUFReader
 
-from quantbench.errors import ModelError, UnsupportedError
-from quantbench.job import Checkpoint
+from quantbench.core.errors import ModelError, UnsupportedError
+from quantbench.core.job import Checkpoint
+from quantbench.core.scenario import Scenario, Variant
 from quantbench.methods import METHODS, Artifact, Settings
-from quantbench.methods._gguf_files import (
+from quantbench.methods.gguf import MAY_USE_MATRIX, NEED_MATRIX, TYPES
+from quantbench.models.checkpoint import count_parameters, resolve
+from quantbench.models.tokenizer import open_tokenizer
+from quantbench.planning.planner import read_architecture
+from quantbench.runtimes.llama_cpp.files import (
     f16_file,
     file_precision,
     file_type,
     quantized_file,
     tensor_bytes,
 )
-from quantbench.methods._llama_cpp import library
-from quantbench.methods.gguf import MAY_USE_MATRIX, NEED_MATRIX, TYPES
-from quantbench.models.checkpoint import count_parameters, resolve
-from quantbench.models.tokenizer import open_tokenizer
-from quantbench.planner import read_architecture
-from quantbench.scenario import Scenario, Variant
+from quantbench.runtimes.llama_cpp.model import library
 
 pytestmark = pytest.mark.usefixtures("artifacts")
 

@@ -15,18 +15,20 @@ import numpy as np
 import pytest
 from gguf import GGUFReader
 
-from quantbench.architecture import read
-from quantbench.cache import file_sha256
-from quantbench.errors import ModelError, UnsupportedError
-from quantbench.footprint import Weights
-from quantbench.job import Checkpoint
-from quantbench.methods import METHODS, Artifact, Settings, _gguf_dummy, _gguf_files, _imatrix, gguf
-from quantbench.methods._gguf_dummy import random_blocks
-from quantbench.methods._gguf_files import converter, file_precision, quantized_file, tensor_bytes
-from quantbench.methods._llama_cpp import library
+from quantbench.core.cache import file_sha256
+from quantbench.core.errors import ModelError, UnsupportedError
+from quantbench.core.job import Checkpoint
+from quantbench.core.scenario import Scenario, Variant
+from quantbench.core.units import format_bytes
+from quantbench.methods import METHODS, Artifact, Settings, gguf
 from quantbench.models import MODELS
-from quantbench.scenario import Scenario, Variant
-from quantbench.units import format_bytes
+from quantbench.models.architecture import read
+from quantbench.models.footprint import Weights
+from quantbench.runtimes.llama_cpp import dummy as gguf_dummy
+from quantbench.runtimes.llama_cpp import files, imatrix
+from quantbench.runtimes.llama_cpp.dummy import random_blocks
+from quantbench.runtimes.llama_cpp.files import converter, file_precision, quantized_file, tensor_bytes
+from quantbench.runtimes.llama_cpp.model import library
 
 from .conftest import SHAPE
 
@@ -135,7 +137,7 @@ def prepared(checkpoint: Checkpoint, precision: str) -> Artifact:
 
 def written(checkpoint: Checkpoint, precision: str) -> Artifact:
     """The same, and not remembered from a test before."""
-    return _gguf_dummy.dummy_file(checkpoint, precision, gguf._FILES)
+    return gguf_dummy.dummy_file(checkpoint, precision, gguf._FILES)
 
 
 def forecast(checkpoint: Checkpoint, precision: str) -> Weights:
@@ -261,21 +263,21 @@ def test_nothing_is_converted_quantized_or_calibrated(dummy: Make, monkeypatch: 
         return start(command, **options)
 
     monkeypatch.setattr(library(), "llama_model_quantize", never)
-    monkeypatch.setattr(_gguf_files, "_converted", never)
-    monkeypatch.setattr(_imatrix, "importance_matrix", never)
+    monkeypatch.setattr(files, "_converted", never)
+    monkeypatch.setattr(imatrix, "importance_matrix", never)
     monkeypatch.setattr(subprocess, "Popen", counted)
     checkpoint = dummy("llama", vocab_size=VOCABULARY + 32)
 
     prepared(checkpoint, "iq3_xxs")
 
-    assert sorted(command[3].rpartition(".")[2] for command in started) == ["_gguf_dry_run", "_gguf_header"]
+    assert sorted(command[3].rpartition(".")[2] for command in started) == ["dry_run", "header"]
     assert {path.suffix for path in checkpoint.path.iterdir()} == {".json", ".model"}
 
 
 def test_the_converter_is_asked_once_for_all_precisions(dummy: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = dummy("llama", **LLAMA3)
     prepared(checkpoint, "q8_0")
-    monkeypatch.setattr(_gguf_dummy, "_run", lambda *_: pytest.fail("asked again"))
+    monkeypatch.setattr(gguf_dummy, "_run", lambda *_: pytest.fail("asked again"))
 
     other = written(checkpoint, "q5_k_s")
 

@@ -12,16 +12,17 @@ import numpy as np
 import pytest
 from gguf import GGUFReader
 
-from quantbench.architecture import FAMILIES, Architecture, read
-from quantbench.errors import MissingDependency, ModelError, UnsupportedError
-from quantbench.footprint import Weights, kv_cache_bytes
-from quantbench.job import Checkpoint
-from quantbench.methods import METHODS, Settings, _gguf_plan
-from quantbench.methods._gguf_files import f16_file, quantized_file, tensor_bytes
-from quantbench.methods._gguf_plan import gguf_architecture
+from quantbench.core.errors import MissingDependency, ModelError, UnsupportedError
+from quantbench.core.job import Checkpoint
+from quantbench.core.scenario import Scenario, Variant
+from quantbench.methods import METHODS, Settings
+from quantbench.models.architecture import FAMILIES, Architecture, read
 from quantbench.models.checkpoint import count_parameters, resolve
-from quantbench.planner import read_architecture
-from quantbench.scenario import Scenario, Variant
+from quantbench.models.footprint import Weights, kv_cache_bytes
+from quantbench.planning.planner import read_architecture
+from quantbench.runtimes.llama_cpp import plan
+from quantbench.runtimes.llama_cpp.files import f16_file, quantized_file, tensor_bytes
+from quantbench.runtimes.llama_cpp.plan import gguf_architecture
 
 METHOD = METHODS["gguf"]
 ALL = [each.name for each in METHOD.precisions]
@@ -213,7 +214,7 @@ def test_an_assertion_of_llama_cpp_is_a_reason() -> None:
 
 
 def test_a_dry_run_that_hangs_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_gguf_plan, "_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(plan, "_TIMEOUT_S", 0.05)
 
     (reason,) = {each.note for each in forecast(small("llama", vocab_size=1024)).values()}
 
@@ -245,7 +246,7 @@ def test_a_forecast_is_made_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 
 def test_planning_imports_no_library_of_numbers() -> None:
     code = (
-        "import sys; from quantbench.planner import read_architecture; from quantbench.methods import METHODS;"
+        "import sys; from quantbench.planning.planner import read_architecture; from quantbench.methods import METHODS;"
         "found = METHODS['gguf'].forecaster(read_architecture('canary'), ['q8_0']); assert found['q8_0'].weight_bytes;"
         "print(sorted({'torch', 'transformers', 'numpy', 'gguf', 'llama_cpp'} & sys.modules.keys()))"
     )

@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 from typer.testing import CliRunner
 
 from quantbench.cli.app import app
-from quantbench.errors import ModelError, UnsupportedError
+from quantbench.core.errors import ModelError, UnsupportedError
+from quantbench.core.scenario import Conditions, Scenario, Variant
 from quantbench.methods import METHODS, Artifact, LoadedModel, Settings
-from quantbench.methods._gptqmodel import last_words, wide_products
 from quantbench.models.checkpoint import count_parameters, resolve
 from quantbench.models.safetensors import weight_files
-from quantbench.scenario import Conditions, Scenario, Variant
+from quantbench.runtimes.gptqmodel.quantize import last_words, wide_products
 
 Array = NDArray[Any]
 TOKENS = [1, *range(300, 364)]

@@ -11,16 +11,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from quantbench.errors import UnsupportedError, UsageError
-from quantbench.job import Checkpoint
-from quantbench.methods import METHODS, Settings, _imatrix
-from quantbench.methods._gguf_files import f16_file, has_matrix, quantized_file
-from quantbench.methods._imatrix import importance_matrix
-from quantbench.methods._llama_cpp import library
-from quantbench.methods._transformers import load_pretrained
+from quantbench.core.errors import UnsupportedError, UsageError
+from quantbench.core.job import Checkpoint
+from quantbench.core.scenario import Conditions, Scenario, Variant
+from quantbench.methods import METHODS, Settings
 from quantbench.models.checkpoint import resolve
 from quantbench.models.tokenizer import open_tokenizer
-from quantbench.scenario import Conditions, Scenario, Variant
+from quantbench.runtimes.llama_cpp import imatrix
+from quantbench.runtimes.llama_cpp.files import f16_file, has_matrix, quantized_file
+from quantbench.runtimes.llama_cpp.imatrix import importance_matrix
+from quantbench.runtimes.llama_cpp.model import library
+from quantbench.runtimes.transformers.model import load_pretrained
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -114,7 +115,7 @@ def seen_by_llama_cpp(path: Path, sequences: list[list[int]]) -> dict[str, NDArr
 
 def test_the_matrix_is_what_llama_cpp_sees(matrix: Path, text: str) -> None:
     """Every tensor and every column, on windows cut here from the same text."""
-    from quantbench.methods._calibration import calibration_ids
+    from quantbench.runtimes.transformers.calibration import calibration_ids
 
     ours = read(matrix)
     checkpoint = resolve("canary")
@@ -137,7 +138,7 @@ def test_the_first_layers_inputs_by_hand() -> None:
     sequences = [[1, *range(300, 331)], [1, *range(700, 731)]]
     name = "model.layers.0.self_attn.q_proj"
 
-    found = _imatrix.mean_squares(model, {name: "blk.0.attn_q.weight"}, sequences)
+    found = imatrix.mean_squares(model, {name: "blk.0.attn_q.weight"}, sequences)
 
     weight = model.model.embed_tokens.weight.detach().double()
     norm = model.model.layers[0].input_layernorm
@@ -226,8 +227,8 @@ def test_columns_in_another_order_are_refused(text: str, tmp_path: Path, monkeyp
         return model
 
     source = f16_file(resolve("canary"))
-    monkeypatch.setattr(_imatrix, "load_pretrained", reordered)
-    monkeypatch.setattr(_imatrix, "f16_file", lambda _: source)
+    monkeypatch.setattr(imatrix, "load_pretrained", reordered)
+    monkeypatch.setattr(imatrix, "f16_file", lambda _: source)
     monkeypatch.setenv("QUANTBENCH_CACHE", str(tmp_path / "empty"))  # or the matrix is there already
 
     with pytest.raises(UnsupportedError, match=r"importance matrix of blk\.3\.ffn_down\.weight cannot be computed"):

@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from quantbench.errors import ModelError
-from quantbench.methods import METHODS, Batched, Settings, _llama_cpp
-from quantbench.methods._llama_cpp import library, open_gguf_file, require_offload
-from quantbench.methods._llama_cpp_batch import decode_error
-from quantbench.methods._llama_cpp_devices import devices_for
-from quantbench.methods._llama_cpp_facts import tensor_bytes
-from quantbench.methods._llama_cpp_probe import _write_model
+from quantbench.core.errors import ModelError
+from quantbench.core.scenario import Conditions, Scenario, Variant
+from quantbench.methods import METHODS, Batched, Settings
 from quantbench.models.checkpoint import resolve
-from quantbench.scenario import Conditions, Scenario, Variant
+from quantbench.runtimes.llama_cpp import model as llama_cpp_model
+from quantbench.runtimes.llama_cpp.batch import decode_error
+from quantbench.runtimes.llama_cpp.devices import devices_for
+from quantbench.runtimes.llama_cpp.facts import tensor_bytes
+from quantbench.runtimes.llama_cpp.model import library, open_gguf_file, require_offload
+from quantbench.runtimes.llama_cpp.probe import _write_model
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -144,7 +145,7 @@ def test_all_layers_are_asked_of_the_gpus_and_none_of_them_for_the_cpu(
     monkeypatch.setattr(lib, "llama_model_load_from_file", watch)
     with _opened(model_file):
         pass
-    monkeypatch.setattr(_llama_cpp, "_devices", lambda _: devices_for(TWO, "cpu"))  # a list without any, to be loadable here
+    monkeypatch.setattr(llama_cpp_model, "_devices", lambda _: devices_for(TWO, "cpu"))  # without any, to load here
     with open_gguf_file(model_file, threads=1, context=64, device="cuda", extra_buffers=False) as model:
         assert model.facts["device"] == "cpu"  # found, not asked
     assert seen == [(0, True), (-1, True)]

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from quantbench.methods import Settings
-from quantbench.methods._modules import TorchModule
-from quantbench.methods._transformers import TransformersModel
 from quantbench.metrics.memory import EQUAL, footprint_note
 from quantbench.models.checkpoint import resolve
+from quantbench.runtimes.transformers.model import TransformersModel
+from quantbench.runtimes.transformers.modules import TorchModule
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from quantbench.trace import WeightMemory
+    from quantbench.core.trace import WeightMemory
 
 WEIGHT, SMALL, COUNTS, CODES, SCALE = 4 * 6 * 10, 2 * 7, 8 * 5, 1 * 6 * 10, 4 * 6
 """Bytes: float32 [6, 10], float16 [7], int64 [5]; of a wrapped float32 [6, 10]: int8 codes and a float32 scale a row."""
@@ -151,7 +151,7 @@ def test_every_byte_of_a_model_is_counted_once(fill: Callable[[Any], None]) -> N
 def test_every_byte_of_a_module_is_counted_once(fill: Callable[[Any], None], monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    monkeypatch.setattr("quantbench.methods._modules._file_bytes", lambda _: 0)  # torch saves no class of a test
+    monkeypatch.setattr("quantbench.runtimes.transformers.modules._file_bytes", lambda _: 0)  # torch saves no class of a test
     module = torch.nn.Module()
     fill(module)
     settings = Settings(checkpoint=resolve("lstm"), threads=1, context=0)

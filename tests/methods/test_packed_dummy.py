@@ -15,23 +15,18 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from quantbench.errors import ModelError, UnsupportedError
-from quantbench.job import Checkpoint
-from quantbench.methods import (
-    METHODS,
-    Artifact,
-    LoadedModel,
-    Settings,
-    _calibration,
-    _gptqmodel,
-    _packed_dummy,
-    _packed_forecast,
-)
+from quantbench.core.errors import ModelError, UnsupportedError
+from quantbench.core.job import Checkpoint
+from quantbench.core.scenario import Scenario, Variant
+from quantbench.methods import METHODS, Artifact, LoadedModel, Settings
 from quantbench.models.checkpoint import resolve
 from quantbench.models.config import read_architecture
 from quantbench.models.safetensors import safetensors_header, weight_files
-from quantbench.planner import forecast
-from quantbench.scenario import Scenario, Variant
+from quantbench.planning.planner import forecast
+from quantbench.runtimes.gptqmodel import dummy as packed_dummy
+from quantbench.runtimes.gptqmodel import forecast as packed_forecast
+from quantbench.runtimes.gptqmodel import quantize
+from quantbench.runtimes.transformers import calibration
 
 Array = NDArray[Any]
 LLAMA: Mapping[str, Any] = {
@@ -67,9 +62,9 @@ def _nothing_is_quantized(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: object, **_: object) -> None:
         raise AssertionError(f"a dummy was quantized: {arguments}")
 
-    monkeypatch.setattr(_gptqmodel, "_run", refuse)
-    monkeypatch.setattr(_gptqmodel, "calibration_ids", refuse)
-    monkeypatch.setattr(_calibration, "_sampled", refuse)
+    monkeypatch.setattr(quantize, "_run", refuse)
+    monkeypatch.setattr(quantize, "calibration_ids", refuse)
+    monkeypatch.setattr(calibration, "_sampled", refuse)
 
 
 @pytest.fixture
@@ -236,7 +231,7 @@ def test_each_variant_and_content_has_a_place_of_its_own(
     checkpoint = dummy()
     places = [prepare(checkpoint, each).path for each in VARIANTS]
     places.append(prepare(dummy(rms_norm_eps=1e-3), VARIANTS[0]).path)
-    monkeypatch.setattr(_packed_dummy, "made_by", lambda *_: "another source")
+    monkeypatch.setattr(packed_dummy, "made_by", lambda *_: "another source")
     places.append(prepare(checkpoint, VARIANTS[0]).path)
     assert len(set(places)) == len(VARIANTS) + 2
 
@@ -246,7 +241,7 @@ def test_several_files_load_and_are_indexed(dummy: Callable[..., Checkpoint], mo
     whole = prepare(checkpoint, "gptq/int4-g64").path
     expected = safetensors_header(whole / "model.safetensors")
     shutil.rmtree(whole.parent)
-    monkeypatch.setattr(_packed_forecast, "_SHARD_BYTES", 600_000)
+    monkeypatch.setattr(packed_forecast, "_SHARD_BYTES", 600_000)
     found = prepare(checkpoint, "gptq/int4-g64")
     files = weight_files(found.path)
     assert [path.name for path in files] == [f"model-{each:05d}-of-{len(files):05d}.safetensors" for each in (1, 2, 3, 4)]

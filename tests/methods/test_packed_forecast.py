@@ -10,15 +10,16 @@ from typing import Any
 
 import pytest
 
-from quantbench.errors import ModelError, UnsupportedError
-from quantbench.footprint import Weights
-from quantbench.methods import METHODS, Artifact, Settings, _packed_forecast
-from quantbench.methods._packed_forecast import FAMILIES, packed_tensors
+from quantbench.core.errors import ModelError, UnsupportedError
+from quantbench.core.scenario import Scenario, Variant
+from quantbench.methods import METHODS, Artifact, Settings
 from quantbench.models.checkpoint import resolve
 from quantbench.models.config import read_architecture
+from quantbench.models.footprint import Weights
 from quantbench.models.safetensors import safetensors_header
-from quantbench.planner import forecast
-from quantbench.scenario import Scenario, Variant
+from quantbench.planning.planner import forecast
+from quantbench.runtimes.gptqmodel import forecast as packed_forecast
+from quantbench.runtimes.gptqmodel.forecast import FAMILIES, packed_tensors
 
 LLAMA = {"hidden_size": 256, "intermediate_size": 384, "num_attention_heads": 4, "num_key_value_heads": 2}
 SMALL: Mapping[str, Mapping[str, Any]] = {
@@ -172,7 +173,7 @@ def test_several_files_are_as_the_quantizer_itself_writes_them(
     names, _, total = streaming_state_dict_to_shards(
         sources, str(tmp_path), "model", "model.safetensors", {"format": "pt"}, shard_bytes
     )
-    monkeypatch.setattr(_packed_forecast, "_SHARD_BYTES", shard_bytes)
+    monkeypatch.setattr(packed_forecast, "_SHARD_BYTES", shard_bytes)
     assert foretold("gptq/int3", "canary").file_bytes == total == sum((tmp_path / name).stat().st_size for name in names)
     assert (len(names) > 1) == (shard_bytes < 10**9)
 

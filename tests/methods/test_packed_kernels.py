@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from quantbench.methods import Settings, _gptqmodel, _packed_kernels
-from quantbench.methods._packed_kernels import compile_kernels
+from quantbench.core.scenario import Conditions, Scenario, Variant
+from quantbench.methods import Settings
 from quantbench.models.checkpoint import resolve
-from quantbench.scenario import Conditions, Scenario, Variant
+from quantbench.runtimes.gptqmodel import kernels as packed_kernels
+from quantbench.runtimes.gptqmodel import quantize
+from quantbench.runtimes.gptqmodel.kernels import compile_kernels
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -80,7 +82,7 @@ def test_the_names_are_gptqmodels_own() -> None:
     from gptqmodel import extension
     from gptqmodel.utils.backend import BACKEND
 
-    for name, code in {**_packed_kernels._COMPILED, **_packed_kernels._OF_CUTLASS}.items():
+    for name, code in {**packed_kernels._COMPILED, **packed_kernels._OF_CUTLASS}.items():
         assert BACKEND(name).value == name
         assert code in extension.available_extensions()
 
@@ -92,12 +94,12 @@ def test_they_are_compiled_on_a_gpu_before_the_checkpoint_is_wanted(method: str,
     def stop(*_: object) -> None:
         raise InterruptedError
 
-    monkeypatch.setattr(_gptqmodel, "compile_kernels", calls.append)
-    monkeypatch.setattr(_gptqmodel, "grouping", stop)
+    monkeypatch.setattr(quantize, "compile_kernels", calls.append)
+    monkeypatch.setattr(quantize, "grouping", stop)
     settings = Settings(checkpoint=resolve("canary"), threads=1, context=64)
     for device in ("cpu", "cuda", "cuda:1"):
         variant = Variant(method=method, precision="int4-g128")
         scenario = Scenario(model="canary", variant=variant, prompts="two", conditions=Conditions(device=device))
         with pytest.raises(InterruptedError):
-            _gptqmodel.prepared(scenario, settings)
+            quantize.prepared(scenario, settings)
     assert calls == [method, method]

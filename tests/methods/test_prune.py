@@ -13,12 +13,12 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from quantbench.errors import MissingDependency, UnsupportedError
+from quantbench.core.errors import MissingDependency, UnsupportedError
+from quantbench.core.scenario import Scenario, Variant
+from quantbench.core.trace import WeightMemory
 from quantbench.methods import METHODS, Artifact, Settings, _pruning, prune
-from quantbench.methods._transformers import bytes_by_kind
 from quantbench.models.checkpoint import checkpoint_dtype, resolve
-from quantbench.scenario import Scenario, Variant
-from quantbench.trace import WeightMemory
+from quantbench.runtimes.transformers.model import bytes_by_kind
 
 LAYERS, HIDDEN, KV, FFN, VOCABULARY = 6, 256, 128, 768, 2048
 ATTENTION = LAYERS * (2 * HIDDEN * HIDDEN + 2 * HIDDEN * KV)

@@ -14,14 +14,15 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from quantbench.cache import cache_root
-from quantbench.errors import ModelError, UnsupportedError
-from quantbench.methods import METHODS, Artifact, Settings, _calibration, qat
+from quantbench.core.cache import cache_root
+from quantbench.core.errors import ModelError, UnsupportedError
+from quantbench.core.scenario import Conditions, Scenario, Variant
+from quantbench.measuring.passes.similarity import log_softmax
+from quantbench.methods import METHODS, Artifact, Settings, qat
 from quantbench.methods import _torchao as ao
 from quantbench.methods._qat import Training, distill
 from quantbench.models.checkpoint import resolve
-from quantbench.passes.similarity import log_softmax
-from quantbench.scenario import Conditions, Scenario, Variant
+from quantbench.runtimes.transformers import calibration
 
 BOTH = ("int8", "int4")
 SHORT = Training(rate=2e-3, steps=6, batch=2, length=16, warmup=2)
@@ -82,7 +83,7 @@ def saved(tmp_path: Path) -> Callable[[Any], str]:
 @pytest.fixture
 def tiny(saved: Callable[[Any], str], monkeypatch: pytest.MonkeyPatch) -> str:
     """A random Llama as a checkpoint, little calibration text, and short training."""
-    monkeypatch.setattr(_calibration, "SEQUENCES", 8)
+    monkeypatch.setattr(calibration, "SEQUENCES", 8)
     monkeypatch.setattr(qat, "_TRAINING", dict.fromkeys(BOTH, SHORT))
     return saved(llama())
 

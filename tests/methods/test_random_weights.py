@@ -14,16 +14,17 @@ from typing import Any
 import pytest
 import torch
 
-from quantbench.architecture import FAMILIES
-from quantbench.errors import ModelError
-from quantbench.job import Checkpoint
-from quantbench.methods import METHODS, Settings, _random_weights, qat
-from quantbench.methods._random_weights import POOL, Values, load_random
+from quantbench.core.errors import ModelError
+from quantbench.core.job import Checkpoint
+from quantbench.core.scenario import Scenario, Variant
+from quantbench.methods import METHODS, Settings, qat
 from quantbench.models import dummy as dummies
+from quantbench.models.architecture import FAMILIES
 from quantbench.models.checkpoint import count_parameters, resolve
 from quantbench.models.dummy import read_shapes, write_shapes
-from quantbench.preflight import Preflight
-from quantbench.scenario import Scenario, Variant
+from quantbench.planning.preflight import Preflight
+from quantbench.runtimes.transformers import random_weights
+from quantbench.runtimes.transformers.random_weights import POOL, Values, load_random
 
 BASE: Mapping[str, Any] = {
     "vocab_size": 2048, "hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -140,10 +141,10 @@ def test_values_follow_from_name_and_seed(monkeypatch: pytest.MonkeyPatch) -> No
 
     first = made("a.weight")
     place = 15649375  # crc32 of the name, modulo the pool: Python's own hash is another one in each process
-    assert torch.equal(first.flatten(), _random_weights._draw(0.02)[place : place + 64 * 64])
+    assert torch.equal(first.flatten(), random_weights._draw(0.02)[place : place + 64 * 64])
     assert torch.equal(made("a.weight"), first)
     assert not torch.equal(made("b.weight"), first)
-    monkeypatch.setattr(_random_weights, "SEED", 1)
+    monkeypatch.setattr(random_weights, "SEED", 1)
     assert not torch.equal(made("a.weight"), first)
 
 
@@ -208,7 +209,7 @@ def test_the_pool_is_let_go(dummy: Callable[..., Checkpoint], monkeypatch: pytes
     """Even where transformers keeps what it was given."""
     drawn: list[weakref.ref[torch.Tensor]] = []
     kept: list[object] = []
-    draw, make = _random_weights._draw, Values.make
+    draw, make = random_weights._draw, Values.make
 
     def remembered(spread: float) -> torch.Tensor:
         pool: torch.Tensor = draw(spread)
@@ -219,7 +220,7 @@ def test_the_pool_is_let_go(dummy: Callable[..., Checkpoint], monkeypatch: pytes
         kept.append(self)
         return make(self, *rest)
 
-    monkeypatch.setattr(_random_weights, "_draw", remembered)
+    monkeypatch.setattr(random_weights, "_draw", remembered)
     monkeypatch.setattr(Values, "make", keeping)
     model = load_random(dummy("llama"), dtype="float32")
     gc.collect()
@@ -240,7 +241,7 @@ def test_a_parameter_that_was_left_out_is_an_error(
         shapes.pop(name := "model.layers.1.mlp.up_proj.weight")
     else:
         shapes[name := "model.layers.7.mlp.up_proj.weight"] = (4, 4)
-    monkeypatch.setattr(_random_weights, "read_shapes", lambda _: shapes)
+    monkeypatch.setattr(random_weights, "read_shapes", lambda _: shapes)
     with pytest.raises(ModelError, match=rf"left 1 of the {len(shapes)} tensors of dummy:.* weights \({name} first\)"):
         load_random(checkpoint, dtype="float32")
 
@@ -305,9 +306,9 @@ def test_on_a_gpu_it_is_made_there_quantized_layer_by_layer_and_nothing_else_sta
 import json
 import torch
 from quantbench.methods import METHODS, Settings
-from quantbench.methods._random_weights import Values
+from quantbench.runtimes.transformers.random_weights import Values
 from quantbench.models.checkpoint import count_parameters, resolve
-from quantbench.scenario import Conditions, Scenario, Variant
+from quantbench.core.scenario import Conditions, Scenario, Variant
 checkpoint = resolve("dummy:tinyllama-1.1b")
 made = [Values(0.02).make("a.weight", (5000, 4096), device, torch.bfloat16) for device in ("cpu", "cuda:0")]
 alike = torch.equal(made[0], made[1].cpu())

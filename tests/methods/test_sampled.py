@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from quantbench.core.scenario import Scenario, Variant
 from quantbench.methods import METHODS, LoadedModel, SamplesTogether, Sampling, Settings, until_end
-from quantbench.methods import _sampled as sampled
 from quantbench.models.checkpoint import resolve
-from quantbench.scenario import Scenario, Variant
+from quantbench.runtimes.transformers import sampled
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

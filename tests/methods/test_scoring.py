@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from quantbench.core.scenario import Scenario, Variant
+from quantbench.measuring.passes.similarity import log_softmax
 from quantbench.methods import METHODS, SCORE_POSITIONS, Settings, Sliced
-from quantbench.methods._transformers import TransformersModel
 from quantbench.models.checkpoint import resolve
-from quantbench.passes.similarity import log_softmax
-from quantbench.scenario import Scenario, Variant
+from quantbench.runtimes.transformers.model import TransformersModel
 
 
 def test_a_composite_model_is_scored_by_its_text_part() -> None:

@@ -20,14 +20,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from quantbench.errors import ModelError, UnsupportedError, UsageError
-from quantbench.job import Checkpoint
+from quantbench.core.errors import ModelError, UnsupportedError, UsageError
+from quantbench.core.job import Checkpoint
+from quantbench.core.scenario import Conditions, Scenario, ServerAddress, Variant, parse_server
 from quantbench.methods import METHODS, Endpoint, Settings
-from quantbench.methods._openai import connect
 from quantbench.methods.server import bearer_key
 from quantbench.models import check_name
 from quantbench.models.checkpoint import resolve
-from quantbench.scenario import Conditions, Scenario, ServerAddress, Variant, parse_server
+from quantbench.runtimes.openai.client import connect
 
 SECRET = "sk-very-secret"
 SILENCE_S = 0.6
@@ -649,8 +649,8 @@ class TestLlamaCppServer:
 
     def test_it_serves_the_file_that_gguf_runs(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Text, log-probabilities and file are those of method gguf in this process; the server is gone afterwards."""
+        from quantbench.measuring.passes.similarity import log_softmax
         from quantbench.models.tokenizer import open_tokenizer
-        from quantbench.passes.similarity import log_softmax
 
         for name, value in {"HOST": "0.0.0.0", "PORT": "1", "MODEL": "no such file", "SEED": "x"}.items():  # noqa: S104 - must not be heeded
             monkeypatch.setenv(name, value)
@@ -679,7 +679,7 @@ class TestLlamaCppServer:
             pass
 
     def test_a_file_that_it_cannot_load(self, tmp_path: Path) -> None:
-        from quantbench.methods._local_server import serve
+        from quantbench.runtimes.llama_cpp.server import serve
 
         broken = tmp_path / "broken.gguf"
         broken.write_bytes(b"GGUF but not really")
@@ -688,13 +688,13 @@ class TestLlamaCppServer:
             pass
 
     def test_a_server_that_takes_too_long_is_ended(self, tmp_path: Path) -> None:
-        from quantbench.methods import _local_server
+        from quantbench.runtimes.llama_cpp import server as local_server
 
         started: list[subprocess.Popen[bytes]] = []
         real = subprocess.Popen
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(_local_server.subprocess, "Popen", lambda *a, **k: started.append(real(*a, **k)) or started[-1])
-            opened = _local_server.serve(
+            patch.setattr(local_server.subprocess, "Popen", lambda *a, **k: started.append(real(*a, **k)) or started[-1])
+            opened = local_server.serve(
                 tmp_path / "x.gguf", threads=1, context=64, device="cpu", extra_buffers=True, patience_s=0.05
             )
             with pytest.raises(ModelError, match=r"did not answer within 0.05 s"), opened:
@@ -704,7 +704,7 @@ class TestLlamaCppServer:
     @pytest.mark.parametrize(("device", "seen"), [("cpu", ""), ("cuda:1", "2,3")])
     def test_on_the_cpu_it_sees_no_gpu(self, device: str, seen: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """llama.cpp would read long prompts on one, whatever layers it was told to keep."""
-        from quantbench.methods import _local_server
+        from quantbench.runtimes.llama_cpp import server as local_server
 
         started: list[dict[str, str]] = []
 
@@ -722,9 +722,9 @@ class TestLlamaCppServer:
             def communicate(self) -> None: ...
 
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
-        monkeypatch.setattr(_local_server, "require_offload", lambda _: None)
-        monkeypatch.setattr(_local_server.subprocess, "Popen", Ended)
-        opened = _local_server.serve(tmp_path / "x.gguf", threads=1, context=64, device=device, extra_buffers=True)
+        monkeypatch.setattr(local_server, "require_offload", lambda _: None)
+        monkeypatch.setattr(local_server.subprocess, "Popen", Ended)
+        opened = local_server.serve(tmp_path / "x.gguf", threads=1, context=64, device=device, extra_buffers=True)
         with pytest.raises(ModelError, match="ended as it started"), opened:
             pass
         assert [each["CUDA_VISIBLE_DEVICES"] for each in started] == [seen]
@@ -732,7 +732,7 @@ class TestLlamaCppServer:
 
     def test_it_ends_with_the_process_that_started_it(self, tmp_path: Path) -> None:
         """The other end of its standard input closed: it goes, whatever it was doing."""
-        command = [sys.executable, "-m", "quantbench.methods._local_server", str(tmp_path / "none.json"), "own"]
+        command = [sys.executable, "-m", "quantbench.runtimes.llama_cpp.server", str(tmp_path / "none.json"), "own"]
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=False, env={**os.environ}
         )

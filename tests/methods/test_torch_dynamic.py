@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from quantbench.errors import UnsupportedError
+from quantbench.core.errors import UnsupportedError
+from quantbench.core.scenario import Conditions, Scenario, Variant
 from quantbench.methods import METHODS, Settings
 from quantbench.models import MODELS, BuiltinModel, ModuleRecipe
 from quantbench.models.checkpoint import resolve
-from quantbench.scenario import Conditions, Scenario, Variant
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from quantbench.errors import ModelError, UnsupportedError
+from quantbench.core.errors import ModelError, UnsupportedError
+from quantbench.core.scenario import Conditions, Scenario, Variant
 from quantbench.methods import METHODS, Settings
 from quantbench.methods import _torchao as ao
 from quantbench.models.checkpoint import resolve
-from quantbench.scenario import Conditions, Scenario, Variant
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager

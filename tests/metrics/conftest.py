@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from quantbench.trace import Answer, Generation, PeakMemory, Reference, Round, Trace, WeightMemory
+from quantbench.core.trace import Answer, Generation, PeakMemory, Reference, Round, Trace, WeightMemory
 
 if TYPE_CHECKING:
     from pathlib import Path

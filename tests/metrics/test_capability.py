@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from quantbench.core.record import Missing
+from quantbench.core.trace import Probe
 from quantbench.metrics.capability import capability
-from quantbench.record import Missing
-from quantbench.trace import Probe
 
 if TYPE_CHECKING:
-    from quantbench.trace import Trace
+    from quantbench.core.trace import Trace
 
 FLAGS = {"runs_on_cpu": "cpu", "runs_on_cuda": "cuda", "finetunes": "finetune", "saves_and_reloads": "save_reload"}
 FOUND = {

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from quantbench.core.record import Missing
+from quantbench.core.trace import Clocks
 from quantbench.metrics.clocks import clocks
-from quantbench.record import Missing
-from quantbench.trace import Clocks
 
 if TYPE_CHECKING:
-    from quantbench.trace import Trace
+    from quantbench.core.trace import Trace
 
 SEEN = Clocks(
     sm_mhz=(1980, 1500, 1755, 1965), memory_mhz=(2619, 2619, 1593), temperature_c=(40, 71, 70),

@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from quantbench.core.record import Missing
 from quantbench.metrics.divergence import divergence
-from quantbench.record import Missing
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from quantbench.record import Value
-    from quantbench.trace import Trace
+    from quantbench.core.record import Value
+    from quantbench.core.trace import Trace
 
 STANDARD_ERRORS = ("kld_mean_se", "top1_agreement_se", "delta_p_rms_se", "ppl_se", "ppl_ratio_se")
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from quantbench.core.record import Column
 from quantbench.metrics import METRICS, Metric
-from quantbench.record import Column
 
 STUB = Path(__file__).parents[1] / "stub_method.py"
 UNITLESS = ("string", "bool")

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from quantbench.core.record import Missing
 from quantbench.metrics.fallback import fallback
-from quantbench.record import Missing
 
 if TYPE_CHECKING:
-    from quantbench.trace import Trace
+    from quantbench.core.trace import Trace
 
 
 def test_counts_are_taken_from_the_facts(trace: Trace) -> None:

@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from quantbench.core.record import Missing
+from quantbench.core.statistics import bca_interval
+from quantbench.core.trace import Answer
 from quantbench.metrics.intervals import intervals
 from quantbench.metrics.text import compare_answers
-from quantbench.record import Missing
-from quantbench.statistics import bca_interval
-from quantbench.trace import Answer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from quantbench.record import Value
-    from quantbench.trace import Reference, Trace
+    from quantbench.core.record import Value
+    from quantbench.core.trace import Reference, Trace
 
     Compute = Callable[..., dict[str, Value]]
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from quantbench.core.record import Missing
+from quantbench.core.trace import Generation, Round, Trace
 from quantbench.metrics.itl import itl
-from quantbench.record import Missing
-from quantbench.trace import Generation, Round, Trace
 
 
 def answer(*gaps_s: float, tokens: int = 0) -> Generation:

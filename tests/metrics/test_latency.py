@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from quantbench.core.record import Missing
+from quantbench.core.trace import Generation, Round, Trace
 from quantbench.metrics.latency import decode_tps, latency, output_tps, prefill_tps
-from quantbench.record import Missing
-from quantbench.trace import Generation, Round, Trace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from quantbench.core.record import Missing
+from quantbench.core.trace import WeightMemory
 from quantbench.metrics.memory import EQUAL, memory
-from quantbench.record import Missing
-from quantbench.trace import WeightMemory
 
 if TYPE_CHECKING:
-    from quantbench.trace import Trace
+    from quantbench.core.trace import Trace
 
 DEVICE = (
     "peak_device_allocated_bytes", "peak_device_reserved_bytes", "load_peak_device_allocated_bytes",

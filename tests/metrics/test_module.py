@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from quantbench.core.record import Missing, Value
+from quantbench.core.trace import Calls, OutputDistance, Trace
 from quantbench.metrics import evaluate
 from quantbench.metrics.module import module
-from quantbench.record import Missing, Value
-from quantbench.trace import Calls, OutputDistance, Trace
 
 COLUMNS = {column.name for column in module.columns}
 VARIANT = np.random.default_rng(1).lognormal(-7.0, 0.3, (7, 10))

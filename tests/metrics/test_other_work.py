@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from quantbench.core.record import Missing
+from quantbench.core.trace import OtherWork, Trace
 from quantbench.metrics.other_work import other_work
-from quantbench.record import Missing
-from quantbench.trace import OtherWork, Trace
 
 if TYPE_CHECKING:
     from pathlib import Path

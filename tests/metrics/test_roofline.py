@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from quantbench.core.record import Missing
+from quantbench.core.trace import Energy
 from quantbench.metrics.energy import energy
 from quantbench.metrics.roofline import roofline
-from quantbench.record import Missing
-from quantbench.trace import Energy
 
 if TYPE_CHECKING:
-    from quantbench.trace import Trace
+    from quantbench.core.trace import Trace
 
 
 @pytest.fixture

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from quantbench.core.record import Missing
+from quantbench.core.trace import Generation, LoadPoint, Round, TopLogprobs
 from quantbench.metrics.latency import latency
 from quantbench.metrics.served import served
-from quantbench.record import Missing
-from quantbench.trace import Generation, LoadPoint, Round, TopLogprobs
 
 if TYPE_CHECKING:
-    from quantbench.trace import Trace
+    from quantbench.core.trace import Trace
 
 POINTS = (
     LoadPoint(concurrency=1, tokens=32, seconds=0.5, ttft_s=(0.1,)),

@@ -11,14 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from quantbench.core.record import Missing
+from quantbench.core.trace import Answer
 from quantbench.metrics.text import compare_answers, text
-from quantbench.record import Missing
-from quantbench.trace import Answer
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from quantbench.trace import Reference, Trace
+    from quantbench.core.trace import Reference, Trace
 
 tokens = st.lists(st.integers(0, 3), max_size=6).map(tuple)
 words = st.text("abc é.", max_size=20)

@@ -12,20 +12,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from quantbench.core.record import Missing
 from quantbench.metrics import METRICS, _llama_perplexity
 from quantbench.metrics.distribution import distribution
 from quantbench.metrics.divergence import divergence
 from quantbench.metrics.perplexity import perplexity
 from quantbench.metrics.scoring import scoring
-from quantbench.record import Missing
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
 
-    from quantbench.record import Value
-    from quantbench.trace import Trace
+    from quantbench.core.record import Value
+    from quantbench.core.trace import Trace
 
 Columns = dict[str, "NDArray[Any]"]
 OURS = (divergence, perplexity, distribution)

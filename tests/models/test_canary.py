@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from quantbench.machine import describe
-from quantbench.methods._gguf_files import f16_file
+from quantbench.core.machine import describe
+from quantbench.core.record import Record
+from quantbench.core.scenario import Conditions, Effort, Scenario, Variant
 from quantbench.models import MODELS
 from quantbench.models.checkpoint import checkpoint_dtype, count_parameters, resolve
 from quantbench.models.tokenizer import open_tokenizer
-from quantbench.plan import Plan
-from quantbench.prompts import load
-from quantbench.record import Record
-from quantbench.runner import Runner
-from quantbench.scenario import Conditions, Effort, Scenario, Variant
-from quantbench.store import Run, Store
+from quantbench.planning.plan import Plan
+from quantbench.planning.prompts import load
+from quantbench.results.store import Run, Store
+from quantbench.running.runner import Runner
+from quantbench.runtimes.llama_cpp.files import f16_file
 
 FOLDER = MODELS["canary"].folder()
 GGUF_BY_QUALITY = ("q8_0", "q6_k", "q5_k_m", "q4_k_m", "q3_k_m", "q2_k")
@@ -97,7 +97,7 @@ def test_q8_0_is_near_lossless_and_q2_k_is_visibly_worse_than_q4_k_m(records: di
 
 
 def test_training_text_is_the_documentation_of_this_interpreter() -> None:
-    from quantbench.models.canary import corpus
+    from quantbench.models.builtin.canary import corpus
 
     documents = corpus.documents()
     training, held_out = corpus.split(documents)

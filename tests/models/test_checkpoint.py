@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quantbench.errors import MissingDependency, ModelError, UsageError
+from quantbench.core.errors import MissingDependency, ModelError, UsageError
 from quantbench.models import BuiltinModel, check_name
 from quantbench.models.checkpoint import checkpoint_dtype, count_parameters, resolve
 from quantbench.models.safetensors import safetensors_header

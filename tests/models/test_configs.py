@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from quantbench.errors import MissingDependency, ModelError, UsageError
+from quantbench.core.errors import MissingDependency, ModelError, UsageError
 from quantbench.models import MODELS, dummy_configs
 from quantbench.models.config import read_architecture
 

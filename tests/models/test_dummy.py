@@ -13,20 +13,20 @@ from typing import Any
 
 import pytest
 
-from quantbench.errors import ModelError, UsageError
-from quantbench.job import Checkpoint
-from quantbench.machine import describe
+from quantbench.core.errors import ModelError, UsageError
+from quantbench.core.job import Checkpoint
+from quantbench.core.machine import describe
+from quantbench.core.record import Missing, Record, Status
+from quantbench.core.scenario import Conditions, Effort, Scenario, Variant, short_name
 from quantbench.methods import METHODS, Settings
 from quantbench.models import MODELS, check_name, dummy, dummy_configs
 from quantbench.models.checkpoint import count_parameters, resolve
 from quantbench.models.dummy import read_shapes, write_shapes
 from quantbench.models.safetensors import weight_files
 from quantbench.models.tokenizer import open_tokenizer
-from quantbench.plan import Plan
-from quantbench.record import Missing, Record, Status
-from quantbench.runner import Runner
-from quantbench.scenario import Conditions, Effort, Scenario, Variant, short_name
-from quantbench.store import Run, Store
+from quantbench.planning.plan import Plan
+from quantbench.results.store import Run, Store
+from quantbench.running.runner import Runner
 
 LAYERS, HIDDEN, KV, FFN, VOCABULARY, CONTEXT = 2, 256, 128, 512, 2304, 128
 CONFIG: dict[str, Any] = {

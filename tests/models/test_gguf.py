@@ -11,10 +11,10 @@ import gguf
 import numpy as np
 import pytest
 
-from quantbench.errors import ModelError
-from quantbench.methods._gguf_files import f16_file, quantized_file
+from quantbench.core.errors import ModelError
 from quantbench.models.checkpoint import resolve
 from quantbench.models.gguf import GgufHeader
+from quantbench.runtimes.llama_cpp.files import f16_file, quantized_file
 
 TOKENS = 150_000
 DAMAGED = r"odd\.gguf is cut short or damaged; make or download it again"

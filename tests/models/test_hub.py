@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from quantbench.errors import MissingDependency, ModelError, UsageError
+from quantbench.core.errors import MissingDependency, ModelError, UsageError
+from quantbench.core.scenario import Scenario, Variant, short_name
 from quantbench.models import check_name
 from quantbench.models.checkpoint import resolve
 from quantbench.models.hub import choose_gguf
-from quantbench.scenario import Scenario, Variant, short_name
 
 COMMIT = "0123456789abcdef"
 FILES = (

@@ -6,7 +6,7 @@ import hashlib
 from typing import TYPE_CHECKING
 
 from quantbench.models import MODELS, is_module
-from quantbench.models import lstm as source
+from quantbench.models.builtin import lstm as source
 from quantbench.models.checkpoint import resolve
 
 if TYPE_CHECKING:

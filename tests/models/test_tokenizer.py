@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from quantbench.job import Checkpoint
-from quantbench.methods._gguf_files import f16_file
+from quantbench.core.job import Checkpoint
 from quantbench.models.checkpoint import resolve
 from quantbench.models.tokenizer import DECODER_FILE, open_decoder, open_tokenizer, save_decoder
+from quantbench.runtimes.llama_cpp.files import f16_file
 
 END, TURN, MESSAGE = 2, 5, 7
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from quantbench import planner
-from quantbench.architecture import AS_LLAMA, Architecture
-from quantbench.errors import ModelError
+from quantbench.core.errors import ModelError
 from quantbench.models import meta
+from quantbench.models.architecture import AS_LLAMA, Architecture
 from quantbench.models.config import read_architecture
+from quantbench.planning import planner
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -142,6 +142,6 @@ def nvml(monkeypatch: pytest.MonkeyPatch) -> FakeNvml:
     """Two boards that only NVML tells of, without ``nvidia-smi``."""
     fake = FakeNvml({"GPU-aaaa-1": Board(), "GPU-bbbb-2": Board()})
     monkeypatch.setitem(sys.modules, "pynvml", fake)  # type: ignore[arg-type]  # whatever an import finds there it takes
-    monkeypatch.setattr("quantbench.gpus.shutil.which", lambda _: None)
+    monkeypatch.setattr("quantbench.core.gpus.shutil.which", lambda _: None)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     return fake

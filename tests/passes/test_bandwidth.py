@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from quantbench.passes import bandwidth
-from quantbench.passes.bandwidth import bytes_per_token, copy_on_cpu, memory_bandwidth
-from quantbench.trace import WeightMemory
+from quantbench.core.trace import WeightMemory
+from quantbench.measuring.passes import bandwidth
+from quantbench.measuring.passes.bandwidth import bytes_per_token, copy_on_cpu, memory_bandwidth
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -91,7 +91,7 @@ def test_a_run_measures_once_for_a_number_of_threads_in_a_process_of_its_own(
     child = stand_in(Child(10e9, 20e9))
     assert [memory_bandwidth("cpu", threads, tmp_path) for threads in (1, 1, 2, 2, 1)] == [10e9, 10e9, 20e9, 20e9, 10e9]
     assert [command[:-1] for command in child.commands] == [
-        [sys.executable, "-P", "-m", "quantbench.passes.bandwidth", "cpu", threads] for threads in ("1", "2")
+        [sys.executable, "-P", "-m", "quantbench.measuring.passes.bandwidth", "cpu", threads] for threads in ("1", "2")
     ]
 
 

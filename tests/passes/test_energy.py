@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from quantbench.passes import energy
-from quantbench.passes.energy import Nvml, Rapl, count_energy, find_counter, measure_energy, open_rapl
-from quantbench.passes.latency import Contender
-from quantbench.trace import Energy
+from quantbench.core.trace import Energy
+from quantbench.measuring.passes import energy
+from quantbench.measuring.passes.energy import Nvml, Rapl, count_energy, find_counter, measure_energy, open_rapl
+from quantbench.measuring.passes.latency import Contender
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -73,7 +73,7 @@ class FakeCounter:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """The pass's clock."""
     made = Clock()
-    monkeypatch.setattr("quantbench.passes.energy.time", made)
+    monkeypatch.setattr("quantbench.measuring.passes.energy.time", made)
     return made
 
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from quantbench.passes import gpu
-from quantbench.passes.gpu import Boards, ClockWatch, open_boards, throttle_reasons
-from quantbench.trace import Clocks
+from quantbench.core.trace import Clocks
+from quantbench.measuring.passes import gpu
+from quantbench.measuring.passes.gpu import Boards, ClockWatch, open_boards, throttle_reasons
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -198,7 +198,7 @@ def test_on_a_gpu_asking_opens_no_cuda_and_says_what_nvidia_smi_says() -> None:
     script = """
 import json, sys
 from dataclasses import asdict
-from quantbench.passes.gpu import ClockWatch, open_boards, uses_cuda
+from quantbench.measuring.passes.gpu import ClockWatch, open_boards, uses_cuda
 watch = ClockWatch("cuda:0")
 watch.look()
 boards = open_boards("cuda:0")
@@ -221,7 +221,7 @@ def test_on_a_gpu_the_boards_are_those_that_torch_numbers_so() -> None:
     pytest.importorskip("pynvml")
     script = """
 import json
-from quantbench.gpus import number_gpus_by_bus, visible_gpus
+from quantbench.core.gpus import number_gpus_by_bus, visible_gpus
 number_gpus_by_bus()
 import torch
 found = [str(torch.cuda.get_device_properties(number).uuid) for number in range(torch.cuda.device_count())]

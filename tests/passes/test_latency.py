@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quantbench.passes.latency import Contender, measure_rounds, timed_answer, together
-from quantbench.scenario import Effort
+from quantbench.core.scenario import Effort
+from quantbench.measuring.passes.latency import Contender, measure_rounds, timed_answer, together
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from quantbench.trace import Round
+    from quantbench.core.trace import Round
 
 QUARTER = 0.25
 ALIKE = ((1, 2, 3),) * 10
@@ -71,7 +71,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """The pass's clock."""
     made = Clock()
     for module in ("latency", "_rounds"):
-        monkeypatch.setattr(f"quantbench.passes.{module}.time", made)
+        monkeypatch.setattr(f"quantbench.measuring.passes.{module}.time", made)
     return made
 
 

@@ -29,17 +29,18 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from quantbench import machine, prompts
-from quantbench.job import TRACE_FILE, Job, Task
-from quantbench.methods._llama_cpp_probe import extra_buffers_work
+from quantbench.core import machine
+from quantbench.core.job import TRACE_FILE, Job, Task
+from quantbench.core.record import Value
+from quantbench.core.scenario import Conditions, Effort, Variant
+from quantbench.core.trace import Reference, Trace
+from quantbench.measuring.passes.similarity import LOGPROBS_FILE, REFERENCE_FILE
+from quantbench.measuring.worker import run_job
 from quantbench.metrics import evaluate
 from quantbench.metrics._llama_perplexity import statistics
 from quantbench.models.checkpoint import resolve
-from quantbench.passes.similarity import LOGPROBS_FILE, REFERENCE_FILE
-from quantbench.record import Value
-from quantbench.scenario import Conditions, Effort, Variant
-from quantbench.trace import Reference, Trace
-from quantbench.worker import run_job
+from quantbench.planning import prompts
+from quantbench.runtimes.llama_cpp.probe import extra_buffers_work
 
 DATA = Path(__file__).parents[1] / "data" / "llama_cpp"
 RECORDED: Mapping[str, Any] = json.loads((DATA / "calibration.json").read_text(encoding="utf-8"))
@@ -224,7 +225,7 @@ def _regenerate() -> ModuleType:
 @pytest.mark.usefixtures("artifacts")
 def test_both_sides_run_on_the_same_tensors(bounds: Bounds) -> None:
     """To the byte where the kernels are the same: quantizing rounds, too."""
-    from quantbench.methods._gguf_files import quantized_file
+    from quantbench.runtimes.llama_cpp.files import quantized_file
 
     script = _regenerate()
     tensors = {level: script.tensors(quantized_file(resolve("canary"), level).path) for level in LEVELS}

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from quantbench.errors import UnsupportedError
-from quantbench.passes import memory
+from quantbench.core.errors import UnsupportedError
+from quantbench.measuring.passes import memory
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -32,8 +32,8 @@ COPIES = LARGE // MAPPED
 PRELUDE = """
 import json, mmap, sys, time
 from dataclasses import asdict
-from quantbench.passes import memory
-from quantbench.passes.memory import before_loading, measure_peak, peak_during, reset_high_water, resident
+from quantbench.measuring.passes import memory
+from quantbench.measuring.passes.memory import before_loading, measure_peak, peak_during, reset_high_water, resident
 
 PAGE = mmap.PAGESIZE
 looks = []
@@ -200,7 +200,8 @@ def test_a_parents_peak_is_not_inherited() -> None:
     """What ru_maxrss would count: the parent held more than the child ever did."""
     script = (
         f"import os, subprocess\nkept = anonymous({PASSING})\n"
-        "child = 'import json; from quantbench.passes.memory import *; reset_high_water(); print(json.dumps([resident()]))'\n"
+        "child = 'import json; from quantbench.measuring.passes.memory import *; '\n"
+        "child += 'reset_high_water(); print(json.dumps([resident()]))'\n"
         "print(subprocess.run([sys.executable, '-c', child], capture_output=True, text=True, check=True).stdout)"
     )
     (child,) = _run(script)
@@ -468,7 +469,7 @@ def test_on_a_gpu_the_peaks_are_those_of_known_tensors() -> None:
     script = f"""
 import json
 from dataclasses import asdict
-from quantbench.passes.memory import before_loading, peak_during
+from quantbench.measuring.passes.memory import before_loading, peak_during
 loading = before_loading("cuda:0")
 import torch
 kept = torch.ones({HOLDING}, dtype=torch.uint8, device="cuda:0")

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from quantbench.passes.module import COMPARED_INPUTS, INPUTS, Caller, compare_outputs, measure_calls
-from quantbench.scenario import Effort
+from quantbench.core.scenario import Effort
+from quantbench.measuring.passes.module import COMPARED_INPUTS, INPUTS, Caller, compare_outputs, measure_calls
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from quantbench.trace import Calls
+    from quantbench.core.trace import Calls
 
 QUARTER = 0.25
 SIX = Effort(min_rounds=6, max_rounds=6)
@@ -55,7 +55,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """The passes' clock."""
     made = Clock()
     for module in ("module", "_rounds"):
-        monkeypatch.setattr(f"quantbench.passes.{module}.time", made)
+        monkeypatch.setattr(f"quantbench.measuring.passes.{module}.time", made)
     return made
 
 

@@ -15,19 +15,23 @@ from typing import Any
 import numpy as np
 import pytest
 
-from quantbench.job import Job, Task
+from quantbench.core.job import Job, Task
+from quantbench.core.scenario import Conditions, Effort, Precision, Scenario, Variant
+from quantbench.core.trace import Probe, load_probes
+from quantbench.measuring.passes import probes as probing
+from quantbench.measuring.passes.probes import NAMES, PROBES_FILE
+from quantbench.measuring.passes.similarity import log_softmax
 from quantbench.methods import METHODS, Sampling, Settings, method
 from quantbench.models.checkpoint import resolve
-from quantbench.passes import probes as probing
-from quantbench.passes.probes import NAMES, PROBES_FILE
-from quantbench.passes.similarity import log_softmax
-from quantbench.scenario import Conditions, Effort, Precision, Scenario, Variant
-from quantbench.trace import Probe, load_probes
 
 SOUND = ("torch/fp32", "torch/bf16", "bitsandbytes/nf4-dq", "bitsandbytes/int8", "odd/sound")
 ODD = ("deaf", "first-layer-dead", "gradients-not-finite", "random", "untrainable", "lossy", "pickle")
 VARIANTS = (*SOUND, "gguf/q8_0", *(f"odd/{name}" for name in ODD))
-RUN_ALL = "import sys, pathlib; from quantbench.worker import run_job; [run_job(pathlib.Path(each)) for each in sys.argv[1:]]"
+RUN_ALL = """
+import pathlib, sys
+from quantbench.measuring.worker import run_job
+list(map(run_job, map(pathlib.Path, sys.argv[1:])))
+"""
 
 Found = dict[str, dict[str, Probe]]
 
@@ -150,7 +154,7 @@ def test_a_variant_that_stays_elsewhere_does_not_run_on_the_device(
 
 def test_a_device_that_is_not_there_is_not_tried(found: Found) -> None:
     """Machines with a CUDA device have a finding instead."""
-    from quantbench.machine import describe
+    from quantbench.core.machine import describe
 
     for probes in found.values():
         if describe().gpus:

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quantbench.errors import ModelError
-from quantbench.job import Checkpoint, Task
-from quantbench.passes.reference import make_reference
-from quantbench.passes.similarity import LOGPROBS_FILE, REFERENCE_FILE, answer_greedily, log_softmax, score_columns
-from quantbench.scenario import Conditions
-from quantbench.trace import Reference
+from quantbench.core.errors import ModelError
+from quantbench.core.job import Checkpoint, Task
+from quantbench.core.scenario import Conditions
+from quantbench.core.trace import Reference
+from quantbench.measuring.passes.reference import make_reference
+from quantbench.measuring.passes.similarity import LOGPROBS_FILE, REFERENCE_FILE, answer_greedily, log_softmax, score_columns
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -162,7 +162,7 @@ def test_neither_blocks_nor_threads_change_a_figure(
 ) -> None:
     reference = _reference(tmp_path, _table(0))
     score_columns(FakeModel(_table(1), LENGTH), _scored(reference), tmp_path, tmp_path / "whole.npz")
-    monkeypatch.setattr("quantbench.passes.similarity._BLOCK_VALUES", block)
+    monkeypatch.setattr("quantbench.measuring.passes.similarity._BLOCK_VALUES", block)
     score_columns(FakeModel(_table(1), LENGTH), _scored(reference), tmp_path, tmp_path / "parts.npz", threads=threads)
     whole, parts = _columns(tmp_path / "whole.npz"), _columns(tmp_path / "parts.npz")
     assert {name: values.tolist() for name, values in parts.items()} == {name: each.tolist() for name, each in whole.items()}

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from quantbench.core.record import Missing
+from quantbench.core.trace import Slicing
+from quantbench.measuring.passes.similarity import LOGPROBS_FILE, score_columns
+from quantbench.measuring.passes.slicing import PROMPTS, UNSLICED, measure_slicing
 from quantbench.metrics.slicing import slicing
-from quantbench.passes.similarity import LOGPROBS_FILE, score_columns
-from quantbench.passes.slicing import PROMPTS, UNSLICED, measure_slicing
-from quantbench.record import Missing
-from quantbench.trace import Slicing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

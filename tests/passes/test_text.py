@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quantbench.errors import ModelError
-from quantbench.passes.text import CHUNK_TOKENS, chunk_tokens, read_chunks
-from quantbench.scenario import Conditions
+from quantbench.core.errors import ModelError
+from quantbench.core.scenario import Conditions
+from quantbench.measuring.passes.text import CHUNK_TOKENS, chunk_tokens, read_chunks
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from quantbench.machine import Machine
-from quantbench.record import Missing, Output, Record, Sample, Status, Value
+from quantbench.core.machine import Machine
+from quantbench.core.record import Missing, Output, Record, Sample, Status, Value
+from quantbench.core.scenario import Conditions, Scenario, Variant
 from quantbench.report import Results, select
-from quantbench.scenario import Conditions, Scenario, Variant
-from quantbench.store import Run, Store, load
+from quantbench.results.store import Run, Store, load
 
 HOSTILE = (
     '<script>window.pwned=1</script>"><img src=x onerror="window.pwned=1"></script></style><!--{{7*7}}'

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quantbench.report.answers import MOST_CHARACTERS, differences, side_by_side
 from quantbench.report.markup import plain
+from quantbench.report.sections.answers import MOST_CHARACTERS, differences, side_by_side
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from quantbench.report.colours import DARK, LIGHT
+from quantbench.report.charts.colours import DARK, LIGHT
 from quantbench.report.markup import plain
 
 if TYPE_CHECKING:

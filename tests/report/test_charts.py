@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from quantbench.report import history, latency
-from quantbench.report.bars import bars
-from quantbench.report.colours import DARK, LIGHT, on_page, on_paper, series
-from quantbench.report.decisions import HEADS, decisions
-from quantbench.report.figures import courses, latencies, sizes, speeds
-from quantbench.report.look import Look, log_ticks, subject
-from quantbench.report.pareto import pareto
-from quantbench.report.points import on_front, points
-from quantbench.report.rows_table import listing
-from quantbench.tables.decision import DEFAULT_WORD
-from quantbench.tables.words import words
+from quantbench.advice.decision import DEFAULT_WORD
+from quantbench.advice.words import words
+from quantbench.report.charts import history, latency
+from quantbench.report.charts.bars import bars
+from quantbench.report.charts.colours import DARK, LIGHT, on_page, on_paper, series
+from quantbench.report.charts.figures import courses, latencies, sizes, speeds
+from quantbench.report.charts.look import Look, log_ticks, subject
+from quantbench.report.charts.pareto import pareto
+from quantbench.report.charts.points import on_front, points
+from quantbench.report.sections.decisions import HEADS, decisions
+from quantbench.report.sections.rows import listing
 
 if TYPE_CHECKING:
     from quantbench.report import Results

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quantbench.report.labels import Place, place
+from quantbench.report.charts.labels import Place, place
 
 CHARACTER, HALF_LINE, RADIUS = 6.8, 7, 5
 

@@ -14,12 +14,13 @@ from typing import Any
 
 import pytest
 
-from quantbench.errors import MissingDependency, UsageError
-from quantbench.report import Results, facts, html, page, picture, select
+from quantbench.core.errors import MissingDependency, UsageError
+from quantbench.report import Results, html, page, picture, select
 from quantbench.report.markup import data_block
-from quantbench.report.rows_table import NO_REASON, listing
-from quantbench.store import load
-from quantbench.tables.rows import rows_of
+from quantbench.report.sections import facts
+from quantbench.report.sections.rows import NO_REASON, listing
+from quantbench.results.rows import rows_of
+from quantbench.results.store import load
 
 
 class Reader(HTMLParser):
@@ -241,7 +242,7 @@ def test_devices_are_those_that_are_known(write: Any, record: Callable[..., Any]
 
 
 def test_a_run_in_which_all_failed_has_a_page(write: Any, record: Callable[..., Any]) -> None:
-    from quantbench.record import Status
+    from quantbench.core.record import Status
 
     failed = replace(record("torch/fp32"), status=Status.OOM, values={}, reason="no room", outputs=(), samples=())
     reader = Reader()

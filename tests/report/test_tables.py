@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from quantbench.report.tables import SEEDS, Sheet, sheet, sheets
+from quantbench.report.sections.tables import SEEDS, Sheet, sheet, sheets
 from quantbench.tables import KINDS
 from quantbench.tables.table import Cell, Heading, Table
 

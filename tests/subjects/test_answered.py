@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from quantbench import load
-from quantbench.machine import describe
-from quantbench.plan import Plan
-from quantbench.runner import Runner
-from quantbench.scenario import PROFILES, Conditions, Scenario, Variant
-from quantbench.store import Run, Store
+from quantbench.core.machine import describe
+from quantbench.core.scenario import PROFILES, Conditions, Scenario, Variant
+from quantbench.planning.plan import Plan
+from quantbench.results.store import Run, Store
+from quantbench.running.runner import Runner
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from quantbench import load
-from quantbench.machine import describe
+from quantbench.core.machine import describe
+from quantbench.core.scenario import PROFILES, Conditions, Scenario, Variant
 from quantbench.methods import METHODS
-from quantbench.plan import Plan
-from quantbench.runner import Runner
-from quantbench.scenario import PROFILES, Conditions, Scenario, Variant
-from quantbench.store import Run, Store
+from quantbench.planning.plan import Plan
+from quantbench.results.store import Run, Store
+from quantbench.running.runner import Runner
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from quantbench.anchor import Anchor
-from quantbench.errors import ModelError
-from quantbench.job import FAILURE_FILE, Job, Task
+from quantbench.core.errors import ModelError
+from quantbench.core.job import FAILURE_FILE, Job, Task
+from quantbench.core.scenario import SEEDED_INPUTS, Conditions, Effort, Precision, Scenario, Variant
+from quantbench.measuring.anchor import Anchor
+from quantbench.measuring.subjects import causal, module
+from quantbench.measuring.subjects.device import check_device
+from quantbench.measuring.worker import run_job
 from quantbench.methods import METHODS, Settings, method
 from quantbench.models.checkpoint import resolve
-from quantbench.scenario import SEEDED_INPUTS, Conditions, Effort, Precision, Scenario, Variant
-from quantbench.subjects import causal, module
-from quantbench.subjects.device import check_device
-from quantbench.worker import run_job
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import pandas as pd
 import pytest
 
-from quantbench.job import TRACE_FILE, Job, Task
+from quantbench.core.job import TRACE_FILE, Job, Task
+from quantbench.core.scenario import SEEDED_INPUTS, Conditions, Effort, Variant
+from quantbench.core.trace import Trace
+from quantbench.measuring.subjects import module
 from quantbench.models.checkpoint import resolve
-from quantbench.prompts import load
-from quantbench.scenario import SEEDED_INPUTS, Conditions, Effort, Variant
-from quantbench.subjects import module
-from quantbench.trace import Trace
+from quantbench.planning.prompts import load
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from quantbench.job import Checkpoint
-from quantbench.passes.probes import NAMES, PROBES_FILE, save_probes
-from quantbench.scenario import Conditions, Scenario, Variant
-from quantbench.subjects.probe import probed
-from quantbench.trace import Probe, load_probes
+from quantbench.core.job import Checkpoint
+from quantbench.core.scenario import Conditions, Scenario, Variant
+from quantbench.core.trace import Probe, load_probes
+from quantbench.measuring.passes.probes import NAMES, PROBES_FILE, save_probes
+from quantbench.measuring.subjects.probe import probed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -92,7 +92,7 @@ def test_what_changes_the_answer_is_probed_again(tmp_path: Path, scenario: Scena
 def test_another_library_version_is_probed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     worker = Worker(tmp_path, FOUND)
     for number in ("0.1", "0.2", "0.2"):
-        monkeypatch.setattr("quantbench.subjects.probe.versions", lambda number=number: {"peft": number, "pandas": "3"})
+        monkeypatch.setattr("quantbench.measuring.subjects.probe.versions", lambda found=number: {"peft": found, "pandas": "3"})
         probed(SCENARIO, CHECKPOINT, worker)
 
     assert worker.runs == 2

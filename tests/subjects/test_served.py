@@ -16,19 +16,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quantbench.errors import ModelError
-from quantbench.job import TRACE_FILE, Checkpoint, Job, Task
+from quantbench.core.errors import ModelError
+from quantbench.core.job import TRACE_FILE, Checkpoint, Job, Task
+from quantbench.core.record import Missing
+from quantbench.core.scenario import Conditions, Effort, Scenario, Variant
+from quantbench.core.trace import LoadPoint, Reference, TopLogprobs, Trace
+from quantbench.measuring.passes.similarity import LOGPROBS_FILE, REFERENCE_FILE
+from quantbench.measuring.subjects import causal, served
+from quantbench.measuring.subjects.prompts import Prompts
+from quantbench.measuring.subjects.served import Client, levels, measure
+from quantbench.measuring.subjects.top_logprobs import POSITIONS, UNREACHABLE, Place, compare_top_tokens, summarize
 from quantbench.methods import METHODS, Artifact, Settings, StreamDroppedError, Streamed
 from quantbench.metrics import evaluate
 from quantbench.models.checkpoint import resolve
-from quantbench.passes.similarity import LOGPROBS_FILE, REFERENCE_FILE
-from quantbench.record import Missing
-from quantbench.scenario import Conditions, Effort, Scenario, Variant
-from quantbench.subjects import causal, served
-from quantbench.subjects.prompts import Prompts
-from quantbench.subjects.served import Client, levels, measure
-from quantbench.subjects.top_logprobs import POSITIONS, UNREACHABLE, Place, compare_top_tokens, summarize
-from quantbench.trace import LoadPoint, Reference, TopLogprobs, Trace
 
 URL = "http://localhost:1/v1"
 PROMPTS = ("one", "two", "three")

@@ -10,10 +10,10 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from quantbench.machine import Machine
-from quantbench.record import Missing, Record, Status, Value
-from quantbench.scenario import Conditions, Scenario, Variant
-from quantbench.store import Run, Store, load
+from quantbench.core.machine import Machine
+from quantbench.core.record import Missing, Record, Status, Value
+from quantbench.core.scenario import Conditions, Scenario, Variant
+from quantbench.results.store import Run, Store, load
 
 MACHINE = Machine(cpu="Example CPU", cpus=2, memory_bytes=8 * 2**30, isa="avx2", system="Linux x86_64")
 FP32_BYTES = 4_000_000

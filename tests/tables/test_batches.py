@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-    from quantbench.record import Record
+    from quantbench.core.record import Record
     from quantbench.tables.table import Table
 
     Write = Callable[..., pd.DataFrame]

@@ -9,20 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from quantbench import gpus as machine_gpus
 from quantbench import tables
-from quantbench.models import MODELS
-from quantbench.passes import energy
-from quantbench.planner import read_architecture
-from quantbench.tables import cell_checks, prose_checks, sizes
-from quantbench.tables import evidence as evidences
-from quantbench.tables.cell_checks import CELL_CHECKS, ClaimedCell
-from quantbench.tables.checked import Checked, judge_prose, judge_table
-from quantbench.tables.claimed import Prose, claims, prose
-from quantbench.tables.evidence import Evidence
-from quantbench.tables.kinds import claims as claims_kind
-from quantbench.tables.kinds import gguf, methods, precision
-from quantbench.tables.marks import (
+from quantbench.claims import cells as cell_checks
+from quantbench.claims import evidence as evidences
+from quantbench.claims import prose as prose_checks
+from quantbench.claims import sizes
+from quantbench.claims.cells import CELL_CHECKS, ClaimedCell
+from quantbench.claims.checked import Checked, judge_prose, judge_table
+from quantbench.claims.claimed import Prose, claims, prose
+from quantbench.claims.evidence import Evidence
+from quantbench.claims.marks import (
     FAILS,
     HOLDS,
     MARKS,
@@ -36,17 +32,23 @@ from quantbench.tables.marks import (
     amount,
     worst,
 )  # fmt: skip
-from quantbench.tables.prose_checks import PROSE_CHECKS
+from quantbench.claims.prose import PROSE_CHECKS
+from quantbench.core import gpus as machine_gpus
+from quantbench.measuring.passes import energy
+from quantbench.models import MODELS
+from quantbench.planning.planner import read_architecture
+from quantbench.results.rows import groups
+from quantbench.tables.kinds import claims as claims_kind
+from quantbench.tables.kinds import gguf, methods, precision
 from quantbench.tables.render import as_text, render
-from quantbench.tables.rows import groups
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     import pandas as pd
 
-    from quantbench.footprint import Weights
-    from quantbench.record import Missing, Record
+    from quantbench.core.record import Missing, Record
+    from quantbench.models.footprint import Weights
 
     Write = Callable[..., pd.DataFrame]
     Make = Callable[..., Record]
@@ -173,7 +175,7 @@ def test_only_an_earlier_size_that_rounds_to_the_claim_makes_it_a_changed_recipe
 
 def test_what_cannot_be_planned_is_not_judged(monkeypatch: pytest.MonkeyPatch) -> None:
     def unknown(_: str, variants: list[str]) -> dict[str, Weights]:
-        from quantbench.footprint import Weights
+        from quantbench.models.footprint import Weights
 
         return {variant: Weights(weight_bytes=None, note="llama.cpp is not installed") for variant in variants}
 

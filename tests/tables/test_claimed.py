@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from quantbench.claims.claimed import claims
 from quantbench.methods import METHODS
-from quantbench.tables.claimed import claims
 
 PRECISION = {
     "Precision": ["FP32", "FP16", "INT8", "INT4"],

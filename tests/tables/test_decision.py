@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quantbench.tables.decision import RULE, decide
-from quantbench.tables.pareto import PROCESS_SPREAD, Candidate, choose, dominates, possible
-from quantbench.units import significant
+from quantbench.advice.decision import RULE, decide
+from quantbench.advice.pareto import PROCESS_SPREAD, Candidate, choose, dominates, possible
+from quantbench.core.units import significant
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-    from quantbench.record import Missing, Record
+    from quantbench.core.record import Missing, Record
 
     Write = Callable[..., pd.DataFrame]
     Make = Callable[..., Record]

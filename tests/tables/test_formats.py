@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from quantbench.errors import QuantbenchError
-from quantbench.tables import type_facts as reader
+from quantbench.claims import type_facts as reader
+from quantbench.claims.type_facts import LLAMA_CPP, TypeFacts, read_types, type_facts
+from quantbench.core.errors import QuantbenchError
 from quantbench.tables.kinds import formats
 from quantbench.tables.render import as_text, render
-from quantbench.tables.type_facts import LLAMA_CPP, TypeFacts, read_types, type_facts
 
 if TYPE_CHECKING:
     from quantbench.tables.table import Cell, Table

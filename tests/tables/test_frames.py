@@ -12,7 +12,7 @@ import pytest
 
 import quantbench
 from quantbench import tables
-from quantbench.schema import DTYPES, table_columns
+from quantbench.results.schema import DTYPES, table_columns
 from quantbench.tables.frames import as_frame
 from quantbench.tables.table import Cell, Heading, Table
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from quantbench.record import Missing, Record
+    from quantbench.core.record import Missing, Record
     from quantbench.tables.table import Scalar
 
     Write = Callable[..., pd.DataFrame]

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from quantbench import tables
-from quantbench.errors import UsageError
+from quantbench.core.errors import UsageError
 from quantbench.methods import METHODS
-from quantbench.planner import forecast, read_architecture
+from quantbench.planning.planner import forecast, read_architecture
 from quantbench.tables.kinds import gguf, precision
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-    from quantbench.record import Missing, Record
+    from quantbench.core.record import Missing, Record
     from quantbench.tables.table import Cell, Table
 
     Write = Callable[..., pd.DataFrame]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-    from quantbench.record import Missing, Record
+    from quantbench.core.record import Missing, Record
     from quantbench.tables.table import Cell, Table
 
     Write = Callable[..., pd.DataFrame]

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-    from quantbench.record import Missing, Record
+    from quantbench.core.record import Missing, Record
     from quantbench.tables.table import Table
 
     Write = Callable[..., pd.DataFrame]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from quantbench import tables
-from quantbench.tables.decision import decide
+from quantbench.advice.decision import decide
 from quantbench.tables.kinds import gguf, modules, precision
 from quantbench.tables.render import as_text, render
 from quantbench.tables.summary import overview, run_summary
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-    from quantbench.record import Missing, Record
+    from quantbench.core.record import Missing, Record
     from quantbench.tables.table import Cell, Table
 
     Write = Callable[..., pd.DataFrame]

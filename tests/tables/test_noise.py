@@ -13,7 +13,7 @@ from quantbench.tables.kinds import noise
 if TYPE_CHECKING:
     import pandas as pd
 
-    from quantbench.record import Record
+    from quantbench.core.record import Record
     from quantbench.tables.table import Table
 
 RATES = (100.0, 104.0, 92.0)

@@ -6,14 +6,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from quantbench import tables
-from quantbench.tables.decision import decide
+from quantbench.advice.decision import decide
 from quantbench.tables.kinds import perplexity
 from quantbench.tables.summary import overview
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from quantbench.record import Record
+    from quantbench.core.record import Record
 
 Write = Callable[..., "pd.DataFrame"]
 Make = Callable[..., "Record"]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+from quantbench.advice.published import published
+from quantbench.advice.words import words
 from quantbench.methods import METHODS
 from quantbench.methods.gguf import uses_matrix
-from quantbench.tables.published import published
-from quantbench.tables.words import words
 
 DATA = Path(__file__).parents[1] / "data" / "reference_numbers.csv"
 MATRIX = " imatrix=WT 10m"

@@ -14,14 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quantbench import tables
-from quantbench.errors import UsageError
+from quantbench.core.errors import UsageError
 from quantbench.tables.render import as_markdown, as_text, escape_markdown, render
 from quantbench.tables.table import Cell, Heading, Table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from quantbench.record import Record
+    from quantbench.core.record import Record
 
     Write = Callable[..., pd.DataFrame]
 

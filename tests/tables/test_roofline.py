@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-    from quantbench.record import Missing, Record
+    from quantbench.core.record import Missing, Record
 
     Write = Callable[..., pd.DataFrame]
     Make = Callable[..., Record]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quantbench.tables.words import Scale, words
+from quantbench.advice.words import Scale, words
 
 SCALES = [words().quality, words().quality_loss, words().inference_speed]
 

@@ -10,15 +10,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from quantbench.scenario import prompt_tokens, split_batch
+from quantbench.core.scenario import prompt_tokens, split_batch
+from quantbench.core.units import significant
+from quantbench.results.rows import Group, Row, groups
 from quantbench.tables import TableKind
 from quantbench.tables import fields as f
 from quantbench.tables.assemble import assemble, instrument_note
 from quantbench.tables.lines import Line, plain_lines
-from quantbench.tables.rows import Group, Row, groups
 from quantbench.tables.show import times
 from quantbench.tables.table import Cell, Heading
-from quantbench.units import significant
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from quantbench.claims import marks as m
+from quantbench.claims.checked import Checked, judge_prose, judge_table
+from quantbench.claims.claimed import claims
+from quantbench.claims.evidence import Evidence
+from quantbench.results.rows import groups
 from quantbench.tables import TableKind
-from quantbench.tables import marks as m
-from quantbench.tables.checked import Checked, judge_prose, judge_table
-from quantbench.tables.claimed import claims
-from quantbench.tables.evidence import Evidence
-from quantbench.tables.rows import groups
 from quantbench.tables.table import Cell, Heading, Table
 
 if TYPE_CHECKING:

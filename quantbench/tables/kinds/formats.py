@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from quantbench.errors import QuantbenchError
+from quantbench.claims.type_facts import LLAMA_CPP, PACKAGES, TypeFacts, package_versions, type_facts
+from quantbench.core.errors import QuantbenchError
+from quantbench.core.units import significant
 from quantbench.tables import TableKind
 from quantbench.tables.show import times
 from quantbench.tables.table import Cell, Heading, Scalar, Table
-from quantbench.tables.type_facts import LLAMA_CPP, PACKAGES, TypeFacts, package_versions, type_facts
-from quantbench.units import significant
 
 SCALED = "×s"
 _BYTE_BITS = 8

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from quantbench.core.units import format_bytes
 from quantbench.metrics.memory import EQUAL
+from quantbench.results.rows import Group, groups
 from quantbench.tables import TableKind
 from quantbench.tables import fields as f
 from quantbench.tables.assemble import assemble, instrument_note
 from quantbench.tables.lines import Line, plain_lines
-from quantbench.tables.rows import Group, groups
 from quantbench.tables.table import Cell, Heading
-from quantbench.units import format_bytes
 
 if TYPE_CHECKING:
     import pandas as pd

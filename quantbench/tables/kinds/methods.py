@@ -10,15 +10,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from quantbench.claims.checked import mark_notes
+from quantbench.claims.claimed import ClaimTable, claims
+from quantbench.claims.evidence import Evidence
+from quantbench.claims.findings import FINDINGS, Find, Finding, absent, kernel, representative, truth
+from quantbench.results.rows import Group, Row, groups
 from quantbench.tables import TableKind
 from quantbench.tables import fields as f
 from quantbench.tables.assemble import assemble, instrument_note, speed_note
-from quantbench.tables.checked import mark_notes
-from quantbench.tables.claimed import ClaimTable, claims
-from quantbench.tables.evidence import Evidence
-from quantbench.tables.findings import FINDINGS, Find, Finding, absent, kernel, representative, truth
 from quantbench.tables.lines import Line
-from quantbench.tables.rows import Group, Row, groups
 from quantbench.tables.table import Cell, Heading
 
 if TYPE_CHECKING:

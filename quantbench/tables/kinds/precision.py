@@ -9,15 +9,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from quantbench.advice.words import words
+from quantbench.claims.checked import mark_notes
+from quantbench.claims.claimed import claims
+from quantbench.claims.evidence import Evidence
+from quantbench.results.rows import Group, groups
 from quantbench.tables import TableKind
 from quantbench.tables import fields as f
 from quantbench.tables.assemble import assemble, claim_notes, speed_note
-from quantbench.tables.checked import mark_notes
-from quantbench.tables.claimed import claims
-from quantbench.tables.evidence import Evidence
 from quantbench.tables.lines import Line, claimed_lines, lines_of, plain_lines
-from quantbench.tables.rows import Group, groups
-from quantbench.tables.words import words
 
 if TYPE_CHECKING:
     import pandas as pd

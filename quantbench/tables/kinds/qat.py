@@ -13,16 +13,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, cast
 
+from quantbench.core.statistics import minimum_detectable_effect, t_quantile
+from quantbench.core.units import format_seconds
 from quantbench.methods.qat import SAME_AS
-from quantbench.statistics import minimum_detectable_effect, t_quantile
+from quantbench.results.rows import Group, Row, groups
 from quantbench.tables import TableKind
 from quantbench.tables.assemble import assemble, instrument_note
 from quantbench.tables.fields import Field
 from quantbench.tables.lines import Line
-from quantbench.tables.rows import Group, Row, groups
 from quantbench.tables.show import short, with_error
 from quantbench.tables.table import Cell, Heading, Scalar
-from quantbench.units import format_seconds
 
 if TYPE_CHECKING:
     import pandas as pd

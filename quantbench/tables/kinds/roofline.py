@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from quantbench.core.units import GB, format_bytes, significant
+from quantbench.results.rows import Group, groups
 from quantbench.tables import TableKind
 from quantbench.tables import fields as f
 from quantbench.tables.assemble import assemble
 from quantbench.tables.lines import Line, plain_lines
-from quantbench.tables.rows import Group, groups
 from quantbench.tables.table import Cell, Heading
-from quantbench.units import GB, format_bytes, significant
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -28,10 +28,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from quantbench import machine
-from quantbench.methods._gguf_files import _SOURCE_SHA256, quantized_file
-from quantbench.methods._llama_cpp_probe import extra_buffers_work
+from quantbench.core import machine
 from quantbench.models.checkpoint import resolve
+from quantbench.runtimes.llama_cpp.files import _SOURCE_SHA256, quantized_file
+from quantbench.runtimes.llama_cpp.probe import extra_buffers_work
 
 HERE = Path(__file__).parent
 TEXT_FILE = HERE / "text.txt"

@@ -1,0 +1,269 @@
+"""Decision first: which variant to ship, its figures with their intervals, the runner-up, and why not the others.
+
+The rule: of the measured variants that keep every limit, those count than which none is surely faster, and of these the
+smallest is picked, then the one with the lowest KLD. Surely faster is what lies above with all of its 95 % interval of decode
+throughput, by more than processes of one variant differ; without an interval nothing is faster than anything. Where another is
+no larger, no further from the reference and not surely slower than that, it is picked instead. The runner-up is what the same
+rule picks without the first. Unless told otherwise the KLD may reach the upper edge of "Good".
+
+Speeds measured beside other work are not ordered. Where the pick would depend on one the answer is that it cannot be told.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from quantbench.advice.pareto import Candidate, choose, dominates, possible
+from quantbench.advice.words import words
+from quantbench.core.units import format_bytes, format_limit, significant
+from quantbench.results.rows import REPEATS, Group, Row, groups
+from quantbench.tables.show import short, with_interval
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+DEFAULT_WORD = "Good"
+"""Without a limit of its own the KLD may go as far as this word of the GGUF scale."""
+
+RULE = "rule: smallest, then lowest in KLD, of those within the limits that none is surely faster than"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What a variant must keep. ``max_kld`` in nats, ``min_tps`` in tokens/s of decoding; None is no limit.
+
+    ``memory_bytes`` is held against the weights as they run (or as loaded, where that is more). KV cache and activations come
+    on top: leave room for them.
+    """
+
+    memory_bytes: int | None
+    max_kld: float
+    min_tps: float | None
+
+    @property
+    def described(self) -> str:
+        """All limits in words."""
+        parts = [f"KLD up to {short(self.max_kld)}"]
+        if self.memory_bytes is not None:
+            parts.append(f"weights within {format_limit(self.memory_bytes)}")
+        if self.min_tps is not None:
+            parts.append(f"at least {significant(self.min_tps)} tokens/s")
+        return ", ".join(parts)
+
+    def broken(self, candidate: Candidate) -> list[tuple[str, float]]:
+        """The limits that ``candidate`` breaks: in words, and by which factor."""
+        found = []
+        room = self.memory_bytes
+        if room is not None and candidate.need_bytes > room:
+            found.append((f"needs more than {format_limit(room)}", _factor(candidate.need_bytes, room)))
+        if candidate.kld > self.max_kld:
+            found.append((f"KLD above {short(self.max_kld)}", _factor(candidate.kld, self.max_kld)))
+        if self.too_slow(candidate) and not candidate.disturbed:
+            assert self.min_tps is not None
+            found.append((f"slower than {significant(self.min_tps)} tokens/s", _factor(self.min_tps, candidate.tps)))
+        return found
+
+    def too_slow(self, candidate: Candidate) -> bool:
+        """Whether it decodes more slowly than asked for, as measured."""
+        return self.min_tps is not None and candidate.tps < self.min_tps
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """Why a variant is not picked; ``candidate`` holds its figures where all were measured."""
+
+    name: str
+    reason: str
+    candidate: Candidate | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """What to ship of one model, as measured in one run with one prompt set.
+
+    ``pick`` is None when nothing keeps the limits, and when one of ``undecided`` is it, but other work kept from telling which.
+    """
+
+    model: str
+    prompts: str
+    run_id: str
+    instrument_check: bool
+    limits: Limits
+    pick: Candidate | None
+    undecided: tuple[Candidate, ...]
+    disturbed: tuple[str, ...]
+    """Names of those within the limits that were measured beside other work."""
+    runner_up: Verdict | None
+    rejected: tuple[Verdict, ...]
+    nearest: Verdict | None
+    """Without a pick: the variant that breaks the limits by the smallest factor, and which it breaks."""
+
+    @property
+    def sentence(self) -> str:
+        """The decision in one sentence."""
+        only = f"; {self.model} is an instrument check, so this holds for {self.model} only" if self.instrument_check else ""
+        if self.pick:
+            return self._picked() + only
+        return self._untold() if self.undecided else self._nothing()
+
+    def _picked(self) -> str:
+        assert self.pick is not None
+        budget = self.limits.memory_bytes
+        start = f"Under {format_limit(budget)} ship" if budget is not None else "Ship"
+        parts = [f"{start} {self.pick.name} on {self.model} (prompts {self.prompts}): {_figures(self.pick)}"]
+        second = self.runner_up
+        if second and second.candidate:
+            parts.append(f"runner-up {second.name}, {second.reason}: {_figures(second.candidate)}")
+        if budget is not None:
+            parts.append("KV cache and activations come on top of the weights")
+        return "; ".join([*parts, *self._why_not(), RULE])
+
+    def _untold(self) -> str:
+        start = f"Cannot tell: measured beside other work on {self.model} (prompts {self.prompts}): {', '.join(self.disturbed)}"
+        which = f"the pick is one of {', '.join(each.name for each in self.undecided)}"
+        return "; ".join([start, f"{which}: run again on a quiet machine", *self._why_not(), RULE])
+
+    def _nothing(self) -> str:
+        start = f"Ship none of the variants measured on {self.model} (prompts {self.prompts})"
+        near = self.nearest
+        if near is None or near.candidate is None:
+            return "; ".join([f"{start}: none has all the figures that a pick takes", *self._why_not()])
+        return f"{start}: none keeps {self.limits.described}; nearest is {near.name}, {near.reason}: {_figures(near.candidate)}"
+
+    def _why_not(self) -> list[str]:
+        names: dict[str, list[str]] = {}
+        for each in self.rejected:
+            names.setdefault(each.reason, []).append(each.name)
+        return [f"not {', '.join(group)}: {reason}" for reason, group in names.items()]
+
+
+def decide(
+    frame: pd.DataFrame, *, memory_bytes: int | None = None, max_kld: float | None = None, min_tps: float | None = None
+) -> list[Choice]:
+    """One Choice per run, model and prompt set of ``frame``, which holds rows of ``scenarios``. See the module for the rule.
+
+    Of a module without tokens there is none: it has neither decode speed nor KLD.
+
+    ``memory_bytes`` and ``min_tps`` None are no limit; ``max_kld`` None is the upper edge of "Good".
+    """
+    kld = words().quality.upper_edge(DEFAULT_WORD) if max_kld is None else max_kld
+    limits = Limits(memory_bytes=memory_bytes, max_kld=kld, min_tps=min_tps)
+    return [_decide(group, limits) for group in groups(frame) if group.reads == "prompts"]
+
+
+def _decide(group: Group, limits: Limits) -> Choice:
+    found = [_candidate(row) for row in group.rows if not row.flag("control")]
+    judged = [(each, limits.broken(each)) for each in found if isinstance(each, Candidate)]
+    feasible = [each for each, broken in judged if not broken]
+    excluded = [(each, broken) for each, broken in judged if broken]
+    told, undecided = _pick(feasible, limits)
+    named = [told] if told else list(undecided)
+    rest = [each for each in feasible if each not in named]
+    second = choose(rest) if told else None
+    beaten = [_beaten(each, named, feasible) for each in rest]
+    closest = min(excluded, key=lambda each: max(factor for _, factor in each[1]), default=None)
+    return Choice(
+        model=group.model,
+        prompts=group.prompts,
+        run_id=group.fact("run_id"),
+        instrument_check=group.instrument_check,
+        limits=limits,
+        pick=told,
+        undecided=undecided,
+        disturbed=tuple(each.name for each in feasible if each.disturbed),
+        runner_up=next((each for each in beaten if each.candidate is second), None),
+        rejected=(
+            *(_excluded(each, broken) for each, broken in excluded),
+            *(each for each in beaten if each.candidate is not second),
+            *(each for each in found if isinstance(each, Verdict)),
+        ),
+        nearest=_excluded(*closest) if closest and not named else None,
+    )
+
+
+def _pick(feasible: Sequence[Candidate], limits: Limits) -> tuple[Candidate | None, tuple[Candidate, ...]]:
+    """The pick; or, where a speed measured beside other work has a say in it, None and those that it may be."""
+    found = possible(feasible)
+    if len(found) == 1 and not (found[0].disturbed and limits.too_slow(found[0])):
+        return found[0], ()
+    return None, tuple(found)
+
+
+def _candidate(row: Row) -> Candidate | Verdict:
+    if not row.ok:
+        return Verdict(name=row.label, reason=row.text("status"))
+    loaded, tps, kld = row.number("weight_bytes"), row.number("decode_tps"), row.number("kld_mean")
+    figures = {"weight bytes": loaded, "decode speed": tps, "KLD": kld}
+    if loaded is None or tps is None or kld is None:
+        missing = " and ".join(name for name, value in figures.items() if value is None)
+        return Verdict(name=row.label, reason=f"no {missing} measured")
+    return Candidate(
+        name=row.label,
+        weight_bytes=loaded,
+        need_bytes=max(loaded, row.number("weight_bytes_running") or 0),
+        bits_per_weight=row.number("bits_per_weight"),
+        tps=tps,
+        tps_low=row.number("decode_tps_low"),
+        tps_high=row.number("decode_tps_high"),
+        kld=kld,
+        kld_low=row.number("kld_mean_low"),
+        kld_high=row.number("kld_mean_high"),
+        processes=int(row.number(REPEATS) or 1),
+        disturbed=row.flag("disturbed"),
+    )
+
+
+def _excluded(candidate: Candidate, broken: Sequence[tuple[str, float]]) -> Verdict:
+    return Verdict(name=candidate.name, reason=" and ".join(text for text, _ in broken), candidate=candidate)
+
+
+def _beaten(candidate: Candidate, named: Sequence[Candidate], feasible: Sequence[Candidate]) -> Verdict:
+    """Why a variant that keeps the limits is none of the ``named``; these are what it is held against first."""
+    others = [*named, *(each for each in feasible if each not in named)]
+    better = [other for other in others if dominates(other, candidate)]
+    faster = [other for other in others if other.surely_faster(candidate)]
+    if better:
+        reason = f"dominated by {better[0].name}"
+    elif faster:
+        reason = f"slower than {faster[0].name}"
+    else:
+        reason = _tied(candidate, named[0], feasible)
+    return Verdict(name=candidate.name, reason=reason, candidate=candidate)
+
+
+def _tied(candidate: Candidate, pick: Candidate, feasible: Sequence[Candidate]) -> str:
+    """In which way the pick is as fast as far as can be told, and what decided then."""
+    decided = "larger" if candidate.weight_bytes > pick.weight_bytes else "KLD higher"
+    unknown = [each for each in (candidate, pick) if each.tps_interval is None]
+    if unknown:
+        why = "was measured beside other work" if unknown[0].disturbed else "has no interval of its speed"
+        return f"not known to be faster, as {unknown[0].name} {why}, and {decided}"
+    return f"as fast within the intervals (a difference below {_undetected(pick, feasible):.0%} would not show), {decided}"
+
+
+def _undetected(pick: Candidate, feasible: Sequence[Candidate]) -> float:
+    """The largest relative difference in speed to the pick that intervals, and processes, could hide in one as fast."""
+    hidden = [
+        (each.tps_interval[1] - each.tps_interval[0] + pick.tps_interval[1] - pick.tps_interval[0]) / 2 / pick.tps
+        + pick.spread(each)
+        for each in feasible
+        if each is not pick and each.tps_interval and pick.tps_interval
+        if not (pick.surely_faster(each) or each.surely_faster(pick))
+    ]
+    return max(hidden)
+
+
+def _figures(candidate: Candidate) -> str:
+    bits = "" if candidate.bits_per_weight is None else f" ({candidate.bits_per_weight:.2f} bits/weight)"
+    grows = f", {format_bytes(candidate.need_bytes)} running" if candidate.need_bytes > 1.01 * candidate.weight_bytes else ""
+    rate = with_interval(candidate.tps, candidate.tps_low, candidate.tps_high, "tokens/s")
+    beside = " beside other work" if candidate.disturbed else ""
+    kld = with_interval(candidate.kld, candidate.kld_low, candidate.kld_high, "nats", short)
+    return f"{format_bytes(candidate.weight_bytes)} weights{bits}{grows}, decode {rate}{beside}, KLD {kld}"
+
+
+def _factor(larger: float, smaller: float) -> float:
+    return larger / smaller if smaller else math.inf

@@ -1,0 +1,1 @@
+"""What tutorials claim, audited against what was measured and planned."""

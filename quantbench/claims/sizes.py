@@ -1,0 +1,83 @@
+"""Planned sizes for the tables: what the weights of a variant of a well-known model will take, asked for once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+
+from quantbench.core.errors import QuantbenchError
+from quantbench.core.units import GB, format_limit
+from quantbench.methods import METHODS
+from quantbench.models.architecture import Architecture
+from quantbench.models.footprint import Weights
+from quantbench.planning import planner
+from quantbench.planning.matrix import every_variant
+from quantbench.planning.planner import Device, Planned
+
+_BYTE_BITS = 8
+
+
+@cache
+def architecture_of(model: str) -> Architecture:
+    """The architecture of a built-in configuration."""
+    return planner.read_architecture(model)
+
+
+def planned_weights(model: str, variants: Iterable[str]) -> dict[str, Weights]:
+    """The forecast for each ``method/precision``; of one that cannot be planned the bytes are None, with the reason."""
+    strange = Weights(weight_bytes=None, note="no method has such a precision")
+    found = {}
+    for variant in variants:
+        method, _, precision = variant.partition("/")
+        found[variant] = _forecast(model, method).get(precision, strange)
+    return found
+
+
+@cache
+def planned_on(model: str, methods: Sequence[str], memory_bytes: int) -> dict[str, Planned]:
+    """The plan of every variant of some methods for one memory, of those whose peak can be told; 4096 tokens, one sequence."""
+    architecture = architecture_of(model)
+    device = Device(name=format_limit(memory_bytes), memory_bytes=memory_bytes)
+    workload = planner.workload(architecture, context=None)
+    plans = planner.plan(architecture, every_variant(methods, ()), workload, [device])
+    return {each.variant: each for each in plans if each.peak_bytes is not None}
+
+
+def nominal_bits(variant: str) -> float:
+    """The bits in the name of a precision, 0 where there are none."""
+    method, _, precision = variant.partition("/")
+    known = METHODS[method].precisions if method in METHODS else ()
+    return next((each.bits for each in known if each.name == precision), None) or 0
+
+
+def ideal_bytes(values: float, bits: float) -> float:
+    """Bytes of so many values at so many bits, as tutorials count."""
+    return values * bits / _BYTE_BITS
+
+
+def bits_of(count: float, values: int) -> float:
+    """Bits of a value where so many take so many bytes."""
+    return _BYTE_BITS * count / values
+
+
+def bits_per_weight(model: str, weights: Weights) -> float | None:
+    """Bits of a model's weights over its parameters."""
+    known = weights.weight_bytes
+    return None if known is None else bits_of(known, architecture_of(model).parameters)
+
+
+def gigabytes(count: float) -> str:
+    """A size with two decimals, so that its rounding shows."""
+    return f"{count / GB:.2f} GB"
+
+
+@cache
+def _forecast(model: str, method: str) -> Mapping[str, Weights]:
+    """All precisions of a method at once: llama.cpp is asked for all of its file types in one go."""
+    if method not in METHODS:
+        return {}
+    names = [each.name for each in METHODS[method].precisions]
+    try:
+        return planner.forecast(architecture_of(model), method, names)
+    except QuantbenchError as error:
+        return {name: Weights(weight_bytes=None, note=str(error)) for name in names}

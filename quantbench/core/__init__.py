@@ -1,0 +1,1 @@
+"""Words and facts that everything else is said in; stdlib, numpy and scipy only."""

@@ -1,0 +1,178 @@
+"""Content-addressed artifacts: made once, written beside their place and renamed into it, never read half-written."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from uuid import uuid4
+
+import platformdirs
+
+from quantbench.core.checksums import CHECKSUMS, damage, say, seal
+from quantbench.core.errors import ModelError, QuantbenchError
+from quantbench.core.identity import HashedFile, identify, sha256_of
+from quantbench.core.scratch import SET_ASIDE, held, partial_name
+from quantbench.core.units import format_bytes
+
+CACHE_VARIABLE = "QUANTBENCH_CACHE"
+ASKED = "asked.json"
+OWN_FILES = (ASKED, CHECKSUMS)
+"""What stands in an artifact's folder besides what its maker put there."""
+
+_SETTLED_NS = 2 * 10**9
+"""A file's times move in steps of milliseconds: one that was just written may be written again within the same."""
+
+
+def cache_root() -> Path:
+    """The cache folder: ``QUANTBENCH_CACHE``, else the user's cache folder; absolute, since workers may start elsewhere."""
+    return Path(os.environ.get(CACHE_VARIABLE) or platformdirs.user_cache_path("quantbench")).expanduser().absolute()
+
+
+def digest(asked: Mapping[str, object]) -> str:
+    """A short content address of what an artifact is made from."""
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def artifact(kind: str, asked: Mapping[str, object], make: Callable[[Path], None]) -> Path:
+    """The folder of the artifact described by ``asked``, made by ``make(folder)`` if it is not there.
+
+    ``make`` fills an empty folder that is renamed into place when it returns, so a reader sees all of it or nothing;
+    ``asked.json`` in the folder says what it was made from, and checksums of all files what it held. They are verified before
+    it is used: what is damaged is set aside, said, and made again. When two processes race, the first one wins.
+    """
+    place = cache_root() / kind / digest(asked)
+    if place.is_dir() and not _set_aside_if_damaged(place):
+        return place
+    _make_folder(place.parent)
+    partial = place.with_name(partial_name(place.name))
+    partial.mkdir()  # as the umask has it: others may share the cache
+    try:
+        with held(partial):
+            make(partial)
+            (partial / ASKED).write_text(json.dumps(asked, indent=1, sort_keys=True))
+            seal(partial)
+            try:
+                partial.rename(place)
+            except OSError:
+                if not place.is_dir():
+                    raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return place
+
+
+def made_by(*modules: str) -> str:
+    """A hash of the source of the modules that make an artifact: a maker that changed makes it again."""
+    hasher = hashlib.sha256()
+    for name in sorted(modules):
+        spec = find_spec(name)
+        assert spec
+        assert spec.origin, name
+        hasher.update(f"{name} {hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()}\n".encode())
+    return hasher.hexdigest()[:24]
+
+
+def _set_aside_if_damaged(place: Path) -> bool:
+    """Whether the entry was damaged and is gone from its place."""
+    if not damage(place):
+        return False
+    aside = place.with_name(f"{SET_ASIDE}{place.name}-{uuid4().hex[:8]}")
+    try:
+        with (place.parent / ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            why = damage(place)  # somebody else may have made it again meanwhile
+            if not why:
+                return False
+            place.rename(aside)
+            os.utime(aside)
+    except FileNotFoundError:
+        return True
+    except OSError as error:
+        raise QuantbenchError(f"{place} is damaged and cannot be set aside ({error.strerror}); remove it") from error
+    say(f"{place.parent.name} {place.name} in the cache was damaged ({why}); it was set aside as {aside.name} and made again")
+    return True
+
+
+def require_room(folder: Path, needed: int, what: str) -> None:
+    """Raise ModelError where the disk of ``folder`` has not so many bytes free as ``what`` takes."""
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise ModelError(
+            f"{what} takes {format_bytes(needed)} ({needed:,} bytes) and the cache's disk has {format_bytes(free)} "
+            f"({free:,} bytes) free; set {CACHE_VARIABLE} to a folder on a larger one"
+        )
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file's bytes, remembered by what the disk says of it so that large checkpoints are read once."""
+    return hashed(path).sha256
+
+
+def hashed(path: Path) -> HashedFile:
+    """The file's identity and its hash; ModelError where it changes while it is read."""
+    identity = identify(path)
+    asked = {"path": str(path.resolve()), "identity": list(identity)}
+    known = recall("sha256", asked)
+    if isinstance(known, str):
+        return HashedFile(str(path), known, identity)
+    found = sha256_of(path)
+    if identify(path) != identity:
+        raise ModelError(f"{path} is being written while it is read; start again when that is done, or give a copy")
+    if time.time_ns() - max(identity.ctime_ns, identity.mtime_ns) > _SETTLED_NS:
+        remember("sha256", asked, found)
+    return HashedFile(str(path), found, identity)
+
+
+def remember(kind: str, asked: Mapping[str, object], value: object) -> None:
+    """Keep a small value in the cache, with a checksum."""
+    body = {"asked": dict(asked), "value": value}
+    write_atomically(_note(kind, asked), json.dumps({**body, "sha256": _sum(body)}).encode())
+
+
+def recall(kind: str, asked: Mapping[str, object]) -> object | None:
+    """What was remembered; None where there is nothing, or not what was written."""
+    try:
+        body = json.loads(_note(kind, asked).read_text())
+        written = body.pop("sha256")
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):
+        return None
+    value: object = body.get("value")
+    return value if written == _sum(body) and body.get("asked") == dict(asked) else None
+
+
+def _note(kind: str, asked: Mapping[str, object]) -> Path:
+    return cache_root() / kind / f"{digest(asked)}.json"
+
+
+def _sum(body: Mapping[str, object]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise QuantbenchError(f"the cache cannot be written at {folder} ({error.strerror}); set {CACHE_VARIABLE}") from error
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write beside ``path``, flush to disk, rename: a reader sees the old file, the new one, or none."""
+    _make_folder(path.parent)
+    partial = path.with_name(partial_name(path.name))
+    handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,130 @@
+"""What a worker is told: one variant with all its prompt sets, as a file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from quantbench.core.identity import FileIdentity, HashedFile
+from quantbench.core.scenario import Conditions, Effort, Scenario, Variant
+
+JobKind = Literal["measure", "prepare", "probe", "reference"]
+JOB_FILE = "job.json"
+FAILURE_FILE = "failure.json"
+STAGE_FILE = "stage"
+TRACE_FILE = "trace-{}.json"
+REFERENCE_FOLDER = "reference-{}"
+
+
+def enter_stage(folder: Path, stage: str) -> None:
+    """Note what the worker does from now on, for those who watch; to be called between passes, never while one is timed."""
+    partial = folder / f".{STAGE_FILE}"
+    partial.write_text(stage)
+    partial.replace(folder / STAGE_FILE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """Where a model's files lie.
+
+    ``kind`` is ``hf`` (a folder with config.json), ``gguf`` (one file), ``module`` (a built-in module without tokens) or
+    ``server`` (a URL; no files). ``quantized`` is the ``quant_method`` of a checkpoint that was quantized elsewhere.
+    ``random_weights``: the weights were made at random, so nothing that it says can be compared.
+    """
+
+    name: str
+    kind: Literal["hf", "gguf", "module", "server"]
+    path: Path
+    revision: str
+    content_hash: str
+    trust_remote_code: bool = False
+    quantized: str = ""
+    random_weights: bool = False
+    files: tuple[HashedFile, ...] = ()
+    """What was hashed, as it was then."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """One prompt set of a job; ``reference`` is the folder of the reference's artifact, made before any variant runs.
+
+    Where that is None, ``no_reference`` says why.
+
+    Where ``is_text``, the one prompt is a running text to be scored in chunks; where ``tokens`` is not 0, it is repeated, and
+    cut, to so many. ``batch`` sequences are answered together.
+    """
+
+    prompts_name: str
+    prompts: tuple[str, ...]
+    reference: Path | None
+    is_text: bool = False
+    tokens: int = 0
+    batch: int = 1
+    no_reference: str = ""
+
+    @property
+    def alone(self) -> bool:
+        """Whether it gets a job of its own: it sets the context or the batch of all that a job measures, or takes long."""
+        return self.is_text or self.tokens > 0 or self.batch > 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One process's work.
+
+    ``kind``: ``measure`` the variant, ``prepare`` its artifacts outside any timing, ``probe`` what it can do, or make the
+    ``reference`` artifact that variants are compared with. ``probes`` is the file with what an earlier probe found.
+    """
+
+    kind: JobKind
+    checkpoint: Checkpoint
+    variant: Variant
+    conditions: Conditions
+    effort: Effort
+    tasks: tuple[Task, ...]
+    probes: Path | None = None
+    preloaded: Mapping[str, float] = field(default_factory=dict)
+    """Seconds that the fork server spent on imports which this worker inherits, by package."""
+    root: tuple[int, int] | None = None
+    """Process id and start time (ticks after boot) of the run's first process: all below it is the run's own work."""
+
+    @property
+    def scenario(self) -> Scenario:
+        """The scenario of the first prompt set; methods look at model, variant and conditions only."""
+        return Scenario(
+            model=self.checkpoint.name,
+            variant=self.variant,
+            prompts=self.tasks[0].prompts_name,
+            conditions=self.conditions,
+        )
+
+    def save(self, folder: Path) -> None:
+        """Write ``job.json`` into ``folder``."""
+        (folder / JOB_FILE).write_text(json.dumps(asdict(self), default=str, indent=1))
+
+    @classmethod
+    def load(cls, folder: Path) -> Job:
+        """Read what ``save`` wrote."""
+        body: dict[str, Any] = json.loads((folder / JOB_FILE).read_text())
+        checkpoint = body["checkpoint"]
+        files = tuple(HashedFile(path, known, FileIdentity(*identity)) for path, known, identity in checkpoint["files"])
+        body["checkpoint"] = Checkpoint(**{**checkpoint, "path": Path(checkpoint["path"]), "files": files})
+        body["variant"] = Variant(**body["variant"])
+        body["conditions"] = Conditions(**body["conditions"])
+        body["effort"] = Effort(**body["effort"])
+        body["root"] = tuple(body["root"]) if body["root"] else None
+        body["probes"] = Path(body["probes"]) if body["probes"] else None
+        body["tasks"] = tuple(
+            Task(
+                **{
+                    **entry,
+                    "prompts": tuple(entry["prompts"]),
+                    "reference": Path(entry["reference"]) if entry["reference"] else None,
+                }
+            )
+            for entry in body["tasks"]
+        )
+        return cls(**body)

@@ -1,0 +1,140 @@
+"""Facts about this machine: CPU, memory, instruction sets, GPU, versions, commit."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+from dataclasses import asdict, dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from quantbench.core import cgroups
+from quantbench.core.errors import UsageError
+from quantbench.core.gpus import chosen_gpus, visible_gpus
+
+TRACKED_PACKAGES = (
+    "quantbench", "torch", "transformers", "accelerate", "bitsandbytes", "gptqmodel", "optimum", "torchao",
+    "llama-cpp-python", "gguf", "peft", "httpx", "numpy", "pandas", "pyarrow", "pytest", "pytest-benchmark",
+)  # fmt: skip
+"""Distributions whose versions belong to a measurement."""
+
+_ISA_FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "sve")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """What must agree before two timings may be compared. ``memory_bytes`` is physical memory.
+
+    ``gpus`` names those that this process may use.
+    """
+
+    cpu: str
+    cpus: int
+    memory_bytes: int
+    isa: str
+    system: str
+    gpus: tuple[str, ...] = ()
+    driver: str = ""
+
+    @property
+    def fingerprint(self) -> str:
+        """A short hash of the hardware facts; memory is rounded to GiB since firmware takes a varying bit of it."""
+        facts = {**asdict(self), "memory_bytes": round(self.memory_bytes / 2**30)}
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+@cache
+def describe() -> Machine:
+    """The facts about this machine, read once."""
+    info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    gpus = visible_gpus()
+    return Machine(
+        cpu=_cpuinfo(info, "model name") or platform.processor() or platform.machine(),
+        cpus=available_cpus(),
+        memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        isa=" ".join(flag for flag in _ISA_FLAGS if flag in (_cpuinfo(info, "flags") + _cpuinfo(info, "Features")).split()),
+        system=f"{platform.system()} {platform.machine()}",
+        gpus=tuple(gpu.name for gpu in gpus),
+        driver=gpus[0].driver if gpus else "",
+    )
+
+
+def available_cpus() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def available_memory() -> int:
+    """Bytes that can still be had: free memory of the machine, or what the control groups leave, if that is less."""
+    import psutil
+
+    free = int(psutil.virtual_memory().available)
+    left = cgroups.memory_left()
+    return free if left is None else min(free, left)
+
+
+def memory_limit() -> int:
+    """Bytes of memory that a process here can have at most: physical memory, or the control groups' limit if that is less."""
+    physical = describe().memory_bytes
+    limit = cgroups.memory_limit()
+    return physical if limit is None else min(physical, limit)
+
+
+def gpu_memory() -> tuple[tuple[str, int | None], ...]:
+    """Name and memory in bytes of each GPU that this process may use, in CUDA's order; None where no figure is told."""
+    return tuple((gpu.name, gpu.memory_bytes) for gpu in visible_gpus())
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of the tracked packages; what is not installed is left out."""
+    found = {"python": platform.python_version()}
+    for name in TRACKED_PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def cpu_torch() -> str:
+    """The version of the installed torch if it is a build without CUDA that says so; else empty."""
+    number = versions().get("torch", "")
+    return number if number.partition("+")[2].startswith("cpu") else ""
+
+
+def require_device(device: str, *, torch: bool) -> None:
+    """Raise UsageError when a CUDA device is asked for that cannot be had; nothing falls back to the CPU.
+
+    ``torch``: it is torch that has to run there, besides others or alone. It is not imported.
+    """
+    if device == "cpu":
+        return
+    chosen_gpus(device)
+    if torch and (build := cpu_torch()):
+        raise UsageError(
+            f"device {device!r} was asked for and torch {build} is a CPU build; install a CUDA build of torch, or use cpu"
+        )
+
+
+def git_commit(folder: Path) -> str:
+    """The commit checked out in ``folder``, with ``-dirty`` when files differ; empty outside a repository."""
+    if not shutil.which("git"):
+        return ""
+    described = subprocess.run(
+        ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return described.stdout.strip()
+
+
+def _cpuinfo(text: str, key: str) -> str:
+    for line in text.splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() == key:
+            return value.strip()
+    return ""

@@ -1,0 +1,120 @@
+"""What is kept: one record per planned scenario, made of typed columns with units."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Literal
+
+from quantbench.core.scenario import Scenario
+
+SCHEMA_VERSION = 3
+"""1: scenarios, samples, outputs, runs; 2: predicted_weight_bytes, tokens of samples; 3: batch, figures of GPUs.
+
+Columns are only ever added."""
+
+
+class Status(StrEnum):
+    """How a planned scenario ended."""
+
+    OK = "ok"
+    SKIPPED = "skipped"
+    OOM = "oom"
+    TIMEOUT = "timeout"
+    CRASHED = "crashed"
+    ERROR = "error"
+
+    @property
+    def failed(self) -> bool:
+        """Whether the scenario counts as a failure; a skip does not."""
+        return self not in (Status.OK, Status.SKIPPED)
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """A value that was not measured, and why."""
+
+    reason: str
+
+
+Value = float | int | str | bool | Missing
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column: its unit and direction drive the parquet schema, table headers and the regression check.
+
+    Of a metric, ``formula`` says how it is computed from what was seen and ``source`` where that definition comes from.
+    """
+
+    name: str
+    unit: str
+    better: Literal["lower", "higher"] | None = None
+    kind: Literal["float", "int", "string", "bool", "time", "ids", "floats"] = "float"
+    doc: str = ""
+    formula: str = ""
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One raw number: ``index`` counts inside its round; for gaps it is prompt x (output length - 1) + position.
+
+    ``tokens`` are those of the whole answer (e2e), or that came first (prefill): a server may send several at once.
+    """
+
+    phase: str
+    round: int
+    index: int
+    value_s: float
+    tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Output:
+    """Greedy answers of the reference and the variant to one prompt. Texts are model output: untrusted.
+
+    Without token ids (a server gives text only) what is counted in tokens is None, and ``exact_match`` is of the texts.
+    What was scored on the reference's continuation of the prompt comes last, and is None where nothing was: ``kld`` in nats at
+    each position, in their order. A mean that is no finite number is None as well.
+    """
+
+    index: int
+    prompt: str
+    prompt_tokens: tuple[int, ...]
+    reference_tokens: tuple[int, ...]
+    variant_tokens: tuple[int, ...] | None
+    reference_text: str
+    variant_text: str
+    exact_match: bool
+    first_divergence: int | None
+    token_match: float | None
+    chrf: float
+    scored_tokens: int | None = None
+    kld: tuple[float, ...] | None = None
+    kld_mean: float | None = None
+    top1_agreement: float | None = None
+    nll_mean: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """One row of ``scenarios`` with the rows that hang on it. ``values`` holds a Missing where nothing was measured.
+
+    ``predicted_weight_bytes`` is what was planned from shapes before anything was loaded; ``attempts`` is how often the
+    scenario was measured: again where other work had disturbed it.
+    """
+
+    scenario: Scenario
+    scenario_key: str
+    status: Status
+    reason: str = ""
+    traceback: str = ""
+    repeat: int = 0
+    attempts: int = 1
+    predicted_weight_bytes: int | Missing = Missing("nothing was planned")
+    values: Mapping[str, Value] = field(default_factory=dict)
+    facts: Mapping[str, str] = field(default_factory=dict)
+    samples: tuple[Sample, ...] = ()
+    outputs: tuple[Output, ...] = ()

@@ -1,0 +1,129 @@
+"""Folders that live as long as their owner: locked while it works in them, swept by the next run when it was killed."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import platform
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple
+from uuid import uuid4
+
+from quantbench.core.units import format_bytes
+
+PREFIX = "quantbench-"
+SET_ASIDE = ".damaged-"
+"""How the name of an entry of the cache begins that was found damaged."""
+
+_OURS = re.compile(r"quantbench-[0-9a-f]{8}-[a-z0-9_]{8}|\.(damaged-)?[0-9a-f]{24}(\.json)?-[a-z0-9_-]+")
+"""Names that are made here and nowhere else: nobody's own folder beside them is touched."""
+
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_DAY_S = 86_400
+_UNLOCKED_S = 60
+"""A folder is locked right after it is made; one this old and unlocked has lost its owner."""
+
+_SET_ASIDE_S = 7 * _DAY_S
+
+
+class Swept(NamedTuple):
+    """What was removed: how many folders and files, and their bytes."""
+
+    places: int
+    size: int
+
+    @property
+    def sentences(self) -> list[str]:
+        """That there was something; none where there was nothing."""
+        return [f"removed what killed runs had left: {format_bytes(self.size)} in {self.places} places"] if self.places else []
+
+
+@contextmanager
+def scratch_folder(parent: Path | None = None) -> Iterator[Path]:
+    """A folder of one's own, for the user alone, removed at the end; in the folder for temporary files by default."""
+    folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{_kernel()}-", dir=parent))
+    with held(folder):
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Lock a folder until the end, or the death, of this process; nothing where the disk knows no locks."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(handle)
+
+
+def partial_name(name: str) -> str:
+    """A name for what is being made beside its place ``name``; it says under which kernel its owner runs."""
+    return f".{name}-{_kernel()}-{uuid4().hex[:8]}"
+
+
+def sweep(cache: Path) -> Swept:
+    """Remove what killed owners left in the cache and among temporary files, and what was set aside a week ago.
+
+    Never what is locked. What another kernel's process may own (a disk that is shared, a machine before it was started again)
+    has to be untouched for a day, as has what no lock can be had of.
+    """
+    places = [*Path(tempfile.gettempdir()).glob(f"{PREFIX}*"), *cache.glob(f"{PREFIX}*"), *cache.glob("*/.*-*")]
+    candidates = [path for path in places if _OURS.fullmatch(path.name)]
+    removed = [size for path in candidates if (size := _swept(path)) is not None]
+    return Swept(len(removed), sum(removed))
+
+
+def _swept(path: Path) -> int | None:
+    """Bytes that were freed; None where the owner may live, or the file is somebody else's."""
+    try:
+        if path.is_symlink() or path.stat().st_uid != os.getuid():
+            return None
+        inside = [each.lstat() for each in path.rglob("*")] if path.is_dir() else []
+        newest = max((each.st_mtime for each in (path.lstat(), *inside)), default=0.0)
+        if time.time() - newest < _patience(path.name):
+            return None
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    except OSError:  # it went away, or is not ours to read
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        free = True
+    except BlockingIOError:
+        free = False
+    except OSError:  # no locks here: a day without a change has to do
+        free = time.time() - newest > _DAY_S
+    finally:
+        os.close(handle)
+    if not free:
+        return None
+    size = sum(each.st_size for each in (path.lstat(), *inside))
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+    return size
+
+
+def _patience(name: str) -> float:
+    """Seconds for which nothing may have been written there."""
+    if name.startswith(SET_ASIDE):
+        return _SET_ASIDE_S
+    return _UNLOCKED_S if f"-{_kernel()}-" in name or name.startswith(f"{PREFIX}{_kernel()}-") else _DAY_S
+
+
+def _kernel() -> str:
+    """Tells this kernel, since it was started, from any other: a lock that is free here says nothing of a process elsewhere."""
+    name = _BOOT_ID.read_text() if _BOOT_ID.exists() else platform.node()
+    return hashlib.sha256(name.encode()).hexdigest()[:8]

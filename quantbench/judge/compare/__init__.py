@@ -1,0 +1,332 @@
+"""A candidate against a baseline: what became better, worse or stayed the same, per scenario and figure.
+
+Speeds are judged by the decision rule (``quantbench.core.verdict``), whose unit is a fresh process. Figures that are the same
+each time they are measured (bytes, and KLD at an equal seed and kernel) go by a threshold alone. What was asked differently,
+was measured on another machine or by another kernel, or is kept under another schema is incomparable, and says why. A process
+that fails where none did before makes its scenario worse, whatever the others measured; so does a scenario that is gone, unless
+it was left out of the selection, and a figure that is null or not finite where it was a number. Speeds measured beside other
+work are left out, and how positions are sliced into forward passes is the floor of KLD and top-1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from statistics import median
+from typing import TYPE_CHECKING
+
+from quantbench.core.verdict import Cell, Finding, Rule, Side, judge
+from quantbench.core.verdict import Verdict as Judged
+from quantbench.judge.compare._figures import EXACT, TIMED, Exact, Timed, exact_of, parse_threshold
+from quantbench.judge.compare._pairs import GONE, Pair, pairs
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from quantbench.results.rows import Row
+
+__all__ = ["STATUS", "Comparison", "Entry", "Verdict", "compare", "parse_threshold"]
+
+STATUS = "status"
+"""The figure of a scenario that ended differently."""
+
+
+class Verdict(StrEnum):
+    """What became of a figure."""
+
+    BETTER = "better"
+    WORSE = "worse"
+    SAME = "same"
+    INSUFFICIENT = "insufficient data"
+    INCOMPARABLE = "incomparable"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One figure of one scenario.
+
+    ``baseline`` and ``candidate`` are medians over processes, in ``unit``. ``change`` is relative, 0.05 stands for 5 % more; of
+    timed figures it is that of the speed, by the gate that decided (``ratio`` to the anchor, or ``raw``). ``mde`` is the least
+    change that would have been found and would have counted. None where there is no such figure. ``processes`` are those of
+    baseline and candidate.
+    """
+
+    scenario_id: str
+    metric: str
+    verdict: Verdict
+    unit: str = ""
+    baseline: float | None = None
+    candidate: float | None = None
+    change: float | None = None
+    mde: float | None = None
+    p_value: float | None = None
+    gate: str = ""
+    processes: tuple[int, int] = (0, 0)
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """All entries, scenario by scenario; ``notes`` say what else changed between the sides, ``throttled`` which was slowed.
+
+    ``left_out`` are scenarios of the baseline that the candidate's runs were not asked for.
+    """
+
+    entries: tuple[Entry, ...]
+    baseline_runs: tuple[str, ...]
+    candidate_runs: tuple[str, ...]
+    rule: Rule
+    notes: tuple[str, ...] = ()
+    throttled: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+
+    def of(self, verdict: Verdict) -> tuple[Entry, ...]:
+        """The entries with that verdict."""
+        return tuple(each for each in self.entries if each.verdict is verdict)
+
+    @property
+    def conclusive(self) -> bool:
+        """Whether something could be compared and nothing lacked data."""
+        compared = (Verdict.BETTER, Verdict.WORSE, Verdict.SAME)
+        return not self.of(Verdict.INSUFFICIENT) and any(each.verdict in compared for each in self.entries)
+
+
+def compare(
+    baseline: pd.DataFrame,
+    candidate: pd.DataFrame,
+    *,
+    again: pd.DataFrame | None = None,
+    thresholds: Mapping[str, float] | None = None,
+    rule: Rule | None = None,
+    whole: bool = False,
+) -> Comparison:
+    """Compare rows of ``scenarios``; each side may hold several runs and repeats, whose rows are its processes.
+
+    ``again`` are rows that were measured after something was flagged; without them a candidate of at least twice the processes
+    that the rule takes is its own second measurement. ``thresholds`` are the least relative changes that count, by figure or
+    column; a column with a direction that is no figure by itself becomes one. ``whole``: the candidate's runs have a row of all
+    that they were asked for, so that what is missing was left out of the selection. UsageError for a threshold of no such
+    column.
+    """
+    rule = rule or Rule()
+    asked = dict(thresholds or {})
+    exact = [*(replace(each, least=asked.get(each.column, each.least)) for each in EXACT), *exact_of(asked)]
+    found = list(pairs(baseline, candidate, again, rule.min_processes))
+    left_out = tuple(pair.scenario_id for pair in found if pair.gone) if whole else ()
+    found = _without_gone(found) if whole or not any(pair.comparable for pair in found) else found
+    cells = {
+        _name(pair, timed): (timed, pair, cell)
+        for pair in found
+        for timed in TIMED
+        if (cell := _cell(pair, timed)) is not None
+    }
+    findings = {each.name: each for each in judge([cell for _, _, cell in cells.values()], rule)}
+    timed = {
+        name: _timed(figure, pair, cell, findings[name], rule=rule, least=asked.get(figure.name, 0.0))
+        for name, (figure, pair, cell) in cells.items()
+    }
+    return Comparison(
+        entries=tuple(entry for pair in found for entry in _of_pair(pair, timed, exact)),
+        baseline_runs=_runs(baseline),
+        candidate_runs=_runs(candidate),
+        rule=rule,
+        notes=tuple(_changed_versions(found)),
+        throttled=tuple(_throttled(found)),
+        left_out=left_out,
+    )
+
+
+def _without_gone(found: Sequence[Pair]) -> list[Pair]:
+    """The pairs; what is gone from the candidate is only incomparable, not worse."""
+    return [replace(pair, gone=False, incomparable=GONE) if pair.gone else pair for pair in found]
+
+
+def _of_pair(pair: Pair, timed: Mapping[str, Entry], exact: Sequence[Exact]) -> Iterator[Entry]:
+    """The entries of a scenario; just one where it cannot be compared or ended differently."""
+    if pair.incomparable:
+        yield Entry(scenario_id=pair.scenario_id, metric="", verdict=Verdict.INCOMPARABLE, reason=pair.incomparable)
+        return
+    if pair.gone:
+        yield Entry(
+            scenario_id=pair.scenario_id, metric=STATUS, verdict=Verdict.WORSE, reason=GONE, processes=(len(pair.baseline), 0)
+        )
+        return
+    if how := pair.ended or pair.failing:
+        verdict = Verdict.BETTER if pair.ended and not pair.worse_end else Verdict.WORSE
+        counts = len(pair.baseline), len(pair.candidate)
+        yield Entry(scenario_id=pair.scenario_id, metric=STATUS, verdict=verdict, reason=how, processes=counts)
+    if pair.ended:
+        return
+    for figure in TIMED:
+        if entry := timed.get(_name(pair, figure)) or _one_sided(pair, figure):
+            yield entry
+    for each in exact:
+        if entry := _exact(pair, each):
+            yield entry
+
+
+def _cell(pair: Pair, timed: Timed) -> Cell | None:
+    """The figure's values on both sides, all of them the higher the better; None where a side has none."""
+    if not pair.comparable or pair.ended:
+        return None
+    sides = [_values(rows, timed) for rows in (pair.baseline, pair.candidate)]
+    if not all(side.raws for side in sides):
+        return None
+    again = _values(pair.again, timed) if pair.again else None
+    return Cell(name=_name(pair, timed), better="higher", baseline=sides[0], candidate=sides[1], again=again)
+
+
+def _name(pair: Pair, timed: Timed) -> str:
+    return f"{pair.scenario_id} {timed.name}"
+
+
+def _values(rows: Sequence[Row], timed: Timed, *, quiet: bool = True) -> Side:
+    """The values of the processes; unless told otherwise of those that were not disturbed by other work."""
+    used = [row for row in rows if not (quiet and row.flag("disturbed"))]
+    raws, ratios = (
+        [value for row in used if (value := row.number(name)) is not None and value > 0] for name in (timed.raw, timed.ratio)
+    )
+    return Side(
+        raws=tuple(1 / value if timed.inverse else value for value in raws),
+        ratios=tuple(ratios) if len(ratios) == len(raws) else (),
+        runs=_shared_runs([row for row in used if row.number(timed.raw)]),
+    )
+
+
+def _shared_runs(rows: Sequence[Row]) -> int | None:
+    """How many runs the processes come from; None where each has a run of its own."""
+    runs = len({row.text("run_id") for row in rows})
+    return runs if runs < len(rows) else None
+
+
+_VERDICTS: Mapping[Judged, Verdict] = {
+    Judged.BETTER: Verdict.BETTER, Judged.WORSE: Verdict.WORSE, Judged.SAME: Verdict.SAME,
+    Judged.SUSPECT_BETTER: Verdict.INSUFFICIENT, Judged.SUSPECT_WORSE: Verdict.INSUFFICIENT,
+    Judged.INSUFFICIENT: Verdict.INSUFFICIENT,
+}  # fmt: skip
+
+
+def _timed(timed: Timed, pair: Pair, cell: Cell, finding: Finding, *, rule: Rule, least: float) -> Entry:
+    counts = len(cell.baseline.raws), len(cell.candidate.raws)
+    verdict = _VERDICTS[finding.verdict]
+    small = finding.change is not None and abs(finding.change) < least
+    if small:
+        verdict = Verdict.SAME
+    reason = "" if small else _lacking(finding, counts, rule)
+    disturbed = _disturbed(pair)
+    first, second = (median(values) for values in (cell.baseline.raws, cell.candidate.raws))
+    return Entry(
+        scenario_id=pair.scenario_id, metric=timed.name, verdict=verdict, unit=timed.unit,
+        baseline=1 / first if timed.inverse else first, candidate=1 / second if timed.inverse else second,
+        change=finding.change, mde=None if finding.mde is None else max(finding.mde, least), p_value=finding.p_value,
+        gate="" if finding.mde is None else finding.gate, processes=counts,
+        reason=f"{reason}; {disturbed}" if reason and disturbed else reason,
+    )  # fmt: skip
+
+
+def _one_sided(pair: Pair, timed: Timed) -> Entry | None:
+    """The entry of a speed that cannot be judged, as a side lacks it or has it only beside other work; None where both do."""
+    sides = pair.baseline, pair.candidate
+    counts = tuple(len(_values(rows, timed, quiet=False).raws) for rows in sides)
+    if all(counts):
+        return Entry(
+            scenario_id=pair.scenario_id, metric=timed.name, verdict=Verdict.INSUFFICIENT, unit=timed.unit,
+            processes=(len(_values(sides[0], timed).raws), len(_values(sides[1], timed).raws)), reason=_disturbed(pair),
+        )  # fmt: skip
+    return _lost(pair, timed.name, timed.unit, (counts[0], counts[1]), timed.raw) if any(counts) else None
+
+
+def _disturbed(pair: Pair) -> str:
+    """How many processes of each side were disturbed, for example by what; empty where none was."""
+    said = []
+    for side in ("baseline", "candidate"):
+        rows: tuple[Row, ...] = getattr(pair, side)
+        if found := [row for row in rows if row.flag("disturbed")]:
+            why = found[0].text("disturbance")
+            said.append(f"{len(found)} of {len(rows)} of the {side}" + (f" ({why})" if why else ""))
+    return f"measured beside other work: {' and '.join(said)}; measure again on a quiet machine" if said else ""
+
+
+def _lost(pair: Pair, metric: str, unit: str, counts: tuple[int, int], column: str) -> Entry:
+    """The entry of a figure that only one side has: worse where it is gone, and why it is."""
+    if not counts[0]:
+        return Entry(
+            scenario_id=pair.scenario_id, metric=metric, verdict=Verdict.INCOMPARABLE, unit=unit, processes=counts,
+            reason="the baseline has none",
+        )  # fmt: skip
+    bare = next(row for row in pair.candidate if row.number(column) is None or not counts[1])
+    value = bare.values.get(column)
+    why = bare.null_reason(column) or ("null" if value is None else f"it is {value}")
+    missing = len(pair.candidate) - counts[1]
+    lacking = "the candidate has none" if not counts[1] else f"{missing} of {len(pair.candidate)} processes have none"
+    return Entry(
+        scenario_id=pair.scenario_id, metric=metric, verdict=Verdict.WORSE, unit=unit, processes=counts,
+        reason=f"{lacking}, where the baseline has it: {why}",
+    )  # fmt: skip
+
+
+def _lacking(finding: Finding, counts: tuple[int, int], rule: Rule) -> str:
+    """What more it takes to say; empty where enough was measured."""
+    if finding.common is not None:
+        return f"all speeds moved together, by {finding.common:+.0%} in the middle, as runs may: measure in more runs"
+    if finding.verdict is Judged.INSUFFICIENT:
+        sides = zip(("baseline", "candidate"), counts, strict=True)
+        short = [f"{rule.min_processes - count} more of the {side}" for side, count in sides if count < rule.min_processes]
+        return f"the rule takes {rule.min_processes} processes a side: {' and '.join(short)}"
+    if finding.verdict in (Judged.SUSPECT_BETTER, Judged.SUSPECT_WORSE) and finding.change is not None:
+        return f"flagged, and believed only if found again: {rule.min_processes} more processes of the candidate"
+    return ""
+
+
+def _exact(pair: Pair, exact: Exact) -> Entry | None:
+    """The entry of a figure that is the same each time; None where neither side has it."""
+    first, second = (
+        [value for row in rows if (value := row.number(exact.column)) is not None] for rows in (pair.baseline, pair.candidate)
+    )
+    if not first and not second:
+        return None
+    counts = len(first), len(second)
+    if not all(counts) or (counts[0] == len(pair.baseline) and counts[1] < len(pair.candidate)):
+        return _lost(pair, exact.column, exact.unit, counts, exact.column)
+    before, after = median(first), median(second)
+    change = (after - before) / abs(before) if before else None
+    moved = abs(after - before) > max(exact.floor, _slicing(pair, exact)) and (change is None or abs(change) > exact.least)
+    better = (after > before) == (exact.better == "higher")
+    verdict = Verdict.SAME if not moved else Verdict.BETTER if better else Verdict.WORSE
+    return Entry(
+        scenario_id=pair.scenario_id, metric=exact.column, verdict=verdict, unit=exact.unit, baseline=before, candidate=after,
+        change=change, mde=exact.least or None, processes=counts,
+    )  # fmt: skip
+
+
+def _slicing(pair: Pair, exact: Exact) -> float:
+    """What the figure differs by where the same positions are sliced into forward passes otherwise, on either side."""
+    rows = (*pair.baseline, *pair.candidate)
+    return max((abs(row.number(exact.slicing) or 0.0) for row in rows), default=0.0) if exact.slicing else 0.0
+
+
+def _runs(frame: pd.DataFrame) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(map(str, frame["run_id"])))
+
+
+def _changed_versions(found: Sequence[Pair]) -> list[str]:
+    """Library versions that both sides name and that differ."""
+    changed: dict[str, tuple[str, str]] = {}
+    for pair in found:
+        changed |= pair.changed_versions()
+    return [f"{name} {before} became {after}" for name, (before, after) in sorted(changed.items())]
+
+
+def _throttled(found: Sequence[Pair]) -> Iterator[str]:
+    """Of each side what was measured while the GPU held its clocks back, and why it did."""
+    for side in ("baseline", "candidate"):
+        slowed = {pair.scenario_id: why for pair in found if (why := _reasons(getattr(pair, side)))}
+        if slowed:
+            reasons = ", ".join(sorted(set().union(*slowed.values())))
+            counted = "1 scenario" if len(slowed) == 1 else f"{len(slowed)} scenarios"
+            yield f"the GPU held its clocks back ({reasons}) under the {side} in {counted}, such as {next(iter(slowed))}"
+
+
+def _reasons(rows: Sequence[Row]) -> set[str]:
+    return {reason for row in rows for reason in row.text("gpu_throttle_reasons").split(",") if reason}

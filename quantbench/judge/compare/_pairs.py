@@ -1,0 +1,163 @@
+"""Which rows may be compared: those of one scenario that were asked alike, on one machine, by one kernel."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from quantbench.core.record import Status
+from quantbench.results.rows import Row, rows_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_SAME: Mapping[str, str] = {
+    "schema_version": "kept under another schema version",
+    "scenario_key": "asked differently",
+    "machine": "measured on another machine",
+    "kernel": "run by another kernel",
+}
+"""What must agree, in this order, and what to say where it does not."""
+
+GONE = "missing from the candidate"
+_ASKED = (
+    "threads", "context", "output_tokens", "answer_tokens", "continuation_tokens", "answered_prompts", "seed", "reference",
+    "device",
+)  # fmt: skip
+_SHOWN = 12
+"""Characters of a hash that stand in a sentence."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """The rows of one scenario on both sides; ``again`` are the candidate's second measurement.
+
+    ``incomparable`` says why they cannot be compared, ``gone`` that the candidate has none, ``ended`` how the candidate ended
+    where one side was not measured well, ``failing`` what became of some of the candidate's processes where none of the
+    baseline's failed.
+    """
+
+    scenario_id: str
+    baseline: tuple[Row, ...] = ()
+    candidate: tuple[Row, ...] = ()
+    again: tuple[Row, ...] = ()
+    incomparable: str = ""
+    gone: bool = False
+    ended: str = ""
+    worse_end: bool = False
+    failing: str = ""
+
+    @property
+    def comparable(self) -> bool:
+        """Whether both sides have rows that may be compared."""
+        return not self.incomparable and not self.gone
+
+    def changed_versions(self) -> dict[str, tuple[str, str]]:
+        """Libraries that both sides name in different versions."""
+        if not self.baseline or not self.candidate:
+            return {}
+        first, second = _versions(self.baseline[-1]), _versions(self.candidate[-1])
+        return {name: (first[name], second[name]) for name in first.keys() & second.keys() if first[name] != second[name]}
+
+
+def pairs(baseline: pd.DataFrame, candidate: pd.DataFrame, again: pd.DataFrame | None, processes: int) -> Iterator[Pair]:
+    """Every scenario of either side, the candidate's first in its order.
+
+    Without ``again`` a candidate of at least twice as many ``processes`` is split: the later half is its second measurement.
+    """
+    first, second = _by_scenario(baseline), _by_scenario(candidate)
+    further = _by_scenario(again) if again is not None else {}
+    for name, rows in second.items():
+        yield _pair(name, first.get(name, []), rows, further.get(name, []), processes)
+    for name, rows in first.items():
+        if name not in second:
+            good = tuple(row for row in rows if row.ok)
+            yield Pair(scenario_id=name, baseline=good, gone=bool(good), incomparable="" if good else GONE)
+
+
+def _by_scenario(frame: pd.DataFrame) -> dict[str, list[Row]]:
+    found: dict[str, list[Row]] = {}
+    for row in sorted(
+        rows_of(frame), key=lambda each: (each.text("started_at"), each.text("run_id"), each.number("repeat") or 0)
+    ):
+        found.setdefault(row.text("scenario_id"), []).append(row)
+    return found
+
+
+def _pair(name: str, first: Sequence[Row], second: Sequence[Row], again: Sequence[Row], processes: int) -> Pair:
+    if not first:
+        return Pair(scenario_id=name, incomparable="missing from the baseline")
+    alike, further = list(first), list(again)
+    for column, what in _SAME.items():
+        wanted = next((row.values.get(column) for row in reversed(second) if row.values.get(column) is not None), None)
+        kept, second, further = (_agreeing(rows, column, wanted) for rows in (alike, second, further))
+        if not kept:
+            return Pair(scenario_id=name, incomparable=f"{what}: {_difference(column, alike[-1], second[-1])}")
+        alike = kept
+    good = [[row for row in rows if row.ok] for rows in (alike, second)]
+    if not good[0] and not good[1]:
+        return Pair(scenario_id=name, incomparable=f"measured on neither side: {_said(second[-1])}")
+    if not good[0] or not good[1]:
+        return _ended(name, alike, second)
+    measured, later = good[1], [row for row in further if row.ok]
+    if not later and len(measured) >= 2 * processes:
+        half = len(measured) // 2
+        measured, later = measured[:half], measured[half:]
+    return Pair(
+        scenario_id=name, baseline=tuple(good[0]), candidate=tuple(measured), again=tuple(later),
+        failing="" if any(map(_failed, alike)) else _failing([*second, *further]),
+    )  # fmt: skip
+
+
+def _agreeing(rows: Sequence[Row], column: str, wanted: object) -> list[Row]:
+    """Those that have the value ``wanted``, or that do not say."""
+    return [row for row in rows if wanted is None or row.values.get(column) in (wanted, None)]
+
+
+def _failed(row: Row) -> bool:
+    return not row.ok and row.text("status") != Status.SKIPPED
+
+
+def _failing(rows: Sequence[Row]) -> str:
+    """How many of the rows failed, and how the first of them did; empty where none did."""
+    failed = [row for row in rows if _failed(row)]
+    return f"{len(failed)} of {len(rows)} processes failed, none did before: {_said(failed[0])}" if failed else ""
+
+
+def _said(row: Row) -> str:
+    return f"{row.text('status')}, {row.text('reason') or 'no reason kept'}"
+
+
+def _ended(name: str, first: Sequence[Row], second: Sequence[Row]) -> Pair:
+    """One side was measured and the other was not: a skip of the baseline says nothing, all else does."""
+    worse = not any(row.ok for row in second)
+    failed = next(filter(_failed, second if worse else first), (second if worse else first)[-1])
+    said = _said(failed)
+    if not worse and not _failed(failed):
+        return Pair(scenario_id=name, incomparable=f"baseline {said}")
+    ended = f"was ok, is {said}" if worse else f"was {said}; is ok"
+    return Pair(scenario_id=name, baseline=tuple(first), candidate=tuple(second), ended=ended, worse_end=worse)
+
+
+def _difference(column: str, first: Row, second: Row) -> str:
+    """What differs, as far as columns tell."""
+    if column == "scenario_key":
+        parts = [
+            f"{name} {first.values.get(name)} became {second.values.get(name)}"
+            for name in _ASKED
+            if first.values.get(name) != second.values.get(name)
+        ]
+        return ", ".join(parts) or "the files of the model, the prompts or the calibration"
+    if column == "machine" and first.text("cpu") != second.text("cpu"):
+        return f"{first.text('cpu') or 'unknown'} became {second.text('cpu') or 'unknown'}"
+    return f"{first.text(column)[: _SHOWN * 4] or 'unknown'} became {second.text(column)[: _SHOWN * 4] or 'unknown'}"
+
+
+def _versions(row: Row) -> dict[str, str]:
+    try:
+        found = json.loads(row.text("versions") or "{}")
+    except ValueError:
+        return {}
+    return {str(name): str(number) for name, number in found.items()} if isinstance(found, dict) else {}

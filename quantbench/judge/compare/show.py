@@ -1,0 +1,186 @@
+"""A comparison in words, as a table, and as data; the worst comes first."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from statistics import median
+
+from quantbench.core.units import format_bytes, format_seconds, significant
+from quantbench.judge.compare import Comparison, Entry, Verdict
+from quantbench.tables.render import escape_markdown, one_line, render
+from quantbench.tables.table import Cell, Heading, Table
+
+MARKDOWN_LIMIT = 1_000_000
+"""Bytes of a Markdown summary at most; a job page takes less than 1 MiB."""
+
+_NAMED = 5
+_LONGEST = 500
+"""Characters of a reason in the sentence; the table has all of it."""
+_ORDER = (Verdict.WORSE, Verdict.INSUFFICIENT, Verdict.BETTER, Verdict.INCOMPARABLE, Verdict.SAME)
+_UNITS: Mapping[str, Callable[[float], str]] = {"bytes": format_bytes, "s": format_seconds}
+
+
+def sentence(comparison: Comparison) -> str:
+    """The outcome, with what it rests on, as one line: names and reasons are untrusted."""
+    counts = Counter(each.verdict for each in comparison.entries)
+    worse = comparison.of(Verdict.WORSE)
+    if worse:
+        start = f"Regression: {_listed([_told(each) for each in worse])}"
+    elif not comparison.conclusive:
+        start = f"Not enough data: {_lacking(comparison)}"
+    else:
+        start = "No regression"
+    told = ", ".join(f"{counts[verdict]} {verdict}" for verdict in _ORDER if counts[verdict]) or "nothing to compare"
+    return one_line(f"{start}; {told}{_detectable(comparison)}{_left_out(comparison)}")
+
+
+def table(comparison: Comparison, *, everything: bool) -> Table:
+    """One line a figure; figures that stayed the same are left out unless ``everything`` is asked for."""
+    shown = [each for each in _ordered(comparison.entries) if everything or each.verdict is not Verdict.SAME]
+    headings = (
+        Heading(key="scenario_id", title="Scenario"),
+        Heading(key="metric", title="Figure"),
+        Heading(key="baseline", title="Baseline", numeric=True),
+        Heading(key="candidate", title="Candidate", numeric=True),
+        Heading(key="change", title="Change", unit="ratio", numeric=True),
+        Heading(key="mde", title="Shows from", unit="ratio", numeric=True),
+        Heading(key="verdict", title="Verdict"),
+        Heading(key="reason", title="Why", wraps=True),
+    )
+    hidden = len(comparison.entries) - len(shown)
+    notes = [
+        "change: of speeds, how much faster (+) or slower (-); of other figures, how much larger (+) or smaller (-)",
+        "shows from: the least change that would have been found with 80 % power (speeds), or the threshold",
+        *([f"{hidden} figures stayed the same and are not shown; --all shows them"] if hidden else []),
+        *(f"versions: {note}" for note in comparison.notes),
+        *(f"clocks: {note}" for note in comparison.throttled),
+    ]
+    return Table(
+        name="compare",
+        title="Compared",
+        facts={"baseline": ", ".join(comparison.baseline_runs), "candidate": ", ".join(comparison.candidate_runs)},
+        caption=f"Baseline {_listed(comparison.baseline_runs)}; candidate {_listed(comparison.candidate_runs)}",
+        headings=headings,
+        rows=tuple(_row(each) for each in shown),
+        notes=tuple(notes),
+    )
+
+
+def as_markdown(comparison: Comparison, *, everything: bool) -> str:
+    """The sentence and the table for a job's page, less than 1 MiB: the best news is left out first."""
+    made = table(comparison, everything=everything)
+    opening = escape_markdown(sentence(comparison)) + "\n\n"
+    rows = made.rows
+    while True:
+        left = len(made.rows) - len(rows)
+        notes = (*made.notes, *([f"{left} more lines do not fit here; --format json has all"] if left else []))
+        kept = replace(made, rows=rows, notes=notes)
+        text = opening + render([kept], "md")
+        if len(text.encode()) <= MARKDOWN_LIMIT or not rows:
+            return text
+        rows = rows[: len(rows) * 3 // 4]
+
+
+def as_data(comparison: Comparison) -> dict[str, object]:
+    """Everything, for JSON."""
+    return {
+        "sentence": sentence(comparison),
+        "conclusive": comparison.conclusive,
+        "counts": {str(verdict): len(comparison.of(verdict)) for verdict in Verdict},
+        "baseline_runs": list(comparison.baseline_runs),
+        "candidate_runs": list(comparison.candidate_runs),
+        "rule": asdict(comparison.rule),
+        "notes": list(comparison.notes),
+        "throttled": list(comparison.throttled),
+        "left_out": list(comparison.left_out),
+        "entries": [asdict(each) for each in _ordered(comparison.entries)],
+    }
+
+
+def as_junit(comparison: Comparison) -> str:
+    """JUnit XML: a test case a figure with its values as properties; worse is a failure, what cannot be told is skipped."""
+    from xml.etree import ElementTree as ET
+
+    failures, skipped = (
+        len(comparison.of(Verdict.WORSE)),
+        len(comparison.of(Verdict.INSUFFICIENT)) + len(comparison.of(Verdict.INCOMPARABLE)),
+    )
+    suite = ET.Element("testsuite", {
+        "name": "quantbench compare", "tests": str(len(comparison.entries)), "failures": str(failures),
+        "skipped": str(skipped), "errors": "0",
+    })  # fmt: skip
+    for each in _ordered(comparison.entries):
+        case = ET.SubElement(suite, "testcase", {"classname": _legal(each.scenario_id), "name": each.metric or "comparable"})
+        properties = ET.SubElement(case, "properties")
+        for name in ("verdict", "baseline", "candidate", "change", "mde", "p_value", "unit"):
+            value = getattr(each, name)
+            if value not in (None, ""):
+                ET.SubElement(properties, "property", {"name": name, "value": str(value)})
+        if each.verdict is Verdict.WORSE:
+            ET.SubElement(case, "failure", {"message": _legal(_told(each))})
+        elif each.verdict in (Verdict.INSUFFICIENT, Verdict.INCOMPARABLE):
+            ET.SubElement(case, "skipped", {"message": _legal(f"{each.verdict}: {each.reason}")})
+    return ET.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def _ordered(entries: Sequence[Entry]) -> list[Entry]:
+    return sorted(entries, key=lambda each: _ORDER.index(each.verdict))
+
+
+def _row(each: Entry) -> tuple[Cell, ...]:
+    show = _UNITS.get(each.unit, significant)
+    figures = [Cell(None) if value is None else Cell(value, show(value)) for value in (each.baseline, each.candidate)]
+    return (
+        Cell(each.scenario_id), Cell(each.metric or None), *figures, _percent(each.change, "+.1%"), _percent(each.mde, ".1%"),
+        Cell(str(each.verdict)), Cell(each.reason or None),
+    )  # fmt: skip
+
+
+def _percent(value: float | None, form: str) -> Cell:
+    return Cell(None) if value is None else Cell(value, format(value, form))
+
+
+def _told(each: Entry) -> str:
+    if each.change is None:
+        return f"{each.scenario_id} {each.metric}".rstrip() + (f" {_cut(each.reason)}" if each.reason else "")
+    p = "" if each.p_value is None else f" (p = {each.p_value:.2g})"
+    return f"{each.scenario_id} {each.metric} {each.change:+.1%}{p}"
+
+
+def _listed(parts: Sequence[str]) -> str:
+    more = len(parts) - _NAMED
+    return ", ".join(parts[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _lacking(comparison: Comparison) -> str:
+    """Each reason with how many figures it is of."""
+    reasons = Counter(each.reason for each in comparison.of(Verdict.INSUFFICIENT))
+    if not reasons:
+        first = next((each.reason for each in comparison.of(Verdict.INCOMPARABLE)), "no scenario is on both sides")
+        return f"nothing can be compared, for example {_cut(first)}"
+    return "; ".join(f"{count} figure{'s' * (count != 1)}: {reason}" for reason, count in reasons.most_common(_NAMED))
+
+
+def _detectable(comparison: Comparison) -> str:
+    """The middle of the least changes in speed that would have been found."""
+    effects = [each.mde for each in comparison.of(Verdict.SAME) if each.mde is not None and each.gate]
+    return f"; of the same speeds a change of {median(effects):.0%} would have shown (median)" if effects else ""
+
+
+def _left_out(comparison: Comparison) -> str:
+    """What the baseline has and the candidate was not asked for."""
+    names = comparison.left_out
+    counted = "1 scenario" if len(names) == 1 else f"{len(names)} scenarios"
+    return f"; {counted} of the baseline left out of the candidate's selection: {_listed(names)}" if names else ""
+
+
+def _cut(reason: str) -> str:
+    """The beginning of a reason that is too long for a sentence."""
+    return reason if len(reason) <= _LONGEST else f"{reason[:_LONGEST]} …"
+
+
+def _legal(text: str) -> str:
+    """``text`` without what XML cannot hold."""
+    return "".join(char if char.isprintable() or char in "\t\n" else " " for char in text)

@@ -1,0 +1,111 @@
+"""The rows of one side of a comparison: a results folder, parquet files, runs by their ids, or pytest-benchmark's JSON."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from quantbench.core.errors import StoreError, UsageError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_REPEAT = re.compile(r"#(\d+)\]$")
+
+
+def load_side(text: str, results: str, *, window: int = 1, but: Sequence[str] = ()) -> pd.DataFrame:
+    """Rows of ``scenarios``: of a folder or URI the last ``window`` runs that are not in ``but``, else all that is named.
+
+    ``text`` is a folder, a URI, a ``.parquet`` file, a ``.json`` file of pytest-benchmark, or ids of runs in the folder
+    ``results``, joined by commas. Raises UsageError for what is none of these, StoreError for what cannot be read.
+    """
+    from quantbench.results.store import load
+
+    if text.endswith(".json") and Path(text).is_file():
+        return _of_benchmark(Path(text))
+    if text.endswith(".parquet") and Path(text).is_file():
+        return _of_file(Path(text))
+    if "://" in text or (text and Path(text).is_dir()):
+        return _last_runs(load(text), window, but, text)
+    if text.endswith((".json", ".parquet")) or "/" in text or not text.strip(", "):
+        raise UsageError(f"{text!r} does not exist; give a results folder, a file, or the id of a run in {results!r}")
+    frame = load(results)
+    wanted = [part.strip() for part in text.split(",") if part.strip()]
+    known = set(frame["run_id"])
+    if missing := [run for run in wanted if run not in known]:
+        first = min(known, default="")
+        raise UsageError(f"no run {missing[0]!r} in {results!r} and no such file; its runs begin with {first!r}")
+    return frame[frame["run_id"].isin(wanted)]
+
+
+def is_whole(side: pd.DataFrame, text: str, results: str) -> bool:
+    """Whether the runs of ``side`` have a row of each scenario that they were asked for, as far as is stored.
+
+    What a whole run lacks was left out of its selection. False where the runs' own rows cannot be had, as of a single file.
+    """
+    from quantbench.results.store import load
+
+    place = text if "://" in text or Path(text).is_dir() else results
+    if text.endswith((".json", ".parquet")):
+        return False
+    try:
+        runs = load(place, "runs")
+    except StoreError:
+        return False
+    planned = dict(zip(runs["run_id"], runs["planned"], strict=True))
+    counts = side["run_id"].value_counts()
+    return all(run in planned and int(count) >= int(planned[run]) for run, count in counts.items())
+
+
+def _last_runs(frame: pd.DataFrame, window: int, but: Sequence[str], text: str) -> pd.DataFrame:
+    from quantbench.results.store import in_order
+
+    others = frame[~frame["run_id"].isin(list(but))]
+    if others.empty:
+        raise StoreError(f"{text!r} holds no run but the one compared; measure a baseline first, or name another one")
+    return others[others["run_id"].isin(in_order(others)[-window:])]
+
+
+def _of_file(path: Path) -> pd.DataFrame:
+    import pandas as pd
+
+    try:
+        frame = pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{path} cannot be read as parquet ({error}); give a file of the table scenarios") from error
+    if not {"scenario_id", "status", "run_id", "started_at"} <= set(frame):
+        raise StoreError(f"{path} is no file of the table scenarios; give one from the folder of that name")
+    return frame
+
+
+def _of_benchmark(path: Path) -> pd.DataFrame:
+    """Rows from the ``extra_info`` of each scenario, which the plugin writes; its tests share one row."""
+    import pandas as pd
+
+    try:
+        body = json.loads(path.read_text(encoding="utf-8"))
+        machine = body.get("machine_info", {}).get("quantbench", {})
+        started = str(body.get("datetime", ""))
+        rows = dict(_row(each, machine, started) for each in body["benchmarks"] if "scenario_id" in each["extra_info"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StoreError(f"{path} is no report of pytest-benchmark ({error!r}); --benchmark-json writes one") from error
+    if not rows:
+        raise StoreError(f"{path} holds no scenario of quantbench; give a report that pytest bench/ --benchmark-json wrote")
+    return pd.DataFrame(list(rows.values()))
+
+
+def _row(benchmark: dict[str, Any], machine: dict[str, Any], started: str) -> tuple[tuple[str, int], dict[str, Any]]:
+    found = _REPEAT.search(str(benchmark["name"]))
+    repeat = int(found[1]) - 1 if found else 0
+    info = benchmark["extra_info"]
+    base = {
+        "run_id": started,
+        "started_at": started,
+        "repeat": repeat,
+        "machine": machine.get("fingerprint"),
+        "cpu": machine.get("cpu"),
+    }
+    return (str(info["scenario_id"]), repeat), {**base, **info}

@@ -1,0 +1,115 @@
+"""The anchor: what a variant's rounds alternate with, in the same process and runtime.
+
+It is the model's own unquantized form in that runtime where both fit, else the canary's: either way the same work is timed
+beside every variant, and the ratio of the two is what survives the machine's mood.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from quantbench.core.errors import QuantbenchError
+from quantbench.core.machine import available_memory
+from quantbench.core.scenario import Scenario
+from quantbench.measuring.passes.gpu import open_boards
+from quantbench.methods import METHODS, Settings
+from quantbench.models import checkpoint as checkpoints
+from quantbench.planning import planner
+from quantbench.runtimes.devices import gpus_of
+
+_MEMORY_SHARE = 0.4
+"""The anchor's weights may take this much of the host's memory that is free."""
+
+_PEAK_SHARE = 0.9
+"""All that the anchor holds at once, its cache too, may take this much of the memory that is free, on a GPU or the host."""
+
+_CANARY = "canary"
+_CANARY_VOCABULARY = 2048
+_CANARY_PROMPT_TOKENS = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Anchor:
+    """Which variant of which model, and how it is opened. ``name`` is stored: ``torch/fp32``, or ``canary torch/fp32``."""
+
+    name: str
+    scenario: Scenario
+    settings: Settings
+    stands_in: bool = False
+
+    def prompts(self, prompts: Sequence[Sequence[int]]) -> Sequence[Sequence[int]]:
+        """The prompts as the anchor can read them: a canary that stands in gets ids of its own, as many or fewer."""
+        if not self.stands_in:
+            return prompts
+        return [[token % _CANARY_VOCABULARY for token in prompt[:_CANARY_PROMPT_TOKENS]] for prompt in prompts]
+
+
+def choose(scenario: Scenario, settings: Settings) -> Anchor | None:
+    """The anchor for a variant, its artifact made if the method needs one; None where not even the canary can be had."""
+    method, _, precision = METHODS[scenario.variant.method].anchor.partition("/")
+    variant = replace(scenario.variant, method=method, precision=precision, control=False)
+    own = Anchor(name=variant.name, scenario=replace(scenario, variant=variant), settings=settings)
+    is_variant = variant == replace(scenario.variant, control=False)
+    if settings.checkpoint.kind == "module":  # the canary reads tokens: it cannot stand in
+        return own if _prepared(own) else None
+    if is_variant or (_fits(own) and _prepared(own)):
+        return own
+    canary = replace(settings, checkpoint=checkpoints.resolve(_CANARY))
+    other = Anchor(
+        name=f"{_CANARY} {variant.name}", scenario=replace(own.scenario, model=_CANARY), settings=canary, stands_in=True
+    )
+    return other if _prepared(other) else None
+
+
+def _fits(anchor: Anchor) -> bool:
+    """Whether it has room beside what is loaded already."""
+    variant, device = anchor.scenario.variant, anchor.scenario.conditions.device
+    bits = METHODS[variant.method].precision(variant.precision).bits or 32
+    weights = checkpoints.count_parameters(anchor.settings.checkpoint) * bits / 8
+    if device == "cpu":
+        free = available_memory()
+        return weights <= _MEMORY_SHARE * free and _peak_bytes(anchor) <= _PEAK_SHARE * free
+    return max(weights, _peak_bytes(anchor)) <= _PEAK_SHARE * _free_on_gpus(device)
+
+
+def _peak_bytes(anchor: Anchor) -> int:
+    """Bytes of its weights, keys, values and activations as planned; 0 where nobody can tell."""
+    variant, settings = anchor.scenario.variant, anchor.settings
+    workload = planner.Workload(context=max(1, settings.context), batch=settings.batch)
+    try:
+        architecture = planner.read_architecture(str(settings.checkpoint.path), any_age=True)
+        weights = planner.forecast(architecture, variant.method, [variant.precision])[variant.precision]
+        return planner.planned(architecture, variant, weights, workload, []).most_peak_bytes or 0
+    except QuantbenchError:
+        return 0
+
+
+def _free_on_gpus(device: str) -> int:
+    """Bytes that are free, after torch gave back what it kept for later; 0 where nobody tells.
+
+    Where torch works on a GPU it is asked, else NVML: torch would open CUDA, and take memory for that, beside llama.cpp.
+    """
+    torch = sys.modules.get("torch")
+    if torch and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+        return sum(int(torch.cuda.mem_get_info(gpu)[0]) for gpu in gpus_of(device))
+    boards = open_boards(device)
+    if isinstance(boards, str):
+        return 0
+    try:
+        return sum(int(each.free) for each in boards.ask(["nvmlDeviceGetMemoryInfo"]))
+    except OSError:
+        return 0
+
+
+def _prepared(anchor: Anchor) -> bool:
+    method = METHODS[anchor.scenario.variant.method]
+    try:
+        method.check(anchor.settings.checkpoint)
+        if method.preparer:
+            method.preparer(anchor.scenario, anchor.settings)
+    except QuantbenchError:  # an anchor is a help: without one there is no ratio, but all else
+        return False
+    return True

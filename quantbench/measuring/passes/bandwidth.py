@@ -1,0 +1,193 @@
+"""How near the memory roofline: what the memory can move, and what a decode step must read from it.
+
+The bandwidth is that of the fastest of several copies of an array that is larger than most caches; the bytes that are read and
+the bytes that are written both count. Each run measures it once per number of threads, or GPU, in a process of its own before a
+model is opened, and the best figure since the machine was started is remembered in the cache. A GPU is far faster than it can
+be asked to copy, so that there many copies are timed together, on its own clock.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
+from pathlib import Path
+from statistics import fmean
+
+from quantbench.core.cache import digest, recall, remember, write_atomically
+from quantbench.core.children import python_module
+from quantbench.core.errors import QuantbenchError
+from quantbench.core.gpus import chosen_gpus
+from quantbench.core.machine import available_memory, describe
+from quantbench.core.scratch import scratch_folder
+from quantbench.core.trace import WeightMemory
+
+BANDWIDTH_FORMAT = 1
+DEVICE_FORMAT = 2
+"""Counts changes in how it is measured, on a CPU and on a GPU; what was remembered before is then measured again."""
+
+_RESULT = "bandwidth.json"
+_ARRAY_BYTES = 256 * 2**20
+_DEVICE_ARRAY_BYTES = 2**30
+"""Some twenty times the largest cache of a GPU."""
+
+_TOGETHER = 10
+"""Copies on a GPU between two marks: to start one takes some microseconds, which hide behind the one before."""
+
+_MEMORY_SHARE = 0.1
+"""Each of the two arrays takes at most this much of the memory that is free."""
+
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_LEAST_COPIES = 3
+_COPYING_S = 0.4
+_TIMEOUT_S = 120
+
+
+def memory_bandwidth(device: str, threads: int, run: Path) -> float | str:
+    """Bytes per second read and written by a copy on ``device``, on a CPU with that many threads; a string says why not.
+
+    ``cuda`` stands for the first GPU: a model that is spread over several reads from one after the other. It is measured once
+    in a run, whose files are in ``run``; the largest figure since the machine was started counts, as other work only lowers it.
+    """
+    try:
+        asked = _asked_on_cpu(device, threads) if device == "cpu" else _asked_on_device(device)
+        of_run = run / f"bandwidth-{digest(asked)}.json"
+        if not of_run.is_file():
+            known = recall("bandwidth", asked)
+            figure = max(_measured(device, threads), known if isinstance(known, float) else 0.0)
+            remember("bandwidth", asked, figure)
+            write_atomically(of_run, json.dumps({"bytes_per_second": figure, **asked}).encode())
+        return _read(of_run)
+    except (QuantbenchError, OSError, subprocess.TimeoutExpired, ImportError) as error:  # it costs this figure, never the row
+        return str(error)
+
+
+def remembered_bandwidth(device: str, threads: int) -> float | None:
+    """What an earlier run found on this CPU since it was started, without measuring anything; None where none did."""
+    if device != "cpu":
+        return None
+    try:
+        found = recall("bandwidth", _asked_on_cpu(device, threads))
+    except (QuantbenchError, OSError, ImportError):
+        return None
+    return found if isinstance(found, float) else None
+
+
+def _measured(device: str, threads: int) -> float:
+    """Measure in a process of its own, whose arrays count nowhere."""
+    with scratch_folder() as folder:
+        result = folder / _RESULT
+        command = python_module(__name__, device, str(threads), str(result))
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_TIMEOUT_S)
+        if done.returncode:
+            last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+            raise QuantbenchError(f"memory bandwidth could not be measured on {device}: {last}")
+        return _read(result)
+
+
+def _read(path: Path) -> float:
+    return float(json.loads(path.read_text())["bytes_per_second"])
+
+
+def _asked_on_cpu(device: str, threads: int) -> dict[str, object]:
+    return {
+        "machine": describe().fingerprint, "device": device, "threads": threads, "with": f"numpy {version('numpy')}",
+        "format": BANDWIDTH_FORMAT, "boot": _boot(),
+    }  # fmt: skip
+
+
+def _asked_on_device(device: str) -> dict[str, object]:
+    """What tells this GPU from any other, whatever number it has today."""
+    gpu = chosen_gpus(device)[0]
+    return {
+        "gpu": gpu.name, "uuid": gpu.uuid, "driver": gpu.driver, "with": f"torch {version('torch')}",
+        "format": DEVICE_FORMAT, "boot": _boot(),
+    }  # fmt: skip
+
+
+def _boot() -> str:
+    """What tells this machine, since it was started, from another of its kind that shares the cache."""
+    return _BOOT_ID.read_text().strip() if _BOOT_ID.exists() else platform.node()
+
+
+def bytes_per_token(weights: WeightMemory, prompts: Sequence[Sequence[int]], length: int, batch: int) -> int | None:
+    """Bytes that a decode step reads, mean over the steps of answers of ``length`` tokens, divided by the sequences of a batch.
+
+    Step i after a prompt of n tokens reads the weights, once for all sequences, and of each the keys and values of the
+    n + i - 1 positions before its own. None where it is not known.
+    """
+    if weights.step_bytes is None or weights.cache_position_bytes is None:
+        return None
+    positions = fmean(map(len, prompts)) + length / 2 - 1
+    return round(weights.step_bytes / batch + weights.cache_position_bytes * positions)
+
+
+def copy_on_cpu(threads: int, array_bytes: int) -> float:
+    """The fastest copy's bytes per second; each thread copies its own part, and numpy lets go of Python's lock meanwhile."""
+    import numpy as np
+
+    parts = [np.ones(array_bytes // threads, dtype=np.uint8) for _ in range(threads)]  # zeros would all be one page, cached
+    copies = [np.empty_like(part) for part in parts]
+    with ThreadPoolExecutor(threads) as pool:
+        seconds = _fastest(lambda: list(pool.map(np.copyto, copies, parts)))
+    return 2 * sum(part.nbytes for part in parts) / seconds
+
+
+def copy_on_device(device: str, array_bytes: int) -> float:
+    """Bytes per second of the fastest of several rows of copies, from one place of the device's memory to another."""
+    import torch
+
+    with torch.cuda.device(device):
+        source = torch.ones(array_bytes, dtype=torch.uint8, device=device)
+        target = torch.empty_like(source)
+        target.copy_(source)
+        taken: list[float] = []
+        while len(taken) < _LEAST_COPIES or sum(taken) < _COPYING_S:
+            started, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            started.record()
+            for _ in range(_TOGETHER):
+                target.copy_(source, non_blocking=True)
+            ended.record()
+            ended.synchronize()
+            taken.append(started.elapsed_time(ended) / 1000)
+        return 2 * array_bytes * _TOGETHER / min(taken)
+
+
+def device_array_bytes(device: str) -> int:
+    """How large each array may be on the device: what its own free memory allows, that of the host is no matter."""
+    import torch
+
+    free, _ = torch.cuda.mem_get_info(device)
+    return min(_DEVICE_ARRAY_BYTES, int(free * _MEMORY_SHARE))
+
+
+def _fastest(copy: Callable[[], object]) -> float:
+    """Seconds of the fastest of several copies; one goes before, since a first touch is not a copy."""
+    copy()
+    taken: list[float] = []
+    while len(taken) < _LEAST_COPIES or sum(taken) < _COPYING_S:
+        started = time.perf_counter()
+        copy()
+        taken.append(time.perf_counter() - started)
+    return min(taken)
+
+
+def main() -> None:
+    """Measure the device and threads named on the command line, and write the file named third."""
+    device, threads, path = sys.argv[1:]
+    if device == "cpu":
+        array_bytes = min(_ARRAY_BYTES, int(available_memory() * _MEMORY_SHARE))
+        speed = copy_on_cpu(int(threads), array_bytes)
+    else:
+        array_bytes = device_array_bytes(device)
+        speed = copy_on_device(device, array_bytes)
+    Path(path).write_text(json.dumps({"bytes_per_second": speed, "array_bytes": array_bytes}))
+
+
+if __name__ == "__main__":
+    main()

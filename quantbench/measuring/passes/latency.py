@@ -1,0 +1,133 @@
+"""The latency pass: rounds of fixed-length answers, alternating with short rounds of the anchor.
+
+Between fresh processes the raw figure moves more than the ratio to an anchor in the same process: bench/harness/README.md.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import pairwise
+
+from quantbench.core.errors import ModelError
+from quantbench.core.scenario import Effort
+from quantbench.core.trace import Generation, Round
+from quantbench.measuring.passes.rounds import ANCHOR_SHARE, AnchorTurn, until_steady
+from quantbench.methods import Batched, LoadedModel
+
+Prompts = Sequence[Sequence[int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """A loaded model with the prompts that it answers, ``batch`` sequences together; ``said`` keeps its last answer to each."""
+
+    model: LoadedModel
+    prompts: Prompts
+    batch: int = 1
+    said: dict[int, tuple[int, ...]] = field(default_factory=dict)
+
+    def answer(self, index: int, length: int) -> Generation:
+        """One timed answer to one of its prompts."""
+        answer, self.said[index] = timed_answer(self.model, index, self.prompts[index], length, self.batch)
+        return answer
+
+
+def measure_rounds(
+    variant: Contender,
+    anchor: Contender | None,
+    length: int,
+    effort: Effort,
+    *,
+    after_round: Callable[[], None] = lambda: None,
+    spoilt: Callable[[], bool] = lambda: False,
+) -> tuple[Round, ...]:
+    """Timed rounds, until the median's confidence interval is narrow enough or the budget is spent.
+
+    A round answers every prompt once; where that would take too long for the rounds that an interval takes, a round answers
+    some prompts in rotation, and it ends when every prompt had as many turns. The other passes came before and warmed
+    the variant up; one answer each warms what is left. ``after_round`` is called after each, when no clock runs. Once
+    ``spoilt`` by other work they end with the budget, perhaps before every prompt had a turn.
+    """
+    size = _round_size(variant.answer(0, length).e2e_s, len(variant.prompts), effort)
+    sweep = len(variant.prompts) // size
+    turn = None
+    if anchor:
+        prompts = len(anchor.prompts)
+        turn = AnchorTurn(partial(anchor.answer, length=length), prompts, _seconds, most=prompts)
+
+    def take(index: int) -> Round:
+        numbers = sorted((index * size + offset) % len(variant.prompts) for offset in range(size))
+        answers = tuple(variant.answer(number, length) for number in numbers)
+        after_round()
+        opposite = turn.take(sum(map(_seconds, answers)), numbers) if turn else ()
+        return Round(index=index, variant=answers, anchor=opposite)
+
+    return until_steady(take, lambda each: sum(map(_seconds, each.variant)), effort, every=sweep, spoilt=spoilt)
+
+
+def _round_size(answer_s: float, prompts: int, effort: Effort) -> int:
+    """Prompts of one round, such that the fewest rounds take about the budget, the anchor's share included.
+
+    It divides their number, so that all are answered equally often.
+    """
+    affordable = max(1, round(effort.budget_s * (1 - ANCHOR_SHARE) / effort.min_rounds / answer_s))
+    return max(size for size in range(1, prompts + 1) if prompts % size == 0 and size <= affordable)
+
+
+def together(prompt: Sequence[int], batch: int) -> list[list[int]]:
+    """``batch`` prompts as long as ``prompt``, itself the first: its ids after the first are turned by one place for each.
+
+    So the rows differ, and none needs padding.
+    """
+    first, rest = list(prompt[:1]), list(prompt[1:])
+    turns = [row % len(rest) if rest else 0 for row in range(batch)]
+    return [first + rest[turn:] + rest[:turn] for turn in turns]
+
+
+def answer_tokens(model: LoadedModel, prompt: Sequence[int], length: int, batch: int) -> Iterator[int]:
+    """The answer to ``prompt``, token by token; where ``batch`` is above 1, further sequences are answered together with it."""
+    if batch == 1:
+        return model.generate(prompt, length)
+    assert isinstance(model, Batched)
+    return (tokens[0] for tokens in model.generate_batch(together(prompt, batch), length))
+
+
+def timed_answer(
+    model: LoadedModel, index: int, prompt: Sequence[int], length: int, batch: int = 1
+) -> tuple[Generation, tuple[int, ...]]:
+    """One greedy answer and its ids; the clock is read at each token, the device synchronized at the edges of the phases.
+
+    ``batch`` sequences are answered together; the ids are those of the first.
+    """
+    clock = time.perf_counter
+    stamps = [0.0] * length
+    ids = [0] * length
+    model.synchronize()
+    tokens = answer_tokens(model, prompt, length, batch)
+    started = clock()
+    ids[0] = next(tokens)
+    model.synchronize()
+    stamps[0] = clock()
+    for position, token in enumerate(tokens, start=1):
+        stamps[position] = clock()
+        ids[position] = token
+    model.synchronize()
+    ended = clock()
+    if not stamps[-1]:
+        raise ModelError(f"the method stopped before {length} tokens; its generate() must go on past the end of sequence")
+    answer = Generation(
+        prompt=index,
+        prompt_tokens=len(prompt) * batch,
+        prefill_s=stamps[0] - started,
+        gaps_s=tuple(after - before for before, after in pairwise(stamps)),
+        e2e_s=ended - started,
+        batch=batch,
+    )
+    return answer, tuple(ids)
+
+
+def _seconds(answer: Generation) -> float:
+    return answer.e2e_s

@@ -1,0 +1,208 @@
+"""What else the machine does while a run is timed: CPU time of others and time stolen, as the kernel counts them.
+
+Linux counts in ``/proc/stat`` how long each CPU worked, and in ``/proc/PID/stat`` how long each process did: what the CPUs of
+this process worked less what the run's own processes did is the work of others. It is read before the first round and after
+the last, never while a round is timed; both are counted in ticks of 10 ms, so that one window over all rounds is exact where
+one a round would not be.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from quantbench.core.trace import OtherWork
+from quantbench.measuring.passes.gpu_others import OthersOnGpu
+from quantbench.metrics.other_work import disturbance
+
+PROC = Path("/proc")
+
+_LOOK_S = 0.1
+"""A look takes at least this; longer where few CPUs have not had ticks enough by then."""
+
+_CROWDED_CPUS = 0.5
+"""A busy process in another session gets this much of a CPU that it shares; what slows a row at all is less."""
+
+LEAST_TICKS = 20
+"""Where fewer ticks passed on all CPUs together, a share of them says nothing."""
+
+_WORK = (0, 1, 2, 5, 6)
+"""user, nice, system, irq and softirq among the numbers of a CPU in /proc/stat; guests are counted as user already."""
+_STEAL = 7
+_PARENT, _TIMES, _START = 1, slice(11, 15), 19
+"""Among the fields of /proc/PID/stat after the command: parent, utime to cstime (of children that ended), start."""
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """One process at one moment: its parent, CPU time in ticks with that of its children that ended, start after boot."""
+
+    parent: int
+    ticks: int
+    start: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Moment:
+    """Counters at one moment: the clock in seconds, and ticks of the CPUs' work, of time stolen, and of the run's processes."""
+
+    clock_s: float
+    work: int
+    steal: int
+    own: int
+
+
+def this_process(proc: Path = PROC) -> tuple[int, int] | None:
+    """Id and start time of this process, as a job names the run's first one; None where the kernel does not tell."""
+    pid = os.getpid()
+    found = _process(proc, pid)
+    return (pid, found.start) if found else None
+
+
+class OtherWorkWatch:
+    """Watches from when it is made until ``ended``.
+
+    Own work is that of ``root`` and of all below it: a fork server, workers and local servers with sessions of their own are
+    still its descendants. Without a living ``root`` above this process, own work is that of this process and below.
+    """
+
+    def __init__(
+        self, root: tuple[int, int] | None = None, device: str = "cpu", *, own_server: bool = True, proc: Path = PROC
+    ) -> None:
+        """``device`` is where a model runs; ``own_server`` is False where somebody else's server works for the run."""
+        self._proc = proc
+        self._own_server = own_server
+        self._ticks_s = os.sysconf("SC_CLK_TCK")
+        processes = _processes(proc)
+        self._root = _root(root, processes)
+        self._cpus = _cpus_of(self._root)
+        self._gpu = OthersOnGpu(device)
+        self._before = self._last = self._moment(processes)
+        self._crowded = False
+
+    @property
+    def look_s(self) -> float:
+        """Seconds after which a share of the ticks says something."""
+        return max(_LOOK_S, 1.25 * LEAST_TICKS / self._ticks_s / max(len(self._cpus), 1))
+
+    def look(self) -> None:
+        """Note how busy others keep the GPU; to be called after each round."""
+        self._gpu.look(lambda: set(descendants(_processes(self._proc), self._root)))
+
+    def crowded(self) -> bool:
+        """Whether others took more than half of a CPU since this was last asked, or as then where too few ticks have passed."""
+        if isinstance(self._last, str) or not self._own_server or time.perf_counter() - self._last.clock_s < 2 * self.look_s:
+            return self._crowded
+        now = self._moment(_processes(self._proc))
+        others = self._between(self._last, now).others_cpu
+        self._crowded = others is not None and others * len(self._cpus) > _CROWDED_CPUS
+        self._last = now
+        return self._crowded
+
+    def ended(self) -> OtherWork:
+        """What others did since this was made."""
+        return self._between(self._before, self._moment(_processes(self._proc)))
+
+    def _between(self, before: _Moment | str, after: _Moment | str) -> OtherWork:
+        others_gpu = self._gpu.share()
+        absent = {"others_gpu": others_gpu} if isinstance(others_gpu, str) else {}
+        gpu = None if isinstance(others_gpu, str) else others_gpu
+        if isinstance(before, str) or isinstance(after, str):
+            why = before if isinstance(before, str) else str(after)
+            absent |= {"others_cpu": why, "steal": why}
+            return OtherWork(window_s=0.0, others_gpu=gpu, absent=absent)
+        window_s = after.clock_s - before.clock_s
+        ticks = window_s * self._ticks_s * len(self._cpus)
+        if ticks < LEAST_TICKS:
+            why = f"{window_s:.2f} s were timed, too short for CPU time that is counted in ticks of {1 / self._ticks_s:g} s"
+            return OtherWork(window_s=window_s, others_gpu=gpu, absent={**absent, "others_cpu": why, "steal": why})
+        work = (after.work - before.work) - (after.own - before.own)
+        if not self._own_server:
+            absent["others_cpu"] = "the server was not started by the run, so its own work cannot be told from that of others"
+        return OtherWork(
+            window_s=window_s,
+            cpus=len(self._cpus),
+            tick_share=1 / ticks,
+            others_cpu=min(1.0, max(0.0, work / ticks)) if self._own_server else None,
+            steal=min(1.0, max(0.0, (after.steal - before.steal) / ticks)),
+            others_gpu=gpu,
+            absent=absent,
+        )
+
+    def _moment(self, processes: Mapping[int, Process]) -> _Moment | str:
+        """The counters as they are now; a string says why there are none."""
+        try:
+            work, steal = _cpu_ticks((self._proc / "stat").read_text(), self._cpus)
+        except (OSError, ValueError, IndexError) as error:
+            return f"the kernel does not tell how long the CPUs worked ({self._proc / 'stat'}: {type(error).__name__})"
+        own = sum(processes[pid].ticks for pid in descendants(processes, self._root))
+        return _Moment(clock_s=time.perf_counter(), work=work, steal=steal, own=own)
+
+
+def busy_now(proc: Path = PROC) -> str:
+    """What keeps this machine busy besides this process and all below it, in words, from a short look; empty if nothing."""
+    watch = OtherWorkWatch(proc=proc)
+    time.sleep(watch.look_s)
+    return disturbance(watch.ended())
+
+
+def descendants(processes: Mapping[int, Process], root: int) -> Iterator[int]:
+    """``root`` and all living processes below it."""
+    children: dict[int, list[int]] = {}
+    for pid, process in processes.items():
+        children.setdefault(process.parent, []).append(pid)
+    found = [root] if root in processes else []
+    while found:
+        pid = found.pop()
+        found += children.get(pid, [])
+        yield pid
+
+
+def _root(wanted: tuple[int, int] | None, processes: Mapping[int, Process]) -> int:
+    """The run's first process, or this one where that is gone, or not above this one: a job may be run again by hand."""
+    own = os.getpid()
+    if wanted is None or wanted[0] not in processes or processes[wanted[0]].start != wanted[1]:
+        return own
+    return wanted[0] if own in descendants(processes, wanted[0]) else own
+
+
+def _cpus_of(pid: int) -> set[int]:
+    """Numbers of the CPUs that a process may use; empty where nobody tells."""
+    if not hasattr(os, "sched_getaffinity"):
+        return set()
+    with contextlib.suppress(OSError):
+        return os.sched_getaffinity(pid)
+    return os.sched_getaffinity(0)
+
+
+def _cpu_ticks(stat: str, cpus: Iterable[int]) -> tuple[int, int]:
+    """Ticks that these CPUs worked, and ticks stolen from them, since boot. IndexError where one is not there."""
+    names = {f"cpu{number}" for number in cpus}
+    lines = [line.split() for line in stat.splitlines() if line.startswith("cpu")]
+    numbers = [[int(part) for part in line[1:]] for line in lines if line[0] in names]
+    if not numbers:
+        raise IndexError("none of the CPUs is listed")
+    return sum(each[index] for each in numbers for index in _WORK), sum(each[_STEAL] for each in numbers)
+
+
+def _processes(proc: Path) -> dict[int, Process]:
+    """All processes that can be seen, by id."""
+    try:
+        pids = [int(path.name) for path in proc.iterdir() if path.name.isdecimal()]
+    except OSError:
+        return {}
+    found = {pid: _process(proc, pid) for pid in pids}
+    return {pid: process for pid, process in found.items() if process}
+
+
+def _process(proc: Path, pid: int) -> Process | None:
+    """None where there is no such process, or no more."""
+    try:
+        fields = (proc / str(pid) / "stat").read_text(errors="replace").rpartition(")")[2].split()
+        return Process(parent=int(fields[_PARENT]), ticks=sum(map(int, fields[_TIMES])), start=int(fields[_START]))
+    except (OSError, ValueError, IndexError):
+        return None

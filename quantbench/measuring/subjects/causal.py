@@ -1,0 +1,308 @@
+"""A causal language model: memory, similarity and latency passes over every prompt set of the job, loaded once."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from quantbench.core.errors import QuantbenchError, UnsupportedError
+from quantbench.core.job import REFERENCE_FOLDER, TRACE_FILE, Checkpoint, Job, Task, enter_stage
+from quantbench.core.scenario import Scenario
+from quantbench.core.trace import (
+    Answer,
+    Clocks,
+    Energy,
+    OtherWork,
+    PeakMemory,
+    Probe,
+    Round,
+    Slicing,
+    Trace,
+    WeightMemory,
+    load_probes,
+)
+from quantbench.core.waiting import Rest, waiting
+from quantbench.measuring.anchor import Anchor, choose
+from quantbench.measuring.passes.bandwidth import bytes_per_token, memory_bandwidth
+from quantbench.measuring.passes.courtesy import Courtesy
+from quantbench.measuring.passes.energy import measure_energy
+from quantbench.measuring.passes.gpu import ClockWatch
+from quantbench.measuring.passes.latency import Contender, measure_rounds
+from quantbench.measuring.passes.memory import before_loading, measure_peak
+from quantbench.measuring.passes.reference import make_reference
+from quantbench.measuring.passes.similarity import answer_greedily, answers_of, score_columns
+from quantbench.measuring.passes.slicing import measure_slicing
+from quantbench.measuring.subjects import import_seconds, settings_of
+from quantbench.measuring.subjects.device import check_device
+from quantbench.measuring.subjects.prompts import Prompts, context_for, read_prompts, read_without_reference, timed_tokens
+from quantbench.methods import METHODS, Artifact, Batched, LoadedModel
+from quantbench.models.checkpoint import count_parameters, require_unchanged
+from quantbench.models.gguf import gguf_parts
+from quantbench.models.safetensors import weight_files
+from quantbench.models.tokenizer import Decoder, open_decoder, open_tokenizer
+
+_READ_BYTES = 1 << 22
+
+
+_NOT_ANSWERED = "a text is scored and not answered; name a prompt set such as 'mixed' besides"
+_RANDOM = "random weights say nothing about similarity"
+_MADE = "its weights are made at random while it is loaded, so loading says nothing"
+_UNWRITTEN = "its weights are made at random while it is loaded, and never written"
+_UNQUANTIZED = "its file was written with random weights, and no quantizer had any part in it"
+_UNPROBED = "a dummy is not probed: ask what the real model can do, or the canary"
+
+
+def make_references(job: Job, folder: Path) -> None:
+    """Fill ``reference-N`` in ``folder`` for the job's N-th prompt set, with the job's own variant as the reference."""
+    method = METHODS[job.variant.method]
+    tokenizer = open_tokenizer(job.checkpoint)
+    prompts = [read_without_reference(job, tokenizer, task) for task in job.tasks]
+    context = context_for(job, prompts, tokenizer.context_limit)
+    with method.open(job.scenario, settings_of(job, context)) as model:
+        check_device(job.conditions.device, model.facts, job.variant.name)
+        for index, task in enumerate(job.tasks):
+            out = folder / REFERENCE_FOLDER.format(index)
+            if out.is_symlink() and not out.exists():  # of a job that was kept: its artifact has long been moved to its place
+                out.unlink()
+            out.mkdir(exist_ok=True)  # the runner links it to where it will stay
+            make_reference(model, tokenizer, checkpoint=job.checkpoint, task=task, conditions=job.conditions, folder=out)
+
+
+def measure(job: Job, folder: Path) -> None:
+    """Measure the job's variant; write a trace for each prompt set as soon as it is done."""
+    method = METHODS[job.variant.method]
+    method.check(job.checkpoint)
+    import_s = import_seconds(job)
+    prompts, context = read_prompts(job)
+    settings = settings_of(job, context)
+    scenario = job.scenario
+    artifact = method.preparer(scenario, settings) if method.preparer else None
+    bandwidth = memory_bandwidth(job.conditions.device, settings.threads, folder.parent)
+    enter_stage(folder, "loading")
+    _read_once(_files(artifact.path) if artifact else weight_files(job.checkpoint.path))
+    before = before_loading(job.conditions.device)
+    with ExitStack() as stack:
+        courtesy = Courtesy(stack.enter_context(Rest(settings.threads)), job.root, job.conditions.device)
+        started = time.perf_counter()
+        model = stack.enter_context(method.open(scenario, settings))
+        model.synchronize()
+        load_s = time.perf_counter() - started
+        loading = before.ended()
+        courtesy.loaded()
+        require_unchanged(job.checkpoint)
+        check_device(job.conditions.device, model.facts, scenario.variant.name)
+        if settings.batch > 1 and not isinstance(model, Batched):
+            raise UnsupportedError(f"{scenario.variant.name} answers one sequence at a time; ask for prompt sets without @N")
+        weights = model.memory()
+        enter_stage(folder, "memory")
+        peaks = [measure_peak(model, each.ids, timed_tokens(job, each), loading, each.task.batch) for each in prompts]
+        opened = _Opened(
+            model=model, artifact=artifact, import_s=import_s, load_s=load_s, started=started, weights=weights,
+            running=model.memory(), bandwidth=bandwidth, context=context, threads=settings.threads,
+        )  # fmt: skip
+        enter_stage(folder, "scoring" if all(each.task.is_text for each in prompts) else "similarity")
+        scored = [_score(job, model, each, folder, index, courtesy=courtesy) for index, each in enumerate(prompts)]
+        chosen = None if all(each.task.is_text for each in prompts) else choose(scenario, settings)
+        anchor = _open_anchor(stack, model, chosen, scenario) if chosen else None
+        for index, (each, peak, columns) in enumerate(zip(prompts, peaks, scored, strict=True)):
+            asked = each.answered(job.conditions)
+            opposite = None
+            if chosen and anchor and not isinstance(anchor, str):
+                opposite = Contender(anchor, chosen.prompts(asked.ids), each.task.batch)
+            enter_stage(folder, "latency")
+            answered = _answer(job, asked, Contender(model, asked.ids, each.task.batch), opposite, context, courtesy=courtesy)
+            trace = _trace(job, each, opened, answered, peak=peak, columns=columns, anchor=chosen.name if chosen else "")
+            lacking = {"anchor": anchor} if isinstance(anchor, str) else {}
+            require_unchanged(job.checkpoint)  # weights that are mapped are read as long as the model runs
+            replace(trace, absent={**trace.absent, **lacking}).save(folder / TRACE_FILE.format(index))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Opened:
+    """The variant as it was opened: what loading took, its weights before and after it ran, where it was measured."""
+
+    model: LoadedModel
+    artifact: Artifact | None
+    import_s: float
+    load_s: float
+    started: float
+    weights: WeightMemory
+    running: WeightMemory
+    bandwidth: float | str
+    context: int
+    threads: int
+
+
+def _trace(
+    job: Job, prompts: Prompts, opened: _Opened, answered: _Answered, *, peak: PeakMemory, columns: _Columns | None, anchor: str
+) -> Trace:
+    """What was seen of one prompt set."""
+    checkpoint, artifact, reference = job.checkpoint, opened.artifact, prompts.reference
+    unwritten = _unwritten(checkpoint, artifact)
+    length, batch = job.conditions.output_tokens, prompts.task.batch
+    timed = prompts.answered(job.conditions).ids
+    found = {**opened.model.facts, **(artifact.facts if artifact else {})}
+    other_work = answered.other_work or (columns.other_work if columns else None)
+    waits = waiting(rested=bool(other_work and other_work.rested))
+    facts = {**found, "threads": str(opened.threads), "waiting": waits, "context": str(opened.context)}
+    return Trace(
+        import_s=opened.import_s,
+        load_s=None if unwritten else opened.load_s,
+        quantize_s=artifact.quantize_s if artifact else None,
+        measured_s=time.perf_counter() - opened.started,
+        parameters=reference.parameters if reference else count_parameters(checkpoint),
+        weights=opened.weights,
+        weight_bytes_running=opened.running.weight_bytes,
+        artifact_bytes=None if unwritten else artifact.file_bytes if artifact else _checkpoint_bytes(checkpoint),
+        peak=peak,
+        anchor=anchor,
+        rounds=answered.rounds,
+        answers=answered.answers,
+        columns=columns.path if columns and not checkpoint.random_weights else None,
+        score_s=columns.seconds if columns else (),
+        slicing=columns.slicing if columns and isinstance(columns.slicing, Slicing) else None,
+        score_tokens=sum(len(prompt) + len(rest) - 1 for prompt, rest in prompts.scored) if columns else 0,
+        memory_bandwidth_bps=None if isinstance(opened.bandwidth, str) else opened.bandwidth,
+        bytes_per_token=bytes_per_token(opened.running, timed, length, batch) if answered.rounds else None,
+        energy=None if isinstance(answered.energy, str) else answered.energy,
+        clocks=None if isinstance(answered.clocks, str) else answered.clocks,
+        other_work=other_work,
+        absent=_absent(prompts.task, checkpoint, artifact)
+        | _reasons(memory_bandwidth_bps=opened.bandwidth, energy=answered.energy, clocks=answered.clocks)
+        | _reasons(slicing=columns.slicing if columns else None),
+        prequantized=bool(artifact and artifact.quantized) or bool(checkpoint.quantized),
+        probes=_probes(job),
+        facts={**facts, "checkpoint_dtype": reference.checkpoint_dtype if reference else ""},
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Answered:
+    """What the passes that answer saw; of ``energy`` and ``clocks`` the reason where there are none."""
+
+    rounds: tuple[Round, ...] = ()
+    answers: tuple[Answer, ...] = ()
+    energy: Energy | str = _NOT_ANSWERED
+    clocks: Clocks | str = _NOT_ANSWERED
+    other_work: OtherWork | None = None
+
+
+def _answer(
+    job: Job, prompts: Prompts, contender: Contender, opposite: Contender | None, context: int, *, courtesy: Courtesy
+) -> _Answered:
+    """The latency and energy passes and the greedy answers; nothing of these for a text."""
+    if prompts.task.is_text:
+        return _Answered()
+    place = contender.model.facts.get("device") or job.conditions.device
+    with courtesy.timed(place) as timing:
+        watch = ClockWatch(place)
+
+        def look() -> None:
+            watch.look()
+            timing.look()
+
+        length = job.conditions.output_tokens
+        rounds = measure_rounds(contender, opposite, length, job.effort, after_round=look, spoilt=timing.spoilt)
+        other_work, clocks = timing.ended(), watch.clocks()
+        energy = measure_energy(contender, context, place)
+    answers: tuple[Answer, ...] = ()
+    if not job.checkpoint.random_weights:
+        decoder = open_decoder(job.checkpoint, prompts.task.reference)
+        answers = _answers(contender, prompts, decoder, job.conditions.answer_tokens)
+    return _Answered(rounds=rounds, answers=answers, energy=energy, clocks=clocks, other_work=other_work)
+
+
+def _reasons(**seen: object) -> dict[str, str]:
+    """Why parts of a trace are missing: those that are a sentence instead."""
+    return {name: each for name, each in seen.items() if isinstance(each, str)}
+
+
+def _unwritten(checkpoint: Checkpoint, artifact: Artifact | None) -> bool:
+    """Whether a dummy's weights are on no disk, but made while they are loaded."""
+    return checkpoint.random_weights and (artifact is None or artifact.file_bytes is None)
+
+
+def _absent(task: Task, checkpoint: Checkpoint, artifact: Artifact | None) -> dict[str, str]:
+    """Why parts of a trace are missing."""
+    absent = dict.fromkeys(("rounds", "answers", "anchor"), _NOT_ANSWERED) if task.is_text else {}
+    if checkpoint.random_weights:
+        absent |= {"answers": _RANDOM, "columns": _RANDOM, "probes": _UNPROBED}
+        if _unwritten(checkpoint, artifact):
+            absent |= {"load_s": _MADE, "artifact_bytes": _UNWRITTEN}
+        elif artifact and artifact.quantized:
+            absent["quantize_s"] = _UNQUANTIZED
+    return absent
+
+
+def _files(artifact: Path) -> list[Path]:
+    """The files of a folder, or of a GGUF file all parts."""
+    if artifact.is_dir():
+        return [each for each in artifact.rglob("*") if each.is_file()]
+    return gguf_parts(artifact) if artifact.suffix == ".gguf" else [artifact]
+
+
+def _read_once(files: Sequence[Path]) -> None:
+    """Bring files into the page cache, so that loading times loading and not the disk."""
+    for path in files:
+        with path.open("rb", buffering=0) as stream:
+            while stream.read(_READ_BYTES):
+                pass
+
+
+def _probes(job: Job) -> dict[str, Probe]:
+    return load_probes(json.loads(job.probes.read_text())) if job.probes else {}
+
+
+def _open_anchor(stack: ExitStack, model: LoadedModel, anchor: Anchor, scenario: Scenario) -> LoadedModel | str:
+    """The anchor in this process; the model itself where it is its own anchor. A string says why it could not be opened."""
+    if anchor.name == scenario.variant.name:
+        return model
+    try:
+        opened = stack.enter_context(METHODS[anchor.scenario.variant.method].open(anchor.scenario, anchor.settings))
+    except (QuantbenchError, MemoryError, RuntimeError) as error:  # it is a help: the variant's own figures are kept
+        first = (str(error).strip().splitlines() or ["no message"])[0]
+        return f"the anchor {anchor.name} could not be opened beside the variant: {first}"
+    check_device(anchor.scenario.conditions.device, opened.facts, f"the anchor {anchor.name}")
+    return opened
+
+
+@dataclass(frozen=True, slots=True)
+class _Columns:
+    """Where the per-position columns lie, the seconds that scoring took, by prompt or chunk, and what slicing does to it.
+
+    ``other_work`` is what others did meanwhile.
+    """
+
+    path: Path
+    seconds: tuple[float, ...]
+    slicing: Slicing | str
+    other_work: OtherWork
+
+
+def _score(job: Job, model: LoadedModel, prompts: Prompts, folder: Path, index: int, *, courtesy: Courtesy) -> _Columns | None:
+    if not prompts.scored:
+        return None
+    threads, path = settings_of(job).threads, folder / f"columns-{index}.npz"
+    reference = prompts.task.reference
+    with courtesy.timed(model.facts.get("device", "")) as timing:
+        seconds = score_columns(model, prompts.scored, reference, path, threads=threads, after_each=timing.look)
+        other_work = timing.ended()
+    slicing = measure_slicing(model, prompts.scored, reference, path, folder / f"slicing-{index}.npz", threads=threads)
+    return _Columns(path, seconds, slicing, other_work)
+
+
+def _answers(contender: Contender, prompts: Prompts, tokenizer: Decoder, length: int) -> tuple[Answer, ...]:
+    """Greedy answers of ``length`` tokens: those that were timed, where they are as long and none was answered beside them."""
+    asked = list(zip(prompts.task.prompts, prompts.ids, strict=True))
+    said = [contender.said.get(index, ())[:length] for index in range(len(asked))]
+    if contender.batch > 1 or any(len(each) < length for each in said):
+        return answer_greedily(contender.model, asked, length, tokenizer)
+    return answers_of(said, asked, tokenizer)
+
+
+def _checkpoint_bytes(checkpoint: Checkpoint) -> int:
+    return sum(path.stat().st_size for path in weight_files(checkpoint.path))

@@ -1,0 +1,100 @@
+"""What a job of kind ``probe`` does: try what the variant can do, and write it down as it is found.
+
+The result is kept in the cache, so a warm run costs nothing. A process that dies costs the probes it had not done, and is
+tried again next time.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from quantbench.core import cache
+from quantbench.core.errors import QuantbenchError
+from quantbench.core.job import Checkpoint, Job
+from quantbench.core.machine import describe, versions
+from quantbench.core.scenario import Scenario
+from quantbench.core.trace import Probe, load_probes
+from quantbench.measuring.passes.probes import CONTEXT, NAMES, PROBES_FILE, Subject, probe_all, save_probes
+from quantbench.measuring.subjects import settings_of
+from quantbench.methods import METHODS
+from quantbench.models.tokenizer import open_tokenizer
+
+_KIND = "probe-capability"
+_MAKERS = ("quantbench.measuring.passes.probes", "quantbench.measuring.passes.finetune")
+_LIBRARIES = (
+    "quantbench", "torch", "transformers", "accelerate", "bitsandbytes", "gptqmodel", "optimum", "torchao", "llama-cpp-python",
+    "gguf", "peft",
+)  # fmt: skip
+
+
+class Ending(Protocol):
+    """Why a job did not end well."""
+
+    @property
+    def reason(self) -> str:
+        """In a sentence."""
+
+
+Work = Callable[[], tuple[Path, Ending | None]]
+"""Runs the probe job in a process of its own; its folder, and why it did not end well, if so."""
+
+
+def measure(job: Job, folder: Path) -> None:
+    """Probe the job's variant; each finding is on disk before the next one is tried."""
+    METHODS[job.variant.method].check(job.checkpoint)
+    start = open_tokenizer(job.checkpoint).encode("") or [0]
+    subject = Subject(scenario=job.scenario, settings=settings_of(job, CONTEXT), start=start)
+    found: dict[str, Probe] = {}
+    for name, each in probe_all(subject):
+        found[name] = each
+        save_probes(folder / PROBES_FILE, found)
+
+
+def probed(scenario: Scenario, checkpoint: Checkpoint, work: Work) -> Path | None:
+    """The file with the variant's probes: from the cache, or by ``work``; what that left undone is noted and not kept.
+
+    None where nothing can be probed, weights are random, or nothing can be written.
+    """
+    told = checkpoint.kind in ("hf", "gguf") and not checkpoint.random_weights
+    if not told or METHODS[scenario.variant.method].endpoint:
+        return None
+    found: list[Path] = []
+
+    def make(folder: Path) -> None:
+        done, failure = work()
+        found.append(_noted(done, failure.reason) if failure else done / PROBES_FILE)
+        if failure:
+            raise QuantbenchError(failure.reason)
+        shutil.copyfile(found[0], folder / PROBES_FILE)
+
+    try:
+        return cache.artifact(_KIND, _asked(scenario, checkpoint), make) / PROBES_FILE
+    except (QuantbenchError, OSError):  # probes cost the probes, never the row
+        return found[0] if found else None
+
+
+def _asked(scenario: Scenario, checkpoint: Checkpoint) -> dict[str, object]:
+    return {
+        "content": checkpoint.content_hash, "variant": scenario.variant.name, "device": scenario.conditions.device,
+        "seed": scenario.conditions.seed,
+        "recipe": dict(METHODS[scenario.variant.method].recipe(scenario)), "machine": describe().fingerprint,
+        "versions": {name: number for name, number in versions().items() if name in _LIBRARIES},
+        "made_by": cache.made_by(__name__, *_MAKERS, _module(scenario)),
+    }  # fmt: skip
+
+
+def _module(scenario: Scenario) -> str:
+    return METHODS[scenario.variant.method].opener.__module__
+
+
+def _noted(folder: Path, failure: str) -> Path:
+    """What was found until the process ended, and why the rest was not."""
+    path = folder / PROBES_FILE
+    found = load_probes(json.loads(path.read_text())) if path.is_file() else {}
+    undone = Probe(found=None, note=f"the probe process ended: {failure}")
+    save_probes(path, {name: found.get(name, undone) for name in NAMES})
+    return path

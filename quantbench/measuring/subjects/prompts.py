@@ -1,0 +1,105 @@
+"""The prompt sets of a job as ids, and the context that holds them with their answers."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from quantbench.core.errors import ModelError
+from quantbench.core.job import Job, Task
+from quantbench.core.scenario import Conditions
+from quantbench.core.trace import Reference
+from quantbench.measuring.passes.similarity import REFERENCE_FILE
+from quantbench.measuring.passes.text import Chunks, read_chunks
+from quantbench.measuring.preload import is_without_torch
+from quantbench.measuring.subjects._apart import apart
+from quantbench.models.tokenizer import Tokenizer, encode_prompts, open_tokenizer
+
+_CONTEXT_STEP = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompts:
+    """A task with its ids; ``reference`` is None where nothing can be compared.
+
+    ``scored`` is what is scored after what: the reference's continuations, or the halves of a text's chunks.
+    """
+
+    task: Task
+    ids: tuple[tuple[int, ...], ...]
+    reference: Reference | None
+    scored: Chunks = ()
+
+    def answered(self, conditions: Conditions) -> Prompts:
+        """The same with those prompts alone that are timed and answered."""
+        count = conditions.answered_prompts or None
+        return replace(self, task=replace(self.task, prompts=self.task.prompts[:count]), ids=self.ids[:count])
+
+
+def read_prompts(job: Job) -> tuple[list[Prompts], int]:
+    """The job's prompt sets as ids, and the context in tokens that holds them with their answers.
+
+    A tokenizer is opened only where a reference does not tell the ids; where torch is kept out of this process, that is done in
+    a fork of it, so that transformers does not count as memory of the runtime.
+    """
+    if is_without_torch() and any(task.reference is None for task in job.tasks):
+        return apart(lambda: _read(job))
+    return _read(job)
+
+
+def _read(job: Job) -> tuple[list[Prompts], int]:
+    prompts = []
+    limit = None
+    tokenizer = None
+    for task in job.tasks:
+        if task.reference:
+            reference = Reference.load(task.reference / REFERENCE_FILE)
+            limit = reference.context_limit
+            scored = tuple(zip(reference.prompt_tokens, reference.continuations, strict=True))
+            prompts.append(Prompts(task=task, ids=reference.prompt_tokens, scored=scored, reference=reference))
+        else:
+            tokenizer = tokenizer or open_tokenizer(job.checkpoint)
+            limit = tokenizer.context_limit
+            prompts.append(read_without_reference(job, tokenizer, task))
+    return prompts, context_for(job, prompts, limit)
+
+
+def read_without_reference(job: Job, tokenizer: Tokenizer, task: Task) -> Prompts:
+    """A task without a reference: of a text there is still something to score."""
+    chunks = read_chunks(tokenizer, task.prompts[0], job.conditions) if task.is_text else ()
+    prompts = [prompt for prompt, _ in chunks] or encode_prompts(tokenizer, task)
+    return Prompts(task=task, ids=tuple(map(tuple, prompts)), scored=chunks, reference=None)
+
+
+def context_for(job: Job, prompts: Sequence[Prompts], limit: int | None) -> int:
+    """The context in tokens: what was asked, or the shortest that holds everything. ModelError when a prompt is too long."""
+    conditions = job.conditions
+    available = min(bound for bound in (conditions.context or limit, limit or conditions.context, sys.maxsize) if bound)
+    needed = 0
+    for each in prompts:
+        after = timed_tokens(job, each) if each.task.is_text or job.checkpoint.random_weights else _longest_answer(conditions)
+        needed = max([needed, *(len(prompt) + len(scored) for prompt, scored in each.scored)])
+        if each.task.is_text and needed > available:
+            raise ModelError(
+                f"a chunk of {needed} tokens is more than the {available} that the model was trained at; ask for a shorter "
+                "--context"
+            )
+        for number, ids in enumerate(each.ids, start=1):
+            needed = max(needed, len(ids) + after)
+            if len(ids) + after > available:
+                raise ModelError(
+                    f"prompt {number} of {each.task.prompts_name!r} has {len(ids)} tokens and its answer {after}, more than "
+                    f"the context of {available} tokens; shorten the prompt or use a model with a longer context"
+                )
+    return conditions.context or min(available, -(-needed // _CONTEXT_STEP) * _CONTEXT_STEP)
+
+
+def _longest_answer(conditions: Conditions) -> int:
+    return max(conditions.output_tokens, conditions.answer_tokens, conditions.continuation_tokens)
+
+
+def timed_tokens(job: Job, prompts: Prompts) -> int:
+    """Tokens that the memory pass generates: as many as are timed, but no more than a text's chunk has room for."""
+    length = job.conditions.output_tokens
+    return min(length, len(prompts.scored[0][1])) if prompts.task.is_text else length

@@ -1,0 +1,236 @@
+"""A served model: streamed answers alone and under concurrency, and what it says against the reference.
+
+Nothing is known of it but what it sends: text with the time it arrived, at best token counts and log-probabilities.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from threading import Barrier
+
+from quantbench.core.errors import ModelError
+from quantbench.core.job import TRACE_FILE, Job, Task, enter_stage
+from quantbench.core.scenario import Conditions
+from quantbench.core.trace import Answer, Generation, LoadPoint, Round, TopLogprobs, Trace
+from quantbench.measuring.passes.other_work import OtherWorkWatch
+from quantbench.measuring.passes.rounds import until_steady
+from quantbench.measuring.subjects import import_seconds, settings_of
+from quantbench.measuring.subjects.prompts import Prompts, read_prompts
+from quantbench.measuring.subjects.top_logprobs import compare_top_tokens
+from quantbench.methods import METHODS, Endpoint, StreamDroppedError, Streamed
+from quantbench.models.tokenizer import Tokenizer, open_tokenizer
+
+_UNSEEN = "a server's memory is not seen from here"
+_NO_FILES = "the model is known by its server's URL only, so there is no reference to compare with"
+_INTERRUPTS = (
+    "; llama-cpp-python's server cuts off the answer that it is sending when another request comes, unless it is started with "
+    "--interrupt_requests false"
+)
+_ABSENT = {
+    "weights": _UNSEEN,
+    "peak": _UNSEEN,
+    "load_s": "the server had loaded the model before it was asked",
+    "quantize_s": "what is served was quantized elsewhere",
+    "columns": "a server gives no logits of a whole vocabulary: see topk_logprob_error",
+    "anchor": "what is served runs in another process, so no anchor can alternate with it",
+    "native": "the server has no timings of its own to give: it is not Ollama",
+}
+
+
+@dataclass(slots=True)
+class Client:
+    """The endpoint with one prompt set; counts tokens, and remembers who did."""
+
+    endpoint: Endpoint
+    prompts: Prompts
+    tokenizer: Tokenizer | None
+    counted_by: set[str] = field(default_factory=set)
+
+    @property
+    def task(self) -> Task:
+        """The prompt set as text."""
+        return self.prompts.task
+
+    def timed(self, index: int, limit: int) -> Generation:
+        """One timed answer to the prompt of that index."""
+        return self.generation(index, self.endpoint.answer(self.task.prompts[index], limit), limit)
+
+    def generation(self, index: int, streamed: Streamed, limit: int) -> Generation:
+        """What was streamed as an answer of at most ``limit`` tokens, with the best count of tokens that can be had."""
+        ids = self.prompts.ids[index]
+        tokens = self._count(self.task.prompts[index], len(ids), streamed, limit)
+        return Generation(
+            prompt=index,
+            prompt_tokens=streamed.prompt_tokens or (len(ids) if self.tokenizer else None),
+            prefill_s=streamed.arrivals_s[0],
+            gaps_s=tuple(after - before for before, after in pairwise(streamed.arrivals_s)),
+            e2e_s=streamed.arrivals_s[-1],
+            tokens=tokens,
+            first_tokens=max(1, round(tokens / len(streamed.pieces))),  # an event may carry several
+        )
+
+    def _count(self, prompt: str, prompt_tokens: int, streamed: Streamed, limit: int) -> int:
+        """Tokens of an answer: as the server says; else encoded here, at most ``limit``; else one an event."""
+        if streamed.tokens:
+            self.counted_by.add("server")
+            return streamed.tokens
+        if self.tokenizer is None:
+            self.counted_by.add("events")
+            return len(streamed.pieces)
+        self.counted_by.add("tokenizer")
+        whole = self.tokenizer.encode(prompt + "".join(streamed.pieces))
+        return min(limit, max(1, len(whole) - prompt_tokens))
+
+
+def measure(job: Job, folder: Path) -> None:
+    """Measure what is served; write a trace for each prompt set as soon as it is done."""
+    method = METHODS[job.variant.method]
+    method.check(job.checkpoint)
+    import_s = import_seconds(job)
+    prompts, context, tokenizer = _read(job)
+    conditions = job.conditions
+    started = time.perf_counter()
+    with method.open_endpoint(job.scenario, settings_of(job, context)) as endpoint:
+        enter_stage(folder, "similarity")
+        prompts = [each.answered(conditions) for each in prompts]
+        compared = [_compare(endpoint, tokenizer, each) for each in prompts]
+        for index, (each, top) in enumerate(zip(prompts, compared, strict=True)):
+            client = Client(endpoint, each, tokenizer)
+            enter_stage(folder, "latency")
+            native = _native(client, conditions.output_tokens)
+            answers = _answers(client, conditions.answer_tokens)
+            watch = OtherWorkWatch(job.root, own_server="elsewhere" not in endpoint.facts)
+            rounds = _rounds(client, job)
+            points, broke = _load(client, conditions)
+            other_work = watch.ended()
+            artifact, reference = endpoint.artifact, each.reference
+            Trace(
+                import_s=import_s,
+                load_s=None,
+                quantize_s=artifact.quantize_s if artifact else None,
+                measured_s=time.perf_counter() - started,
+                parameters=reference.parameters if reference else None,
+                weights=None,
+                weight_bytes_running=None,
+                artifact_bytes=artifact.file_bytes if artifact else None,
+                peak=None,
+                anchor="",
+                rounds=rounds,
+                answers=answers,
+                columns=None,
+                load_points=points,
+                other_work=other_work,
+                top_logprobs=top if isinstance(top, TopLogprobs) else None,
+                native={} if isinstance(native, str) else native,
+                absent=_ABSENT
+                | ({"load_points": broke} if broke else {})
+                | ({"native": native} if isinstance(native, str) else {})
+                | ({"answers": _NO_FILES} if tokenizer is None else {})
+                | ({"top_logprobs": top} if isinstance(top, str) else {}),
+                facts={
+                    **endpoint.facts,
+                    "token_count": ", ".join(sorted(client.counted_by)),
+                    "checkpoint_dtype": reference.checkpoint_dtype if reference else "",
+                },
+            ).save(folder / TRACE_FILE.format(index))
+
+
+def levels(most: int) -> list[int]:
+    """How many requests at once: powers of two below ``most``, and ``most``."""
+    return [*(1 << power for power in range((most - 1).bit_length())), most]
+
+
+def _read(job: Job) -> tuple[list[Prompts], int, Tokenizer | None]:
+    """The prompt sets, the context in tokens that holds them, and the tokenizer; a model that is a URL has neither."""
+    if job.checkpoint.kind == "server":
+        return [Prompts(task=task, ids=((),) * len(task.prompts), reference=None) for task in job.tasks], 0, None
+    prompts, context = read_prompts(job)
+    return prompts, context, open_tokenizer(job.checkpoint)
+
+
+def _compare(endpoint: Endpoint, tokenizer: Tokenizer | None, prompts: Prompts) -> TopLogprobs | str:
+    """The likeliest tokens of server and reference; for all prompt sets first, as a server may load a model for it."""
+    task, reference = prompts.task, prompts.reference
+    if tokenizer is None:
+        return _NO_FILES
+    if task.reference is None or reference is None:
+        return "no reference to compare with: it cannot open this checkpoint here"
+    try:
+        return compare_top_tokens(endpoint, tokenizer, task.prompts, reference, task.reference)
+    except ModelError as error:  # what it says of likeliest tokens is one thing, how fast it is another
+        return str(error)
+
+
+def _native(client: Client, limit: int) -> dict[str, float] | str:
+    """The server's own timings summed over all prompts; a string says why they cannot be used."""
+    totals: dict[str, float] = {}
+    for prompt in client.task.prompts:
+        try:
+            said = client.endpoint.native(prompt, limit)
+        except ModelError as error:  # timings that cannot be; a server that is down fails what is timed here as well
+            return str(error)
+        if not said:
+            return {}
+        for name, figure in said.items():
+            totals[name] = totals.get(name, 0.0) + figure
+    return totals
+
+
+def _answers(client: Client, limit: int) -> tuple[Answer, ...]:
+    return tuple(
+        Answer(prompt=prompt, prompt_tokens=ids, tokens=None, text="".join(client.endpoint.answer(prompt, limit).pieces))
+        for prompt, ids in zip(client.task.prompts, client.prompts.ids, strict=True)
+    )
+
+
+def _rounds(client: Client, job: Job) -> tuple[Round, ...]:
+    """Every prompt alone, again and again; the answers before were the warm-up."""
+    length = job.conditions.output_tokens
+
+    def take(index: int) -> Round:
+        answers = tuple(client.timed(prompt, length) for prompt in range(len(client.task.prompts)))
+        return Round(index=index, variant=answers, anchor=())
+
+    return until_steady(take, lambda each: sum(answer.e2e_s for answer in each.variant), job.effort)
+
+
+def _load(client: Client, conditions: Conditions) -> tuple[tuple[LoadPoint, ...], str]:
+    """A point for each level, up to the one at which the server failed, with that failure in words; empty where none did.
+
+    What was timed alone before stays, so the failure costs the figures of concurrency only.
+    """
+    points: list[LoadPoint] = []
+    for level in levels(conditions.concurrency):
+        try:
+            points.append(_burst(client, level, conditions.output_tokens))
+        except ModelError as error:
+            hint = _INTERRUPTS if isinstance(error, StreamDroppedError) and level > 1 else ""
+            return tuple(points), f"with {level} requests at once: {error}{hint}"
+    return tuple(points), ""
+
+
+def _burst(client: Client, concurrency: int, limit: int) -> LoadPoint:
+    """``concurrency`` requests at the same moment, prompts in rotation; seconds from the first start to the last token."""
+    together = Barrier(concurrency)
+    chosen = [number % len(client.task.prompts) for number in range(concurrency)]
+
+    def ask(index: int) -> tuple[float, Streamed]:
+        together.wait()
+        return time.perf_counter(), client.endpoint.answer(client.task.prompts[index], limit)
+
+    with ThreadPoolExecutor(concurrency) as pool:
+        asked = list(pool.map(ask, chosen))
+    answers = [client.generation(index, streamed, limit) for index, (_, streamed) in zip(chosen, asked, strict=True)]
+    begun: Sequence[float] = [started for started, _ in asked]
+    ended = [started + answer.e2e_s for started, answer in zip(begun, answers, strict=True)]
+    return LoadPoint(
+        concurrency=concurrency,
+        tokens=sum(answer.tokens for answer in answers),
+        seconds=max(ended) - min(begun),
+        ttft_s=tuple(answer.prefill_s for answer in answers),
+    )

@@ -1,0 +1,122 @@
+"""Run one job in this process: ``python -m quantbench.measuring.worker DIR`` reads its ``job.json`` and writes the traces.
+
+Everything travels as files: ``job.json`` in; ``trace-N.json`` and ``columns-N.npz`` out, one per prompt set, or
+``failure.json``. So any cell can be run again by hand.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from quantbench.core.checksums import of_run
+from quantbench.core.errors import QuantbenchError, UnsupportedError
+from quantbench.core.gpus import number_gpus_by_bus
+from quantbench.core.job import FAILURE_FILE, Job
+from quantbench.core.record import Status
+from quantbench.core.waiting import Rest, bounded
+from quantbench.measuring.anchor import choose
+from quantbench.measuring.preload import keep_torch_out
+from quantbench.measuring.subjects import causal, module, probe, served, settings_of
+from quantbench.methods import METHODS
+from quantbench.models.checkpoint import require_unchanged
+from quantbench.runtimes.devices import says_out_of_memory
+
+WITHOUT_TORCH_FLAG = "--without-torch"
+_OOM_SCORE_ADJ = Path("/proc/self/oom_score_adj")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the job in the folder named on the command line; 0 when its results were written, 1 when it failed.
+
+    With ``--without-torch`` behind it torch is kept out of the process.
+    """
+    folder, *rest = sys.argv[1:] if arguments is None else arguments
+    if rest == [WITHOUT_TORCH_FLAG]:
+        keep_torch_out()
+    return run_job(Path(folder))
+
+
+def run_job(folder: Path) -> int:
+    """Run the job in ``folder``; whatever goes wrong ends up in its ``failure.json``."""
+    try:
+        with of_run(folder.absolute().parent):
+            _run(Job.load(folder), folder)
+    except Exception as error:  # noqa: BLE001 - the whole point: any failure of one cell becomes its row
+        failure = {"status": _status(error), "reason": _reason(error), "traceback": traceback.format_exc()}
+        partial = folder / f".{FAILURE_FILE}"
+        partial.write_text(json.dumps(failure))
+        partial.replace(folder / FAILURE_FILE)
+        print(f"{failure['status']}: {failure['reason']}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _run(job: Job, folder: Path) -> None:
+    """Do the job; where the checkpoint changed meanwhile, that is what went wrong, whatever else did."""
+    require_unchanged(job.checkpoint)
+    try:
+        with Rest(settings_of(job).threads) as rest:
+            if job.kind != "measure":  # which knows itself what of it is timed
+                rest.begin()
+            match job.kind:
+                case "prepare":
+                    _prepare(job)
+                case "probe":
+                    probe.measure(job, folder)
+                case "reference":
+                    causal.make_references(job, folder)
+                case "measure":
+                    _measure(job, folder)
+    finally:
+        require_unchanged(job.checkpoint)
+
+
+def sacrifice_first() -> None:
+    """Ask the kernel to kill this process first when memory runs out, not the one that keeps the results."""
+    if _OOM_SCORE_ADJ.exists():
+        _OOM_SCORE_ADJ.write_text("1000")
+
+
+def _status(error: Exception) -> Status:
+    known = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"  # torch's, without importing it
+    if known or says_out_of_memory(str(error)):
+        return Status.OOM
+    return Status.SKIPPED if isinstance(error, UnsupportedError) else Status.ERROR
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, QuantbenchError) or (type(error) is MemoryError and str(error)):  # ours too
+        return str(error)
+    first_line = (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__}: {first_line}"
+
+
+def _measure(job: Job, folder: Path) -> None:
+    if job.checkpoint.kind == "module":
+        module.measure(job, folder)
+    elif METHODS[job.variant.method].endpoint:
+        served.measure(job, folder)
+    else:
+        causal.measure(job, folder)
+
+
+def _prepare(job: Job) -> None:
+    settings = settings_of(job)
+    method = METHODS[job.variant.method]
+    method.check(job.checkpoint)
+    if method.preparer:
+        method.preparer(job.scenario, settings)
+    if job.checkpoint.kind in ("hf", "gguf") and not method.endpoint:
+        choose(job.scenario, settings)
+
+
+if __name__ == "__main__":
+    sacrifice_first()
+    os.environ.update(bounded(os.environ))  # before libgomp is loaded, which looks once
+    number_gpus_by_bus()
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Families of architectures: one file each, or several that differ little."""

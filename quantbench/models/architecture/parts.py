@@ -1,0 +1,167 @@
+"""What families share: heads, windows, rotary frequencies, and blocks of tensors under their usual names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from quantbench.core.errors import ModelError
+from quantbench.models.architecture import Architecture, Buffer, CacheLayer, Config, Role, Tensor
+
+_FREQUENCY_BYTES = 4
+"""Rotary frequencies are float32 whatever the model's dtype."""
+
+_SLIDING, _FULL = "sliding_attention", "full_attention"
+
+
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """Query heads, key and value heads, and the values of each."""
+
+    count: int
+    kept: int
+    size: int
+
+    @property
+    def width(self) -> int:
+        """Values of queries, keys and values together."""
+        return (self.count + 2 * self.kept) * self.size
+
+
+def read_heads(config: Config, hidden: int, *, kept: int | None = None, size: int | None = None) -> Heads:
+    """The heads of a ``hidden`` wide model.
+
+    ``kept`` and ``size`` are what transformers takes where the keys num_key_value_heads and head_dim are absent; otherwise, and
+    where they are null, every head has a key and a value of its own, and the hidden size is divided among the heads.
+    """
+    count = config.count("num_attention_heads")
+    given = config.body.get("num_key_value_heads", kept)
+    found_kept = config.count("num_key_value_heads", default=count if given is None else kept)
+    require_groups(config, count, found_kept)
+    absent_size = size if size and "head_dim" not in config.body else None
+    if config.body.get("head_dim") is None and not absent_size:
+        absent_size = per_head(config, hidden, count)
+    return Heads(count, found_kept, config.count("head_dim", default=absent_size))
+
+
+def require_groups(config: Config, count: int, kept: int) -> None:
+    """ModelError where ``count`` heads cannot share ``kept`` keys and values."""
+    if count % kept:
+        raise ModelError(f"{config.source} gives {count} attention heads {kept} key-value heads; they must divide")
+
+
+def per_head(config: Config, hidden: int, count: int) -> int:
+    """Values of a head where the hidden size is divided among them."""
+    if hidden % count:
+        raise ModelError(f"{config.source} divides a hidden size of {hidden} among {count} attention heads; they must divide")
+    return hidden // count
+
+
+def cache_layers(
+    config: Config, heads: Heads, count: int, *, window: int | None = None, kinds: Sequence[str] = ()
+) -> tuple[CacheLayer, ...]:
+    """What ``count`` layers keep: all of them the last ``window`` positions, or by kind of layer where the model has kinds.
+
+    ``kinds`` are those of a family where the configuration names none in layer_types.
+    """
+    named = config.texts("layer_types") or kinds or (_SLIDING if window else _FULL,) * count
+    if len(named) != count:
+        raise ModelError(f"{config.source} names {len(named)} layer_types for {count} layers; one each is wanted")
+    if _SLIDING in named and not window:
+        raise ModelError(f"{config.source} has layers of sliding_attention and no sliding_window; give it")
+    if strange := sorted(set(named) - {_SLIDING, _FULL}):
+        raise ModelError(f"{config.source} has layers of type {strange[0]!r}, whose cache quantbench does not know")
+    whole = CacheLayer(heads=heads.kept, head_dim=heads.size)
+    part = CacheLayer(heads=heads.kept, head_dim=heads.size, window=window)
+    return tuple(part if kind == _SLIDING else whole for kind in named)
+
+
+def layer_kinds(sliding: Iterable[bool]) -> list[str]:
+    """The names of layer types: of which the cache slides, and of which it keeps all."""
+    return [_SLIDING if each else _FULL for each in sliding]
+
+
+def rotary(config: Config, module: str, size: int, *, part: float | None = None) -> tuple[Buffer, ...]:
+    """The frequencies that rotate ``size`` values of a head: those in use, and a copy of the original ones.
+
+    ``part`` is the share that is rotated where the configuration names none; None where the plain kind of rotation takes all of
+    them whatever is named.
+    """
+    scaling = config.table("rope_scaling") or config.table("rope_parameters")
+    kind = scaling.text("rope_type") or scaling.text("type") or "default"
+    share = 1.0
+    if part is not None or kind != "default":
+        usual = config.share("partial_rotary_factor", default=part or 1.0)
+        share = scaling.share("partial_rotary_factor", default=usual)
+    rotated = int(size * share)
+    if rotated == size and size % 2:
+        raise ModelError(f"{config.source} has heads of {size} values, which cannot be rotated in pairs; they must be even")
+    return frequencies(module, rotated)
+
+
+def frequencies(module: str, rotated: int, prefix: str = "") -> tuple[Buffer, ...]:
+    """The two buffers of a rotary module: one frequency for each pair of ``rotated`` values."""
+    shape = (-(-rotated // 2),)
+    return tuple(Buffer(f"{module}.{prefix}{name}", shape, _FREQUENCY_BYTES) for name in ("inv_freq", "original_inv_freq"))
+
+
+def layer(name: str, outputs: int, inputs: int, *, bias: bool = False, role: Role = "linear") -> list[Tensor]:
+    """A linear layer: its weight [outputs, inputs], transposed where ``role`` is ``conv1d``, and its bias."""
+    shape = (inputs, outputs) if role == "conv1d" else (outputs, inputs)
+    weight = Tensor(f"{name}.weight", shape, role)
+    return [weight, Tensor(f"{name}.bias", (outputs,))] if bias else [weight]
+
+
+def norm(name: str, size: int, *, bias: bool = False) -> list[Tensor]:
+    """A norm: its weight, and its bias where it has one."""
+    weight = Tensor(f"{name}.weight", (size,))
+    return [weight, Tensor(f"{name}.bias", (size,))] if bias else [weight]
+
+
+def attention(
+    module: str, heads: Heads, hidden: int, *, qkv_bias: bool = False, out_bias: bool = False, out: str = "o_proj"
+) -> list[Tensor]:
+    """Separate projections to queries, keys and values, and the one back."""
+    wide, narrow = heads.count * heads.size, heads.kept * heads.size
+    return [
+        *layer(f"{module}.q_proj", wide, hidden, bias=qkv_bias),
+        *layer(f"{module}.k_proj", narrow, hidden, bias=qkv_bias),
+        *layer(f"{module}.v_proj", narrow, hidden, bias=qkv_bias),
+        *layer(f"{module}.{out}", hidden, wide, bias=out_bias),
+    ]
+
+
+def gated(module: str, inner: int, hidden: int, *, bias: bool = False) -> list[Tensor]:
+    """A gated feed-forward layer."""
+    return [
+        *layer(f"{module}.gate_proj", inner, hidden, bias=bias),
+        *layer(f"{module}.up_proj", inner, hidden, bias=bias),
+        *layer(f"{module}.down_proj", hidden, inner, bias=bias),
+    ]
+
+
+def decoder(
+    config: Config,
+    blocks: Iterable[Tensor],
+    *,
+    heads: Heads,
+    layers: tuple[CacheLayer, ...],
+    buffers: tuple[Buffer, ...],
+    inner_width: int,
+    tied: bool,
+    last: Iterable[Tensor] | None = None,
+) -> Architecture:
+    """The usual frame: model.embed_tokens, the blocks, the ``last`` norm, lm_head where it is not the embedding itself."""
+    hidden, vocabulary = config.count("hidden_size"), config.count("vocab_size")
+    tensors = [
+        Tensor("model.embed_tokens.weight", (vocabulary, hidden), "embedding"),
+        *blocks,
+        *(last or norm("model.norm", hidden)),
+    ]
+    if not tied:
+        tensors += layer("lm_head", vocabulary, hidden, role="output")
+    return Architecture(
+        name="", model_type=config.text("model_type"), config=config.body, tensors=tuple(tensors), buffers=buffers,
+        layers=layers, width=hidden, inner_width=inner_width, attention_width=heads.width, vocabulary=vocabulary,
+        context=config.optional("max_position_embeddings"), tied=tied,
+    )  # fmt: skip

@@ -1,0 +1,78 @@
+"""A model of no known family, from the shapes of its tensors: those of its checkpoint's headers or of transformers' module."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from quantbench.core.errors import ModelError
+from quantbench.models.architecture import Architecture, Buffer, CacheLayer, Config, Tensor, quantized_note, require_decoder
+from quantbench.models.architecture.parts import Heads, cache_layers, read_heads, rotary
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shapes:
+    """What is known of a model's parameters without a family of its own, tied ones once.
+
+    ``buffers`` are None where nobody says them: one module of rotary frequencies is then assumed. ``windows`` are those of
+    each layer's cache, None where the configuration is asked. ``dimensions`` are keys that the configuration has under other
+    names, or lacks. ``source`` says in words where the shapes are from.
+    """
+
+    tensors: tuple[Tensor, ...]
+    buffers: tuple[Buffer, ...] | None
+    windows: tuple[int | None, ...] | None
+    tied: bool
+    dimensions: Mapping[str, Any]
+    source: str
+
+
+def from_shapes(body: Mapping[str, Any], name: str, source: str, shapes: Shapes) -> Architecture:
+    """The architecture of a configuration whose tensors are known; ``name`` and ``source`` as ``architecture.read`` has them.
+
+    Weights follow from the shapes alone; what the cache keeps from heads and windows of the configuration, which the note says.
+    Raises ModelError where it is no decoder of text or says no heads.
+    """
+    config = Config({**shapes.dimensions, **{key: value for key, value in body.items() if value is not None}}, source)
+    kind = config.text("model_type")
+    require_decoder(config, kind)
+    hidden, count = config.count("hidden_size"), config.count("num_hidden_layers")
+    heads = read_heads(config, hidden)
+    buffers = rotary(config, "model.rotary_emb", heads.size, part=1.0) if shapes.buffers is None else shapes.buffers
+    note = f"model type {kind!r}: shapes from {shapes.source}; its keys and values are counted by the heads in its config.json"
+    return Architecture(
+        name=name, model_type=kind, config=body, tensors=shapes.tensors, buffers=buffers,
+        layers=_layers(config, heads, count, shapes.windows), width=hidden,
+        inner_width=_inner_width(shapes.tensors, hidden, config.count("num_experts_per_tok", default=1)),
+        attention_width=heads.width, vocabulary=config.count("vocab_size"), context=config.optional("max_position_embeddings"),
+        tied=shapes.tied,
+        note="; ".join(filter(None, (note, quantized_note(config)))),
+    )  # fmt: skip
+
+
+def _layers(config: Config, heads: Heads, count: int, windows: Sequence[int | None] | None) -> tuple[CacheLayer, ...]:
+    if windows is None:
+        return cache_layers(config, heads, count, window=config.optional("sliding_window"))
+    if len(windows) != count:
+        raise ModelError(f"{config.source} has {count} layers, of which {len(windows)} keep keys and values")
+    layer = CacheLayer(heads=heads.kept, head_dim=heads.size)
+    return tuple(replace(layer, window=window) for window in windows)
+
+
+def _inner_width(tensors: Sequence[Tensor], hidden: int, used: int) -> int:
+    """The most values that a position has inside a feed-forward layer at once: what its layers give, and what goes back.
+
+    With a gate three times the width inside (gate, up and their product), else twice; of experts those of the ``used`` ones.
+    """
+    modules: dict[str, list[Tensor]] = {}
+    for tensor in tensors:
+        if tensor.role in ("linear", "conv1d", "experts"):
+            modules.setdefault(tensor.name.removesuffix(".weight").rpartition(".")[0], []).append(tensor)
+    widths = [0]
+    for module in modules.values():
+        sides = [each.shape[::-1] if each.role == "conv1d" else each.shape[-2:] for each in module]
+        for inner in (taken for given, taken in sides if given == hidden != taken):
+            given = sum(outputs for outputs, taken in sides if taken == hidden and outputs in (inner, 2 * inner))
+            widths.append((given + inner) * (used if module[0].role == "experts" else 1))
+    return max(widths)

@@ -1,0 +1,286 @@
+"""From a TOML file or options to scenarios: model x method x precision x prompt set.
+
+A matrix file::
+
+    models = ["canary"]
+    prompts = ["mixed"]
+    control = true                        # the reference measured once more
+
+    [methods]
+    torch = ["fp32", "bf16"]
+    gguf = ["q4_k_m", "q8_0"]
+
+    [conditions]                          # optional: any field of Conditions
+    output_tokens = 32
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from quantbench import models
+from quantbench.core.errors import MatrixError, UsageError, unknown_name
+from quantbench.core.scenario import SEEDED_INPUTS, Conditions, Scenario, Variant
+from quantbench.methods import METHODS, Method
+from quantbench.planning import prompts
+from quantbench.planning.settled import settled
+
+_MODULE = "module"
+"""The checkpoint kind of a built-in module without tokens."""
+
+_KEYS = {"models": list, "prompts": list, "control": bool, "methods": dict, "conditions": dict}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Matrix:
+    """Axes and conditions; ``source`` names the file for messages.
+
+    ``for_builtin``: the variants were chosen for built-in models. A model of one's own gets only those that cost little.
+    """
+
+    models: tuple[str, ...]
+    prompts: tuple[str, ...]
+    variants: tuple[Variant, ...]
+    control: bool = True
+    conditions: Conditions = field(default_factory=Conditions)
+    source: str = ""
+    for_builtin: bool = False
+
+    @property
+    def own(self) -> tuple[str, ...]:
+        """Models that do not come with quantbench, where nobody chose variants for them."""
+        return tuple(name for name in self.models if name not in models.MODELS) if self.for_builtin else ()
+
+
+def default_matrix() -> Matrix:
+    """Every method at its usual precisions, on the canary with the 32 mixed prompts."""
+    offered = [(method.name, each) for method in METHODS for each in method.precisions]
+    variants = tuple(Variant(method=name, precision=each.name) for name, each in offered if each.usual)
+    timed = Conditions(answer_tokens=Conditions().output_tokens)  # the timed answers are then the compared ones
+    return Matrix(models=("canary",), prompts=("mixed",), variants=variants, conditions=timed, for_builtin=True)
+
+
+def every_variant(methods: Sequence[str], precisions: Sequence[str]) -> list[Variant]:
+    """Every variant there is, or those of the methods and precisions named. UsageError for what does not exist."""
+    chosen = [METHODS[name] for name in methods] or list(METHODS)
+    known = {each.name for method in METHODS for each in method.precisions}
+    for name in precisions:
+        if name not in known:
+            raise unknown_name("precision", name, known)
+    found = [
+        Variant(method=method.name, precision=each.name)
+        for method in chosen
+        for each in method.precisions
+        if not precisions or each.name in precisions
+    ]
+    if not found:
+        have = ", ".join(dict.fromkeys(each.name for method in chosen for each in method.precisions))
+        raise UsageError(f"no method asked for has precision {' or '.join(precisions)}; it would be one of {have}")
+    return found
+
+
+def read_matrix(path: Path) -> Matrix:
+    """Read a matrix file. MatrixError names the file and the line or key of whatever is wrong in it."""
+    try:
+        body = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise MatrixError(f"matrix file {path} does not exist; give a TOML file with --matrix") from error
+    except OSError as error:
+        raise MatrixError(f"matrix file {path} cannot be read ({error.strerror}); give a TOML file with --matrix") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise MatrixError(f"matrix file {path} is not valid TOML: {error}") from error
+    for key, value in body.items():
+        if key not in _KEYS:
+            raise MatrixError(f"matrix file {path}: {unknown_name('key', key, _KEYS)}")
+        if not isinstance(value, _KEYS[key]):
+            raise MatrixError(f"matrix file {path}, key {key!r}: expected a {_KEYS[key].__name__}, found {value!r}")
+    for key in ("models", "prompts"):
+        if not all(isinstance(name, str) for name in body.get(key, [])):
+            raise MatrixError(f"matrix file {path}, key {key!r}: expected a list of names, found {body[key]!r}")
+    default = default_matrix()
+    return Matrix(
+        models=tuple(body.get("models", default.models)),
+        prompts=tuple(body.get("prompts", default.prompts)),
+        variants=_variants(path, body["methods"]) if "methods" in body else default.variants,
+        control=body.get("control", True),
+        conditions=_conditions(path, body["conditions"]) if "conditions" in body else default.conditions,
+        source=str(path),
+        for_builtin="methods" not in body or ("models" in body and all(name in models.MODELS for name in body["models"])),
+    )
+
+
+def select(
+    matrix: Matrix, *, models: Sequence[str], methods: Sequence[str], precisions: Sequence[str], prompts: Sequence[str]
+) -> Matrix:
+    """Narrow a matrix by options.
+
+    Models and prompt sets replace the matrix's own. Methods and precisions filter it; a method that the matrix lacks is added
+    with its usual precisions, and a precision that the matrix lacks is added wherever a method (of those asked for) has it.
+    """
+    variants, named = matrix.variants, bool(methods or precisions)
+    if methods:
+        held = {variant.method for variant in variants}
+        extra = [variant for name in methods if name not in held for variant in _usual(name)]
+        variants = tuple(variant for variant in variants if variant.method in methods) + tuple(extra)
+    if precisions:
+        variants = _with_precisions(variants, precisions, methods or [method.name for method in METHODS])
+    return replace(
+        matrix, models=tuple(models) or matrix.models, prompts=tuple(prompts) or matrix.prompts, variants=variants,
+        for_builtin=matrix.for_builtin and not named,
+    )  # fmt: skip
+
+
+def left_out(matrix: Matrix) -> tuple[str, ...]:
+    """What is left out for models of one's own, as nobody named it and it costs time: methods with the reason, precisions."""
+    if all(settled(name) for name in matrix.own):
+        return ()
+    device = matrix.conditions.device
+    kept = {(each.method, each.precision) for each in matrix.variants if _is_cheap(each, device)}
+    costly = [f"{method.name} ({why})" for method in METHODS if (why := _cost(method, device))]
+    others = {
+        method.name: [each.name for each in method.precisions if (method.name, each.name) not in kept]
+        for method in METHODS
+        if not _cost(method, device) and not method.endpoint
+    }
+    more = [f"{name} {_listed(precisions)}" for name, precisions in others.items() if precisions]
+    return (*costly, *more)
+
+
+def told(matrix: Matrix) -> tuple[str, ...]:
+    """A sentence for each model of one's own that is planned as what it holds and nothing else."""
+    return tuple(found.sentence for name in matrix.own if (found := settled(name)))
+
+
+_MOST_LISTED = 5
+
+
+def _listed(precisions: Sequence[str]) -> str:
+    return ", ".join(precisions) if len(precisions) <= _MOST_LISTED else f"in {len(precisions)} more precisions"
+
+
+def _cost(method: Method, device: str) -> str:
+    """Why a method takes long on a device; empty where it does not."""
+    return method.costly or (method.costly_on_cpu if device == "cpu" else "")
+
+
+def _is_cheap(variant: Variant, device: str) -> bool:
+    method = METHODS[variant.method]
+    precision = method.precision(variant.precision)
+    first = precision.first and (precision.first_on_cpu or device != "cpu")
+    return first and not _cost(method, device) and not method.endpoint
+
+
+def _usual(method: str) -> list[Variant]:
+    """The variants of a method that is named without precisions: the usual ones, or all where none is."""
+    offered = METHODS[method].precisions
+    return [Variant(method=method, precision=each.name) for each in offered if each.usual] or [
+        Variant(method=method, precision=each.name) for each in offered
+    ]
+
+
+def _with_precisions(variants: Sequence[Variant], precisions: Sequence[str], methods: Sequence[str]) -> tuple[Variant, ...]:
+    """The variants of the precisions asked for; for one that none has, every variant that ``methods`` offer of it."""
+    offered = [Variant(method=name, precision=each.name) for name in methods for each in METHODS[name].precisions]
+    known = {each.name for method in METHODS for each in method.precisions}
+    chosen: list[Variant] = []
+    for name in precisions:
+        if name not in known:
+            raise unknown_name("precision", name, known)
+        chosen += [each for each in variants if each.precision == name] or [each for each in offered if each.precision == name]
+    if not chosen:
+        have = ", ".join(sorted({each.precision for each in offered}))
+        raise UsageError(f"no method asked for has precision {' or '.join(precisions)}; it would be one of {have}")
+    return tuple(dict.fromkeys(chosen))
+
+
+def scenarios(matrix: Matrix) -> list[Scenario]:
+    """All scenarios: per model the reference first, its control after it, then the other variants in order.
+
+    Raises UsageError for a model, method, precision or prompt set that does not exist, and for an id that occurs twice.
+    """
+    conditions = matrix.conditions
+    method, _, precision = conditions.reference.partition("/")
+    METHODS[method].precision(precision)
+    if METHODS[method].endpoint:
+        raise UsageError(f"reference {conditions.reference!r} is a server, which gives no logits; name another method")
+    for name in matrix.models:
+        models.check_name(name)
+    for name in matrix.prompts:
+        prompts.check_name(name)
+    for variant in matrix.variants:
+        METHODS[variant.method].precision(variant.precision)
+    reference = Variant(method=method, precision=precision)
+    planned = [
+        Scenario(model=model, variant=variant, prompts=name, conditions=conditions)
+        for model in matrix.models
+        for variant, sets in _fitting(model, _ordered(matrix, model, reference), matrix.prompts)
+        for name in sets
+    ]
+    ordered = matrix.variants
+    if not planned and ordered and matrix.models and all(map(models.is_module, matrix.models)):
+        able = " or ".join(method.name for method in METHODS if _MODULE in method.kinds)
+        names = ", ".join(dict.fromkeys(variant.method for variant in ordered))
+        raise UsageError(f"model {matrix.models[0]!r} is a module without tokens, which {names} cannot open; ask for {able}")
+    if not planned:
+        raise UsageError(f"{matrix.source or 'the matrix'} plans no scenario; name at least one model, method and prompt set")
+    _check_unique(planned)
+    return planned
+
+
+def _ordered(matrix: Matrix, model: str, reference: Variant) -> Sequence[Variant]:
+    """A model's variants, the reference first and its control after it; of one's own what it holds, or what costs little."""
+    variants = matrix.variants
+    if model in matrix.own:
+        found = settled(model)
+        variants = found.variants if found else tuple(each for each in variants if _is_cheap(each, matrix.conditions.device))
+    ordered = sorted(variants, key=lambda variant: variant != reference)
+    if matrix.control and reference in ordered:
+        ordered.insert(1, replace(reference, control=True))
+    return ordered
+
+
+def _fitting(model: str, variants: Sequence[Variant], names: Sequence[str]) -> Iterable[tuple[Variant, Sequence[str]]]:
+    """The variants that can be planned for a model, each with its prompt sets; a module has its seeded inputs only."""
+    if models.is_module(model):
+        return [(variant, (SEEDED_INPUTS,)) for variant in variants if _MODULE in METHODS[variant.method].kinds]
+    if SEEDED_INPUTS in names:
+        raise UsageError(f"model {model!r} reads text and takes no {SEEDED_INPUTS!r} inputs; name a prompt set such as 'mixed'")
+    return [(variant, names) for variant in variants]
+
+
+def _check_unique(planned: Sequence[Scenario]) -> None:
+    seen: set[str] = set()
+    for scenario in planned:
+        identifier = scenario.id
+        if identifier in seen:
+            raise UsageError(f"scenario {identifier!r} is planned twice; name each model, precision and prompt set once")
+        seen.add(identifier)
+
+
+def _variants(path: Path, table: Mapping[str, Any]) -> tuple[Variant, ...]:
+    variants = []
+    for name, precisions in table.items():
+        if not isinstance(precisions, list) or not all(isinstance(each, str) for each in precisions):
+            raise MatrixError(f"matrix file {path}, key 'methods.{name}': expected a list of precisions, found {precisions!r}")
+        try:
+            variants += [Variant(method=name, precision=METHODS[name].precision(each).name) for each in precisions]
+        except UsageError as error:
+            raise MatrixError(f"matrix file {path}, key 'methods.{name}': {error}") from error
+    return tuple(variants)
+
+
+def _conditions(path: Path, table: Mapping[str, Any]) -> Conditions:
+    known = {each.name: type(each.default) for each in fields(Conditions)}
+    for key, value in table.items():
+        if key not in known:
+            raise MatrixError(f"matrix file {path}: {unknown_name('key', key, known)}")
+        if type(value) is not known[key]:
+            raise MatrixError(f"matrix file {path}, key 'conditions.{key}': expected {known[key].__name__}, found {value!r}")
+    try:
+        return Conditions(**table)
+    except UsageError as error:
+        raise MatrixError(f"matrix file {path}: {error}") from error

@@ -1,0 +1,92 @@
+"""Before anything is loaded: what a scenario's weights will take, and whether it can run at all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from quantbench import models
+from quantbench.core.errors import QuantbenchError, UsageError
+from quantbench.core.job import Checkpoint
+from quantbench.core.record import Missing
+from quantbench.core.scenario import Conditions, Scenario, prompt_tokens, short_name
+from quantbench.models.architecture import Architecture
+from quantbench.models.footprint import Runtime
+from quantbench.planning import planner
+from quantbench.planning.planner import Planned, Workload
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outlook:
+    """What was planned of a variant: the bytes of its weights, and why it cannot run; that is empty where it may."""
+
+    weight_bytes: int | Missing
+    refusal: str = ""
+
+
+class Preflight:
+    """Plans each variant once. A forecast that fails costs nothing but itself."""
+
+    def __init__(self) -> None:
+        """Nothing is read before the first question."""
+        self._architectures: dict[str, Architecture | str] = {}
+        self._outlooks: dict[tuple[str, str, Conditions, str], Outlook] = {}
+
+    def outlook(self, scenario: Scenario, checkpoint: Checkpoint | None = None) -> Outlook:
+        """What is planned of the scenario's variant; before its ``checkpoint`` is there, by the name of its model."""
+        place = str(checkpoint.path) if checkpoint and checkpoint.kind in ("hf", "gguf") else scenario.model
+        architecture = self._architecture(place)
+        if isinstance(architecture, str):
+            return Outlook(weight_bytes=Missing(architecture))
+        key = place, scenario.variant.name, scenario.conditions, scenario.prompts
+        if key not in self._outlooks:
+            try:
+                self._outlooks[key] = _outlook(architecture, scenario)
+            except Exception as error:  # noqa: BLE001 - a forecaster may be anybody's; without one nothing is refused
+                self._outlooks[key] = Outlook(weight_bytes=Missing(f"the forecast failed: {type(error).__name__}: {error}"))
+        return self._outlooks[key]
+
+    def _architecture(self, place: str) -> Architecture | str:
+        """The architecture found under a model's name or at its files, or why there is none."""
+        if place not in self._architectures:
+            self._architectures[place] = _read(place)
+        return self._architectures[place]
+
+
+def _read(place: str) -> Architecture | str:
+    if models.is_module(place) or models.is_server(place):
+        return "shapes are planned of language models whose configuration is known"
+    try:
+        return planner.read_architecture(place, any_age=True)
+    except QuantbenchError as error:
+        return str(error)
+
+
+def _outlook(architecture: Architecture, scenario: Scenario) -> Outlook:
+    named, variant = replace(architecture, name=short_name(scenario.model)), scenario.variant
+    weights = planner.forecast(named, variant.method, [variant.precision])[variant.precision]
+    workload = Workload(context=_least_context(scenario, weights.runtime), batch=scenario.batch)
+    planned = planner.planned(named, variant, weights, workload, [])
+    return Outlook(weight_bytes=_bytes(planned), refusal=_refusal(planned, scenario.conditions.device))
+
+
+def _least_context(scenario: Scenario, runtime: Runtime) -> int:
+    """Tokens that are surely held at once: the context asked for, of which torch holds no more than a prompt and its answer."""
+    conditions = scenario.conditions
+    if length := prompt_tokens(scenario.prompts):
+        return max(length + conditions.output_tokens, conditions.context if runtime == "llama.cpp" else 0)
+    least = max(conditions.output_tokens, conditions.answer_tokens, conditions.continuation_tokens)
+    return conditions.context if conditions.context and (runtime == "llama.cpp" or scenario.reads == "text") else least
+
+
+def _bytes(planned: Planned) -> int | Missing:
+    if planned.weight_bytes is None:
+        return Missing(planned.note or "its method gave no reason")
+    return planned.weight_bytes if planned.is_exact else Missing(planned.model_note)
+
+
+def _refusal(planned: Planned, device: str) -> str:
+    try:
+        found = planner.device_here(device)
+    except UsageError:  # which GPUs there are is the worker's to say
+        return ""
+    return planned.refusal(found) if found else ""

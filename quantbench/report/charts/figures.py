@@ -1,0 +1,139 @@
+"""The charts of a page with their titles and captions, one list a subject, each with its specification as data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from quantbench.advice.decision import DEFAULT_WORD
+from quantbench.advice.words import words
+from quantbench.report._libraries import neutral
+from quantbench.report.charts import history, latency
+from quantbench.report.charts.bars import bars
+from quantbench.report.charts.colours import config, on_page
+from quantbench.report.charts.look import Look, subject
+from quantbench.report.charts.pareto import pareto
+from quantbench.report.charts.points import Point, points
+from quantbench.report.markup import data_block, plain
+from quantbench.tables.show import short
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
+
+    from quantbench.advice.decision import Choice
+    from quantbench.report._results import Results
+    from quantbench.report.charts.look import Layered
+    from quantbench.results.rows import Group
+
+LOOK = Look(width="container", ink=on_page)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """A chart: what it is of, what its marks mean, and its Vega-Lite specification as data in a page."""
+
+    title: str
+    caption: str
+    spec: Markup
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Course:
+    """The history of one model and prompt set: a chart a metric, and the variants that can be picked."""
+
+    title: str
+    names: tuple[str, ...]
+    figures: tuple[Figure, ...]
+    runs: int
+    left_out: int
+
+
+def sizes(results: Results) -> list[Figure]:
+    """Size against KLD, of each group that was compared with a reference."""
+    return list(_sizes(results))
+
+
+def _sizes(results: Results) -> Iterator[Figure]:
+    for group in results.groups:
+        choice = results.choice(group)
+        limit = choice.limits.max_kld if choice else words().quality.upper_edge(DEFAULT_WORD)
+        with neutral():
+            chart = pareto(points(group, choice), limit, LOOK)
+            if chart is not None:
+                yield _figure(subject(group), _pareto_caption(group, choice, limit), chart)
+
+
+def _pareto_caption(group: Group, choice: Choice | None, limit: float) -> str:
+    left_out = [
+        row.label
+        for row in group.rows
+        if row.ok and not row.flag("control") and not (row.number("weight_bytes") and (row.number("kld_mean") or 0) > 0)
+    ]
+    picked = f"Ringed: the pick, {choice.pick.name}. " if choice and choice.pick else ""
+    missing = f" Not drawn, for want of a size or of a KLD above 0: {', '.join(left_out)}." if left_out else ""
+    return (
+        "Left and low is better; both scales are logarithmic. Filled and joined: the front, which no other variant beats in "
+        f"both size and KLD (the decision counts speed as well). {picked}Vertical lines, where there are some: 95 % intervals. "
+        f'Dashed: the limit of {short(limit)} nats, the upper edge of "{DEFAULT_WORD}". '
+        f"A point says its name when pointed at.{missing}"
+    )
+
+
+def speeds(results: Results) -> list[Figure]:
+    """Decode throughput, of each group that answered prompts."""
+    found = []
+    for group in results.groups:
+        shown = points(group, results.choice(group))
+        with neutral():
+            chart = bars(shown, LOOK)
+            if chart is not None:
+                found.append(_figure(subject(group), _bars_caption(shown), chart))
+    return found
+
+
+def _bars_caption(shown: Sequence[Point]) -> str:
+    timed = [each for each in shown if each.tps is not None]
+    bare = [each.name for each in timed if each.tps_low is None]
+    if len(bare) == len(timed):
+        return "Longer is better. No variant has an interval: there were too few rounds."
+    lacking = f" Too few rounds for an interval: {', '.join(bare)}." if bare else ""
+    return f"Longer is better. Lines: 95 % intervals.{lacking}"
+
+
+def latencies(results: Results, most: int) -> list[Figure]:
+    """Distributions of durations by phase, of each group with samples."""
+    if results.samples is None:
+        return []
+    found = []
+    for group in results.groups:
+        for phase, title in latency.PHASES.items():
+            measured = latency.distributions(group, results.samples, phase, most)
+            if measured:
+                with neutral():
+                    chart = latency.chart(measured, title, LOOK)
+                    found.append(_figure(f"{title}: {subject(group)}", latency.how_shown(measured, most), chart))
+    return found
+
+
+def courses(results: Results, most: int) -> list[Course]:
+    """What was measured in several runs, over their starts."""
+    found = []
+    for each in history.histories(results.history, most):
+        with neutral():
+            charts = [(title, history.chart(each, metric, title, LOOK)) for metric, title in each.metrics]
+            found.append(
+                Course(
+                    title=subject(each.group),
+                    names=each.names,
+                    figures=tuple(_figure(title, "", chart) for title, chart in charts),
+                    runs=each.runs,
+                    left_out=each.left_out,
+                )
+            )
+    return found
+
+
+def _figure(title: str, caption: str, chart: Layered) -> Figure:
+    spec = chart.configure(**config(LOOK.ink)).to_dict()
+    return Figure(title=plain(title), caption=caption, spec=data_block(spec))

@@ -1,0 +1,131 @@
+"""A scenario over the runs that measured it: speed over the anchor, KLD and weights, with intervals where there are some."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from quantbench.report.markup import plain
+from quantbench.results.rows import Group, Row, groups
+from quantbench.results.schema import table_columns
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from quantbench.report.charts.look import Layered, Look
+
+_METRICS = {
+    "prompts": (
+        ("decode_ratio", "Decode, x anchor"), ("kld_mean", "Mean KLD, nats"), ("weight_bytes", "Weights, MB"),
+    ),
+    "text": (("ppl_ratio", "PPL, x reference"), ("kld_mean", "Mean KLD, nats"), ("weight_bytes", "Weights, MB")),
+    "inputs": (("call_ratio", "Call, x anchor"), ("output_max_abs_error", "Largest error"), ("weight_bytes", "Weights, MB")),
+}  # fmt: skip
+"""What is followed, by what a model is given. A ratio to the anchor moves far less between processes than a raw figure."""
+
+_IDENTITY = (
+    "run_id", "started_at", "scenario_key", "model", "method", "precision", "prompts", "repeat", "status", "reason", "control",
+    "reference", "bits", "instrument_check", "machine",
+)  # fmt: skip
+_SCALES = {"weight_bytes": 1e-6}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class History:
+    """One model and prompt set over several runs; ``names`` are its variants, ``group`` its latest run."""
+
+    group: Group
+    names: tuple[str, ...]
+    rows: tuple[dict[str, Any], ...]
+    runs: int
+    left_out: int
+
+    @property
+    def metrics(self) -> tuple[tuple[str, str], ...]:
+        """The columns that are followed, with their titles; only those that were measured."""
+        return tuple(pair for pair in _METRICS[self.group.reads] if any(row.get(pair[0]) is not None for row in self.rows))
+
+
+def histories(frame: pd.DataFrame, most: int) -> list[History]:
+    """One for each model and prompt set that several runs measured; at most the latest runs that make up ``most`` points."""
+    by_subject: dict[tuple[str, str], list[Group]] = {}
+    for group in groups(frame[_columns()]):
+        by_subject.setdefault((group.fact("model"), group.fact("prompts")), []).append(group)
+    found = [_history(sorted(each, key=lambda group: group.fact("started_at")), most) for each in by_subject.values()]
+    found.sort(key=lambda each: each.group.instrument_check)
+    return [each for each in found if each.runs > 1 and each.metrics]
+
+
+def _history(of_runs: Sequence[Group], most: int) -> History:
+    kept: list[Group] = []
+    for group in reversed(of_runs):
+        if len(kept) > 1 and sum(len(each.rows) for each in kept) + len(group.rows) > most:
+            break
+        kept.insert(0, group)
+    rows = [_point(row) for group in kept for row in group.rows if row.ok and not row.flag("control")]
+    names = dict.fromkeys(row["name"] for row in rows)
+    return History(
+        group=kept[-1], names=tuple(names), rows=tuple(rows), runs=len(kept), left_out=len(of_runs) - len(kept)
+    )  # fmt: skip
+
+
+def _columns() -> list[str]:
+    """What of a row it takes to follow it."""
+    names = dict.fromkeys(name for pairs in _METRICS.values() for name, _ in pairs)
+    known = {column.name for column in table_columns("scenarios")}
+    ends = [f"{name}_{end}" for name in names for end in ("low", "high")]
+    return [*_IDENTITY, *names, *(name for name in ends if name in known)]
+
+
+def _point(row: Row) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for pairs in _METRICS.values():
+        for name, _ in pairs:
+            for key in (name, f"{name}_low", f"{name}_high"):
+                figure = row.number(key)
+                if figure is not None:
+                    values[key] = figure * _SCALES.get(name, 1)
+    started = row.values["started_at"]
+    return {
+        "name": plain(row.variant), "run": plain(row.text("run_id")), "at": round(started.timestamp() * 1000),
+        "series": f"{row.text('scenario_key')[:16]} {row.text('machine')}", "machine": plain(row.text("machine")), **values,
+    }  # fmt: skip
+
+
+def chart(history: History, metric: str, title: str, look: Look) -> Layered:
+    """One metric over the start of the runs, of the variant that the signal ``picked`` names.
+
+    Points are joined where the same was asked (``scenario_key``) on the same machine.
+    """
+    import altair as alt
+
+    rows = [
+        {key: row[key] for key in ("name", "run", "at", "series", "machine")}
+        | {"y": row[metric], "low": row.get(f"{metric}_low", row[metric]), "high": row.get(f"{metric}_high", row[metric])}
+        for row in history.rows
+        if row.get(metric) is not None
+    ]
+    picked = alt.param(name="picked", value=history.names[0])
+    base = (
+        alt.Chart({"values": rows})
+        .transform_filter("datum.name == picked")
+        .encode(
+            x=alt.X("at:T", title=None)
+            .scale(type="utc")
+            .axis(format="%b %d, %H:%M", labelOverlap="greedy", tickCount=3, grid=False),
+            y=alt.Y("y:Q", title=None).scale(zero=False, padding=12).axis(tickCount=4),
+            detail="series:N",
+        )
+    )
+    tips = [alt.Tooltip("run:N", title="Run"), alt.Tooltip("machine:N", title="Machine"), alt.Tooltip("y:Q", title=title)]
+    layers = [
+        base.mark_rule(color=look.ink("accent"), opacity=0.6).encode(
+            y=alt.Y("low:Q", title=None), y2="high:Q"
+        ),
+        base.mark_line(color=look.ink("accent"), strokeWidth=1.8),
+        base.mark_point(filled=True, size=55, opacity=1, color=look.ink("accent")).encode(tooltip=tips),
+    ]  # fmt: skip
+    return alt.layer(*layers).add_params(picked).properties(
+        width=look.width, height=170, description=f"{title} over the runs"
+    )  # fmt: skip

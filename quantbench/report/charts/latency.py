@@ -1,0 +1,123 @@
+"""Where the single durations lie: of each variant the exact quantiles of all samples, and some of the samples themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from quantbench.core.units import format_seconds
+from quantbench.report.charts.look import Look, log_ticks
+from quantbench.report.markup import plain
+from quantbench.tables.fields import BESIDE_OTHER_WORK
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from quantbench.report.charts.look import Layered
+    from quantbench.results.rows import Group
+
+PHASES: Mapping[str, str] = {
+    "prefill": "Prefill (the first token)",
+    "gap": "Gaps between tokens",
+    "call": "One call",
+}
+"""The phases shown, with their titles; the anchor's own rounds are not."""
+
+_SHARES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
+_KEYS = ("least", "low", "first", "middle", "third", "high", "most")
+_STEP = 17
+_MS = 1e3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Distribution:
+    """All durations of one variant in one phase: how many, the quantiles of _SHARES, and samples at even ranks; in seconds."""
+
+    name: str
+    count: int
+    quantiles: tuple[float, ...]
+    shown: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """The middle one."""
+        return self.quantiles[_SHARES.index(0.5)]
+
+
+def distributions(group: Group, samples: pd.DataFrame, phase: str, most: int) -> list[Distribution]:
+    """One for each measured variant with samples of ``phase`` that took time, the fastest first; repeats are taken together.
+
+    Of more than ``most`` samples those at that many even ranks are shown, the least and the largest among them.
+    """
+    chosen = samples[samples["phase"] == phase]
+    by_scenario = {str(name): part for name, part in chosen.groupby("scenario_id", sort=False)["value_s"]}
+    found = []
+    for row in group.rows:
+        values = by_scenario.get(row.text("scenario_id")) if row.ok else None
+        if values is not None and values.max() > 0:
+            shown = values.sort_values().iloc[_even_ranks(len(values), most)]
+            quantiles = tuple(values.quantile(list(_SHARES)).tolist())
+            name = row.label + (BESIDE_OTHER_WORK if row.flag("disturbed") else "")
+            found.append(Distribution(name=name, count=len(values), quantiles=quantiles, shown=tuple(shown.tolist())))
+    return sorted(found, key=lambda each: (each.median, each.name))
+
+
+def _even_ranks(count: int, most: int) -> list[int]:
+    """At most so many of the ranks from 0 on: all, or with the first and the last at even steps; fewer than 2 are none."""
+    if count <= most:
+        return list(range(count))
+    return [round(step * (count - 1) / (most - 1)) for step in range(most)] if most > 1 else []
+
+
+def how_shown(found: Sequence[Distribution], most: int) -> str:
+    """What the marks mean, and what was left out."""
+    counts = [each.count for each in found]
+    every = f"{min(counts)} to {max(counts)}" if min(counts) != max(counts) else f"{counts[0]}"
+    marks = f"Line: 5 to 95 %; box: the middle half; tick: the median; all exact, of {every} samples a variant."
+    if not any(each.shown for each in found):
+        return f"{marks} Single samples are not drawn: there are too many."
+    if max(counts) <= most:
+        return f"{marks} Dots: every sample."
+    return f"{marks} Dots: samples at {most} even ranks of each variant, the least and the largest among them."
+
+
+def chart(found: Sequence[Distribution], title: str, look: Look) -> Layered:
+    """Boxes of quantiles on a log scale in milliseconds, the fastest variant first."""
+    import altair as alt
+
+    rows = [_row(each) for each in found]
+    dots = [{"label": plain(each.name), "ms": _ms(value)} for each in found for value in each.shown]
+    ink = look.ink
+    order = [row["label"] for row in rows]
+    y = alt.Y("label:N", sort=order, title=None).axis(ticks=False, domain=False, labelLimit=170, labelColor=ink("ink"))
+    above = [value for each in found for value in (*each.quantiles, *each.shown) if value > 0]
+    ends = (min(above) * _MS / 1.1, max(above) * _MS * 1.1)
+    scale = alt.Scale(type="log", domain=ends, nice=False, clamp=True)  # a duration of 0, of what came at once, is at the edge
+    axis = alt.Axis(format="~g", values=log_ticks(*ends), labelOverlap="greedy")
+    tips = {"label:N": "Variant", "text:N": title, "n:Q": "Samples"}
+    base = alt.Chart({"values": rows}).encode(
+        y=y,
+        x=alt.X("middle:Q", title="ms", scale=scale, axis=axis),
+        tooltip=[alt.Tooltip(key, title=tip) for key, tip in tips.items()],
+    )
+    scattered = alt.Chart({"values": dots}).encode(y=y, x=alt.X("ms:Q", title="ms", scale=scale, axis=axis))
+    layers = [
+        scattered.mark_circle(size=9, opacity=0.35, color=ink("muted")),
+        base.mark_rule(strokeWidth=1.4, color=ink("accent")).encode(x=alt.X("low:Q", title="ms"), x2="high:Q"),
+        base.mark_bar(height=8, color=ink("accent"), opacity=0.55).encode(x=alt.X("first:Q", title="ms"), x2="third:Q"),
+        base.mark_tick(height=12, thickness=2.2, color=ink("ink")),
+    ]
+    return alt.layer(*(layers if dots else layers[1:])).properties(
+        width=look.width, height=_STEP * len(rows), description=f"{title}: quantiles of the durations of each variant"
+    )
+
+
+def _row(each: Distribution) -> dict[str, Any]:
+    figures = {key: _ms(value) for key, value in zip(_KEYS, each.quantiles, strict=True)}
+    low, middle, high = (format_seconds(each.quantiles[_KEYS.index(key)]) for key in ("low", "middle", "high"))
+    return {"label": plain(each.name), "n": each.count, "text": f"{middle} ({low} to {high})", **figures}
+
+
+def _ms(seconds: float) -> float:
+    return float(f"{seconds * _MS:.4g}")

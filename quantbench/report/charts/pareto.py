@@ -1,0 +1,208 @@
+"""Size against KLD: a point a variant, the front joined, the pick ringed, the limit a line."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from quantbench.core.units import GB
+from quantbench.report.charts.colours import series
+from quantbench.report.charts.labels import Anchor, Place, is_free, place
+from quantbench.report.charts.look import Look, log_ticks
+from quantbench.report.charts.points import Point, on_front, tooltip
+from quantbench.report.markup import plain
+
+if TYPE_CHECKING:
+    import altair as alt
+
+    from quantbench.report.charts.look import Layered
+
+_NARROW, _WIDE = 270, 760
+"""Widths in pixels that labels are placed for: of the front and the pick on a phone, of the others on a desk."""
+
+_LIMIT = "limit {:.2g} nats"
+_LIMIT_PLACES = ((Place(2, -9, "left"), 0.0), (Place(-2, -9, "right"), 1.0))
+"""Where the limit's label may stand, and at which end of its line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spot:
+    """A point that a log scale can show: its size in the chart's unit, its KLD and the ends of that in nats."""
+
+    point: Point
+    size: float
+    kld: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plot:
+    """What is drawn, and on which scales."""
+
+    spots: Sequence[Spot]
+    unit: str
+    limit: float | None
+    look: Look
+
+    @cached_property
+    def across(self) -> tuple[float, float]:
+        """Ends of the scale of sizes."""
+        return min(spot.size for spot in self.spots) / 1.15, max(spot.size for spot in self.spots) * 1.15
+
+    @cached_property
+    def up(self) -> tuple[float, float]:
+        """Ends of the scale of KLD."""
+        limits = [self.limit] if self.limit else []
+        return min([*limits, *(spot.low for spot in self.spots)]) / 2, max([*limits, *(spot.high for spot in self.spots)]) * 2
+
+    @cached_property
+    def anchors(self) -> list[Anchor]:
+        """Where the points are, as shares of the width and the height."""
+        return [(_share(spot.size, self.across), 1 - _share(spot.kld, self.up)) for spot in self.spots]
+
+    @cached_property
+    def limit_place(self) -> tuple[Place, Anchor] | None:
+        """Where the label of the limit stands, at the end of its line where no point is in its way; None without a limit."""
+        if not self.limit:
+            return None
+        level, length = 1 - _share(self.limit, self.up), len(_LIMIT.format(self.limit))
+        found = [(at, (end, level)) for at, end in _LIMIT_PLACES]
+        free = (pair for pair in found if is_free(self.anchors, pair, length, width=_NARROW, height=self.look.height))
+        return next(free, found[-1])
+
+    def places(self) -> tuple[dict[int, Place], dict[int, Place]]:
+        """Places of labels by number of the spot: those that fit a narrow chart, and with these those that fit a wide one."""
+        names = {index: spot.point.name for index, spot in enumerate(self.spots)}
+        best = on_front([spot.point for spot in self.spots])
+        picked = [index for index, spot in enumerate(self.spots) if spot.point.role == "pick"]
+        first = [*picked, *(index for index, spot in enumerate(self.spots) if spot.point.role or names[index] in best)]
+        anchors, settled = list(self.anchors), dict[int, Place]()
+        if self.limit_place:
+            settled[len(anchors)] = self.limit_place[0]
+            names[len(anchors)] = _LIMIT.format(self.limit)
+            anchors.append(self.limit_place[1])
+        order = dict.fromkeys([*settled, *first])
+        height = self.look.height
+        narrow = place(anchors, {index: names[index] for index in order}, width=_NARROW, height=height, settled=settled)
+        room = _WIDE if self.look.width == "container" else self.look.width
+        order = dict.fromkeys([*narrow, *names])
+        wide = place(anchors, {index: names[index] for index in order}, width=room, height=height, settled=narrow)
+        return narrow, wide
+
+
+def pareto(found: Sequence[Point], limit: float | None, look: Look) -> Layered | None:
+    """KLD over weights, both on log scales, with ``limit`` as a line; None without any point that a log scale can show."""
+    import altair as alt
+
+    spots = _spots(found)
+    if not spots:
+        return None
+    plot = Plot(spots=spots, unit="GB" if _scale(found) == GB else "MB", limit=limit, look=look)
+    rows = _rows(plot)
+    base = alt.Chart({"values": rows}).encode(
+        x=alt.X("x:Q", title=f"Weights as loaded, {plot.unit}").scale(type="log", domain=plot.across, nice=False).axis(
+            values=log_ticks(*plot.across), format="~g", grid=False, labelOverlap="greedy"
+        ),
+        y=alt.Y("y:Q", title="Mean KLD against the reference, nats").scale(type="log", domain=plot.up, nice=False).axis(
+            values=log_ticks(*plot.up), labelExpr="format(datum.value, datum.value < 0.001 ? '~e' : '~g')"
+        ),
+    )  # fmt: skip
+    layers = [*_limit_line(plot), *_points(base, rows, look), *_labels(base, look)]
+    return alt.layer(*layers).properties(
+        width=look.width, height=look.height, description="Mean KL divergence over the size of the weights, a point a variant"
+    )
+
+
+def _scale(found: Sequence[Point]) -> int:
+    return GB if max(each.weight_bytes or 0 for each in found) >= GB else 10**6
+
+
+def _spots(found: Sequence[Point]) -> list[Spot]:
+    spots = []
+    for each in found:
+        size, kld, low, high = each.weight_bytes, each.kld, each.kld_low, each.kld_high
+        if size and kld is not None and kld > 0:
+            spots.append(Spot(each, size / _scale(found), kld, low if low and low > 0 else kld, high or kld))
+    return spots
+
+
+def _rows(plot: Plot) -> list[dict[str, Any]]:
+    """One row a spot, with the place of its label."""
+    narrow, wide = plot.places()
+    best = on_front([spot.point for spot in plot.spots])
+    rows = []
+    for index, spot in enumerate(plot.spots):
+        point = spot.point
+        row: dict[str, Any] = {
+            "x": spot.size, "y": spot.kld, "low": spot.low, "high": spot.high, "name": plain(point.name),
+            "method": plain(point.method), "role": point.role, "front": point.name in best, **point.texts,
+        }  # fmt: skip
+        if at := wide.get(index):
+            row |= {"dx": at.dx, "dy": at.dy, "align": at.align, "always": index in narrow}
+        rows.append(row)
+    return rows
+
+
+def _share(value: float, ends: tuple[float, float]) -> float:
+    return math.log(value / ends[0]) / math.log(ends[1] / ends[0])
+
+
+def _limit_line(plot: Plot) -> list[alt.Chart]:
+    import altair as alt
+
+    if not plot.limit_place:
+        return []
+    ink, (at, anchor) = plot.look.ink, plot.limit_place
+    base = alt.Chart({"values": [{"y": plot.limit, "text": _LIMIT.format(plot.limit)}]}).encode(y="y:Q")
+    end = alt.value("width" if anchor[0] else 0)
+    words: dict[str, Any] = {"align": at.align, "baseline": "middle", "dx": at.dx, "dy": at.dy, "fontSize": 11}
+    return [
+        base.mark_rule(strokeDash=[5, 4], strokeWidth=1.2, color=ink("bad")),
+        base.mark_text(**words, **_halo(plot.look)).encode(x=end, text="text:N"),
+        base.mark_text(**words, fill=ink("bad")).encode(x=end, text="text:N"),
+    ]
+
+
+def _points(base: alt.Chart, rows: Sequence[dict[str, Any]], look: Look) -> list[alt.Chart]:
+    import altair as alt
+
+    ink = look.ink
+    names = sorted({row["method"] for row in rows})
+    colours, shapes = series(names, ink)
+    columns = look.from_width(500, 6, 3)
+    legend = alt.Legend(title=None, orient="bottom", columns=columns, symbolOpacity=1, rowPadding=5)
+    method = {
+        "color": alt.Color("method:N", legend=legend).scale(domain=names, range=colours),
+        "shape": alt.Shape("method:N", legend=legend).scale(domain=names, range=shapes),
+    }
+    front = base.transform_filter("datum.front")
+    picked = base.transform_filter("datum.role == 'pick'")
+    return [
+        front.mark_line(interpolate="step-after", strokeWidth=1.5, color=ink("faint")),
+        base.mark_rule(strokeWidth=1, opacity=0.55).encode(y="low:Q", y2="high:Q", color=method["color"]),
+        base.mark_point(filled=False, strokeWidth=1.6, size=50, fill=ink("page")).encode(**method, tooltip=tooltip()),
+        front.mark_point(filled=True, size=70, opacity=1).encode(**method, tooltip=tooltip()),
+        picked.mark_point(shape="circle", size=330, strokeWidth=2, color=ink("accent"), filled=False),
+    ]
+
+
+def _labels(base: alt.Chart, look: Look) -> list[alt.Chart]:
+    """The names beside the points; those that a narrow chart has no room for are drawn in a wide one only."""
+    import altair as alt
+
+    shown = alt.ExprRef(f"datum.always || width >= {_WIDE} ? 1 : 0") if look.width == "container" else 1
+    at: dict[str, Any] = {
+        "dx": alt.ExprRef("datum.dx"), "dy": alt.ExprRef("datum.dy"), "align": alt.ExprRef("datum.align"),
+        "baseline": "middle", "fontSize": 11, "opacity": shown, "fontWeight": alt.ExprRef("datum.role == 'pick' ? 700 : 400"),
+    }  # fmt: skip
+    named = base.transform_filter("isValid(datum.align)").encode(text="name:N")
+    return [named.mark_text(**at, **_halo(look)), named.mark_text(**at, fill=look.ink("ink"))]
+
+
+def _halo(look: Look) -> dict[str, Any]:
+    """What keeps a text apart from lines behind it."""
+    return {"stroke": look.ink("page"), "strokeWidth": 3.5, "strokeJoin": "round", "fill": look.ink("page")}

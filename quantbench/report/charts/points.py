@@ -1,0 +1,105 @@
+"""The measured variants of a group as points of its charts: figures in base units, and what marks them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from quantbench.core.units import format_bytes
+from quantbench.report.markup import plain
+from quantbench.tables.fields import BESIDE_OTHER_WORK
+from quantbench.tables.show import short, with_interval
+from quantbench.tables.table import DASH
+
+if TYPE_CHECKING:
+    import altair as alt
+
+    from quantbench.advice.decision import Choice
+    from quantbench.results.rows import Group, Row
+
+_TOOLTIP = {"variant": "Variant", "weights": "Weights", "nats": "KLD, nats", "decode": "Decode, tokens/s"}
+"""What a tooltip says of a point: keys and titles."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """A measured variant: figures in bytes, nats and tokens/s, None where not measured; ``role`` its part in the decision.
+
+    Its speed was ``disturbed`` where it was measured beside other work.
+    """
+
+    name: str
+    method: str
+    role: str
+    weight_bytes: float | None
+    kld: float | None
+    kld_low: float | None
+    kld_high: float | None
+    tps: float | None
+    tps_low: float | None
+    tps_high: float | None
+    disturbed: bool = False
+
+    @property
+    def mark(self) -> str:
+        """What marks its speed."""
+        return BESIDE_OTHER_WORK if self.disturbed else ""
+
+    @property
+    def texts(self) -> dict[str, str]:
+        """What a tooltip says, by the keys of _TOOLTIP."""
+        size, kld, tps = self.weight_bytes, self.kld, self.tps
+        return {
+            "variant": plain(self.name + (f" ({self.role})" if self.role else "")),
+            "weights": DASH if size is None else format_bytes(size),
+            "nats": DASH if kld is None else with_interval(kld, self.kld_low, self.kld_high, show=short),
+            "decode": DASH if tps is None else with_interval(tps, self.tps_low, self.tps_high) + self.mark,
+        }
+
+
+def points(group: Group, choice: Choice | None) -> list[Point]:
+    """The measured rows of a group but for the control."""
+    return [_point(row, _role(row, group, choice)) for row in group.rows if row.ok and not row.flag("control")]
+
+
+def on_front(found: Sequence[Point]) -> set[str]:
+    """Names of the points that no other beats in both size and KLD; only of those with both figures."""
+    known = [(each.name, each.weight_bytes, each.kld) for each in found]
+    pairs = [(name, size, kld) for name, size, kld in known if size is not None and kld is not None]
+    return {
+        name
+        for name, size, kld in pairs
+        if not any(a <= size and b <= kld and (a < size or b < kld) for _, a, b in pairs)
+    }  # fmt: skip
+
+
+def tooltip() -> list[alt.Tooltip]:
+    """What a chart says of a point."""
+    import altair as alt
+
+    return [alt.Tooltip(f"{key}:N", title=title) for key, title in _TOOLTIP.items()]
+
+
+def _point(row: Row, role: str) -> Point:
+    return Point(
+        name=row.label,
+        method=row.text("method"),
+        role=role,
+        weight_bytes=row.number("weight_bytes"),
+        kld=row.number("kld_mean"),
+        kld_low=row.number("kld_mean_low"),
+        kld_high=row.number("kld_mean_high"),
+        tps=row.number("decode_tps"),
+        tps_low=row.number("decode_tps_low"),
+        tps_high=row.number("decode_tps_high"),
+        disturbed=row.flag("disturbed"),
+    )
+
+
+def _role(row: Row, group: Group, choice: Choice | None) -> str:
+    if choice and choice.pick and choice.pick.name == row.label:
+        return "pick"
+    if choice and choice.runner_up and choice.runner_up.name == row.label:
+        return "runner-up"
+    return "reference" if row.variant == group.reference else ""

@@ -1,0 +1,186 @@
+"""All rows of a run in one table that can be sorted and filtered; whatever is not there says why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from quantbench.core.scenario import short_name
+from quantbench.core.units import format_bytes, format_seconds, significant
+from quantbench.results.rows import Row
+from quantbench.tables.fields import sign_of
+from quantbench.tables.show import short, times, with_error, with_interval
+
+NO_REASON = "no reason was kept"
+_MOST_REASON = 1500
+_MOST_TRACEBACK = 3000
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A cell: its text, and what it is sorted by (empty sorts last). Of a dash the reason, with its number where it has one."""
+
+    text: str
+    key: str = ""
+    reason: str = ""
+    why: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """A row: what it is filtered by, and its cells."""
+
+    method: str
+    status: str
+    words: str
+    entries: tuple[Entry, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Title:
+    """Of a column: its heading, and whether it holds numbers."""
+
+    text: str
+    numeric: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listing:
+    """The table of all rows; ``reasons`` are numbered from 1, ``total`` counts rows that are not shown as well."""
+
+    titles: tuple[Title, ...]
+    lines: tuple[Line, ...]
+    methods: tuple[str, ...]
+    statuses: tuple[str, ...]
+    reasons: tuple[str, ...]
+    total: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """A scenario that was not measured: why, and of a failure the end of its traceback where one was kept."""
+
+    scenario: str
+    status: str
+    reason: str
+    traceback: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Figure:
+    """A column of figures: the column of ``scenarios`` that it is sorted by, and its text in a row that has it."""
+
+    name: str
+    text: Callable[[Row, float], str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Reasons:
+    """Distinct reasons, numbered in order of appearance."""
+
+    numbers: dict[str, int] = field(default_factory=dict)
+
+    def number(self, reason: str) -> int:
+        return self.numbers.setdefault(reason, len(self.numbers) + 1)
+
+
+def _plainly(name: str, show: Callable[[float], str]) -> _Figure:
+    return _Figure(name, lambda _, value: show(value))
+
+
+def _with_error(row: Row, value: float) -> str:
+    return with_error(value, row.number("kld_mean_se"))
+
+
+def _with_interval(row: Row, value: float) -> str:
+    return with_interval(value, row.number("decode_tps_low"), row.number("decode_tps_high"))
+
+
+_FIGURES = {
+    "Weights": _plainly("weight_bytes", format_bytes),
+    "Bits/weight": _plainly("bits_per_weight", "{:.2f}".format),
+    "Peak RSS": _plainly("peak_rss_bytes", format_bytes),
+    "Load": _plainly("load_s", format_seconds),
+    "TTFT": _plainly("ttft_s", format_seconds),
+    "Decode, tokens/s": _Figure("decode_tps", _with_interval),
+    "Decode, x anchor": _plainly("decode_ratio", times),
+    "Call": _plainly("call_s", format_seconds),
+    "KLD ± s.e., nats": _Figure("kld_mean", _with_error),
+    "Top-1": _plainly("top1_agreement", "{:.1%}".format),
+    "PPL": _plainly("ppl", significant),
+    "chrF": _plainly("chrf", "{:.1f}".format),
+    "Energy, J/token": _plainly("energy_per_token_j", short),
+}
+
+
+def listing(rows: Sequence[Row], most: int) -> Listing:
+    """At most so many rows; figures that no row has are left out."""
+    figures = {title: each for title, each in _FIGURES.items() if any(row.number(each.name) is not None for row in rows)}
+    repeated = len({row.text("repeat") for row in rows}) > 1
+    reasons = _Reasons()
+    lines = [_line(row, list(figures.values()), reasons, repeated=repeated) for row in rows[:most]]
+    return Listing(
+        titles=(
+            *map(Title, ("Variant", "Model", "Prompts", "Status")),
+            *(Title(title, numeric=True) for title in figures),
+            *map(Title, ("Kernel", "Reason")),
+        ),
+        lines=tuple(lines),
+        methods=tuple(sorted({line.method for line in lines})),
+        statuses=tuple(sorted({line.status for line in lines})),
+        reasons=tuple(reasons.numbers),
+        total=len(rows),
+    )
+
+
+def failures(rows: Sequence[Row], most: int) -> list[Failure]:
+    """At most so many rows that are not ok: failures before skips."""
+    bad = sorted((row for row in rows if not row.ok), key=lambda row: row.text("status") == "skipped")
+    return [
+        Failure(
+            scenario=row.text("scenario_id") + (f" #{int(again) + 1}" if (again := row.number("repeat")) else ""),
+            status=row.text("status"),
+            reason=_reason(row),
+            traceback="" if row.text("status") == "skipped" else row.text("traceback")[-_MOST_TRACEBACK:],
+        )
+        for row in bad[:most]
+    ]
+
+
+def _line(row: Row, figures: Sequence[_Figure], reasons: _Reasons, *, repeated: bool) -> Line:
+    check = " (instrument check)" if row.flag("instrument_check") else ""
+    again = f" #{int(row.number('repeat') or 0) + 1}" if repeated else ""
+    texts = [
+        row.label + again, short_name(row.text("model")) + check, short_name(row.text("prompts")), row.text("status"),
+    ]  # fmt: skip
+    kernel = row.text("kernel")
+    why = "" if row.ok else _reason(row)
+    entries = (
+        *(Entry(text, text) for text in texts),
+        *(_entry(row, figure, reasons) for figure in figures),
+        Entry(kernel, kernel) if kernel else _absent(row, "kernel", reasons),
+        Entry(why, why),
+    )
+    words = " ".join([*texts, kernel, why]).lower()
+    return Line(method=row.text("method"), status=row.text("status"), words=words, entries=entries)
+
+
+def _entry(row: Row, figure: _Figure, reasons: _Reasons) -> Entry:
+    value = row.number(figure.name)
+    if value is None:
+        return _absent(row, figure.name, reasons)
+    return Entry(figure.text(row, value) + sign_of(row, figure.name), repr(value))
+
+
+def _absent(row: Row, name: str, reasons: _Reasons) -> Entry:
+    """A dash: in an ok row with the number of its reason; of another row the reason stands in its last column."""
+    if not row.ok:
+        return Entry("", reason=_reason(row))
+    reason = row.null_reason(name) or NO_REASON
+    return Entry("", reason=reason, why=reasons.number(reason))
+
+
+def _reason(row: Row) -> str:
+    reason = row.text("reason") or NO_REASON
+    more = len(reason) - _MOST_REASON
+    return reason if more <= 0 else f"{reason[:_MOST_REASON]} … ({more} more characters)"

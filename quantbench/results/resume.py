@@ -1,0 +1,225 @@
+"""What is stored of a run that goes on: which scenarios are finished, and their records without measuring them again."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import IO, TYPE_CHECKING, Any, Self
+
+from quantbench.core.errors import StoreError, UsageError, unknown_name
+from quantbench.core.record import Record, Status
+from quantbench.core.scenario import Scenario
+from quantbench.core.trace import Trace
+from quantbench.results.restore import restored
+from quantbench.results.schema import TABLES
+from quantbench.results.store import Run, filesystem
+
+if TYPE_CHECKING:
+    from pyarrow import fs
+
+LAST = "last"
+"""Stands for the run of this machine that started last."""
+
+_NAME = re.compile(r"(?P<run>[^.].*)-(?P<number>\d{5,})\.parquet")
+_ROW = "{}-00000.parquet"
+
+Key = tuple[str, int]
+"""A scenario's id and its repeat."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """A stored row: the number of its files, what was asked and how it ended."""
+
+    number: int
+    scenario_key: str
+    status: Status
+
+
+class Earlier:
+    """A run as it was stored, to go on with. Reads the rows of that run only, and of them what is asked for.
+
+    Use as a context manager: until its end no other process may go on with the run.
+    """
+
+    def __init__(self, root: str, run: Run, planned: int) -> None:
+        """``planned`` counts the scenarios of the run; UsageError when another process is at it."""
+        self._files, self._root = filesystem(root)
+        self._folder = f"date={run.started_at:%Y-%m-%d}"
+        self._held = hold(root, run)
+        self.run = run
+        self.planned = planned
+
+    def __enter__(self) -> Self:
+        """Nothing more is to be done."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Let other processes go on with the run."""
+        if self._held:
+            self._held.close()
+
+    @cached_property
+    def rows(self) -> Mapping[Key, Kept]:
+        """Its rows so far."""
+        return dict(self._kept())
+
+    @property
+    def numbers(self) -> Mapping[Key, int]:
+        """The number that each scenario's files have."""
+        return {key: kept.number for key, kept in self.rows.items()}
+
+    def finished(self, scenario: Scenario) -> bool:
+        """Whether a row says that it was measured well; what was asked then may have been something else."""
+        kept = self.rows.get((scenario.id, scenario.repeat))
+        return kept is not None and kept.status == Status.OK
+
+    def find(self, scenario: Scenario, scenario_key: str) -> tuple[Record, Trace] | None:
+        """The record and what is left of the trace; None unless exactly this was asked and measured well."""
+        kept = self.rows.get((scenario.id, scenario.repeat))
+        if kept is None or kept.status != Status.OK or kept.scenario_key != scenario_key:
+            return None
+        (row,) = self._read("scenarios", kept.number)
+        return restored(scenario, row, *(self._read(table, kept.number) for table in ("samples", "outputs")))
+
+    def clear(self) -> None:
+        """Remove what a killed process left half done: samples and answers without an ok row, and half-written files."""
+        whole = {kept.number for kept in self.rows.values() if kept.status == Status.OK}
+        for table in TABLES:
+            for path in _listed(self._files, f"{self._root}/{table}/{self._folder}"):
+                name = path.rpartition("/")[2]
+                half = name.startswith(f".{self.run.run_id}-") and name.endswith(".partial")
+                if half or (table in ("samples", "outputs") and _number(name, self.run.run_id) not in (None, *whole)):
+                    self._files.delete_file(path)
+
+    def _kept(self) -> Iterator[tuple[Key, Kept]]:
+        for path in _listed(self._files, f"{self._root}/scenarios/{self._folder}"):
+            number = _number(path.rpartition("/")[2], self.run.run_id)
+            if number is not None:
+                (row,) = self._read("scenarios", number, ["scenario_id", "repeat", "scenario_key", "status"])
+                kept = Kept(number=number, scenario_key=row["scenario_key"], status=Status(row["status"]))
+                yield (row["scenario_id"], row["repeat"]), kept
+
+    def _read(self, table: str, number: int, columns: list[str] | None = None) -> list[dict[str, Any]]:
+        return _rows(self._files, f"{self._root}/{table}/{self._folder}/{self.run.run_id}-{number:05d}.parquet", columns)
+
+
+def resume(root: str, wanted: str, run: Run) -> Earlier:
+    """The run ``wanted``, an id or ``last``, for a session that would be ``run``.
+
+    UsageError when there is none, or when it was started on another machine, with other versions or another effort.
+    """
+    files, base = filesystem(root)
+    runs = {match["run"]: path for path in _listed(files, f"{base}/runs") if (match := _match(path))}
+    if wanted != LAST and wanted not in runs:
+        raise unknown_name("run", wanted, runs) if runs else UsageError(f"no run is under {root!r} to resume; start one")
+    name = _last_of_machine(files, runs, run.machine.fingerprint) if wanted == LAST else wanted
+    if name is None:
+        raise UsageError(f"no run of this machine is under {root!r} to resume; start one without --resume")
+    (row,) = _rows(files, runs[name])
+    _require_same(row, run)
+    known = row["command"].split("; ")
+    same = replace(
+        run, run_id=name, started_at=row["started_at"], run_number=row.get("run_number"),
+        command=row["command"] if run.command in known else f"{row['command']}; {run.command}",
+        commit=", ".join(dict.fromkeys(filter(None, (*row["commit"].split(", "), run.commit)))),
+    )  # fmt: skip
+    place = f"{runs[name].rpartition('/')[0]}/{_ROW.format(name)}"
+    if runs[name] != place:  # it had another number once
+        files.move(runs[name], place)
+    return Earlier(root, same, row["planned"])
+
+
+def hold(root: str, run: Run) -> IO[bytes] | None:
+    """Keep other processes from resuming the run until the stream is closed or this process ends.
+
+    None where the place knows no locks. UsageError when another process holds it.
+    """
+    files, base = filesystem(root)
+    path = Path(base, "runs", f"date={run.started_at:%Y-%m-%d}", _ROW.format(run.run_id))
+    if files.type_name != "local":
+        return None
+    import fcntl
+
+    stream = path.open("rb")
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        stream.close()
+        raise UsageError(
+            f"run {run.run_id} is being measured by another process; wait until it ends, or start one without --resume"
+        ) from None
+    except OSError:  # a network's file system, say
+        stream.close()
+        return None
+    return stream
+
+
+def _last_of_machine(files: fs.FileSystem, runs: Mapping[str, str], machine: str) -> str | None:
+    """The run that began last on this machine: by number, those of before there were numbers first, by start.
+
+    A file that cannot be read is no run to go on with.
+    """
+    found: dict[str, tuple[int, datetime, str]] = {}
+    for name, path in runs.items():
+        with contextlib.suppress(StoreError):
+            for row in _rows(files, path):
+                if row.get("machine") == machine:
+                    found[name] = (row.get("run_number") or 0, row["started_at"], name)
+    return max(found, key=found.__getitem__, default=None)
+
+
+def _require_same(row: Mapping[str, Any], run: Run) -> None:
+    """One run is one machine, one set of versions and one effort: its rows are compared with each other."""
+    before, now = json.loads(row["versions"]), run.versions
+    changed = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
+    differing = {
+        "on machine": (row["machine"], run.machine.fingerprint),
+        "with profile": (row["profile"], run.profile),
+        "with engine": (row["engine"], run.engine),
+        **{f"with {name}": (before.get(name, "not installed"), now.get(name, "not installed")) for name in changed},
+    }
+    found = [f"{how} {then} and not {here}" for how, (then, here) in differing.items() if then != here]
+    if found:
+        raise UsageError(
+            f"run {row['run_id']} was measured {', '.join(found)}; resume it as it was started, or start one without --resume"
+        )
+
+
+def _listed(files: fs.FileSystem, folder: str) -> list[str]:
+    from pyarrow import fs
+
+    found = files.get_file_info(fs.FileSelector(folder, recursive=True, allow_not_found=True))
+    return sorted(info.path for info in found if info.type == fs.FileType.File)
+
+
+def _match(path: str) -> re.Match[str] | None:
+    return _NAME.fullmatch(path.rpartition("/")[2])
+
+
+def _number(name: str, run_id: str) -> int | None:
+    match = _NAME.fullmatch(name)
+    return int(match["number"]) if match and match["run"] == run_id else None
+
+
+def _rows(files: fs.FileSystem, path: str, columns: list[str] | None = None) -> list[dict[str, Any]]:
+    """The rows of one file; none where there is no such file."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from pyarrow import fs
+
+    if files.get_file_info(path).type != fs.FileType.File:
+        return []
+    try:
+        with files.open_input_file(path) as stream:
+            rows: list[dict[str, Any]] = pq.read_table(stream, columns=columns).to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise StoreError(f"{path} of the run that is resumed cannot be read; remove it, and resume once more") from error
+    return rows

@@ -1,0 +1,190 @@
+"""Rows of ``scenarios`` without pandas: nulls are None, grouped by run, model and prompt set."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Integral, Real
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from quantbench.core.scenario import Conditions, Reads, reads, short_name
+from quantbench.results.store import in_order
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+REPEATS = "repeats"
+"""Of a row that stands for several processes: how many were measured, and how many were planned."""
+
+PLANNED = "planned_repeats"
+FAILED = "failed_repeats"
+"""What became of those that were not measured, in words."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row; every null of any kind is None."""
+
+    values: Mapping[str, Any]
+
+    def number(self, name: str) -> int | float | None:
+        """A finite figure in the column's unit, or None."""
+        value = self.values.get(name)
+        if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+            return None
+        return int(value) if isinstance(value, Integral) else float(value)
+
+    def text(self, name: str) -> str:
+        """A string; empty where it is null."""
+        value = self.values.get(name)
+        return "" if value is None else str(value)
+
+    def flag(self, name: str) -> bool:
+        """A boolean; null counts as false."""
+        return bool(self.values.get(name))
+
+    @property
+    def ok(self) -> bool:
+        """Whether it was measured."""
+        return self.text("status") == "ok"
+
+    @property
+    def variant(self) -> str:
+        """``method/precision``."""
+        return f"{self.text('method')}/{self.text('precision')}"
+
+    @property
+    def key(self) -> tuple[str, bool]:
+        """The variant, and whether it is the control: one row of a group each. ``label`` is for people only."""
+        return self.variant, self.flag("control")
+
+    @property
+    def suffix(self) -> str:
+        """What tells it from another row of its variant: control, and of how many processes it is the middle."""
+        repeats, planned = self.number(REPEATS), self.number(PLANNED)
+        some = f"{repeats} of {planned}" if repeats != planned else f"{repeats}"
+        return (" (control)" if self.flag("control") else "") + (f" (median of {some})" if repeats else "")
+
+    @property
+    def label(self) -> str:
+        """``method/precision`` with its suffix."""
+        return self.variant + self.suffix
+
+    def null_reason(self, name: str) -> str:
+        """Why a metric of an ok row is null; empty when no reason was kept."""
+        try:
+            reasons = json.loads(self.text("null_reasons") or "{}")
+        except ValueError:
+            return ""
+        return str(reasons.get(name, "")) if isinstance(reasons, dict) else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The rows of one run, model and prompt set: the reference first, its control next, then by method and falling bits."""
+
+    rows: tuple[Row, ...]
+
+    def fact(self, name: str) -> str:
+        """A text that all rows share, or that those rows share that were measured."""
+        return next((row.text(name) for row in self.rows if row.text(name)), "")
+
+    @property
+    def model(self) -> str:
+        """The model's name; of a path its last part."""
+        return short_name(self.fact("model"))
+
+    @property
+    def prompts(self) -> str:
+        """The prompt set's name; of a path its last part."""
+        return short_name(self.fact("prompts"))
+
+    @property
+    def reads(self) -> Reads:
+        """What the model was given."""
+        return reads(self.fact("prompts"))
+
+    @property
+    def reference(self) -> str:
+        """The variant that the others are compared with; the usual one where there are no rows."""
+        return self.fact("reference") if self.rows else Conditions().reference
+
+    @property
+    def reference_row(self) -> Row | None:
+        """The reference's own row, when it was measured."""
+        return next((row for row in self.rows if row.ok and row.variant == self.reference and not row.flag("control")), None)
+
+    @property
+    def instrument_check(self) -> bool:
+        """Whether the model only checks the instrument."""
+        return any(row.flag("instrument_check") for row in self.rows)
+
+    @property
+    def hardware(self) -> str:
+        """Device, its name, and the threads used."""
+        device, threads = self.fact("device"), self.fact("threads")
+        name = self.fact("gpus") if device.startswith("cuda") else self.fact("cpu")
+        used = f"{threads} threads" if threads and not device.startswith("cuda") else ""
+        return ", ".join(part for part in (f"{device}: {name}" if name else device, used) if part)
+
+    def version(self, package: str) -> str:
+        """The version of a library that the run used; empty when it was not kept."""
+        try:
+            found = json.loads(self.fact("versions") or "{}")
+        except ValueError:
+            return ""
+        return str(found.get(package, "")) if isinstance(found, dict) else ""
+
+
+def latest_run(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the run that began last, see ``in_order``; an empty frame stays empty."""
+    runs = in_order(frame)
+    return frame[frame["run_id"] == runs[-1]] if runs else frame
+
+
+def groups(frame: pd.DataFrame) -> list[Group]:
+    """The rows of ``frame`` by run, model and prompt set, in order of appearance; the repeats of a variant are one row."""
+    found: dict[tuple[str, str, str], dict[tuple[str, bool], list[Row]]] = {}
+    for row in rows_of(frame):
+        group = found.setdefault((row.text("run_id"), row.text("model"), row.text("prompts")), {})
+        group.setdefault(row.key, []).append(row)
+    return [Group(tuple(sorted(map(_middle, group.values()), key=_order))) for group in found.values()]
+
+
+def rows_of(frame: pd.DataFrame) -> list[Row]:
+    """The rows of ``frame`` as they are."""
+    records = frame.astype(object).where(frame.notna(), None).to_dict("records")
+    return [Row({str(name): value for name, value in values.items()}) for values in records]
+
+
+def _middle(repeats: Sequence[Row]) -> Row:
+    """Repeats of one variant as one row: medians of what was measured well; intervals reach from the lowest to the highest.
+
+    A figure that some of them lack is missing. Where one of them was disturbed, all of it is.
+    """
+    measured = [row for row in repeats if row.ok]
+    if not measured or len(repeats) == 1:
+        return repeats[0]
+    figures = {name: [row.number(name) for row in measured] for name in measured[0].values}
+    middle: dict[str, float | str | None] = {}
+    for name, numbers in figures.items():
+        known = [number for number in numbers if number is not None]
+        if known:
+            take = min if name.endswith("_low") else max if name.endswith("_high") else median
+            middle[name] = (take(known) if len(set(known)) > 1 else known[0]) if len(known) == len(measured) else None
+    others = [f"{row.text('status')}, {row.text('reason') or 'no reason kept'}" for row in repeats if not row.ok]
+    middle["repeat"] = None
+    if disturbed := next((row for row in measured if row.flag("disturbed")), None):
+        middle |= {name: disturbed.values.get(name) for name in ("disturbed", "disturbance")}
+    counts = {REPEATS: len(measured), PLANNED: len(repeats), FAILED: "; ".join(dict.fromkeys(others))}
+    return Row({**measured[0].values, **middle, **counts})
+
+
+def _order(row: Row) -> tuple[bool, bool, str, float, str]:
+    is_reference = row.variant == row.text("reference")
+    return (
+        not is_reference, row.flag("control"), row.text("method"), -(row.number("bits") or 0), row.text("precision"),
+    )  # fmt: skip

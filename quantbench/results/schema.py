@@ -1,0 +1,227 @@
+"""The four tables: their columns with units, and the explicit parquet schema that is made of them.
+
+``python -m quantbench.results.schema FILE`` writes the list of all columns below the marker in FILE, as in
+``results/README.md``.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from quantbench.core.errors import StoreError
+from quantbench.core.record import SCHEMA_VERSION, Column
+from quantbench.metrics import METRICS, all_columns
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+TABLES = ("scenarios", "samples", "outputs", "runs")
+VERSION_KEY = b"quantbench_schema_version"
+DTYPES: Mapping[str, str] = {
+    "float": "float64", "int": "Int64", "string": "str", "bool": "boolean", "time": "datetime64[us, UTC]",
+    "ids": "object", "floats": "object",
+}  # fmt: skip
+"""The pandas dtype of each kind of column; of ``ids`` and ``floats`` each value is an array of int32 or float32."""
+
+_LATENCIES = ("prefill", "decode", "ttft", "tpot", "itl", "e2e", "call", "concurrent_ttft")
+
+MARKER = "<!-- below: written by python -m quantbench.results.schema results/README.md -->"
+
+IDENTITY_COLUMNS = (
+    Column("run_id", "", kind="string", doc="one pytest session, or several where it was resumed"),
+    Column("started_at", "UTC", kind="time", doc="start of the run"),
+    Column("run_number", "", kind="int", doc="counts the runs of a store, whatever the clock says: the highest is the last"),
+    Column("scenario_id", "", kind="string", doc="model/method-precision/prompts: the pytest id"),
+    Column("scenario_key", "", kind="string", doc="sha256 of what was asked and changes what is measured"),
+    Column("model", "", kind="string", doc="as asked for"),
+    Column("method", "", kind="string", doc="what quantizes and runs it"),
+    Column("precision", "", kind="string", doc="one of the method's"),
+    Column("prompts", "", kind="string", doc="prompt set"),
+    Column("repeat", "", kind="int", doc="counts the fresh processes of a scenario from 0"),
+    Column("attempts", "", kind="int", doc="how often it was measured: again where it was disturbed; the last counts"),
+    Column("status", "", kind="string", doc="ok, skipped, oom, timeout, crashed or error"),
+    Column("reason", "", kind="string", doc="why the status is not ok"),
+    Column("traceback", "", kind="string", doc="of the error, where Python raised one"),
+    Column("control", "", kind="bool", doc="the reference measured once more: the noise floor"),
+    Column("reference", "", kind="string", doc="the variant compared with"),
+    Column("is_reference", "", kind="bool", doc="the others of its model are compared with it"),
+    Column("bits", "bits", doc="nominal"),
+    Column("device", "", kind="string", doc="as asked for"),
+    Column("device_found", "", kind="string", doc="where the weights were found: cpu or cuda:N; never another than asked for"),
+    Column("threads", "", kind="int", doc="as used"),
+    Column("waiting", "", kind="string", doc="of OpenMP's threads for each other: spins before sleep; (user): as set outside"),
+    Column("context", "tokens", kind="int", doc="as used"),
+    Column("batch", "sequences", kind="int", doc="answered together while timed; all tokens/s are of all of them"),
+    Column("output_tokens", "tokens", kind="int", doc="timed answer length"),
+    Column("answer_tokens", "tokens", kind="int", doc="greedy answer length at most"),
+    Column("continuation_tokens", "tokens", kind="int", doc="positions scored per prompt at most"),
+    Column("answered_prompts", "prompts", kind="int", doc="only the first of a set are timed and answered; 0: all"),
+    Column("seed", "", kind="int", doc="of whatever is sampled"),
+    Column("anchor", "", kind="string", doc="what the rounds alternated with"),
+    Column("kernel", "", kind="string", doc="kernel class found in use"),
+    Column("kv_dtype", "", kind="string", doc="dtype of the KV cache found in use"),
+    Column("checkpoint_dtype", "", kind="string", doc="a bf16 checkpoint loses nothing in bf16 by construction"),
+    Column("predicted_weight_bytes", "bytes", kind="int", doc="weight_bytes as planned from shapes before loading"),
+    Column("instrument_check", "", kind="bool", doc="the model only checks the instrument"),
+    Column("facts", "", kind="string", doc="JSON: whatever else was found rather than asked"),
+    Column("null_reasons", "", kind="string", doc="JSON: why each null metric of an ok row is null"),
+    Column("machine", "", kind="string", doc="fingerprint of the hardware"),
+    Column("cpu", "", kind="string", doc="its model name"),
+    Column("gpus", "", kind="string", doc="their names, joined by commas"),
+    Column("isa", "", kind="string", doc="vector instruction sets of the CPU"),
+    Column("versions", "", kind="string", doc="JSON: library versions"),
+    Column("schema_version", "", kind="int", doc="of the quantbench that wrote the row"),
+)
+_HANGS_ON = (
+    Column("run_id", "", kind="string", doc="with scenario_id and repeat: the row of scenarios that this one belongs to"),
+    Column("scenario_id", "", kind="string", doc="as in scenarios"),
+    Column("scenario_key", "", kind="string", doc="as in scenarios"),
+    Column("repeat", "", kind="int", doc="as in scenarios"),
+)
+SAMPLE_COLUMNS = (
+    *_HANGS_ON,
+    Column("phase", "", kind="string", doc="prefill, gap, e2e, call, and the same of the anchor; score, by prompt or chunk"),
+    Column("round", "", kind="int", doc="counts the timed rounds from 0"),
+    Column("index", "", kind="int", doc="prompt; for gaps prompt x (output_tokens - 1) + position"),
+    Column("value_s", "s", "lower", doc="how long it took"),
+    Column("tokens", "tokens", kind="int", doc="of e2e those of the answer, of prefill those that came first; else null"),
+)
+OUTPUT_COLUMNS = (
+    *_HANGS_ON,
+    Column("index", "", kind="int", doc="counts the prompts from 0"),
+    Column("prompt", "", kind="string", doc="its text"),
+    Column("prompt_tokens", "", kind="ids", doc="the ids that every variant is given"),
+    Column("reference_tokens", "", kind="ids", doc="greedy answer of the reference"),
+    Column("variant_tokens", "", kind="ids", doc="greedy answer of the variant; null where it comes as text only"),
+    Column("reference_text", "", kind="string", doc="model output: untrusted"),
+    Column("variant_text", "", kind="string", doc="model output: untrusted"),
+    Column("exact_match", "", kind="bool", doc="whether the answers are equal"),
+    Column("first_divergence", "tokens", kind="int", doc="null when the answers are equal, or have no token ids"),
+    Column("token_match", "ratio", "higher", doc="equal positions over the length of the longer answer"),
+    Column("chrf", "chrF", "higher", doc="chrF of the variant's text against the reference's"),
+    Column("scored_tokens", "tokens", kind="int", doc="positions of the continuation compared with the reference"),
+    Column("kld", "nats", "lower", kind="floats", doc="KL(reference || variant) at each of them, in their order"),
+    Column("kld_mean", "nats", "lower", doc="mean of kld"),
+    Column("top1_agreement", "ratio", "higher", doc="share of positions where both put the same token first"),
+    Column("nll_mean", "nats", "lower", doc="mean negative log-likelihood of the continuation"),
+)
+RUN_COLUMNS = (
+    Column("run_id", "", kind="string", doc="as in the other tables"),
+    Column("run_number", "", kind="int", doc="as in scenarios"),
+    Column("started_at", "UTC", kind="time", doc="start of the run"),
+    Column("finished_at", "UTC", kind="time", doc="its end; null while it runs, or where the process was killed"),
+    Column("command", "", kind="string", doc="as typed; of a run that was resumed each of them"),
+    Column("commit", "", kind="string", doc="checked out where it ran, with -dirty when files differ"),
+    Column("planned", "scenarios", kind="int", doc="how many were asked for, repeats counted"),
+    Column("finished", "scenarios", kind="int", doc="how many have a row; null as finished_at"),
+    Column("ok", "scenarios", kind="int", doc="how many of these were measured; null as finished_at"),
+    Column("interrupted", "", kind="bool", doc="whether it stopped early; true where the process was killed"),
+    Column("profile", "", kind="string", doc="quick, default or thorough"),
+    Column("engine", "", kind="string", doc="what started the workers"),
+    Column("machine", "", kind="string", doc="fingerprint of the hardware"),
+    Column("machine_facts", "", kind="string", doc="JSON: what the fingerprint was made of"),
+    Column("versions", "", kind="string", doc="JSON: library versions"),
+    Column("schema_version", "", kind="int", doc="of the quantbench that wrote the row"),
+)
+
+
+def table_columns(table: str) -> tuple[Column, ...]:
+    """The columns of one of the four tables."""
+    match table:
+        case "scenarios":
+            return IDENTITY_COLUMNS + all_columns()
+        case "samples":
+            return SAMPLE_COLUMNS
+        case "outputs":
+            return OUTPUT_COLUMNS
+        case "runs":
+            return RUN_COLUMNS
+        case _:
+            raise StoreError(f"there is no table {table!r}; the tables are {', '.join(TABLES)}")
+
+
+@cache
+def timed_columns() -> frozenset[str]:
+    """Columns of ``scenarios`` that rest on timed rounds: rates, latencies and ratios of these."""
+    parts = tuple(f"{name}_" for name in _LATENCIES)
+    columns = {column.name for column in all_columns() if column.unit == "tokens/s" or column.name.startswith(parts)}
+    return frozenset(columns | {"mbu"})
+
+
+@cache
+def schema(table: str) -> pa.Schema:
+    """The explicit parquet schema of a table; each field carries what there is to know of its column as metadata."""
+    import pyarrow as pa
+
+    types = {
+        "float": pa.float64(), "int": pa.int64(), "string": pa.string(), "bool": pa.bool_(),
+        "time": pa.timestamp("us", tz="UTC"), "ids": pa.list_(pa.int32()),
+        "floats": pa.list_(pa.float32()),
+    }  # fmt: skip
+    fields = [pa.field(column.name, types[column.kind], metadata=_described(column)) for column in table_columns(table)]
+    return pa.schema(fields, metadata={VERSION_KEY: str(SCHEMA_VERSION).encode()})
+
+
+def _described(column: Column) -> dict[str, str]:
+    return {
+        "unit": column.unit, "better": column.better or "", "doc": column.doc,
+        "formula": column.formula, "source": column.source,
+    }  # fmt: skip
+
+
+def as_markdown() -> str:
+    """All columns of the four tables as Markdown, of the metrics those that come with quantbench."""
+    metrics = [each for each in METRICS if each.compute.__module__.startswith("quantbench.")]
+    lines = [
+        MARKER, "", "## Columns", "",
+        f"Schema version {SCHEMA_VERSION}. dtype: as `quantbench.load` gives it; better: the direction of an improvement.", "",
+        *_section("`scenarios`: what was asked, where, and how it ended", IDENTITY_COLUMNS),
+        *(line for each in metrics for line in _section(f"`scenarios`, metric `{each.name}`: {each.about}", each.columns)),
+        *_section("`samples`", SAMPLE_COLUMNS),
+        *_section("`outputs`", OUTPUT_COLUMNS),
+        *_section("`runs`", RUN_COLUMNS),
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def _section(title: str, columns: Sequence[Column]) -> Iterator[str]:
+    yield f"### {title}"
+    yield ""
+    defined = any(column.formula or column.source for column in columns)
+    cells = [
+        [f"`{column.name}`", column.unit, DTYPES[column.kind], column.better or "", _text(column.doc)]
+        + ([f"`{_cell(column.formula)}`" if column.formula else "", _text(column.source)] if defined else [])
+        for column in columns
+    ]
+    titles = ["column", "unit", "dtype", "better", "meaning", *(["formula", "source"] if defined else [])]
+    for row in [titles, ["---"] * len(titles), *cells]:
+        yield f"| {' | '.join(row)} |"
+    yield ""
+
+
+def _cell(text: str) -> str:
+    """Code in a cell of a Markdown table."""
+    return text.replace("|", r"\|")
+
+
+def _text(text: str) -> str:
+    """Text in a cell of a Markdown table."""
+    return _cell(text).replace("<", "&lt;")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Put the columns below the marker in the named file; without a name print them."""
+    if not arguments:
+        print(as_markdown())
+        return 0
+    page = Path(arguments[0])
+    page.write_text(page.read_text(encoding="utf-8").partition(MARKER)[0] + as_markdown(), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,300 @@
+"""Records to parquet and back: one explicit schema, one file per flush, nothing ever rewritten."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+from quantbench.core.errors import StoreError
+from quantbench.core.machine import Machine
+from quantbench.core.record import SCHEMA_VERSION, Missing, Output, Record, Sample, Status
+from quantbench.core.scenario import Scenario
+from quantbench.methods import METHODS
+from quantbench.results.reading import highest_run_number, read_folder
+from quantbench.results.reading import plain as _plain
+from quantbench.results.schema import schema
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+    from pyarrow import fs
+
+_FOUND = ("kernel", "kv_dtype", "checkpoint_dtype", "anchor", "waiting")
+_ONE_ROW: Mapping[str, Any] = {"compression": "none", "use_dictionary": False, "write_statistics": False}
+"""How one row is written: a codec, a dictionary and statistics for each of 200 values would take longer than all else."""
+_MANY_ROWS: Mapping[str, Any] = {"compression": "zstd"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """What all rows of one session share."""
+
+    machine: Machine
+    versions: Mapping[str, str]
+    command: str
+    commit: str
+    profile: str
+    engine: str
+    run_id: str = field(default_factory=lambda: f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid4().hex[:6]}")
+    started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    run_number: int | None = None
+    """Counts the runs of a store from 1, whatever the clock says; the store gives it when the run begins."""
+
+
+class Store:
+    """Writes ``root/<table>/date=YYYY-MM-DD/<run_id>-<n>.parquet``; ``root`` is a path or any URI pyarrow knows.
+
+    ``n`` stands for a scenario and repeat: what is measured again in the same run takes the place of what was there.
+    """
+
+    def __init__(self, root: str, run: Run, numbers: Mapping[tuple[str, int], int] | None = None) -> None:
+        """Check that the place can be written; StoreError if it cannot.
+
+        ``numbers`` are those that a run which is resumed gave, by scenario id and repeat.
+        """
+        self._run = run
+        self._resumes = numbers is not None
+        self._numbers = dict(numbers or {})
+        try:
+            self._files, self._root = filesystem(root)
+            self._files.create_dir(self._root, recursive=True)
+            probe = f"{self._root}/.{run.run_id}"
+            with self._files.open_output_stream(probe) as stream:
+                stream.write(b"")
+            self._files.delete_file(probe)
+        except OSError as error:
+            raise StoreError(
+                f"results cannot be written to {root!r} ({_plain(error)}); choose another place with --results"
+            ) from error
+
+    @property
+    def run_id(self) -> str:
+        """The id of the run that is written."""
+        return self._run.run_id
+
+    def append(self, record: Record, *, instrument_check: bool) -> None:
+        """Flush one record's rows to the three tables. StoreError when the disk is full or the place went away."""
+        shared = {
+            "run_id": self._run.run_id,
+            "scenario_id": record.scenario.id,
+            "scenario_key": record.scenario_key,
+            "repeat": record.repeat,
+        }
+        number = self._numbers.setdefault((record.scenario.id, record.repeat), 1 + max(self._numbers.values(), default=-1))
+        row = {**shared, **_scenario_row(record, self._run), "instrument_check": instrument_check}
+        self._write("samples", number, _columns(shared, record.samples))
+        self._write("outputs", number, _columns(shared, record.outputs))
+        self._write("scenarios", number, {name: [value] for name, value in row.items()})
+
+    def begin(self, *, planned: int) -> None:
+        """Write the run's own row as it stays if the process is killed: interrupted, without an end and counts.
+
+        A run that is not resumed gets its number here, one more than the highest of the store. Two that begin at once may get
+        the same; then the later start counts as later.
+        """
+        if not self._resumes:
+            self._run = replace(self._run, run_number=1 + highest_run_number(self._files, f"{self._root}/runs"))
+        self._write_run(planned=planned, finished=None, ok=None, interrupted=True, finished_at=None)
+
+    def finish(self, *, planned: int, finished: int, ok: int, interrupted: bool) -> None:
+        """Write the run's own row."""
+        self._write_run(planned=planned, finished=finished, ok=ok, interrupted=interrupted, finished_at=datetime.now(UTC))
+
+    def _write_run(
+        self, *, planned: int, finished: int | None, ok: int | None, interrupted: bool, finished_at: datetime | None
+    ) -> None:
+        run = self._run
+        row = {
+            "run_id": run.run_id, "run_number": run.run_number, "started_at": run.started_at, "finished_at": finished_at,
+            "command": run.command, "commit": run.commit, "profile": run.profile, "engine": run.engine,
+            "planned": planned, "finished": finished, "ok": ok, "interrupted": interrupted,
+            "machine": run.machine.fingerprint, "machine_facts": json.dumps(asdict(run.machine)),
+            "versions": json.dumps(dict(run.versions)), "schema_version": SCHEMA_VERSION,
+        }  # fmt: skip
+        self._write("runs", 0, {name: [value] for name, value in row.items()})
+
+    def _write(self, table: str, number: int, columns: Mapping[str, Sequence[Any]]) -> None:
+        """Put the rows made of ``columns`` where earlier ones of that number are, if any; no columns put nothing there."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        folder = f"{self._root}/{table}/date={self._run.started_at:%Y-%m-%d}"
+        name = f"{self._run.run_id}-{number:05d}.parquet"
+        partial = f"{folder}/.{name}.partial"
+        try:
+            if not columns:
+                self._remove(f"{folder}/{name}")
+                return
+            rows = _table(columns, schema(table))
+            self._files.create_dir(folder, recursive=True)
+            with self._files.open_output_stream(partial) as stream:
+                how = _ONE_ROW if len(rows) == 1 else _MANY_ROWS
+                pq.write_table(rows, stream, write_page_checksum=True, **how)
+            _flush_to_disk(self._files, partial)
+            self._files.move(partial, f"{folder}/{name}")
+        except (OSError, pa.ArrowException) as error:
+            with contextlib.suppress(OSError):
+                self._files.delete_file(partial)
+            raise StoreError(
+                f"results of this scenario could not be written to {folder!r} ({_plain(error)}); make room or choose another "
+                "place with --results; rows written before are safe"
+            ) from error
+
+    def _remove(self, path: str) -> None:
+        from pyarrow import fs
+
+        if self._files.get_file_info(path).type == fs.FileType.File:
+            self._files.delete_file(path)
+
+
+def load(path: str = "results", table: str = "scenarios", *, run: str | None = None) -> pd.DataFrame:
+    """A table of all runs under ``path``, or of the ``run`` of that id, as a DataFrame with the schema's dtypes.
+
+    Integers and booleans have pandas' nullable dtypes. Columns that an older file lacks are null in its rows; further columns,
+    of a newer version or of a metric that is not installed here, come last. Files that cannot be read (cut short, not parquet,
+    of something else) are left out with a warning. Raises StoreError when there is no such table or no readable file.
+    """
+    import pandas as pd
+    import pyarrow as pa
+
+    files, root = filesystem(path)
+    whole = read_folder(files, f"{root}/{table}", table, run)
+    if whole is None:
+        raise StoreError(f"no results of table {table!r} under {path!r}; run the benchmark first, or give --results")
+    if run is not None and not len(whole):
+        raise StoreError(f"no row of run {run} is in {path}; nothing of it was finished")
+    types = {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype(), pa.string(): pd.StringDtype(na_value=float("nan"))}
+    frame: pd.DataFrame = whole.to_pandas(types_mapper=types.get, ignore_metadata=True)
+    return frame
+
+
+def in_order(frame: pd.DataFrame) -> list[str]:
+    """The ids of the runs in ``frame``, the latest last: by their number in the store, for a clock may have been set back.
+
+    Runs of before there were numbers come first, by their start; so do runs of one number, then by id.
+    """
+    numbered = frame["run_number"].fillna(0) if "run_number" in frame else [0] * len(frame)
+    keys: dict[str, tuple[int, Any, str]] = {}
+    for run, number, started in zip(frame["run_id"], numbered, frame["started_at"], strict=True):
+        if isinstance(run, str):
+            key = (int(number), started, run)
+            keys[run] = max(keys.get(run, key), key)
+    return sorted(keys, key=keys.__getitem__)
+
+
+
+def _scenario_row(record: Record, run: Run) -> dict[str, Any]:
+    scenario = record.scenario
+    found = {**record.values, "predicted_weight_bytes": record.predicted_weight_bytes}
+    values = {name: None if isinstance(value, Missing) else value for name, value in found.items()}
+    reasons = {name: value.reason for name, value in found.items() if isinstance(value, Missing)}
+    if record.status == Status.OK:
+        reasons |= {name: "the worker found none" for name in (*_FOUND, "threads", "context") if not record.facts.get(name)}
+        if not record.facts.get("device"):
+            reasons["device_found"] = "the method does not say where its weights are"
+        if run.run_number is None:
+            reasons["run_number"] = "the run began before runs were counted"
+        if _bits(scenario) is None:
+            reasons["bits"] = "this precision promises no number of bits"
+    conditions = asdict(scenario.conditions)
+    facts = dict(record.facts)
+    used = {name: facts.pop(name, None) for name in _FOUND}
+    machine = run.machine
+    where: dict[str, str | None] = {
+        "device": conditions["device"], "device_found": facts.pop("device", "") or None,
+        "cpu": machine.cpu, "gpus": ", ".join(machine.gpus), "isa": machine.isa,
+    }  # fmt: skip
+    if elsewhere := facts.pop("elsewhere", ""):
+        where = dict.fromkeys(where)
+        reasons |= dict.fromkeys(where, elsewhere)
+    return {
+        **{
+            name: conditions[name]
+            for name in ("reference", "output_tokens", "answer_tokens", "continuation_tokens", "answered_prompts", "seed")
+        },
+        **{name: used[name] or None for name in used},
+        "threads": int(facts.pop("threads", 0)) or None,
+        "context": int(facts.pop("context", 0)) or None,
+        "started_at": run.started_at,
+        "run_number": run.run_number,
+        "model": scenario.model,
+        "method": scenario.variant.method,
+        "precision": scenario.variant.precision,
+        "prompts": scenario.prompts,
+        "batch": scenario.batch,
+        "attempts": record.attempts,
+        "status": str(record.status),
+        "reason": record.reason or None,
+        "traceback": record.traceback or None,
+        "control": scenario.variant.control,
+        "is_reference": scenario.is_reference,
+        "bits": _bits(scenario),
+        "facts": json.dumps(facts),
+        "null_reasons": json.dumps(reasons),
+        "machine": run.machine.fingerprint,
+        **where,
+        "versions": json.dumps(dict(run.versions)),
+        "schema_version": SCHEMA_VERSION,
+        **values,
+    }
+
+
+def _bits(scenario: Scenario) -> float | None:
+    return METHODS[scenario.variant.method].precision(scenario.variant.precision).bits
+
+
+def _columns(shared: Mapping[str, Any], items: Sequence[Sample] | Sequence[Output]) -> dict[str, list[Any]]:
+    """The columns of a table of ``items``, each with what they share; none where there are no items."""
+    if not items:
+        return {}
+    columns = {name: [value] * len(items) for name, value in shared.items()}
+    return columns | {each.name: [getattr(item, each.name) for item in items] for each in fields(items[0])}
+
+
+def _table(columns: Mapping[str, Sequence[Any]], wanted: pa.Schema) -> pa.Table:
+    import pyarrow as pa
+
+    rows = len(next(iter(columns.values())))
+    arrays = [_array(columns[each.name], each.type) if each.name in columns else pa.nulls(rows, each.type) for each in wanted]
+    return pa.Table.from_arrays(arrays, schema=wanted)
+
+
+def _array(values: Sequence[Any], kind: pa.DataType) -> pa.Array[Any]:
+    """The values; in texts a lone surrogate, of an odd path say, becomes a question mark."""
+    import pyarrow as pa
+
+    try:
+        return pa.array(values, kind)
+    except UnicodeEncodeError:
+        return pa.array([value if value is None else value.encode("utf-8", "replace").decode() for value in values], kind)
+
+
+def filesystem(root: str) -> tuple[fs.FileSystem, str]:
+    """Where results lie, and their path in it; StoreError for a URI that pyarrow cannot reach."""
+    from pathlib import Path
+
+    from pyarrow import fs
+
+    if "://" in root:
+        try:
+            found: tuple[fs.FileSystem, str] = fs.FileSystem.from_uri(root)
+        except (ValueError, OSError) as error:
+            raise StoreError(f"pyarrow cannot reach {root!r} ({_plain(error)}); give a folder or a URI it knows") from error
+        return found
+    return fs.LocalFileSystem(), str(Path(root).expanduser().resolve())
+
+
+def _flush_to_disk(files: fs.FileSystem, path: str) -> None:
+    import os
+
+    if files.type_name == "local":
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -1,0 +1,1 @@
+"""A run: session, runner, recorder, progress and engines."""

@@ -1,0 +1,179 @@
+"""Where a run shows how it stands: a line below pytest's own on a terminal, plain lines in a log."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from functools import cached_property
+from typing import TYPE_CHECKING, TextIO
+
+from quantbench.running.progress import Display, Moment, duration
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+QUIET_S = 30.0
+"""The least time between two plain lines about one variant."""
+
+_NARROWEST, _WITH_BAR = 10, 60
+"""Columns that are taken at least, and from which on there is room for a bar."""
+_SAVE, _RESTORE = "\x1b7", "\x1b8"
+_ROOM_BELOW = "\x1bD\x1b[A"
+"""A line down, which scrolls at the bottom of the screen, and up again: the column stays."""
+
+_EMPTY_BELOW = "\r\x1b[B\x1b[2K"
+
+
+class Screen:
+    """A handle of its own on a stream, which goes on working while pytest captures the stream. Never fails."""
+
+    def __init__(self, stream: TextIO) -> None:
+        """To be made while nothing is captured."""
+        self._stream = stream
+        try:
+            self._handle: int | None = os.dup(stream.fileno())
+        except (OSError, ValueError):  # a stream in memory has none
+            self._handle = None
+
+    @property
+    def columns(self) -> int:
+        """The width of the terminal; 80 where it is none."""
+        try:
+            return os.get_terminal_size(self._handle or 0).columns or 80
+        except OSError:
+            return 80
+
+    def write(self, text: str) -> None:
+        """Write at once."""
+        with contextlib.suppress(OSError, ValueError):
+            if self._handle is None:
+                self._stream.write(text)
+            else:
+                os.write(self._handle, text.encode(errors="replace"))
+
+    def close(self) -> None:
+        """Give the handle back."""
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
+
+
+class LiveLine:
+    """One line below that which pytest is writing. The cursor stays where pytest left it, and no trace remains."""
+
+    def __init__(self, screen: Screen) -> None:
+        """On a terminal."""
+        self._screen = screen
+        self._drawn = False
+
+    def show(self, moment: Moment) -> None:
+        """See Display."""
+        self._screen.write(f"{_ROOM_BELOW}{_SAVE}{_EMPTY_BELOW}{self._rendered(moment)}{_RESTORE}")
+        self._drawn = True
+
+    def done(self, moment: Moment) -> None:
+        """Pytest itself shows how a test ended."""
+
+    def clear(self) -> None:
+        """See Display."""
+        if self._drawn:
+            self._screen.write(f"{_SAVE}{_EMPTY_BELOW}{_RESTORE}")
+            self._drawn = False
+
+    def close(self) -> None:
+        """See Display."""
+        self.clear()
+        self._screen.close()
+
+    @cached_property
+    def _console(self) -> Console:
+        from rich.console import Console
+
+        return Console(force_terminal=True, legacy_windows=False)
+
+    def _rendered(self, moment: Moment) -> str:
+        """The line with its colours, shorter than the terminal is wide, so that it never wraps."""
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        console = self._console
+        console.width = max(_NARROWEST, self._screen.columns - 1)
+        parts = {
+            "bold": f"{moment.number}/{moment.total}",
+            "cyan": moment.variant,
+            "magenta": moment.stage,
+            "dim": f"{duration(moment.elapsed_s)}, {moment.left}",
+        }
+        text = Text(" ").join(Text(_printable(part), style) for style, part in parts.items())
+        text.no_wrap, text.overflow = True, "ellipsis"
+        line = Table.grid(padding=(0, 1))
+        if console.width >= _WITH_BAR:
+            line.add_row(ProgressBar(total=moment.total, completed=moment.number - 1, width=12), text)
+        else:
+            line.add_row(text)
+        with console.capture() as captured:
+            console.print(line)
+        return captured.get().splitlines()[0]
+
+
+class PlainLines:
+    """For logs: a line when a variant is done, and now and then one about the stage of a variant that takes long."""
+
+    def __init__(self, screen: Screen, *, shared: bool) -> None:
+        """``shared``: pytest writes to the same place, where a line of its own may have begun."""
+        self._screen = screen
+        self._shared = shared
+        self._about = (0, "")
+        self._quiet_until = QUIET_S
+
+    def show(self, moment: Moment) -> None:
+        """See Display."""
+        if moment.number != self._about[0]:
+            self._about, self._quiet_until = (moment.number, ""), QUIET_S
+        if moment.elapsed_s >= self._quiet_until and moment.stage != self._about[1]:
+            self._say(moment, f"{moment.stage}, {moment.left}")
+            self._quiet_until = moment.elapsed_s + QUIET_S
+
+    def done(self, moment: Moment) -> None:
+        """See Display."""
+        left = f", {moment.left}" if moment.number < moment.total else ""
+        self._say(moment, f"{moment.stage} after {duration(moment.elapsed_s)}{left}")
+
+    def clear(self) -> None:
+        """Lines stay."""
+
+    def close(self) -> None:
+        """See Display."""
+        self._screen.close()
+
+    def _say(self, moment: Moment, what: str) -> None:
+        begun = self._shared and not self._about[1]  # nothing was said of this variant, so what was written last is pytest's
+        line = _printable(f"quantbench: {moment.number} of {moment.total}, {moment.variant}: {what}")
+        self._screen.write("\n" * begun + line + "\n")
+        self._about = (moment.number, moment.stage)
+
+
+def open_display(*, quiet: bool) -> Display | None:
+    """A line on the terminal that pytest writes to, or on that of messages; elsewhere plain messages, unless ``quiet``.
+
+    To be called while nothing is captured.
+    """
+    if os.environ.get("TERM", "dumb") != "dumb":
+        for stream in (sys.stdout, sys.stderr):
+            if stream.isatty():
+                return LiveLine(Screen(stream))
+    return None if quiet else PlainLines(Screen(sys.stderr), shared=_same(sys.stdout, sys.stderr))
+
+
+def _same(one: TextIO, other: TextIO) -> bool:
+    try:
+        return os.path.sameopenfile(one.fileno(), other.fileno())
+    except (OSError, ValueError):
+        return False
+
+
+def _printable(text: str) -> str:
+    """``text`` as one line that commands nothing to a terminal."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)

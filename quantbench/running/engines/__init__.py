@@ -1,0 +1,64 @@
+"""Engines: one file each. An engine runs a job folder somewhere and says how that ended."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from quantbench.core.job import FAILURE_FILE, TRACE_FILE, Job
+from quantbench.core.record import Status
+from quantbench.core.registry import Registry
+from quantbench.core.trace import Trace
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """Why a job, or the rest of it, has no results."""
+
+    status: Status
+    reason: str
+    traceback: str = ""
+
+
+class Runner(Protocol):
+    """An opened engine."""
+
+    def preloaded(self, job: Job) -> Mapping[str, float]:
+        """Seconds of imports, by package, that a worker of ``job`` inherits instead of doing them itself."""
+
+    def run(self, folder: Path, timeout_s: float) -> Failure | None:
+        """Run the job in ``folder``; None when it ended well."""
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """A registered engine; ``open(device)`` starts what it needs and stops it again."""
+
+    name: str
+    about: str
+    open: Callable[[str], AbstractContextManager[Runner]]
+
+
+ENGINES: Registry[Engine] = Registry("quantbench.running.engines", Engine, "engine", group="quantbench.engines")
+
+
+def reported_failure(folder: Path) -> Failure | None:
+    """The failure that the worker itself wrote down, if it did."""
+    path = folder / FAILURE_FILE
+    if not path.is_file():
+        return None
+    try:
+        body = json.loads(path.read_text())
+    except ValueError:
+        return None
+    return Failure(status=Status(body["status"]), reason=body["reason"], traceback=body["traceback"])
+
+
+def collected_trace(folder: Path, index: int) -> Trace | None:
+    """The trace of the job's ``index``-th prompt set, if the worker got that far."""
+    path = folder / TRACE_FILE.format(index)
+    return Trace.load(path) if path.is_file() else None

@@ -1,0 +1,128 @@
+"""The fork server: imports the libraries on its command line, and quantbench, once; then forks a worker per request.
+
+Requests and answers are JSON lines on its pipes.
+
+In: ``{"folder": DIR, "fork": true}``. Out: a greeting, then per request ``{"pid": N}`` and ``{"returncode": N}``.
+When its standard input closes it kills the worker it still runs and ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import select
+import signal
+import sys
+import traceback
+from pathlib import Path
+from typing import Any, NoReturn
+
+from quantbench.core.children import python_module
+from quantbench.measuring.preload import import_shared
+
+
+def main() -> None:
+    """Serve until standard input closes."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever an import prints must not land between the answers
+    preloaded = import_shared(sys.argv[1:])
+    if preloaded:
+        _import_own()
+    _answer(answers, {"preloaded": preloaded, "cuda_initialized": _cuda_initialized()})
+    wake_read, wake_write = os.pipe()
+    os.set_blocking(wake_write, False)
+    signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    while line := sys.stdin.readline():
+        request = json.loads(line)
+        pid = _start(Path(request["folder"]), (answers.fileno(), wake_read, wake_write), fork=request["fork"])
+        _answer(answers, {"pid": pid})
+        _answer(answers, {"returncode": _wait(pid, wake_read)})
+    os._exit(0)  # nothing is left to say, and taking torch and transformers down takes more than a second
+
+
+def _import_own() -> None:
+    """What every worker that is forked needs of quantbench: 0.2 s in each of them, once here. Plug-ins are left to the workers.
+
+    They may start threads or a device, which no fork survives.
+    """
+    from quantbench.methods import METHODS
+
+    importlib.import_module("quantbench.measuring.worker")
+    METHODS.import_own()
+
+
+def _answer(stream: Any, message: dict[str, Any]) -> None:
+    stream.write(json.dumps(message) + "\n")
+    stream.flush()
+
+
+def _cuda_initialized() -> bool:
+    torch = sys.modules.get("torch")
+    return bool(torch and torch.cuda.is_initialized())
+
+
+def _start(folder: Path, own: tuple[int, ...], *, fork: bool) -> int:
+    """Fork a worker without ``own``, the server's handles: when the server ends, its pipes must be seen to end."""
+    ready_read, ready_write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.setsid()
+        os.write(ready_write, b"1")
+        for handle in (*own, ready_read, ready_write):
+            os.close(handle)
+        _become_worker(folder, fork=fork)
+    os.close(ready_write)
+    os.read(ready_read, 1)  # the worker leads a group of its own now, so that a kill reaches it and all it starts
+    os.close(ready_read)
+    return pid
+
+
+def _become_worker(folder: Path, *, fork: bool) -> NoReturn:
+    code = 1
+    try:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for name, number in (("stdout.log", 1), ("stderr.log", 2)):
+            handle = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            os.dup2(handle, number)
+            os.close(handle)
+        null = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(null, 0)
+        if not fork:
+            from quantbench.measuring.worker import WITHOUT_TORCH_FLAG
+
+            kept_out = [] if "torch" in sys.argv else [WITHOUT_TORCH_FLAG]
+            os.execv(sys.executable, python_module("quantbench.measuring.worker", str(folder), *kept_out))  # noqa: S606 - no shell
+        from quantbench.measuring.worker import run_job, sacrifice_first
+
+        sacrifice_first()
+        code = run_job(folder)
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except BaseException:  # noqa: BLE001 - this process must end here, whatever happens
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def _wait(pid: int, wake: int) -> int:
+    """The worker's exit code, minus the signal's number if one ended it; kills it when the other side goes away."""
+    while True:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        ready, _, _ = select.select([wake, sys.stdin], [], [])
+        if wake in ready:
+            os.read(wake, 4096)
+        elif sys.stdin in ready:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

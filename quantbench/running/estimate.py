@@ -1,0 +1,205 @@
+"""How long a run will take: loads, passes and tokens over the speed that memory bandwidth allows; arithmetic on shapes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from quantbench.core.cache import recall, remember
+from quantbench.core.errors import QuantbenchError
+from quantbench.core.machine import available_cpus, describe
+from quantbench.core.scenario import Effort, Scenario, prompt_tokens
+from quantbench.measuring.passes.bandwidth import remembered_bandwidth
+from quantbench.methods import METHODS
+from quantbench.planning import planner, prompts
+from quantbench.running.progress import Expected, JobKey, duration
+
+_START_S = 2.0
+"""A worker's imports and its checks."""
+
+_LOAD_BPS = 5e8
+_CONVERT_BPS = 5e7
+"""Bytes of 16-bit weights that a converter or quantizer works through in a second."""
+
+_STEP_S = 2e-4
+"""What a decode step costs for each layer whatever its size: Python and kernel calls."""
+
+_CORE_FLOPS = 4e10
+_PROMPT_TOKENS = 20
+_TEXT_CHARACTERS = 4
+"""Characters of a token, about; a prompt has about 20 tokens."""
+
+_TOGETHER = 16
+_TOGETHER_COST = 1.8
+"""The reference samples 16 continuations at once, and such a step takes so many single ones."""
+
+_ANCHORED = 4 / 3
+"""The timed rounds of a variant and its anchor take so many times the variant's own."""
+
+
+_ASSUMED_BPS = {"cpu": 1e10, "cuda": 5e11}
+"""Where no run has measured the bandwidth yet."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """What a machine moves and computes: bytes and operations a second; ``pace`` is how many times as long it took before."""
+
+    bandwidth_bps: float
+    cores: int
+    pace: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """What a variant's job has to do: weights in bytes, parameters, layers, and of its prompt sets the tokens.
+
+    ``answers`` of ``answer_tokens`` are timed; ``scored`` tokens are read at once, prompts and continuations alike.
+    """
+
+    weight_bytes: float
+    anchor_bytes: float
+    parameters: int
+    layers: int
+    answers: int
+    answer_tokens: int
+    scored: int
+
+
+def step_s(weight_bytes: float, layers: int, machine: Machine) -> float:
+    """Seconds of a decode step: all weights are read once."""
+    return weight_bytes / machine.bandwidth_bps + layers * _STEP_S
+
+
+def reading_s(parameters: int, tokens: int, machine: Machine) -> float:
+    """Seconds to read tokens at once: two operations a parameter and token."""
+    return 2 * parameters * tokens / (_CORE_FLOPS * machine.cores)
+
+
+def job_s(load: Load, effort: Effort, machine: Machine) -> float:
+    """Seconds of one variant's job, without what is made once: start, load, memory, similarity and latency passes."""
+    answer = load.answer_tokens * step_s(load.weight_bytes, load.layers, machine)
+    anchor = load.answer_tokens * step_s(load.anchor_bytes, load.layers, machine)
+    timed = max(load.answers * answer, min(effort.budget_s, effort.max_rounds * load.answers * answer)) if load.answers else 0.0
+    loading = (load.weight_bytes + load.anchor_bytes) / _LOAD_BPS
+    warm = 2 * answer + 2 * anchor if load.answers else answer
+    return _START_S + loading + warm + timed * _ANCHORED + reading_s(load.parameters, load.scored, machine)
+
+
+def reference_s(load: Load, sampled: int, steps: int, machine: Machine) -> float:
+    """Seconds to make the reference of ``sampled`` prompts, ``steps`` tokens after each, answered and scored."""
+    single = step_s(load.weight_bytes, load.layers, machine)
+    sampling = math.ceil(sampled / _TOGETHER) * steps * single * _TOGETHER_COST
+    answering = load.answers * load.answer_tokens * single
+    return _START_S + load.weight_bytes / _LOAD_BPS + sampling + answering + reading_s(load.parameters, load.scored, machine)
+
+
+def expected(scenarios: Iterable[Scenario], effort: Effort, machine: Machine) -> dict[JobKey, Expected]:
+    """What each job takes by this arithmetic; those are left out whose model has no shapes that are known beforehand.
+
+    What is made once, the reference and converted or quantized files, is counted for the first job that needs it: a cache may
+    hold it already.
+    """
+    groups: dict[JobKey, list[Scenario]] = {}
+    for scenario in scenarios:
+        groups.setdefault(scenario.job, []).append(scenario)
+    referred: set[Scenario] = set()
+    found: dict[JobKey, Expected] = {}
+    for key, group in groups.items():
+        first = group[0]
+        try:
+            shapes = planner.read_architecture(first.model, any_age=True)
+        except QuantbenchError:
+            continue
+        method = METHODS[first.variant.method]
+        loads = [_load(each, shapes.parameters, len(shapes.layers)) for each in group]
+        new = {each.reference(): load for each, load in zip(group, loads, strict=True) if each.reference() not in referred}
+        referred |= set(new)
+        found[key] = Expected(
+            measure_s=machine.pace * sum(job_s(load, effort, machine) for load in loads),
+            reference_s=machine.pace * sum(_reference(wanted, load, machine) for wanted, load in new.items()),
+            prepare_s=2 * shapes.parameters / _CONVERT_BPS if method.preparer else 0.0,
+        )
+    return found
+
+
+def _load(scenario: Scenario, parameters: int, layers: int) -> Load:
+    conditions = scenario.conditions
+    method = METHODS[scenario.variant.method]
+    bits = method.precision(scenario.variant.precision).bits or 16
+    anchor = method.anchor.partition("/")[2]
+    count, tokens = _size(scenario)
+    answered = min(count, getattr(conditions, "answered_prompts", 0) or count)
+    is_text = scenario.reads == "text"
+    return Load(
+        weight_bytes=parameters * bits / 8, anchor_bytes=parameters * (4 if anchor == "fp32" else 2), parameters=parameters,
+        layers=layers, answers=0 if is_text else answered, answer_tokens=conditions.output_tokens,
+        scored=tokens if is_text else tokens + count * conditions.continuation_tokens,
+    )  # fmt: skip
+
+
+def _size(scenario: Scenario) -> tuple[int, int]:
+    """Prompts of the scenario's set, and the tokens of all of them, about."""
+    try:
+        texts = prompts.load(scenario.prompts).prompts
+    except QuantbenchError:
+        return 1, _PROMPT_TOKENS
+    if scenario.reads == "text":
+        return len(texts), sum(map(len, texts)) // _TEXT_CHARACTERS
+    return len(texts), len(texts) * (prompt_tokens(scenario.prompts) or _PROMPT_TOKENS)
+
+
+def _reference(wanted: Scenario, load: Load, machine: Machine) -> float:
+    bits = METHODS[wanted.variant.method].precision(wanted.variant.precision).bits or 16
+    dense = Load(
+        weight_bytes=load.parameters * bits / 8, anchor_bytes=0, parameters=load.parameters, layers=load.layers,
+        answers=load.answers, answer_tokens=wanted.conditions.answer_tokens, scored=load.scored,
+    )  # fmt: skip
+    count = 0 if wanted.reads == "text" else _size(wanted)[0]
+    return reference_s(dense, count, wanted.conditions.continuation_tokens, machine)
+
+
+def this_machine(device: str, threads: int) -> tuple[Machine, str]:
+    """What this machine does, by what earlier runs found here, and in words where that is from."""
+    cores = threads or available_cpus()
+    known = remembered_bandwidth(device, cores)
+    bandwidth = known or _ASSUMED_BPS[device.partition(":")[0]]
+    found = recall("pace", _here(device))
+    pace = found if isinstance(found, float) and 0 < found < math.inf else None
+    origin = "this machine's memory bandwidth" if known else f"an assumed memory bandwidth of {bandwidth / 1e9:.0f} GB/s"
+    return Machine(bandwidth_bps=bandwidth, cores=cores, pace=pace or 1.0), origin + " and earlier runs here" * bool(pace)
+
+
+def remember_pace(device: str, before: float, pace: float) -> None:
+    """Keep what measuring took over the estimate, which was made with the pace ``before``, for later runs here."""
+    with suppress(QuantbenchError, OSError):
+        remember("pace", _here(device), before * pace)
+
+
+def _here(device: str) -> dict[str, object]:
+    return {"machine": describe().fingerprint, "device": device}
+
+
+def announced(scenarios: Sequence[Scenario], forecast: Mapping[JobKey, Expected], timeout_s: float, origin: str) -> list[str]:
+    """What a run says of its length before it starts: nothing where nothing is known of it."""
+    if not forecast:
+        return []
+    jobs = {each.job for each in scenarios}
+    reference, prepare = (sum(getattr(each, name) for each in forecast.values()) for name in ("reference_s", "prepare_s"))
+    whole = reference + prepare + sum(each.measure_s for each in forecast.values())
+    some = f" for {len(forecast)} of them" if len(forecast) < len(jobs) else ""
+    lines = [
+        (
+            f"quantbench: {len(scenarios)} scenarios in {len(jobs)} jobs: about {duration(whole)}{some} (references "
+            f"{duration(reference)} and converting {duration(prepare)}, unless kept from before); estimated from {origin}"
+        )
+    ]
+    longest = max(each.reference_s for each in forecast.values())
+    if longest > timeout_s:
+        lines.append(
+            f"quantbench: the reference may take {duration(longest)}, and {duration(timeout_s)} are allowed: without it "
+            "similarity is not told; give more with --timeout, or ask for less with --profile quick or --reference torch/bf16"
+        )
+    return lines

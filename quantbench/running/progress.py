@@ -1,0 +1,233 @@
+"""How a long run stands: the variant at work, its stage and the time left."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from threading import Event, Thread
+from typing import Protocol
+
+from quantbench.core.job import STAGE_FILE, JobKind
+from quantbench.core.record import Record
+from quantbench.core.scenario import Conditions, Scenario, Variant, short_name
+
+LOOK_S = 1.0
+"""How often a stage is looked up and the line drawn anew; never in the process that is timed."""
+
+_STAGES: dict[JobKind, str] = {
+    "reference": "making the reference", "prepare": "preparing", "probe": "probing", "measure": "starting",
+}  # fmt: skip
+
+
+JobKey = tuple[str, Variant, Conditions, int]
+"""Scenarios with an equal ``job`` are one job."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expected:
+    """Seconds that a job was estimated to take: to measure its variant, and to make once what others use too."""
+
+    measure_s: float
+    reference_s: float = 0.0
+    prepare_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moment:
+    """Where a run stands: the ``number``-th of ``total`` variants. ``left_s`` is None while nothing is known of it."""
+
+    number: int
+    total: int
+    variant: str
+    stage: str
+    elapsed_s: float
+    left_s: float | None
+
+    @property
+    def left(self) -> str:
+        """The time left in words; a dash until something is known."""
+        return "- left" if self.left_s is None else f"about {duration(self.left_s)} left"
+
+
+class Display(Protocol):
+    """Where a run shows how it stands."""
+
+    def show(self, moment: Moment) -> None:
+        """A variant is at work; called when it begins, and then about once a second."""
+
+    def done(self, moment: Moment) -> None:
+        """A variant is done; its stage says how."""
+
+    def clear(self) -> None:
+        """Make room: pytest goes on writing."""
+
+    def close(self) -> None:
+        """Nothing more will be shown."""
+
+
+class Progress:
+    """Follows a run job by job, each of which is one variant with its prompt sets; shows nothing without a display."""
+
+    def __init__(
+        self,
+        display: Display | None = None,
+        *,
+        jobs: int = 0,
+        polls: bool = True,
+        clock: Callable[[], float] = time.monotonic,
+        expected: Mapping[JobKey, Expected] | None = None,
+    ) -> None:
+        """``jobs`` are to be done. Without ``polls`` nothing runs beside a job, which may be done in this very process.
+
+        ``expected`` is what the jobs were estimated to take. The time left follows from it once every job that is left is
+        among them, corrected by what the measured ones really took; else from the mean of those.
+        """
+        self._expected = dict(expected or {})
+        self._rest = dict(self._expected)
+        self._key: JobKey | None = None
+        self._once: dict[str, float] = {}
+        self._once_began: tuple[str, float] | None = None
+        self._paces: list[tuple[float, float]] = []
+        self._prepared: list[tuple[float, float]] = []
+        self._display = display
+        self._jobs = jobs
+        self._polls = polls
+        self._clock = clock
+        self._done = 0
+        self._taken: list[float] = []
+        """Seconds of the jobs that measured something: those that failed at once say nothing of the time left."""
+        self._started = 0.0
+        self._measured = False
+        self._variant = self._stage = ""
+        self._folder: Path | None = None
+        self._statuses: list[str] = []
+
+    @contextmanager
+    def job(self, scenarios: Sequence[Scenario], *, again: bool = False) -> Iterator[None]:
+        """While the job of these scenarios is done, or done ``again``, which is one job more."""
+        first = scenarios[0]
+        self._jobs += again
+        marks = " (again)" * again + " (control)" * first.variant.control + (f" #{first.repeat + 1}" if first.repeat else "")
+        self._variant = f"{short_name(first.model)} {first.variant.name}{marks}"
+        self._stage, self._folder, self._statuses = "starting", None, []
+        self._started, self._measured = self._clock(), False
+        self._key, self._once, self._once_began = first.job, {}, None
+        self._look()
+        try:
+            with self._polling():
+                yield
+        finally:
+            if self._display:
+                self._display.clear()
+        elapsed = self._clock() - self._started
+        self._taken += [elapsed] if self._measured else []
+        self._done += 1
+        self._learn(elapsed)
+        if self._display:
+            counts = Counter(self._statuses)
+            ending = "".join(counts) if len(counts) < 2 else ", ".join(f"{count} {status}" for status, count in counts.items())
+            self._display.done(self._moment(self._done, ending or "nothing stored", elapsed, 0.0))
+
+    def working(self, kind: JobKind, folder: Path) -> None:
+        """A process begins in ``folder``; one that measures says there itself how far it is."""
+        self._note_once(kind)
+        self._stage, self._folder = _STAGES[kind], folder if kind == "measure" else None
+        self._measured = self._measured or kind == "measure"
+        if not self._polls:
+            self._look()
+
+    @property
+    def pace(self) -> float | None:
+        """What measuring took over what was estimated, so far; None where nothing tells."""
+        took, estimated = map(sum, zip(*self._paces, strict=True)) if self._paces else (0.0, 0.0)
+        return took / estimated if took and estimated else None
+
+    def _note_once(self, kind: str) -> None:
+        """What is made once for several is timed apart: it says nothing of the variants to come."""
+        now = self._clock()
+        if self._once_began:
+            before, since = self._once_began
+            self._once[before] = self._once.get(before, 0.0) + now - since
+        self._once_began = (kind, now) if kind in ("reference", "prepare") else None
+
+    def _learn(self, elapsed_s: float) -> None:
+        """Compare a job that is done with its estimate."""
+        self._note_once("")
+        estimate = self._rest.pop(self._key, None) if self._key else None
+        self._key = None
+        if estimate and self._measured:
+            self._paces.append((elapsed_s - sum(self._once.values()), estimate.measure_s))
+            if estimate.prepare_s:
+                self._prepared.append((self._once.get("prepare", 0.0), estimate.prepare_s))
+
+    def _estimated(self, elapsed_s: float, left: int) -> float | None:
+        """Seconds left by the estimate, ``elapsed_s`` into the job at work; None where it lacks one of ``left``."""
+        if not self._paces or len(self._rest) < left:
+            return None
+        took, estimated = map(sum, zip(*self._prepared, strict=True)) if self._prepared else (1.0, 1.0)
+        pace, prepare = self.pace or 1.0, took / estimated
+        jobs = {key: pace * each.measure_s + each.reference_s + prepare * each.prepare_s for key, each in self._rest.items()}
+        here = jobs.pop(self._key, 0.0) if self._key else 0.0
+        return sum(jobs.values()) + max(0.0, here - elapsed_s)
+
+    def ended(self, record: Record) -> None:
+        """A scenario of the job has its record."""
+        self._statuses.append(str(record.status))
+
+    def close(self) -> None:
+        """Show nothing more."""
+        if self._display:
+            self._display.close()
+
+    @contextmanager
+    def _polling(self) -> Iterator[None]:
+        if not self._display or not self._polls:
+            yield
+            return
+        ended = Event()
+
+        def poll() -> None:
+            while not ended.wait(LOOK_S):
+                self._look()
+
+        watcher = Thread(target=poll, daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            watcher.join()
+
+    def _look(self) -> None:
+        if not self._display:
+            return
+        stage, folder = self._stage, self._folder  # another thread sets them
+        if folder:
+            with contextlib.suppress(OSError, ValueError):
+                stage = (folder / STAGE_FILE).read_text()
+        elapsed = self._clock() - self._started
+        rest = max(0.0, fmean(self._taken) - elapsed) if self._taken else 0.0
+        self._display.show(self._moment(self._done + 1, stage, elapsed, rest))
+
+    def _moment(self, number: int, stage: str, elapsed_s: float, rest_s: float) -> Moment:
+        """``rest_s`` is what is left of this very job."""
+        total = max(self._jobs, number)
+        left = self._estimated(elapsed_s, total - number)
+        if left is None and self._taken:
+            left = rest_s + fmean(self._taken) * (total - number)
+        return Moment(number=number, total=total, variant=self._variant, stage=stage, elapsed_s=elapsed_s, left_s=left)
+
+
+def duration(seconds: float) -> str:
+    """About so long, as people say it."""
+    whole = round(seconds)
+    if whole < 90:
+        return f"{whole} s"
+    minutes = round(whole / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"

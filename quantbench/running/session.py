@@ -1,0 +1,211 @@
+"""What one session plans, measures and stores: from option values to an open runner and the run's own row."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from quantbench.core.errors import QuantbenchError, unknown_name
+from quantbench.planning.options import Values, plan
+from quantbench.running.engines import ENGINES
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from quantbench.core.record import Record
+    from quantbench.core.scenario import Scenario
+    from quantbench.results.resume import Earlier
+    from quantbench.results.store import Run, Store
+    from quantbench.running.progress import Progress
+    from quantbench.running.runner import Runner
+
+
+class Session:
+    """What one pytest session plans and measures."""
+
+    def __init__(self, values: Values, *, command: str, root: Path) -> None:
+        """Plan what the option values ask for; UsageError when they ask for something that does not exist."""
+        if values["engine"] not in ENGINES:
+            raise unknown_name("engine", values["engine"], (engine.name for engine in ENGINES))
+        self._plan = plan(values)
+        self._profile: str = values["profile"]
+        self._resume: str | None = values["resume"]
+        self.baseline: str | None = values["compare"]
+        """What the run is to be compared with at its end, if anything."""
+        self.fail_on: str = values["fail_on"]
+        self._command = command
+        self._root = root
+        self._stack = ExitStack()
+        self._runner: Runner | None = None
+        self._store: Store | None = None
+        self._earlier: Earlier | None = None
+        self._planned = 0
+        self.results: str = values["results"]
+        self.planned: dict[str, Scenario] = {scenario.test_id: scenario for scenario in self._plan.scenarios}
+        self.run_id = ""
+        self._problem = ""
+        self._swept: Sequence[str] = ()
+        self.nothing = ""
+        """What to say of a run that tried to measure something and measured nothing; empty for any other."""
+        self.announced: list[str] = []
+        """What is to be said before anything is measured."""
+        self._progress_of_run: Progress | None = None
+        self._pace: tuple[str, float] | None = None
+        self._began = 0.0
+        self._again: Sequence[str] = ()
+
+    def start(self, selected: Sequence[str], *, verbosity: int | None) -> None:
+        """Open the store and the runner for the selected scenarios; progress is shown unless ``verbosity`` is None.
+
+        To be called while nothing is captured.
+        """
+        from quantbench.core.cache import cache_root
+        from quantbench.core.gpus import number_gpus_by_bus
+        from quantbench.core.scratch import sweep
+        from quantbench.results.resume import hold
+        from quantbench.results.store import Store
+        from quantbench.running.runner import Runner
+
+        self._began = time.monotonic()
+        chosen = tuple(self.planned[identifier] for identifier in selected)
+        _require_devices(chosen)
+        if busy := _busy_already():
+            self.announced.append(busy)
+        number_gpus_by_bus()
+        self._swept = sweep(cache_root()).sentences
+        with ExitStack() as stack:  # nothing stays open if one of these fails
+            run = self._run(stack)
+            earlier = self._earlier
+            self._store = Store(self.results, run, earlier.numbers if earlier else None)
+            rows = {(scenario.id, scenario.repeat) for scenario in chosen} | set(earlier.rows if earlier else ())
+            self._planned = max(len(rows), earlier.planned if earlier else 0)
+            self._store.begin(planned=self._planned)
+            # A resumed run is held by ``earlier`` already, but that lock is on the file that ``begin`` has just replaced: this
+            # one is on the new file. Whoever opens the path meanwhile finds one of the two locked but for a moment.
+            if held := hold(self.results, run):
+                stack.enter_context(held)
+            progress = self._progress(chosen, verbosity)
+            stack.callback(progress.close)
+            self._progress_of_run = progress
+            runner = Runner(replace(self._plan, scenarios=chosen), self._store, earlier, progress)
+            self._runner = stack.enter_context(runner)
+            self.run_id = run.run_id
+            self._stack = stack.pop_all()
+
+    @property
+    def runner(self) -> Runner:
+        """The open runner."""
+        assert self._runner is not None
+        return self._runner
+
+    @property
+    def records(self) -> Sequence[Record]:
+        """What has been measured so far, or was before in a run that is resumed."""
+        return self._runner.records if self._runner else ()
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What is to be said besides the results."""
+        notes = [each for each in (self._problem, self.nothing) if each]
+        if self._earlier and self._runner:
+            count = len(self._runner.resumed)
+            notes.append(f"resumed: {count} of the {self._planned} scenarios of this run had been measured before")
+        return [*notes, *self._again, *self._swept, *(self._runner.notes if self._runner else ())]
+
+    def measure_again(self) -> Sequence[Scenario]:
+        """Measure again what other work disturbed; the scenarios whose records are new."""
+        from quantbench.running.again import SHARE, measure_again
+
+        if self._runner is None:
+            return ()
+        done = measure_again(self._runner, budget_s=SHARE * (time.monotonic() - self._began))
+        self._again = tuple(done.sentences)
+        return done.scenarios
+
+    def finish(self, *, interrupted: bool) -> None:
+        """Close the engine and write the run's row."""
+        if self._runner is None or self._store is None:
+            return
+        statuses = {key: kept.status for key, kept in self._earlier.rows.items()} if self._earlier else {}
+        statuses |= {(record.scenario.id, record.repeat): record.status for record in self.records}
+        ok = sum(status == "ok" for status in statuses.values())
+        if self.records and not ok and not interrupted:
+            self.nothing = _nothing_measured(self.records)
+        if self._pace and self._progress_of_run and self._progress_of_run.pace:
+            from quantbench.running.estimate import remember_pace
+
+            remember_pace(*self._pace, self._progress_of_run.pace)
+        with self._stack:
+            try:
+                self._store.finish(planned=self._planned, finished=len(statuses), ok=ok, interrupted=interrupted)
+            except QuantbenchError as error:
+                self._problem = str(error)
+
+    def _run(self, stack: ExitStack) -> Run:
+        """A run of its own, or the one that is resumed, cleared of what was left half done."""
+        from quantbench.core.machine import describe, git_commit, versions
+        from quantbench.results.resume import resume
+        from quantbench.results.store import Run
+
+        run = Run(
+            machine=describe(), versions=versions(), command=self._command, commit=git_commit(self._root),
+            profile=self._profile, engine=self._plan.engine,
+        )  # fmt: skip
+        if not self._resume:
+            return run
+        self._earlier = stack.enter_context(resume(self.results, self._resume, run))
+        self._earlier.clear()
+        return self._earlier.run
+
+    def _progress(self, chosen: Sequence[Scenario], verbosity: int | None) -> Progress:
+        from quantbench.running import estimate
+        from quantbench.running.display import open_display
+        from quantbench.running.progress import Progress
+
+        earlier = self._earlier
+        rest = [scenario for scenario in chosen if earlier is None or not earlier.finished(scenario)]
+        expected = {}
+        if rest and verbosity is not None:
+            conditions = rest[0].conditions
+            machine, origin = estimate.this_machine(conditions.device, conditions.threads)
+            expected = estimate.expected(rest, self._plan.effort, machine)
+            self.announced += estimate.announced(rest, expected, self._plan.effort.timeout_s, origin)
+            self._pace = conditions.device, machine.pace
+        self.announced += [f"quantbench: {sentence}" for sentence in self._plan.told]
+        if self._plan.left_out:
+            self.announced.append(f"quantbench: left out unless named: {'; '.join(self._plan.left_out)}")
+        display = None if verbosity is None else open_display(quiet=verbosity < 0)
+        jobs = {scenario.job for scenario in rest}
+        return Progress(display, jobs=len(jobs), polls=self._plan.engine != "inline", expected=expected)
+
+
+def _nothing_measured(records: Sequence[Record]) -> str:
+    """One sentence on a run without a single figure: how its scenarios ended, and why most of them did."""
+    ended = Counter(str(record.status) for record in records)
+    reasons = Counter(record.reason for record in records if record.reason)
+    counted = ", ".join(f"{count} {status}" for status, count in ended.most_common())
+    why = f", most often because: {reasons.most_common(1)[0][0].splitlines()[0]}" if reasons else ""
+    return f"nothing was measured ({counted}){why}"
+
+
+def _require_devices(chosen: Sequence[Scenario]) -> None:
+    """Raise UsageError unless every device asked for is there, and torch can use it wherever it has to."""
+    from quantbench.core.machine import require_device
+    from quantbench.methods import METHODS
+
+    for scenario in {(each.conditions.device, each.variant.method): each for each in chosen}.values():
+        methods = (scenario.variant.method, scenario.reference().variant.method)
+        needs_torch = any("torch" in METHODS[name].requires for name in methods)
+        require_device(scenario.conditions.device, torch=needs_torch)
+
+
+def _busy_already() -> str:
+    """A sentence where other processes keep this machine busy before anything is measured; empty where it is quiet."""
+    from quantbench.measuring.passes.other_work import busy_now
+
+    found = busy_now()
+    return f"quantbench: the machine is busy already: {found}; speeds measured beside it are marked" if found else ""

@@ -1,0 +1,71 @@
+"""What only a whole run shows: a row beside which the same work as in other rows was slow.
+
+The anchor does the same work in the process of every row of a runtime, and the reference is its own anchor. So an anchor that
+ran slower than in the other rows, or a variant that was not as fast as itself, tells of something that slowed the machine:
+other work that the kernel's counters missed, a clock that fell, another guest of the host.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from statistics import median
+
+from quantbench.core.record import Record, Status
+from quantbench.core.scenario import Scenario
+from quantbench.core.statistics import mad
+
+LEAST = 0.3
+"""Deviations below this are how processes differ: of 26 on two quiet cores the anchors lay within 25 % of their median."""
+
+_SPREADS = 5.0
+"""And as many median absolute deviations (x 1.4826) of the rows of one anchor."""
+
+_OTHERS = 3
+"""As many other rows at least are what an anchor is compared with."""
+
+
+def unsteady(records: Iterable[Record]) -> Mapping[Scenario, str]:
+    """What other work must have disturbed though it was not seen, each with the reason in words."""
+    timed = [each for each in records if each.status is Status.OK and each.values.get("disturbed") is False]
+    found: dict[Scenario, str] = {}
+    for rows in _alike(timed):
+        logs = {scenario: math.log(rate) for scenario, rate in rows.items()}
+        middle = median(logs.values())
+        bound = max(_least(), _SPREADS * mad(list(logs.values())))
+        if len(logs) > _OTHERS:
+            slow = {scenario: math.exp(each - middle) for scenario, each in logs.items() if middle - each > bound}
+            found |= {each: f"its anchor ran at {share:.0%} of its speed beside other variants" for each, share in slow.items()}
+    return found | {record.scenario: why for record in timed if (why := _unlike_itself(record))}
+
+
+def _alike(records: Iterable[Record]) -> Iterable[Mapping[Scenario, float]]:
+    """Decode speeds of anchors that did the same work, in tokens per second."""
+    groups: dict[tuple[str, Scenario], dict[Scenario, float]] = {}
+    for record in records:
+        if rate := _number(record, "anchor_decode_tps"):
+            # The reference's scenario holds all that is asked of a row but its variant and its repeat.
+            same = replace(record.scenario.reference(), prompts=record.scenario.prompts)
+            groups.setdefault((record.facts.get("anchor", ""), same), {})[record.scenario] = rate
+    return groups.values()
+
+
+def _unlike_itself(record: Record) -> str:
+    """Where the variant is its own anchor: its ratio to itself in words, if that is neither 1 nor near it."""
+    ratio, low, high = (_number(record, f"decode_ratio{end}") for end in ("", "_low", "_high"))
+    if record.facts.get("anchor") != record.scenario.variant.name or not ratio:
+        return ""
+    explained = (low or ratio) <= 1 <= (high or ratio)  # by the noise of its own rounds
+    return "" if explained or abs(math.log(ratio)) < _least() else f"it ran at {ratio:.0%} of its own speed as anchor"
+
+
+def _least() -> float:
+    """LEAST of a log ratio."""
+    return -math.log1p(-LEAST)
+
+
+def _number(record: Record, name: str) -> float | None:
+    """A figure above 0; None where there is none."""
+    value = record.values.get(name)
+    return float(value) if isinstance(value, int | float) and 0 < value < math.inf else None

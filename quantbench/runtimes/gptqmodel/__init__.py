@@ -1,0 +1,1 @@
+"""Packed checkpoints that gptqmodel makes and transformers runs."""

@@ -1,0 +1,224 @@
+"""GPTQ and AWQ checkpoints: quantized by gptqmodel in a process of its own, loaded by transformers.
+
+gptqmodel patches other libraries when it is imported and starts a pool of threads, each of which would run torch with as many
+threads again; so quantization is a subprocess with one torch thread a worker.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from quantbench.core.cache import artifact, made_by
+from quantbench.core.children import python_module
+from quantbench.core.errors import ModelError, UnsupportedError
+from quantbench.core.job import Checkpoint
+from quantbench.core.protocols import Artifact, Settings
+from quantbench.core.scenario import Scenario, Variant
+from quantbench.models.checkpoint import watched
+from quantbench.models.safetensors import safetensors_header, weight_files
+from quantbench.runtimes.gptqmodel.checkpoint import BELONGS, grouping, ready
+from quantbench.runtimes.gptqmodel.dummy import dummy_folder
+from quantbench.runtimes.gptqmodel.forecast import BLOCKS, misfit
+from quantbench.runtimes.gptqmodel.kernels import compile_kernels
+from quantbench.runtimes.transformers.calibration import calibration_identity, calibration_ids, device_family
+
+CALIBRATION_SEQUENCES = {"gptq": 64, "awq": 16}
+"""Sequences that gptqmodel sees: more change little (on the canary AWQ's KLD is 0.0181 with 16 and 0.0183 with 64)."""
+
+CHECKPOINT = "checkpoint"
+_REQUEST = "request.json"
+_SECONDS = "quantize.json"
+_SHOWN = 300
+_WORKERS = "2"
+_THREADS = {"gptq": "1", "awq": "2"}
+"""Torch threads of each: GPTQ works on several layers at once, AWQ searches one layer with large tensors."""
+
+_MAKERS = (
+    "quantbench.runtimes.gptqmodel.quantize", "quantbench.runtimes.transformers.calibration",
+    "quantbench.runtimes.transformers.model",
+)  # fmt: skip
+
+
+def recipe(scenario: Scenario) -> dict[str, str]:
+    """What stands in the scenario's key besides: the calibration and the kernel asked for."""
+    return {"calibration": calibration_identity(scenario.conditions), "kernel": "auto", "quantizer": "gptqmodel"}
+
+
+def prepared(scenario: Scenario, settings: Settings) -> Artifact:
+    """The quantized checkpoint, made once; one that was quantized elsewhere is used as it is, a dummy's is written at random.
+
+    Raises UnsupportedError when the group size does not divide a row, or when the checkpoint was quantized differently.
+    """
+    checkpoint = settings.checkpoint
+    if scenario.conditions.device != "cpu":
+        compile_kernels(scenario.variant.method)
+    if checkpoint.random_weights:
+        path = dummy_folder(checkpoint, scenario.variant)
+        return Artifact(path=path, file_bytes=_bytes(path), quantize_s=None)
+    if checkpoint.quantized:
+        path = ready(checkpoint, scenario.variant)
+        return Artifact(path=path, file_bytes=_bytes(path), quantize_s=None)
+    method = scenario.variant.method
+    bits, group_size = grouping(scenario.variant.precision)
+    _check_shapes(checkpoint, scenario.variant)
+    conditions = scenario.conditions
+    asked = {
+        "content": checkpoint.content_hash, "method": method, "bits": bits, "group_size": group_size, "seed": conditions.seed,
+        "calibration": calibration_identity(conditions), "sequences": CALIBRATION_SEQUENCES[method],
+        "gptqmodel": version("gptqmodel"), "device": device_family(conditions.device), "made_by": made_by(*_MAKERS),
+    }  # fmt: skip
+
+    def make(folder: Path) -> None:
+        ids = calibration_ids(scenario, settings)
+        count = min(CALIBRATION_SEQUENCES[method], len(ids))
+        request = {
+            "source": str(checkpoint.path), "bits": bits, "group_size": group_size, "method": method,
+            "device": conditions.device, "trust_remote_code": checkpoint.trust_remote_code, "seed": conditions.seed,
+            "ids": [ids[number * len(ids) // count] for number in range(count)],
+        }  # fmt: skip
+        (folder / _REQUEST).write_text(json.dumps(request))
+        _run(folder, method, bits)
+
+    folder = artifact("gptqmodel", asked, watched(checkpoint, make))
+    path = folder / CHECKPOINT
+    made = json.loads((folder / _SECONDS).read_text())
+    here = made.get("device", "cpu").partition(":")[0] == conditions.device.partition(":")[0]
+    return Artifact(path=path, file_bytes=_bytes(path), quantize_s=made["quantize_s"] if here else None)
+
+
+def saved(made: Artifact, out: Path) -> None:
+    """Copy the quantized checkpoint."""
+    out.mkdir(parents=True, exist_ok=True)
+    for path in made.path.iterdir():
+        if path.is_file() and path.suffix in BELONGS:
+            shutil.copyfile(path, out / path.name)
+    for path in weight_files(made.path):
+        shutil.copyfile(path, out / path.name)
+
+
+def _bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in weight_files(folder))
+
+
+def _check_shapes(checkpoint: Checkpoint, variant: Variant) -> None:
+    """Raise UnsupportedError where a weight's shape does not fit the groups, or the quantizer."""
+    layers = {
+        name: entry["shape"]
+        for path in weight_files(checkpoint.path)
+        for name, entry in safetensors_header(path).items()
+        if len(entry["shape"]) == 2 and any(part in name for part in BLOCKS)
+    }
+    why = misfit(variant.method, variant.precision, layers)
+    if why:
+        raise UnsupportedError(why)
+
+
+def _run(folder: Path, method: str, bits: int) -> None:
+    what = f"{method} at {bits} bits"
+    temporary = folder / "temporary"  # for its logs, and the layers that it moves out of memory
+    temporary.mkdir()
+    environment = {
+        **os.environ, "OMP_NUM_THREADS": _THREADS[method], "OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0",
+        "GPTQMODEL_CPU_WORKERS": _WORKERS,
+        "TMPDIR": str(temporary), "THP_MEM_ALLOC_ENABLE": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false",
+    }  # fmt: skip
+    done = subprocess.run(
+        python_module("quantbench.runtimes.gptqmodel.quantize", str(folder)),
+        capture_output=True, text=True, check=False, env=environment, cwd=temporary,
+    )  # fmt: skip
+    if done.returncode:
+        sys.stderr.write(done.stderr[-4000:])
+    if done.returncode == -signal.SIGKILL:
+        raise MemoryError(f"gptqmodel was killed while it quantized ({what}): out of memory")
+    if done.returncode:
+        raise ModelError(f"gptqmodel could not quantize this checkpoint ({what}): {last_words(done.stderr)}")
+    (folder / _REQUEST).unlink()
+    shutil.rmtree(temporary)
+    for path in (folder / CHECKPOINT).glob("*config.json"):
+        body = json.loads(path.read_text())
+        body.get("quantization_config", body).get("meta", {}).pop("offload_to_disk_path", None)  # nobody else's business
+        path.write_text(json.dumps(body, indent=2))
+
+
+def last_words(stderr: str) -> str:
+    """The last exception in what a process printed, with its place if it says nothing; progress bars are left out."""
+    lines = [line.strip() for line in re.split(r"[\r\n]+", re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", stderr)) if line.strip()]
+    ends = [number for number, line in enumerate(lines) if re.match(r"[A-Za-z_][\w.]*(Error|Exception|Interrupt)(:|$)", line)]
+    if not ends:
+        return lines[-1][:_SHOWN] if lines else "no message"
+    said = lines[ends[-1]]
+    if said.endswith(("Error", "Exception", "Interrupt")):
+        places = [line for line in lines[: ends[-1]] if line.startswith('File "')]
+        place = re.match(r'File ".*?([^/"]+)", (line \d+)', places[-1]) if places else None
+        said += f" in {place[1]}, {place[2]}" if place else ""
+    return said[:_SHOWN]
+
+
+@contextmanager
+def wide_products() -> Iterator[None]:
+    """While it lasts, Linear layers multiply bfloat16 on a CPU as float32 and round the result to bfloat16.
+
+    That is the arithmetic of torch's own products (terms in float32, one rounding), which a CPU without bfloat16 runs several
+    times slower; only the order of the sum differs. It changes torch for all threads: for a process of its own.
+    """
+    from torch import bfloat16, nn
+
+    plain = nn.Linear.forward
+
+    def forward(self: Any, values: Any) -> Any:
+        if values.device.type != "cpu" or values.dtype != bfloat16 or self.weight.dtype != bfloat16:
+            return plain(self, values)
+        bias = None if self.bias is None else self.bias.float()
+        return nn.functional.linear(values.float(), self.weight.float(), bias).bfloat16()
+
+    nn.Linear.forward = forward
+    try:
+        yield
+    finally:
+        nn.Linear.forward = plain
+
+
+def main() -> None:
+    """Do what ``request.json`` in the folder on the command line asks; leave the checkpoint and its seconds there."""
+    import torch
+    from gptqmodel import BACKEND, GPTQModel, QuantizeConfig
+    from gptqmodel.quantization import FORMAT, METHOD
+
+    folder = Path(sys.argv[1])
+    request = json.loads((folder / _REQUEST).read_text())
+    torch.manual_seed(request["seed"])
+    awq = request["method"] == "awq"
+    backend = BACKEND.AWQ_TORCH if awq else BACKEND.GPTQ_TORCH  # what packs; its own choice for AWQ on a GPU must be compiled
+    config = QuantizeConfig(
+        bits=request["bits"],
+        group_size=request["group_size"],
+        method=METHOD.AWQ if awq else METHOD.GPTQ,
+        format=FORMAT.GEMM if awq else FORMAT.GPTQ,
+        sym=not awq,  # as AutoAWQ has it: a zero point for each group
+    )
+    model = GPTQModel.load(
+        request["source"], config, backend=backend, device=request["device"], trust_remote_code=request["trust_remote_code"]
+    )
+    started = time.perf_counter()
+    examples = [{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in request["ids"]]
+    with wide_products():
+        model.quantize(examples, batch_size=1, backend=backend)
+    seconds = time.perf_counter() - started
+    model.save(str(folder / CHECKPOINT))
+    (folder / _SECONDS).write_text(json.dumps({"quantize_s": seconds, "device": request["device"]}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,197 @@
+"""GGUF files of dummies: llama.cpp's header and types, and random blocks that it quantized, tiled over every tensor.
+
+No weight is converted and no model quantized: a file is written at the speed of the disk, and memory holds a few MB of it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import zlib
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from quantbench.core.cache import artifact, made_by, require_room
+from quantbench.core.children import python_module
+from quantbench.core.errors import ModelError, UnsupportedError
+from quantbench.core.job import Checkpoint
+from quantbench.core.protocols import Artifact
+from quantbench.models.architecture import Architecture, read
+from quantbench.models.dummy import read_shapes
+from quantbench.models.gguf import block_of, tensor_bytes
+from quantbench.runtimes.llama_cpp.files import MODEL_FILE, converter, fallback_facts, file_type, gguf_maker
+from quantbench.runtimes.llama_cpp.header import HEADER, REQUEST, VALUES
+from quantbench.runtimes.llama_cpp.model import library
+from quantbench.runtimes.llama_cpp.plan import File, tensors_of
+from quantbench.runtimes.llama_cpp.tensors import Tensor
+
+_MAKERS = tuple(f"quantbench.runtimes.llama_cpp.{name}" for name in ("dummy", "header", "tensors"))
+
+_SEED = 0
+_DEVIATION = 0.02
+"""Standard deviation of the weights, transformers' own for most architectures."""
+
+_ROWS, _ROW = 4093, 256
+"""Weights of a pool: a prime number of the largest block, so that no two neighbouring rows of a matrix are the same."""
+
+_FALLBACK = "fallback.json"
+_ALIGNMENT = 32
+_COMPUTED, _NORM = "rope_", "_norm.weight"
+
+
+def dummy_file(checkpoint: Checkpoint, precision: str, files: Sequence[File]) -> Artifact:
+    """The dummy as a GGUF file of a precision, one of ``files``, written on first use.
+
+    Where that is made with an importance matrix, the types are those that llama.cpp gives with one; none is computed.
+
+    Raises UnsupportedError where llama.cpp refuses the type at these shapes or has no such architecture, ModelError where
+    the disk has no room or the converter does not take the configuration.
+    """
+    asked = {
+        "content": checkpoint.content_hash, "precision": precision, "dummy": made_by(*_MAKERS), "gguf": version("gguf"),
+        **gguf_maker(),
+    }  # fmt: skip
+    (kind,) = (kind for name, kind, _ in files if name == precision)
+
+    def make(folder: Path) -> None:
+        architecture = _architecture(checkpoint)
+        tensors, fell = tensors_of(architecture, precision, files)
+        needed = sum(tensor_bytes(shape, kind) for _, shape, kind in tensors)
+        require_room(folder, needed, f"the {precision} file of {checkpoint.name}")
+        header = _header(checkpoint, tensors_of(architecture, "f16", files)[0])
+        _start(folder / MODEL_FILE, header / HEADER, file_type(kind), tensors)
+        _fill(folder / MODEL_FILE, tensors, json.loads((header / VALUES).read_text()))
+        (folder / _FALLBACK).write_text(json.dumps(fell))
+
+    folder = artifact("gguf", asked, make)
+    path = folder / MODEL_FILE
+    facts = fallback_facts(json.loads((folder / _FALLBACK).read_text()))
+    return Artifact(path=path, file_bytes=path.stat().st_size, quantize_s=None, facts=facts)
+
+
+def _architecture(checkpoint: Checkpoint) -> Architecture:
+    """What the dummy's configuration describes; UnsupportedError where transformers makes other tensors of it."""
+    config = checkpoint.path / "config.json"
+    found = read(json.loads(config.read_text()), checkpoint.name, str(config))
+    if {tensor.name: tuple(tensor.shape) for tensor in found.tensors} != read_shapes(checkpoint.path):
+        raise UnsupportedError(
+            f"quantbench does not know the tensors of model type {found.model_type!r} as transformers makes them, so it cannot "
+            "write a GGUF file of them; ask for torch, or give the real checkpoint"
+        )
+    return found
+
+
+def _header(checkpoint: Checkpoint, tensors: Sequence[Tensor]) -> Path:
+    """The folder of the header of the dummy's F16 file, and of the values that the converter computes for it."""
+    asked = {"content": checkpoint.content_hash, "dummy": made_by(*_MAKERS), "gguf": version("gguf"), **gguf_maker()}
+
+    def make(folder: Path) -> None:
+        source = folder / "source"
+        source.mkdir()
+        for path in (checkpoint.path / "config.json", *checkpoint.path.glob("*token*")):
+            shutil.copyfile(path, source / path.name)
+        request = {
+            "source": str(source), "converter": str(converter().parent),
+            "tensors": [[name, shape, kind, tensor_bytes(shape, kind)] for name, shape, kind in tensors],
+        }  # fmt: skip
+        (folder / REQUEST).write_text(json.dumps(request))
+        _run(folder, checkpoint.name)
+        shutil.rmtree(source)
+        computed = json.loads((folder / VALUES).read_text()).keys()
+        if computed != {name for name, _, _ in tensors if name.startswith(_COMPUTED)}:
+            raise UnsupportedError(
+                f"llama.cpp's converter computes {', '.join(computed) or 'no tensors'} for {checkpoint.name}, which is not "
+                "what the forecast of its file counts; ask for torch"
+            )
+
+    return artifact("gguf-header", asked, make)
+
+
+def _run(folder: Path, name: str) -> None:
+    """Let the converter answer the request in ``folder``."""
+    done = subprocess.run(
+        python_module("quantbench.runtimes.llama_cpp.header", str(folder)),
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    if done.returncode == -signal.SIGKILL:
+        raise MemoryError(f"llama.cpp's converter was killed while it wrote the header of {name}: out of memory")
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise ModelError(f"llama.cpp's converter does not take the configuration of {name} ({last}); ask for torch")
+
+
+def _start(target: Path, header: Path, number: int, tensors: Sequence[Tensor]) -> None:
+    """Begin the file: the F16 file's header with another file type, and the types that the tensors have in it."""
+    from gguf import GGMLQuantizationType, GGUFReader
+
+    shutil.copyfile(header, target)
+    os.truncate(target, target.stat().st_size + 4 * sum(math.prod(shape) + _ALIGNMENT for _, shape, _ in tensors))  # a hole
+    reader: Any = GGUFReader(target, "r+")
+    reader.fields["general.file_type"].parts[-1][0] = number
+    place = 0
+    for entry, (_, shape, kind) in zip(reader.tensors, tensors, strict=True):
+        *_, stored_type, offset = entry.field.parts
+        stored_type[0], offset[0] = GGMLQuantizationType[kind], place
+        place += _padded(tensor_bytes(shape, kind))
+    reader.data.flush()
+    start = reader.data_offset
+    del reader, entry, stored_type, offset
+    os.truncate(target, start)
+
+
+def _padded(count: int) -> int:
+    return -(-count // _ALIGNMENT) * _ALIGNMENT
+
+
+def _fill(target: Path, tensors: Sequence[Tensor], values: Mapping[str, Sequence[float]]) -> None:
+    """Write one tensor after another."""
+    import numpy as np
+
+    with target.open("ab") as stream:
+        for name, shape, kind in tensors:
+            if name in values:
+                stream.write(np.array(values[name], dtype=np.float32).tobytes())
+            elif len(shape) < 2 or name.endswith(_NORM):
+                stream.write(np.full(shape, float(not name.endswith(".bias")), dtype=np.float32).tobytes())
+            else:
+                _tile(stream, random_blocks(kind), zlib.crc32(name.encode()), shape, kind)
+            stream.write(bytes(-tensor_bytes(shape, kind) % _ALIGNMENT))
+
+
+def _tile(stream: BinaryIO, pool: bytes, number: int, shape: Sequence[int], kind: str) -> None:
+    """Fill a tensor from the pool, over and over, from the ``number``-th block on."""
+    block = block_of(kind)[1]
+    start, left = number % (len(pool) // block) * block, tensor_bytes(shape, kind)
+    whole = memoryview(pool)
+    while left:
+        part = whole[start : start + left]
+        stream.write(part)
+        start, left = 0, left - len(part)
+
+
+@cache
+def random_blocks(kind: str) -> bytes:
+    """Normal random weights in blocks of a type, quantized by ggml itself where there is something to quantize."""
+    import numpy as np
+    from gguf import GGMLQuantizationType
+
+    weights = np.random.default_rng(_SEED).standard_normal((_ROWS, _ROW), dtype=np.float32) * np.float32(_DEVIATION)
+    importance = np.ones(_ROW, dtype=np.float32)
+    packed = np.empty(tensor_bytes(weights.shape, kind), dtype=np.uint8)
+    ggml = library().llama_cpp._lib  # noqa: SLF001 - llama-cpp-python wraps no ggml_quantize_ function
+    ggml.ggml_quantize_chunk.argtypes = [ctypes.c_int, *2 * [ctypes.c_void_p], *3 * [ctypes.c_int64], ctypes.c_void_p]
+    ggml.ggml_quantize_chunk.restype = ctypes.c_size_t
+    number = int(GGMLQuantizationType[kind])
+    pointers = (weights.ctypes.data, packed.ctypes.data)
+    written = ggml.ggml_quantize_chunk(number, *pointers, 0, _ROWS, _ROW, importance.ctypes.data)
+    if written != packed.size:
+        raise ModelError(f"ggml wrote {written} bytes of {kind} where {packed.size} were due; reinstall llama-cpp-python")
+    return packed.tobytes()

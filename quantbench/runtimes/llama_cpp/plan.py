@@ -1,0 +1,253 @@
+"""What GGUF files will take: sizes by llama.cpp's own dry run on a file without weights, and architectures of ready files."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from quantbench.core.cache import artifact, made_by
+from quantbench.core.children import python_module
+from quantbench.core.errors import MissingDependency, ModelError, UnsupportedError
+from quantbench.core.identity import identify
+from quantbench.core.units import format_bytes
+from quantbench.models.architecture import Architecture, CacheLayer, Role, Tensor
+from quantbench.models.footprint import Weights
+from quantbench.models.gguf import gguf_parts
+from quantbench.runtimes.llama_cpp import REQUIRES
+from quantbench.runtimes.llama_cpp.dry_run import REQUEST, RESULT
+from quantbench.runtimes.llama_cpp.files import UNQUANTIZED
+from quantbench.runtimes.llama_cpp.tensors import Tensor as Typed
+
+File = tuple[str, str, bool]
+"""A precision, the file type of llama.cpp that it is, and whether it is made with an importance matrix."""
+
+_CHILD = "quantbench.runtimes.llama_cpp.dry_run"
+_TIMEOUT_S = 60
+_LEAN = {"GGML_NO_BACKTRACE": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+"""A dry run needs no GPU and no threads, and where it ends in an assertion no debugger to say so."""
+
+_DROPS_ROWS = "the converter leaves out rows of the embedding beyond the tokenizer's entries, which a config.json does not tell"
+
+_MAKERS = (
+    "quantbench.runtimes.llama_cpp.plan", "quantbench.runtimes.llama_cpp.dry_run", "quantbench.runtimes.llama_cpp.tensors",
+    "quantbench.models.gguf",
+)  # fmt: skip
+_CONTEXT = 4096
+"""What the header says where a configuration does not; no size depends on it."""
+
+
+def forecast(architecture: Architecture, files: Sequence[File]) -> dict[str, Weights]:
+    """What each of ``files`` will take, made of a checkpoint of this architecture."""
+    return _weights(_request(architecture, files), files, _DROPS_ROWS if architecture.model_type.startswith("gemma3") else "")
+
+
+def tensors_of(architecture: Architecture, precision: str, files: Sequence[File]) -> tuple[list[Typed], dict[str, Any]]:
+    """The tensors, with their types, of the one of ``files`` that is of this precision; and what of it fell back.
+
+    Their bytes add up to what ``forecast`` says; UnsupportedError with its reason where it says nothing.
+    """
+    found = _asked({**_request(architecture, files), "types": True})  # of all files: llama.cpp is started once
+    told = found.get("error") or found["files"][precision]
+    if isinstance(told, str):
+        raise UnsupportedError(told)
+    named = zip(found["tensors"], told["types"], strict=True)
+    tensors: list[Typed] = [(name, tuple(shape), kind) for (name, shape), kind in named]
+    return tensors, told["fallback"]
+
+
+def forecast_from(path: Path, files: Sequence[File]) -> dict[str, Weights]:
+    """What each of ``files`` will take, quantized from an unquantized GGUF file."""
+    request = {
+        "source": str(path), "content": _stamp(path), "tensors": header(path)["tensors"],
+        "quantized": [list(each) for each in files], "versions": _versions(),
+    }  # fmt: skip
+    return _weights(request, files)
+
+
+def header(path: Path) -> Mapping[str, Any]:
+    """What a ready GGUF file's header says: ``architecture``, ``metadata``, ``tensors``, ``bytes``, ``precision``, ``matrix``.
+
+    ModelError where it is cut short, damaged or no GGUF file.
+    """
+    if missing := [name for name in REQUIRES if find_spec(name) is None]:
+        names = ", ".join(missing)
+        raise MissingDependency(f"{path} cannot be read without {names}, not installed; pip install 'quantbench[gguf]'")
+    return _asked({"describe": str(path), "content": _stamp(path), "versions": _versions()})
+
+
+def gguf_architecture(path: Path) -> Architecture:
+    """The architecture that a GGUF file's header describes, its tensors under their GGUF names.
+
+    ModelError where the file is cut short, damaged, or says too little of its shapes.
+    """
+    found = header(path)
+
+    def value(key: str, default: Any = None) -> Any:
+        name = f"{found['architecture']}.{key}"
+        number = found["metadata"].get(name, default)
+        if number is None:
+            raise ModelError(f"{path} has no {name} in its header, from which its sizes follow; give another file")
+        return number
+
+    try:
+        return _described(path, found, value)
+    except (ValueError, TypeError) as error:
+        raise ModelError(f"{path} contradicts itself in its header ({error}); make or download it again") from error
+
+
+def _described(path: Path, found: Mapping[str, Any], value: Callable[..., Any]) -> Architecture:
+    blocks, width = int(value("block_count")), int(value("embedding_length"))
+    heads = _each(value("attention.head_count"), blocks)
+    kept = _each(value("attention.head_count_kv", heads), blocks)
+    usual = width // max(1, *heads)
+    sides = [int(value(f"attention.{side}_length", usual)) for side in ("key", "value")]
+    size = -(-sum(sides) // 2)  # a cache layer has one length for both
+    tensors = tuple(Tensor(name, tuple(shape), _role(name, len(shape))) for name, shape, _ in found["tensors"])
+    rows = {tensor.name: tensor.shape[0] for tensor in tensors}
+    return Architecture(
+        name=str(path), model_type=found["architecture"], config=found["metadata"], tensors=tensors,
+        layers=tuple(CacheLayer(heads=each, head_dim=size) for each in kept),
+        width=width, inner_width=_inner_width(tensors, _each(value("expert_used_count", 1), blocks)),
+        attention_width=max(first + 2 * second for first, second in zip(heads, kept, strict=True)) * size,
+        vocabulary=rows["token_embd.weight"] if "token_embd.weight" in rows else int(value("vocab_size")),
+        context=int(value("context_length")), tied="output.weight" not in rows, gguf=path,
+        note="" if all(kept) else "what layers without attention keep is not counted",
+    )  # fmt: skip
+
+
+def _inner_width(tensors: Sequence[Tensor], used: Sequence[int]) -> int:
+    """Values that a position has inside a feed-forward layer at once: with a gate three of each, else two.
+
+    The gate may be merged with its neighbour, which then has twice as many rows as there are columns on the way back.
+    """
+    shapes = {each.name: each.shape for each in tensors}
+    widths = [0]
+    for name, shape in shapes.items():
+        if ".ffn_down" in name and len(shape) > 1:
+            merged = shapes.get(name.replace("ffn_down", "ffn_up"), shape)[-2] == 2 * shape[-1]
+            gated = merged or name.replace("ffn_down", "ffn_gate") in shapes
+            widths.append(shape[-1] * (3 if gated else 2) * (max(used) if len(shape) > 2 else 1))
+    return max(widths)
+
+
+def _each(value: int | list[int], blocks: int) -> list[int]:
+    """A figure of the header for each block; most files have one for all."""
+    return [int(each) for each in value] if isinstance(value, list) else [int(value)] * blocks
+
+
+def _role(name: str, dimensions: int) -> Role:
+    if name == "token_embd.weight":
+        return "embedding"
+    if name == "output.weight":
+        return "output"
+    if dimensions > 2:
+        return "experts"
+    return "linear" if dimensions > 1 and name.startswith("blk.") and name.endswith(".weight") else "other"
+
+
+def _request(architecture: Architecture, files: Sequence[File]) -> dict[str, Any]:
+    written = [precision for precision, _, _ in files if precision in UNQUANTIZED]
+    quantized = [list(each) for each in files if each[0] not in UNQUANTIZED]
+    return {**_shapes(architecture), "written": written, "quantized": quantized, "versions": _versions()}
+
+
+def _shapes(architecture: Architecture) -> dict[str, Any]:
+    """What a dry run must know of an architecture."""
+    rotary = architecture.config.get("rope_parameters") or architecture.config.get("rope_scaling") or {}
+    first = architecture.layers[0]
+    return {
+        "model_type": architecture.model_type,
+        "tensors": [[tensor.name, list(tensor.shape), tensor.role] for tensor in architecture.tensors],
+        "kv_heads": [layer.heads for layer in architecture.layers],
+        "heads": architecture.attention_width // first.head_dim - 2 * first.heads,
+        "head_dim": first.head_dim,
+        "width": architecture.width,
+        "inner_width": architecture.inner_width,
+        "vocabulary": architecture.vocabulary,
+        "context": architecture.context or _CONTEXT,
+        "window": max(layer.window or 0 for layer in architecture.layers) or _CONTEXT,
+        "rotary": rotary.get("full_attention", rotary),
+    }
+
+
+def _weights(request: Mapping[str, Any], files: Sequence[File], note: str = "") -> dict[str, Weights]:
+    build = f"llama.cpp of llama-cpp-python {version('llama_cpp_python')}"
+    try:
+        result = _asked(request)
+    except UnsupportedError as error:
+        result = {"error": str(error)}
+    found = {}
+    count = result.get("count", 0)
+    for precision, _, matrix in files:
+        told = result.get("error") or result["files"][precision]
+        if isinstance(told, str):
+            found[precision] = Weights(weight_bytes=None, dtype="fp16", runtime="llama.cpp", note=told)
+        else:
+            how = f"{build}, with an importance matrix" if matrix else build
+            said = "; ".join(filter(None, (how, _fell_back(told["fallback"], count), note)))
+            found[precision] = Weights(weight_bytes=told["bytes"], dtype="fp16", runtime="llama.cpp", note=said)
+    return found
+
+
+def _fell_back(found: Mapping[str, Any], count: int) -> str:
+    """What does not have the type that the precision's name promises."""
+    if not found["tensors"]:
+        return ""
+    size, types = format_bytes(found["bytes"]), ", ".join(found["types"])
+    return f"{found['tensors']} of {count} tensors, {size}, fall back to {types}: their rows do not fill blocks"
+
+
+def _versions() -> dict[str, str]:
+    return {"llama_cpp_python": version("llama_cpp_python"), "gguf": version("gguf"), "made_by": made_by(*_MAKERS)}
+
+
+def _stamp(path: Path) -> list[list[int]]:
+    """What the disk says of a file's parts: which content it is, without reading it."""
+    return [list(identify(part)) for part in gguf_parts(path)]
+
+
+def _asked(request: Mapping[str, Any]) -> dict[str, Any]:
+    """The child's answer to a request, from the cache where it was asked before.
+
+    ModelError where a file cannot be described, UnsupportedError where llama.cpp ended the child or took too long.
+    """
+
+    def make(folder: Path) -> None:
+        (folder / REQUEST).write_text(json.dumps(request))
+        failed = _run(folder)
+        result = {} if failed else json.loads((folder / RESULT).read_text())
+        if "describe" in request and (failed or "error" in result):
+            raise ModelError(result.get("error") or f"{request['describe']} cannot be read: what reads it {failed}")
+        if failed:
+            raise UnsupportedError(f"llama.cpp's dry run {failed}")
+
+    found: dict[str, Any] = json.loads((artifact("gguf-plan", request, make) / RESULT).read_text())
+    return found
+
+
+def _run(folder: Path) -> str:
+    """Let the child answer the request in ``folder``; how it failed, empty if it did not."""
+    command = python_module(_CHILD, str(folder))
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env={**os.environ, **_LEAN}, process_group=0
+    ) as child:
+        try:
+            _, said = child.communicate(timeout=_TIMEOUT_S)
+        except BaseException as error:
+            os.killpg(child.pid, signal.SIGKILL)  # its fork as well
+            if isinstance(error, subprocess.TimeoutExpired):
+                return f"took more than {_TIMEOUT_S} s and was stopped"
+            raise
+    if not child.returncode:
+        return ""
+    last = (said.decode("utf-8", "replace").strip().splitlines() or ["it gave no reason"])[-1]
+    how = signal.Signals(-child.returncode).name if child.returncode < 0 else f"exit code {child.returncode}"
+    return f"ended with {how} ({re.sub('^/[^ ]*/', '', last)})"  # without the folder that llama.cpp was built in
