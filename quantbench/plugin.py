@@ -294,7 +294,7 @@ class _WithoutBenchmark:
 
 def _session(config: pytest.Config) -> Session:
     if _SESSION not in config.stash:
-        values = {option.key: convert(option, _raw(config, option)) for option in OPTIONS}
+        values = {option.key: convert(option, raw_setting(config, option)) for option in OPTIONS}
         command = " ".join(["pytest", *config.invocation_params.args])
         config.stash[_SESSION] = Session(values, command=command, root=config.rootpath)
     return config.stash[_SESSION]
@@ -310,7 +310,7 @@ def _compared(state: Session) -> Outcome | None:
     return gate(state.baseline, state.results, state.run_id, fail_on=state.fail_on, width=terminal_width())
 
 
-def _raw(config: pytest.Config, option: Option) -> Any:
+def raw_setting(config: pytest.Config, option: Option) -> Any:
     """A setting as given; a path on the command line starts where pytest was started, one in an ini file at the root."""
     given = config.getoption(f"quantbench_{option.key}")
     if option.key in _COMMAND_LINE_ONLY:

@@ -10,7 +10,7 @@ import pytest
 from quantbench.core.scenario import Conditions, Effort, Scenario, Variant
 from quantbench.running.estimate import (
     Load,
-    Machine,
+    MachineSpeed,
     announced,
     expected,
     job_s,
@@ -22,7 +22,7 @@ from quantbench.running.estimate import (
 )
 from quantbench.running.progress import Expected, Moment, Progress
 
-MACHINE = Machine(bandwidth_bps=1e10, cores=2)
+MACHINE = MachineSpeed(bandwidth_bps=1e10, cores=2)
 LOAD = Load(
     weight_bytes=1e9, anchor_bytes=1e9, parameters=250_000_000, layers=10, answers=10, answer_tokens=32, scored=1000
 )  # fmt: skip

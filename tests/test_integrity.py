@@ -158,10 +158,10 @@ def test_other_rights_links_and_times_of_the_same_content_are_no_change(model: P
 @pytest.mark.parametrize(
     ("module", "ask", "precision"),
     [
-        ("calibration", calibration.calibration_ids, "gptq/int4-g128"),
-        ("quantize", quantize.prepared, "gptq/int4-g128"),
-        ("imatrix", imatrix.importance_matrix, "gguf/q4_k_m-imat"),
-        ("qat", qat._trained, "qat/int4"),
+        ("runtimes.transformers.calibration", calibration.calibration_ids, "gptq/int4-g128"),
+        ("runtimes.gptqmodel.quantize", quantize.prepared, "gptq/int4-g128"),
+        ("runtimes.llama_cpp.imatrix", imatrix.importance_matrix, "gguf/q4_k_m-imat"),
+        ("methods.qat", qat._trained, "qat/int4"),
     ],
 )
 def test_what_is_calibrated_is_keyed_by_the_device_and_by_its_makers_source(
@@ -174,7 +174,7 @@ def test_what_is_calibrated_is_keyed_by_the_device_and_by_its_makers_source(
         keys.append(asked)
         raise ModelError("enough")
 
-    monkeypatch.setattr(f"quantbench.methods.{module}.artifact", kept)
+    monkeypatch.setattr(f"quantbench.{module}.artifact", kept)
     monkeypatch.setattr(quantize, "compile_kernels", lambda _: None)
     method, _, name = precision.partition("/")
     settings = Settings(checkpoint=resolve("canary"), threads=1, context=64)

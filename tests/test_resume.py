@@ -21,9 +21,9 @@ from quantbench.core.record import Missing, Output, Record, Sample, Status
 from quantbench.core.scenario import Conditions, Scenario, Variant
 from quantbench.core.trace import Calls, Generation, Round, Trace
 from quantbench.metrics import all_columns
-from quantbench.metrics._samples import raw_samples
 from quantbench.results.resume import LAST, hold, resume
 from quantbench.results.store import Run, Store, load
+from quantbench.running.recorder import raw_samples
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

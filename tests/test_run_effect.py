@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from quantbench.judge.compare import Comparison, Verdict, compare
+from quantbench.judge.compare import Change, Comparison, compare
 
 HARNESS = Path(__file__).parents[1] / "bench" / "harness"
 MATRICES = 40
@@ -35,7 +35,7 @@ def compared(simulated: Any, rng: np.random.Generator, *, runs: int = 1, tail: f
     return compare(baseline, simulated.side(rng, noise, **again, **changed))
 
 
-def told(found: Comparison, *verdicts: Verdict) -> list[str]:
+def told(found: Comparison, *verdicts: Change) -> list[str]:
     return [each.scenario_id for verdict in verdicts for each in found.of(verdict)]
 
 
@@ -43,22 +43,22 @@ def told(found: Comparison, *verdicts: Verdict) -> list[str]:
 def test_a_run_effect_of_three_percent_raises_no_alarm(simulated: Any, tail: float) -> None:
     """The alarms are no more than 1 % of matrices explain; without the model most of these have one."""
     rng = np.random.default_rng(1)
-    alarms = sum(bool(told(compared(simulated, rng, tail=tail), Verdict.WORSE, Verdict.BETTER)) for _ in range(MATRICES))
+    alarms = sum(bool(told(compared(simulated, rng, tail=tail), Change.WORSE, Change.BETTER)) for _ in range(MATRICES))
     assert alarms <= stats.binom.ppf(0.999, MATRICES, 0.01)
 
 
 def test_a_slowdown_of_one_cell_is_found_beside_a_run_effect(simulated: Any) -> None:
     rng = np.random.default_rng(2)
-    found = [told(compared(simulated, rng, one=0.9), Verdict.WORSE, Verdict.BETTER) for _ in range(MATRICES)]
+    found = [told(compared(simulated, rng, one=0.9), Change.WORSE, Change.BETTER) for _ in range(MATRICES)]
     assert sum(each == ["0"] for each in found) >= 0.9 * MATRICES
 
 
 def test_a_slowdown_of_all_cells_takes_more_runs_or_is_large(simulated: Any) -> None:
     rng = np.random.default_rng(3)
     single = [compared(simulated, rng, every=0.87) for _ in range(15)]
-    assert sum(len(told(each, Verdict.INSUFFICIENT)) > simulated.CELLS / 2 for each in single) >= 8
-    assert all("in more runs" in entry.reason for found in single for entry in found.of(Verdict.INSUFFICIENT))
+    assert sum(len(told(each, Change.INSUFFICIENT)) > simulated.CELLS / 2 for each in single) >= 8
+    assert all("in more runs" in entry.reason for found in single for entry in found.of(Change.INSUFFICIENT))
     several = [compared(simulated, rng, runs=4, every=0.87) for _ in range(15)]
-    assert sum(len(told(each, Verdict.WORSE)) == simulated.CELLS for each in several) >= 8
+    assert sum(len(told(each, Change.WORSE)) == simulated.CELLS for each in several) >= 8
     large = [compared(simulated, rng, every=0.6) for _ in range(15)]
-    assert all(len(told(each, Verdict.WORSE)) == simulated.CELLS for each in large)
+    assert all(len(told(each, Change.WORSE)) == simulated.CELLS for each in large)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from quantbench.core.errors import UsageError
-from quantbench.core.verdict import Cell, Finding, Rule, Side, Verdict, judge, suspects
+from quantbench.core.verdict import Comparand, Finding, Rule, Side, Verdict, judge, suspects
 
 RULE = Rule()
 
@@ -26,8 +26,8 @@ def side(seed: int, *, factor: float = 1.0, ratio_factor: float | None = None, c
     return Side(raws=tuple(100 * factor * mood), ratios=tuple(0.8 * ratios))
 
 
-def cell(name: str = "canary/a/ten", *, factor: float = 1.0, again: float | None = None, **other: float) -> Cell:
-    return Cell(
+def cell(name: str = "canary/a/ten", *, factor: float = 1.0, again: float | None = None, **other: float) -> Comparand:
+    return Comparand(
         name=name, better="higher", baseline=side(1), candidate=side(2, factor=factor, **other),
         again=None if again is None else side(3, factor=again, **other),
     )  # fmt: skip
@@ -126,7 +126,7 @@ def test_variances_are_moderated_as_limma_does_it() -> None:
     for number in range(600):
         sigma = math.sqrt(d0 * s02 / rng.chisquare(d0))
         sides = [Side(raws=(), ratios=tuple(np.exp(rng.normal(0, sigma, 5)))) for _ in range(2)]
-        cells.append(Cell(name=str(number), better="higher", baseline=sides[0], candidate=sides[1]))
+        cells.append(Comparand(name=str(number), better="higher", baseline=sides[0], candidate=sides[1]))
     loose = Rule(alpha=0.99, ratio_change=0.0)
     found = judge(cells, loose)
     smallest = min(range(len(cells)), key=lambda index: found[index].p_value or 0.0)
@@ -144,7 +144,7 @@ def test_many_cells_share_one_error_rate() -> None:
     alarms = 0
     for number in range(matrices):
         cells = [
-            Cell(name=str(index), better="higher", baseline=side(base), candidate=side(base + 1))
+            Comparand(name=str(index), better="higher", baseline=side(base), candidate=side(base + 1))
             for index, base in enumerate(range(1000 * number, 1000 * number + 40, 2))
         ]
         alarms += bool(suspects(judge(cells)))
@@ -154,14 +154,14 @@ def test_many_cells_share_one_error_rate() -> None:
 def test_equal_figures_are_the_same_and_unlike_ones_without_spread_are_not() -> None:
     flat = Side(raws=(10.0,) * 5, ratios=(0.5,) * 5)
     slower = Side(raws=(5.0,) * 5, ratios=(0.25,) * 5)
-    same = only(judge([Cell(name="a", better="higher", baseline=flat, candidate=flat)]))
+    same = only(judge([Comparand(name="a", better="higher", baseline=flat, candidate=flat)]))
     assert (same.verdict, same.p_value, same.change) == (Verdict.SAME, 1.0, 0.0)
-    assert only(judge([Cell(name="a", better="higher", baseline=flat, candidate=slower)])).verdict == Verdict.SUSPECT_WORSE
+    assert only(judge([Comparand(name="a", better="higher", baseline=flat, candidate=slower)])).verdict == Verdict.SUSPECT_WORSE
 
 
 @given(st.floats(0.5, 2.0), st.integers(0, 50))
 def test_the_unit_of_the_figures_does_not_matter(scale: float, seed: int) -> None:
-    one = Cell(name="a", better="higher", baseline=side(seed), candidate=side(seed + 1, factor=0.93))
+    one = Comparand(name="a", better="higher", baseline=side(seed), candidate=side(seed + 1, factor=0.93))
     scaled = {
         name: Side(raws=tuple(scale * value for value in each.raws), ratios=tuple(scale * value for value in each.ratios))
         for name, each in (("baseline", one.baseline), ("candidate", one.candidate))

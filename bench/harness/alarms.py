@@ -19,7 +19,7 @@ from ratios import Result
 from simulated import Noise, side
 
 from quantbench.core.machine import available_cpus
-from quantbench.judge.compare import Verdict, compare
+from quantbench.judge.compare import Change, compare
 
 MATRICES = 2000
 POWER_SHARE = 0.1
@@ -70,10 +70,10 @@ def _alarms(case: Case, matrices: int) -> int:
 
 def _found(case: Case, matrices: int) -> int:
     """In how many matrices the one slowed cell is told."""
-    return sum(each.get("0") is Verdict.WORSE for each in _told(case, matrices, one=SLOWED))
+    return sum(each.get("0") is Change.WORSE for each in _told(case, matrices, one=SLOWED))
 
 
-def _told(case: Case, matrices: int, one: float = 1.0) -> Iterator[dict[str, Verdict]]:
+def _told(case: Case, matrices: int, one: float = 1.0) -> Iterator[dict[str, Change]]:
     """Of each matrix the cells that are said to have changed."""
     import numpy as np
 
@@ -83,4 +83,4 @@ def _told(case: Case, matrices: int, one: float = 1.0) -> Iterator[dict[str, Ver
         baseline = side(rng, case.noise, runs=case.runs, each=case.each)
         candidate = side(rng, case.noise, runs=further[0], each=further[1], one=one)
         found = compare(baseline, candidate)
-        yield {each.scenario_id: each.verdict for each in (*found.of(Verdict.WORSE), *found.of(Verdict.BETTER))}
+        yield {each.scenario_id: each.verdict for each in (*found.of(Change.WORSE), *found.of(Change.BETTER))}

@@ -21,7 +21,7 @@ from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import TYPE_CHECKING
 
-from quantbench.core.verdict import Cell, Rule, Side, Verdict, judge
+from quantbench.core.verdict import Comparand, Rule, Side, Verdict, judge
 
 if TYPE_CHECKING:
     import numpy as np
@@ -165,7 +165,7 @@ def judged(
 
 def cells(
     runs: Runs, draw: Draw, *, again: bool = False, slowed: Sequence[str] = (), factor: float = 1.0, common: bool = False
-) -> list[Cell]:
+) -> list[Comparand]:
     """A trial's cells; ``slowed`` have candidates multiplied by ``factor``, their ratios too unless it is ``common``."""
     baseline, candidate, second = draw
     found = []
@@ -173,7 +173,7 @@ def cells(
         scale = factor if name in slowed else 1.0
         sides = [side(values, candidate, scale, common), side(values, second, scale, common)]
         found.append(
-            Cell(
+            Comparand(
                 name=name, better="higher", baseline=side(values, baseline, 1.0, common), candidate=sides[0],
                 again=sides[1] if again else None,
             )

@@ -72,7 +72,7 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
+class Rejection:
     """Why a variant is not picked; ``candidate`` holds its figures where all were measured."""
 
     name: str
@@ -96,9 +96,9 @@ class Choice:
     undecided: tuple[Candidate, ...]
     disturbed: tuple[str, ...]
     """Names of those within the limits that were measured beside other work."""
-    runner_up: Verdict | None
-    rejected: tuple[Verdict, ...]
-    nearest: Verdict | None
+    runner_up: Rejection | None
+    rejected: tuple[Rejection, ...]
+    nearest: Rejection | None
     """Without a pick: the variant that breaks the limits by the smallest factor, and which it breaks."""
 
     @property
@@ -178,7 +178,7 @@ def _decide(group: Group, limits: Limits) -> Choice:
         rejected=(
             *(_excluded(each, broken) for each, broken in excluded),
             *(each for each in beaten if each.candidate is not second),
-            *(each for each in found if isinstance(each, Verdict)),
+            *(each for each in found if isinstance(each, Rejection)),
         ),
         nearest=_excluded(*closest) if closest and not named else None,
     )
@@ -192,14 +192,14 @@ def _pick(feasible: Sequence[Candidate], limits: Limits) -> tuple[Candidate | No
     return None, tuple(found)
 
 
-def _candidate(row: Row) -> Candidate | Verdict:
+def _candidate(row: Row) -> Candidate | Rejection:
     if not row.ok:
-        return Verdict(name=row.label, reason=row.text("status"))
+        return Rejection(name=row.label, reason=row.text("status"))
     loaded, tps, kld = row.number("weight_bytes"), row.number("decode_tps"), row.number("kld_mean")
     figures = {"weight bytes": loaded, "decode speed": tps, "KLD": kld}
     if loaded is None or tps is None or kld is None:
         missing = " and ".join(name for name, value in figures.items() if value is None)
-        return Verdict(name=row.label, reason=f"no {missing} measured")
+        return Rejection(name=row.label, reason=f"no {missing} measured")
     return Candidate(
         name=row.label,
         weight_bytes=loaded,
@@ -216,11 +216,11 @@ def _candidate(row: Row) -> Candidate | Verdict:
     )
 
 
-def _excluded(candidate: Candidate, broken: Sequence[tuple[str, float]]) -> Verdict:
-    return Verdict(name=candidate.name, reason=" and ".join(text for text, _ in broken), candidate=candidate)
+def _excluded(candidate: Candidate, broken: Sequence[tuple[str, float]]) -> Rejection:
+    return Rejection(name=candidate.name, reason=" and ".join(text for text, _ in broken), candidate=candidate)
 
 
-def _beaten(candidate: Candidate, named: Sequence[Candidate], feasible: Sequence[Candidate]) -> Verdict:
+def _beaten(candidate: Candidate, named: Sequence[Candidate], feasible: Sequence[Candidate]) -> Rejection:
     """Why a variant that keeps the limits is none of the ``named``; these are what it is held against first."""
     others = [*named, *(each for each in feasible if each not in named)]
     better = [other for other in others if dominates(other, candidate)]
@@ -231,7 +231,7 @@ def _beaten(candidate: Candidate, named: Sequence[Candidate], feasible: Sequence
         reason = f"slower than {faster[0].name}"
     else:
         reason = _tied(candidate, named[0], feasible)
-    return Verdict(name=candidate.name, reason=reason, candidate=candidate)
+    return Rejection(name=candidate.name, reason=reason, candidate=candidate)
 
 
 def _tied(candidate: Candidate, pick: Candidate, feasible: Sequence[Candidate]) -> str:

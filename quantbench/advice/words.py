@@ -27,7 +27,7 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Anchor:
+class WordAnchor:
     """A word with the published figure it stands for, in the unit of the column that the scale is for."""
 
     word: str
@@ -42,14 +42,14 @@ class Scale:
     """Words by rising figure; ``figure`` names the column that they are the words for."""
 
     figure: str
-    anchors: tuple[Anchor, ...]
+    anchors: tuple[WordAnchor, ...]
 
     @property
     def edges(self) -> tuple[float, ...]:
         """Where one word ends and the next begins: the geometric means of neighbouring anchors."""
         return tuple(math.sqrt(a.value * b.value) for a, b in zip(self.anchors, self.anchors[1:], strict=False))
 
-    def anchor(self, figure: float) -> Anchor:
+    def anchor(self, figure: float) -> WordAnchor:
         """The anchor whose band holds ``figure``; an edge belongs to the band below it."""
         return self.anchors[sum(figure > edge for edge in self.edges)]
 
@@ -78,7 +78,7 @@ def words() -> Words:
     """The scales with their shipped anchors."""
     body = tomllib.loads((files("quantbench.advice") / "anchors.toml").read_text(encoding="utf-8"))
     scales = {
-        name: Scale(figure=table["figure"], anchors=tuple(Anchor(**each) for each in table["anchors"]))
+        name: Scale(figure=table["figure"], anchors=tuple(WordAnchor(**each) for each in table["anchors"]))
         for name, table in body.items()
         if name != "sources"
     }

@@ -12,7 +12,7 @@ from quantbench.claims import sizes
 from quantbench.claims.claimed import ClaimRow, ClaimTable
 from quantbench.claims.evidence import Evidence, no_gpu
 from quantbench.claims.findings import FINDINGS, absent
-from quantbench.claims.marks import Figure, Verdict
+from quantbench.claims.marks import Figure, Judgement
 from quantbench.core.units import GB
 from quantbench.tables.lines import Line
 from quantbench.tables.show import times
@@ -53,7 +53,7 @@ class ClaimedCell:
         return models.get(self.key) or next(iter(models.values()))
 
 
-def _size(cell: ClaimedCell, evidence: Evidence) -> Verdict:
+def _size(cell: ClaimedCell, evidence: Evidence) -> Judgement:
     """A size in GB: as planned or measured of the model that is meant, rounded like the claim."""
     claimed, variant = m.amount(cell.text), cell.row.variant
     weights = sizes.planned_weights(cell.model, [variant])[variant]
@@ -62,14 +62,14 @@ def _size(cell: ClaimedCell, evidence: Evidence) -> Verdict:
     planned = weights.weight_bytes
     found = planned if measured is None else measured
     if found is None:
-        return Verdict(mark=m.NOT_YET, why=weights.note)
+        return Judgement(mark=m.NOT_YET, why=weights.note)
     mark, why = claimed.mark(found / GB), ""
     if mark == m.FAILS and any(claimed.is_rounded(m.amount(each.size).value) for each in cell.row.earlier):
         published = ", ".join(f"{each.size} in {each.date}" for each in cell.row.earlier)
         mark, why = m.RECIPE, f"{published}; now {weights.note}"
     elif mark == m.FAILS:
         why = _idealised(cell, claimed, found)
-    return Verdict(mark=mark, why=why, planned=_bytes(planned), measured=_bytes(measured))
+    return Judgement(mark=mark, why=why, planned=_bytes(planned), measured=_bytes(measured))
 
 
 def _idealised(cell: ClaimedCell, claimed: m.Amount, found: float) -> str:
@@ -83,7 +83,7 @@ def _idealised(cell: ClaimedCell, claimed: m.Amount, found: float) -> str:
     return f"{values:g}B x {bits:g} bits; {real}" if holds else real
 
 
-def _bits(cell: ClaimedCell, evidence: Evidence) -> Verdict:
+def _bits(cell: ClaimedCell, evidence: Evidence) -> Judgement:
     """Bits of a value: those of the whole model over its parameters."""
     claimed, variant = m.amount(cell.text), cell.row.variant
     weights = sizes.planned_weights(cell.model, [variant])[variant]
@@ -92,28 +92,28 @@ def _bits(cell: ClaimedCell, evidence: Evidence) -> Verdict:
     measured = line.number("bits_per_weight") if line else None
     found = planned if measured is None else measured
     if found is None:
-        return Verdict(mark=m.NOT_YET, why=weights.note)
+        return Judgement(mark=m.NOT_YET, why=weights.note)
     mark = claimed.mark(found)
     code = claimed.value == sizes.nominal_bits(variant)
     why = f"{claimed.value:g} bits a code, scales on top" if mark == m.FAILS and code else ""
-    return Verdict(mark=mark, why=why, planned=_figure(planned), measured=_figure(measured))
+    return Judgement(mark=mark, why=why, planned=_figure(planned), measured=_figure(measured))
 
 
-def _word(name: Literal["quality", "quality_loss"], pick: Callable[[Scale, float], str]) -> Check:
+def _word(name: Literal["quality", "quality_loss"], pick: Callable[[Scale, float], str]) -> CellCheck:
     """A word of a scale, as the figure of a real model gets it."""
 
-    def check(cell: ClaimedCell, evidence: Evidence) -> Verdict:
+    def check(cell: ClaimedCell, evidence: Evidence) -> Judgement:
         scale: Scale = getattr(words(), name)
         for line in evidence.lines(cell.row.variant):
             value = line.number(scale.figure)
             if value is not None:
                 return _of_model(line, cell.text, pick(scale, value), value)
-        return Verdict(mark=m.NOT_YET)
+        return Judgement(mark=m.NOT_YET)
 
     return check
 
 
-def _inference_speed(cell: ClaimedCell, evidence: Evidence) -> Verdict:
+def _inference_speed(cell: ClaimedCell, evidence: Evidence) -> Judgement:
     """The word for the speed over the reference's; planned is what memory bandwidth alone would give."""
     scale = words().inference_speed
     variant, reference = cell.row.variant, cell.table.rows[0].variant
@@ -123,50 +123,50 @@ def _inference_speed(cell: ClaimedCell, evidence: Evidence) -> Verdict:
     for line in evidence.lines(variant):
         if line.speed_ratio is not None:
             found = _of_model(line, cell.text, scale.word(line.speed_ratio), line.speed_ratio)
-            return Verdict(mark=found.mark, why=found.why, planned=planned, measured=found.measured)
-    return Verdict(mark=m.NOT_YET, planned=planned)
+            return Judgement(mark=found.mark, why=found.why, planned=planned, measured=found.measured)
+    return Judgement(mark=m.NOT_YET, planned=planned)
 
 
-def _of_model(line: Line, claimed: str, found: str, value: float) -> Verdict:
+def _of_model(line: Line, claimed: str, found: str, value: float) -> Judgement:
     """A word found of a real model is compared with the claim; of an instrument check it only stands there."""
     measured = Figure(value, f"{found}, {line.group.model}")
     if line.group.instrument_check:
-        return Verdict(mark=m.NOT_YET, why=INSTRUMENT_CHECK, measured=measured)
-    return Verdict(mark=m.HOLDS if found == claimed else m.FAILS, measured=measured)
+        return Judgement(mark=m.NOT_YET, why=INSTRUMENT_CHECK, measured=measured)
+    return Judgement(mark=m.HOLDS if found == claimed else m.FAILS, measured=measured)
 
 
-def _conversion(cell: ClaimedCell, evidence: Evidence) -> Verdict:
+def _conversion(cell: ClaimedCell, evidence: Evidence) -> Judgement:
     """When a method quantizes."""
     line, why = _tried(cell, evidence)
     if line is None:
-        return Verdict(mark=m.NOT_YET, why=why)
+        return Judgement(mark=m.NOT_YET, why=why)
     word = FINDINGS[cell.key](line).word
-    return Verdict(mark=m.HOLDS if word == cell.text else m.FAILS, measured=Figure(word, word))
+    return Judgement(mark=m.HOLDS if word == cell.text else m.FAILS, measured=Figure(word, word))
 
 
-def capability(claimed: str, key: str, line: Line) -> Verdict:
+def capability(claimed: str, key: str, line: Line) -> Judgement:
     """Something that works or not: not true today where more works than was claimed, does not hold where less does."""
     finding = FINDINGS[key](line)
     if finding.word not in _RANKS:
-        return Verdict(mark=m.NOT_YET, why=finding.reason)
+        return Judgement(mark=m.NOT_YET, why=finding.reason)
     steps = _RANKS.index(finding.word) - _RANKS.index(claimed.split(maxsplit=1)[0])
     mark = m.OUTDATED if steps > 0 else m.FAILS if steps < 0 else m.HOLDS
-    return Verdict(mark=mark, why=finding.reason, measured=Figure(finding.word, f"{finding.word}, {line.variant}"))
+    return Judgement(mark=mark, why=finding.reason, measured=Figure(finding.word, f"{finding.word}, {line.variant}"))
 
 
-def _capability(cell: ClaimedCell, evidence: Evidence) -> Verdict:
+def _capability(cell: ClaimedCell, evidence: Evidence) -> Judgement:
     line, why = _tried(cell, evidence)
-    return capability(cell.text, cell.key, line) if line else Verdict(mark=m.NOT_YET, why=why)
+    return capability(cell.text, cell.key, line) if line else Judgement(mark=m.NOT_YET, why=why)
 
 
-def _method_speed(cell: ClaimedCell, evidence: Evidence) -> Verdict:
+def _method_speed(cell: ClaimedCell, evidence: Evidence) -> Judgement:
     """A word for the speed on a device."""
     word, _, where = cell.text.rstrip(")").partition(" (")
     line, why = _tried(cell, evidence)
     if where == "GPU" and not (line and line.group.fact("device").startswith("cuda")):
-        return Verdict(mark=m.NOT_HERE if no_gpu() else m.NOT_YET, why=no_gpu() or "not measured on a GPU")
+        return Judgement(mark=m.NOT_HERE if no_gpu() else m.NOT_YET, why=no_gpu() or "not measured on a GPU")
     if line is None or line.speed_ratio is None:
-        return Verdict(mark=m.NOT_YET, why=why)
+        return Judgement(mark=m.NOT_YET, why=why)
     return _of_model(line, word, words().inference_speed.word(line.speed_ratio), line.speed_ratio)
 
 
@@ -187,9 +187,9 @@ def _figure(value: float | None) -> Figure | None:
     return None if value is None else Figure(value, f"{value:.2f}")
 
 
-Check = Callable[[ClaimedCell, Evidence], Verdict]
+CellCheck = Callable[[ClaimedCell, Evidence], Judgement]
 
-CELL_CHECKS: Mapping[str, Check] = {
+CELL_CHECKS: Mapping[str, CellCheck] = {
     "size": _size,
     "bits": _bits,
     "quality": _word("quality", Scale.word),

@@ -12,7 +12,7 @@ from quantbench.claims import marks as m
 from quantbench.claims.cells import CELL_CHECKS, ClaimedCell
 from quantbench.claims.claimed import claims, prose
 from quantbench.claims.evidence import Evidence
-from quantbench.claims.marks import Verdict
+from quantbench.claims.marks import Judgement
 from quantbench.claims.prose import PROSE_CHECKS
 
 
@@ -26,7 +26,7 @@ class Checked:
     subject: str = ""
     heading: str = ""
     variant: str = ""
-    verdict: Verdict
+    verdict: Judgement
 
 
 def judge_table(name: str, evidence: Evidence, model: str = "") -> Iterator[Checked]:

@@ -11,7 +11,7 @@ from typing import Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Earlier:
+class EarlierText:
     """A size that was published of an earlier recipe."""
 
     size: str
@@ -25,7 +25,7 @@ class ClaimRow:
 
     variant: str
     cells: Mapping[str, str]
-    earlier: tuple[Earlier, ...] = ()
+    earlier: tuple[EarlierText, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +86,7 @@ def _table(table: Mapping[str, Any]) -> ClaimTable:
         ClaimRow(
             variant=each["variant"],
             cells={key: each[key] for key in headings},
-            earlier=tuple(Earlier(**found) for found in each.get("earlier", ())),
+            earlier=tuple(EarlierText(**found) for found in each.get("earlier", ())),
         )
         for each in table["rows"]
     )

@@ -23,7 +23,7 @@ _CONVERSIONS: Mapping[str, str] = {"on load": _ON_LOAD, "pre-quantized": _PREQUA
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class ProbeFinding:
     """What was found: a word, what stands behind it in brackets, and a reason that goes to the footnotes if it is long."""
 
     word: str
@@ -42,7 +42,7 @@ class Finding:
         return self.reason if len(self.reason) > _LONGEST else ""
 
 
-Find = Callable[[Line], Finding]
+Find = Callable[[Line], ProbeFinding]
 
 
 def representative(rows: list[Row], preferred: str) -> Row:
@@ -61,22 +61,22 @@ def truth(line: Line, name: str) -> bool | None:
     return None if value is None else bool(value)
 
 
-def absent(line: Line) -> Finding | None:
+def absent(line: Line) -> ProbeFinding | None:
     """What stands in every cell of a line that was not measured."""
     if line.row is None:
-        return Finding("not run")
-    return None if line.row.ok else Finding("not measured", detail=line.status)
+        return ProbeFinding("not run")
+    return None if line.row.ok else ProbeFinding("not measured", detail=line.status)
 
 
 def _probed(column: str, probe: str) -> Find:
     """Yes, no, or not tried, with the reason."""
 
-    def find(line: Line) -> Finding:
+    def find(line: Line) -> ProbeFinding:
         found = truth(line, column)
         if found is None:
             why = line.row.null_reason(column) if line.row else ""
-            return Finding("not tried", reason=why or "no reason kept")
-        return Finding("Yes") if found else Finding("No", reason=_note(line, probe))
+            return ProbeFinding("not tried", reason=why or "no reason kept")
+        return ProbeFinding("Yes") if found else ProbeFinding("No", reason=_note(line, probe))
 
     return find
 
@@ -89,41 +89,42 @@ def _note(line: Line, probe: str) -> str:
     return str(notes.get(probe, "")) if isinstance(notes, dict) else ""
 
 
-def _speed(line: Line) -> Finding:
+def _speed(line: Line) -> ProbeFinding:
     """When it is quantized, and how long that and loading take."""
     word = _CONVERSIONS.get(line.row.text("conversion") if line.row else "")
     load_s, quantize_s = line.number("load_s"), line.number("quantize_s")
     if word is None:
-        return Finding("not loaded here", reason=line.row.null_reason("conversion") if line.row else "")
+        return ProbeFinding("not loaded here", reason=line.row.null_reason("conversion") if line.row else "")
     load = "load time unknown" if load_s is None else f"load {format_seconds(load_s)}"
     if word == _ON_LOAD:
-        return Finding(word, detail=load if quantize_s is None else f"prepared in {format_seconds(quantize_s)}, {load}")
+        return ProbeFinding(word, detail=load if quantize_s is None else f"prepared in {format_seconds(quantize_s)}, {load}")
     made = "not quantized here" if quantize_s is None else f"quantize {format_seconds(quantize_s)}"
-    return Finding(word, detail=f"{made}, {load}")
+    return ProbeFinding(word, detail=f"{made}, {load}")
 
 
-def _inference_speed(line: Line) -> Finding:
+def _inference_speed(line: Line) -> ProbeFinding:
     """The word for the speed over the reference's, with the ratio."""
     ratio = line.speed_ratio
     if ratio is None:
-        return Finding("not measured", reason=line.row.null_reason("decode_tps") if line.row else "")
+        return ProbeFinding("not measured", reason=line.row.null_reason("decode_tps") if line.row else "")
     mark = "" if line.alternated else BETWEEN_PROCESSES
     device = (line.row.text("device") if line.row else "") or "the server's machine"
-    return Finding(words().inference_speed.word(ratio), detail=f"{times(ratio)}{mark} x {line.group.reference} on {device}")
+    detail = f"{times(ratio)}{mark} x {line.group.reference} on {device}"
+    return ProbeFinding(words().inference_speed.word(ratio), detail=detail)
 
 
-def _finetuning(line: Line) -> Finding:
+def _finetuning(line: Line) -> ProbeFinding:
     """Whether LoRA steps work, with the losses."""
     finding = _probed("finetunes", "finetune")(line)
     first, last = line.number("finetune_loss_first"), line.number("finetune_loss_last")
     if finding.word == "Yes" and first is not None and last is not None:
-        return Finding("Yes", detail=f"LoRA: loss {first:.2f} to {last:.2f}")
+        return ProbeFinding("Yes", detail=f"LoRA: loss {first:.2f} to {last:.2f}")
     return finding
 
 
-def kernel(line: Line) -> Finding:
+def kernel(line: Line) -> ProbeFinding:
     """The kernel class found in use."""
-    return Finding((line.row.text("kernel") if line.row else "") or "not named")
+    return ProbeFinding((line.row.text("kernel") if line.row else "") or "not named")
 
 
 FINDINGS: Mapping[str, Find] = {

@@ -34,7 +34,7 @@ class Figure:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
+class Judgement:
     """The mark of a claim, the figures that it follows from, and why where the figures do not say it."""
 
     mark: str

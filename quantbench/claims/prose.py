@@ -11,7 +11,7 @@ from quantbench.claims import sizes
 from quantbench.claims.cells import INSTRUMENT_CHECK, capability
 from quantbench.claims.claimed import Prose
 from quantbench.claims.evidence import Evidence
-from quantbench.claims.marks import Figure, Verdict
+from quantbench.claims.marks import Figure, Judgement
 from quantbench.claims.type_facts import TypeFacts, type_facts
 from quantbench.core.errors import QuantbenchError
 from quantbench.core.units import GB, format_bytes, format_limit, parse_bytes
@@ -21,49 +21,49 @@ from quantbench.planning.planner import Planned
 from quantbench.tables.lines import Line
 from quantbench.tables.show import short, times
 
-Check = Callable[[Prose, Evidence], Verdict]
+ProseCheck = Callable[[Prose, Evidence], Judgement]
 
 
-def _typed(judge: Callable[[Prose, Mapping[str, TypeFacts]], Verdict]) -> Check:
+def _typed(judge: Callable[[Prose, Mapping[str, TypeFacts]], Judgement]) -> ProseCheck:
     """A rule on what libraries say of their number types."""
 
-    def check(claim: Prose, _: Evidence) -> Verdict:
+    def check(claim: Prose, _: Evidence) -> Judgement:
         try:
             facts = {each.name: each for each in type_facts()}
         except QuantbenchError as error:
-            return Verdict(mark=m.NOT_HERE, why=str(error))
+            return Judgement(mark=m.NOT_HERE, why=str(error))
         missing = [facts[claim.facts[key]].missing for key in ("type", "than") if key in claim.facts]
-        return Verdict(mark=m.NOT_HERE, why=missing[0]) if any(missing) else judge(claim, facts)
+        return Judgement(mark=m.NOT_HERE, why=missing[0]) if any(missing) else judge(claim, facts)
 
     return check
 
 
-def _type_parts(claim: Prose, facts: Mapping[str, TypeFacts]) -> Verdict:
+def _type_parts(claim: Prose, facts: Mapping[str, TypeFacts]) -> Judgement:
     """Bits of sign, exponent and mantissa."""
     mine = facts[claim.facts["type"]]
     parts = f"{mine.sign_bits}+{mine.exponent_bits}+{mine.mantissa_bits}"
-    return Verdict(mark=_truth(parts == claim.facts["parts"]), planned=Figure(parts, parts))
+    return Judgement(mark=_truth(parts == claim.facts["parts"]), planned=Figure(parts, parts))
 
 
-def _same_range(claim: Prose, facts: Mapping[str, TypeFacts]) -> Verdict:
+def _same_range(claim: Prose, facts: Mapping[str, TypeFacts]) -> Judgement:
     """As many bits of exponent, so the same smallest normal value and as many powers of two up to the largest."""
     mine, other = facts[claim.facts["type"]], facts[claim.facts["than"]]
     figure = Figure(mine.exponent_bits, f"{mine.exponent_bits} and {other.exponent_bits} bits")
     same = mine.exponent_bits == other.exponent_bits and mine.smallest_normal == other.smallest_normal
     why = f"largest {mine.maximum:.3g} and {other.maximum:.3g}, smallest normal {mine.smallest_normal:.3g} of both"
-    return Verdict(mark=_truth(same), why=why if same else "", planned=figure)
+    return Judgement(mark=_truth(same), why=why if same else "", planned=figure)
 
 
-def _wider_steps(claim: Prose, facts: Mapping[str, TypeFacts]) -> Verdict:
+def _wider_steps(claim: Prose, facts: Mapping[str, TypeFacts]) -> Judgement:
     """The step to the next larger value, at 1 and at 1000."""
     mine, other = facts[claim.facts["type"]], facts[claim.facts["than"]]
     near = (mine.step_at_1 or 0) / (other.step_at_1 or 1)
     far = (mine.step_at_1000 or 0) / (other.step_at_1000 or 1)
     why = f"at 1000 {mine.step_at_1000:g} and {other.step_at_1000:.2g}"
-    return Verdict(mark=_truth(min(near, far) > 1), why=why, planned=Figure(near, f"{near:.0f}x"))
+    return Judgement(mark=_truth(min(near, far) > 1), why=why, planned=Figure(near, f"{near:.0f}x"))
 
 
-def _size_ratio(claim: Prose, _: Evidence) -> Verdict:
+def _size_ratio(claim: Prose, _: Evidence) -> Judgement:
     """How many times smaller a model gets, against the ratio of the bits in the types' names."""
     than, variants = claim.facts["than"], claim.facts["variants"]
     weights = sizes.planned_weights(claim.facts["model"], [than, *variants])
@@ -73,17 +73,17 @@ def _size_ratio(claim: Prose, _: Evidence) -> Verdict:
     for variant, ratio in zip(variants, wanted, strict=True):
         part = weights[variant].weight_bytes
         if not whole or not part:
-            return Verdict(mark=m.NOT_YET, why=weights[variant].note)
+            return Judgement(mark=m.NOT_YET, why=weights[variant].note)
         ratios.append(times(whole / part) + "x")
         marks.append(m.Amount(ratio, "", 0).mark(whole / part))
         if marks[-1] != m.HOLDS:
             notes.append(f"{variant}: {weights[variant].note}")
     types = f"{', '.join(variants)} should be {', '.join(f'{ratio:g}x' for ratio in wanted)}"
     text = ", ".join(ratios)
-    return Verdict(mark=m.worst(marks), why="; ".join([types, *notes]), planned=Figure(text, text))
+    return Judgement(mark=m.worst(marks), why="; ".join([types, *notes]), planned=Figure(text, text))
 
 
-def _scaled_size(claim: Prose, _: Evidence) -> Verdict:
+def _scaled_size(claim: Prose, _: Evidence) -> Judgement:
     """A size as it shrinks by the ratio of the planned model that is nearest in size."""
     before, after = m.amount(claim.facts["before"]), m.amount(claim.facts["after"])
 
@@ -95,13 +95,13 @@ def _scaled_size(claim: Prose, _: Evidence) -> Verdict:
     weights = sizes.planned_weights(model, [variant, than])
     part, whole = weights[variant].weight_bytes, weights[than].weight_bytes
     if not part or not whole:
-        return Verdict(mark=m.NOT_YET, why=weights[variant].note)
+        return Judgement(mark=m.NOT_YET, why=weights[variant].note)
     found = before.value * part / whole
     why = f"{model}, the nearest in size, goes from {sizes.gigabytes(whole)} to {sizes.gigabytes(part)}"
-    return Verdict(mark=after.mark(found), why=why, planned=Figure(found * GB, sizes.gigabytes(found * GB)))
+    return Judgement(mark=after.mark(found), why=why, planned=Figure(found * GB, sizes.gigabytes(found * GB)))
 
 
-def _smaller(claim: Prose, evidence: Evidence) -> Verdict:
+def _smaller(claim: Prose, evidence: Evidence) -> Judgement:
     """Whether one variant's weights take less than another's, as planned and as loaded."""
     model, variant, than = (claim.facts[key] for key in ("model", "variant", "than"))
     weights = sizes.planned_weights(model, [variant, than])
@@ -112,44 +112,44 @@ def _smaller(claim: Prose, evidence: Evidence) -> Verdict:
         measured = _versus(*figures[-1], f", {line.group.model}")
     known = [mine < theirs for mine, theirs in figures if mine is not None and theirs is not None]
     if not known:
-        return Verdict(mark=m.NOT_YET, why=weights[variant].note, measured=measured)
+        return Judgement(mark=m.NOT_YET, why=weights[variant].note, measured=measured)
     why = f"{variant} against {than} of {model}"
     if not all(known) and weights[variant].note:
         why += f"; {weights[variant].note}"
-    return Verdict(mark=_truth(all(known)), why=why, planned=_versus(*figures[0]), measured=measured)
+    return Judgement(mark=_truth(all(known)), why=why, planned=_versus(*figures[0]), measured=measured)
 
 
-def _fits(claim: Prose, _: Evidence) -> Verdict:
+def _fits(claim: Prose, _: Evidence) -> Judgement:
     """Whether one of the text's variants runs within a memory: weights, a KV cache of 4096 tokens and activations."""
     model, memory, variants = claim.facts["model"], parse_bytes(claim.facts["memory"]), claim.facts["variants"]
     plans = sizes.planned_on(model, tuple(sorted({variant.partition("/")[0] for variant in variants})), memory)
     named = [plans[variant] for variant in variants if variant in plans]
     if not named:
         notes = {weights.note for weights in sizes.planned_weights(model, variants).values()}
-        return Verdict(mark=m.NOT_YET, why="; ".join(sorted(notes)))
+        return Judgement(mark=m.NOT_YET, why="; ".join(sorted(notes)))
     least = min(named, key=_peak)
     other = max((each for each in plans.values() if each.fits), key=_peak, default=None)
     why = f"{least.arithmetic}; {format_limit(memory)} are {sizes.gigabytes(memory)}"
     if not least.fits and other:
         why += f"; {other.variant} fits with {sizes.gigabytes(_peak(other))}"
     text = ", ".join(f"{each.variant} {sizes.gigabytes(_peak(each))}" for each in named)
-    return Verdict(mark=_truth(bool(least.fits)), why=why, planned=Figure(_peak(least), text))
+    return Judgement(mark=_truth(bool(least.fits)), why=why, planned=Figure(_peak(least), text))
 
 
 def _peak(planned: Planned) -> int:
     return planned.peak_bytes or 0
 
 
-def _smaller_state_dict(claim: Prose, evidence: Evidence) -> Verdict:
+def _smaller_state_dict(claim: Prose, evidence: Evidence) -> Judgement:
     """How many times smaller a module's state dict gets."""
     for line, other in evidence.pairs(claim.facts["variant"], claim.facts["than"]):
         mine, theirs = line.number("state_dict_bytes"), other.number("state_dict_bytes")
         if line.group.model == claim.facts["model"] and mine and theirs:
-            return Verdict(mark=_truth(mine < theirs), measured=Figure(theirs / mine, f"{times(theirs / mine)}x smaller"))
-    return Verdict(mark=m.NOT_YET, why=f"quantbench run --model {claim.facts['model']}")
+            return Judgement(mark=_truth(mine < theirs), measured=Figure(theirs / mine, f"{times(theirs / mine)}x smaller"))
+    return Judgement(mark=m.NOT_YET, why=f"quantbench run --model {claim.facts['model']}")
 
 
-def _faster(claim: Prose, evidence: Evidence) -> Verdict:
+def _faster(claim: Prose, evidence: Evidence) -> Judgement:
     """Whether decoding is so much faster that it gets another word."""
     scale = words().inference_speed
 
@@ -160,7 +160,7 @@ def _faster(claim: Prose, evidence: Evidence) -> Verdict:
     return _measured(claim, evidence, judge, "decode_tps")
 
 
-def _less_energy(claim: Prose, evidence: Evidence) -> Verdict:
+def _less_energy(claim: Prose, evidence: Evidence) -> Judgement:
     """Joules a token."""
 
     def judge(line: Line, other: Line) -> tuple[bool, Figure] | None:
@@ -171,10 +171,10 @@ def _less_energy(claim: Prose, evidence: Evidence) -> Verdict:
     counter = find_counter("cpu")
     if found.measured or found.mark == m.NOT_HERE or not isinstance(counter, str):
         return found
-    return Verdict(mark=m.NOT_HERE, why=counter)
+    return Judgement(mark=m.NOT_HERE, why=counter)
 
 
-def _closer(claim: Prose, evidence: Evidence) -> Verdict:
+def _closer(claim: Prose, evidence: Evidence) -> Judgement:
     """Mean KLD against the reference."""
 
     def judge(line: Line, other: Line) -> tuple[bool, Figure] | None:
@@ -186,7 +186,7 @@ def _closer(claim: Prose, evidence: Evidence) -> Verdict:
 
 def _measured(
     claim: Prose, evidence: Evidence, judge: Callable[[Line, Line], tuple[bool, Figure] | None], column: str
-) -> Verdict:
+) -> Judgement:
     """What a comparison of two measured variants says; of an instrument check it only stands there."""
     compared = f"{claim.facts['variant']} against {claim.facts['than']}"
     absent = ""
@@ -197,28 +197,28 @@ def _measured(
             continue
         figure = Figure(found[1].value, f"{found[1].text}, {line.group.model}")
         if line.group.instrument_check:
-            return Verdict(mark=m.NOT_YET, why=f"{compared}; {line.group.model} is {INSTRUMENT_CHECK}", measured=figure)
-        return Verdict(mark=_truth(found[0]), why=compared, measured=figure)
-    return Verdict(mark=m.NOT_HERE if absent else m.NOT_YET, why=absent or compared)
+            return Judgement(mark=m.NOT_YET, why=f"{compared}; {line.group.model} is {INSTRUMENT_CHECK}", measured=figure)
+        return Judgement(mark=_truth(found[0]), why=compared, measured=figure)
+    return Judgement(mark=m.NOT_HERE if absent else m.NOT_YET, why=absent or compared)
 
 
-def _runs_on_cpu(claim: Prose, evidence: Evidence) -> Verdict:
+def _runs_on_cpu(claim: Prose, evidence: Evidence) -> Judgement:
     """Whether the method's probe on the CPU worked."""
     line = evidence.of_method(claim.facts["variant"])
     measured = line is not None and line.row is not None and line.row.ok
-    return capability("Yes", "cpu_support", line) if line and measured else Verdict(mark=m.NOT_YET)
+    return capability("Yes", "cpu_support", line) if line and measured else Judgement(mark=m.NOT_YET)
 
 
-def _before_version(claim: Prose, _: Evidence) -> Verdict:
+def _before_version(claim: Prose, _: Evidence) -> Judgement:
     """Something that a library took until some version, against the version installed."""
     package = claim.facts["package"]
     try:
         installed = version(package)
     except PackageNotFoundError:
-        return Verdict(mark=m.NOT_HERE, why=f"{package} is not installed")
+        return Judgement(mark=m.NOT_HERE, why=f"{package} is not installed")
     gone = int(installed.partition(".")[0]) >= int(claim.facts["version"])
     figure = Figure(installed, f"{package} {installed}")
-    return Verdict(mark=m.OUTDATED if gone else m.HOLDS, why=claim.facts["why"] if gone else "", measured=figure)
+    return Judgement(mark=m.OUTDATED if gone else m.HOLDS, why=claim.facts["why"] if gone else "", measured=figure)
 
 
 def _truth(holds: bool) -> str:
@@ -231,7 +231,7 @@ def _versus(mine: float | None, theirs: float | None, of: str = "") -> Figure | 
     return Figure(mine, f"{format_bytes(mine)} vs {format_bytes(theirs)}{of}")
 
 
-PROSE_CHECKS: Mapping[str, Check] = {
+PROSE_CHECKS: Mapping[str, ProseCheck] = {
     "type_parts": _typed(_type_parts),
     "same_range": _typed(_same_range),
     "wider_steps": _typed(_wider_steps),

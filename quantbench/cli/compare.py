@@ -10,7 +10,7 @@ from quantbench.cli.guard import INSUFFICIENT, REGRESSION
 from quantbench.cli.output import message, paragraph, print_json, warnings_as_messages
 from quantbench.cli.results import ResultsOption
 from quantbench.core.errors import StoreError, UsageError
-from quantbench.judge.compare import Verdict, parse_threshold, show
+from quantbench.judge.compare import Change, parse_threshold, show
 from quantbench.judge.compare import compare as compared
 from quantbench.judge.compare.sides import is_whole, load_side
 from quantbench.tables.render import render
@@ -55,7 +55,7 @@ def compare(
     else:
         table = render([show.table(found, everything=everything)], "text")
         typer.echo(f"{paragraph(show.sentence(found))}\n\n{table}".rstrip("\n"))
-    if found.of(Verdict.WORSE):
+    if found.of(Change.WORSE):
         raise typer.Exit(REGRESSION)
     if not found.conclusive:
         raise typer.Exit(INSUFFICIENT)

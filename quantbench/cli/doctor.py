@@ -31,7 +31,7 @@ from quantbench.running.engines import ENGINES
 from quantbench.tables import KINDS
 
 _UNKNOWN = "unknown: see problems"
-Answer = TypeVar("Answer")
+Diagnosis = TypeVar("Diagnosis")
 
 
 def doctor(output: FormatOption = "text") -> None:
@@ -56,7 +56,7 @@ def doctor(output: FormatOption = "text") -> None:
     return _print(facts)
 
 
-def _asked(problems: list[str], what: str, answer: Callable[[], Answer]) -> Answer | None:
+def _asked(problems: list[str], what: str, answer: Callable[[], Diagnosis]) -> Diagnosis | None:
     """The answer; None, and one more of ``problems``, where it cannot be had: the others are still wanted then."""
     try:
         with warnings.catch_warnings():

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from quantbench.cli.output import paragraph
 from quantbench.core.record import Output
-from quantbench.judge.contrast import BLOCK_POSITIONS, Contrast, Pair
+from quantbench.judge.contrast import BLOCK_POSITIONS, AnswerPair, Contrast
 from quantbench.judge.contrast.sentence import conclusion
 from quantbench.tables.render import as_markdown, as_text, escape_markdown, one_line, terminal_width, wrap
 from quantbench.tables.show import short, with_interval
@@ -57,7 +57,7 @@ def as_data(contrast: Contrast) -> dict[str, Any]:
     }
 
 
-def _pair_data(pair: Pair) -> dict[str, Any]:
+def _pair_data(pair: AnswerPair) -> dict[str, Any]:
     asked = pair.first
     return {
         "index": asked.index,
@@ -120,7 +120,7 @@ def _figures(contrast: Contrast) -> Table:
     )
 
 
-def _row(contrast: Contrast, pair: Pair) -> tuple[Cell, ...]:
+def _row(contrast: Contrast, pair: AnswerPair) -> tuple[Cell, ...]:
     kld = pair.kld
     first, second = pair.first, pair.second
     return (
@@ -139,7 +139,7 @@ def _cell(value: float | None, show: Callable[[float], str]) -> Cell:
     return Cell(value, "" if value is None else show(value))
 
 
-def _verdict(contrast: Contrast, pair: Pair) -> str:
+def _verdict(contrast: Contrast, pair: AnswerPair) -> str:
     match pair.verdict:
         case "first further":
             return contrast.about.first
@@ -174,7 +174,7 @@ def _notes(contrast: Contrast) -> list[str]:
     return notes
 
 
-def _heading(contrast: Contrast, pair: Pair) -> str:
+def _heading(contrast: Contrast, pair: AnswerPair) -> str:
     number = f"Prompt {pair.first.index + 1}"
     if pair.same:
         return f"{number}: the same answer"
@@ -187,7 +187,7 @@ def _heading(contrast: Contrast, pair: Pair) -> str:
     return f"{number}: {where}, where {' and '.join(left)} had left {about.reference}'s answer{texts}"
 
 
-def _block(contrast: Contrast, pair: Pair, width: int, *, styled: bool) -> str:
+def _block(contrast: Contrast, pair: AnswerPair, width: int, *, styled: bool) -> str:
     """Prompt and reference above the two answers in columns of half the width each."""
     from rich.console import Console
     from rich.table import Table as Grid

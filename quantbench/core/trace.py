@@ -8,6 +8,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+NO_REFERENCE = "no reference to compare with: it cannot open this checkpoint here"
+"""Why there is no similarity, where nobody knows better."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightMemory:

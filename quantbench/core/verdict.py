@@ -53,7 +53,7 @@ class Side:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Cell:
+class Comparand:
     """A scenario's figure on both sides; ``again`` are further processes of the candidate, started after it was flagged."""
 
     name: str
@@ -152,7 +152,7 @@ _MOST_DEGREES = 1000.0
 _NEWTON_STEPS = 20
 
 
-def judge(cells: Sequence[Cell], rule: Rule | None = None) -> list[Finding]:
+def judge(cells: Sequence[Comparand], rule: Rule | None = None) -> list[Finding]:
     """A finding for each cell, in order.
 
     A cell is flagged by a gate whose change is at least the rule's and whose p, by a moderated t-test on the logarithms of the
@@ -194,7 +194,7 @@ class _Looked:
 
 
 def _tests(
-    cells: Sequence[Cell], side: Callable[[Cell], Side], priors: Mapping[GateName, _Prior]
+    cells: Sequence[Comparand], side: Callable[[Comparand], Side], priors: Mapping[GateName, _Prior]
 ) -> dict[tuple[str, GateName], _Looked]:
     """A test of every cell and gate of ``side`` against the baseline, where it has a spread."""
     found = {}
@@ -235,7 +235,7 @@ def suspects(findings: Iterable[Finding]) -> list[str]:
 
 
 def _finding(
-    cell: Cell,
+    cell: Comparand,
     tests: Mapping[GateName, _Test],
     adjusted: Mapping[tuple[str, GateName], float],
     again: Mapping[GateName, _Test | None],
@@ -259,7 +259,7 @@ def _finding(
     )
 
 
-def _verdict(cell: Cell, difference: float, again: _Test | None, gate: GateName, rule: Rule) -> Verdict:
+def _verdict(cell: Comparand, difference: float, again: _Test | None, gate: GateName, rule: Rule) -> Verdict:
     better = (difference > 0) == (cell.better == "higher")
     if again is None:
         return Verdict.SUSPECT_BETTER if better else Verdict.SUSPECT_WORSE
@@ -269,19 +269,19 @@ def _verdict(cell: Cell, difference: float, again: _Test | None, gate: GateName,
     return Verdict.BETTER if better else Verdict.WORSE
 
 
-def _again(cell: Cell, gate: GateName, tests: Mapping[tuple[str, GateName], _Looked], rule: Rule) -> _Test | None:
+def _again(cell: Comparand, gate: GateName, tests: Mapping[tuple[str, GateName], _Looked], rule: Rule) -> _Test | None:
     """The second measurement against the baseline; None where there are too few processes of it."""
     if cell.again is None or len(cell.again.values(gate)) < rule.min_processes:
         return None
     return tests[cell.name, gate].beside
 
 
-def _usable(cell: Cell) -> tuple[GateName, ...]:
+def _usable(cell: Comparand) -> tuple[GateName, ...]:
     """The gates that have values: a variant without an anchor, or which is its own, has no ratio to look at."""
     return tuple(gate for gate in _GATES if cell.baseline.values(gate) and cell.candidate.values(gate))
 
 
-def _enough(cell: Cell, rule: Rule) -> bool:
+def _enough(cell: Comparand, rule: Rule) -> bool:
     sides = (cell.baseline, cell.candidate)
     gates = _usable(cell)
     return bool(gates) and all(len(side.values(gate)) >= rule.min_processes for side in sides for gate in gates)
@@ -313,7 +313,7 @@ def _t_test(candidate: Side, baseline: Side, gate: GateName, prior: _Prior) -> _
     return _Test.of(difference, error, total)
 
 
-def _prior(cells: Sequence[Cell], gate: GateName) -> _Prior:
+def _prior(cells: Sequence[Comparand], gate: GateName) -> _Prior:
     """Smyth's estimate of s02 and d0 from the mean and the variance of the logarithms of the cells' own variances.
 
     Nothing is shared where fewer than ``_LEAST_SHARED`` cells have a spread.

@@ -26,7 +26,7 @@ __all__ = ["EXPORTERS", "Direction", "Exporter", "Row", "export"]
 
 Direction = Literal["lower", "higher"]
 
-Row = Mapping[str, Any]
+ExportRow = Mapping[str, Any]
 """A stored row in Python's own types: nulls of any kind are None, times are aware, lists are lists."""
 
 _BATCH = 10_000
@@ -42,7 +42,7 @@ class Exporter:
     """
 
     name: str
-    write: Callable[[Iterable[Row], Sequence[Column]], Iterator[str]]
+    write: Callable[[Iterable[ExportRow], Sequence[Column]], Iterator[str]]
     figures: bool = False
     one_direction: bool = False
 
@@ -96,7 +96,7 @@ def _wanted(
     return tuple(wanted)
 
 
-def _rows(frame: pd.DataFrame, known: pa.Schema, extra: Sequence[str]) -> Iterator[Row]:
+def _rows(frame: pd.DataFrame, known: pa.Schema, extra: Sequence[str]) -> Iterator[ExportRow]:
     """The rows of ``frame`` in Python's own types; what columns beyond the ``known`` hold is seen from their values."""
     import pyarrow as pa
 

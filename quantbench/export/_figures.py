@@ -12,12 +12,12 @@ from typing import Any
 
 from quantbench.core.record import Column
 from quantbench.core.scenario import short_name
-from quantbench.export import Row
+from quantbench.export import ExportRow
 from quantbench.results.schema import timed_columns
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Figure:
+class ExportedFigure:
     """A metric of a scenario in the column's unit: a value per process, and from the lowest to the highest interval end."""
 
     column: Column
@@ -33,20 +33,20 @@ class Figure:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Measured:
+class ExportedScenario:
     """The rows of one scenario, a row per process. No other scenario of the run has all three names."""
 
     name: str
     model: str
     prompts: str
-    rows: tuple[Row, ...]
+    rows: tuple[ExportRow, ...]
 
     @property
-    def first(self) -> Row:
+    def first(self) -> ExportRow:
         """A row to take facts from: a measured one if there is any."""
         return next((row for row in self.rows if row["status"] == "ok"), self.rows[0])
 
-    def figures(self, columns: Iterable[Column]) -> list[Figure]:
+    def figures(self, columns: Iterable[Column]) -> list[ExportedFigure]:
         """Its figures; one that a measured process lacks is left out, as the middle of the others would hide that."""
         rows = [row for row in self.rows if row["status"] == "ok"]
         beside = next((row.get("disturbance") or "other work" for row in rows if row.get("disturbed") is True), "")
@@ -56,17 +56,17 @@ class Measured:
                 lows, highs = _finite(rows, f"{column.name}_low"), _finite(rows, f"{column.name}_high")
                 interval = (min(lows), max(highs)) if lows and highs else None
                 why = beside if column.name in timed_columns() else ""
-                found.append(Figure(column=column, values=values, interval=interval, disturbed=why))
+                found.append(ExportedFigure(column=column, values=values, interval=interval, disturbed=why))
         return found
 
 
-def by_scenario(rows: Iterable[Row]) -> list[Measured]:
+def by_scenario(rows: Iterable[ExportRow]) -> list[ExportedScenario]:
     """The scenarios of a run in the order of their first rows.
 
     Names show the last part of a path only, and are the same from one machine to another. Where two models or prompt sets of
     the run share that part, the whole path is in the names.
     """
-    found: dict[tuple[str, str, str], list[Row]] = {}
+    found: dict[tuple[str, str, str], list[ExportRow]] = {}
     for row in rows:
         found.setdefault((row["scenario_id"], row["model"], row["prompts"]), []).append(row)
     sharing = Counter(name for name, _, _ in found)
@@ -75,7 +75,7 @@ def by_scenario(rows: Iterable[Row]) -> list[Measured]:
         names = {"name": name, "model": short_name(model), "prompts": short_name(prompts)}
         if sharing[name] > 1:
             names = {"name": f"{name} ({model}, {prompts})", "model": model, "prompts": prompts}
-        scenarios.append(Measured(**names, rows=tuple(group)))
+        scenarios.append(ExportedScenario(**names, rows=tuple(group)))
     return scenarios
 
 
@@ -85,7 +85,7 @@ def json_array(items: Iterable[Any]) -> str:
     return "[\n" + ",\n".join(lines) + "\n]\n" if lines else ""
 
 
-def _finite(rows: Sequence[Row], name: str) -> tuple[float, ...]:
+def _finite(rows: Sequence[ExportRow], name: str) -> tuple[float, ...]:
     """A figure of each row; empty when one of them lacks it."""
     values = [row.get(name) for row in rows]
     known = [value for value in values if isinstance(value, int | float) and math.isfinite(value)]

@@ -11,14 +11,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from hashlib import sha256
 
 from quantbench.core.record import Column
-from quantbench.export import Exporter, Row
-from quantbench.export._figures import Figure, by_scenario
+from quantbench.export import Exporter, ExportRow
+from quantbench.export._figures import ExportedFigure, by_scenario
 
 _LONGEST = 1024
 """Bytes of a benchmark's name."""
 
 
-def write(rows: Iterable[Row], columns: Sequence[Column]) -> Iterator[str]:
+def write(rows: Iterable[ExportRow], columns: Sequence[Column]) -> Iterator[str]:
     """A JSON object {scenario: {metric: {value, lower_value, upper_value}}}."""
     report = {
         _fitting(scenario.name): {figure.column.name: _metric(figure) for figure in figures}
@@ -29,7 +29,7 @@ def write(rows: Iterable[Row], columns: Sequence[Column]) -> Iterator[str]:
         yield json.dumps(report, indent=1, allow_nan=False) + "\n"
 
 
-def _metric(figure: Figure) -> dict[str, float]:
+def _metric(figure: ExportedFigure) -> dict[str, float]:
     ends = dict(zip(("lower_value", "upper_value"), figure.interval or (), strict=False))
     return {"value": figure.value, **ends}
 

@@ -19,13 +19,13 @@ from typing import Any
 
 from quantbench.core.record import Column
 from quantbench.core.sheet import csv_lines, guarded
-from quantbench.export import Exporter, Row
+from quantbench.export import Exporter, ExportRow
 from quantbench.export._values import plain
 
 _LINES = 1000
 
 
-def write(rows: Iterable[Row], columns: Sequence[Column]) -> Iterator[str]:
+def write(rows: Iterable[ExportRow], columns: Sequence[Column]) -> Iterator[str]:
     """A header line, then a line per row."""
     names = [column.name for column in columns]
     yield csv_lines([names])

@@ -10,11 +10,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from quantbench.core.record import Column
-from quantbench.export import Exporter, Row
-from quantbench.export._figures import Figure, Measured, by_scenario, json_array
+from quantbench.export import Exporter, ExportRow
+from quantbench.export._figures import ExportedFigure, ExportedScenario, by_scenario, json_array
 
 
-def write(rows: Iterable[Row], columns: Sequence[Column]) -> Iterator[str]:
+def write(rows: Iterable[ExportRow], columns: Sequence[Column]) -> Iterator[str]:
     """A JSON array of {name, value, unit, range, extra}; the interval is the range."""
     text = json_array(
         _entry(scenario, figure) for scenario in by_scenario(rows) for figure in scenario.figures(columns) if figure.value >= 0
@@ -23,7 +23,7 @@ def write(rows: Iterable[Row], columns: Sequence[Column]) -> Iterator[str]:
         yield text
 
 
-def _entry(scenario: Measured, figure: Figure) -> dict[str, Any]:
+def _entry(scenario: ExportedScenario, figure: ExportedFigure) -> dict[str, Any]:
     facts = {name: scenario.first[name] for name in ("run_id", "device_found", "kernel")} | {"disturbed": figure.disturbed}
     entry = {
         "name": f"{scenario.name} {figure.column.name}",

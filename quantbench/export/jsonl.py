@@ -9,11 +9,11 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 
 from quantbench.core.record import Column
-from quantbench.export import Exporter, Row
+from quantbench.export import Exporter, ExportRow
 from quantbench.export._values import plain
 
 
-def write(rows: Iterable[Row], columns: Sequence[Column]) -> Iterator[str]:
+def write(rows: Iterable[ExportRow], columns: Sequence[Column]) -> Iterator[str]:
     """A line per row; times in ISO 8601."""
     for row in rows:
         yield json.dumps({column.name: plain(row[column.name]) for column in columns}, allow_nan=False) + "\n"

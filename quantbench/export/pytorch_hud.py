@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from quantbench.core.record import Column, Status
-from quantbench.export import Exporter, Row
-from quantbench.export._figures import Figure, Measured, by_scenario, json_array
+from quantbench.export import Exporter, ExportRow
+from quantbench.export._figures import ExportedFigure, ExportedScenario, by_scenario, json_array
 
 _SAME = ("scenario_key", "reference", "instrument_check", "kernel", "kv_dtype", "threads", "context")
 """Facts of the scenario that a later run of it shares."""
@@ -22,14 +22,14 @@ _FAILURE = "FAILURE_REPORT"
 _ELSEWHERE = "elsewhere"
 
 
-def write(rows: Iterable[Row], columns: Sequence[Column]) -> Iterator[str]:
+def write(rows: Iterable[ExportRow], columns: Sequence[Column]) -> Iterator[str]:
     """A JSON array of records with benchmark, model, metric, runners and dependencies."""
     text = json_array(record for scenario in by_scenario(rows) for record in _records(scenario, columns))
     if text:
         yield text
 
 
-def _records(scenario: Measured, columns: Sequence[Column]) -> Iterator[dict[str, Any]]:
+def _records(scenario: ExportedScenario, columns: Sequence[Column]) -> Iterator[dict[str, Any]]:
     about = _about(scenario)
     for figure in scenario.figures(columns):
         yield {**about, "metric": _metric(scenario.first, figure)}
@@ -39,7 +39,7 @@ def _records(scenario: Measured, columns: Sequence[Column]) -> Iterator[dict[str
         yield {**about, "metric": _named(_FAILURE, (), failed[0], facts)}
 
 
-def _about(scenario: Measured) -> dict[str, Any]:
+def _about(scenario: ExportedScenario) -> dict[str, Any]:
     """What all records of a scenario share; a record without a runner is shown by the device in its benchmark."""
     row = scenario.first
     runners = _runners(row)
@@ -57,20 +57,20 @@ def _about(scenario: Measured) -> dict[str, Any]:
     }
 
 
-def _metric(row: Row, figure: Figure) -> dict[str, Any]:
+def _metric(row: ExportRow, figure: ExportedFigure) -> dict[str, Any]:
     column = figure.column
     low, high = figure.interval or (None, None)
     facts = {"unit": column.unit, "better": column.better, "low": low, "high": high, "disturbed": figure.disturbed}
     return _named(column.name, figure.values, row, facts)
 
 
-def _named(name: str, values: Sequence[float], row: Row, facts: Mapping[str, Any]) -> dict[str, Any]:
+def _named(name: str, values: Sequence[float], row: ExportRow, facts: Mapping[str, Any]) -> dict[str, Any]:
     """A metric; what differs from run to run stands here, so that the HUD knows the benchmark again."""
     run = {"run_id": row["run_id"], "started_at": row["started_at"].isoformat(), "status": row["status"]}
     return {"name": name, "benchmark_values": list(values), "extra_info": _texts({**run, **facts})}
 
 
-def _runners(row: Row) -> list[dict[str, Any]]:
+def _runners(row: ExportRow) -> list[dict[str, Any]]:
     """Where it was measured; empty where that was elsewhere, or the uploader would name the machine that it runs on."""
     device = row["device_found"] or row["device"]
     if not device:

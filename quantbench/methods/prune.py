@@ -19,11 +19,20 @@ from typing import Any
 from quantbench.core.cache import OWN_FILES, artifact, made_by
 from quantbench.core.errors import UnsupportedError
 from quantbench.core.scenario import Precision, Scenario, Variant
-from quantbench.methods import METHODS, Artifact, LoadedModel, Settings, _pruning, method
+from quantbench.methods import METHODS, Artifact, LoadedModel, Settings, method
 from quantbench.models.architecture import Architecture
 from quantbench.models.checkpoint import watched
 from quantbench.models.footprint import Weights, dense_bytes
 from quantbench.runtimes.transformers.model import TransformersModel, load_pretrained
+from quantbench.runtimes.transformers.pruning import (
+    check_prunable,
+    count_values,
+    prunable_layers,
+    remove_neurons,
+    shrink,
+    zero_smallest,
+    zero_two_of_four,
+)
 
 UNSTRUCTURED_30 = Precision(name="unstructured-30", bits=32, title="30 % zeros", usual=False)
 UNSTRUCTURED_50 = Precision(name="unstructured-50", bits=32, title="50 % zeros")
@@ -46,14 +55,14 @@ _REMOVED = {"structured-25": 0.25, "structured-50": 0.5}
 """Shares of FFN neurons."""
 
 _PRUNINGS: Mapping[str, Callable[[Any], None]] = {
-    "unstructured-30": partial(_pruning.zero_smallest, share=0.3),
-    "unstructured-50": partial(_pruning.zero_smallest, share=0.5),
-    "unstructured-70": partial(_pruning.zero_smallest, share=0.7),
-    "2-4": _pruning.zero_two_of_four,
-    **{name: partial(_pruning.remove_neurons, share=share) for name, share in _REMOVED.items()},
+    "unstructured-30": partial(zero_smallest, share=0.3),
+    "unstructured-50": partial(zero_smallest, share=0.5),
+    "unstructured-70": partial(zero_smallest, share=0.7),
+    "2-4": zero_two_of_four,
+    **{name: partial(remove_neurons, share=share) for name, share in _REMOVED.items()},
 }
 _NOTE = "prune.json"
-_MAKERS = ("quantbench.methods.prune", "quantbench.methods._pruning", "quantbench.runtimes.transformers.model")
+_MAKERS = ("quantbench.methods.prune", "quantbench.runtimes.transformers.pruning", "quantbench.runtimes.transformers.model")
 _SPARSE_CAPABILITY = (8, 0)
 
 
@@ -65,7 +74,7 @@ def open_prune(scenario: Scenario, settings: Settings) -> Iterator[LoadedModel]:
     there = _moved(settings, pruned.path)
     device = scenario.conditions.device
     precision = scenario.variant.precision
-    counts = partial(_pruning.count_values, elements=json.loads((pruned.path / _NOTE).read_text())["elements"])
+    counts = partial(count_values, elements=json.loads((pruned.path / _NOTE).read_text())["elements"])
     if quantized := _quantized(scenario):
         with METHODS["bitsandbytes"].open(quantized, there) as model:
             yield model
@@ -95,7 +104,7 @@ def prepare_prune(scenario: Scenario, settings: Settings) -> Artifact:
 
     def make(folder: Path) -> None:
         model = load_pretrained(settings, "cpu", dtype="auto")
-        elements = sum(layer.weight.numel() for layer in _pruning.prunable_layers(model))
+        elements = sum(layer.weight.numel() for layer in prunable_layers(model))
         started = time.perf_counter()
         _PRUNINGS[pruning](model)
         note = {"quantize_s": time.perf_counter() - started, "elements": elements}
@@ -121,8 +130,8 @@ def _forecast(architecture: Architecture, precision: str) -> Weights:
     pruning, _, quantized = precision.removesuffix("-sparse").partition("+")
     share = _REMOVED.get(pruning)
     try:
-        _pruning.check_prunable(architecture, in_fours=pruning == TWO_OF_FOUR.name)
-        left = _pruning.shrink(architecture, share) if share else architecture
+        check_prunable(architecture, in_fours=pruning == TWO_OF_FOUR.name)
+        left = shrink(architecture, share) if share else architecture
     except UnsupportedError as error:
         return Weights(weight_bytes=None, dtype="fp32", note=str(error))
     if quantized:
@@ -180,7 +189,7 @@ def _to_sparse(model: Any) -> str:
     """Store the prunable weights of a 2:4 model sparse; the name of the class that torch chose for them."""
     import torch
 
-    layers = _pruning.prunable_layers(model)
+    layers = prunable_layers(model)
     for layer in layers:
         try:
             sparse = torch.sparse.to_sparse_semi_structured(layer.weight.detach())

@@ -15,13 +15,13 @@ from typing import Any
 from quantbench.core.cache import artifact, made_by
 from quantbench.core.scenario import Precision, Scenario
 from quantbench.methods import Artifact, LoadedModel, Settings, method
-from quantbench.methods import _torchao as ao
-from quantbench.methods._qat import Training, distill
 from quantbench.models.architecture import Architecture
 from quantbench.models.checkpoint import watched
 from quantbench.models.footprint import Weights
 from quantbench.models.safetensors import weight_files
+from quantbench.runtimes.transformers import torchao as ao
 from quantbench.runtimes.transformers.calibration import calibration_identity, calibration_ids, device_family
+from quantbench.runtimes.transformers.distill import Training, distill
 from quantbench.runtimes.transformers.model import TransformersModel, load_pretrained
 
 INT8 = Precision(name="int8", bits=8, title="INT8, activations too, trained", usual=False)
@@ -34,7 +34,7 @@ _TRAINING = {"int8": Training(rate=4e-6), "int4": Training(rate=4e-5)}
 """Rates tried on the canary: ten times more undoes what the model knew, ten times less changes next to nothing."""
 
 _CURVE_POINTS = 12
-_MAKERS = ("qat", "_qat", "_torchao", "_calibration", "_transformers")
+_MAKERS = (__name__, *(f"quantbench.runtimes.transformers.{name}" for name in ("distill", "torchao", "calibration", "model")))
 _CHECKPOINT = "checkpoint"
 _CURVE = "training.json"
 
@@ -97,7 +97,7 @@ def _trained(scenario: Scenario, settings: Settings) -> Path:
     asked = {
         "content": settings.checkpoint.content_hash, "precision": precision, "seed": conditions.seed,
         "calibration": calibration_identity(conditions), "training": asdict(training), "torchao": version("torchao"),
-        "device": device_family(conditions.device), "made_by": made_by(*(f"quantbench.methods.{each}" for each in _MAKERS)),
+        "device": device_family(conditions.device), "made_by": made_by(*_MAKERS),
     }  # fmt: skip
     make = watched(settings.checkpoint, lambda folder: _train(folder, scenario, settings, training))
     return artifact("qat", asked, make)

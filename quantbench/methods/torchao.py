@@ -8,9 +8,9 @@ from pathlib import Path
 
 from quantbench.core.scenario import Precision, Scenario
 from quantbench.methods import LoadedModel, Settings, method
-from quantbench.methods import _torchao as ao
 from quantbench.models.architecture import Architecture
 from quantbench.models.footprint import Weights
+from quantbench.runtimes.transformers import torchao as ao
 from quantbench.runtimes.transformers.model import TransformersModel
 
 INT8_WO = Precision(name="int8-wo", bits=8, title="INT8, weights only")
@@ -36,7 +36,7 @@ def open_torchao(scenario: Scenario, settings: Settings) -> Iterator[LoadedModel
 
 @open_torchao.forecasts
 def forecast_torchao(architecture: Architecture, precisions: Sequence[str]) -> Mapping[str, Weights]:
-    """See quantbench.methods._torchao.forecast."""
+    """See quantbench.runtimes.transformers.torchao.forecast."""
     return {each: ao.forecast(architecture, each) for each in precisions}
 
 

@@ -6,12 +6,10 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from quantbench.core.record import Missing, Value
-from quantbench.core.trace import Trace
+from quantbench.core.trace import NO_REFERENCE, Trace
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-NO_REFERENCE = "no reference to compare with: it cannot open this checkpoint here"
 
 TOOL = "llama.cpp tools/perplexity/perplexity.cpp, kl_divergence()"
 """The source of definitions that are llama-perplexity's."""

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from quantbench.core.llama_perplexity import LEAST_POSITIONS, PERCENTILES, statistics
 from quantbench.core.record import Column, Missing, Value
 from quantbench.core.statistics import P99_MIN_SAMPLES, mean_by_cluster
-from quantbench.core.trace import Reference, Trace
+from quantbench.core.trace import NO_REFERENCE, Reference, Trace
 from quantbench.metrics import metric
-from quantbench.metrics._columns import CLUSTERED, NO_REFERENCE, TOOL, clustered, read_columns, standard_error
-from quantbench.metrics._llama_perplexity import LEAST_POSITIONS, PERCENTILES, statistics
+from quantbench.metrics._columns import CLUSTERED, TOOL, clustered, read_columns, standard_error
 
 _ROUNDED = "in float32"
 _ERROR = "u(z) = sqrt((mean(z^2) - mean(z)^2) / (n - 1))"

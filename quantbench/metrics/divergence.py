@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from quantbench.core.record import Column, Missing, Value
 from quantbench.core.statistics import P99_MIN_SAMPLES, mean_by_cluster
-from quantbench.core.trace import Reference, Trace
+from quantbench.core.trace import NO_REFERENCE, Reference, Trace
 from quantbench.metrics import metric
 from quantbench.metrics._columns import (
     CLUSTERED,
-    NO_REFERENCE,
     TOOL,
     clustered,
     exponential,

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from quantbench.core.record import Column, Missing, Value
 from quantbench.core.statistics import FEW_CLUSTERS, RESAMPLES, mean_interval
-from quantbench.core.trace import Answer, Reference, Trace
+from quantbench.core.trace import NO_REFERENCE, Answer, Reference, Trace
 from quantbench.metrics import metric
-from quantbench.metrics._columns import NO_REFERENCE, exponential, read_columns
+from quantbench.metrics._columns import exponential, read_columns
 from quantbench.metrics.text import chrf
 
 if TYPE_CHECKING:

@@ -10,12 +10,13 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from quantbench.core import llama_perplexity
+from quantbench.core.llama_perplexity import LEAST_POSITIONS
 from quantbench.core.record import Column, Missing, Value
 from quantbench.core.statistics import mean_by_cluster
-from quantbench.core.trace import Reference, Trace
-from quantbench.metrics import _llama_perplexity, metric
-from quantbench.metrics._columns import CLUSTERED, NO_REFERENCE, TOOL, clustered, exponential, read_columns, standard_error
-from quantbench.metrics._llama_perplexity import LEAST_POSITIONS
+from quantbench.core.trace import NO_REFERENCE, Reference, Trace
+from quantbench.metrics import metric
+from quantbench.metrics._columns import CLUSTERED, TOOL, clustered, exponential, read_columns, standard_error
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -79,9 +80,9 @@ def perplexity(trace: Trace, reference: Reference | None) -> Mapping[str, Value]
         return {column.name: columns for column in (*_ALONE, *_AGAINST_REFERENCE)}
     enough = len(columns["nll"]) >= LEAST_POSITIONS
     if "kld" not in columns:
-        printed = _llama_perplexity.perplexity(columns["nll"]) if enough else {}
+        printed = llama_perplexity.perplexity(columns["nll"]) if enough else {}
         return {**_printed(_ALONE, printed), **{column.name: Missing(NO_REFERENCE) for column in _AGAINST_REFERENCE}}
-    printed = _llama_perplexity.statistics(columns) if enough else {}
+    printed = llama_perplexity.statistics(columns) if enough else {}
     iid = [column for column in (*_ALONE, *_AGAINST_REFERENCE) if column.name.endswith("_se_iid")]
     return {**_printed(iid, printed), **_paired(columns), "nll_correlation": _correlation(printed)}
 

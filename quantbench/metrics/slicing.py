@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from quantbench.core.record import Column, Missing, Value
-from quantbench.core.trace import Reference, Trace
+from quantbench.core.trace import NO_REFERENCE, Reference, Trace
 from quantbench.metrics import metric
-from quantbench.metrics._columns import NO_REFERENCE
 
 _WHERE = "over the positions of the first 4 prompts or chunks"
 _SOURCE = "quantbench: these prompts are scored once more"

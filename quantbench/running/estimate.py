@@ -44,7 +44,7 @@ _ASSUMED_BPS = {"cpu": 1e10, "cuda": 5e11}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Machine:
+class MachineSpeed:
     """What a machine moves and computes: bytes and operations a second; ``pace`` is how many times as long it took before."""
 
     bandwidth_bps: float
@@ -68,17 +68,17 @@ class Load:
     scored: int
 
 
-def step_s(weight_bytes: float, layers: int, machine: Machine) -> float:
+def step_s(weight_bytes: float, layers: int, machine: MachineSpeed) -> float:
     """Seconds of a decode step: all weights are read once."""
     return weight_bytes / machine.bandwidth_bps + layers * _STEP_S
 
 
-def reading_s(parameters: int, tokens: int, machine: Machine) -> float:
+def reading_s(parameters: int, tokens: int, machine: MachineSpeed) -> float:
     """Seconds to read tokens at once: two operations a parameter and token."""
     return 2 * parameters * tokens / (_CORE_FLOPS * machine.cores)
 
 
-def job_s(load: Load, effort: Effort, machine: Machine) -> float:
+def job_s(load: Load, effort: Effort, machine: MachineSpeed) -> float:
     """Seconds of one variant's job, without what is made once: start, load, memory, similarity and latency passes."""
     answer = load.answer_tokens * step_s(load.weight_bytes, load.layers, machine)
     anchor = load.answer_tokens * step_s(load.anchor_bytes, load.layers, machine)
@@ -88,7 +88,7 @@ def job_s(load: Load, effort: Effort, machine: Machine) -> float:
     return _START_S + loading + warm + timed * _ANCHORED + reading_s(load.parameters, load.scored, machine)
 
 
-def reference_s(load: Load, sampled: int, steps: int, machine: Machine) -> float:
+def reference_s(load: Load, sampled: int, steps: int, machine: MachineSpeed) -> float:
     """Seconds to make the reference of ``sampled`` prompts, ``steps`` tokens after each, answered and scored."""
     single = step_s(load.weight_bytes, load.layers, machine)
     sampling = math.ceil(sampled / _TOGETHER) * steps * single * _TOGETHER_COST
@@ -96,7 +96,7 @@ def reference_s(load: Load, sampled: int, steps: int, machine: Machine) -> float
     return _START_S + load.weight_bytes / _LOAD_BPS + sampling + answering + reading_s(load.parameters, load.scored, machine)
 
 
-def expected(scenarios: Iterable[Scenario], effort: Effort, machine: Machine) -> dict[JobKey, Expected]:
+def expected(scenarios: Iterable[Scenario], effort: Effort, machine: MachineSpeed) -> dict[JobKey, Expected]:
     """What each job takes by this arithmetic; those are left out whose model has no shapes that are known beforehand.
 
     What is made once, the reference and converted or quantized files, is counted for the first job that needs it: a cache may
@@ -151,7 +151,7 @@ def _size(scenario: Scenario) -> tuple[int, int]:
     return len(texts), len(texts) * (prompt_tokens(scenario.prompts) or _PROMPT_TOKENS)
 
 
-def _reference(wanted: Scenario, load: Load, machine: Machine) -> float:
+def _reference(wanted: Scenario, load: Load, machine: MachineSpeed) -> float:
     bits = METHODS[wanted.variant.method].precision(wanted.variant.precision).bits or 16
     dense = Load(
         weight_bytes=load.parameters * bits / 8, anchor_bytes=0, parameters=load.parameters, layers=load.layers,
@@ -161,7 +161,7 @@ def _reference(wanted: Scenario, load: Load, machine: Machine) -> float:
     return reference_s(dense, count, wanted.conditions.continuation_tokens, machine)
 
 
-def this_machine(device: str, threads: int) -> tuple[Machine, str]:
+def this_machine(device: str, threads: int) -> tuple[MachineSpeed, str]:
     """What this machine does, by what earlier runs found here, and in words where that is from."""
     cores = threads or available_cpus()
     known = remembered_bandwidth(device, cores)
@@ -169,7 +169,7 @@ def this_machine(device: str, threads: int) -> tuple[Machine, str]:
     found = recall("pace", _here(device))
     pace = found if isinstance(found, float) and 0 < found < math.inf else None
     origin = "this machine's memory bandwidth" if known else f"an assumed memory bandwidth of {bandwidth / 1e9:.0f} GB/s"
-    return Machine(bandwidth_bps=bandwidth, cores=cores, pace=pace or 1.0), origin + " and earlier runs here" * bool(pace)
+    return MachineSpeed(bandwidth_bps=bandwidth, cores=cores, pace=pace or 1.0), origin + " and earlier runs here" * bool(pace)
 
 
 def remember_pace(device: str, before: float, pace: float) -> None:

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from quantbench.core.cache import made_by
 from quantbench.core.errors import QuantbenchError
 from quantbench.core.job import Checkpoint, Task
 from quantbench.core.machine import versions
-from quantbench.core.record import Missing, Record, Status, Value
+from quantbench.core.record import Missing, Record, Sample, Status, Value
 from quantbench.core.scenario import Scenario
-from quantbench.core.trace import Reference, Trace
+from quantbench.core.trace import NO_REFERENCE, Generation, Reference, Trace
 from quantbench.measuring.passes.similarity import REFERENCE_FILE
 from quantbench.methods import METHODS
 from quantbench.metrics import evaluate
-from quantbench.metrics._columns import NO_REFERENCE
-from quantbench.metrics._samples import raw_samples
 from quantbench.metrics.text import compare_answers
 from quantbench.planning import prompts
 from quantbench.planning.preflight import Preflight
@@ -116,3 +114,23 @@ def _identity(scenario: Scenario, checkpoint: Checkpoint | None) -> Mapping[str,
     reference = scenario.reference()
     compared = {f"reference_{name}": asked for name, asked in METHODS[reference.variant.method].recipe(reference).items()}
     return {"model": model, "prompts": chosen, **METHODS[scenario.variant.method].recipe(scenario), **compared}
+
+
+def raw_samples(trace: Trace, stride: int) -> Iterable[Sample]:
+    """Raw numbers; ``stride`` is the most gaps that an answer can have, so that a gap's index tells prompt and position."""
+    for number, seconds in enumerate(trace.score_s):
+        yield Sample("score", 0, number, seconds)
+    for number, calls in enumerate(trace.calls):
+        for phase, taken in (("call", calls.variant), ("anchor_call", calls.anchor)):
+            yield from (Sample(phase, number, index, seconds) for index, seconds in enumerate(taken))
+    for each in trace.rounds:
+        for prefix, answers in (("", each.variant), ("anchor_", each.anchor)):
+            yield from _round_samples(prefix, each.index, answers, stride)
+
+
+def _round_samples(prefix: str, index: int, answers: Sequence[Generation], stride: int) -> Iterable[Sample]:
+    for answer in answers:
+        yield Sample(f"{prefix}prefill", index, answer.prompt, answer.prefill_s, answer.first_tokens)
+        yield Sample(f"{prefix}e2e", index, answer.prompt, answer.e2e_s, answer.tokens)
+        for position, gap in enumerate(answer.gaps_s):
+            yield Sample(f"{prefix}gap", index, answer.prompt * stride + position, gap)

@@ -21,11 +21,10 @@ from quantbench.core.job import REFERENCE_FOLDER, Checkpoint, Job, JobKind, Task
 from quantbench.core.record import Record, Status
 from quantbench.core.scenario import Scenario
 from quantbench.core.scratch import held, scratch_folder
-from quantbench.core.trace import Trace
+from quantbench.core.trace import NO_REFERENCE, Trace
 from quantbench.measuring.passes.other_work import this_process
 from quantbench.measuring.subjects.probe import probed
 from quantbench.methods import METHODS
-from quantbench.metrics._columns import NO_REFERENCE
 from quantbench.models import MODELS
 from quantbench.models.checkpoint import resolve
 from quantbench.planning import prompts
@@ -33,8 +32,7 @@ from quantbench.planning.plan import Plan
 from quantbench.planning.preflight import Preflight
 from quantbench.results.resume import Earlier
 from quantbench.results.store import Store
-from quantbench.running.engines import ENGINES, Failure, collected_trace
-from quantbench.running.engines import Runner as OpenedEngine
+from quantbench.running.engines import ENGINES, Failure, OpenEngine, collected_trace
 from quantbench.running.progress import JobKey, Progress
 from quantbench.running.recorder import Recorder, reference_identity
 from quantbench.running.steadiness import unsteady
@@ -73,7 +71,7 @@ class Runner:
         self._preflight = Preflight()
         self._recorder = Recorder(self._preflight)
         self._job_count = 0
-        self._opened: OpenedEngine | None = None
+        self._opened: OpenEngine | None = None
 
     def __enter__(self) -> Self:
         """Nothing is started yet."""
@@ -187,7 +185,7 @@ class Runner:
             return folder
         raise AssertionError
 
-    def _engine(self) -> OpenedEngine:
+    def _engine(self) -> OpenEngine:
         if self._opened is None:
             device = self._plan.scenarios[0].conditions.device
             self._opened = self._stack.enter_context(ENGINES[self._plan.engine].open(device))

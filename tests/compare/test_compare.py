@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from quantbench.core.errors import UsageError
-from quantbench.judge.compare import Comparison, Entry, Verdict, compare, parse_threshold, show
+from quantbench.judge.compare import Change, Comparison, Entry, compare, parse_threshold, show
 
 SCENARIOS = ("canary/torch-bf16/ten", "canary/gguf-q8_0/ten", "canary/gguf-q4_k_m/ten", "canary/bitsandbytes-nf4/ten")
 ITL_S = 0.004
@@ -50,7 +50,7 @@ def entry(found: Comparison, scenario: str, metric: str) -> Entry:
 
 def test_equal_sides_are_the_same_with_the_effect_that_would_have_shown() -> None:
     found = compare(side(), side(run_id="b"))
-    assert {each.verdict for each in found.entries} == {Verdict.SAME}
+    assert {each.verdict for each in found.entries} == {Change.SAME}
     assert len(found.entries) == len(SCENARIOS) * 5  # decode, prefill, bytes, KLD, perplexity
     decode = entry(found, SCENARIOS[0], "decode")
     assert decode.mde is not None
@@ -63,7 +63,7 @@ def test_equal_sides_are_the_same_with_the_effect_that_would_have_shown() -> Non
 def test_a_slowdown_that_is_found_again_is_worse_and_named() -> None:
     slow = {SCENARIOS[1]: ITL_S * 1.2}
     found = compare(side(), side(run_id="b", itl_s=slow), again=side(run_id="c", itl_s=slow))
-    (worse,) = found.of(Verdict.WORSE)
+    (worse,) = found.of(Change.WORSE)
     assert (worse.scenario_id, worse.metric, worse.gate) == (SCENARIOS[1], "decode", "ratio")
     assert worse.change == pytest.approx(1 / 1.2 - 1, abs=0.02)
     assert worse.candidate == pytest.approx(ITL_S * 1.2, rel=0.02)
@@ -73,14 +73,14 @@ def test_a_slowdown_that_is_found_again_is_worse_and_named() -> None:
 def test_a_speed_up_is_better() -> None:
     fast = {SCENARIOS[2]: ITL_S / 1.3}
     found = compare(side(), side(10, run_id="b", itl_s=fast))
-    assert [(each.scenario_id, each.metric) for each in found.of(Verdict.BETTER)] == [(SCENARIOS[2], "decode")]
-    assert not found.of(Verdict.WORSE)
+    assert [(each.scenario_id, each.metric) for each in found.of(Change.BETTER)] == [(SCENARIOS[2], "decode")]
+    assert not found.of(Change.WORSE)
 
 
 def test_twice_the_processes_are_their_own_second_measurement() -> None:
     slow = {SCENARIOS[1]: ITL_S * 1.2}
     found = compare(side(), side(10, run_id="b", itl_s=slow))
-    assert entry(found, SCENARIOS[1], "decode").verdict is Verdict.WORSE
+    assert entry(found, SCENARIOS[1], "decode").verdict is Change.WORSE
     assert entry(found, SCENARIOS[1], "decode").processes == (5, 5)
 
 
@@ -88,10 +88,10 @@ def test_what_was_flagged_once_only_is_not_believed() -> None:
     slow = {SCENARIOS[1]: ITL_S * 1.2}
     once = compare(side(), side(run_id="b", itl_s=slow))
     flagged = entry(once, SCENARIOS[1], "decode")
-    assert flagged.verdict is Verdict.INSUFFICIENT
+    assert flagged.verdict is Change.INSUFFICIENT
     assert flagged.reason == "flagged, and believed only if found again: 5 more processes of the candidate"
     twice = compare(side(), side(run_id="b", itl_s=slow), again=side(run_id="c"))
-    assert entry(twice, SCENARIOS[1], "decode").verdict is Verdict.SAME
+    assert entry(twice, SCENARIOS[1], "decode").verdict is Change.SAME
 
 
 @pytest.mark.parametrize(
@@ -101,9 +101,9 @@ def test_what_was_flagged_once_only_is_not_believed() -> None:
 def test_too_few_processes_say_how_many_more(first: int, second: int, says: str) -> None:
     found = compare(side(first), side(second, run_id="b"))
     decode = entry(found, SCENARIOS[0], "decode")
-    assert (decode.verdict, decode.mde, decode.change) == (Verdict.INSUFFICIENT, None, None)
+    assert (decode.verdict, decode.mde, decode.change) == (Change.INSUFFICIENT, None, None)
     assert decode.reason == f"the rule takes 5 processes a side: {says}"
-    assert entry(found, SCENARIOS[0], "weight_bytes").verdict is Verdict.SAME
+    assert entry(found, SCENARIOS[0], "weight_bytes").verdict is Change.SAME
     assert not found.conclusive
     assert show.sentence(found).startswith(f"Not enough data: 8 figures: the rule takes 5 processes a side: {says}")
 
@@ -111,22 +111,22 @@ def test_too_few_processes_say_how_many_more(first: int, second: int, says: str)
 def test_deterministic_figures_go_by_threshold_alone() -> None:
     worse_kld = {SCENARIOS[2]: 0.03}
     found = compare(side(1), side(1, run_id="b", kld_mean=worse_kld, weight_bytes={SCENARIOS[0]: 3000}))
-    assert [(each.scenario_id, each.metric) for each in found.of(Verdict.WORSE)] == [(SCENARIOS[2], "kld_mean")]
-    assert [(each.scenario_id, each.metric) for each in found.of(Verdict.BETTER)] == [(SCENARIOS[0], "weight_bytes")]
+    assert [(each.scenario_id, each.metric) for each in found.of(Change.WORSE)] == [(SCENARIOS[2], "kld_mean")]
+    assert [(each.scenario_id, each.metric) for each in found.of(Change.BETTER)] == [(SCENARIOS[0], "weight_bytes")]
     assert entry(found, SCENARIOS[2], "kld_mean").change == pytest.approx(0.5)
 
 
 def test_rounding_of_a_tiny_divergence_is_no_change() -> None:
     found = compare(side(1, kld_mean=2e-7), side(1, run_id="b", kld_mean=6e-7))
-    assert not found.of(Verdict.WORSE)
+    assert not found.of(Change.WORSE)
 
 
 def test_thresholds_widen_what_counts_and_add_columns() -> None:
     slow = {SCENARIOS[1]: ITL_S * 1.2}
     before, after = side(), side(10, run_id="b", itl_s=slow, kld_mean=0.022, peak_rss_bytes=600)
     wide = compare(before, after, thresholds={"decode": 0.5, "kld_mean": 0.2, "peak_rss_bytes": 0.1})
-    assert {each.metric for each in wide.of(Verdict.WORSE)} == {"peak_rss_bytes"}
-    assert {each.metric for each in compare(before, after).of(Verdict.WORSE)} == {"decode", "kld_mean"}
+    assert {each.metric for each in wide.of(Change.WORSE)} == {"peak_rss_bytes"}
+    assert {each.metric for each in compare(before, after).of(Change.WORSE)} == {"decode", "kld_mean"}
     with pytest.raises(UsageError, match="unknown figure or column with a direction 'kld_men'; did you mean 'kld_mean'"):
         compare(before, after, thresholds={"kld_men": 0.1})
 
@@ -144,24 +144,24 @@ def test_thresholds_widen_what_counts_and_add_columns() -> None:
 )
 def test_incomparable_says_why(changes: dict[str, Any], says: str) -> None:
     found = compare(side(), side(run_id="b", **{name: {SCENARIOS[0]: value} for name, value in changes.items()}))
-    (one,) = found.of(Verdict.INCOMPARABLE)
+    (one,) = found.of(Change.INCOMPARABLE)
     assert (one.scenario_id, one.reason) == (SCENARIOS[0], says)
     assert found.conclusive
 
 
 def test_a_scenario_that_is_gone_is_worse_and_one_that_is_new_is_named() -> None:
     found = compare(side(of=SCENARIOS[:3]), side(run_id="b", of=SCENARIOS[1:]))
-    assert [(each.scenario_id, each.reason) for each in found.of(Verdict.INCOMPARABLE)] == [
+    assert [(each.scenario_id, each.reason) for each in found.of(Change.INCOMPARABLE)] == [
         (SCENARIOS[3], "missing from the baseline")
     ]
-    (worse,) = found.of(Verdict.WORSE)
+    (worse,) = found.of(Change.WORSE)
     assert (worse.scenario_id, worse.metric, worse.reason) == (SCENARIOS[0], "status", "missing from the candidate")
     assert show.sentence(found).startswith(f"Regression: {SCENARIOS[0]} status missing from the candidate; 1 worse")
 
 
 def test_what_was_left_out_of_the_selection_is_named_and_no_regression() -> None:
     found = compare(side(), side(run_id="b", of=SCENARIOS[2:]), whole=True)
-    assert not found.of(Verdict.WORSE)
+    assert not found.of(Change.WORSE)
     assert found.conclusive
     assert found.left_out == SCENARIOS[:2]
     assert show.sentence(found).endswith(
@@ -172,7 +172,7 @@ def test_what_was_left_out_of_the_selection_is_named_and_no_regression() -> None
 
 def test_a_scenario_that_is_skipped_now_is_worse() -> None:
     skipped = {"status": {SCENARIOS[0]: "skipped"}, "reason": {SCENARIOS[0]: "it needs torch"}}
-    (worse,) = compare(side(), side(run_id="b", **skipped)).of(Verdict.WORSE)
+    (worse,) = compare(side(), side(run_id="b", **skipped)).of(Change.WORSE)
     assert (worse.scenario_id, worse.reason) == (SCENARIOS[0], "was ok, is skipped, it needs torch")
 
 
@@ -186,20 +186,20 @@ def test_a_deterministic_figure_that_is_null_or_not_finite_now_is_worse(value: f
     after["kld_mean"] = after["kld_mean"].astype(object)
     after.loc[after["scenario_id"] == SCENARIOS[1], "kld_mean"] = value
     found = compare(side(2), after)
-    (worse,) = found.of(Verdict.WORSE)
+    (worse,) = found.of(Change.WORSE)
     assert (worse.scenario_id, worse.metric) == (SCENARIOS[1], "kld_mean")
     assert worse.reason == f"the candidate has none, where the baseline has it: {why}"
     back = compare(after.assign(run_id="a"), side(2, run_id="b"))
-    assert not back.of(Verdict.WORSE)
-    assert {(each.metric, each.reason) for each in back.of(Verdict.INCOMPARABLE)} == {("kld_mean", "the baseline has none")}
+    assert not back.of(Change.WORSE)
+    assert {(each.metric, each.reason) for each in back.of(Change.INCOMPARABLE)} == {("kld_mean", "the baseline has none")}
     both = compare(after.assign(run_id="a"), after)
-    assert not both.of(Verdict.WORSE)
+    assert not both.of(Change.WORSE)
 
 
 def test_a_figure_that_some_processes_lack_now_is_worse() -> None:
     after = side(2, run_id="b", of=SCENARIOS[:1])
     after.loc[1, "kld_mean"] = np.inf
-    (worse,) = compare(side(2, of=SCENARIOS[:1]), after).of(Verdict.WORSE)
+    (worse,) = compare(side(2, of=SCENARIOS[:1]), after).of(Change.WORSE)
     assert worse.reason == "1 of 2 processes have none, where the baseline has it: it is inf"
 
 
@@ -207,12 +207,12 @@ def test_speeds_beside_other_work_are_insufficient_and_say_so() -> None:
     slow, disturbed = {SCENARIOS[1]: ITL_S * 2}, {SCENARIOS[1]: True}
     found = compare(side(), side(10, run_id="b", itl_s=slow, disturbed=disturbed, disturbance="a compiler"))
     entries = [entry(found, SCENARIOS[1], metric) for metric in ("decode", "prefill")]
-    assert {each.verdict for each in entries} == {Verdict.INSUFFICIENT}
+    assert {each.verdict for each in entries} == {Change.INSUFFICIENT}
     assert entries[0].reason == (
         "measured beside other work: 5 of 5 of the candidate (a compiler); measure again on a quiet machine"
     )
-    assert not found.of(Verdict.WORSE)
-    assert entry(found, SCENARIOS[1], "kld_mean").verdict is Verdict.SAME
+    assert not found.of(Change.WORSE)
+    assert entry(found, SCENARIOS[1], "kld_mean").verdict is Change.SAME
     assert not found.conclusive
 
 
@@ -221,18 +221,18 @@ def test_processes_that_were_quiet_are_judged_where_they_are_enough() -> None:
     after["disturbed"] = after["repeat"] == 5
     after.loc[after["disturbed"], "itl_s"] *= 20
     decode = entry(compare(side(), after), SCENARIOS[0], "decode")
-    assert (decode.verdict, decode.processes) == (Verdict.SAME, (5, 5))
+    assert (decode.verdict, decode.processes) == (Change.SAME, (5, 5))
     few = entry(compare(side(), after[after["repeat"] > 0]), SCENARIOS[0], "decode")
-    assert (few.verdict, few.processes) == (Verdict.INSUFFICIENT, (5, 4))
+    assert (few.verdict, few.processes) == (Change.INSUFFICIENT, (5, 4))
     assert few.reason.startswith("the rule takes 5 processes a side: 1 more of the candidate; measured beside other work: ")
 
 
 def test_how_forward_passes_are_sliced_is_the_floor_of_what_they_score() -> None:
     before, after = side(1, top1_agreement=0.95), side(1, run_id="b", kld_mean=0.024, top1_agreement=0.93)
-    assert {each.metric for each in compare(before, after).of(Verdict.WORSE)} == {"kld_mean", "top1_agreement"}
+    assert {each.metric for each in compare(before, after).of(Change.WORSE)} == {"kld_mean", "top1_agreement"}
     sliced = after.assign(kld_slicing=0.005, top1_slicing=0.03)
-    assert not compare(before, sliced).of(Verdict.WORSE)
-    assert {each.metric for each in compare(before, sliced.assign(kld_slicing=0.001)).of(Verdict.WORSE)} == {"kld_mean"}
+    assert not compare(before, sliced).of(Change.WORSE)
+    assert {each.metric for each in compare(before, sliced.assign(kld_slicing=0.001)).of(Change.WORSE)} == {"kld_mean"}
 
 
 def test_nothing_in_common_is_not_enough() -> None:
@@ -250,9 +250,9 @@ def test_a_window_takes_only_what_is_comparable() -> None:
 def test_a_scenario_that_fails_now_is_worse_and_one_that_works_now_better() -> None:
     broken = {"status": {SCENARIOS[0]: "oom"}, "reason": {SCENARIOS[0]: "killed: out of memory"}}
     found = compare(side(), side(run_id="b", **broken))
-    assert entry(found, SCENARIOS[0], "status").verdict is Verdict.WORSE
+    assert entry(found, SCENARIOS[0], "status").verdict is Change.WORSE
     assert entry(found, SCENARIOS[0], "status").reason == "was ok, is oom, killed: out of memory"
-    assert entry(compare(side(**broken), side(run_id="b")), SCENARIOS[0], "status").verdict is Verdict.BETTER
+    assert entry(compare(side(**broken), side(run_id="b")), SCENARIOS[0], "status").verdict is Change.BETTER
 
 
 def test_processes_that_fail_where_none_did_are_worse_beside_the_figures_of_the_others() -> None:
@@ -260,12 +260,12 @@ def test_processes_that_fail_where_none_did_are_worse_beside_the_figures_of_the_
     broken = (mixed["scenario_id"] == SCENARIOS[0]) & (mixed["repeat"] >= 6)
     mixed.loc[broken, ["status", "reason"]] = ["crashed", "killed by signal 11"]
     found = compare(side(), mixed)
-    assert [(each.scenario_id, each.metric) for each in found.of(Verdict.WORSE)] == [(SCENARIOS[0], "status")]
+    assert [(each.scenario_id, each.metric) for each in found.of(Change.WORSE)] == [(SCENARIOS[0], "status")]
     assert entry(found, SCENARIOS[0], "status").reason == (
         "4 of 10 processes failed, none did before: crashed, killed by signal 11"
     )
     assert entry(found, SCENARIOS[0], "decode").processes == (5, 6)
-    assert not compare(mixed, mixed.assign(run_id="c")).of(Verdict.WORSE)
+    assert not compare(mixed, mixed.assign(run_id="c")).of(Change.WORSE)
 
 
 def test_how_a_side_ended_is_said_of_that_side() -> None:
@@ -273,34 +273,34 @@ def test_how_a_side_ended_is_said_of_that_side() -> None:
     after = side(2, run_id="b", of=SCENARIOS[:1])
     after.loc[after["repeat"] == 1, ["status", "reason"]] = ["crashed", "killed by signal 11"]
     (one,) = compare(before, after).entries
-    assert (one.verdict, one.reason) == (Verdict.INCOMPARABLE, "baseline skipped, no CUDA")
+    assert (one.verdict, one.reason) == (Change.INCOMPARABLE, "baseline skipped, no CUDA")
     before.loc[before["repeat"] == 1, ["status", "reason"]] = ["oom", "no room"]
     (one,) = compare(before, after).entries
-    assert (one.verdict, one.reason) == (Verdict.BETTER, "was oom, no room; is ok")
+    assert (one.verdict, one.reason) == (Change.BETTER, "was oom, no room; is ok")
 
 
 @pytest.mark.parametrize("changes", [{"machine": "n"}, {"scenario_key": "l"}, {"kernel": "gemm"}])
 def test_a_second_measurement_of_something_else_confirms_nothing(changes: dict[str, Any]) -> None:
     slow = {SCENARIOS[1]: ITL_S * 1.2}
     found = compare(side(), side(run_id="b", itl_s=slow), again=side(run_id="c", itl_s=slow, **changes))
-    assert entry(found, SCENARIOS[1], "decode").verdict is Verdict.INSUFFICIENT
+    assert entry(found, SCENARIOS[1], "decode").verdict is Change.INSUFFICIENT
 
 
 def test_of_a_candidate_of_several_machines_the_last_one_counts() -> None:
     found = compare(side(), pd.concat([side(5, run_id="b", machine="n", itl_s=1.0), side(5, run_id="c")]))
     decode = entry(found, SCENARIOS[0], "decode")
-    assert (decode.verdict, decode.processes) == (Verdict.SAME, (5, 5))
+    assert (decode.verdict, decode.processes) == (Change.SAME, (5, 5))
     assert decode.candidate == pytest.approx(ITL_S, rel=0.02)
 
 
 @pytest.mark.parametrize("lost", [None, float("nan"), 0.0, -1.0])
 def test_a_speed_that_is_gone_is_worse_and_one_that_is_new_incomparable(lost: float | None) -> None:
     found = compare(side(), side(run_id="b").assign(itl_s=lost))
-    assert {each.metric for each in found.of(Verdict.WORSE)} == {"decode"}
-    assert len(found.of(Verdict.WORSE)) == len(SCENARIOS)
-    assert all(each.reason.startswith("the candidate has none, where the") for each in found.of(Verdict.WORSE))
+    assert {each.metric for each in found.of(Change.WORSE)} == {"decode"}
+    assert len(found.of(Change.WORSE)) == len(SCENARIOS)
+    assert all(each.reason.startswith("the candidate has none, where the") for each in found.of(Change.WORSE))
     back = compare(side().assign(itl_s=lost), side(run_id="b"))
-    assert {each.reason for each in back.of(Verdict.INCOMPARABLE)} == {"the baseline has none"}
+    assert {each.reason for each in back.of(Change.INCOMPARABLE)} == {"the baseline has none"}
 
 
 def test_the_least_effect_is_no_less_than_the_threshold_that_was_asked_for() -> None:

@@ -19,7 +19,7 @@ import pytest
 
 from quantbench.judge.compare.gate import gate
 from quantbench.planning.options import OPTIONS
-from quantbench.plugin import _raw
+from quantbench.plugin import raw_setting
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -146,4 +146,4 @@ def test_a_baseline_in_an_ini_file_lies_beside_it(given: str, found: str, tmp_pa
     )  # fmt: skip
     (option,) = [each for each in OPTIONS if each.name == "compare"]
     expected = str(tmp_path / found) if found.startswith("root") else found
-    assert _raw(config, option) == expected
+    assert raw_setting(config, option) == expected

@@ -20,9 +20,9 @@ from quantbench.core.scenario import Conditions, Scenario, Variant
 from quantbench.core.trace import WeightMemory
 from quantbench.measuring.passes.similarity import log_softmax
 from quantbench.methods import METHODS, LoadedModel, Sampling, Settings, qat
-from quantbench.methods._qat import Training
 from quantbench.models.checkpoint import resolve
 from quantbench.runtimes.llama_cpp.files import UNQUANTIZED
+from quantbench.runtimes.transformers.distill import Training
 
 from .conftest import PACKED, packed_are_made
 

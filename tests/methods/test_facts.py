@@ -10,7 +10,7 @@ from transformers import DynamicCache, GPT2Config, LlamaConfig, MistralConfig, M
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from quantbench.runtimes.llama_cpp.facts import found_device as found_by_llama_cpp
-from quantbench.runtimes.llama_cpp.probe import _write_model
+from quantbench.runtimes.llama_cpp.probe import write_model
 from quantbench.runtimes.transformers.model import TransformersModel, found_device
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def test_llama_cpp_counts_the_same_of_a_file(tmp_path: Path) -> None:
     from quantbench.runtimes.llama_cpp.model import open_gguf_file
 
     path = tmp_path / "model.gguf"
-    _write_model(path)  # one layer, 256 wide, 4 heads, Q8_0 matrices: 34 bytes for 32 values
+    write_model(path)  # one layer, 256 wide, 4 heads, Q8_0 matrices: 34 bytes for 32 values
     with open_gguf_file(path, threads=1, context=64, device="cpu", extra_buffers=False) as model:
         found = model.memory()
         facts = model.facts
@@ -142,5 +142,5 @@ def _line(name: str, mebibytes: float) -> str:
 def test_llama_cpps_log_says_where_layers_are(sizes: dict[str, float], device: str, tmp_path: Path) -> None:
     """The input embedding, 0.07 MiB here, always stays on the host."""
     path = tmp_path / "model.gguf"
-    _write_model(path)
+    write_model(path)
     assert found_by_llama_cpp(["something else\n", *(_line(*each) for each in sizes.items())], path) == device

@@ -16,11 +16,11 @@ import pytest
 from quantbench.core.errors import UnsupportedError
 from quantbench.core.scenario import Conditions, Scenario, Variant
 from quantbench.methods import METHODS, LoadedModel, Settings, qat
-from quantbench.methods._qat import Training
 from quantbench.models.architecture import Architecture, Tensor
 from quantbench.models.checkpoint import resolve
 from quantbench.models.config import read_architecture
 from quantbench.models.footprint import Weights
+from quantbench.runtimes.transformers.distill import Training
 
 METHODS_HERE = ("torch", "torch-dynamic", "bitsandbytes", "torchao", "qat", "prune")
 OFFERED = [f"{name}/{each.name}" for name in METHODS_HERE for each in METHODS[name].precisions]
@@ -141,7 +141,7 @@ def torchao_bytes(precision: str, outputs: int, inputs: int, device: str) -> int
     from torch import bfloat16, nn
     from torchao.quantization import quantize_
 
-    from quantbench.methods._torchao import base_config
+    from quantbench.runtimes.transformers.torchao import base_config
 
     layer = nn.Linear(inputs, outputs, bias=False, dtype=bfloat16, device=device)
     quantize_(layer, base_config(precision))
@@ -175,7 +175,7 @@ def test_fp8_passes_by_what_its_kernels_do_not_take(monkeypatch: pytest.MonkeyPa
     import torch
     from torchao.quantization import quant_api, quantize_
 
-    from quantbench.methods._torchao import base_config
+    from quantbench.runtimes.transformers.torchao import base_config
 
     monkeypatch.setattr(quant_api, "_check_hardware_support", lambda _: None)
     layer = torch.nn.Linear(48, 72, bias=False, dtype=torch.bfloat16)

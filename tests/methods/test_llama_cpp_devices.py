@@ -16,7 +16,7 @@ from quantbench.runtimes.llama_cpp.batch import decode_error
 from quantbench.runtimes.llama_cpp.devices import devices_for
 from quantbench.runtimes.llama_cpp.facts import tensor_bytes
 from quantbench.runtimes.llama_cpp.model import library, open_gguf_file, require_offload
-from quantbench.runtimes.llama_cpp.probe import _write_model
+from quantbench.runtimes.llama_cpp.probe import write_model
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -95,7 +95,7 @@ def test_a_wheel_without_cuda_is_an_error_before_any_file_is_made(tmp_path: Path
 def model_file(tmp_path: Path) -> Path:
     """A model of a few hundred kB."""
     path = tmp_path / "model.gguf"
-    _write_model(path)
+    write_model(path)
     return path
 
 

@@ -16,8 +16,9 @@ from torch import nn
 from quantbench.core.errors import MissingDependency, UnsupportedError
 from quantbench.core.scenario import Scenario, Variant
 from quantbench.core.trace import WeightMemory
-from quantbench.methods import METHODS, Artifact, Settings, _pruning, prune
+from quantbench.methods import METHODS, Artifact, Settings, prune
 from quantbench.models.checkpoint import checkpoint_dtype, resolve
+from quantbench.runtimes.transformers import pruning
 from quantbench.runtimes.transformers.model import bytes_by_kind
 
 LAYERS, HIDDEN, KV, FFN, VOCABULARY = 6, 256, 128, 768, 2048
@@ -284,7 +285,7 @@ def test_sparse_bytes_by_hand() -> None:
     holes = torch.tensor([[1.0, 0.0, 0.0], [0.0, -2.0, 0.0], [3.0, 0.0, 4.0]])
     model = Blocks(holes, torch.ones(3, 3))
 
-    counts = _pruning.count_values(model, 72, 20)
+    counts = pruning.count_values(model, 72, 20)
 
     assert counts == {"elements": 20, "nonzero": 13, "sparse_bytes": (4 * 4 + 2) + 36}
 
@@ -300,7 +301,7 @@ def test_semi_structured_storage_is_counted_as_it_lies(monkeypatch: pytest.Monke
 
     torch.manual_seed(0)
     model = Blocks(torch.randn(64, 128, dtype=torch.bfloat16))
-    _pruning.zero_two_of_four(model)
+    pruning.zero_two_of_four(model)
     dense = model.layers[0][0].weight.detach().clone()
     monkeypatch.setattr(torch.sparse, "to_sparse_semi_structured", pack)
 

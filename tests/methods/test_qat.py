@@ -19,10 +19,10 @@ from quantbench.core.errors import ModelError, UnsupportedError
 from quantbench.core.scenario import Conditions, Scenario, Variant
 from quantbench.measuring.passes.similarity import log_softmax
 from quantbench.methods import METHODS, Artifact, Settings, qat
-from quantbench.methods import _torchao as ao
-from quantbench.methods._qat import Training, distill
 from quantbench.models.checkpoint import resolve
 from quantbench.runtimes.transformers import calibration
+from quantbench.runtimes.transformers import torchao as ao
+from quantbench.runtimes.transformers.distill import Training, distill
 
 BOTH = ("int8", "int4")
 SHORT = Training(rate=2e-3, steps=6, batch=2, length=16, warmup=2)

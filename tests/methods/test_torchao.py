@@ -14,8 +14,8 @@ import torch
 from quantbench.core.errors import ModelError, UnsupportedError
 from quantbench.core.scenario import Conditions, Scenario, Variant
 from quantbench.methods import METHODS, Settings
-from quantbench.methods import _torchao as ao
 from quantbench.models.checkpoint import resolve
+from quantbench.runtimes.transformers import torchao as ao
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager

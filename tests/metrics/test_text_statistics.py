@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from quantbench.core import llama_perplexity
 from quantbench.core.record import Missing
-from quantbench.metrics import METRICS, _llama_perplexity
+from quantbench.metrics import METRICS
 from quantbench.metrics.distribution import distribution
 from quantbench.metrics.divergence import divergence
 from quantbench.metrics.perplexity import perplexity
@@ -108,7 +109,7 @@ def _transcribed(columns: Columns) -> dict[str, float]:
 def test_every_statistic_is_llama_perplexitys(seed: int, size: int) -> None:
     columns = _columns(seed, size)
     expected = _transcribed(columns)
-    found = _llama_perplexity.statistics(columns)
+    found = llama_perplexity.statistics(columns)
     assert set(found) == set(expected)
     assert found == pytest.approx(expected, rel=1e-5, abs=1e-6)
 
@@ -117,14 +118,14 @@ def test_every_statistic_is_llama_perplexitys(seed: int, size: int) -> None:
 @settings(max_examples=40)
 def test_percentiles_are_numpys_to_float32(seed: int, size: int, fraction: float) -> None:
     values = np.sort(np.random.default_rng(seed).gamma(0.5, 0.02, size).astype(np.float32))
-    assert _llama_perplexity.percentile(values, fraction) == pytest.approx(float(np.quantile(values, fraction)), rel=1e-4)
+    assert llama_perplexity.percentile(values, fraction) == pytest.approx(float(np.quantile(values, fraction)), rel=1e-4)
 
 
 def test_columns_hold_what_is_printed_and_clustered_errors_beside_it(trace: Trace, tmp_path: Path) -> None:
     """Each printed statistic has a column; the errors under ``_se_iid``, ours under ``_se``."""
     columns = _columns(1, 12_000)
     values = _values(trace, columns, tmp_path)
-    printed = _llama_perplexity.statistics(columns)
+    printed = llama_perplexity.statistics(columns)
     assert {name: values[name] for name in printed} == pytest.approx(printed, rel=1e-6, abs=1e-9)
     uncertain = {name.removesuffix("_iid") for name in printed if name.endswith("_se_iid")}
     assert len(uncertain) == 9

@@ -70,7 +70,7 @@ class FakeModel:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """The pass's clock."""
     made = Clock()
-    for module in ("latency", "_rounds"):
+    for module in ("latency", "rounds"):
         monkeypatch.setattr(f"quantbench.measuring.passes.{module}.time", made)
     return made
 

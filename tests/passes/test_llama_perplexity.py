@@ -31,13 +31,13 @@ from numpy.typing import NDArray
 
 from quantbench.core import machine
 from quantbench.core.job import TRACE_FILE, Job, Task
+from quantbench.core.llama_perplexity import statistics
 from quantbench.core.record import Value
 from quantbench.core.scenario import Conditions, Effort, Variant
 from quantbench.core.trace import Reference, Trace
 from quantbench.measuring.passes.similarity import LOGPROBS_FILE, REFERENCE_FILE
 from quantbench.measuring.worker import run_job
 from quantbench.metrics import evaluate
-from quantbench.metrics._llama_perplexity import statistics
 from quantbench.models.checkpoint import resolve
 from quantbench.planning import prompts
 from quantbench.runtimes.llama_cpp.probe import extra_buffers_work

@@ -54,7 +54,7 @@ class FakeModule:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """The passes' clock."""
     made = Clock()
-    for module in ("module", "_rounds"):
+    for module in ("module", "rounds"):
         monkeypatch.setattr(f"quantbench.measuring.passes.{module}.time", made)
     return made
 

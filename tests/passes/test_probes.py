@@ -142,7 +142,7 @@ def test_a_variant_that_stays_elsewhere_does_not_run_on_the_device(
     monkeypatch.setitem(METHODS._found, "placed", open_placed)
     monkeypatch.setattr(probing, "describe", lambda: SimpleNamespace(gpus=("a GPU",)))
     variant = Variant(method="placed", precision="w8")
-    subject = probing.Subject(
+    subject = probing.ProbedVariant(
         scenario=Scenario(model="canary", variant=variant, prompts="two"), start=[0],
         settings=Settings(checkpoint=resolve("canary"), threads=1, context=64),
     )  # fmt: skip

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quantbench.report.charts.labels import Place, place
+from quantbench.report.charts.labels import LabelPlace, place
 
 CHARACTER, HALF_LINE, RADIUS = 6.8, 7, 5
 
@@ -15,7 +15,7 @@ points = st.lists(st.tuples(shares, shares), min_size=1, max_size=14, unique=Tru
 
 
 def _boxes(
-    anchors: list[tuple[float, float]], found: dict[int, Place], names: dict[int, str], width: float, height: float
+    anchors: list[tuple[float, float]], found: dict[int, LabelPlace], names: dict[int, str], width: float, height: float
 ) -> dict[int, tuple[float, float, float, float]]:
     boxes = {}
     for index, at in found.items():
@@ -60,12 +60,12 @@ def test_a_label_stands_nearer_to_its_own_point_than_to_another() -> None:
     column = [(0.5, 0.5), (0.5, 0.53), (0.5, 0.56)]
     found = place(column, {1: "x" * 18}, width=200, height=400, settled={})
     assert found == {}
-    assert place(column[:1], {0: "x" * 18}, width=200, height=400, settled={}) == {0: Place(0, -13, "center")}
+    assert place(column[:1], {0: "x" * 18}, width=200, height=400, settled={}) == {0: LabelPlace(0, -13, "center")}
 
 
 def test_a_settled_label_keeps_its_place_and_the_others_make_way() -> None:
     anchors = [(0.4, 0.5), (0.45, 0.5)]
-    settled = {0: Place(9, 0, "left")}
+    settled = {0: LabelPlace(9, 0, "left")}
     found = place(anchors, {0: "first", 1: "second"}, width=900, height=400, settled=settled)
     assert found[0] == settled[0]
     first, second = _boxes(anchors, found, {0: "first", 1: "second"}, 900, 400).values()

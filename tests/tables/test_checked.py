@@ -28,7 +28,7 @@ from quantbench.claims.marks import (
     RECIPE,
     ROUNDED,
     Figure,
-    Verdict,
+    Judgement,
     amount,
     worst,
 )  # fmt: skip
@@ -73,7 +73,7 @@ def _marks(table: str, heading: str, evidence: Evidence = NOTHING) -> list[str]:
     return [each.verdict.mark for each in judge_table(table, evidence) if each.heading == heading]
 
 
-def _said(words: str, evidence: Evidence = NOTHING) -> Verdict:
+def _said(words: str, evidence: Evidence = NOTHING) -> Judgement:
     [found] = [each for each in judge_prose(evidence) if words in each.text]
     return found.verdict
 
@@ -181,7 +181,7 @@ def test_what_cannot_be_planned_is_not_judged(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(sizes, "planned_weights", unknown)
     for heading in ("Bits", "7B size"):
-        assert _cell("gguf", "Q2_K", heading).verdict == Verdict(mark=NOT_YET, why="llama.cpp is not installed")
+        assert _cell("gguf", "Q2_K", heading).verdict == Judgement(mark=NOT_YET, why="llama.cpp is not installed")
     for words in ("cuts the model memory", "64GB VRAM", "Double quantization", "This shrinks the"):
         assert (_said(words).mark, _said(words).why) == (NOT_YET, "llama.cpp is not installed")
 
@@ -293,7 +293,7 @@ def test_number_types_are_those_of_their_libraries(monkeypatch: pytest.MonkeyPat
 
     gone = tuple(replace(each, missing="torch is not installed") for each in narrower)
     monkeypatch.setattr(prose_checks, "type_facts", lambda: gone)
-    assert _said("bigger intervals") == Verdict(mark=NOT_HERE, why="torch is not installed")
+    assert _said("bigger intervals") == Judgement(mark=NOT_HERE, why="torch is not installed")
 
 
 def test_sums_of_the_prose() -> None:
@@ -330,7 +330,7 @@ def test_a_state_dict_shrinks_or_not(write: Write, record: Make) -> None:
     ]
     verdict = _said("smaller", _evidence_of(write(rows)))
     assert (verdict.mark, verdict.measured) == (HOLDS, Figure(3.0, "3.00x smaller"))
-    assert _said("smaller") == Verdict(mark=NOT_YET, why="quantbench run --model lstm")
+    assert _said("smaller") == Judgement(mark=NOT_YET, why="quantbench run --model lstm")
     assert "lstm" in MODELS
 
 
@@ -354,9 +354,9 @@ def test_energy_takes_a_counter(
     assert (verdict.mark, verdict.measured) == (HOLDS, Figure(0.5, "0.500x J/token, some/7b"))
 
     frame = write(_pair(record, energy_per_token_j=missing("no counter")), run_id="blind", instrument_check=False)
-    assert _said("power", _evidence_of(frame[frame["run_id"] == "blind"])) == Verdict(mark=NOT_HERE, why="no counter")
+    assert _said("power", _evidence_of(frame[frame["run_id"] == "blind"])) == Judgement(mark=NOT_HERE, why="no counter")
     monkeypatch.setattr(prose_checks, "find_counter", lambda _: "no counter of energy")
-    assert _said("power") == Verdict(mark=NOT_HERE, why="no counter of energy")
+    assert _said("power") == Judgement(mark=NOT_HERE, why="no counter of energy")
     monkeypatch.setattr(prose_checks, "find_counter", lambda _: energy.Rapl([]))
     assert _said("power").mark == NOT_YET
 
@@ -385,7 +385,7 @@ def test_a_library_that_is_missing_cannot_be_asked(monkeypatch: pytest.MonkeyPat
         raise PackageNotFoundError(name)
 
     monkeypatch.setattr(prose_checks, "version", version)
-    assert _said("pip install auto-gptq") == Verdict(mark=NOT_HERE, why="transformers is not installed")
+    assert _said("pip install auto-gptq") == Judgement(mark=NOT_HERE, why="transformers is not installed")
 
 
 def test_transformers_really_refuses_what_the_mark_says() -> None:

@@ -16,10 +16,9 @@ from enum import StrEnum
 from statistics import median
 from typing import TYPE_CHECKING
 
-from quantbench.core.verdict import Cell, Finding, Rule, Side, judge
-from quantbench.core.verdict import Verdict as Judged
+from quantbench.core.verdict import Comparand, Finding, Rule, Side, Verdict, judge
 from quantbench.judge.compare._figures import EXACT, TIMED, Exact, Timed, exact_of, parse_threshold
-from quantbench.judge.compare._pairs import GONE, Pair, pairs
+from quantbench.judge.compare._pairs import GONE, ScenarioPair, pairs
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,7 +31,7 @@ STATUS = "status"
 """The figure of a scenario that ended differently."""
 
 
-class Verdict(StrEnum):
+class Change(StrEnum):
     """What became of a figure."""
 
     BETTER = "better"
@@ -54,7 +53,7 @@ class Entry:
 
     scenario_id: str
     metric: str
-    verdict: Verdict
+    verdict: Change
     unit: str = ""
     baseline: float | None = None
     candidate: float | None = None
@@ -81,15 +80,15 @@ class Comparison:
     throttled: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
 
-    def of(self, verdict: Verdict) -> tuple[Entry, ...]:
+    def of(self, verdict: Change) -> tuple[Entry, ...]:
         """The entries with that verdict."""
         return tuple(each for each in self.entries if each.verdict is verdict)
 
     @property
     def conclusive(self) -> bool:
         """Whether something could be compared and nothing lacked data."""
-        compared = (Verdict.BETTER, Verdict.WORSE, Verdict.SAME)
-        return not self.of(Verdict.INSUFFICIENT) and any(each.verdict in compared for each in self.entries)
+        compared = (Change.BETTER, Change.WORSE, Change.SAME)
+        return not self.of(Change.INSUFFICIENT) and any(each.verdict in compared for each in self.entries)
 
 
 def compare(
@@ -137,23 +136,23 @@ def compare(
     )
 
 
-def _without_gone(found: Sequence[Pair]) -> list[Pair]:
+def _without_gone(found: Sequence[ScenarioPair]) -> list[ScenarioPair]:
     """The pairs; what is gone from the candidate is only incomparable, not worse."""
     return [replace(pair, gone=False, incomparable=GONE) if pair.gone else pair for pair in found]
 
 
-def _of_pair(pair: Pair, timed: Mapping[str, Entry], exact: Sequence[Exact]) -> Iterator[Entry]:
+def _of_pair(pair: ScenarioPair, timed: Mapping[str, Entry], exact: Sequence[Exact]) -> Iterator[Entry]:
     """The entries of a scenario; just one where it cannot be compared or ended differently."""
     if pair.incomparable:
-        yield Entry(scenario_id=pair.scenario_id, metric="", verdict=Verdict.INCOMPARABLE, reason=pair.incomparable)
+        yield Entry(scenario_id=pair.scenario_id, metric="", verdict=Change.INCOMPARABLE, reason=pair.incomparable)
         return
     if pair.gone:
         yield Entry(
-            scenario_id=pair.scenario_id, metric=STATUS, verdict=Verdict.WORSE, reason=GONE, processes=(len(pair.baseline), 0)
+            scenario_id=pair.scenario_id, metric=STATUS, verdict=Change.WORSE, reason=GONE, processes=(len(pair.baseline), 0)
         )
         return
     if how := pair.ended or pair.failing:
-        verdict = Verdict.BETTER if pair.ended and not pair.worse_end else Verdict.WORSE
+        verdict = Change.BETTER if pair.ended and not pair.worse_end else Change.WORSE
         counts = len(pair.baseline), len(pair.candidate)
         yield Entry(scenario_id=pair.scenario_id, metric=STATUS, verdict=verdict, reason=how, processes=counts)
     if pair.ended:
@@ -166,7 +165,7 @@ def _of_pair(pair: Pair, timed: Mapping[str, Entry], exact: Sequence[Exact]) -> 
             yield entry
 
 
-def _cell(pair: Pair, timed: Timed) -> Cell | None:
+def _cell(pair: ScenarioPair, timed: Timed) -> Comparand | None:
     """The figure's values on both sides, all of them the higher the better; None where a side has none."""
     if not pair.comparable or pair.ended:
         return None
@@ -174,10 +173,10 @@ def _cell(pair: Pair, timed: Timed) -> Cell | None:
     if not all(side.raws for side in sides):
         return None
     again = _values(pair.again, timed) if pair.again else None
-    return Cell(name=_name(pair, timed), better="higher", baseline=sides[0], candidate=sides[1], again=again)
+    return Comparand(name=_name(pair, timed), better="higher", baseline=sides[0], candidate=sides[1], again=again)
 
 
-def _name(pair: Pair, timed: Timed) -> str:
+def _name(pair: ScenarioPair, timed: Timed) -> str:
     return f"{pair.scenario_id} {timed.name}"
 
 
@@ -200,19 +199,19 @@ def _shared_runs(rows: Sequence[Row]) -> int | None:
     return runs if runs < len(rows) else None
 
 
-_VERDICTS: Mapping[Judged, Verdict] = {
-    Judged.BETTER: Verdict.BETTER, Judged.WORSE: Verdict.WORSE, Judged.SAME: Verdict.SAME,
-    Judged.SUSPECT_BETTER: Verdict.INSUFFICIENT, Judged.SUSPECT_WORSE: Verdict.INSUFFICIENT,
-    Judged.INSUFFICIENT: Verdict.INSUFFICIENT,
+_VERDICTS: Mapping[Verdict, Change] = {
+    Verdict.BETTER: Change.BETTER, Verdict.WORSE: Change.WORSE, Verdict.SAME: Change.SAME,
+    Verdict.SUSPECT_BETTER: Change.INSUFFICIENT, Verdict.SUSPECT_WORSE: Change.INSUFFICIENT,
+    Verdict.INSUFFICIENT: Change.INSUFFICIENT,
 }  # fmt: skip
 
 
-def _timed(timed: Timed, pair: Pair, cell: Cell, finding: Finding, *, rule: Rule, least: float) -> Entry:
+def _timed(timed: Timed, pair: ScenarioPair, cell: Comparand, finding: Finding, *, rule: Rule, least: float) -> Entry:
     counts = len(cell.baseline.raws), len(cell.candidate.raws)
     verdict = _VERDICTS[finding.verdict]
     small = finding.change is not None and abs(finding.change) < least
     if small:
-        verdict = Verdict.SAME
+        verdict = Change.SAME
     reason = "" if small else _lacking(finding, counts, rule)
     disturbed = _disturbed(pair)
     first, second = (median(values) for values in (cell.baseline.raws, cell.candidate.raws))
@@ -225,19 +224,19 @@ def _timed(timed: Timed, pair: Pair, cell: Cell, finding: Finding, *, rule: Rule
     )  # fmt: skip
 
 
-def _one_sided(pair: Pair, timed: Timed) -> Entry | None:
+def _one_sided(pair: ScenarioPair, timed: Timed) -> Entry | None:
     """The entry of a speed that cannot be judged, as a side lacks it or has it only beside other work; None where both do."""
     sides = pair.baseline, pair.candidate
     counts = tuple(len(_values(rows, timed, quiet=False).raws) for rows in sides)
     if all(counts):
         return Entry(
-            scenario_id=pair.scenario_id, metric=timed.name, verdict=Verdict.INSUFFICIENT, unit=timed.unit,
+            scenario_id=pair.scenario_id, metric=timed.name, verdict=Change.INSUFFICIENT, unit=timed.unit,
             processes=(len(_values(sides[0], timed).raws), len(_values(sides[1], timed).raws)), reason=_disturbed(pair),
         )  # fmt: skip
     return _lost(pair, timed.name, timed.unit, (counts[0], counts[1]), timed.raw) if any(counts) else None
 
 
-def _disturbed(pair: Pair) -> str:
+def _disturbed(pair: ScenarioPair) -> str:
     """How many processes of each side were disturbed, for example by what; empty where none was."""
     said = []
     for side in ("baseline", "candidate"):
@@ -248,11 +247,11 @@ def _disturbed(pair: Pair) -> str:
     return f"measured beside other work: {' and '.join(said)}; measure again on a quiet machine" if said else ""
 
 
-def _lost(pair: Pair, metric: str, unit: str, counts: tuple[int, int], column: str) -> Entry:
+def _lost(pair: ScenarioPair, metric: str, unit: str, counts: tuple[int, int], column: str) -> Entry:
     """The entry of a figure that only one side has: worse where it is gone, and why it is."""
     if not counts[0]:
         return Entry(
-            scenario_id=pair.scenario_id, metric=metric, verdict=Verdict.INCOMPARABLE, unit=unit, processes=counts,
+            scenario_id=pair.scenario_id, metric=metric, verdict=Change.INCOMPARABLE, unit=unit, processes=counts,
             reason="the baseline has none",
         )  # fmt: skip
     bare = next(row for row in pair.candidate if row.number(column) is None or not counts[1])
@@ -261,7 +260,7 @@ def _lost(pair: Pair, metric: str, unit: str, counts: tuple[int, int], column: s
     missing = len(pair.candidate) - counts[1]
     lacking = "the candidate has none" if not counts[1] else f"{missing} of {len(pair.candidate)} processes have none"
     return Entry(
-        scenario_id=pair.scenario_id, metric=metric, verdict=Verdict.WORSE, unit=unit, processes=counts,
+        scenario_id=pair.scenario_id, metric=metric, verdict=Change.WORSE, unit=unit, processes=counts,
         reason=f"{lacking}, where the baseline has it: {why}",
     )  # fmt: skip
 
@@ -270,16 +269,16 @@ def _lacking(finding: Finding, counts: tuple[int, int], rule: Rule) -> str:
     """What more it takes to say; empty where enough was measured."""
     if finding.common is not None:
         return f"all speeds moved together, by {finding.common:+.0%} in the middle, as runs may: measure in more runs"
-    if finding.verdict is Judged.INSUFFICIENT:
+    if finding.verdict is Verdict.INSUFFICIENT:
         sides = zip(("baseline", "candidate"), counts, strict=True)
         short = [f"{rule.min_processes - count} more of the {side}" for side, count in sides if count < rule.min_processes]
         return f"the rule takes {rule.min_processes} processes a side: {' and '.join(short)}"
-    if finding.verdict in (Judged.SUSPECT_BETTER, Judged.SUSPECT_WORSE) and finding.change is not None:
+    if finding.verdict in (Verdict.SUSPECT_BETTER, Verdict.SUSPECT_WORSE) and finding.change is not None:
         return f"flagged, and believed only if found again: {rule.min_processes} more processes of the candidate"
     return ""
 
 
-def _exact(pair: Pair, exact: Exact) -> Entry | None:
+def _exact(pair: ScenarioPair, exact: Exact) -> Entry | None:
     """The entry of a figure that is the same each time; None where neither side has it."""
     first, second = (
         [value for row in rows if (value := row.number(exact.column)) is not None] for rows in (pair.baseline, pair.candidate)
@@ -293,14 +292,14 @@ def _exact(pair: Pair, exact: Exact) -> Entry | None:
     change = (after - before) / abs(before) if before else None
     moved = abs(after - before) > max(exact.floor, _slicing(pair, exact)) and (change is None or abs(change) > exact.least)
     better = (after > before) == (exact.better == "higher")
-    verdict = Verdict.SAME if not moved else Verdict.BETTER if better else Verdict.WORSE
+    verdict = Change.SAME if not moved else Change.BETTER if better else Change.WORSE
     return Entry(
         scenario_id=pair.scenario_id, metric=exact.column, verdict=verdict, unit=exact.unit, baseline=before, candidate=after,
         change=change, mde=exact.least or None, processes=counts,
     )  # fmt: skip
 
 
-def _slicing(pair: Pair, exact: Exact) -> float:
+def _slicing(pair: ScenarioPair, exact: Exact) -> float:
     """What the figure differs by where the same positions are sliced into forward passes otherwise, on either side."""
     rows = (*pair.baseline, *pair.candidate)
     return max((abs(row.number(exact.slicing) or 0.0) for row in rows), default=0.0) if exact.slicing else 0.0
@@ -310,7 +309,7 @@ def _runs(frame: pd.DataFrame) -> tuple[str, ...]:
     return tuple(dict.fromkeys(map(str, frame["run_id"])))
 
 
-def _changed_versions(found: Sequence[Pair]) -> list[str]:
+def _changed_versions(found: Sequence[ScenarioPair]) -> list[str]:
     """Library versions that both sides name and that differ."""
     changed: dict[str, tuple[str, str]] = {}
     for pair in found:
@@ -318,7 +317,7 @@ def _changed_versions(found: Sequence[Pair]) -> list[str]:
     return [f"{name} {before} became {after}" for name, (before, after) in sorted(changed.items())]
 
 
-def _throttled(found: Sequence[Pair]) -> Iterator[str]:
+def _throttled(found: Sequence[ScenarioPair]) -> Iterator[str]:
     """Of each side what was measured while the GPU held its clocks back, and why it did."""
     for side in ("baseline", "candidate"):
         slowed = {pair.scenario_id: why for pair in found if (why := _reasons(getattr(pair, side)))}

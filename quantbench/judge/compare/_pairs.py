@@ -31,7 +31,7 @@ _SHOWN = 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pair:
+class ScenarioPair:
     """The rows of one scenario on both sides; ``again`` are the candidate's second measurement.
 
     ``incomparable`` says why they cannot be compared, ``gone`` that the candidate has none, ``ended`` how the candidate ended
@@ -62,7 +62,9 @@ class Pair:
         return {name: (first[name], second[name]) for name in first.keys() & second.keys() if first[name] != second[name]}
 
 
-def pairs(baseline: pd.DataFrame, candidate: pd.DataFrame, again: pd.DataFrame | None, processes: int) -> Iterator[Pair]:
+def pairs(
+    baseline: pd.DataFrame, candidate: pd.DataFrame, again: pd.DataFrame | None, processes: int
+) -> Iterator[ScenarioPair]:
     """Every scenario of either side, the candidate's first in its order.
 
     Without ``again`` a candidate of at least twice as many ``processes`` is split: the later half is its second measurement.
@@ -74,7 +76,7 @@ def pairs(baseline: pd.DataFrame, candidate: pd.DataFrame, again: pd.DataFrame |
     for name, rows in first.items():
         if name not in second:
             good = tuple(row for row in rows if row.ok)
-            yield Pair(scenario_id=name, baseline=good, gone=bool(good), incomparable="" if good else GONE)
+            yield ScenarioPair(scenario_id=name, baseline=good, gone=bool(good), incomparable="" if good else GONE)
 
 
 def _by_scenario(frame: pd.DataFrame) -> dict[str, list[Row]]:
@@ -86,26 +88,26 @@ def _by_scenario(frame: pd.DataFrame) -> dict[str, list[Row]]:
     return found
 
 
-def _pair(name: str, first: Sequence[Row], second: Sequence[Row], again: Sequence[Row], processes: int) -> Pair:
+def _pair(name: str, first: Sequence[Row], second: Sequence[Row], again: Sequence[Row], processes: int) -> ScenarioPair:
     if not first:
-        return Pair(scenario_id=name, incomparable="missing from the baseline")
+        return ScenarioPair(scenario_id=name, incomparable="missing from the baseline")
     alike, further = list(first), list(again)
     for column, what in _SAME.items():
         wanted = next((row.values.get(column) for row in reversed(second) if row.values.get(column) is not None), None)
         kept, second, further = (_agreeing(rows, column, wanted) for rows in (alike, second, further))
         if not kept:
-            return Pair(scenario_id=name, incomparable=f"{what}: {_difference(column, alike[-1], second[-1])}")
+            return ScenarioPair(scenario_id=name, incomparable=f"{what}: {_difference(column, alike[-1], second[-1])}")
         alike = kept
     good = [[row for row in rows if row.ok] for rows in (alike, second)]
     if not good[0] and not good[1]:
-        return Pair(scenario_id=name, incomparable=f"measured on neither side: {_said(second[-1])}")
+        return ScenarioPair(scenario_id=name, incomparable=f"measured on neither side: {_said(second[-1])}")
     if not good[0] or not good[1]:
         return _ended(name, alike, second)
     measured, later = good[1], [row for row in further if row.ok]
     if not later and len(measured) >= 2 * processes:
         half = len(measured) // 2
         measured, later = measured[:half], measured[half:]
-    return Pair(
+    return ScenarioPair(
         scenario_id=name, baseline=tuple(good[0]), candidate=tuple(measured), again=tuple(later),
         failing="" if any(map(_failed, alike)) else _failing([*second, *further]),
     )  # fmt: skip
@@ -130,15 +132,15 @@ def _said(row: Row) -> str:
     return f"{row.text('status')}, {row.text('reason') or 'no reason kept'}"
 
 
-def _ended(name: str, first: Sequence[Row], second: Sequence[Row]) -> Pair:
+def _ended(name: str, first: Sequence[Row], second: Sequence[Row]) -> ScenarioPair:
     """One side was measured and the other was not: a skip of the baseline says nothing, all else does."""
     worse = not any(row.ok for row in second)
     failed = next(filter(_failed, second if worse else first), (second if worse else first)[-1])
     said = _said(failed)
     if not worse and not _failed(failed):
-        return Pair(scenario_id=name, incomparable=f"baseline {said}")
+        return ScenarioPair(scenario_id=name, incomparable=f"baseline {said}")
     ended = f"was ok, is {said}" if worse else f"was {said}; is ok"
-    return Pair(scenario_id=name, baseline=tuple(first), candidate=tuple(second), ended=ended, worse_end=worse)
+    return ScenarioPair(scenario_id=name, baseline=tuple(first), candidate=tuple(second), ended=ended, worse_end=worse)
 
 
 def _difference(column: str, first: Row, second: Row) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from quantbench.core.errors import QuantbenchError
-from quantbench.judge.compare import Comparison, Verdict, compare, show
+from quantbench.judge.compare import Change, Comparison, compare, show
 from quantbench.judge.compare.sides import is_whole, load_side
 from quantbench.tables.render import as_text, wrap
 
@@ -45,7 +45,7 @@ def gate(baseline: str, results: str, run_id: str, *, fail_on: str, width: int) 
 
 
 def _ended(found: Comparison) -> Ended:
-    if found.of(Verdict.WORSE):
+    if found.of(Change.WORSE):
         return "regression"
     return "fine" if found.conclusive else "insufficient"
 

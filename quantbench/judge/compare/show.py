@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from statistics import median
 
 from quantbench.core.units import format_bytes, format_seconds, significant
-from quantbench.judge.compare import Comparison, Entry, Verdict
+from quantbench.judge.compare import Change, Comparison, Entry
 from quantbench.tables.render import escape_markdown, one_line, render
 from quantbench.tables.table import Cell, Heading, Table
 
@@ -18,14 +18,14 @@ MARKDOWN_LIMIT = 1_000_000
 _NAMED = 5
 _LONGEST = 500
 """Characters of a reason in the sentence; the table has all of it."""
-_ORDER = (Verdict.WORSE, Verdict.INSUFFICIENT, Verdict.BETTER, Verdict.INCOMPARABLE, Verdict.SAME)
+_ORDER = (Change.WORSE, Change.INSUFFICIENT, Change.BETTER, Change.INCOMPARABLE, Change.SAME)
 _UNITS: Mapping[str, Callable[[float], str]] = {"bytes": format_bytes, "s": format_seconds}
 
 
 def sentence(comparison: Comparison) -> str:
     """The outcome, with what it rests on, as one line: names and reasons are untrusted."""
     counts = Counter(each.verdict for each in comparison.entries)
-    worse = comparison.of(Verdict.WORSE)
+    worse = comparison.of(Change.WORSE)
     if worse:
         start = f"Regression: {_listed([_told(each) for each in worse])}"
     elif not comparison.conclusive:
@@ -38,7 +38,7 @@ def sentence(comparison: Comparison) -> str:
 
 def table(comparison: Comparison, *, everything: bool) -> Table:
     """One line a figure; figures that stayed the same are left out unless ``everything`` is asked for."""
-    shown = [each for each in _ordered(comparison.entries) if everything or each.verdict is not Verdict.SAME]
+    shown = [each for each in _ordered(comparison.entries) if everything or each.verdict is not Change.SAME]
     headings = (
         Heading(key="scenario_id", title="Scenario"),
         Heading(key="metric", title="Figure"),
@@ -88,7 +88,7 @@ def as_data(comparison: Comparison) -> dict[str, object]:
     return {
         "sentence": sentence(comparison),
         "conclusive": comparison.conclusive,
-        "counts": {str(verdict): len(comparison.of(verdict)) for verdict in Verdict},
+        "counts": {str(verdict): len(comparison.of(verdict)) for verdict in Change},
         "baseline_runs": list(comparison.baseline_runs),
         "candidate_runs": list(comparison.candidate_runs),
         "rule": asdict(comparison.rule),
@@ -104,8 +104,8 @@ def as_junit(comparison: Comparison) -> str:
     from xml.etree import ElementTree as ET
 
     failures, skipped = (
-        len(comparison.of(Verdict.WORSE)),
-        len(comparison.of(Verdict.INSUFFICIENT)) + len(comparison.of(Verdict.INCOMPARABLE)),
+        len(comparison.of(Change.WORSE)),
+        len(comparison.of(Change.INSUFFICIENT)) + len(comparison.of(Change.INCOMPARABLE)),
     )
     suite = ET.Element("testsuite", {
         "name": "quantbench compare", "tests": str(len(comparison.entries)), "failures": str(failures),
@@ -118,9 +118,9 @@ def as_junit(comparison: Comparison) -> str:
             value = getattr(each, name)
             if value not in (None, ""):
                 ET.SubElement(properties, "property", {"name": name, "value": str(value)})
-        if each.verdict is Verdict.WORSE:
+        if each.verdict is Change.WORSE:
             ET.SubElement(case, "failure", {"message": _legal(_told(each))})
-        elif each.verdict in (Verdict.INSUFFICIENT, Verdict.INCOMPARABLE):
+        elif each.verdict in (Change.INSUFFICIENT, Change.INCOMPARABLE):
             ET.SubElement(case, "skipped", {"message": _legal(f"{each.verdict}: {each.reason}")})
     return ET.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
 
@@ -156,16 +156,16 @@ def _listed(parts: Sequence[str]) -> str:
 
 def _lacking(comparison: Comparison) -> str:
     """Each reason with how many figures it is of."""
-    reasons = Counter(each.reason for each in comparison.of(Verdict.INSUFFICIENT))
+    reasons = Counter(each.reason for each in comparison.of(Change.INSUFFICIENT))
     if not reasons:
-        first = next((each.reason for each in comparison.of(Verdict.INCOMPARABLE)), "no scenario is on both sides")
+        first = next((each.reason for each in comparison.of(Change.INCOMPARABLE)), "no scenario is on both sides")
         return f"nothing can be compared, for example {_cut(first)}"
     return "; ".join(f"{count} figure{'s' * (count != 1)}: {reason}" for reason, count in reasons.most_common(_NAMED))
 
 
 def _detectable(comparison: Comparison) -> str:
     """The middle of the least changes in speed that would have been found."""
-    effects = [each.mde for each in comparison.of(Verdict.SAME) if each.mde is not None and each.gate]
+    effects = [each.mde for each in comparison.of(Change.SAME) if each.mde is not None and each.gate]
     return f"; of the same speeds a change of {median(effects):.0%} would have shown (median)" if effects else ""
 
 

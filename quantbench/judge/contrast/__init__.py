@@ -27,7 +27,7 @@ On the canary (gguf/q4_k_m minus gguf/q8_0, 128 positions a prompt) it is 1.3e-3
 8, 1.9e-3 of 16 and 2.0e-3 of 32.
 """
 
-Verdict = Literal["first further", "second further", "no difference", "equal", "not tested"]
+Direction = Literal["first further", "second further", "no difference", "equal", "not tested"]
 
 
 class IncomparableError(QuantbenchError):
@@ -54,7 +54,7 @@ class About:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pair:
+class AnswerPair:
     """The two answers to one prompt.
 
     ``parts_at_token`` is how many token ids are equal before the answers part, None where they do not part or have no ids;
@@ -87,7 +87,7 @@ class Pair:
         return bool(self.first.kld and self.second.kld and all(map(math.isfinite, (*self.first.kld, *self.second.kld))))
 
     @property
-    def verdict(self) -> Verdict:
+    def verdict(self) -> Direction:
         """Which of the two is further from the reference on this prompt."""
         if self.scored and self.first.kld == self.second.kld:
             return "equal"
@@ -126,11 +126,11 @@ class Contrast:
     """All prompts of one set. ``kld`` is the first's mean KLD minus the second's in nats, clustered by prompt."""
 
     about: About
-    pairs: tuple[Pair, ...]
+    pairs: tuple[AnswerPair, ...]
     kld: Difference | None
 
     @property
-    def scored(self) -> tuple[Pair, ...]:
+    def scored(self) -> tuple[AnswerPair, ...]:
         """The pairs with a KLD on both sides."""
         return tuple(pair for pair in self.pairs if pair.scored)
 
@@ -143,7 +143,7 @@ class Contrast:
         return first, Distance.of([pair.second for pair in self.scored])
 
     @property
-    def verdict(self) -> Verdict:
+    def verdict(self) -> Direction:
         """Which of the two is further from the reference, over all prompts."""
         if self.scored and all(pair.verdict == "equal" for pair in self.scored):
             return "equal"
@@ -182,13 +182,13 @@ def _matched(first: Sequence[Output], second: Sequence[Output], about: About) ->
     return found
 
 
-def _pair(first: Output, second: Output) -> Pair:
+def _pair(first: Output, second: Output) -> AnswerPair:
     texts = [first.variant_text, second.variant_text]
     ids, others = first.variant_tokens, second.variant_tokens
     if ids is None or others is None:  # the white space around a server's text is not the answer's
         texts = [text.strip() for text in texts]
         first, second = replace(first, variant_text=texts[0]), replace(second, variant_text=texts[1])
-    return Pair(
+    return AnswerPair(
         first=first,
         second=second,
         parts_at_token=None if ids is None or others is None else _parting(ids, others),
@@ -205,7 +205,7 @@ def _parting(first: Sequence[object], second: Sequence[object]) -> int | None:
     return next(equal, min(len(first), len(second)))
 
 
-def _tested(pairs: Sequence[Pair]) -> tuple[Pair, ...]:
+def _tested(pairs: Sequence[AnswerPair]) -> tuple[AnswerPair, ...]:
     """The pairs with their own difference of KLD, and p values corrected for all that could be tested."""
     found = {number: difference for number, pair in enumerate(pairs) if (difference := _within(pair, 1 - ALPHA))}
     adjusted = dict(zip(found, holm([difference.p_value for difference in found.values()]), strict=True))
@@ -217,7 +217,7 @@ def _tested(pairs: Sequence[Pair]) -> tuple[Pair, ...]:
     return tuple(tested)
 
 
-def _within(pair: Pair, confidence: float) -> Difference | None:
+def _within(pair: AnswerPair, confidence: float) -> Difference | None:
     """The difference within one prompt, over blocks of its positions."""
     if not pair.scored:
         return None
@@ -226,11 +226,11 @@ def _within(pair: Pair, confidence: float) -> Difference | None:
     return paired_difference(pair.first.kld, pair.second.kld, blocks(len(pair.first.kld), BLOCK_POSITIONS), confidence)
 
 
-def _values(pairs: Sequence[Pair], side: Literal["first", "second"]) -> list[float]:
+def _values(pairs: Sequence[AnswerPair], side: Literal["first", "second"]) -> list[float]:
     return [value for pair in pairs for value in (pair.first if side == "first" else pair.second).kld or ()]
 
 
-def _verdict(kld: Difference | None, p_value: float | None) -> Verdict:
+def _verdict(kld: Difference | None, p_value: float | None) -> Direction:
     if kld is None or p_value is None:
         return "not tested"
     if p_value >= ALPHA:

@@ -9,7 +9,7 @@ from quantbench.core.units import significant
 
 if TYPE_CHECKING:
     from quantbench.core.statistics import Difference
-    from quantbench.judge.contrast import Contrast, Distance, Verdict
+    from quantbench.judge.contrast import Contrast, Direction, Distance
 
 
 def conclusion(contrast: Contrast) -> str:
@@ -62,7 +62,7 @@ def _further(contrast: Contrast, kld: Difference, distances: tuple[Distance, Dis
 
 def _exceptions(contrast: Contrast) -> str:
     """Prompts that differ significantly, but not as all of them do."""
-    names: dict[Verdict, str] = {"first further": contrast.about.first, "second further": contrast.about.second}
+    names: dict[Direction, str] = {"first further": contrast.about.first, "second further": contrast.about.second}
     found = []
     for verdict, name in names.items():
         numbers = [str(pair.first.index + 1) for pair in contrast.pairs if pair.verdict == verdict != contrast.verdict]

@@ -27,7 +27,7 @@ _PACKAGE = re.compile(r"package-\d+(-die-\d+)?")
 _MICRO = 1e-6
 
 
-class Counter(Protocol):
+class EnergyCounter(Protocol):
     """A counter of energy."""
 
     @property
@@ -50,7 +50,7 @@ def measure_energy(contender: Contender, context: int, device: str) -> Energy | 
     return counted if counted.joules else f"the energy counter {counter.source} did not move in {counted.window_s:.0f} s"
 
 
-def count_energy(contender: Contender, context: int, counter: Counter) -> Energy:
+def count_energy(contender: Contender, context: int, counter: EnergyCounter) -> Energy:
     """Answer for at least WINDOW_S seconds; the last answer is left off where it stands."""
     model, batch = contender.model, contender.batch
     tokens = 0
@@ -71,7 +71,7 @@ def count_energy(contender: Contender, context: int, counter: Counter) -> Energy
     return Energy(joules=joules, tokens=tokens, window_s=elapsed_s, source=counter.source)
 
 
-def find_counter(device: str, powercap: Path = POWERCAP) -> Counter | str:
+def find_counter(device: str, powercap: Path = POWERCAP) -> EnergyCounter | str:
     """The counter for the device, or for places joined by ``+``; or in a sentence why there is none."""
     return open_nvml_counter(device) if device.startswith("cuda") else open_rapl(powercap)
 

@@ -17,7 +17,7 @@ from quantbench.core.trace import Generation, Round
 from quantbench.measuring.passes.rounds import ANCHOR_SHARE, AnchorTurn, until_steady
 from quantbench.methods import Batched, LoadedModel
 
-Prompts = Sequence[Sequence[int]]
+TimedPrompts = Sequence[Sequence[int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class Contender:
     """A loaded model with the prompts that it answers, ``batch`` sequences together; ``said`` keeps its last answer to each."""
 
     model: LoadedModel
-    prompts: Prompts
+    prompts: TimedPrompts
     batch: int = 1
     said: dict[int, tuple[int, ...]] = field(default_factory=dict)
 

@@ -53,7 +53,7 @@ _LINE = 160
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Subject:
+class ProbedVariant:
     """A variant to probe, and the ids that its text starts with."""
 
     scenario: Scenario
@@ -77,7 +77,7 @@ class Seen:
     dtype: str = "auto"
 
 
-def probe_all(subject: Subject) -> Iterator[tuple[str, Probe]]:
+def probe_all(subject: ProbedVariant) -> Iterator[tuple[str, Probe]]:
     """Every probe by name, as it is done. Raises what opening the variant on its own device raises."""
     here, other = ("cuda", "cpu") if subject.scenario.conditions.device.startswith("cuda") else ("cpu", "cuda")
     seen = _look(subject)
@@ -94,7 +94,7 @@ def save_probes(path: Path, found: Mapping[str, Probe]) -> None:
     partial.replace(path)
 
 
-def save_reload(subject: Subject, seen: Seen) -> Probe:
+def save_reload(subject: ProbedVariant, seen: Seen) -> Probe:
     """Whether what the method saves opens again, in its own runtime, with the logits that the variant had."""
     saver = METHODS[subject.scenario.variant.method].saver
     if saver is None:
@@ -110,7 +110,7 @@ def save_reload(subject: Subject, seen: Seen) -> Probe:
     return Probe(found=True, figures=figures)
 
 
-def finetune(subject: Subject, seen: Seen) -> Probe:
+def finetune(subject: ProbedVariant, seen: Seen) -> Probe:
     """Whether five LoRA steps lower the loss with live gradients in the first layer, and the adapter survives a reload."""
     if find_spec("peft") is None:
         return Probe(found=None, note="peft is not installed; pip install 'quantbench[finetune]'")
@@ -125,14 +125,14 @@ def finetune(subject: Subject, seen: Seen) -> Probe:
     return Probe(found=True, figures=figures)
 
 
-def _look(subject: Subject) -> Seen:
+def _look(subject: ProbedVariant) -> Seen:
     with subject.open() as model:
         ids = (*subject.start, *model.generate(subject.start, _LENGTH, Sampling(seed=_SEED)))
         dtype = str(model.model.dtype).removeprefix("torch.") if isinstance(model, HasModule) else "auto"
         return Seen(ids=ids, logits=_logits(model, ids), dtype=dtype)
 
 
-def _elsewhere(subject: Subject, device: str) -> Probe:
+def _elsewhere(subject: ProbedVariant, device: str) -> Probe:
     if device == "cuda" and not describe().gpus:
         return Probe(found=None, note="no CUDA device here")
     try:
@@ -147,7 +147,7 @@ def _elsewhere(subject: Subject, device: str) -> Probe:
     return Probe(found=True)
 
 
-def _tried(probe: Callable[[Subject, Seen], Probe], subject: Subject, seen: Seen) -> Probe:
+def _tried(probe: Callable[[ProbedVariant, Seen], Probe], subject: ProbedVariant, seen: Seen) -> Probe:
     try:
         return probe(subject, seen)
     except MissingDependency as error:
@@ -157,7 +157,7 @@ def _tried(probe: Callable[[Subject, Seen], Probe], subject: Subject, seen: Seen
 
 
 @contextmanager
-def _reopened(subject: Subject, dtype: str, folder: Path) -> Iterator[LoadedModel]:
+def _reopened(subject: ProbedVariant, dtype: str, folder: Path) -> Iterator[LoadedModel]:
     """What a method saved: a file of its own kind through the method, any other checkpoint through plain transformers.
 
     ``dtype`` is the one that the variant ran in: a checkpoint may keep the same weights in fewer bits.
@@ -179,7 +179,7 @@ def _reopened(subject: Subject, dtype: str, folder: Path) -> Iterator[LoadedMode
         yield TransformersModel(module, kernel="reloaded")
 
 
-def _learn(subject: Subject, seen: Seen, folder: Path) -> tuple[Probe, NDArray[np.float32] | None]:
+def _learn(subject: ProbedVariant, seen: Seen, folder: Path) -> tuple[Probe, NDArray[np.float32] | None]:
     """Train an adapter and save it in ``folder``; what was found, and the trained model's logits if it could be trained.
 
     The variant is opened anew: what ran without gradients may hold tensors that cannot be trained through.
@@ -196,7 +196,7 @@ def _learn(subject: Subject, seen: Seen, folder: Path) -> tuple[Probe, NDArray[n
         return Probe(found=True, figures=figures), _logits(model, seen.ids)
 
 
-def _learned_again(subject: Subject, seen: Seen, folder: Path) -> NDArray[np.float32]:
+def _learned_again(subject: ProbedVariant, seen: Seen, folder: Path) -> NDArray[np.float32]:
     """The logits of the variant opened once more with the saved adapter."""
     with subject.open() as model:
         assert isinstance(model, HasModule)

@@ -18,7 +18,7 @@ from quantbench.core.job import Checkpoint, Job
 from quantbench.core.machine import describe, versions
 from quantbench.core.scenario import Scenario
 from quantbench.core.trace import Probe, load_probes
-from quantbench.measuring.passes.probes import CONTEXT, NAMES, PROBES_FILE, Subject, probe_all, save_probes
+from quantbench.measuring.passes.probes import CONTEXT, NAMES, PROBES_FILE, ProbedVariant, probe_all, save_probes
 from quantbench.measuring.subjects import settings_of
 from quantbench.methods import METHODS
 from quantbench.models.tokenizer import open_tokenizer
@@ -47,7 +47,7 @@ def measure(job: Job, folder: Path) -> None:
     """Probe the job's variant; each finding is on disk before the next one is tried."""
     METHODS[job.variant.method].check(job.checkpoint)
     start = open_tokenizer(job.checkpoint).encode("") or [0]
-    subject = Subject(scenario=job.scenario, settings=settings_of(job, CONTEXT), start=start)
+    subject = ProbedVariant(scenario=job.scenario, settings=settings_of(job, CONTEXT), start=start)
     found: dict[str, Probe] = {}
     for name, each in probe_all(subject):
         found[name] = each

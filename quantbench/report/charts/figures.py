@@ -30,7 +30,7 @@ LOOK = Look(width="container", ink=on_page)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Figure:
+class Picture:
     """A chart: what it is of, what its marks mean, and its Vega-Lite specification as data in a page."""
 
     title: str
@@ -44,17 +44,17 @@ class Course:
 
     title: str
     names: tuple[str, ...]
-    figures: tuple[Figure, ...]
+    figures: tuple[Picture, ...]
     runs: int
     left_out: int
 
 
-def sizes(results: Results) -> list[Figure]:
+def sizes(results: Results) -> list[Picture]:
     """Size against KLD, of each group that was compared with a reference."""
     return list(_sizes(results))
 
 
-def _sizes(results: Results) -> Iterator[Figure]:
+def _sizes(results: Results) -> Iterator[Picture]:
     for group in results.groups:
         choice = results.choice(group)
         limit = choice.limits.max_kld if choice else words().quality.upper_edge(DEFAULT_WORD)
@@ -80,7 +80,7 @@ def _pareto_caption(group: Group, choice: Choice | None, limit: float) -> str:
     )
 
 
-def speeds(results: Results) -> list[Figure]:
+def speeds(results: Results) -> list[Picture]:
     """Decode throughput, of each group that answered prompts."""
     found = []
     for group in results.groups:
@@ -101,7 +101,7 @@ def _bars_caption(shown: Sequence[Point]) -> str:
     return f"Longer is better. Lines: 95 % intervals.{lacking}"
 
 
-def latencies(results: Results, most: int) -> list[Figure]:
+def latencies(results: Results, most: int) -> list[Picture]:
     """Distributions of durations by phase, of each group with samples."""
     if results.samples is None:
         return []
@@ -134,6 +134,6 @@ def courses(results: Results, most: int) -> list[Course]:
     return found
 
 
-def _figure(title: str, caption: str, chart: Layered) -> Figure:
+def _figure(title: str, caption: str, chart: Layered) -> Picture:
     spec = chart.configure(**config(LOOK.ink)).to_dict()
-    return Figure(title=plain(title), caption=caption, spec=data_block(spec))
+    return Picture(title=plain(title), caption=caption, spec=data_block(spec))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-Anchor = tuple[float, float]
+TextAnchor = tuple[float, float]
 """A place in a chart as shares of its width, from the left, and of its height, from the top."""
 
 _CHARACTER = 6.8
@@ -17,7 +17,7 @@ _GAP = 9
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class LabelPlace:
     """Where a label stands: its offset from the point in pixels, and which end of it stands there."""
 
     dx: int
@@ -37,17 +37,17 @@ class _Box:
 
 
 _PLACES = {
-    **dict.fromkeys((Place(_GAP, 0, "left"), Place(-_GAP, 0, "right")), _RADIUS),
-    **dict.fromkeys((Place(0, -_GAP - 4, "center"), Place(0, _GAP + 4, "center")), 10),
-    **dict.fromkeys((Place(_GAP, -_GAP, "left"), Place(_GAP, _GAP, "left"), Place(-_GAP, _GAP, "right")), 13),
-    Place(-_GAP, -_GAP, "right"): 13,
+    **dict.fromkeys((LabelPlace(_GAP, 0, "left"), LabelPlace(-_GAP, 0, "right")), _RADIUS),
+    **dict.fromkeys((LabelPlace(0, -_GAP - 4, "center"), LabelPlace(0, _GAP + 4, "center")), 10),
+    **dict.fromkeys((LabelPlace(_GAP, -_GAP, "left"), LabelPlace(_GAP, _GAP, "left"), LabelPlace(-_GAP, _GAP, "right")), 13),
+    LabelPlace(-_GAP, -_GAP, "right"): 13,
 }
 """Where a label may stand, the best first, and how many pixels it is then apart from other points: more than from its own."""
 
 
 def place(
-    anchors: Sequence[Anchor], labels: Mapping[int, str], *, width: float, height: float, settled: Mapping[int, Place]
-) -> dict[int, Place]:
+    anchors: Sequence[TextAnchor], labels: Mapping[int, str], *, width: float, height: float, settled: Mapping[int, LabelPlace]
+) -> dict[int, LabelPlace]:
     """Places for the ``labels`` of points, by their number in ``anchors``, the first before the later ones.
 
     A label that fits nowhere is left out, one that is ``settled`` keeps its place. What fits a width fits every larger one:
@@ -55,7 +55,7 @@ def place(
     """
     points = [(x * width, y * height) for x, y in anchors]
     taken: list[_Box] = []
-    found: dict[int, Place] = {}
+    found: dict[int, LabelPlace] = {}
     for index, text in labels.items():
         for candidate, apart in {settled[index]: 0}.items() if index in settled else _PLACES.items():
             box = _box(candidate, *points[index], len(text))
@@ -68,14 +68,16 @@ def place(
     return found
 
 
-def is_free(anchors: Sequence[Anchor], label: tuple[Place, Anchor], length: int, *, width: float, height: float) -> bool:
+def is_free(
+    anchors: Sequence[TextAnchor], label: tuple[LabelPlace, TextAnchor], length: int, *, width: float, height: float
+) -> bool:
     """Whether a label of so many characters at its place touches none of the points."""
     at, (x, y) = label
     box = _box(at, x * width, y * height, length)
     return not any(box.touches(_dot(each[0] * width, each[1] * height, _RADIUS)) for each in anchors)
 
 
-def _box(at: Place, x: float, y: float, characters: int) -> _Box:
+def _box(at: LabelPlace, x: float, y: float, characters: int) -> _Box:
     """What a label takes, with the gap to its point: else another point in the gap could move under the label."""
     length = characters * _CHARACTER
     left, right = {

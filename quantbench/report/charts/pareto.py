@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from quantbench.core.units import GB
 from quantbench.report.charts.colours import series
-from quantbench.report.charts.labels import Anchor, Place, is_free, place
+from quantbench.report.charts.labels import LabelPlace, TextAnchor, is_free, place
 from quantbench.report.charts.look import Look, log_ticks
 from quantbench.report.charts.points import Point, on_front, tooltip
 from quantbench.report.markup import plain
@@ -24,7 +24,7 @@ _NARROW, _WIDE = 270, 760
 """Widths in pixels that labels are placed for: of the front and the pick on a phone, of the others on a desk."""
 
 _LIMIT = "limit {:.2g} nats"
-_LIMIT_PLACES = ((Place(2, -9, "left"), 0.0), (Place(-2, -9, "right"), 1.0))
+_LIMIT_PLACES = ((LabelPlace(2, -9, "left"), 0.0), (LabelPlace(-2, -9, "right"), 1.0))
 """Where the limit's label may stand, and at which end of its line."""
 
 
@@ -60,12 +60,12 @@ class Plot:
         return min([*limits, *(spot.low for spot in self.spots)]) / 2, max([*limits, *(spot.high for spot in self.spots)]) * 2
 
     @cached_property
-    def anchors(self) -> list[Anchor]:
+    def anchors(self) -> list[TextAnchor]:
         """Where the points are, as shares of the width and the height."""
         return [(_share(spot.size, self.across), 1 - _share(spot.kld, self.up)) for spot in self.spots]
 
     @cached_property
-    def limit_place(self) -> tuple[Place, Anchor] | None:
+    def limit_place(self) -> tuple[LabelPlace, TextAnchor] | None:
         """Where the label of the limit stands, at the end of its line where no point is in its way; None without a limit."""
         if not self.limit:
             return None
@@ -74,13 +74,13 @@ class Plot:
         free = (pair for pair in found if is_free(self.anchors, pair, length, width=_NARROW, height=self.look.height))
         return next(free, found[-1])
 
-    def places(self) -> tuple[dict[int, Place], dict[int, Place]]:
+    def places(self) -> tuple[dict[int, LabelPlace], dict[int, LabelPlace]]:
         """Places of labels by number of the spot: those that fit a narrow chart, and with these those that fit a wide one."""
         names = {index: spot.point.name for index, spot in enumerate(self.spots)}
         best = on_front([spot.point for spot in self.spots])
         picked = [index for index, spot in enumerate(self.spots) if spot.point.role == "pick"]
         first = [*picked, *(index for index, spot in enumerate(self.spots) if spot.point.role or names[index] in best)]
-        anchors, settled = list(self.anchors), dict[int, Place]()
+        anchors, settled = list(self.anchors), dict[int, LabelPlace]()
         if self.limit_place:
             settled[len(anchors)] = self.limit_place[0]
             names[len(anchors)] = _LIMIT.format(self.limit)

@@ -30,7 +30,7 @@ _MARKUP_BYTES = 600
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class ShownAnswer:
     """One prompt: markup of both answers with their differences marked, or of one where they are equal, and its figures."""
 
     number: int
@@ -53,7 +53,7 @@ class Answers:
 
     name: str
     figures: str
-    answers: tuple[Answer, ...]
+    answers: tuple[ShownAnswer, ...]
     opened: bool
 
 
@@ -106,7 +106,7 @@ def _said(group: Group, outputs: pd.DataFrame) -> _Said:
     return [(row, kept[row.text("scenario_id")]) for row in rows if row.text("scenario_id") in kept]
 
 
-def _affordable(indices: Sequence[int], said: _Said, room: int) -> Iterator[tuple[int, dict[str, Answer]]]:
+def _affordable(indices: Sequence[int], said: _Said, room: int) -> Iterator[tuple[int, dict[str, ShownAnswer]]]:
     """Answers by variant, prompt by prompt while there is room for all variants'; at least those to the first."""
     used = 0
     for index in indices:
@@ -117,11 +117,11 @@ def _affordable(indices: Sequence[int], said: _Said, room: int) -> Iterator[tupl
         yield index, made
 
 
-def _answer(output: Row, number: int) -> Answer:
+def _answer(output: Row, number: int) -> ShownAnswer:
     reference, variant = (output.text(key)[:MOST_CHARACTERS] for key in ("reference_text", "variant_text"))
     same = output.text("reference_text") == output.text("variant_text")
     first, second = (_shown(reference), _shown(variant)) if same else differences(reference, variant)
-    return Answer(
+    return ShownAnswer(
         number=number,
         prompt=_shown(output.text("prompt")[:MOST_CHARACTERS]),
         same=same,

@@ -29,7 +29,7 @@ HEADS = tuple(_SHOWN)
 
 
 @dataclass(frozen=True, slots=True)
-class Column:
+class ShownColumn:
     """A variant beside the decision: its part in it, its name, and the figures of HEADS."""
 
     part: str
@@ -51,7 +51,7 @@ class Decision:
     lead: str
     rest: tuple[str, ...]
     others: tuple[str, ...]
-    columns: tuple[Column, ...]
+    columns: tuple[ShownColumn, ...]
 
 
 def decisions(results: Results) -> list[Decision]:
@@ -74,7 +74,7 @@ def _decision(group: Group, choice: Choice) -> Decision:
     )
 
 
-def _columns(group: Group, choice: Choice) -> list[Column]:
+def _columns(group: Group, choice: Choice) -> list[ShownColumn]:
     named = {row.label: row for row in group.rows}
     second = choice.runner_up
     parts = {
@@ -83,7 +83,7 @@ def _columns(group: Group, choice: Choice) -> list[Column]:
         "Reference": group.reference_row,
     }
     return [
-        Column(part, row.label, tuple(_figure(row, name, show) for name, show in _SHOWN.values()))
+        ShownColumn(part, row.label, tuple(_figure(row, name, show) for name, show in _SHOWN.values()))
         for part, row in parts.items()
         if row
     ]

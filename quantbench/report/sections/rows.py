@@ -17,7 +17,7 @@ _MOST_TRACEBACK = 3000
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class RowEntry:
     """A cell: its text, and what it is sorted by (empty sorts last). Of a dash the reason, with its number where it has one."""
 
     text: str
@@ -27,13 +27,13 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Line:
+class RowLine:
     """A row: what it is filtered by, and its cells."""
 
     method: str
     status: str
     words: str
-    entries: tuple[Entry, ...]
+    entries: tuple[RowEntry, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class Listing:
     """The table of all rows; ``reasons`` are numbered from 1, ``total`` counts rows that are not shown as well."""
 
     titles: tuple[Title, ...]
-    lines: tuple[Line, ...]
+    lines: tuple[RowLine, ...]
     methods: tuple[str, ...]
     statuses: tuple[str, ...]
     reasons: tuple[str, ...]
@@ -57,7 +57,7 @@ class Listing:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Failure:
+class NotMeasured:
     """A scenario that was not measured: why, and of a failure the end of its traceback where one was kept."""
 
     scenario: str
@@ -133,11 +133,11 @@ def listing(rows: Sequence[Row], most: int) -> Listing:
     )
 
 
-def failures(rows: Sequence[Row], most: int) -> list[Failure]:
+def failures(rows: Sequence[Row], most: int) -> list[NotMeasured]:
     """At most so many rows that are not ok: failures before skips."""
     bad = sorted((row for row in rows if not row.ok), key=lambda row: row.text("status") == "skipped")
     return [
-        Failure(
+        NotMeasured(
             scenario=row.text("scenario_id") + (f" #{int(again) + 1}" if (again := row.number("repeat")) else ""),
             status=row.text("status"),
             reason=_reason(row),
@@ -147,7 +147,7 @@ def failures(rows: Sequence[Row], most: int) -> list[Failure]:
     ]
 
 
-def _line(row: Row, figures: Sequence[_Figure], reasons: _Reasons, *, repeated: bool) -> Line:
+def _line(row: Row, figures: Sequence[_Figure], reasons: _Reasons, *, repeated: bool) -> RowLine:
     check = " (instrument check)" if row.flag("instrument_check") else ""
     again = f" #{int(row.number('repeat') or 0) + 1}" if repeated else ""
     texts = [
@@ -156,28 +156,28 @@ def _line(row: Row, figures: Sequence[_Figure], reasons: _Reasons, *, repeated: 
     kernel = row.text("kernel")
     why = "" if row.ok else _reason(row)
     entries = (
-        *(Entry(text, text) for text in texts),
+        *(RowEntry(text, text) for text in texts),
         *(_entry(row, figure, reasons) for figure in figures),
-        Entry(kernel, kernel) if kernel else _absent(row, "kernel", reasons),
-        Entry(why, why),
+        RowEntry(kernel, kernel) if kernel else _absent(row, "kernel", reasons),
+        RowEntry(why, why),
     )
     words = " ".join([*texts, kernel, why]).lower()
-    return Line(method=row.text("method"), status=row.text("status"), words=words, entries=entries)
+    return RowLine(method=row.text("method"), status=row.text("status"), words=words, entries=entries)
 
 
-def _entry(row: Row, figure: _Figure, reasons: _Reasons) -> Entry:
+def _entry(row: Row, figure: _Figure, reasons: _Reasons) -> RowEntry:
     value = row.number(figure.name)
     if value is None:
         return _absent(row, figure.name, reasons)
-    return Entry(figure.text(row, value) + sign_of(row, figure.name), repr(value))
+    return RowEntry(figure.text(row, value) + sign_of(row, figure.name), repr(value))
 
 
-def _absent(row: Row, name: str, reasons: _Reasons) -> Entry:
+def _absent(row: Row, name: str, reasons: _Reasons) -> RowEntry:
     """A dash: in an ok row with the number of its reason; of another row the reason stands in its last column."""
     if not row.ok:
-        return Entry("", reason=_reason(row))
+        return RowEntry("", reason=_reason(row))
     reason = row.null_reason(name) or NO_REASON
-    return Entry("", reason=reason, why=reasons.number(reason))
+    return RowEntry("", reason=reason, why=reasons.number(reason))
 
 
 def _reason(row: Row) -> str:

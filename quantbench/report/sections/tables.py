@@ -31,7 +31,7 @@ class Head:
 
 
 @dataclass(frozen=True, slots=True)
-class Field:
+class SheetField:
     """A cell: its text, and the classes of its looks."""
 
     text: str
@@ -46,7 +46,7 @@ class Sheet:
     caption: str
     upper: tuple[Head, ...]
     lower: tuple[Head, ...]
-    rows: tuple[tuple[Field, ...], ...]
+    rows: tuple[tuple[SheetField, ...], ...]
     notes: tuple[str, ...]
 
 
@@ -71,7 +71,7 @@ def sheet(table: Table) -> Sheet:
         upper=tuple(upper),
         lower=tuple(lower),
         rows=tuple(
-            tuple(Field(text, f"{look} missing" if text == DASH else look) for text, look in zip(row, looks, strict=True))
+            tuple(SheetField(text, f"{look} missing" if text == DASH else look) for text, look in zip(row, looks, strict=True))
             for row in zip(*(texts for _, texts in columns), strict=True)
         ),
         notes=table.notes,

@@ -24,7 +24,7 @@ class Failure:
     traceback: str = ""
 
 
-class Runner(Protocol):
+class OpenEngine(Protocol):
     """An opened engine."""
 
     def preloaded(self, job: Job) -> Mapping[str, float]:
@@ -40,7 +40,7 @@ class Engine:
 
     name: str
     about: str
-    open: Callable[[str], AbstractContextManager[Runner]]
+    open: Callable[[str], AbstractContextManager[OpenEngine]]
 
 
 ENGINES: Registry[Engine] = Registry("quantbench.running.engines", Engine, "engine", group="quantbench.engines")

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from quantbench.core.job import Job
-from quantbench.running.engines import Engine, Failure, Runner, reported_failure
+from quantbench.running.engines import Engine, Failure, OpenEngine, reported_failure
 
 
 class InlineRunner:
@@ -37,7 +37,7 @@ def _let_go() -> None:
 
 
 @contextmanager
-def open_inline(device: str) -> Iterator[Runner]:
+def open_inline(device: str) -> Iterator[OpenEngine]:
     """Nothing to start."""
     yield InlineRunner()
 

@@ -28,7 +28,7 @@ from quantbench.core.record import Status
 from quantbench.core.waiting import bounded
 from quantbench.measuring.preload import SHARED, WITHOUT_TORCH
 from quantbench.methods import METHODS
-from quantbench.running.engines import Engine, Failure, Runner, reported_failure
+from quantbench.running.engines import Engine, Failure, OpenEngine, reported_failure
 from quantbench.runtimes.devices import says_out_of_memory
 
 _TORCH_FREE = frozenset(("llama_cpp", "gguf"))
@@ -179,7 +179,7 @@ def oom_kills() -> int:
 
 
 @contextmanager
-def open_process(device: str) -> Iterator[Runner]:
+def open_process(device: str) -> Iterator[OpenEngine]:
     """Fork servers are started when first needed, and stopped at the end."""
     runner = ProcessRunner(device)
     try:

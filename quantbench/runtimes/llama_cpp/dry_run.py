@@ -17,7 +17,7 @@ from typing import Any
 from quantbench.core.errors import ModelError, QuantbenchError, UnsupportedError
 from quantbench.models.gguf import GgufHeader, all_tensors, tensor_bytes
 from quantbench.runtimes.llama_cpp.facts import fallen_back
-from quantbench.runtimes.llama_cpp.tensors import Tensor, architecture_of, converted, fallback
+from quantbench.runtimes.llama_cpp.tensors import TypedTensor, architecture_of, converted, fallback
 
 REQUEST, RESULT = "request.json", "result.json"
 _HEADER, _OTHER = "header.gguf", "other.json"
@@ -29,7 +29,7 @@ _EPSILON = 1e-5
 _TENSOR_LINE = re.compile(r"^\[[ \d/]+\] (\S+) .*, type = +(\w+), [^(\n]*(?:\((\w+)\))?$", re.MULTILINE)
 
 
-def write_header(path: Path, request: Mapping[str, Any], tensors: Sequence[Tensor]) -> None:
+def write_header(path: Path, request: Mapping[str, Any], tensors: Sequence[TypedTensor]) -> None:
     """A GGUF file of ``tensors`` with everything but their values: a hole of their size, which takes no room on disk.
 
     Its metadata are those that llama.cpp reads before it looks at a tensor; it has no vocabulary.
@@ -112,7 +112,7 @@ Told = dict[str, Any]
 """What is said of a file: ``bytes`` of its tensors, or their ``types`` in the order of the tensors, and its ``fallback``."""
 
 
-def tell(source: Path, tensors: Sequence[Tensor], request: Mapping[str, Any], folder: Path) -> dict[str, Told | str]:
+def tell(source: Path, tensors: Sequence[TypedTensor], request: Mapping[str, Any], folder: Path) -> dict[str, Told | str]:
     """What each quantized file asked for holds, or why there is none. A fork takes every other one given a second core."""
     import gguf  # noqa: F401 - before the fork, so that it is imported once
     import llama_cpp  # noqa: F401
@@ -135,7 +135,7 @@ def tell(source: Path, tensors: Sequence[Tensor], request: Mapping[str, Any], fo
 
 
 def _share(
-    source: Path, tensors: Sequence[Tensor], request: Mapping[str, Any], wanted: Sequence[tuple[str, str, bool]]
+    source: Path, tensors: Sequence[TypedTensor], request: Mapping[str, Any], wanted: Sequence[tuple[str, str, bool]]
 ) -> dict[str, Told | str]:
     run = DryRun(source)
     found: dict[str, Told | str] = {}
@@ -149,14 +149,14 @@ def _share(
     return found
 
 
-def _told(tensors: Sequence[Tensor], request: Mapping[str, Any], fallen: Collection[str] = ()) -> Told:
+def _told(tensors: Sequence[TypedTensor], request: Mapping[str, Any], fallen: Collection[str] = ()) -> Told:
     """The tensors' bytes, or their types where those are asked for; and what fell back."""
     sizes = [(name, tensor_bytes(shape, kind), kind) for name, shape, kind in tensors]
     told = {"types": [kind for _, _, kind in sizes]} if request.get("types") else {"bytes": sum(size for _, size, _ in sizes)}
     return {**told, "fallback": fallback(sizes, fallen)}
 
 
-def quantized(run: DryRun, tensors: Sequence[Tensor], kind: str, *, matrix: bool, model: object) -> list[Tensor]:
+def quantized(run: DryRun, tensors: Sequence[TypedTensor], kind: str, *, matrix: bool, model: object) -> list[TypedTensor]:
     """The tensors with the types that they have in a file of type ``kind``.
 
     Raises UnsupportedError where llama.cpp refuses their shapes, or does not tell all types. Messages name ``model``.
@@ -170,7 +170,7 @@ def quantized(run: DryRun, tensors: Sequence[Tensor], kind: str, *, matrix: bool
     return [(name, shape, types[name].upper()) for name, shape, _ in tensors]
 
 
-def unquantized(tensors: Sequence[Tensor], precision: str) -> list[Tensor]:
+def unquantized(tensors: Sequence[TypedTensor], precision: str) -> list[TypedTensor]:
     """The tensors in a file that the converter writes itself: matrices in the type asked for, the rest in float32."""
     return [(name, shape, "F32" if kind == "F32" else precision.upper()) for name, shape, kind in tensors]
 

@@ -31,7 +31,7 @@ from quantbench.runtimes.llama_cpp.files import MODEL_FILE, converter, fallback_
 from quantbench.runtimes.llama_cpp.header import HEADER, REQUEST, VALUES
 from quantbench.runtimes.llama_cpp.model import library
 from quantbench.runtimes.llama_cpp.plan import File, tensors_of
-from quantbench.runtimes.llama_cpp.tensors import Tensor
+from quantbench.runtimes.llama_cpp.tensors import TypedTensor
 
 _MAKERS = tuple(f"quantbench.runtimes.llama_cpp.{name}" for name in ("dummy", "header", "tensors"))
 
@@ -89,7 +89,7 @@ def _architecture(checkpoint: Checkpoint) -> Architecture:
     return found
 
 
-def _header(checkpoint: Checkpoint, tensors: Sequence[Tensor]) -> Path:
+def _header(checkpoint: Checkpoint, tensors: Sequence[TypedTensor]) -> Path:
     """The folder of the header of the dummy's F16 file, and of the values that the converter computes for it."""
     asked = {"content": checkpoint.content_hash, "dummy": made_by(*_MAKERS), "gguf": version("gguf"), **gguf_maker()}
 
@@ -128,7 +128,7 @@ def _run(folder: Path, name: str) -> None:
         raise ModelError(f"llama.cpp's converter does not take the configuration of {name} ({last}); ask for torch")
 
 
-def _start(target: Path, header: Path, number: int, tensors: Sequence[Tensor]) -> None:
+def _start(target: Path, header: Path, number: int, tensors: Sequence[TypedTensor]) -> None:
     """Begin the file: the F16 file's header with another file type, and the types that the tensors have in it."""
     from gguf import GGMLQuantizationType, GGUFReader
 
@@ -151,7 +151,7 @@ def _padded(count: int) -> int:
     return -(-count // _ALIGNMENT) * _ALIGNMENT
 
 
-def _fill(target: Path, tensors: Sequence[Tensor], values: Mapping[str, Sequence[float]]) -> None:
+def _fill(target: Path, tensors: Sequence[TypedTensor], values: Mapping[str, Sequence[float]]) -> None:
     """Write one tensor after another."""
     import numpy as np
 

@@ -42,7 +42,7 @@ _LARGEST_BLOCK = 256
 _MATRIX_NOTE = "quantize.imatrix.entries_count"
 """Where llama.cpp notes in a file's header that it was quantized with an importance matrix."""
 
-_SOURCE_SHA256 = {"0.3.36": "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"}
+SOURCE_SHA256 = {"0.3.36": "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"}
 """Source distributions of llama-cpp-python that were looked at; of any other version the package index vouches for the hash."""
 
 _UNTRUSTED = (".py", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
@@ -214,7 +214,7 @@ def converter() -> Path:
             raise QuantbenchError(f"{CHECKOUT_VARIABLE}={checkout} holds no {_CONVERTER_PARTS[0]}; give a llama.cpp checkout")
         return script
     installed = version("llama_cpp_python")
-    asked = {"converter": installed, "sha256": _SOURCE_SHA256.get(installed, "")}
+    asked = {"converter": installed, "sha256": SOURCE_SHA256.get(installed, "")}
     return artifact("converter", asked, lambda folder: _fetch_converter(folder, installed)) / _CONVERTER_PARTS[0]
 
 
@@ -228,7 +228,7 @@ def gguf_maker() -> dict[str, str]:
 
 def _fetch_converter(folder: Path, installed: str) -> None:
     pin = f"llama-cpp-python=={installed}"
-    if digest := _SOURCE_SHA256.get(installed):
+    if digest := SOURCE_SHA256.get(installed):
         pin += f" --hash=sha256:{digest}"
     requirement = folder / "requirement.txt"
     requirement.write_text(pin + "\n")

@@ -24,7 +24,7 @@ from quantbench.models.gguf import gguf_parts
 from quantbench.runtimes.llama_cpp import REQUIRES
 from quantbench.runtimes.llama_cpp.dry_run import REQUEST, RESULT
 from quantbench.runtimes.llama_cpp.files import UNQUANTIZED
-from quantbench.runtimes.llama_cpp.tensors import Tensor as Typed
+from quantbench.runtimes.llama_cpp.tensors import TypedTensor
 
 File = tuple[str, str, bool]
 """A precision, the file type of llama.cpp that it is, and whether it is made with an importance matrix."""
@@ -49,7 +49,7 @@ def forecast(architecture: Architecture, files: Sequence[File]) -> dict[str, Wei
     return _weights(_request(architecture, files), files, _DROPS_ROWS if architecture.model_type.startswith("gemma3") else "")
 
 
-def tensors_of(architecture: Architecture, precision: str, files: Sequence[File]) -> tuple[list[Typed], dict[str, Any]]:
+def tensors_of(architecture: Architecture, precision: str, files: Sequence[File]) -> tuple[list[TypedTensor], dict[str, Any]]:
     """The tensors, with their types, of the one of ``files`` that is of this precision; and what of it fell back.
 
     Their bytes add up to what ``forecast`` says; UnsupportedError with its reason where it says nothing.
@@ -59,7 +59,7 @@ def tensors_of(architecture: Architecture, precision: str, files: Sequence[File]
     if isinstance(told, str):
         raise UnsupportedError(told)
     named = zip(found["tensors"], told["types"], strict=True)
-    tensors: list[Typed] = [(name, tuple(shape), kind) for (name, shape), kind in named]
+    tensors: list[TypedTensor] = [(name, tuple(shape), kind) for (name, shape), kind in named]
     return tensors, told["fallback"]
 
 

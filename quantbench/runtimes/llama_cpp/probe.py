@@ -33,7 +33,7 @@ def extra_buffers_work() -> bool:
 
     def probe(folder: Path) -> None:
         model = folder / "probe.gguf"
-        _write_model(model)
+        write_model(model)
         done = subprocess.run(python_module(__name__, str(model)), capture_output=True, check=False)
         if done.returncode and -done.returncode not in _DEADLY:
             last = (done.stderr.decode(errors="replace").strip().splitlines() or ["no message"])[-1]
@@ -46,7 +46,7 @@ def extra_buffers_work() -> bool:
     return bool(json.loads((folder / _RESULT).read_text())["works"])
 
 
-def _write_model(path: Path) -> None:
+def write_model(path: Path) -> None:
     """A one-layer Llama of zeros in Q8_0, a type that every extra buffer takes."""
     import gguf
     import numpy as np

@@ -19,7 +19,7 @@ _LLAMA_CONVERTER = frozenset(("llama", "arcee", "llama-embed", "smollm3", "apert
 _ALWAYS_FLOAT32 = ("FFN_GATE_INP", "FFN_GATE_INP_SHEXP", "POS_EMBD", "TOKEN_TYPES")
 """Matrices that the converter leaves in float32."""
 
-Tensor = tuple[str, Sequence[int], str]
+TypedTensor = tuple[str, Sequence[int], str]
 """A tensor's GGUF name, its shape as torch has it, and its type."""
 
 
@@ -38,7 +38,7 @@ def _plain(name: str) -> str:
     return re.sub(r"[-_.]", "", name)
 
 
-def converted(request: Mapping[str, Any]) -> list[Tensor]:
+def converted(request: Mapping[str, Any]) -> list[TypedTensor]:
     """The tensors of the F16 file that llama.cpp's converter makes of an architecture."""
     import gguf
 
@@ -72,7 +72,7 @@ def _parts(name: str, shape: Sequence[int], role: str) -> Iterator[tuple[str, Se
         yield name, shape
 
 
-def _rotary(request: Mapping[str, Any], architecture: str) -> Iterator[Tensor]:
+def _rotary(request: Mapping[str, Any], architecture: str) -> Iterator[TypedTensor]:
     """Factors that the converter writes for scaled rotary positions, one for each pair of a head's values."""
     rotary = request["rotary"]
     if architecture in _LLAMA_CONVERTER and str(rotary.get("rope_type", rotary.get("type"))).lower() == "llama3":

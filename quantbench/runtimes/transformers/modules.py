@@ -93,7 +93,7 @@ def state_dict_counts(model: Any, weight_bytes: int) -> Mapping[str, int | None]
     """What TransformersModel adds to WeightMemory: the bytes that ``torch.save`` streams for the state dict; none are kept."""
     import torch
 
-    class Counter(io.RawIOBase):
+    class ByteCounter(io.RawIOBase):
         count = 0
 
         def writable(self) -> bool:
@@ -103,7 +103,7 @@ def state_dict_counts(model: Any, weight_bytes: int) -> Mapping[str, int | None]
             self.count += memoryview(data).nbytes
             return memoryview(data).nbytes
 
-    counter = Counter()
+    counter = ByteCounter()
     with _no_checksums():
         torch.save(model.state_dict(), counter)
     return {"state_dict_bytes": counter.count}

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from quantbench.claims.checked import mark_notes
 from quantbench.claims.claimed import ClaimTable, claims
 from quantbench.claims.evidence import Evidence
-from quantbench.claims.findings import FINDINGS, Find, Finding, absent, kernel, representative, truth
+from quantbench.claims.findings import FINDINGS, Find, ProbeFinding, absent, kernel, representative, truth
 from quantbench.results.rows import Group, Row, groups
 from quantbench.tables import TableKind
 from quantbench.tables import fields as f
@@ -120,7 +120,7 @@ def _differences(line: Line, claim: ClaimTable, found: Mapping[str, tuple[str, F
     ]
 
 
-def _difference(line: Line, key: str, claimed: str, finding: Finding) -> str:
+def _difference(line: Line, key: str, claimed: str, finding: ProbeFinding) -> str:
     """How the finding differs from the claim; empty where they agree or nothing was found."""
     word, _, where = claimed.rstrip(")").partition(" (")
     device = line.group.fact("device")

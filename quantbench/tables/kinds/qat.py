@@ -46,7 +46,7 @@ _NOTES = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pair(Line):
+class TrainedPair(Line):
     """The line of QAT beside that of PTQ; each is the middle of its own repeats."""
 
     ptq: Line
@@ -128,7 +128,7 @@ def _table(group: Group) -> Table | None:
     return assemble("qat", "Quantization-aware training", pairs, fields, notes)
 
 
-def _pairs(group: Group) -> list[Pair]:
+def _pairs(group: Group) -> list[TrainedPair]:
     """A pair for every precision of which one side was planned; empty where no QAT was."""
     rows = {row.variant: row for row in group.rows if not row.flag("control")}
     if not any(row.text("method") == _QAT for row in rows.values()):
@@ -137,29 +137,29 @@ def _pairs(group: Group) -> list[Pair]:
     return [pair for pair in made if pair.row or pair.ptq.row]
 
 
-def _pair(group: Group, rows: Mapping[str, Row], precision: str) -> Pair:
+def _pair(group: Group, rows: Mapping[str, Row], precision: str) -> TrainedPair:
     before, after = f"{_PTQ}/{SAME_AS[precision]}", f"{_QAT}/{precision}"
     ptq, qat = rows.get(before), rows.get(after)
     untrained = Line(group=group, label=ptq.label if ptq else before, variant=before, row=ptq, claims={})
-    return Pair(group=group, label=qat.label if qat else after, variant=after, row=qat, claims={}, ptq=untrained)
+    return TrainedPair(group=group, label=qat.label if qat else after, variant=after, row=qat, claims={}, ptq=untrained)
 
 
-def _field(key: str, title: str, text: Callable[[Pair], str], *, numeric: bool = False) -> Field:
+def _field(key: str, title: str, text: Callable[[TrainedPair], str], *, numeric: bool = False) -> Field:
     heading = Heading(key=key, title=title, source="measured" if numeric else "", numeric=numeric)
-    return Field(heading, lambda line: Cell(text(cast("Pair", line))))
+    return Field(heading, lambda line: Cell(text(cast("TrainedPair", line))))
 
 
-def _hidden(key: str, unit: str, value: Callable[[Pair], Scalar]) -> Field:
+def _hidden(key: str, unit: str, value: Callable[[TrainedPair], Scalar]) -> Field:
     heading = Heading(key=key, title=key, unit=unit, source="measured", shown=False)
-    return Field(heading, lambda line: Cell(value(cast("Pair", line))))
+    return Field(heading, lambda line: Cell(value(cast("TrainedPair", line))))
 
 
 def _raw() -> list[Field]:
     """Figures for CSV and JSON."""
     of_both = {"kld_mean": "nats", "kld_mean_se": "nats", "top1_agreement": "ratio", "top1_agreement_se": "ratio"}
-    sides: dict[str, Callable[[Pair], Line]] = {"ptq": lambda pair: pair.ptq, "qat": lambda pair: pair}
+    sides: dict[str, Callable[[TrainedPair], Line]] = {"ptq": lambda pair: pair.ptq, "qat": lambda pair: pair}
 
-    def figure(side: str, name: str) -> Callable[[Pair], Scalar]:
+    def figure(side: str, name: str) -> Callable[[TrainedPair], Scalar]:
         return lambda pair: sides[side](pair).number(name)
 
     return [
@@ -191,26 +191,26 @@ def _top1(line: Line) -> str:
     return _status(line) if value is None else f"{value:.1%}"
 
 
-def _difference(pair: Pair) -> str:
+def _difference(pair: TrainedPair) -> str:
     return with_error(*pair.difference) if pair.difference else "not measured"
 
 
-def _verdict(pair: Pair) -> str:
+def _verdict(pair: TrainedPair) -> str:
     if pair.verdict == NO_DIFFERENCE and pair.detectable is not None:
         return f"{NO_DIFFERENCE} (detectable: {short(pair.detectable)} nats)"
     return pair.verdict or "not judged"
 
 
-def _training(pair: Pair) -> str:
+def _training(pair: TrainedPair) -> str:
     seconds = pair.number("quantize_s")
     return _status(pair) if seconds is None else format_seconds(seconds)
 
 
-def _loss(pair: Pair) -> str:
+def _loss(pair: TrainedPair) -> str:
     return f"{short(pair.losses[0])} to {short(pair.losses[-1])}" if pair.losses else _status(pair)
 
 
-def _absent(pair: Pair) -> list[str]:
+def _absent(pair: TrainedPair) -> list[str]:
     """Why figures of sides that were measured are missing."""
     wanted = {"kld_mean": "KLD", "kld_mean_se": "standard error", "clusters": "number of prompts", "top1_agreement": "top-1"}
     asked = [(side, name, what) for side in pair.sides for name, what in wanted.items()]
@@ -224,7 +224,7 @@ def _absent(pair: Pair) -> list[str]:
     return [f"{label}: {', '.join(what)}: {why}" for (label, why), what in found.items()]
 
 
-def _curve(pair: Pair) -> list[str]:
+def _curve(pair: TrainedPair) -> list[str]:
     """The whole course of the loss, where training did not bring the model measurably closer."""
     if pair.verdict in (None, QAT_CLOSER) or not pair.losses:
         return []

@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 
 from quantbench.core import machine
 from quantbench.models.checkpoint import resolve
-from quantbench.runtimes.llama_cpp.files import _SOURCE_SHA256, quantized_file
+from quantbench.runtimes.llama_cpp.files import SOURCE_SHA256, quantized_file
 from quantbench.runtimes.llama_cpp.probe import extra_buffers_work
 
 HERE = Path(__file__).parent
@@ -94,7 +94,7 @@ def assembled_text() -> str:
 def build(folder: Path) -> Path:
     """The tools, built from the source distribution of the installed llama-cpp-python."""
     installed = version("llama_cpp_python")
-    digest = _SOURCE_SHA256.get(installed)
+    digest = SOURCE_SHA256.get(installed)
     pin = f"llama-cpp-python=={installed}" + (f" --hash=sha256:{digest}" if digest else "")
     (folder / "requirement.txt").write_text(pin + "\n")
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", "llama-cpp-python"]
@@ -119,7 +119,7 @@ def calibrate(tools: Path, folder: Path) -> dict[str, Any]:
     options = ["-t", str(THREADS)] + ([] if extra_buffers_work() else ["--no-repack"])
     return {
         "llama_cpp_python": version("llama_cpp_python"),
-        "source_sha256": _SOURCE_SHA256.get(version("llama_cpp_python")),
+        "source_sha256": SOURCE_SHA256.get(version("llama_cpp_python")),
         "version": run([str(tools / TOOLS[0]), "--version"], folder).output.strip().splitlines(),
         "extra_buffers": extra_buffers_work(),
         "machine": {"cpu": machine.describe().cpu, "isa": machine.describe().isa, "python": platform.python_version()},

@@ -11,7 +11,7 @@ from typing import Any
 
 from quantbench.core.errors import ModelError, UnsupportedError
 from quantbench.core.job import Checkpoint
-from quantbench.methods import Settings
+from quantbench.core.protocols import Settings
 from quantbench.models.architecture import Architecture
 from quantbench.models.checkpoint import read_config
 from quantbench.models.footprint import Weights
