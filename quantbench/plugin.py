@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from quantbench.core.errors import QuantbenchError
-from quantbench.core.scenario import short_name
-from quantbench.planning.options import OPTIONS, Option, convert
+from quantbench.core.scenario import at_batch, short_name
+from quantbench.planning.options import OPTIONS, Option, RunOptions
 from quantbench.running.session import Session
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """One test per planned scenario, with the scenario's id as the test's id; those that ask for a GPU are marked ``gpu``."""
     if PARAMETER in metafunc.fixturenames:
         try:
-            planned = _session(metafunc.config).planned
+            planned = session_of(metafunc.config).planned
         except QuantbenchError as error:  # raised here it would be a traceback for every file
             metafunc.config.stash[_BAD_INPUT] = str(error)
             planned = {}
@@ -127,7 +127,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     selected = [identifier for item in session.items if (identifier := _scenario_of(item))]
     if selected:
         try:
-            _session(session.config).start(list(dict.fromkeys(selected)), verbosity=_verbosity(session.config))
+            session_of(session.config).start(list(dict.fromkeys(selected)), verbosity=_verbosity(session.config))
         except QuantbenchError as error:
             raise pytest.UsageError(f"quantbench: {error}") from None
 
@@ -143,7 +143,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Give a scenario's test its clock and its group before pytest-benchmark looks at them."""
     if identifier := _scenario_of(item):
         clock = item.stash[_CLOCK] = ReplayClock()
-        group = benchmark_group(_session(item.config).planned[identifier], getattr(item, "originalname", item.name))
+        group = benchmark_group(session_of(item.config).planned[identifier], getattr(item, "originalname", item.name))
         item.add_marker(pytest.mark.benchmark(group=group, timer=clock), append=False)
 
 
@@ -205,7 +205,7 @@ def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
 
 def benchmark_group(scenario: Scenario, test: str) -> str:
     """What pytest-benchmark compares in one table: all variants of a model and prompt set in the test of that name."""
-    return f"{short_name(scenario.model)} {short_name(scenario.prompts)} {test.removeprefix('test_')}"
+    return f"{short_name(scenario.model)} {at_batch(short_name(scenario.prompts), scenario.batch)} {test.removeprefix('test_')}"
 
 
 class Measured:
@@ -213,7 +213,7 @@ class Measured:
 
     def __init__(self, request: pytest.FixtureRequest, identifier: str, benchmark: Any) -> None:
         """``benchmark`` is pytest-benchmark's fixture, or None without that plugin."""
-        self._session = _session(request.config)
+        self._session = session_of(request.config)
         self._clock = request.node.stash[_CLOCK]
         self._benchmark = benchmark
         self._seconds: Callable[[Trace], Sequence[float]] | None = None
@@ -292,11 +292,12 @@ class _WithoutBenchmark:
         return Measured(request, quantbench_scenario, None)
 
 
-def _session(config: pytest.Config) -> Session:
+def session_of(config: pytest.Config) -> Session:
+    """The session that this pytest is, planned on first use; UsageError where the options ask for what cannot be."""
     if _SESSION not in config.stash:
-        values = {option.key: convert(option, raw_setting(config, option)) for option in OPTIONS}
+        asked = RunOptions.read(lambda option: raw_setting(config, option))
         command = " ".join(["pytest", *config.invocation_params.args])
-        config.stash[_SESSION] = Session(values, command=command, root=config.rootpath)
+        config.stash[_SESSION] = Session(asked, command=command, root=config.rootpath)
     return config.stash[_SESSION]
 
 

@@ -99,19 +99,19 @@ def test_it_takes_no_longer_than_its_share_of_the_run() -> None:
 
 DISTURBED_ONCE = """
 from dataclasses import replace
-from quantbench import again
-from quantbench.running.recorder import Recorder
+from quantbench.running import again, runner
 
-measured, seen = Recorder.measured, []
+measured, seen = runner.measured, []
 
-def once(self, scenario, *others):
-    record = measured(self, scenario, *others)
-    seen.append(scenario.variant.precision)
-    first = scenario.variant.precision != "exact" and seen.count(scenario.variant.precision) == 1
+def once(case, *others):
+    record = measured(case, *others)
+    precision = case.scenario.variant.precision
+    seen.append(precision)
+    first = precision != "exact" and seen.count(precision) == 1
     told = {"disturbed": first, "disturbance": "told so" * first, "stub_answers": len(seen)}
     return replace(record, values={**record.values, **told})
 
-Recorder.measured = once
+runner.measured = once
 again.measure_again.__kwdefaults__["busy"] = lambda: ""
 again.SHARE = 100.0
 """

@@ -297,7 +297,7 @@ def test_the_makers_source_is_part_of_the_key(tmp_path: Path, monkeypatch: pytes
 KILLED = """
 import os, sys
 from pathlib import Path
-from quantbench import cache, scratch
+from quantbench.core import cache, scratch
 if sys.argv[1] == "cache":
     cache.artifact("gguf", {"a": 1}, lambda folder: (print(folder, flush=True), sys.stdin.read()))
 else:

@@ -16,10 +16,11 @@ HEAVY = (
     "rich", "jinja2",
 )  # fmt: skip
 PLANNING = """
-from quantbench.planning.options import OPTIONS, convert, plan
-values = {option.key: convert(option, option.default) for option in OPTIONS}
+from dataclasses import replace
+from quantbench.planning.options import RunOptions, plan
+options = RunOptions.read(lambda option: option.default)
 for matrix in (None, "bench/matrix.toml"):
-    assert len(plan({**values, "matrix": matrix}).scenarios) >= 15
+    assert len(plan(replace(options, matrix=matrix)).scenarios) >= 15
 """
 
 

@@ -19,7 +19,7 @@ from quantbench.core.record import Record, Status
 from quantbench.core.scenario import Conditions, Effort, Scenario, Variant
 from quantbench.methods import METHODS, LoadedModel, Settings, qat
 from quantbench.models.checkpoint import require_unchanged, resolve, watched
-from quantbench.planning.plan import Plan
+from quantbench.planning.options import Plan
 from quantbench.results.store import Run, Store
 from quantbench.running.runner import Runner
 from quantbench.runtimes.gptqmodel import quantize

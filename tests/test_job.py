@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from dataclasses import fields
 from pathlib import Path
 
 from hypothesis import given
@@ -47,6 +48,6 @@ def test_a_job_reads_back_as_it_was_written(job: Job) -> None:
 
 
 @given(jobs)
-def test_the_scenario_of_a_job_is_that_of_its_first_prompt_set(job: Job) -> None:
-    assert job.scenario.job == (job.checkpoint.name, job.variant, job.conditions, 0)
-    assert job.scenario.prompts == job.tasks[0].prompts_name
+def test_a_method_is_told_model_variant_and_conditions_and_nothing_of_the_prompts(job: Job) -> None:
+    assert (job.spec.model, job.spec.variant, job.spec.conditions) == (job.checkpoint.name, job.variant, job.conditions)
+    assert {each.name for each in fields(job.spec)} == {"model", "variant", "conditions"}

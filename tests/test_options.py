@@ -11,23 +11,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quantbench.core.errors import UsageError
-from quantbench.core.scenario import PROFILES, Conditions
-from quantbench.planning.options import OPTIONS, Option, convert, plan
+from quantbench.core.scenario import PROFILES, Conditions, at_batch
+from quantbench.planning.options import OPTIONS, Option, RunOptions, convert, plan
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
     from quantbench.core.scenario import Scenario
-    from quantbench.planning.plan import Plan
+    from quantbench.planning.options import Plan
 
 BY_NAME = {option.name: option for option in OPTIONS}
 
 
 def _plan(**given: str | list[str] | bool) -> Plan:
     """The plan for raw option values, everything else at its default."""
-    values = {option.key: convert(option, given.get(option.key, option.default)) for option in OPTIONS}
-    return plan(values)
+    return plan(RunOptions.read(lambda option: given.get(option.key, option.default)))
 
 
 def test_the_settings_of_the_design_are_there() -> None:
@@ -149,7 +148,6 @@ def test_the_rest_reaches_the_plan(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        ({"engine": "proces"}, r"^unknown engine 'proces'; did you mean 'process'\?$"),
         ({"profile": "quik"}, r"^unknown profile 'quik'; did you mean 'quick'\?$"),
         ({"model": "kanary"}, r"^unknown model 'kanary'; did you mean 'canary'\?$"),
         ({"method": "ggfu"}, r"^unknown method 'ggfu'; did you mean 'gguf'\?$"),
@@ -172,7 +170,8 @@ def test_what_cannot_be_is_refused_in_one_sentence(given: dict[str, str], senten
 
 
 def _prompts(**given: str | list[str] | bool) -> list[str]:
-    return list(dict.fromkeys(scenario.prompts for scenario in _plan(**given).scenarios if scenario.model == "canary"))
+    planned = (scenario for scenario in _plan(**given).scenarios if scenario.model == "canary")
+    return list(dict.fromkeys(at_batch(scenario.prompts, scenario.batch) for scenario in planned))
 
 
 def test_batches_multiply_the_prompt_sets() -> None:

@@ -512,16 +512,17 @@ def test_every_option_but_trust_has_an_ini_key(pytester: pytest.Pytester) -> Non
     for option in settings.OPTIONS:
         if option.key != "trust_remote_code":
             assert config.getini(f"quantbench_{option.key}") is not None
-    assert plugin._raw(config, next(each for each in settings.OPTIONS if each.name == "no-probes")) == "yes"
+    assert plugin.raw_setting(config, next(each for each in settings.OPTIONS if each.name == "no-probes")) == "yes"
     with pytest.raises(ValueError, match="trust_remote_code"):
         config.getini("quantbench_trust_remote_code")
 
 
 @pytest.mark.parametrize(
-    ("prompts", "group"),
-    [("ten", "canary ten decode"), ("data/mine", "canary data/mine decode"), ("/some/mine@8", "canary mine@8 decode")],
+    ("prompts", "batch", "group"),
+    [("ten", 1, "canary ten decode"), ("data/mine", 1, "canary data/mine decode"), ("/some/mine", 8, "canary mine@8 decode")],
 )
-def test_variants_of_a_prompt_set_are_one_benchmark_group(prompts: str, group: str) -> None:
+def test_variants_of_a_prompt_set_are_one_benchmark_group(prompts: str, batch: int, group: str) -> None:
     for precision in ("fp32", "bf16"):
         variant = Variant(method="torch", precision=precision)
-        assert plugin.benchmark_group(Scenario(model="canary", variant=variant, prompts=prompts), "test_decode") == group
+        scenario = Scenario(model="canary", variant=variant, prompts=prompts, batch=batch)
+        assert plugin.benchmark_group(scenario, "test_decode") == group

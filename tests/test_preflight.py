@@ -16,8 +16,8 @@ from quantbench.models import meta
 from quantbench.models.architecture import AS_LLAMA
 from quantbench.models.config import read_architecture
 from quantbench.planning import planner
-from quantbench.planning.plan import Plan
-from quantbench.planning.preflight import Preflight
+from quantbench.planning.options import Plan
+from quantbench.planning.outlook import Outlooks
 from quantbench.results.store import Run, Store, load
 from quantbench.running.runner import Runner
 
@@ -78,18 +78,18 @@ def test_a_dummy_that_cannot_fit_is_not_made(tmp_path: Path, monkeypatch: pytest
 def test_a_context_that_torch_does_not_fill_refuses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """llama.cpp allots its whole context; torch's cache grows with the prompt, and a text fills its chunks."""
     monkeypatch.setattr(planner, "memory_limit", lambda: 40 * 10**6)
-    preflight = Preflight()
+    outlooks = Outlooks()
     wide = _scenario("fp32", context=1024)
-    assert preflight.outlook(wide).refusal == ""
-    assert "activations 13.9 MB" in preflight.outlook(replace(wide, prompts="text:a.txt")).refusal
+    assert outlooks.by_name(wide).refusal == ""
+    assert "activations 13.9 MB" in outlooks.by_name(replace(wide, prompts="text:a.txt")).refusal
     monkeypatch.setattr(planner, "memory_limit", lambda: 10**6)
     file = replace(wide, variant=Variant(method="gguf", precision="f32"))
-    assert "KV cache 3.15 MB" in preflight.outlook(file).refusal
-    assert "KV cache 786 kB" in preflight.outlook(replace(file, conditions=Conditions())).refusal
+    assert "KV cache 3.15 MB" in outlooks.by_name(file).refusal
+    assert "KV cache 786 kB" in outlooks.by_name(replace(file, conditions=Conditions())).refusal
 
 
 def test_an_outlook_is_the_plans_own() -> None:
-    outlook = Preflight().outlook(_scenario("bf16"))
+    outlook = Outlooks().by_name(_scenario("bf16"))
     canary = read_architecture("canary")
     assert outlook.weight_bytes == 2 * canary.parameters + canary.buffer_bytes
     assert outlook.refusal == ""
@@ -109,7 +109,7 @@ def test_a_guess_refuses_nothing_that_its_bounds_allow_and_predicts_no_bytes(
     refused = {}
     for share in (0.99 * AS_LLAMA[0], 1.0, 2 * AS_LLAMA[1]):
         monkeypatch.setattr(planner, "memory_limit", lambda share=share: int(share * weights))
-        outlook = Preflight().outlook(_scenario(model=str(tmp_path)))
+        outlook = Outlooks().by_name(_scenario(model=str(tmp_path)))
         assert isinstance(outlook.weight_bytes, Missing)
         assert "counted as if it were a Llama" in outlook.weight_bytes.reason
         refused[share] = outlook.refusal
@@ -119,7 +119,7 @@ def test_a_guess_refuses_nothing_that_its_bounds_allow_and_predicts_no_bytes(
 
 @pytest.mark.parametrize("model", ["lstm", "http://localhost:1/v1"])
 def test_what_has_no_known_shapes_is_never_refused(model: str) -> None:
-    outlook = Preflight().outlook(_scenario(model=model))
+    outlook = Outlooks().by_name(_scenario(model=model))
     assert outlook.refusal == ""
     assert isinstance(outlook.weight_bytes, Missing)
     assert "language models whose configuration is known" in outlook.weight_bytes.reason
@@ -130,19 +130,18 @@ def test_a_forecast_that_breaks_costs_nothing_but_itself(monkeypatch: pytest.Mon
         raise ZeroDivisionError("by nothing")
 
     monkeypatch.setattr(planner, "forecast", broken)
-    outlook = Preflight().outlook(_scenario())
+    outlook = Outlooks().by_name(_scenario())
     assert outlook.weight_bytes == Missing("the forecast failed: ZeroDivisionError: by nothing")
     assert outlook.refusal == ""
 
 
 def test_a_gpu_that_is_not_there_is_the_workers_to_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert Preflight().outlook(_scenario(device="cuda")).refusal == ""
+    assert Outlooks().by_name(_scenario(device="cuda")).refusal == ""
 
 
-def _outlook(prompts: str) -> str:
-    outlook = Preflight().outlook(replace(_scenario(model="dummy:llama-2-7b"), prompts=prompts))
-    return outlook.refusal
+def _outlook(prompts: str, batch: int = 1) -> str:
+    return Outlooks().by_name(replace(_scenario(model="dummy:llama-2-7b"), prompts=prompts, batch=batch)).refusal
 
 
 def test_lengths_and_batches_count(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,5 +150,5 @@ def test_lengths_and_batches_count(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planner, "memory_limit", lambda: weights + 10**9)
     assert _outlook("two") == ""
     assert f"KV cache {format_bytes(token * (4064 + 32))}" in _outlook("tokens:4064")
-    assert f"KV cache {format_bytes(token * (512 + 32) * 8)}" in _outlook("tokens:512@8")
-    assert f"KV cache {format_bytes(token * 64 * 32)}" in _outlook("two@32")
+    assert f"KV cache {format_bytes(token * (512 + 32) * 8)}" in _outlook("tokens:512", 8)
+    assert f"KV cache {format_bytes(token * 64 * 32)}" in _outlook("two", 32)

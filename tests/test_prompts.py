@@ -46,7 +46,7 @@ def test_what_is_not_timed_of_the_default_set_is_scored_well_into_a_text() -> No
 def test_seeded_inputs_are_a_set_without_prompts_and_no_shipped_one() -> None:
     prompts.check_name("seeded")
     loaded = prompts.load("seeded")
-    assert (loaded.name, loaded.prompts, loaded.content_hash) == ("seeded", (), "seeded")
+    assert (loaded.name, loaded.prompts, loaded.content_hash()) == ("seeded", (), "seeded")
     assert "seeded" not in prompts.names()
 
 
@@ -93,7 +93,7 @@ def test_a_file_reads_back_as_its_lines(tmp_path_factory: pytest.TempPathFactory
 def test_the_content_hash_tells_sets_apart_and_ignores_the_name(one: list[str], other: list[str]) -> None:
     first, second = PromptSet(name="x", prompts=tuple(one)), PromptSet(name="y", prompts=tuple(other))
     alike = one == other or not (any(one) or any(other) or max(len(one), len(other)) > 1)
-    assert (first.content_hash == second.content_hash) == alike
+    assert (first.content_hash() == second.content_hash()) == alike
 
 
 def test_an_unknown_set_gets_the_nearest_name() -> None:
@@ -140,7 +140,7 @@ def test_a_text_is_known_by_its_content(tmp_path: Path) -> None:
     one, same, other = (tmp_path / name for name in ("one.txt", "same.txt", "other.txt"))
     for path, content in ((one, "a b"), (same, "a b"), (other, "a c")):
         path.write_text(content)
-    first, second, third = (prompts.load(f"text:{path}").content_hash for path in (one, same, other))
+    first, second, third = (prompts.load(f"text:{path}").content_hash() for path in (one, same, other))
     assert first == second != third
 
 
@@ -164,35 +164,37 @@ def test_a_text_that_cannot_be_read_is_refused(content: bytes, reason: str, tmp_
 
 def test_a_length_is_one_prompt_of_so_many_tokens() -> None:
     loaded = prompts.load("tokens:512")
-    assert (loaded.name, loaded.tokens, loaded.batch, len(loaded.prompts)) == ("tokens:512", 512, 1, 1)
+    assert (loaded.name, loaded.tokens, len(loaded.prompts)) == ("tokens:512", 512, 1)
 
 
-def test_a_batch_is_the_same_prompts_several_at_a_time() -> None:
-    single, eight = prompts.load("ten"), prompts.load("ten@8")
-    assert (eight.name, eight.prompts, eight.batch) == ("ten@8", single.prompts, 8)
-    assert prompts.load("tokens:64@8").tokens == 64
+@pytest.mark.parametrize(
+    ("asked", "found"),
+    [
+        ("ten", ("ten", 1)),
+        ("ten@1", ("ten", 1)),
+        ("ten@8", ("ten", 8)),
+        ("tokens:64@8", ("tokens:64", 8)),
+        ("a@b", ("a@b", 1)),
+    ],
+)
+def test_a_batch_stands_behind_a_set(asked: str, found: tuple[str, int]) -> None:
+    assert prompts.parse(asked) == found
 
 
 def test_lengths_and_batches_are_part_of_the_content() -> None:
-    names = ["ten", "ten@2", "ten@8", "tokens:64", "tokens:65", "tokens:64@8"]
-    assert len({prompts.load(name).content_hash for name in names}) == len(names)
-    assert prompts.load("ten@1").content_hash == prompts.load("ten").content_hash
+    asked = [("ten", 1), ("ten", 2), ("ten", 8), ("tokens:64", 1), ("tokens:65", 1), ("tokens:64", 8)]
+    assert len({prompts.load(name).content_hash(batch) for name, batch in asked}) == len(asked)
 
 
-@pytest.mark.parametrize("name", ["ten@0", "seeded@2", "tokens:", "tokens:x", "tokens:1", "tokens:-5", "tokens:1.5", "tenn@2"])
-def test_what_is_no_length_or_batch_is_refused(name: str) -> None:
+@pytest.mark.parametrize("name", ["tokens:", "tokens:x", "tokens:1", "tokens:-5", "tokens:1.5", "tenn"])
+def test_what_is_no_length_is_refused(name: str) -> None:
     with pytest.raises(UsageError):
         prompts.load(name)
 
 
-def test_a_text_is_not_scored_in_batches(tmp_path: Path) -> None:
-    text = tmp_path / "text.txt"
-    text.write_text("word " * 50)
-    with pytest.raises(UsageError, match="cannot be answered 4 at a time"):
-        prompts.check_name(f"text:{text}@4")
+@pytest.mark.parametrize("asked", ["ten@0", "seeded@2", "text:mine.txt@4"])
+def test_what_cannot_be_answered_together_is_refused(asked: str) -> None:
+    with pytest.raises(UsageError, match="cannot be answered"):
+        prompts.parse(asked)
 
 
-def test_a_file_of_prompts_has_batches_too(tmp_path: Path) -> None:
-    file = tmp_path / "mine.txt"
-    file.write_text("one\ntwo\n")
-    assert prompts.load(f"{file}@3").prompts == ("one", "two")

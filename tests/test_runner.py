@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from quantbench.core.job import Failure
 from quantbench.core.machine import describe
 from quantbench.core.record import Missing, Status
 from quantbench.core.scenario import Conditions, Effort, Scenario, Variant
-from quantbench.planning.plan import Plan
+from quantbench.planning.case import Cases
+from quantbench.planning.options import Plan
 from quantbench.results.store import Run, Store, load
-from quantbench.running.engines import Failure
-from quantbench.running.recorder import reference_identity
+from quantbench.running.jobs import Jobs
+from quantbench.running.references import identity
 from quantbench.running.runner import Runner
 
 if TYPE_CHECKING:
@@ -27,16 +30,16 @@ def test_a_reference_that_fails_costs_similarity_only(
 ) -> None:
     """It was tried once, and the scenario measured without it."""
     monkeypatch.setenv("QUANTBENCH_CACHE", str(tmp_path / "cache"))
-    work = Runner._work
+    run_job = Jobs.run
     tried = []
 
-    def fail(runner: Runner, kind: Any, *arguments: Any, **named: Any) -> tuple[Path, Failure | None]:
+    def fail(jobs: Jobs, kind: Any, *arguments: Any, **named: Any) -> tuple[Path, Failure | None]:
         tried.append(kind)
         if kind == "reference":
             return tmp_path, Failure(status=status, reason="it was not to be")
-        return work(runner, kind, *arguments, **named)
+        return run_job(jobs, kind, *arguments, **named)
 
-    monkeypatch.setattr(Runner, "_work", fail)
+    monkeypatch.setattr(Jobs, "run", fail)
     scenario = Scenario(model="canary", variant=Variant(method="torch", precision="bf16"), prompts="two", conditions=SHORT)
     run = Run(machine=describe(), versions={}, command="", commit="", profile="quick", engine="inline")
     plan = Plan(
@@ -58,16 +61,12 @@ def test_a_reference_that_fails_costs_similarity_only(
 
 
 def test_the_artifact_of_a_reference_is_not_keyed_by_what_does_not_make_it() -> None:
-    from dataclasses import replace
-
-    from quantbench.models.checkpoint import resolve
-
-    canary = resolve("canary")
+    cases = Cases()
 
     def key(prompts: str = "two", **asked: Any) -> dict[str, object]:
         variant = Variant(method="torch", precision="fp32")
         wanted = Scenario(model="canary", variant=variant, prompts=prompts, conditions=replace(SHORT, **asked))
-        return reference_identity(wanted, canary)
+        return identity(cases.of(wanted))
 
     assert key(threads=2) == key(output_tokens=9) == key()
     assert key(continuation_tokens=9) != key() != key(answer_tokens=9)

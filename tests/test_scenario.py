@@ -5,15 +5,13 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import fields, replace
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from quantbench.core.errors import UsageError
-from quantbench.core.job import Checkpoint, Job, Task
-from quantbench.core.scenario import PROFILES, Conditions, Effort, Scenario, Variant, prompt_tokens, short_name
+from quantbench.core.scenario import PROFILES, Conditions, Scenario, Variant, prompt_tokens, short_name
 
 SCENARIO = Scenario(model="canary", variant=Variant(method="gguf", precision="q4_k_m"), prompts="ten")
 IDENTITY = {"content": "c0ffee", "revision": "built-in", "prompts": "beef"}
@@ -57,9 +55,6 @@ def test_a_controls_id_says_so() -> None:
         ("/data/tiny-f16.gguf", "tiny-f16"),
         ("tiny-f16.gguf", "tiny-f16"),
         ("my prompts.txt", "my prompts"),
-        ("ten@8", "ten@8"),
-        ("tokens:512@8", "tokens:512@8"),
-        ("/data/my prompts.txt@8", "my prompts@8"),
         ("org/model@2", "org/model@2"),
     ],
 )
@@ -111,30 +106,6 @@ def test_the_key_tells_a_control_from_its_reference() -> None:
     assert reference.key(IDENTITY) != control.key(IDENTITY)
 
 
-@given(
-    st.builds(
-        Effort,
-        min_rounds=st.integers(1, 50),
-        max_rounds=st.integers(1, 100),
-        budget_s=st.floats(0.1, 600),
-        precision=st.floats(1e-3, 0.5),
-        timeout_s=st.floats(1, 1e5),
-    )
-)
-def test_the_key_never_changes_with_effort(effort: Effort) -> None:
-    def job(given: Effort) -> Job:
-        return Job(
-            kind="measure",
-            checkpoint=Checkpoint(name="canary", kind="hf", path=Path("canary"), revision="r", content_hash="c"),
-            variant=SCENARIO.variant,
-            conditions=SCENARIO.conditions,
-            effort=given,
-            tasks=(Task(prompts_name="ten", prompts=("one",), reference=None),),
-        )
-
-    assert job(effort).scenario.key(IDENTITY) == job(Effort()).scenario.key(IDENTITY) == SCENARIO.key(IDENTITY)
-
-
 def test_the_key_is_the_same_in_another_process_and_in_another_order() -> None:
     """Hash randomization and the order of the identity's entries leave no trace."""
     script = (
@@ -181,14 +152,15 @@ def test_profiles_try_harder_in_their_order() -> None:
 
 
 def test_a_batch_is_compared_with_what_the_reference_says_one_by_one() -> None:
-    several = replace(SCENARIO, prompts="ten@8")
-    assert (several.batch, SCENARIO.batch) == (8, 1)
+    several = replace(SCENARIO, batch=8)
+    assert several.id == f"{SCENARIO.id}@8"
+    assert replace(several, prompts="/data/my prompts.txt").id.endswith("/my prompts@8")
     assert several.reference() == SCENARIO.reference()
     assert several.key(IDENTITY) == SCENARIO.key(IDENTITY)  # the batch is in the identity of the prompts
 
 
 @pytest.mark.parametrize(
-    ("name", "length"), [("tokens:512", 512), ("tokens:512@8", 512), ("ten", 0), ("ten@8", 0), ("tokens:x", 0)]
+    ("name", "length"), [("tokens:512", 512), ("ten", 0), ("tokens:x", 0)]
 )
 def test_a_name_says_the_length_of_its_prompts_or_nothing(name: str, length: int) -> None:
     assert prompt_tokens(name) == length

@@ -15,7 +15,7 @@ from quantbench.core import gpus, machine
 from quantbench.core.cache import cache_root
 from quantbench.core.errors import UsageError
 from quantbench.core.gpus import Gpu
-from quantbench.planning.options import OPTIONS, convert
+from quantbench.planning.options import RunOptions
 from quantbench.running.session import Session
 
 if TYPE_CHECKING:
@@ -33,8 +33,8 @@ def session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Se
     monkeypatch.delenv("CUDA_DEVICE_ORDER")  # and so it is again afterwards, whatever a session sets
 
     def made(**given: str) -> Session:
-        values = {option.key: convert(option, given.get(option.key, option.default)) for option in OPTIONS}
-        return Session(values, command="", root=tmp_path)
+        options = RunOptions.read(lambda option: given.get(option.key, option.default))
+        return Session(options, command="", root=tmp_path)
 
     return made
 
@@ -52,6 +52,11 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """No GPU."""
     monkeypatch.setattr(gpus, "visible_gpus", tuple)
     monkeypatch.setattr(gpus, "_known_gpus", lambda: ((), "nobody sees a GPU"))
+
+
+def test_an_engine_that_does_not_exist_is_refused(session: Callable[..., Session]) -> None:
+    with pytest.raises(UsageError, match=r"^unknown engine 'proces'; did you mean 'process'\?$"):
+        session(engine="proces")
 
 
 def _refused(session: Session, sentence: str) -> None:

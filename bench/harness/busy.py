@@ -132,7 +132,7 @@ def measured(passes: int) -> tuple[list[Pass], list[Pass]]:
     """
     from quantbench.core.machine import describe
     from quantbench.core.scenario import PROFILES
-    from quantbench.planning.plan import Plan
+    from quantbench.planning.options import Plan
     from quantbench.results.store import Run, Store
     from quantbench.running.runner import Runner
 

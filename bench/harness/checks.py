@@ -75,7 +75,7 @@ def job_overhead() -> Iterator[Result]:
     """Wall time of one variant through runner, engine, worker and store, less what was spent opening and measuring."""
     from quantbench.core.machine import describe
     from quantbench.core.scenario import PROFILES, Conditions, Scenario, Variant
-    from quantbench.planning.plan import Plan
+    from quantbench.planning.options import Plan
     from quantbench.results.store import Run, Store
     from quantbench.running.runner import Runner
 

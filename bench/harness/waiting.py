@@ -89,7 +89,7 @@ def peak_memory() -> Iterator[Result]:
     from quantbench.core.machine import describe
     from quantbench.core.scenario import PROFILES, Conditions, Scenario, Variant
     from quantbench.models.checkpoint import resolve
-    from quantbench.planning.plan import Plan
+    from quantbench.planning.options import Plan
     from quantbench.results.store import Run, Store
     from quantbench.running.runner import Runner
 

@@ -19,7 +19,7 @@ from quantbench.judge.contrast import About, Contrast
 from quantbench.judge.contrast import contrast as contrasted
 from quantbench.methods import METHODS
 from quantbench.planning.matrix import default_matrix
-from quantbench.planning.prompts import check_name
+from quantbench.planning.prompts import check_name, parse
 from quantbench.results.rows import Row, rows_of
 
 if TYPE_CHECKING:
@@ -58,8 +58,8 @@ class _Asked:
 
     def holds(self, row: Row) -> bool:
         """Whether a row is of the run, the model and the prompt set."""
-        asked = {"model": self.model, "prompts": self.prompts}
-        named = all(name is None or name in (row.text(key), short_name(row.text(key))) for key, name in asked.items())
+        models = None, row.text("model"), short_name(row.text("model"))
+        named = self.model in models and self.prompts in (None, row.text("prompts"), row.prompts)
         return named and self.run_id in (None, row.text("run_id"))
 
 
@@ -113,7 +113,7 @@ def _contrasts(asked: _Asked) -> list[Contrast]:
     pairs = _measured(asked, rows)
     if not pairs:
         if asked.prompts is not None and not rows:
-            check_name(asked.prompts)
+            check_name(parse(asked.prompts)[0])
         message(_unmeasured(asked, rows))
         raise typer.Exit(INSUFFICIENT)
     outputs = stored(asked.results, "outputs")
@@ -162,7 +162,7 @@ def _contrast(first: Row, second: Row, outputs: pd.DataFrame) -> Contrast:
         second=second.label,
         reference=first.text("reference"),
         model=short_name(first.text("model")),
-        prompts=short_name(first.text("prompts")),
+        prompts=first.prompts,
         run_id=first.text("run_id"),
         instrument_check=first.flag("instrument_check"),
         unscored=_unscored(first, second),
@@ -178,7 +178,7 @@ def _outputs(row: Row, outputs: pd.DataFrame) -> list[Output]:
     if not found:
         reason = row.null_reason("exact_match") or "the rows of table 'outputs' are gone"
         message(
-            f"run {row.text('run_id')} kept no answers of {row.label} to prompts {short_name(row.text('prompts'))} ({reason}); "
+            f"run {row.text('run_id')} kept no answers of {row.label} to prompts {row.prompts} ({reason}); "
             "measure it with a --reference that can open the model"
         )
         raise typer.Exit(INSUFFICIENT)

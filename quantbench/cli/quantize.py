@@ -12,7 +12,7 @@ import typer
 from quantbench.cli.output import counted
 from quantbench.core.errors import UnsupportedError, UsageError
 from quantbench.core.machine import available_cpus
-from quantbench.core.scenario import Scenario, Variant
+from quantbench.core.scenario import Spec, Variant
 from quantbench.core.units import format_bytes
 from quantbench.methods import METHODS, Settings
 from quantbench.models.checkpoint import resolve
@@ -38,7 +38,7 @@ def quantize(
     checkpoint = resolve(model)
     chosen.check(checkpoint)
     settings = Settings(checkpoint=checkpoint, threads=available_cpus(), context=0)
-    _write(saver, Scenario(model=model, variant=variant, prompts=""), settings, out)
+    _write(saver, Spec(model=model, variant=variant), settings, out)
     files = [path for path in out.rglob("*") if path.is_file()]
     size = sum(path.stat().st_size for path in files)
     typer.echo(f"{variant.name} of {model}: {size} bytes ({format_bytes(size)}), {counted(len(files), 'file')} in {out}")
@@ -58,13 +58,13 @@ def _check_free(out: Path) -> None:
         raise UsageError(f"folder {out} is not empty; give another one with -o, or empty it first")
 
 
-def _write(saver: Saver, scenario: Scenario, settings: Settings, out: Path) -> None:
+def _write(saver: Saver, spec: Spec, settings: Settings, out: Path) -> None:
     """Fill a folder beside ``out`` and rename it when all is written, so that a half-written model is never found."""
     target = out.absolute()
     partial = target.with_name(f".{target.name}-{os.getpid()}.partial")
     partial.mkdir(parents=True)
     try:
-        saver(scenario, settings, partial)
+        saver(spec, settings, partial)
         if (partial / "config.json").is_file():
             _copy_tokenizer(settings.checkpoint, partial)
         partial.rename(target)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +12,8 @@ import typer
 
 from quantbench.cli.guard import FAILED, INSUFFICIENT, INTERRUPTED, REGRESSION, USAGE
 from quantbench.cli.output import message
-from quantbench.planning.options import OPTIONS, Option, convert, plan
+from quantbench.core.errors import QuantbenchError
+from quantbench.planning.options import OPTIONS, Option
 
 _PLUGIN = "quantbench.plugin"
 _TYPES: Mapping[str, Any] = {
@@ -27,9 +28,22 @@ _ISOLATED = (
 
 
 class _Watch:
-    """Sees at the end of a session whether the comparison alone failed it."""
+    """Plans before pytest says a word, and sees at the end of a session whether the comparison alone failed it."""
 
     failed = ""
+    error: QuantbenchError | None = None
+    planned: Sequence[str] = ()
+
+    def pytest_configure(self, config: Any) -> None:
+        import pytest
+
+        from quantbench.plugin import session_of
+
+        try:
+            self.planned = [scenario.id for scenario in session_of(config).planned.values()]
+        except QuantbenchError as error:
+            self.error = error
+            raise pytest.UsageError from None  # without a word: the sentence is this command's to say
 
     def pytest_unconfigure(self, config: Any) -> None:
         from quantbench.plugin import FAILED_COMPARISON
@@ -42,14 +56,14 @@ def run(expression: str | None, benchmark_json: Path | None, **values: Any) -> N
     import pytest
 
     given = {option.key: values[option.key] for option in OPTIONS if _is_given(values[option.key])}
-    asked = {option.key: convert(option, given.get(option.key, option.default)) for option in OPTIONS}
-    planned = plan(asked).scenarios
     watch = _Watch()
     code = pytest.main(_arguments(given, expression, benchmark_json), plugins=[watch])
+    if watch.error:
+        raise watch.error
     if watch.failed:
         raise typer.Exit(REGRESSION if watch.failed == "regression" else INSUFFICIENT)
     if code == pytest.ExitCode.NO_TESTS_COLLECTED:
-        example = f"; a scenario's name is for example {planned[0].id}" if planned else ""
+        example = f"; a scenario's name is for example {watch.planned[0]}" if watch.planned else ""
         message(f"nothing was selected by -k {expression!r}{example}" if expression else "there is nothing to measure")
     raise typer.Exit(_exit_code(code))
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from quantbench.core.identity import FileIdentity, HashedFile
-from quantbench.core.scenario import Conditions, Effort, Scenario, Variant
+from quantbench.core.record import Status
+from quantbench.core.scenario import Conditions, Effort, Spec, Variant
 
 JobKind = Literal["measure", "prepare", "probe", "reference"]
 JOB_FILE = "job.json"
@@ -24,6 +25,15 @@ def enter_stage(folder: Path, stage: str) -> None:
     partial = folder / f".{STAGE_FILE}"
     partial.write_text(stage)
     partial.replace(folder / STAGE_FILE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """Why a scenario, or a job or the rest of it, has no results."""
+
+    status: Status
+    reason: str
+    traceback: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,14 +102,9 @@ class Job:
     """Process id and start time (ticks after boot) of the run's first process: all below it is the run's own work."""
 
     @property
-    def scenario(self) -> Scenario:
-        """The scenario of the first prompt set; methods look at model, variant and conditions only."""
-        return Scenario(
-            model=self.checkpoint.name,
-            variant=self.variant,
-            prompts=self.tasks[0].prompts_name,
-            conditions=self.conditions,
-        )
+    def spec(self) -> Spec:
+        """What the method is asked to open."""
+        return Spec(model=self.checkpoint.name, variant=self.variant, conditions=self.conditions)
 
     def save(self, folder: Path) -> None:
         """Write ``job.json`` into ``folder``."""

@@ -28,8 +28,6 @@ TEXT_PREFIX = "text:"
 TOKENS_PREFIX = "tokens:"
 """``tokens:N`` is a prompt set too: one prompt of N tokens."""
 
-_BATCHED = re.compile(r"(?P<prompts>.+)@(?P<batch>\d+)")
-
 Reads = Literal["prompts", "text", "inputs"]
 """What a scenario gives its model: prompts to answer, a text to score, or seeded inputs for a module without tokens."""
 
@@ -143,15 +141,14 @@ TEXTS_OWN = ("chunks",)
 """Conditions that only a text heeds."""
 
 
-def split_batch(prompts: str) -> tuple[str, int]:
-    """A prompt set's own name, and how many sequences are answered together: ``ten@8`` is ``ten``, 8 at a time."""
-    found = _BATCHED.fullmatch(prompts)
-    return (found["prompts"], int(found["batch"])) if found else (prompts, 1)
+def at_batch(prompts: str, batch: int) -> str:
+    """The name of a prompt set of which ``batch`` sequences are answered together: ``ten@8``, and ``ten`` where it is one."""
+    return prompts if batch == 1 else f"{prompts}@{batch}"
 
 
 def prompt_tokens(prompts: str) -> int:
     """The length of each prompt where a prompt set's name says it, as ``tokens:512`` does; 0 elsewhere."""
-    length = split_batch(prompts)[0].removeprefix(TOKENS_PREFIX) if prompts.startswith(TOKENS_PREFIX) else ""
+    length = prompts.removeprefix(TOKENS_PREFIX) if prompts.startswith(TOKENS_PREFIX) else ""
     return int(length) if length.isdecimal() else 0
 
 
@@ -165,8 +162,6 @@ def reads(prompts: str) -> Reads:
 @cache  # a matrix of thousands has few names
 def short_name(name: str) -> str:
     """A model or prompt set as an id shows it: names and hub ids as they are, of a path its last part."""
-    if found := _BATCHED.fullmatch(name):
-        return f"{short_name(found['prompts'])}@{found['batch']}"
     if name.startswith(TEXT_PREFIX):
         return TEXT_PREFIX + PurePath(name.removeprefix(TEXT_PREFIX)).name.removesuffix(".txt")
     if name.startswith(DUMMY_PREFIX):
@@ -177,22 +172,45 @@ def short_name(name: str) -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Spec:
+    """What a method is asked to open: a variant of a model, under conditions. It has no part in what it will be asked."""
+
+    model: str
+    variant: Variant
+    conditions: Conditions = field(default_factory=Conditions)
+
+    def reference(self) -> Spec:
+        """That of the reference, under the same conditions."""
+        method, _, precision = self.conditions.reference.partition("/")
+        return replace(self, variant=Variant(method=method, precision=precision))
+
+
+JobKey = tuple[str, Variant, Conditions, int]
+"""What scenarios share that are measured in one load of the model: its name, variant, conditions, repeat."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Scenario:
     """Model x method x precision x prompt set. ``id`` is the row key, with ``repeat``, and without repeats the pytest id.
 
-    A repeat is the same scenario once more in a fresh process; it is no part of what was asked, so keys stay equal.
+    ``batch`` sequences are answered together. A repeat is the same scenario once more in a fresh process; it is no part of
+    what was asked, so keys stay equal.
     """
 
     model: str
     variant: Variant
     prompts: str
     conditions: Conditions = field(default_factory=Conditions)
+    batch: int = 1
     repeat: int = 0
 
     @property
     def id(self) -> str:
-        """``model/method-precision/prompts``, for example ``canary/gguf-q4_k_m/ten``; of a path, its last part."""
-        return f"{short_name(self.model)}/{self.variant.label}/{short_name(self.prompts)}"
+        """``model/method-precision/prompts``, for example ``canary/gguf-q4_k_m/ten``; of a path, its last part.
+
+        Where several sequences are answered together, ``@`` and their number follow: ``canary/gguf-q4_k_m/ten@8``.
+        """
+        return f"{short_name(self.model)}/{self.variant.label}/{at_batch(short_name(self.prompts), self.batch)}"
 
     @property
     def test_id(self) -> str:
@@ -210,20 +228,18 @@ class Scenario:
         return reads(self.prompts)
 
     @property
-    def batch(self) -> int:
-        """Sequences that are answered together."""
-        return split_batch(self.prompts)[1]
+    def spec(self) -> Spec:
+        """What its method is asked to open."""
+        return Spec(model=self.model, variant=self.variant, conditions=self.conditions)
 
     @property
-    def job(self) -> tuple[str, Variant, Conditions, int]:
+    def job(self) -> JobKey:
         """Scenarios with an equal job share one load of the model."""
         return self.model, self.variant, self.conditions, self.repeat
 
     def reference(self) -> Scenario:
         """The scenario of the reference for the same model and prompts, which are compared one by one."""
-        method, _, precision = self.conditions.reference.partition("/")
-        prompts, _ = split_batch(self.prompts)
-        return replace(self, variant=Variant(method=method, precision=precision), prompts=prompts, repeat=0)
+        return replace(self, variant=self.spec.reference().variant, batch=1, repeat=0)
 
     def heeded(self) -> dict[str, str | int]:
         """The conditions that count here, by name: not those that some other method or a text alone heeds."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from quantbench.core.errors import QuantbenchError
 from quantbench.core.machine import available_memory
-from quantbench.core.scenario import Scenario
+from quantbench.core.scenario import Spec
 from quantbench.measuring.passes.gpu import open_boards
 from quantbench.methods import METHODS, Settings
 from quantbench.models import checkpoint as checkpoints
@@ -35,7 +35,7 @@ class Anchor:
     """Which variant of which model, and how it is opened. ``name`` is stored: ``torch/fp32``, or ``canary torch/fp32``."""
 
     name: str
-    scenario: Scenario
+    spec: Spec
     settings: Settings
     stands_in: bool = False
 
@@ -46,26 +46,26 @@ class Anchor:
         return [[token % _CANARY_VOCABULARY for token in prompt[:_CANARY_PROMPT_TOKENS]] for prompt in prompts]
 
 
-def choose(scenario: Scenario, settings: Settings) -> Anchor | None:
+def choose(spec: Spec, settings: Settings) -> Anchor | None:
     """The anchor for a variant, its artifact made if the method needs one; None where not even the canary can be had."""
-    method, _, precision = METHODS[scenario.variant.method].anchor.partition("/")
-    variant = replace(scenario.variant, method=method, precision=precision, control=False)
-    own = Anchor(name=variant.name, scenario=replace(scenario, variant=variant), settings=settings)
-    is_variant = variant == replace(scenario.variant, control=False)
+    method, _, precision = METHODS[spec.variant.method].anchor.partition("/")
+    variant = replace(spec.variant, method=method, precision=precision, control=False)
+    own = Anchor(name=variant.name, spec=replace(spec, variant=variant), settings=settings)
+    is_variant = variant == replace(spec.variant, control=False)
     if settings.checkpoint.kind == "module":  # the canary reads tokens: it cannot stand in
         return own if _prepared(own) else None
     if is_variant or (_fits(own) and _prepared(own)):
         return own
     canary = replace(settings, checkpoint=checkpoints.resolve(_CANARY))
     other = Anchor(
-        name=f"{_CANARY} {variant.name}", scenario=replace(own.scenario, model=_CANARY), settings=canary, stands_in=True
+        name=f"{_CANARY} {variant.name}", spec=replace(own.spec, model=_CANARY), settings=canary, stands_in=True
     )
     return other if _prepared(other) else None
 
 
 def _fits(anchor: Anchor) -> bool:
     """Whether it has room beside what is loaded already."""
-    variant, device = anchor.scenario.variant, anchor.scenario.conditions.device
+    variant, device = anchor.spec.variant, anchor.spec.conditions.device
     bits = METHODS[variant.method].precision(variant.precision).bits or 32
     weights = checkpoints.count_parameters(anchor.settings.checkpoint) * bits / 8
     if device == "cpu":
@@ -76,7 +76,7 @@ def _fits(anchor: Anchor) -> bool:
 
 def _peak_bytes(anchor: Anchor) -> int:
     """Bytes of its weights, keys, values and activations as planned; 0 where nobody can tell."""
-    variant, settings = anchor.scenario.variant, anchor.settings
+    variant, settings = anchor.spec.variant, anchor.settings
     workload = planner.Workload(context=max(1, settings.context), batch=settings.batch)
     try:
         architecture = planner.read_architecture(str(settings.checkpoint.path), any_age=True)
@@ -105,11 +105,8 @@ def _free_on_gpus(device: str) -> int:
 
 
 def _prepared(anchor: Anchor) -> bool:
-    method = METHODS[anchor.scenario.variant.method]
     try:
-        method.check(anchor.settings.checkpoint)
-        if method.preparer:
-            method.preparer(anchor.scenario, anchor.settings)
+        METHODS[anchor.spec.variant.method].prepare(anchor.spec, anchor.settings)
     except QuantbenchError:  # an anchor is a help: without one there is no ratio, but all else
         return False
     return True

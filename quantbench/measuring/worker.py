@@ -108,11 +108,9 @@ def _measure(job: Job, folder: Path) -> None:
 def _prepare(job: Job) -> None:
     settings = settings_of(job)
     method = METHODS[job.variant.method]
-    method.check(job.checkpoint)
-    if method.preparer:
-        method.preparer(job.scenario, settings)
+    method.prepare(job.spec, settings)
     if job.checkpoint.kind in ("hf", "gguf") and not method.endpoint:
-        choose(job.scenario, settings)
+        choose(job.spec, settings)
 
 
 if __name__ == "__main__":

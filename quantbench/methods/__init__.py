@@ -4,7 +4,7 @@ A new method is one file here (or an entry point in the group ``quantbench.metho
 
     @method("hqq", precisions=[W4], requires=["torch", "transformers", "hqq"])
     @contextmanager
-    def open_hqq(scenario, settings):
+    def open_hqq(spec, settings):
         from hqq.models.hf.base import AutoHQQHFModel      # heavy imports live inside
         ...
         yield TransformersModel(model)
@@ -38,7 +38,7 @@ from quantbench.core.protocols import (
     until_end,
 )
 from quantbench.core.registry import Registry
-from quantbench.core.scenario import Precision, Scenario
+from quantbench.core.scenario import Precision, Spec
 from quantbench.models.architecture import Architecture
 from quantbench.models.footprint import Weights
 
@@ -50,10 +50,10 @@ __all__ = [
 Subject = LoadedModel | LoadedModule | Endpoint
 """What a method may open."""
 
-Opener = Callable[[Scenario, Settings], AbstractContextManager[Subject]]
-Recipe = Callable[[Scenario], Mapping[str, str]]
-Preparer = Callable[[Scenario, Settings], Artifact]
-Saver = Callable[[Scenario, Settings, Path], None]
+Opener = Callable[[Spec, Settings], AbstractContextManager[Subject]]
+Recipe = Callable[[Spec], Mapping[str, str]]
+Preparer = Callable[[Spec, Settings], Artifact]
+Saver = Callable[[Spec, Settings, Path], None]
 Forecaster = Callable[[Architecture, Sequence[str]], Mapping[str, Weights]]
 """From an architecture and names of precisions to what the weights of each will take; reads no weight, imports no torch."""
 
@@ -122,23 +122,28 @@ class Method:
                 + (f"ask for {able}, or give the unquantized checkpoint" if able else "give the unquantized checkpoint")
             )
 
-    def open(self, scenario: Scenario, settings: Settings) -> AbstractContextManager[LoadedModel]:
+    def prepare(self, spec: Spec, settings: Settings) -> Artifact | None:
+        """The artifact that the spec's variant is opened from, made or found in the cache; None where there is none to make."""
+        self.check(settings.checkpoint)
+        return self.preparer(spec, settings) if self.preparer else None
+
+    def open(self, spec: Spec, settings: Settings) -> AbstractContextManager[LoadedModel]:
         """Open the scenario's variant of a language model."""
         self.check(settings.checkpoint)
-        return cast("AbstractContextManager[LoadedModel]", self.opener(scenario, settings))
+        return cast("AbstractContextManager[LoadedModel]", self.opener(spec, settings))
 
-    def open_module(self, scenario: Scenario, settings: Settings) -> AbstractContextManager[LoadedModule]:
+    def open_module(self, spec: Spec, settings: Settings) -> AbstractContextManager[LoadedModule]:
         """Open the scenario's variant of a module without tokens."""
         self.check(settings.checkpoint)
-        return cast("AbstractContextManager[LoadedModule]", self.opener(scenario, settings))
+        return cast("AbstractContextManager[LoadedModule]", self.opener(spec, settings))
 
-    def open_endpoint(self, scenario: Scenario, settings: Settings) -> AbstractContextManager[Endpoint]:
+    def open_endpoint(self, spec: Spec, settings: Settings) -> AbstractContextManager[Endpoint]:
         """Open the endpoint that serves the scenario's model."""
         self.check(settings.checkpoint)
-        return cast("AbstractContextManager[Endpoint]", self.opener(scenario, settings))
+        return cast("AbstractContextManager[Endpoint]", self.opener(spec, settings))
 
     def asks(self, recipe: Recipe) -> Recipe:
-        """Decorator: ``recipe`` says what the method asks besides the scenario and changes what is measured, for its key."""
+        """Decorator: ``recipe`` says what the method asks besides the spec and changes what is measured, for its key."""
         self.recipe = recipe
         return recipe
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from quantbench.core.scenario import Scenario
+from quantbench.core.scenario import Spec
 from quantbench.methods import Artifact, LoadedModel, Settings, method
 from quantbench.models.architecture import Architecture
 from quantbench.models.footprint import Weights
@@ -23,15 +23,15 @@ from quantbench.runtimes.gptqmodel.forecast import forecast
     costly="calibrates",
 )
 @contextmanager
-def open_awq(scenario: Scenario, settings: Settings) -> Iterator[LoadedModel]:
+def open_awq(spec: Spec, settings: Settings) -> Iterator[LoadedModel]:
     """Quantized beforehand with activation-aware scales (AWQ), loaded by transformers"""
-    yield load_packed(prepare_awq(scenario, settings).path, settings, scenario.conditions.device)
+    yield load_packed(prepare_awq(spec, settings).path, settings, spec.conditions.device)
 
 
 @open_awq.prepares
-def prepare_awq(scenario: Scenario, settings: Settings) -> Artifact:
+def prepare_awq(spec: Spec, settings: Settings) -> Artifact:
     """The AWQ checkpoint."""
-    return gptqmodel.prepared(scenario, settings)
+    return gptqmodel.prepared(spec, settings)
 
 
 @open_awq.forecasts
@@ -41,12 +41,12 @@ def forecast_awq(architecture: Architecture, precisions: Sequence[str]) -> Mappi
 
 
 @open_awq.asks
-def awq_recipe(scenario: Scenario) -> Mapping[str, str]:
+def awq_recipe(spec: Spec) -> Mapping[str, str]:
     """Calibration and kernel."""
-    return gptqmodel.recipe(scenario)
+    return gptqmodel.recipe(spec)
 
 
 @open_awq.saves
-def save_awq(scenario: Scenario, settings: Settings, out: Path) -> None:
+def save_awq(spec: Spec, settings: Settings, out: Path) -> None:
     """Copy the checkpoint."""
-    gptqmodel.saved(prepare_awq(scenario, settings), out)
+    gptqmodel.saved(prepare_awq(spec, settings), out)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from quantbench.core.errors import UnsupportedError
-from quantbench.core.scenario import Precision, Scenario
+from quantbench.core.scenario import Precision, Spec
 from quantbench.methods import LoadedModel, Settings, method
 from quantbench.models.architecture import Architecture, Tensor
 from quantbench.models.footprint import Weights
@@ -33,9 +33,9 @@ _FLOAT32 = 4
     costly_on_cpu="slower than fp32 on a CPU",
 )
 @contextmanager
-def open_bitsandbytes(scenario: Scenario, settings: Settings) -> Iterator[LoadedModel]:
+def open_bitsandbytes(spec: Spec, settings: Settings) -> Iterator[LoadedModel]:
     """Quantized on load to INT8 (LLM.int8) or 4-bit blocks of 64 (NF4, FP4)"""
-    yield TransformersModel(_load(scenario, settings), f"bitsandbytes-{scenario.variant.precision}", _state_bytes)
+    yield TransformersModel(_load(spec, settings), f"bitsandbytes-{spec.variant.precision}", _state_bytes)
 
 
 @open_bitsandbytes.forecasts
@@ -77,17 +77,17 @@ def _nothing_taken(name: str) -> str:
 
 
 @open_bitsandbytes.saves
-def save_bitsandbytes(scenario: Scenario, settings: Settings, out: Path) -> None:
+def save_bitsandbytes(spec: Spec, settings: Settings, out: Path) -> None:
     """Write the quantized checkpoint."""
-    _load(scenario, settings).save_pretrained(out)
+    _load(spec, settings).save_pretrained(out)
 
 
-def _load(scenario: Scenario, settings: Settings) -> Any:
+def _load(spec: Spec, settings: Settings) -> Any:
     import torch
     from bitsandbytes.nn import Linear4bit, Linear8bitLt
     from transformers import BitsAndBytesConfig
 
-    precision = scenario.variant.precision
+    precision = spec.variant.precision
     dtype = "bfloat16"
     config = BitsAndBytesConfig(
         load_in_4bit=True,
@@ -97,7 +97,7 @@ def _load(scenario: Scenario, settings: Settings) -> Any:
     )
     if precision == "int8":  # LLM.int8() computes in float16 and casts, with a warning a call, whatever else it is given
         dtype, config = "float16", BitsAndBytesConfig(load_in_8bit=True)
-    model = load_pretrained(settings, scenario.conditions.device, quantization_config=config, dtype=dtype)
+    model = load_pretrained(settings, spec.conditions.device, quantization_config=config, dtype=dtype)
     if not any(isinstance(module, Linear4bit | Linear8bitLt) for module in model.modules()):
         raise UnsupportedError(_nothing_taken(type(model).__name__))
     return model

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 
 from quantbench.core.errors import UnsupportedError
-from quantbench.core.scenario import Precision, Scenario
+from quantbench.core.scenario import Precision, Spec
 from quantbench.methods import Artifact, LoadedModel, Settings, method
 from quantbench.models import is_dummy
 from quantbench.models.architecture import Architecture
@@ -67,17 +67,17 @@ def uses_matrix(precision: str) -> bool:
     kinds=("hf", "gguf"),
 )
 @contextmanager
-def open_gguf(scenario: Scenario, settings: Settings) -> Iterator[LoadedModel]:
+def open_gguf(spec: Spec, settings: Settings) -> Iterator[LoadedModel]:
     """Quantized beforehand to a GGUF file, run by llama.cpp"""
     from quantbench.runtimes.llama_cpp.model import open_gguf_file
     from quantbench.runtimes.llama_cpp.probe import extra_buffers_work
 
     with open_gguf_file(
-        prepare_gguf(scenario, settings).path,
+        prepare_gguf(spec, settings).path,
         threads=settings.threads,
         context=settings.context,
         batch=settings.batch,
-        device=scenario.conditions.device,
+        device=spec.conditions.device,
         extra_buffers=extra_buffers_work(),
     ) as model:
         yield model
@@ -88,16 +88,16 @@ _FILES = tuple((each.name, each.name.removesuffix(IMATRIX), uses_matrix(each.nam
 
 
 @open_gguf.asks
-def gguf_recipe(scenario: Scenario) -> Mapping[str, str]:
+def gguf_recipe(spec: Spec) -> Mapping[str, str]:
     """The calibration, where an importance matrix is computed on it; for a dummy none is."""
-    if not uses_matrix(scenario.variant.precision) or is_dummy(scenario.model):
+    if not uses_matrix(spec.variant.precision) or is_dummy(spec.model):
         return {}
-    return {"calibration": calibration_identity(scenario.conditions)}
+    return {"calibration": calibration_identity(spec.conditions)}
 
 
 @open_gguf.prepares
 @cache  # a ready file's header is read once, and not again while loading is timed
-def prepare_gguf(scenario: Scenario, settings: Settings) -> Artifact:
+def prepare_gguf(spec: Spec, settings: Settings) -> Artifact:
     """The scenario's GGUF file; a ready ``.gguf`` model is used as it is when it already has the precision asked for.
 
     A dummy's is written without converting or quantizing anything.
@@ -108,14 +108,14 @@ def prepare_gguf(scenario: Scenario, settings: Settings) -> Artifact:
     from quantbench.runtimes.llama_cpp.model import require_offload
     from quantbench.runtimes.llama_cpp.probe import extra_buffers_work
 
-    require_offload(scenario.conditions.device)  # nobody waits for a file that could not be run
+    require_offload(spec.conditions.device)  # nobody waits for a file that could not be run
     extra_buffers_work()
-    precision = scenario.variant.precision
+    precision = spec.variant.precision
     if settings.checkpoint.random_weights:
         return dummy_file(settings.checkpoint, precision, _FILES)
     if settings.checkpoint.kind == "gguf" and (ready := _ready(settings.checkpoint.path, precision)):
         return ready
-    matrix = importance_matrix(scenario, settings) if uses_matrix(precision) else None
+    matrix = importance_matrix(spec, settings) if uses_matrix(precision) else None
     return files.quantized_file(settings.checkpoint, precision.removesuffix(IMATRIX), matrix)
 
 
@@ -189,10 +189,10 @@ def _unknown(reason: str) -> Weights:
 
 
 @open_gguf.saves
-def save_gguf(scenario: Scenario, settings: Settings, out: Path) -> None:
+def save_gguf(spec: Spec, settings: Settings, out: Path) -> None:
     """Copy the quantized file, or all parts of a split one."""
     out.mkdir(parents=True, exist_ok=True)
-    parts = gguf_parts(prepare_gguf(scenario, settings).path)
+    parts = gguf_parts(prepare_gguf(spec, settings).path)
     for number, part in enumerate(parts, start=1):
         suffix = f"-{number:05d}-of-{len(parts):05d}" if len(parts) > 1 else ""
-        shutil.copyfile(part, out / f"model-{scenario.variant.precision}{suffix}.gguf")
+        shutil.copyfile(part, out / f"model-{spec.variant.precision}{suffix}.gguf")

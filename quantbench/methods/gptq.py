@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from quantbench.core.scenario import Scenario
+from quantbench.core.scenario import Spec
 from quantbench.methods import Artifact, LoadedModel, Settings, method
 from quantbench.models.architecture import Architecture
 from quantbench.models.footprint import Weights
@@ -23,15 +23,15 @@ from quantbench.runtimes.gptqmodel.forecast import forecast
     costly="calibrates",
 )
 @contextmanager
-def open_gptq(scenario: Scenario, settings: Settings) -> Iterator[LoadedModel]:
+def open_gptq(spec: Spec, settings: Settings) -> Iterator[LoadedModel]:
     """Quantized beforehand against calibration text (GPTQ), loaded by transformers"""
-    yield load_packed(prepare_gptq(scenario, settings).path, settings, scenario.conditions.device)
+    yield load_packed(prepare_gptq(spec, settings).path, settings, spec.conditions.device)
 
 
 @open_gptq.prepares
-def prepare_gptq(scenario: Scenario, settings: Settings) -> Artifact:
+def prepare_gptq(spec: Spec, settings: Settings) -> Artifact:
     """The GPTQ checkpoint."""
-    return gptqmodel.prepared(scenario, settings)
+    return gptqmodel.prepared(spec, settings)
 
 
 @open_gptq.forecasts
@@ -41,12 +41,12 @@ def forecast_gptq(architecture: Architecture, precisions: Sequence[str]) -> Mapp
 
 
 @open_gptq.asks
-def gptq_recipe(scenario: Scenario) -> Mapping[str, str]:
+def gptq_recipe(spec: Spec) -> Mapping[str, str]:
     """Calibration and kernel."""
-    return gptqmodel.recipe(scenario)
+    return gptqmodel.recipe(spec)
 
 
 @open_gptq.saves
-def save_gptq(scenario: Scenario, settings: Settings, out: Path) -> None:
+def save_gptq(spec: Spec, settings: Settings, out: Path) -> None:
     """Copy the checkpoint."""
-    gptqmodel.saved(prepare_gptq(scenario, settings), out)
+    gptqmodel.saved(prepare_gptq(spec, settings), out)

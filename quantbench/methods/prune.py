@@ -18,7 +18,7 @@ from typing import Any
 
 from quantbench.core.cache import OWN_FILES, artifact, made_by
 from quantbench.core.errors import UnsupportedError
-from quantbench.core.scenario import Precision, Scenario, Variant
+from quantbench.core.scenario import Precision, Spec, Variant
 from quantbench.methods import METHODS, Artifact, LoadedModel, Settings, method
 from quantbench.models.architecture import Architecture
 from quantbench.models.checkpoint import watched
@@ -68,14 +68,14 @@ _SPARSE_CAPABILITY = (8, 0)
 
 @method("prune", precisions=PRECISIONS, requires=["torch", "transformers"], extra="torch", costly="prunes and searches")
 @contextmanager
-def open_prune(scenario: Scenario, settings: Settings) -> Iterator[LoadedModel]:
+def open_prune(spec: Spec, settings: Settings) -> Iterator[LoadedModel]:
     """Smallest weights zeroed (global L1, 2:4) or FFN neurons removed, some then quantized by bitsandbytes"""
-    pruned = prepare_prune(scenario, settings)
+    pruned = prepare_prune(spec, settings)
     there = _moved(settings, pruned.path)
-    device = scenario.conditions.device
-    precision = scenario.variant.precision
+    device = spec.conditions.device
+    precision = spec.variant.precision
     counts = partial(count_values, elements=json.loads((pruned.path / _NOTE).read_text())["elements"])
-    if quantized := _quantized(scenario):
+    if quantized := _quantized(spec):
         with METHODS["bitsandbytes"].open(quantized, there) as model:
             yield model
     elif precision == TWO_OF_FOUR_SPARSE.name:
@@ -89,12 +89,12 @@ def open_prune(scenario: Scenario, settings: Settings) -> Iterator[LoadedModel]:
 
 
 @open_prune.prepares
-def prepare_prune(scenario: Scenario, settings: Settings) -> Artifact:
+def prepare_prune(spec: Spec, settings: Settings) -> Artifact:
     """The pruned checkpoint in its own dtype, made on first use; compositions share that of their pruning."""
-    precision = scenario.variant.precision
+    precision = spec.variant.precision
     if precision == TWO_OF_FOUR_SPARSE.name:
-        _check_sparse(scenario.conditions.device)
-    if _quantized(scenario):
+        _check_sparse(spec.conditions.device)
+    if _quantized(spec):
         METHODS["bitsandbytes"].check(settings.checkpoint)
     pruning = precision.removesuffix("-sparse").partition("+")[0]
     asked = {
@@ -116,7 +116,7 @@ def prepare_prune(scenario: Scenario, settings: Settings) -> Artifact:
         path=folder,
         file_bytes=sum(path.stat().st_size for path in folder.glob("*.safetensors")),
         quantize_s=json.loads((folder / _NOTE).read_text())["quantize_s"],
-        quantized=not _quantized(scenario),
+        quantized=not _quantized(spec),
     )
 
 
@@ -146,10 +146,10 @@ def _forecast(architecture: Architecture, precision: str) -> Weights:
 
 
 @open_prune.saves
-def save_prune(scenario: Scenario, settings: Settings, out: Path) -> None:
+def save_prune(spec: Spec, settings: Settings, out: Path) -> None:
     """Write the pruned checkpoint, quantized where asked."""
-    pruned = prepare_prune(scenario, settings).path
-    if quantized := _quantized(scenario):
+    pruned = prepare_prune(spec, settings).path
+    if quantized := _quantized(spec):
         saver = METHODS["bitsandbytes"].saver
         assert saver
         saver(quantized, _moved(settings, pruned), out)
@@ -164,10 +164,10 @@ def _moved(settings: Settings, folder: Path) -> Settings:
     return replace(settings, checkpoint=there)
 
 
-def _quantized(scenario: Scenario) -> Scenario | None:
-    """The scenario of bitsandbytes for a composition such as ``structured-25+int8``; None for pruning alone."""
-    precision = scenario.variant.precision.partition("+")[2]
-    return replace(scenario, variant=Variant(method="bitsandbytes", precision=precision)) if precision else None
+def _quantized(spec: Spec) -> Spec | None:
+    """The spec of bitsandbytes for a composition such as ``structured-25+int8``; None for pruning alone."""
+    precision = spec.variant.precision.partition("+")[2]
+    return replace(spec, variant=Variant(method="bitsandbytes", precision=precision)) if precision else None
 
 
 def _check_sparse(device: str) -> None:

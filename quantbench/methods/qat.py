@@ -13,7 +13,7 @@ from statistics import fmean
 from typing import Any
 
 from quantbench.core.cache import artifact, made_by
-from quantbench.core.scenario import Precision, Scenario
+from quantbench.core.scenario import Precision, Spec
 from quantbench.methods import Artifact, LoadedModel, Settings, method
 from quantbench.models.architecture import Architecture
 from quantbench.models.checkpoint import watched
@@ -41,30 +41,30 @@ _CURVE = "training.json"
 
 @method("qat", precisions=[INT8, INT4], requires=["torch", "transformers", "torchao"], extra="torchao", costly="trains")
 @contextmanager
-def open_qat(scenario: Scenario, settings: Settings) -> Iterator[LoadedModel]:
+def open_qat(spec: Spec, settings: Settings) -> Iterator[LoadedModel]:
     """Trained by self-distillation with its quantization simulated, then quantized on load by torchao"""
-    yield _load(scenario, settings)
+    yield _load(spec, settings)
 
 
 @open_qat.prepares
-def prepare_qat(scenario: Scenario, settings: Settings) -> Artifact:
+def prepare_qat(spec: Spec, settings: Settings) -> Artifact:
     """The trained checkpoint, still in bfloat16; ``quantize_s`` are the seconds of training. A dummy is not trained."""
     if settings.checkpoint.random_weights:
         return Artifact(path=settings.checkpoint.path, file_bytes=None, quantize_s=None, quantized=False)
-    folder = _trained(scenario, settings)
+    folder = _trained(spec, settings)
     file_bytes = sum(path.stat().st_size for path in weight_files(folder / _CHECKPOINT))
     made = _curve(folder)
-    here = made.get("device", "cpu").partition(":")[0] == scenario.conditions.device.partition(":")[0]
+    here = made.get("device", "cpu").partition(":")[0] == spec.conditions.device.partition(":")[0]
     return Artifact(
         path=folder / _CHECKPOINT, file_bytes=file_bytes, quantize_s=made["seconds"] if here else None, quantized=False
     )
 
 
 @open_qat.asks
-def qat_recipe(scenario: Scenario) -> Mapping[str, str]:
+def qat_recipe(spec: Spec) -> Mapping[str, str]:
     """Calibration text and training."""
-    training = _TRAINING[scenario.variant.precision]
-    return {"calibration": calibration_identity(scenario.conditions), "training": json.dumps(asdict(training))}
+    training = _TRAINING[spec.variant.precision]
+    return {"calibration": calibration_identity(spec.conditions), "training": json.dumps(asdict(training))}
 
 
 @open_qat.forecasts
@@ -74,16 +74,16 @@ def forecast_qat(architecture: Architecture, precisions: Sequence[str]) -> Mappi
 
 
 @open_qat.saves
-def save_qat(scenario: Scenario, settings: Settings, out: Path) -> None:
+def save_qat(spec: Spec, settings: Settings, out: Path) -> None:
     """Write the quantized checkpoint."""
-    _load(scenario, settings).model.save_pretrained(out)
+    _load(spec, settings).model.save_pretrained(out)
 
 
-def _load(scenario: Scenario, settings: Settings) -> TransformersModel:
-    precision, device = SAME_AS[scenario.variant.precision], scenario.conditions.device
+def _load(spec: Spec, settings: Settings) -> TransformersModel:
+    precision, device = SAME_AS[spec.variant.precision], spec.conditions.device
     if settings.checkpoint.random_weights:  # training would change values only, which stand for none
         return ao.load_quantized(settings, device, precision)
-    folder = _trained(scenario, settings)
+    folder = _trained(spec, settings)
     trained = replace(settings, checkpoint=replace(settings.checkpoint, path=folder / _CHECKPOINT))
     losses = _curve(folder)["losses"]
     size = max(1, len(losses) // _CURVE_POINTS)
@@ -91,32 +91,32 @@ def _load(scenario: Scenario, settings: Settings) -> TransformersModel:
     return ao.load_quantized(trained, device, precision, {"qat_losses": json.dumps(curve)})
 
 
-def _trained(scenario: Scenario, settings: Settings) -> Path:
-    precision, conditions = scenario.variant.precision, scenario.conditions
+def _trained(spec: Spec, settings: Settings) -> Path:
+    precision, conditions = spec.variant.precision, spec.conditions
     training = _TRAINING[precision]
     asked = {
         "content": settings.checkpoint.content_hash, "precision": precision, "seed": conditions.seed,
         "calibration": calibration_identity(conditions), "training": asdict(training), "torchao": version("torchao"),
         "device": device_family(conditions.device), "made_by": made_by(*_MAKERS),
     }  # fmt: skip
-    make = watched(settings.checkpoint, lambda folder: _train(folder, scenario, settings, training))
+    make = watched(settings.checkpoint, lambda folder: _train(folder, spec, settings, training))
     return artifact("qat", asked, make)
 
 
-def _train(folder: Path, scenario: Scenario, settings: Settings, training: Training) -> None:
+def _train(folder: Path, spec: Spec, settings: Settings, training: Training) -> None:
     with ao.quiet():
         from torchao.quantization import quantize_
         from torchao.quantization.qat import QATConfig
 
-        same = SAME_AS[scenario.variant.precision]
+        same = SAME_AS[spec.variant.precision]
         ao.check_layers(settings, same)
-        sequences = calibration_ids(scenario, settings)
-        device = scenario.conditions.device
+        sequences = calibration_ids(spec, settings)
+        device = spec.conditions.device
         teacher = load_pretrained(settings, device, dtype="float32")
         model = load_pretrained(settings, device, dtype="float32")
         started = time.perf_counter()
         quantize_(model.base_model, QATConfig(ao.base_config(same), step="prepare"))
-        losses = distill(model, teacher, sequences, training, scenario.conditions.seed)
+        losses = distill(model, teacher, sequences, training, spec.conditions.seed)
         quantize_(model.base_model, QATConfig(step="convert"))
         seconds = time.perf_counter() - started
     model.bfloat16().save_pretrained(folder / _CHECKPOINT)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from urllib.parse import urlsplit
 
 from quantbench.core.errors import UnsupportedError, UsageError
-from quantbench.core.scenario import Precision, Scenario, ServerAddress, Variant, parse_server
+from quantbench.core.scenario import Precision, ServerAddress, Spec, Variant, parse_server
 from quantbench.core.waiting import described
 from quantbench.methods import METHODS, Endpoint, Settings, method
 from quantbench.models.architecture import Architecture
@@ -25,11 +25,11 @@ AS_SERVED = Precision(name="as-served", bits=None, title="as served", usual=Fals
 
 @method("server", precisions=[AS_SERVED], requires=["httpx"], anchor="", kinds=("hf", "gguf", "server"), endpoint=True)
 @contextmanager
-def open_server(scenario: Scenario, settings: Settings) -> Iterator[Endpoint]:
+def open_server(spec: Spec, settings: Settings) -> Iterator[Endpoint]:
     """Served by any OpenAI-compatible server and asked over HTTP, as it is"""
     from quantbench.runtimes.openai.client import connect
 
-    wanted = scenario.conditions.server
+    wanted = spec.conditions.server
     if settings.checkpoint.kind == "server":
         if wanted:
             raise UnsupportedError(f"the model is a server already and --server names {wanted!r} besides; leave one out")
@@ -37,7 +37,7 @@ def open_server(scenario: Scenario, settings: Settings) -> Iterator[Endpoint]:
     if not wanted:
         raise UnsupportedError(f"no server was named; give --server URL, or --server {STARTED_HERE}PRECISION to start one here")
     if wanted.startswith(STARTED_HERE):
-        with _start(wanted, scenario, settings) as endpoint:
+        with _start(wanted, spec, settings) as endpoint:
             yield endpoint
         return
     address = parse_server(wanted)
@@ -52,11 +52,11 @@ def forecast_server(architecture: Architecture, precisions: Sequence[str]) -> Ma
 
 
 @open_server.asks
-def recipe(scenario: Scenario) -> Mapping[str, str]:
+def recipe(spec: Spec) -> Mapping[str, str]:
     """Which server, the most requests at once, and what a GGUF file that is served here is made from."""
-    server = scenario.conditions.server
-    made = METHODS["gguf"].recipe(_served_file(server, scenario)) if server.startswith(STARTED_HERE) else {}
-    return {**made, "server": server, "concurrency": str(scenario.conditions.concurrency)}
+    server = spec.conditions.server
+    made = METHODS["gguf"].recipe(_served_file(server, spec)) if server.startswith(STARTED_HERE) else {}
+    return {**made, "server": server, "concurrency": str(spec.conditions.concurrency)}
 
 
 def bearer_key(address: ServerAddress) -> str:
@@ -70,20 +70,20 @@ def bearer_key(address: ServerAddress) -> str:
     return key
 
 
-def _served_file(server: str, scenario: Scenario) -> Scenario:
-    """The scenario of the GGUF file that a server started here serves."""
-    return replace(scenario, variant=Variant(method="gguf", precision=server.removeprefix(STARTED_HERE)))
+def _served_file(server: str, spec: Spec) -> Spec:
+    """The spec of the GGUF file that a server started here serves."""
+    return replace(spec, variant=Variant(method="gguf", precision=server.removeprefix(STARTED_HERE)))
 
 
 @contextmanager
-def _start(server: str, scenario: Scenario, settings: Settings) -> Iterator[Endpoint]:
+def _start(server: str, spec: Spec, settings: Settings) -> Iterator[Endpoint]:
     """llama-cpp-python's server on the model's GGUF file of the precision that ``server`` names."""
     gguf = METHODS["gguf"]
     gguf.check(settings.checkpoint)
-    wanted = _served_file(server, scenario)
+    wanted = _served_file(server, spec)
     gguf.precision(wanted.variant.precision)
-    assert gguf.preparer is not None
-    artifact = gguf.preparer(wanted, settings)
+    artifact = gguf.prepare(wanted, settings)
+    assert artifact is not None
     from quantbench.runtimes.llama_cpp.probe import extra_buffers_work
     from quantbench.runtimes.llama_cpp.server import SCORING, serve
     from quantbench.runtimes.openai.client import connect
@@ -92,7 +92,7 @@ def _start(server: str, scenario: Scenario, settings: Settings) -> Iterator[Endp
         artifact.path,
         threads=settings.threads,
         context=settings.context,
-        device=scenario.conditions.device,
+        device=spec.conditions.device,
         extra_buffers=extra_buffers_work(),
     ) as local:
         facts = {

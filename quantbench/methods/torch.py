@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from quantbench.core.scenario import Precision, Scenario
+from quantbench.core.scenario import Precision, Spec
 from quantbench.methods import LoadedModel, LoadedModule, Settings, method
 from quantbench.models.architecture import Architecture
 from quantbench.models.footprint import Weights, dense_bytes
@@ -22,10 +22,10 @@ _DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 @method("torch", precisions=[FP32, FP16, BF16], requires=["torch", "transformers"], kinds=("hf", "module"))
 @contextmanager
-def open_torch(scenario: Scenario, settings: Settings) -> Iterator[LoadedModel | LoadedModule]:
+def open_torch(spec: Spec, settings: Settings) -> Iterator[LoadedModel | LoadedModule]:
     """The checkpoint cast to a dtype, run by PyTorch"""
-    dtype = _DTYPES[scenario.variant.precision]
-    device = scenario.conditions.device
+    dtype = _DTYPES[spec.variant.precision]
+    device = spec.conditions.device
     if settings.checkpoint.kind == "module":
         yield _open_module(settings, device, dtype)
     else:
@@ -40,10 +40,10 @@ def forecast_torch(architecture: Architecture, precisions: Sequence[str]) -> Map
 
 
 @open_torch.saves
-def save_torch(scenario: Scenario, settings: Settings, out: Path) -> None:
+def save_torch(spec: Spec, settings: Settings, out: Path) -> None:
     """Write the cast checkpoint."""
     refuse_to_save(settings.checkpoint)
-    load_pretrained(settings, "cpu", dtype=_DTYPES[scenario.variant.precision]).save_pretrained(out)
+    load_pretrained(settings, "cpu", dtype=_DTYPES[spec.variant.precision]).save_pretrained(out)
 
 
 def _open_module(settings: Settings, device: str, dtype: str) -> LoadedModule:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from quantbench.core.errors import UnsupportedError
-from quantbench.core.scenario import Precision, Scenario
+from quantbench.core.scenario import Precision, Spec
 from quantbench.methods import LoadedModel, LoadedModule, Settings, method
 from quantbench.models.architecture import Architecture
 from quantbench.models.footprint import Weights
@@ -29,9 +29,9 @@ _QPARAMS_BYTES = 4 + 4
 
 @method("torch-dynamic", precisions=[INT8], requires=["torch", "transformers"], extra="torch", kinds=("hf", "module"))
 @contextmanager
-def open_torch_dynamic(scenario: Scenario, settings: Settings) -> Iterator[LoadedModel | LoadedModule]:
+def open_torch_dynamic(spec: Spec, settings: Settings) -> Iterator[LoadedModel | LoadedModule]:
     """Linear and LSTM weights as INT8, activations quantized at each call, by torch.ao.quantization"""
-    if scenario.conditions.device != "cpu":
+    if spec.conditions.device != "cpu":
         raise UnsupportedError("torch-dynamic has kernels for the CPU only; measure it with --device cpu")
     if settings.checkpoint.kind == "module":
         import torch

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from quantbench.core.scenario import Precision, Scenario
+from quantbench.core.scenario import Precision, Spec
 from quantbench.methods import LoadedModel, Settings, method
 from quantbench.models.architecture import Architecture
 from quantbench.models.footprint import Weights
@@ -29,9 +29,9 @@ FP8 = Precision(name="fp8", bits=8, title="FP8, activations too", first=False)
     costly_on_cpu="slower than fp32 on a CPU",
 )
 @contextmanager
-def open_torchao(scenario: Scenario, settings: Settings) -> Iterator[LoadedModel]:
+def open_torchao(spec: Spec, settings: Settings) -> Iterator[LoadedModel]:
     """Quantized on load to torchao's tensor classes"""
-    yield _load(scenario, settings)
+    yield _load(spec, settings)
 
 
 @open_torchao.forecasts
@@ -41,12 +41,12 @@ def forecast_torchao(architecture: Architecture, precisions: Sequence[str]) -> M
 
 
 @open_torchao.saves
-def save_torchao(scenario: Scenario, settings: Settings, out: Path) -> None:
+def save_torchao(spec: Spec, settings: Settings, out: Path) -> None:
     """Write the quantized checkpoint."""
-    _load(scenario, settings).model.save_pretrained(out)
+    _load(spec, settings).model.save_pretrained(out)
 
 
-def _load(scenario: Scenario, settings: Settings) -> TransformersModel:
-    precision, device = scenario.variant.precision, scenario.conditions.device
+def _load(spec: Spec, settings: Settings) -> TransformersModel:
+    precision, device = spec.variant.precision, spec.conditions.device
     ao.require_kernel(precision, device)
     return ao.load_quantized(settings, device, precision)

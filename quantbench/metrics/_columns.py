@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 TOOL = "llama.cpp tools/perplexity/perplexity.cpp, kl_divergence()"
 """The source of definitions that are llama-perplexity's."""
 
-CLUSTERED = "core.statistics.mean_by_cluster: clustered errors (Miller 2024, arXiv:2411.00640), variance x C / (C - 1)"
+CLUSTERED = (
+    "quantbench.core.statistics.mean_by_cluster: clustered errors (Miller 2024, arXiv:2411.00640), variance x C / (C - 1)"
+)
 """The source of errors that are clustered by prompt, or by a text's chunk."""
 
 _CLUSTER_ERROR = "sqrt(C / (C - 1) * sum_c (sum_{t in c} (z_t - mean(z)))^2) / n over C prompts or chunks"

@@ -17,14 +17,14 @@ A matrix file::
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from quantbench import models
 from quantbench.core.errors import MatrixError, UsageError, unknown_name
-from quantbench.core.scenario import SEEDED_INPUTS, Conditions, Scenario, Variant
+from quantbench.core.scenario import SEEDED_INPUTS, Conditions, Scenario, Variant, reads
 from quantbench.methods import METHODS, Method
 from quantbench.planning import prompts
 from quantbench.planning.settled import settled
@@ -39,6 +39,7 @@ _KEYS = {"models": list, "prompts": list, "control": bool, "methods": dict, "con
 class Matrix:
     """Axes and conditions; ``source`` names the file for messages.
 
+    ``prompts`` as people write them, ``SET`` or ``SET@B``; ``batches``, where there are some, are for all of them.
     ``for_builtin``: the variants were chosen for built-in models. A model of one's own gets only those that cost little.
     """
 
@@ -47,6 +48,7 @@ class Matrix:
     variants: tuple[Variant, ...]
     control: bool = True
     conditions: Conditions = field(default_factory=Conditions)
+    batches: tuple[int, ...] = ()
     source: str = ""
     for_builtin: bool = False
 
@@ -209,16 +211,17 @@ def scenarios(matrix: Matrix) -> list[Scenario]:
         raise UsageError(f"reference {conditions.reference!r} is a server, which gives no logits; name another method")
     for name in matrix.models:
         models.check_name(name)
-    for name in matrix.prompts:
+    sets = list(_sets(matrix))
+    for name, _ in sets:
         prompts.check_name(name)
     for variant in matrix.variants:
         METHODS[variant.method].precision(variant.precision)
     reference = Variant(method=method, precision=precision)
     planned = [
-        Scenario(model=model, variant=variant, prompts=name, conditions=conditions)
+        Scenario(model=model, variant=variant, prompts=name, batch=batch, conditions=conditions)
         for model in matrix.models
-        for variant, sets in _fitting(model, _ordered(matrix, model, reference), matrix.prompts)
-        for name in sets
+        for variant, fitting in _fitting(model, _ordered(matrix, model, reference), sets)
+        for name, batch in fitting
     ]
     ordered = matrix.variants
     if not planned and ordered and matrix.models and all(map(models.is_module, matrix.models)):
@@ -243,13 +246,28 @@ def _ordered(matrix: Matrix, model: str, reference: Variant) -> Sequence[Variant
     return ordered
 
 
-def _fitting(model: str, variants: Sequence[Variant], names: Sequence[str]) -> Iterable[tuple[Variant, Sequence[str]]]:
+def _sets(matrix: Matrix) -> Iterator[tuple[str, int]]:
+    """Prompt sets with their batches; a text is scored alone, and inputs of a module are single."""
+    for text in matrix.prompts:
+        name, batch = prompts.parse(text)
+        if not matrix.batches or reads(name) != "prompts":
+            yield name, batch
+            continue
+        if batch > 1:
+            asked = ",".join(map(str, matrix.batches))
+            raise UsageError(f"prompt set {text!r} names a batch and --batch {asked} another; leave one out")
+        yield from ((name, each) for each in matrix.batches)
+
+
+def _fitting(
+    model: str, variants: Sequence[Variant], sets: Sequence[tuple[str, int]]
+) -> Iterable[tuple[Variant, Sequence[tuple[str, int]]]]:
     """The variants that can be planned for a model, each with its prompt sets; a module has its seeded inputs only."""
     if models.is_module(model):
-        return [(variant, (SEEDED_INPUTS,)) for variant in variants if _MODULE in METHODS[variant.method].kinds]
-    if SEEDED_INPUTS in names:
+        return [(variant, [(SEEDED_INPUTS, 1)]) for variant in variants if _MODULE in METHODS[variant.method].kinds]
+    if any(name == SEEDED_INPUTS for name, _ in sets):
         raise UsageError(f"model {model!r} reads text and takes no {SEEDED_INPUTS!r} inputs; name a prompt set such as 'mixed'")
-    return [(variant, names) for variant in variants]
+    return [(variant, sets) for variant in variants]
 
 
 def _check_unique(planned: Sequence[Scenario]) -> None:

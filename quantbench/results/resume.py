@@ -17,6 +17,7 @@ from quantbench.core.errors import StoreError, UsageError, unknown_name
 from quantbench.core.record import Record, Status
 from quantbench.core.scenario import Scenario
 from quantbench.core.trace import Trace
+from quantbench.planning.case import Case
 from quantbench.results.restore import restored
 from quantbench.results.schema import TABLES
 from quantbench.results.store import Run, filesystem
@@ -81,10 +82,11 @@ class Earlier:
         kept = self.rows.get((scenario.id, scenario.repeat))
         return kept is not None and kept.status == Status.OK
 
-    def find(self, scenario: Scenario, scenario_key: str) -> tuple[Record, Trace] | None:
+    def find(self, case: Case) -> tuple[Record, Trace] | None:
         """The record and what is left of the trace; None unless exactly this was asked and measured well."""
+        scenario = case.scenario
         kept = self.rows.get((scenario.id, scenario.repeat))
-        if kept is None or kept.status != Status.OK or kept.scenario_key != scenario_key:
+        if kept is None or kept.status != Status.OK or kept.scenario_key != case.key:
             return None
         (row,) = self._read("scenarios", kept.number)
         return restored(scenario, row, *(self._read(table, kept.number) for table in ("samples", "outputs")))

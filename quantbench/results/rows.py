@@ -10,7 +10,7 @@ from numbers import Integral, Real
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from quantbench.core.scenario import Conditions, Reads, reads, short_name
+from quantbench.core.scenario import Conditions, Reads, at_batch, reads, short_name
 from quantbench.results.store import in_order
 
 if TYPE_CHECKING:
@@ -57,6 +57,21 @@ class Row:
         return f"{self.text('method')}/{self.text('precision')}"
 
     @property
+    def batch(self) -> int:
+        """Sequences that were answered together; an old file does not say it, and had one."""
+        return int(self.number("batch") or 1)
+
+    @property
+    def prompt_set(self) -> str:
+        """The prompt set's name as it was asked for, without the batch that the column shows behind it."""
+        return self.text("prompts").removesuffix(at_batch("", self.batch))
+
+    @property
+    def prompts(self) -> str:
+        """The prompt set's name as an id shows it: of a path its last part."""
+        return at_batch(short_name(self.prompt_set), self.batch)
+
+    @property
     def key(self) -> tuple[str, bool]:
         """The variant, and whether it is the control: one row of a group each. ``label`` is for people only."""
         return self.variant, self.flag("control")
@@ -99,8 +114,8 @@ class Group:
 
     @property
     def prompts(self) -> str:
-        """The prompt set's name; of a path its last part."""
-        return short_name(self.fact("prompts"))
+        """The prompt set's name as an id shows it; all rows share it."""
+        return self.rows[0].prompts if self.rows else ""
 
     @property
     def reads(self) -> Reads:

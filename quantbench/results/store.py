@@ -13,7 +13,7 @@ from uuid import uuid4
 from quantbench.core.errors import StoreError
 from quantbench.core.machine import Machine
 from quantbench.core.record import SCHEMA_VERSION, Missing, Output, Record, Sample, Status
-from quantbench.core.scenario import Scenario
+from quantbench.core.scenario import Scenario, at_batch
 from quantbench.methods import METHODS
 from quantbench.results.reading import highest_run_number, read_folder
 from quantbench.results.reading import plain as _plain
@@ -225,7 +225,7 @@ def _scenario_row(record: Record, run: Run) -> dict[str, Any]:
         "model": scenario.model,
         "method": scenario.variant.method,
         "precision": scenario.variant.precision,
-        "prompts": scenario.prompts,
+        "prompts": at_batch(scenario.prompts, scenario.batch),
         "batch": scenario.batch,
         "attempts": record.attempts,
         "status": str(record.status),

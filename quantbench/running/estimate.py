@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from quantbench.core.cache import recall, remember
 from quantbench.core.errors import QuantbenchError
 from quantbench.core.machine import available_cpus, describe
-from quantbench.core.scenario import Effort, Scenario, prompt_tokens
+from quantbench.core.scenario import Effort, JobKey, Scenario, prompt_tokens
 from quantbench.measuring.passes.bandwidth import remembered_bandwidth
 from quantbench.methods import METHODS
 from quantbench.planning import planner, prompts
-from quantbench.running.progress import Expected, JobKey, duration
+from quantbench.running.progress import Expected, duration
 
 _START_S = 2.0
 """A worker's imports and its checks."""

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from quantbench.core.job import STAGE_FILE, JobKind
 from quantbench.core.record import Record
-from quantbench.core.scenario import Conditions, Scenario, Variant, short_name
+from quantbench.core.scenario import JobKey, Scenario, short_name
 
 LOOK_S = 1.0
 """How often a stage is looked up and the line drawn anew; never in the process that is timed."""
@@ -23,10 +23,6 @@ LOOK_S = 1.0
 _STAGES: dict[JobKind, str] = {
     "reference": "making the reference", "prepare": "preparing", "probe": "probing", "measure": "starting",
 }  # fmt: skip
-
-
-JobKey = tuple[str, Variant, Conditions, int]
-"""Scenarios with an equal ``job`` are one job."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from quantbench.core.errors import QuantbenchError, unknown_name
-from quantbench.planning.options import Values, plan
+from quantbench.planning.options import RunOptions, plan
 from quantbench.running.engines import ENGINES
 
 if TYPE_CHECKING:
@@ -27,16 +27,16 @@ if TYPE_CHECKING:
 class Session:
     """What one pytest session plans and measures."""
 
-    def __init__(self, values: Values, *, command: str, root: Path) -> None:
-        """Plan what the option values ask for; UsageError when they ask for something that does not exist."""
-        if values["engine"] not in ENGINES:
-            raise unknown_name("engine", values["engine"], (engine.name for engine in ENGINES))
-        self._plan = plan(values)
-        self._profile: str = values["profile"]
-        self._resume: str | None = values["resume"]
-        self.baseline: str | None = values["compare"]
+    def __init__(self, options: RunOptions, *, command: str, root: Path) -> None:
+        """Plan what the options ask for; UsageError when they ask for something that does not exist."""
+        if options.engine not in ENGINES:
+            raise unknown_name("engine", options.engine, (engine.name for engine in ENGINES))
+        self._plan = plan(options)
+        self._profile: str = options.profile
+        self._resume: str | None = options.resume
+        self.baseline: str | None = options.compare
         """What the run is to be compared with at its end, if anything."""
-        self.fail_on: str = values["fail_on"]
+        self.fail_on: str = options.fail_on
         self._command = command
         self._root = root
         self._stack = ExitStack()
@@ -44,7 +44,7 @@ class Session:
         self._store: Store | None = None
         self._earlier: Earlier | None = None
         self._planned = 0
-        self.results: str = values["results"]
+        self.results: str = options.results
         self.planned: dict[str, Scenario] = {scenario.test_id: scenario for scenario in self._plan.scenarios}
         self.run_id = ""
         self._problem = ""

@@ -46,7 +46,7 @@ def _alike(records: Iterable[Record]) -> Iterable[Mapping[Scenario, float]]:
     for record in records:
         if rate := _number(record, "anchor_decode_tps"):
             # The reference's scenario holds all that is asked of a row but its variant and its repeat.
-            same = replace(record.scenario.reference(), prompts=record.scenario.prompts)
+            same = replace(record.scenario.reference(), batch=record.scenario.batch)
             groups.setdefault((record.facts.get("anchor", ""), same), {})[record.scenario] = rate
     return groups.values()
 

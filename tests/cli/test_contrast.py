@@ -18,7 +18,7 @@ from quantbench.cli.side_by_side import MARK, visible
 from quantbench.core.machine import Machine
 from quantbench.core.record import Missing, Output, Record, Status
 from quantbench.core.scenario import Scenario, Variant
-from quantbench.planning.options import OPTIONS, convert, plan
+from quantbench.planning.options import RunOptions, plan
 from quantbench.results.store import Run, Store
 
 if TYPE_CHECKING:
@@ -224,9 +224,9 @@ def _planned(command: str) -> set[str]:
     words = shlex.split(command)
     assert words[:2] == ["quantbench", "run"]
     given = dict(zip(words[2::2], words[3::2], strict=True))
-    values = {option.key: convert(option, given.pop(f"--{option.name}", option.default)) for option in OPTIONS}
+    options = RunOptions.read(lambda option: given.pop(f"--{option.name}", option.default))
     assert given == {}
-    return {scenario.id for scenario in plan(values).scenarios}
+    return {scenario.id for scenario in plan(options).scenarios}
 
 
 @pytest.mark.parametrize(

@@ -88,12 +88,6 @@ def test_zero_is_a_value(sent: Any) -> None:
     assert _own(arguments) == ["--quantbench-seed=0"]
 
 
-def test_a_matrix_that_is_not_there_is_said_at_once(sent: Any) -> None:
-    code, stderr, arguments = sent("--matrix", "nonesuch.toml")
-    assert (code, arguments) == (2, [])
-    assert stderr == "quantbench: matrix file nonesuch.toml does not exist; give a TOML file with --matrix\n"
-
-
 def test_selection_and_report_are_pytests_own_options(sent: Any) -> None:
     _, _, arguments = sent("-k", "q4_k_m and decode", "--benchmark-json", "out/b.json")
     assert arguments[arguments.index("-k") + 1] == "q4_k_m and decode"
@@ -110,25 +104,33 @@ def test_a_failed_comparison_has_a_code_of_its_own(comparison: str, code: int, s
     assert sent("--compare", "earlier", code=1, comparison=comparison)[0] == code
 
 
-def test_nothing_selected_is_said_with_an_example(sent: Any) -> None:
-    code, stderr, _ = sent("-k", "nonesuch", code=pytest.ExitCode.NO_TESTS_COLLECTED)
-    assert code == 2
+def _run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from quantbench.cli import main; main()", "run", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=60)
+
+
+def test_nothing_selected_is_said_with_an_example(tmp_path: Path) -> None:
+    done = _run(tmp_path, "-k", "nonesuch")
+    assert done.returncode == 2
     example = "a scenario's name is for example canary/torch-fp32/mixed"
-    assert stderr == f"quantbench: nothing was selected by -k 'nonesuch'; {example}\n"
+    assert done.stderr == f"quantbench: nothing was selected by -k 'nonesuch'; {example}\n"
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["--model", "canry"], "quantbench: unknown model 'canry'; did you mean 'canary'?\n"),
-        (["--method", "ggufs"], "quantbench: unknown method 'ggufs'; did you mean 'gguf'?\n"),
         (["--engine", "proces"], "quantbench: unknown engine 'proces'; did you mean 'process'?\n"),
         (["--threads", "-1"], "quantbench: threads is -1; it cannot be negative\n"),
-        (["--timeout", "0"], "quantbench: --timeout 0 is not positive; give seconds\n"),
+        (
+            ["--matrix", "/nonesuch.toml"],
+            "quantbench: matrix file /nonesuch.toml does not exist; give a TOML file with --matrix\n",
+        ),
     ],
 )
-def test_what_does_not_exist_is_said_before_pytest_starts(sent: Any, arguments: list[str], said: str) -> None:
-    assert sent(*arguments) == (2, said, [])
+def test_what_cannot_be_is_said_before_pytest_says_anything(tmp_path: Path, arguments: list[str], said: str) -> None:
+    done = _run(tmp_path, *arguments)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", said)
 
 
 def test_a_number_is_a_number(sent: Any) -> None:

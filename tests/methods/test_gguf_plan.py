@@ -257,6 +257,7 @@ def test_planning_imports_no_library_of_numbers() -> None:
 
 def test_a_library_that_is_not_installed_is_a_reason_with_the_pip_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(METHOD, "requires", ("no_such_module",))
+    monkeypatch.setattr(plan, "REQUIRES", ("no_such_module",))
 
     (reason,) = {(each.weight_bytes, each.note) for each in forecast(read_architecture("canary")).values()}
     assert reason == (

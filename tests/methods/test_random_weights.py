@@ -22,7 +22,7 @@ from quantbench.models import dummy as dummies
 from quantbench.models.architecture import FAMILIES
 from quantbench.models.checkpoint import count_parameters, resolve
 from quantbench.models.dummy import read_shapes, write_shapes
-from quantbench.planning.preflight import Preflight
+from quantbench.planning.outlook import Outlooks
 from quantbench.runtimes.transformers import random_weights
 from quantbench.runtimes.transformers.random_weights import POOL, Values, load_random
 
@@ -161,7 +161,7 @@ def test_rows_of_a_matrix_larger_than_the_pool_differ() -> None:
 def test_weights_take_what_was_planned(family: str, variant: str, dummy: Callable[..., Checkpoint]) -> None:
     checkpoint = dummy(family)
     with opened(checkpoint, variant) as model:
-        assert model.memory().weight_bytes == Preflight().outlook(asked(checkpoint, variant)[0], checkpoint).weight_bytes
+        assert model.memory().weight_bytes == Outlooks().by_files(asked(checkpoint, variant)[0], checkpoint).weight_bytes
 
 
 def test_an_architecture_that_only_transformers_knows(dummy: Callable[..., Checkpoint]) -> None:

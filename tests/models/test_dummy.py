@@ -24,7 +24,7 @@ from quantbench.models.checkpoint import count_parameters, resolve
 from quantbench.models.dummy import read_shapes, write_shapes
 from quantbench.models.safetensors import weight_files
 from quantbench.models.tokenizer import open_tokenizer
-from quantbench.planning.plan import Plan
+from quantbench.planning.options import Plan
 from quantbench.results.store import Run, Store
 from quantbench.running.runner import Runner
 

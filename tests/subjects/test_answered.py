@@ -9,7 +9,7 @@ import pytest
 from quantbench import load
 from quantbench.core.machine import describe
 from quantbench.core.scenario import PROFILES, Conditions, Scenario, Variant
-from quantbench.planning.plan import Plan
+from quantbench.planning.options import Plan
 from quantbench.results.store import Run, Store
 from quantbench.running.runner import Runner
 

@@ -11,7 +11,7 @@ from quantbench import load
 from quantbench.core.machine import describe
 from quantbench.core.scenario import PROFILES, Conditions, Scenario, Variant
 from quantbench.methods import METHODS
-from quantbench.planning.plan import Plan
+from quantbench.planning.options import Plan
 from quantbench.results.store import Run, Store
 from quantbench.running.runner import Runner
 

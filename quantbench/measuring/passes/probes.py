@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from quantbench.core.cache import cache_root
 from quantbench.core.errors import MissingDependency, QuantbenchError
 from quantbench.core.machine import describe
-from quantbench.core.scenario import Scenario
+from quantbench.core.scenario import Spec
 from quantbench.core.scratch import scratch_folder
 from quantbench.core.trace import Probe
 from quantbench.measuring.passes.finetune import load_adapter, other_kernels, train_adapter
@@ -56,16 +56,16 @@ _LINE = 160
 class ProbedVariant:
     """A variant to probe, and the ids that its text starts with."""
 
-    scenario: Scenario
+    spec: Spec
     settings: Settings
     start: Sequence[int]
 
     def open(self, device: str = "") -> AbstractContextManager[LoadedModel]:
         """A context manager that yields the variant freshly loaded; on another device if one is given."""
-        scenario = self.scenario
+        spec = self.spec
         if device:
-            scenario = replace(scenario, conditions=replace(scenario.conditions, device=device))
-        return METHODS[scenario.variant.method].open(scenario, self.settings)
+            spec = replace(spec, conditions=replace(spec.conditions, device=device))
+        return METHODS[spec.variant.method].open(spec, self.settings)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +79,7 @@ class Seen:
 
 def probe_all(subject: ProbedVariant) -> Iterator[tuple[str, Probe]]:
     """Every probe by name, as it is done. Raises what opening the variant on its own device raises."""
-    here, other = ("cuda", "cpu") if subject.scenario.conditions.device.startswith("cuda") else ("cpu", "cuda")
+    here, other = ("cuda", "cpu") if subject.spec.conditions.device.startswith("cuda") else ("cpu", "cuda")
     seen = _look(subject)
     yield here, Probe(found=True)
     yield "save_reload", _tried(save_reload, subject, seen)
@@ -96,11 +96,11 @@ def save_probes(path: Path, found: Mapping[str, Probe]) -> None:
 
 def save_reload(subject: ProbedVariant, seen: Seen) -> Probe:
     """Whether what the method saves opens again, in its own runtime, with the logits that the variant had."""
-    saver = METHODS[subject.scenario.variant.method].saver
+    saver = METHODS[subject.spec.variant.method].saver
     if saver is None:
         return Probe(found=False, note="this method writes no file that can be loaded safely")
     with scratch_folder(cache_root()) as folder:  # a model may be larger than what holds temporary files
-        saver(subject.scenario, subject.settings, folder)
+        saver(subject.spec, subject.settings, folder)
         with _reopened(subject, seen.dtype, folder) as model:
             difference = _rms(_logits(model, seen.ids) - seen.logits) / _spread(seen.logits)
     figures = {"logit_difference": difference}
@@ -165,17 +165,17 @@ def _reopened(subject: ProbedVariant, dtype: str, folder: Path) -> Iterator[Load
     from quantbench.runtimes.transformers.model import TransformersModel, load_pretrained
 
     checkpoint = replace(subject.settings.checkpoint, path=folder)
-    method = METHODS[subject.scenario.variant.method]
+    method = METHODS[subject.spec.variant.method]
     files = sorted(folder.glob("*.gguf"))
     quantized = "" if files else str((read_config(folder).get("quantization_config") or {}).get("quant_method", ""))
     if files:
         checkpoint = replace(checkpoint, kind="gguf", path=files[0], quantized="")
     settings = replace(subject.settings, checkpoint=replace(checkpoint, quantized=quantized))
     if files or quantized in method.reads:
-        with method.open(subject.scenario, settings) as model:
+        with method.open(subject.spec, settings) as model:
             yield model
     else:
-        module = load_pretrained(settings, subject.scenario.conditions.device, dtype=dtype)
+        module = load_pretrained(settings, subject.spec.conditions.device, dtype=dtype)
         yield TransformersModel(module, kernel="reloaded")
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from quantbench.core.errors import QuantbenchError, UnsupportedError
 from quantbench.core.job import REFERENCE_FOLDER, TRACE_FILE, Checkpoint, Job, Task, enter_stage
-from quantbench.core.scenario import Scenario
+from quantbench.core.scenario import Variant
 from quantbench.core.trace import (
     Answer,
     Clocks,
@@ -62,7 +62,7 @@ def make_references(job: Job, folder: Path) -> None:
     tokenizer = open_tokenizer(job.checkpoint)
     prompts = [read_without_reference(job, tokenizer, task) for task in job.tasks]
     context = context_for(job, prompts, tokenizer.context_limit)
-    with method.open(job.scenario, settings_of(job, context)) as model:
+    with method.open(job.spec, settings_of(job, context)) as model:
         check_device(job.conditions.device, model.facts, job.variant.name)
         for index, task in enumerate(job.tasks):
             out = folder / REFERENCE_FOLDER.format(index)
@@ -75,12 +75,10 @@ def make_references(job: Job, folder: Path) -> None:
 def measure(job: Job, folder: Path) -> None:
     """Measure the job's variant; write a trace for each prompt set as soon as it is done."""
     method = METHODS[job.variant.method]
-    method.check(job.checkpoint)
     import_s = import_seconds(job)
     prompts, context = read_prompts(job)
     settings = settings_of(job, context)
-    scenario = job.scenario
-    artifact = method.preparer(scenario, settings) if method.preparer else None
+    artifact = method.prepare(job.spec, settings)
     bandwidth = memory_bandwidth(job.conditions.device, settings.threads, folder.parent)
     enter_stage(folder, "loading")
     _read_once(_files(artifact.path) if artifact else weight_files(job.checkpoint.path))
@@ -88,15 +86,15 @@ def measure(job: Job, folder: Path) -> None:
     with ExitStack() as stack:
         courtesy = Courtesy(stack.enter_context(Rest(settings.threads)), job.root, job.conditions.device)
         started = time.perf_counter()
-        model = stack.enter_context(method.open(scenario, settings))
+        model = stack.enter_context(method.open(job.spec, settings))
         model.synchronize()
         load_s = time.perf_counter() - started
         loading = before.ended()
         courtesy.loaded()
         require_unchanged(job.checkpoint)
-        check_device(job.conditions.device, model.facts, scenario.variant.name)
+        check_device(job.conditions.device, model.facts, job.variant.name)
         if settings.batch > 1 and not isinstance(model, Batched):
-            raise UnsupportedError(f"{scenario.variant.name} answers one sequence at a time; ask for prompt sets without @N")
+            raise UnsupportedError(f"{job.variant.name} answers one sequence at a time; ask for prompt sets without @N")
         weights = model.memory()
         enter_stage(folder, "memory")
         peaks = [measure_peak(model, each.ids, timed_tokens(job, each), loading, each.task.batch) for each in prompts]
@@ -106,8 +104,8 @@ def measure(job: Job, folder: Path) -> None:
         )  # fmt: skip
         enter_stage(folder, "scoring" if all(each.task.is_text for each in prompts) else "similarity")
         scored = [_score(job, model, each, folder, index, courtesy=courtesy) for index, each in enumerate(prompts)]
-        chosen = None if all(each.task.is_text for each in prompts) else choose(scenario, settings)
-        anchor = _open_anchor(stack, model, chosen, scenario) if chosen else None
+        chosen = None if all(each.task.is_text for each in prompts) else choose(job.spec, settings)
+        anchor = _open_anchor(stack, model, chosen, job.variant) if chosen else None
         for index, (each, peak, columns) in enumerate(zip(prompts, peaks, scored, strict=True)):
             asked = each.answered(job.conditions)
             opposite = None
@@ -257,16 +255,16 @@ def _probes(job: Job) -> dict[str, Probe]:
     return load_probes(json.loads(job.probes.read_text())) if job.probes else {}
 
 
-def _open_anchor(stack: ExitStack, model: LoadedModel, anchor: Anchor, scenario: Scenario) -> LoadedModel | str:
+def _open_anchor(stack: ExitStack, model: LoadedModel, anchor: Anchor, variant: Variant) -> LoadedModel | str:
     """The anchor in this process; the model itself where it is its own anchor. A string says why it could not be opened."""
-    if anchor.name == scenario.variant.name:
+    if anchor.name == variant.name:
         return model
     try:
-        opened = stack.enter_context(METHODS[anchor.scenario.variant.method].open(anchor.scenario, anchor.settings))
+        opened = stack.enter_context(METHODS[anchor.spec.variant.method].open(anchor.spec, anchor.settings))
     except (QuantbenchError, MemoryError, RuntimeError) as error:  # it is a help: the variant's own figures are kept
         first = (str(error).strip().splitlines() or ["no message"])[0]
         return f"the anchor {anchor.name} could not be opened beside the variant: {first}"
-    check_device(anchor.scenario.conditions.device, opened.facts, f"the anchor {anchor.name}")
+    check_device(anchor.spec.conditions.device, opened.facts, f"the anchor {anchor.name}")
     return opened
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from quantbench.core.errors import UnsupportedError
 from quantbench.core.job import TRACE_FILE, Job, enter_stage
-from quantbench.core.scenario import Scenario
+from quantbench.core.scenario import Spec, Variant
 from quantbench.core.trace import Trace
 from quantbench.core.waiting import Rest, waiting
 from quantbench.measuring.anchor import Anchor, choose
@@ -31,29 +31,28 @@ _ABSENT = {
 def measure(job: Job, folder: Path) -> None:
     """Measure the job's variant; write the trace of its one set of seeded inputs."""
     method = METHODS[job.variant.method]
-    method.check(job.checkpoint)
     import_s = import_seconds(job)
-    settings, scenario, conditions = settings_of(job), job.scenario, job.conditions
+    settings, spec, conditions = settings_of(job), job.spec, job.conditions
     enter_stage(folder, "loading")
     before = before_loading(conditions.device)
     with ExitStack() as stack:
         courtesy = Courtesy(stack.enter_context(Rest(settings.threads)), job.root, conditions.device)
         started = time.perf_counter()
-        opened = stack.enter_context(method.open_module(scenario, settings))
+        opened = stack.enter_context(method.open_module(spec, settings))
         load_s = time.perf_counter() - started
         loading = before.ended()
         courtesy.loaded()
-        check_device(conditions.device, opened.facts, scenario.variant.name)
+        check_device(conditions.device, opened.facts, job.variant.name)
         weights = opened.memory()
         variant = Caller.seeded(opened, conditions.seed)
         enter_stage(folder, "memory")
         peak = peak_during(variant.round, loading)
         running = opened.memory().weight_bytes
         enter_stage(folder, "similarity")
-        reference, absent = _open_reference(stack, scenario, settings)
+        reference, absent = _open_reference(stack, spec, settings)
         distance = compare_outputs(opened, reference, conditions.seed) if reference else None
-        chosen = choose(scenario, settings)
-        anchor = _open_anchor(stack, opened, chosen, scenario) if chosen else None
+        chosen = choose(spec, settings)
+        anchor = _open_anchor(stack, opened, chosen, job.variant) if chosen else None
         opposite = Caller.seeded(anchor, conditions.seed) if anchor else None
         enter_stage(folder, "latency")
         with courtesy.timed() as timing:
@@ -82,19 +81,19 @@ def measure(job: Job, folder: Path) -> None:
         ).save(folder / TRACE_FILE.format(0))
 
 
-def _open_reference(stack: ExitStack, scenario: Scenario, settings: Settings) -> tuple[LoadedModule | None, dict[str, str]]:
+def _open_reference(stack: ExitStack, spec: Spec, settings: Settings) -> tuple[LoadedModule | None, dict[str, str]]:
     """The reference in this process, an instance of its own even where it is the variant; or why there is none."""
-    wanted = scenario.reference()
+    wanted = spec.reference()
     try:
         return stack.enter_context(METHODS[wanted.variant.method].open_module(wanted, settings)), {}
     except UnsupportedError as error:
         return None, {"distance": f"the reference {wanted.variant.name} cannot open this module: {error}"}
 
 
-def _open_anchor(stack: ExitStack, variant: LoadedModule, anchor: Anchor, scenario: Scenario) -> LoadedModule:
+def _open_anchor(stack: ExitStack, variant: LoadedModule, anchor: Anchor, asked: Variant) -> LoadedModule:
     """The anchor in this process; the variant itself where it is its own anchor."""
-    if anchor.name == scenario.variant.name:
+    if anchor.name == asked.name:
         return variant
-    opened = stack.enter_context(METHODS[anchor.scenario.variant.method].open_module(anchor.scenario, anchor.settings))
-    check_device(anchor.scenario.conditions.device, opened.facts, f"the anchor {anchor.name}")
+    opened = stack.enter_context(METHODS[anchor.spec.variant.method].open_module(anchor.spec, anchor.settings))
+    check_device(anchor.spec.conditions.device, opened.facts, f"the anchor {anchor.name}")
     return opened

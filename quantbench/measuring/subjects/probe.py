@@ -16,7 +16,7 @@ from quantbench.core import cache
 from quantbench.core.errors import QuantbenchError
 from quantbench.core.job import Checkpoint, Job
 from quantbench.core.machine import describe, versions
-from quantbench.core.scenario import Scenario
+from quantbench.core.scenario import Spec
 from quantbench.core.trace import Probe, load_probes
 from quantbench.measuring.passes.probes import CONTEXT, NAMES, PROBES_FILE, ProbedVariant, probe_all, save_probes
 from quantbench.measuring.subjects import settings_of
@@ -47,20 +47,20 @@ def measure(job: Job, folder: Path) -> None:
     """Probe the job's variant; each finding is on disk before the next one is tried."""
     METHODS[job.variant.method].check(job.checkpoint)
     start = open_tokenizer(job.checkpoint).encode("") or [0]
-    subject = ProbedVariant(scenario=job.scenario, settings=settings_of(job, CONTEXT), start=start)
+    subject = ProbedVariant(spec=job.spec, settings=settings_of(job, CONTEXT), start=start)
     found: dict[str, Probe] = {}
     for name, each in probe_all(subject):
         found[name] = each
         save_probes(folder / PROBES_FILE, found)
 
 
-def probed(scenario: Scenario, checkpoint: Checkpoint, work: Work) -> Path | None:
+def probed(spec: Spec, checkpoint: Checkpoint, work: Work) -> Path | None:
     """The file with the variant's probes: from the cache, or by ``work``; what that left undone is noted and not kept.
 
     None where nothing can be probed, weights are random, or nothing can be written.
     """
     told = checkpoint.kind in ("hf", "gguf") and not checkpoint.random_weights
-    if not told or METHODS[scenario.variant.method].endpoint:
+    if not told or METHODS[spec.variant.method].endpoint:
         return None
     found: list[Path] = []
 
@@ -72,23 +72,23 @@ def probed(scenario: Scenario, checkpoint: Checkpoint, work: Work) -> Path | Non
         shutil.copyfile(found[0], folder / PROBES_FILE)
 
     try:
-        return cache.artifact(_KIND, _asked(scenario, checkpoint), make) / PROBES_FILE
+        return cache.artifact(_KIND, _asked(spec, checkpoint), make) / PROBES_FILE
     except (QuantbenchError, OSError):  # probes cost the probes, never the row
         return found[0] if found else None
 
 
-def _asked(scenario: Scenario, checkpoint: Checkpoint) -> dict[str, object]:
+def _asked(spec: Spec, checkpoint: Checkpoint) -> dict[str, object]:
     return {
-        "content": checkpoint.content_hash, "variant": scenario.variant.name, "device": scenario.conditions.device,
-        "seed": scenario.conditions.seed,
-        "recipe": dict(METHODS[scenario.variant.method].recipe(scenario)), "machine": describe().fingerprint,
+        "content": checkpoint.content_hash, "variant": spec.variant.name, "device": spec.conditions.device,
+        "seed": spec.conditions.seed,
+        "recipe": dict(METHODS[spec.variant.method].recipe(spec)), "machine": describe().fingerprint,
         "versions": {name: number for name, number in versions().items() if name in _LIBRARIES},
-        "made_by": cache.made_by(__name__, *_MAKERS, _module(scenario)),
+        "made_by": cache.made_by(__name__, *_MAKERS, _module(spec)),
     }  # fmt: skip
 
 
-def _module(scenario: Scenario) -> str:
-    return METHODS[scenario.variant.method].opener.__module__
+def _module(spec: Spec) -> str:
+    return METHODS[spec.variant.method].opener.__module__
 
 
 def _noted(folder: Path, failure: str) -> Path:

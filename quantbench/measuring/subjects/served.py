@@ -90,12 +90,11 @@ class Client:
 def measure(job: Job, folder: Path) -> None:
     """Measure what is served; write a trace for each prompt set as soon as it is done."""
     method = METHODS[job.variant.method]
-    method.check(job.checkpoint)
     import_s = import_seconds(job)
     prompts, context, tokenizer = _read(job)
     conditions = job.conditions
     started = time.perf_counter()
-    with method.open_endpoint(job.scenario, settings_of(job, context)) as endpoint:
+    with method.open_endpoint(job.spec, settings_of(job, context)) as endpoint:
         enter_stage(folder, "similarity")
         prompts = [each.answered(conditions) for each in prompts]
         compared = [_compare(endpoint, tokenizer, each) for each in prompts]

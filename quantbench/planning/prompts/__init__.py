@@ -12,37 +12,43 @@ bench/harness/prompt_sets.py compares them.
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
 from quantbench.core.errors import UsageError, unknown_name
-from quantbench.core.scenario import MIN_LENGTH, SEEDED_INPUTS, TEXT_PREFIX, TOKENS_PREFIX, prompt_tokens, split_batch
+from quantbench.core.scenario import MIN_LENGTH, SEEDED_INPUTS, TEXT_PREFIX, TOKENS_PREFIX, prompt_tokens
 
 _LONG = "ten"
 """The shipped prompts that a prompt of any length is made of."""
+
+_BATCHED = re.compile(r"(?P<name>.+)@(?P<batch>\d+)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptSet:
     """Prompts under one name; none under the name that stands for seeded inputs. A text is one prompt.
 
-    ``batch`` sequences are answered together. Where ``tokens`` is not 0, the one prompt is repeated, and cut, to so many.
+    Where ``tokens`` is not 0, the one prompt is repeated, and cut, to so many.
     """
 
     name: str
     prompts: tuple[str, ...]
     is_text: bool = False
     tokens: int = 0
-    batch: int = 1
 
     @property
-    def content_hash(self) -> str:
-        """sha256 of the prompts; of seeded inputs their name, which with a seed says all of them."""
+    def alone(self) -> bool:
+        """Whether it gets a job of its own: it sets the context of all that a job measures, or takes long."""
+        return self.is_text or self.tokens > 0
+
+    def content_hash(self, batch: int = 1) -> str:
+        """sha256 of the prompts and of how many are answered together; of seeded inputs their name, which says all of them."""
         if self.name == SEEDED_INPUTS:
             return SEEDED_INPUTS
-        sized = [f"tokens {self.tokens}"] * (self.tokens > 0) + [f"batch {self.batch}"] * (self.batch > 1)
+        sized = [f"tokens {self.tokens}"] * (self.tokens > 0) + [f"batch {batch}"] * (batch > 1)
         return hashlib.sha256("\0".join([*self.prompts, *sized]).encode()).hexdigest()
 
 
@@ -52,14 +58,20 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(entry.name.removesuffix(".txt") for entry in files(__name__).iterdir() if entry.name.endswith(".txt")))
 
 
-def check_name(name: str) -> None:
-    """UsageError with the nearest names unless ``name`` is shipped, is a file, a text or stands for seeded inputs.
+def parse(text: str) -> tuple[str, int]:
+    """A set as people ask for it: ``SET``, or ``SET@B`` for one of which B sequences are answered together.
 
-    ``tokens:N`` is known too, and any set of prompts with ``@B`` after its name.
+    UsageError for a batch that cannot be; what the set is called is ``check_name``'s to judge.
     """
-    name, batch = split_batch(name)
+    found = _BATCHED.fullmatch(text)
+    name, batch = (found["name"], int(found["batch"])) if found else (text, 1)
     if batch < 1 or (batch > 1 and (name == SEEDED_INPUTS or name.startswith(TEXT_PREFIX))):
         raise UsageError(f"{name!r} cannot be answered {batch} at a time; give a set such as 'ten' and a batch from 1 on")
+    return name, batch
+
+
+def check_name(name: str) -> None:
+    """UsageError with the nearest names unless ``name`` is shipped, is a file, a text, ``tokens:N`` or seeded inputs."""
     if name.startswith(TOKENS_PREFIX):
         if prompt_tokens(name) < MIN_LENGTH:
             raise UsageError(f"prompt set {name!r} has no length; write tokens:N with N from {MIN_LENGTH} on")
@@ -78,18 +90,16 @@ def load(name: str) -> PromptSet:
     r"""A shipped prompt set by name, or a text file with one prompt a line (blank lines and ``#`` lines are left out).
 
     In a line, ``\n`` stands for a newline. Raises UsageError for an unknown name, a file that is no UTF-8 text, or one
-    without prompts. ``text:FILE`` is the whole file as it is; ``tokens:N`` one prompt of N tokens, ``SET@B`` a set that is
-    answered B at a time.
+    without prompts. ``text:FILE`` is the whole file as it is; ``tokens:N`` one prompt of N tokens.
     """
     check_name(name)
-    base, batch = split_batch(name)
-    if base == SEEDED_INPUTS:
+    if name == SEEDED_INPUTS:
         return PromptSet(name=name, prompts=())
-    if base.startswith(TEXT_PREFIX):
+    if name.startswith(TEXT_PREFIX):
         return _text(name)
-    if base.startswith(TOKENS_PREFIX):
-        return PromptSet(name=name, prompts=(" ".join(_lines(_LONG)),), tokens=prompt_tokens(base), batch=batch)
-    return PromptSet(name=name, prompts=_lines(base), batch=batch)
+    if name.startswith(TOKENS_PREFIX):
+        return PromptSet(name=name, prompts=(" ".join(_lines(_LONG)),), tokens=prompt_tokens(name))
+    return PromptSet(name=name, prompts=_lines(name))
 
 
 def _lines(name: str) -> tuple[str, ...]:

@@ -151,7 +151,7 @@ def _line(row: Row, figures: Sequence[_Figure], reasons: _Reasons, *, repeated: 
     check = " (instrument check)" if row.flag("instrument_check") else ""
     again = f" #{int(row.number('repeat') or 0) + 1}" if repeated else ""
     texts = [
-        row.label + again, short_name(row.text("model")) + check, short_name(row.text("prompts")), row.text("status"),
+        row.label + again, short_name(row.text("model")) + check, row.prompts, row.text("status"),
     ]  # fmt: skip
     kernel = row.text("kernel")
     why = "" if row.ok else _reason(row)

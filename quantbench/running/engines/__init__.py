@@ -9,19 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from quantbench.core.job import FAILURE_FILE, TRACE_FILE, Job
+from quantbench.core.job import FAILURE_FILE, TRACE_FILE, Failure, Job
 from quantbench.core.record import Status
 from quantbench.core.registry import Registry
 from quantbench.core.trace import Trace
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Failure:
-    """Why a job, or the rest of it, has no results."""
-
-    status: Status
-    reason: str
-    traceback: str = ""
 
 
 class OpenEngine(Protocol):

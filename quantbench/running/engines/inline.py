@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from quantbench.core.job import Job
-from quantbench.running.engines import Engine, Failure, OpenEngine, reported_failure
+from quantbench.core.job import Failure, Job
+from quantbench.running.engines import Engine, OpenEngine, reported_failure
 
 
 class InlineRunner:

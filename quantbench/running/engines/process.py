@@ -23,12 +23,12 @@ from typing import IO, Any
 from quantbench.core import cgroups
 from quantbench.core.children import python_module
 from quantbench.core.errors import QuantbenchError
-from quantbench.core.job import Job
+from quantbench.core.job import Failure, Job
 from quantbench.core.record import Status
 from quantbench.core.waiting import bounded
 from quantbench.measuring.preload import SHARED, WITHOUT_TORCH
 from quantbench.methods import METHODS
-from quantbench.running.engines import Engine, Failure, OpenEngine, reported_failure
+from quantbench.running.engines import Engine, OpenEngine, reported_failure
 from quantbench.runtimes.devices import says_out_of_memory
 
 _TORCH_FREE = frozenset(("llama_cpp", "gguf"))

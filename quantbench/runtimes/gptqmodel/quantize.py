@@ -25,7 +25,7 @@ from quantbench.core.children import python_module
 from quantbench.core.errors import ModelError, UnsupportedError
 from quantbench.core.job import Checkpoint
 from quantbench.core.protocols import Artifact, Settings
-from quantbench.core.scenario import Scenario, Variant
+from quantbench.core.scenario import Spec, Variant
 from quantbench.models.checkpoint import watched
 from quantbench.models.safetensors import safetensors_header, weight_files
 from quantbench.runtimes.gptqmodel.checkpoint import BELONGS, grouping, ready
@@ -51,29 +51,29 @@ _MAKERS = (
 )  # fmt: skip
 
 
-def recipe(scenario: Scenario) -> dict[str, str]:
+def recipe(spec: Spec) -> dict[str, str]:
     """What stands in the scenario's key besides: the calibration and the kernel asked for."""
-    return {"calibration": calibration_identity(scenario.conditions), "kernel": "auto", "quantizer": "gptqmodel"}
+    return {"calibration": calibration_identity(spec.conditions), "kernel": "auto", "quantizer": "gptqmodel"}
 
 
-def prepared(scenario: Scenario, settings: Settings) -> Artifact:
+def prepared(spec: Spec, settings: Settings) -> Artifact:
     """The quantized checkpoint, made once; one that was quantized elsewhere is used as it is, a dummy's is written at random.
 
     Raises UnsupportedError when the group size does not divide a row, or when the checkpoint was quantized differently.
     """
     checkpoint = settings.checkpoint
-    if scenario.conditions.device != "cpu":
-        compile_kernels(scenario.variant.method)
+    if spec.conditions.device != "cpu":
+        compile_kernels(spec.variant.method)
     if checkpoint.random_weights:
-        path = dummy_folder(checkpoint, scenario.variant)
+        path = dummy_folder(checkpoint, spec.variant)
         return Artifact(path=path, file_bytes=_bytes(path), quantize_s=None)
     if checkpoint.quantized:
-        path = ready(checkpoint, scenario.variant)
+        path = ready(checkpoint, spec.variant)
         return Artifact(path=path, file_bytes=_bytes(path), quantize_s=None)
-    method = scenario.variant.method
-    bits, group_size = grouping(scenario.variant.precision)
-    _check_shapes(checkpoint, scenario.variant)
-    conditions = scenario.conditions
+    method = spec.variant.method
+    bits, group_size = grouping(spec.variant.precision)
+    _check_shapes(checkpoint, spec.variant)
+    conditions = spec.conditions
     asked = {
         "content": checkpoint.content_hash, "method": method, "bits": bits, "group_size": group_size, "seed": conditions.seed,
         "calibration": calibration_identity(conditions), "sequences": CALIBRATION_SEQUENCES[method],
@@ -81,7 +81,7 @@ def prepared(scenario: Scenario, settings: Settings) -> Artifact:
     }  # fmt: skip
 
     def make(folder: Path) -> None:
-        ids = calibration_ids(scenario, settings)
+        ids = calibration_ids(spec, settings)
         count = min(CALIBRATION_SEQUENCES[method], len(ids))
         request = {
             "source": str(checkpoint.path), "bits": bits, "group_size": group_size, "method": method,

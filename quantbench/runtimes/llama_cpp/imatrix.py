@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from quantbench.core.cache import artifact, made_by
 from quantbench.core.errors import UnsupportedError
 from quantbench.core.protocols import Settings
-from quantbench.core.scenario import Scenario
+from quantbench.core.scenario import Spec
 from quantbench.models.checkpoint import watched
 from quantbench.models.gguf import GgufHeader, GgufTensor
 from quantbench.runtimes.llama_cpp.files import f16_file
@@ -34,14 +34,14 @@ _MAKERS = (
 )  # fmt: skip
 
 
-def importance_matrix(scenario: Scenario, settings: Settings) -> Path:
+def importance_matrix(spec: Spec, settings: Settings) -> Path:
     """The checkpoint's importance matrix as an ``.npz`` with an array per tensor of the GGUF file, computed on first use.
 
     Raises UnsupportedError for a ``.gguf`` model and for matrices whose inputs transformers does not show.
     """
-    checkpoint, conditions = settings.checkpoint, scenario.conditions
+    checkpoint, conditions = settings.checkpoint, spec.conditions
     if checkpoint.kind == "gguf":
-        raise UnsupportedError(no_matrix(scenario.variant.name, checkpoint.path))
+        raise UnsupportedError(no_matrix(spec.variant.name, checkpoint.path))
     asked = {
         "content": checkpoint.content_hash, "calibration": calibration_identity(conditions), "seed": conditions.seed,
         "sequences": SEQUENCES, "length": LENGTH, "device": device_family(conditions.device),
@@ -51,7 +51,7 @@ def importance_matrix(scenario: Scenario, settings: Settings) -> Path:
     def make(folder: Path) -> None:
         import numpy as np
 
-        ids = calibration_ids(scenario, settings)
+        ids = calibration_ids(spec, settings)
         source = f16_file(checkpoint)
         model = load_pretrained(settings, conditions.device, dtype="float32")
         started = time.perf_counter()

@@ -9,7 +9,7 @@ from quantbench.core.cache import artifact, file_sha256, made_by
 from quantbench.core.errors import ModelError, UnsupportedError, UsageError
 from quantbench.core.job import Checkpoint
 from quantbench.core.protocols import Settings
-from quantbench.core.scenario import Conditions, Scenario
+from quantbench.core.scenario import Conditions, Spec
 from quantbench.models.checkpoint import watched
 from quantbench.models.tokenizer import open_tokenizer
 from quantbench.runtimes.transformers.model import load_pretrained
@@ -26,14 +26,14 @@ _IDS_FILE = "ids.json"
 _MAKERS = ("quantbench.runtimes.transformers.calibration", "quantbench.runtimes.transformers.model")
 
 
-def calibration_ids(scenario: Scenario, settings: Settings) -> list[list[int]]:
+def calibration_ids(spec: Spec, settings: Settings) -> list[list[int]]:
     """Equally long sequences of token ids to calibrate or train on.
 
     Without a file they are sampled from the model in its checkpoint's own dtype, at temperature 1 over the whole vocabulary,
     once per checkpoint and seed. Raises UsageError for a file that is missing, no text, or too short, UnsupportedError for a
     model that transformers cannot sample from.
     """
-    conditions = scenario.conditions
+    conditions = spec.conditions
     if conditions.calibration:
         return _windows(Path(conditions.calibration), settings.checkpoint)
     if settings.checkpoint.kind != "hf" or settings.checkpoint.quantized:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from quantbench.core.scenario import prompt_tokens, split_batch
+from quantbench.core.scenario import prompt_tokens
 from quantbench.core.units import significant
 from quantbench.results.rows import Group, Row, groups
 from quantbench.tables import TableKind
@@ -40,13 +40,12 @@ def table(frame: pd.DataFrame) -> list[Table]:
 
 def _differ(sets: Sequence[Group]) -> bool:
     """Whether prompt sets differ in their batch, or in a length that they are named for."""
-    named = {(prompt_tokens(group.prompts), split_batch(group.prompts)[1]) for group in sets}
-    return len(named) > 1
+    return len({(prompt_tokens(group.rows[0].prompt_set), group.rows[0].batch) for group in sets}) > 1
 
 
 def _place(group: Group) -> tuple[int, str, int]:
-    name, batch = split_batch(group.prompts)
-    return prompt_tokens(name), name, batch
+    row = group.rows[0]
+    return prompt_tokens(row.prompt_set), row.prompt_set, row.batch
 
 
 def _table(sets: Sequence[Group]) -> Table:

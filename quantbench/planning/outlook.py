@@ -23,21 +23,27 @@ class Outlook:
     refusal: str = ""
 
 
-class Preflight:
+class Outlooks:
     """Plans each variant once. A forecast that fails costs nothing but itself."""
 
     def __init__(self) -> None:
         """Nothing is read before the first question."""
         self._architectures: dict[str, Architecture | str] = {}
-        self._outlooks: dict[tuple[str, str, Conditions, str], Outlook] = {}
+        self._outlooks: dict[tuple[str, str, Conditions, str, int], Outlook] = {}
 
-    def outlook(self, scenario: Scenario, checkpoint: Checkpoint | None = None) -> Outlook:
-        """What is planned of the scenario's variant; before its ``checkpoint`` is there, by the name of its model."""
-        place = str(checkpoint.path) if checkpoint and checkpoint.kind in ("hf", "gguf") else scenario.model
+    def by_name(self, scenario: Scenario) -> Outlook:
+        """What is planned of the scenario's variant before its checkpoint is there."""
+        return self._of(scenario, scenario.model)
+
+    def by_files(self, scenario: Scenario, checkpoint: Checkpoint) -> Outlook:
+        """What is planned of it from the files of its checkpoint."""
+        return self._of(scenario, str(checkpoint.path) if checkpoint.kind in ("hf", "gguf") else scenario.model)
+
+    def _of(self, scenario: Scenario, place: str) -> Outlook:
         architecture = self._architecture(place)
         if isinstance(architecture, str):
             return Outlook(weight_bytes=Missing(architecture))
-        key = place, scenario.variant.name, scenario.conditions, scenario.prompts
+        key = place, scenario.variant.name, scenario.conditions, scenario.prompts, scenario.batch
         if key not in self._outlooks:
             try:
                 self._outlooks[key] = _outlook(architecture, scenario)

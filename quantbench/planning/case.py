@@ -1,0 +1,138 @@
+"""A case: a scenario resolved once, at the edge of the runner. Whoever is given one asks for nothing again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from quantbench.core.errors import QuantbenchError, UnsupportedError
+from quantbench.core.job import Checkpoint, Failure, Task
+from quantbench.core.record import Missing, Status
+from quantbench.core.scenario import Scenario
+from quantbench.methods import METHODS
+from quantbench.models.checkpoint import resolve
+from quantbench.planning import prompts
+from quantbench.planning.outlook import Outlook, Outlooks
+from quantbench.planning.prompts import PromptSet
+
+_NO_LOGITS = "a server gives no logits of a whole vocabulary, so that no text can be scored; name a prompt set such as 'mixed'"
+_NO_LENGTHS = "a server is sent texts, each by itself; name a prompt set such as 'mixed', and --concurrency for several at once"
+
+Found = TypeVar("Found")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """A scenario with its prompt set, checkpoint, outlook and key; or why it cannot run, which is its ``failure``.
+
+    ``prompts`` and ``checkpoint`` are None where they could not be had.
+    """
+
+    scenario: Scenario
+    key: str
+    outlook: Outlook
+    prompts: PromptSet | None = None
+    checkpoint: Checkpoint | None = None
+    failure: Failure | None = None
+
+    def task(self, reference: Path | str | None = None) -> Task:
+        """What a worker is to do; ``reference`` is the folder of the reference's artifact, or why there is none."""
+        assert self.prompts is not None
+        return Task(
+            prompts_name=self.scenario.prompts,
+            prompts=self.prompts.prompts,
+            reference=reference if isinstance(reference, Path) else None,
+            no_reference=reference if isinstance(reference, str) else "",
+            is_text=self.prompts.is_text,
+            tokens=self.prompts.tokens,
+            batch=self.scenario.batch,
+        )
+
+
+class Cases:
+    """Resolves scenarios; what several share (checkpoints, prompt sets, forecasts) is asked for once."""
+
+    def __init__(self, *, trust_remote_code: bool = False) -> None:
+        """Nothing is read before the first question."""
+        self._trust = trust_remote_code
+        self._outlooks = Outlooks()
+        self._checkpoints: dict[str, Checkpoint | QuantbenchError] = {}
+        self._prompts: dict[str, PromptSet | QuantbenchError] = {}
+        self._cases: dict[Scenario, Case] = {}
+
+    def of(self, scenario: Scenario) -> Case:
+        """The scenario's case. The model is fetched and hashed for what may fit only."""
+        if scenario not in self._cases:
+            self._cases[scenario] = self._resolved(scenario)
+        return self._cases[scenario]
+
+    def _resolved(self, scenario: Scenario) -> Case:
+        outlook = self._outlooks.by_name(scenario)
+        chosen: PromptSet | None = None
+        checkpoint: Checkpoint | None = None
+        failure: Failure | None = None
+        try:
+            _require_room(scenario, outlook)
+            checkpoint = self._checkpoint(scenario.model)
+            METHODS[scenario.variant.method].check(checkpoint)
+            if isinstance(outlook.weight_bytes, Missing):  # its files may say more than its name
+                outlook = self._outlooks.by_files(scenario, checkpoint)
+                _require_room(scenario, outlook)
+            chosen = self._prompt_set(scenario.prompts)
+            _require_answers(scenario, chosen)
+        except QuantbenchError as error:
+            status = Status.SKIPPED if isinstance(error, UnsupportedError) else Status.ERROR
+            failure = Failure(status=status, reason=str(error))
+        return Case(
+            scenario=scenario, key=scenario.key(self._identity(scenario, checkpoint)), outlook=outlook, prompts=chosen,
+            checkpoint=checkpoint, failure=failure,
+        )  # fmt: skip
+
+    def _checkpoint(self, model: str) -> Checkpoint:
+        return _once(self._checkpoints, model, lambda: resolve(model, trust_remote_code=self._trust))
+
+    def _prompt_set(self, name: str) -> PromptSet:
+        return _once(self._prompts, name, lambda: prompts.load(name))
+
+    def _identity(self, scenario: Scenario, checkpoint: Checkpoint | None) -> Mapping[str, str]:
+        """The content behind the names; the name itself where there is nothing behind it."""
+        try:
+            content = self._prompt_set(scenario.prompts).content_hash(scenario.batch)
+        except QuantbenchError:
+            content = scenario.prompts
+        reference = scenario.reference().spec
+        compared = {f"reference_{name}": asked for name, asked in METHODS[reference.variant.method].recipe(reference).items()}
+        return {
+            "model": f"{checkpoint.revision} {checkpoint.content_hash}" if checkpoint else scenario.model,
+            "prompts": content,
+            **METHODS[scenario.variant.method].recipe(scenario.spec),
+            **compared,
+        }
+
+
+def _require_room(scenario: Scenario, outlook: Outlook) -> None:
+    """Raise UnsupportedError, with the arithmetic, for what cannot fit here."""
+    if outlook.refusal:
+        smaller = "precision" if scenario.batch == 1 else "precision or batch"
+        raise UnsupportedError(f"{outlook.refusal}; choose a smaller {smaller}, or run where there is more memory")
+
+
+def _require_answers(scenario: Scenario, chosen: PromptSet) -> None:
+    """Raise UnsupportedError for what an endpoint cannot be asked."""
+    if METHODS[scenario.variant.method].endpoint and (chosen.alone or scenario.batch > 1):
+        raise UnsupportedError(_NO_LOGITS if chosen.is_text else _NO_LENGTHS)
+
+
+def _once(known: dict[str, Found | QuantbenchError], name: str, ask: Callable[[], Found]) -> Found:
+    """What ``ask`` gives or raises, asked the first time only."""
+    if name not in known:
+        try:
+            known[name] = ask()
+        except QuantbenchError as error:
+            known[name] = error
+    found = known[name]
+    if isinstance(found, QuantbenchError):
+        raise found
+    return found

@@ -1,0 +1,110 @@
+"""Jobs of one run: each in a folder of its own, done by the run's engine."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import cached_property
+from itertools import count
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from quantbench.core.checksums import said
+from quantbench.core.errors import QuantbenchError
+from quantbench.core.job import REFERENCE_FOLDER, Failure, Job, JobKind, Task
+from quantbench.core.record import Status
+from quantbench.core.scratch import held, scratch_folder
+from quantbench.core.trace import Trace
+from quantbench.measuring.passes.other_work import this_process
+from quantbench.planning.case import Case
+from quantbench.planning.options import Plan
+from quantbench.running.engines import ENGINES, OpenEngine, collected_trace
+from quantbench.running.progress import Progress
+
+
+class Jobs:
+    """Runs jobs one after the other. Use as a context manager; nothing is started before the first one."""
+
+    def __init__(self, plan: Plan, run_id: str, progress: Progress) -> None:
+        """Folders are kept where ``plan`` says so, under the run's id."""
+        self._plan = plan
+        self._run_id = run_id
+        self._progress = progress
+        self._stack = ExitStack()
+        self._count = 0
+        self._opened: OpenEngine | None = None
+        self._last = Path()
+        self.notes: Sequence[str] = ()
+        """What workers told while the run went on, such as an entry of the cache that was made again; known at its end."""
+
+    def __enter__(self) -> Self:
+        """Nothing is started yet."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Stop the engine and remove the scratch folder."""
+        if "folder" in vars(self):
+            self.notes = said(self.folder)
+        self._stack.close()
+
+    @cached_property
+    def folder(self) -> Path:
+        """The run's own: runs that keep their jobs in one place do not share it, nor does one with its resumption."""
+        if not self._plan.keep_jobs:
+            return self._stack.enter_context(scratch_folder())
+        for number in count(1):
+            folder = self._plan.keep_jobs / (self._run_id if number == 1 else f"{self._run_id}-{number}")
+            try:
+                folder.mkdir(parents=True)
+            except FileExistsError:
+                continue
+            self._stack.enter_context(held(folder))
+            return folder
+        raise AssertionError
+
+    def run(
+        self, kind: JobKind, case: Case, tasks: Sequence[Task], *, probes: Path | None = None, into: Path | None = None
+    ) -> tuple[Path, Failure | None]:
+        """Run one job; the reference that it makes goes right ``into`` its place, which may be on another disk.
+
+        An engine that breaks costs this job; the next one gets a new engine.
+        """
+        assert case.checkpoint is not None
+        scenario = case.scenario
+        folder = self._last = self.folder / f"{self._count:03d}-{scenario.variant.label}-{kind}"
+        self._count += 1
+        try:
+            shutil.rmtree(folder, ignore_errors=True)  # of an earlier run that kept its jobs here
+            folder.mkdir()
+            if into:
+                (folder / REFERENCE_FOLDER.format(0)).symlink_to(into)
+            self._progress.working(kind, folder)
+            engine = self._engine(scenario.conditions.device)
+            job = Job(
+                kind=kind,
+                checkpoint=case.checkpoint,
+                variant=scenario.variant,
+                conditions=scenario.conditions,
+                effort=self._plan.effort,
+                tasks=tuple(tasks),
+                probes=probes,
+                root=this_process(),
+            )
+            replace(job, preloaded=dict(engine.preloaded(job))).save(folder)
+            return folder, engine.run(folder, self._plan.effort.timeout_s)
+        except (QuantbenchError, OSError) as error:
+            self._opened = None
+            return folder, Failure(status=Status.CRASHED, reason=str(error))
+
+    def left_behind(self, count: int) -> Mapping[int, Trace]:
+        """The traces that the job begun last has written so far, of its ``count`` prompt sets."""
+        found = {index: collected_trace(self._last, index) for index in range(count)}
+        return {index: trace for index, trace in found.items() if trace}
+
+    def _engine(self, device: str) -> OpenEngine:
+        if self._opened is None:
+            self._opened = self._stack.enter_context(ENGINES[self._plan.engine].open(device))
+        return self._opened

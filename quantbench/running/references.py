@@ -1,0 +1,87 @@
+"""References: what the variants of a model are compared with, made once per prompt set and kept in the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from quantbench.core import cache
+from quantbench.core.checksums import of_run
+from quantbench.core.errors import QuantbenchError
+from quantbench.core.job import Checkpoint
+from quantbench.core.machine import versions
+from quantbench.core.record import Status
+from quantbench.core.scenario import Scenario
+from quantbench.core.trace import NO_REFERENCE
+from quantbench.methods import METHODS
+from quantbench.planning.case import Case
+from quantbench.running.jobs import Jobs
+
+_MAKERS = (
+    "quantbench.measuring.passes.reference", "quantbench.measuring.passes.similarity", "quantbench.measuring.passes.text",
+    "quantbench.models.tokenizer", "quantbench.runtimes.transformers.model", "quantbench.runtimes.llama_cpp.model",
+    "quantbench.core.trace",
+)  # fmt: skip
+"""What samples, answers, scores and writes a reference, besides the method's own file."""
+
+_RUNTIMES = ("torch", "transformers", "llama-cpp-python", "bitsandbytes", "gptqmodel", "torchao")
+_NOT_MADE_BY = ("threads", "reference", "output_tokens")
+_NOT_OF_A_TEXT = ("answer_tokens", "answered_prompts", "continuation_tokens", "seed")
+
+
+class References:
+    """The references of one run."""
+
+    def __init__(self, jobs: Jobs, resolve: Callable[[Scenario], Case]) -> None:
+        """``jobs`` make them; ``resolve`` gives the case of a scenario."""
+        self._jobs = jobs
+        self._resolve = resolve
+        self._found: dict[Scenario, Path | str] = {}
+
+    def of(self, case: Case) -> Path | str:
+        """The folder of the artifact that the case is compared with; or why there is none, which costs similarity only."""
+        wanted = case.scenario.reference()
+        if wanted not in self._found:
+            self._found[wanted] = self._make(wanted, case.checkpoint)
+        return self._found[wanted]
+
+    def _make(self, wanted: Scenario, checkpoint: Checkpoint | None) -> Path | str:
+        if checkpoint is None or checkpoint.kind not in ("hf", "gguf") or checkpoint.random_weights:
+            return NO_REFERENCE
+        case = self._resolve(wanted)
+        if case.outlook.refusal:
+            mend = "name a smaller one with --reference, such as torch/bf16"
+            return f"the reference does not fit: {case.outlook.refusal}; {mend}"
+        if case.failure:
+            could_not = f"the reference {wanted.variant.name} could not be made: {case.failure.reason}"
+            return NO_REFERENCE if case.failure.status is Status.SKIPPED else could_not
+
+        def make(folder: Path) -> None:
+            if METHODS[wanted.variant.method].preparer:
+                self._jobs.run("prepare", case, [case.task()])
+            _, failure = self._jobs.run("reference", case, [case.task()], into=folder)
+            if failure:
+                hint = "; --timeout gives it more time, and --profile quick makes a smaller one"
+                raise QuantbenchError(failure.reason + hint * (failure.status is Status.TIMEOUT))
+
+        try:
+            with of_run(self._jobs.folder):
+                return cache.artifact("reference", identity(case), make)
+        except (QuantbenchError, OSError) as error:
+            return f"the reference {wanted.variant.name} could not be made: {error}"
+
+
+def identity(case: Case) -> dict[str, object]:
+    """All that the artifact of a reference is made from."""
+    assert case.checkpoint is not None
+    assert case.prompts is not None
+    scenario = case.scenario
+    method = METHODS[scenario.variant.method]
+    others = (*_NOT_MADE_BY, *(_NOT_OF_A_TEXT if scenario.reads == "text" else ()))
+    return {
+        "content": case.checkpoint.content_hash, "prompts": case.prompts.content_hash(), "variant": scenario.variant.name,
+        "conditions": {name: value for name, value in scenario.heeded().items() if name not in others},
+        "recipe": dict(method.recipe(scenario.spec)),
+        "versions": {name: number for name, number in versions().items() if name in _RUNTIMES},
+        "made_by": cache.made_by(*_MAKERS, method.opener.__module__),
+    }  # fmt: skip
