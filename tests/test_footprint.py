@@ -14,14 +14,10 @@ from hypothesis import strategies as st
 
 from quantbench.models import MODELS
 from quantbench.models.config import read_architecture
-from quantbench.models.footprint import (
-    ELEMENT_BYTES,
-    Weights,
-    activation_bytes,
-    dense_bytes,
-    kv_cache_bytes,
-    largest_context,
-)
+from quantbench.models.footprint import ELEMENT_BYTES, Weights, dense_bytes
+from quantbench.planning.planner import largest_context
+from quantbench.runtimes import RUNTIMES, llama_cpp
+from quantbench.runtimes.transformers import activation_bytes, kv_cache_bytes
 
 TOKENS = 160
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
@@ -32,14 +28,14 @@ def test_weights_and_cache_of_a_published_model_are_its_closed_forms() -> None:
     parameters = 2 * 32000 * 4096 + 32 * (4 * 4096**2 + 3 * 4096 * 11008 + 2 * 4096) + 4096
     assert model.parameters == parameters == 6_738_415_616
     assert dense_bytes(model, "fp16") - model.buffer_bytes == 2 * parameters
-    assert kv_cache_bytes(model, context=4096, batch=3, dtype="fp16", runtime="torch") == 3 * 2 * 32 * 32 * 128 * 4096 * 2
+    assert kv_cache_bytes(model, context=4096, batch=3, dtype="fp16") == 3 * 2 * 32 * 32 * 128 * 4096 * 2
 
 
 @pytest.mark.parametrize(("dtype", "share"), [("fp32", 2), ("fp8", 0.5), ("q8_0", 34 / 64), ("q4_0", 18 / 64)])
 def test_the_cache_follows_its_dtype(dtype: str, share: float) -> None:
     model = read_architecture("llama-3.1-8b")
-    half = kv_cache_bytes(model, context=1024, batch=1, dtype="fp16", runtime="torch")
-    assert kv_cache_bytes(model, context=1024, batch=1, dtype=dtype, runtime="torch") == share * half
+    half = kv_cache_bytes(model, context=1024, batch=1, dtype="fp16")
+    assert kv_cache_bytes(model, context=1024, batch=1, dtype=dtype) == share * half
 
 
 def test_block_formats_are_ggufs_own() -> None:
@@ -54,16 +50,16 @@ def test_a_window_caps_the_cache_and_what_is_beyond_it_goes_after_the_prompt() -
     model = read_architecture("mistral-7b")
     assert {layer.window for layer in model.layers} == {4096}
     a_position = 2 * 32 * 8 * 128 * 2
-    short, long = (kv_cache_bytes(model, context=each, batch=1, dtype="bf16", runtime="torch") for each in (4096, 6000))
+    short, long = (kv_cache_bytes(model, context=each, batch=1, dtype="bf16") for each in (4096, 6000))
     assert short == long == 4096 * a_position
-    busy = [activation_bytes(model, context=each, batch=1, dtype="bf16", runtime="torch") for each in (4096, 6000)]
+    busy = [activation_bytes(model, context=each, batch=1, dtype="bf16") for each in (4096, 6000)]
     logits = 2 * 32000
     assert (busy[1] - logits) / 6000 - (busy[0] - logits) / 4096 == pytest.approx(1904 * a_position / 6000, rel=1e-6)
 
 
 def test_llama_cpp_keeps_positions_in_multiples_of_256() -> None:
     model = read_architecture("llama-2-7b")
-    sizes = [kv_cache_bytes(model, context=each, batch=1, dtype="fp16", runtime="llama.cpp") for each in (1, 256, 257)]
+    sizes = [llama_cpp.kv_cache_bytes(model, context=each, batch=1, dtype="fp16") for each in (1, 256, 257)]
     assert sizes[0] == sizes[1] == sizes[2] / 2
 
 
@@ -92,7 +88,7 @@ def prefilled(request: pytest.FixtureRequest) -> tuple[str, int, int]:
 def test_the_cache_is_as_large_as_transformers_own(prefilled: tuple[str, int, int]) -> None:
     dtype, _, kept = prefilled
     canary = read_architecture("canary")
-    assert kv_cache_bytes(canary, context=TOKENS, batch=1, dtype=dtype, runtime="torch") == kept
+    assert kv_cache_bytes(canary, context=TOKENS, batch=1, dtype=dtype) == kept
 
 
 def test_a_loaded_model_says_the_same_of_a_position_of_its_cache() -> None:
@@ -104,13 +100,13 @@ def test_a_loaded_model_says_the_same_of_a_position_of_its_cache() -> None:
 
     checkpoint = Checkpoint(name="canary", kind="hf", path=Path(MODELS["canary"].folder()), revision="", content_hash="")
     model = load_pretrained(Settings(checkpoint=checkpoint, threads=1, context=0), "cpu", dtype="bfloat16")
-    planned = kv_cache_bytes(read_architecture("canary"), context=1, batch=1, dtype="bf16", runtime="torch")
+    planned = kv_cache_bytes(read_architecture("canary"), context=1, batch=1, dtype="bf16")
     assert TransformersModel(model, "aten").memory().cache_position_bytes == planned
 
 
 def test_activations_are_what_torch_says_lives_at_once(prefilled: tuple[str, int, int]) -> None:
     dtype, most, kept = prefilled
-    planned = activation_bytes(read_architecture("canary"), context=TOKENS, batch=1, dtype=dtype, runtime="torch")
+    planned = activation_bytes(read_architecture("canary"), context=TOKENS, batch=1, dtype=dtype)
     assert planned == pytest.approx(most - kept, rel=0.02)
 
 
@@ -137,8 +133,8 @@ def test_llama_cpp_allocates_what_is_planned(context: int) -> None:
     ).stdout
     said = {name: float(re.search(rf"{name} buffer size = +([\d.]+) MiB", out)[1]) for name in ("KV", "compute")}  # type: ignore[index]
     canary = read_architecture("canary")
-    cache = kv_cache_bytes(canary, context=context, batch=1, dtype="fp16", runtime="llama.cpp")
-    busy = activation_bytes(canary, context=context, batch=1, dtype="fp16", runtime="llama.cpp")
+    cache = llama_cpp.kv_cache_bytes(canary, context=context, batch=1, dtype="fp16")
+    busy = llama_cpp.activation_bytes(canary, context=context, batch=1, dtype="fp16")
     assert cache / 2**20 == pytest.approx(said["KV"], abs=0.005)
     assert busy / 2**20 == pytest.approx(said["compute"], rel=0.15)
 
@@ -151,11 +147,11 @@ def test_llama_cpp_allocates_what_is_planned(context: int) -> None:
 def test_the_largest_context_fits_and_the_next_does_not(budget: int, batch: int, loaded: int) -> None:
     model = read_architecture("llama-2-7b")
     weights = Weights(weight_bytes=loaded, dtype="fp16")
-    found = largest_context(model, weights, budget, batch=batch, dtype="fp16")
+    found = largest_context(model, weights, RUNTIMES["transformers"], budget, batch=batch, dtype="fp16")
 
     def needed(context: int) -> int:
-        cache = kv_cache_bytes(model, context=context, batch=batch, dtype="fp16", runtime="torch")
-        return loaded + cache + activation_bytes(model, context=context, batch=batch, dtype="fp16", runtime="torch")
+        cache = kv_cache_bytes(model, context=context, batch=batch, dtype="fp16")
+        return loaded + cache + activation_bytes(model, context=context, batch=batch, dtype="fp16")
 
     assert found is not None
     assert 0 <= found <= 4096
@@ -164,15 +160,16 @@ def test_the_largest_context_fits_and_the_next_does_not(budget: int, batch: int,
 
 
 def test_without_known_weights_no_context_is_said_to_fit() -> None:
-    assert largest_context(read_architecture("llama-2-7b"), Weights(weight_bytes=None), 10**12, batch=1, dtype="fp16") is None
+    model, runtime = read_architecture("llama-2-7b"), RUNTIMES["transformers"]
+    assert largest_context(model, Weights(weight_bytes=None), runtime, 10**12, batch=1, dtype="fp16") is None
 
 
 @given(context=st.integers(min_value=1, max_value=4095), batch=st.integers(min_value=1, max_value=4))
 def test_more_tokens_never_take_less(context: int, batch: int) -> None:
     model = read_architecture("mistral-7b")
-    for runtime in ("torch", "llama.cpp"):
-        for size in (kv_cache_bytes, activation_bytes):
-            one = size(model, context=context, batch=batch, dtype="bf16", runtime=runtime)
+    for runtime in RUNTIMES:
+        for size in filter(None, (runtime.kv_cache_bytes, runtime.activation_bytes)):
+            one = size(model, context=context, batch=batch, dtype="bf16")
             assert isinstance(one, int)
-            assert one <= size(model, context=context + 1, batch=batch, dtype="bf16", runtime=runtime)
+            assert one <= size(model, context=context + 1, batch=batch, dtype="bf16")
             assert math.isfinite(one)

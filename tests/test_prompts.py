@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from quantbench.core.errors import UsageError
 from quantbench.core.statistics import FEW_CLUSTERS
 from quantbench.models import checkpoint
-from quantbench.models.tokenizer import open_tokenizer
 from quantbench.planning import prompts
 from quantbench.planning.matrix import default_matrix
 from quantbench.planning.prompts import PromptSet
+from quantbench.runtimes import open_tokenizer
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -22,7 +22,7 @@ from quantbench.measuring.passes.reference import make_reference
 from quantbench.measuring.passes.similarity import REFERENCE_FILE, score_columns
 from quantbench.methods import METHODS, LoadedModel, Settings
 from quantbench.models.checkpoint import resolve
-from quantbench.models.tokenizer import open_tokenizer
+from quantbench.runtimes import open_tokenizer
 
 BOS = 1
 LEAST_ID, IDS = 3, 2000

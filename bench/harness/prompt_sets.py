@@ -25,8 +25,8 @@ from quantbench.measuring.passes.text import read_chunks
 from quantbench.methods import METHODS, LoadedModel, Sampling, Settings
 from quantbench.models import checkpoint
 from quantbench.models.builtin.canary import corpus
-from quantbench.models.tokenizer import open_tokenizer
 from quantbench.planning import prompts
+from quantbench.runtimes import open_tokenizer
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -27,7 +27,9 @@ from quantbench.methods import METHODS
 from quantbench.metrics import METRICS
 from quantbench.models import MODELS
 from quantbench.models.architecture import FAMILIES
+from quantbench.planning.packages import installed
 from quantbench.running.engines import ENGINES
+from quantbench.runtimes import RUNTIMES
 from quantbench.tables import KINDS
 
 _UNKNOWN = "unknown: see problems"
@@ -48,7 +50,7 @@ def doctor(output: FormatOption = "text") -> None:
         "llama_cpp_extra_buffers": _asked(problems, "llama.cpp extra buffers", _extra_buffers),
         "cuda": _asked(problems, "CUDA", _cuda),
     }
-    for registry in (METHODS, METRICS, ENGINES, MODELS, FAMILIES, KINDS, EXPORTERS):
+    for registry in (RUNTIMES, METHODS, METRICS, ENGINES, MODELS, FAMILIES, KINDS, EXPORTERS):
         problems += _asked(problems, "plug-ins", partial(_broken, registry)) or []
     facts["problems"] = list(dict.fromkeys(problems))
     if output == "json":
@@ -76,7 +78,7 @@ def _machine() -> dict[str, Any]:
 
 
 def _packages() -> dict[str, str]:
-    return {name: number for name, number in machine.versions().items() if name != "python"}
+    return {name: number for name, number in installed().items() if name != "python"}
 
 
 def _methods() -> list[dict[str, Any]]:

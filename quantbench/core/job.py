@@ -56,6 +56,16 @@ class Checkpoint:
     files: tuple[HashedFile, ...] = ()
     """What was hashed, as it was then."""
 
+    @property
+    def speaks(self) -> bool:
+        """Whether it is a language model in files, which can be opened here and gives logits."""
+        return self.kind in ("hf", "gguf")
+
+    @property
+    def comparable(self) -> bool:
+        """Whether what it says can be compared: random weights say nothing."""
+        return self.speaks and not self.random_weights
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:

@@ -8,6 +8,7 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -16,12 +17,6 @@ from pathlib import Path
 from quantbench.core import cgroups
 from quantbench.core.errors import UsageError
 from quantbench.core.gpus import chosen_gpus, visible_gpus
-
-TRACKED_PACKAGES = (
-    "quantbench", "torch", "transformers", "accelerate", "bitsandbytes", "gptqmodel", "optimum", "torchao",
-    "llama-cpp-python", "gguf", "peft", "httpx", "numpy", "pandas", "pyarrow", "pytest", "pytest-benchmark",
-)  # fmt: skip
-"""Distributions whose versions belong to a measurement."""
 
 _ISA_FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "sve")
 
@@ -90,10 +85,10 @@ def gpu_memory() -> tuple[tuple[str, int | None], ...]:
     return tuple((gpu.name, gpu.memory_bytes) for gpu in visible_gpus())
 
 
-def versions() -> dict[str, str]:
-    """Installed versions of the tracked packages; what is not installed is left out."""
-    found = {"python": platform.python_version()}
-    for name in TRACKED_PACKAGES:
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """Installed versions of ``packages``, which are distributions; what is not installed is left out."""
+    found = {}
+    for name in packages:
         try:
             found[name] = version(name)
         except PackageNotFoundError:
@@ -103,7 +98,7 @@ def versions() -> dict[str, str]:
 
 def cpu_torch() -> str:
     """The version of the installed torch if it is a build without CUDA that says so; else empty."""
-    number = versions().get("torch", "")
+    number = versions(["torch"]).get("torch", "")
     return number if number.partition("+")[2].startswith("cpu") else ""
 
 

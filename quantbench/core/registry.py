@@ -38,6 +38,7 @@ class Registry(Generic[T]):
         self._group = group or package
         self._kind = kind
         self._noun = noun
+        self._sources: dict[str, str] = {}
 
     def __getitem__(self, name: str) -> T:
         """The plug-in of that name; UsageError with the nearest names if there is none."""
@@ -79,7 +80,10 @@ class Registry(Generic[T]):
                 said = " ".join(str(error).split())
                 broken[f"{point.name} = {point.value}"] = type(error).__name__ + (f": {said}" if said else "")
             else:
+                before = set(found)
                 self._collect(source, found)
+                if point.dist:
+                    self._sources |= dict.fromkeys(found.keys() - before, point.dist.name)
         for point_text, reason in broken.items():
             warnings.warn(
                 f"the {self._noun} plug-in {point_text!r} (group {self._group}) cannot be imported and is left out ({reason}); "
@@ -92,6 +96,11 @@ class Registry(Generic[T]):
     def broken(self) -> Mapping[str, str]:
         """Entry points that are left out, as ``name = module:object``, each with why it cannot be imported."""
         return self._scanned[1]
+
+    @property
+    def distributions(self) -> Mapping[str, str]:
+        """The distribution that each plug-in from an entry point came with, by the plug-in's name."""
+        return self._sources if self._scanned else {}
 
     @property
     def _found(self) -> dict[str, T]:

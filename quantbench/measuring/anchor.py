@@ -17,7 +17,7 @@ from quantbench.measuring.passes.gpu import open_boards
 from quantbench.methods import METHODS, Settings
 from quantbench.models import checkpoint as checkpoints
 from quantbench.planning import planner
-from quantbench.runtimes.devices import gpus_of
+from quantbench.runtimes.transformers.devices import gpus_of
 
 _MEMORY_SHARE = 0.4
 """The anchor's weights may take this much of the host's memory that is free."""

@@ -24,7 +24,7 @@ from quantbench.measuring.preload import keep_torch_out
 from quantbench.measuring.subjects import causal, module, probe, served, settings_of
 from quantbench.methods import METHODS
 from quantbench.models.checkpoint import require_unchanged
-from quantbench.runtimes.devices import says_out_of_memory
+from quantbench.runtimes import says_out_of_memory
 
 WITHOUT_TORCH_FLAG = "--without-torch"
 _OOM_SCORE_ADJ = Path("/proc/self/oom_score_adj")
@@ -109,7 +109,7 @@ def _prepare(job: Job) -> None:
     settings = settings_of(job)
     method = METHODS[job.variant.method]
     method.prepare(job.spec, settings)
-    if job.checkpoint.kind in ("hf", "gguf") and not method.endpoint:
+    if job.checkpoint.speaks and not method.endpoint:
         choose(job.spec, settings)
 
 

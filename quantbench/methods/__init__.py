@@ -72,6 +72,8 @@ class Method:
     precisions: tuple[Precision, ...]
     requires: tuple[str, ...]
     extra: str
+    runtime: str
+    package: str
     anchor: str
     kinds: tuple[str, ...]
     reads: tuple[str, ...]
@@ -169,6 +171,8 @@ def method(
     precisions: Iterable[Precision],
     requires: Iterable[str],
     extra: str = "",
+    runtime: str = "transformers",
+    package: str = "",
     anchor: str = "torch/fp32",
     kinds: Iterable[str] = ("hf",),
     reads: Iterable[str] = (),
@@ -179,9 +183,12 @@ def method(
     """Register a context-manager function that yields a LoadedModel as a method.
 
     ``requires`` are module names to look for; ``extra`` is the extra of this package that installs them (default: the
-    method's name); ``kinds`` are the checkpoint kinds it opens, ``reads`` the quantization methods whose checkpoints it loads
-    as they are; an ``endpoint`` yields an Endpoint instead. One that is ``costly`` (what it does that takes long, as a verb)
-    is measured on a model of one's own only where it is named; one that is ``costly_on_cpu`` (why), only there or on a GPU.
+    method's name); ``runtime`` is the name of what runs it, ``package`` the distribution whose
+    kernels those are (default: named like the extra); ``kinds`` are the checkpoint kinds it opens, ``reads`` the
+    quantization methods whose checkpoints it loads as they are; an ``endpoint`` yields an Endpoint instead.
+
+    One that is ``costly`` (what it does that takes long, as a verb) is measured on a model of one's own only where it is named;
+    one that is ``costly_on_cpu`` (why), only there or on a GPU.
     The function's docstring says what the method is.
     """
 
@@ -189,8 +196,8 @@ def method(
         about = (opener.__doc__ or "").strip().splitlines()
         return Method(
             name=name, about=about[0] if about else "", precisions=tuple(precisions), requires=tuple(requires),
-            extra=extra or name, anchor=anchor, kinds=tuple(kinds), reads=tuple(reads), endpoint=endpoint,
-            costly=costly, costly_on_cpu=costly_on_cpu, opener=opener,
+            extra=extra or name, runtime=runtime, package=package or extra or name, anchor=anchor, kinds=tuple(kinds),
+            reads=tuple(reads), endpoint=endpoint, costly=costly, costly_on_cpu=costly_on_cpu, opener=opener,
         )  # fmt: skip
 
     return register

@@ -19,6 +19,7 @@ from quantbench.runtimes.gptqmodel.forecast import forecast
     "awq",
     precisions=PRECISIONS["awq"],
     requires=["torch", "transformers", "accelerate", "gptqmodel"],
+    package="gptqmodel",
     reads=["awq"],
     costly="calibrates",
 )

@@ -16,7 +16,7 @@ from quantbench.models import is_dummy
 from quantbench.models.architecture import Architecture
 from quantbench.models.footprint import Weights
 from quantbench.models.gguf import gguf_parts
-from quantbench.runtimes.llama_cpp import REQUIRES
+from quantbench.runtimes.llama_cpp.facts import REQUIRES
 from quantbench.runtimes.transformers.calibration import calibration_identity
 
 TYPES = (
@@ -63,6 +63,8 @@ def uses_matrix(precision: str) -> bool:
     "gguf",
     precisions=[*map(_precision, TYPES), *map(_with_matrix, MAY_USE_MATRIX)],
     requires=REQUIRES,
+    runtime="llama.cpp",
+    package="llama-cpp-python",
     anchor="gguf/f16",
     kinds=("hf", "gguf"),
 )
@@ -172,7 +174,7 @@ def _forecast_ready(path: Path) -> dict[str, Weights]:
         try:
             if _is_as_asked(path, precision, header["precision"], matrix=header["matrix"]):
                 found[precision] = Weights(
-                    weight_bytes=header["bytes"], file_bytes=_file_bytes(path), dtype="fp16", runtime="llama.cpp",
+                    weight_bytes=header["bytes"], file_bytes=_file_bytes(path), dtype="fp16",
                     note="the file as it is",
                 )  # fmt: skip
             elif matrix:
@@ -185,7 +187,7 @@ def _forecast_ready(path: Path) -> dict[str, Weights]:
 
 
 def _unknown(reason: str) -> Weights:
-    return Weights(weight_bytes=None, dtype="fp16", runtime="llama.cpp", note=reason)
+    return Weights(weight_bytes=None, dtype="fp16", note=reason)
 
 
 @open_gguf.saves

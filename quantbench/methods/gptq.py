@@ -19,6 +19,7 @@ from quantbench.runtimes.gptqmodel.forecast import forecast
     "gptq",
     precisions=PRECISIONS["gptq"],
     requires=["torch", "transformers", "gptqmodel", "optimum"],
+    package="gptqmodel",
     reads=["gptq"],
     costly="calibrates",
 )

@@ -23,7 +23,15 @@ ELSEWHERE = "the server holds the weights, and in which precision is not known b
 AS_SERVED = Precision(name="as-served", bits=None, title="as served", usual=False)
 
 
-@method("server", precisions=[AS_SERVED], requires=["httpx"], anchor="", kinds=("hf", "gguf", "server"), endpoint=True)
+@method(
+    "server",
+    precisions=[AS_SERVED],
+    requires=["httpx"],
+    runtime="endpoint",
+    anchor="",
+    kinds=("hf", "gguf", "server"),
+    endpoint=True,
+)
 @contextmanager
 def open_server(spec: Spec, settings: Settings) -> Iterator[Endpoint]:
     """Served by any OpenAI-compatible server and asked over HTTP, as it is"""

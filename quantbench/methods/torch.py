@@ -10,7 +10,7 @@ from quantbench.core.scenario import Precision, Spec
 from quantbench.methods import LoadedModel, LoadedModule, Settings, method
 from quantbench.models.architecture import Architecture
 from quantbench.models.footprint import Weights, dense_bytes
-from quantbench.runtimes.devices import one_place
+from quantbench.runtimes.transformers.devices import one_place
 from quantbench.runtimes.transformers.model import TransformersModel, load_pretrained
 from quantbench.runtimes.transformers.modules import TorchModule, build_module, refuse_to_save, state_dict_counts
 

@@ -55,7 +55,7 @@ def make_dummy(name: str) -> Checkpoint:
         "config": config, "seed": SEED, "recipe": RECIPE,
         "tokenizer": [file_sha256(canary / each) for each in _TOKENIZER_FILES],
     }  # fmt: skip
-    makers = {each: number for each, number in versions().items() if each in _MAKERS}
+    makers = versions(_MAKERS)
 
     def make(folder: Path) -> None:
         (folder / CONFIG).write_text(json.dumps(config))

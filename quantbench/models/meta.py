@@ -48,7 +48,7 @@ def meta_shapes(config: Mapping[str, Any]) -> Shapes:
 
     ModelError where transformers is not installed, or makes none of it.
     """
-    if missing := [each for each in _MAKERS if each not in versions()]:
+    if missing := [each for each in _MAKERS if each not in versions(_MAKERS)]:
         raise ModelError(f"{' and '.join(missing)} not installed")
     told = _told(json.dumps(plain(config), sort_keys=True))
     if isinstance(told, str):
@@ -103,7 +103,7 @@ def build(config: Any) -> Any:
 @cache
 def _told(config: str) -> dict[str, Any] | str:
     """What the child says of a configuration in JSON, or why it says nothing; kept in the cache where it says something."""
-    makers = {each: number for each, number in versions().items() if each in _MAKERS}
+    makers = versions(_MAKERS)
     asked = {"config": config, "versions": makers, "made_by": made_by(__name__)}
     known = recall(_KIND, asked)
     if isinstance(known, dict):

@@ -10,7 +10,6 @@ from quantbench.core.job import Checkpoint
 from quantbench.core.record import Missing
 from quantbench.core.scenario import Conditions, Scenario, prompt_tokens, short_name
 from quantbench.models.architecture import Architecture
-from quantbench.models.footprint import Runtime
 from quantbench.planning import planner
 from quantbench.planning.planner import Planned, Workload
 
@@ -37,7 +36,7 @@ class Outlooks:
 
     def by_files(self, scenario: Scenario, checkpoint: Checkpoint) -> Outlook:
         """What is planned of it from the files of its checkpoint."""
-        return self._of(scenario, str(checkpoint.path) if checkpoint.kind in ("hf", "gguf") else scenario.model)
+        return self._of(scenario, str(checkpoint.path) if checkpoint.speaks else scenario.model)
 
     def _of(self, scenario: Scenario, place: str) -> Outlook:
         architecture = self._architecture(place)
@@ -70,18 +69,19 @@ def _read(place: str) -> Architecture | str:
 def _outlook(architecture: Architecture, scenario: Scenario) -> Outlook:
     named, variant = replace(architecture, name=short_name(scenario.model)), scenario.variant
     weights = planner.forecast(named, variant.method, [variant.precision])[variant.precision]
-    workload = Workload(context=_least_context(scenario, weights.runtime), batch=scenario.batch)
+    fills = planner.runtime_of(variant.method).fills_context
+    workload = Workload(context=_least_context(scenario, fills=fills), batch=scenario.batch)
     planned = planner.planned(named, variant, weights, workload, [])
     return Outlook(weight_bytes=_bytes(planned), refusal=_refusal(planned, scenario.conditions.device))
 
 
-def _least_context(scenario: Scenario, runtime: Runtime) -> int:
-    """Tokens that are surely held at once: the context asked for, of which torch holds no more than a prompt and its answer."""
+def _least_context(scenario: Scenario, *, fills: bool) -> int:
+    """Tokens that are surely held at once: the context where its runtime ``fills`` it, else a prompt and its answer."""
     conditions = scenario.conditions
     if length := prompt_tokens(scenario.prompts):
-        return max(length + conditions.output_tokens, conditions.context if runtime == "llama.cpp" else 0)
+        return max(length + conditions.output_tokens, conditions.context if fills else 0)
     least = max(conditions.output_tokens, conditions.answer_tokens, conditions.continuation_tokens)
-    return conditions.context if conditions.context and (runtime == "llama.cpp" or scenario.reads == "text") else least
+    return conditions.context if conditions.context and (fills or scenario.reads == "text") else least
 
 
 def _bytes(planned: Planned) -> int | Missing:

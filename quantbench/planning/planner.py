@@ -16,11 +16,15 @@ from quantbench.core.units import format_bytes
 from quantbench.methods import METHODS
 from quantbench.models import config
 from quantbench.models.architecture import Architecture
-from quantbench.models.footprint import ELEMENT_BYTES, Weights, activation_bytes, dense_bytes, kv_cache_bytes, largest_context
+from quantbench.models.footprint import ELEMENT_BYTES, Weights, dense_bytes
+from quantbench.runtimes import RUNTIMES, Runtime, reader_of
 
 DEFAULT_CONTEXT = 4096
 _MOST = 10**12
 _NOT_PREDICTED = "this method says nothing of what its weights will take"
+
+_LONGEST = 2**20
+"""Where a configuration says nothing of how long a context may be."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,10 +141,9 @@ def read_architecture(name: str, *, any_age: bool = False) -> Architecture:
     Of a hub repository the config.json is fetched and nothing else; where ``any_age`` will do, it may be an old one. Raises
     UsageError or ModelError where there is none.
     """
-    if name.endswith(".gguf") and Path(name).expanduser().is_file():
-        from quantbench.runtimes.llama_cpp.plan import gguf_architecture
-
-        return gguf_architecture(Path(name).expanduser().absolute())
+    reader = reader_of(Path(name))
+    if reader and reader.read_architecture and Path(name).expanduser().is_file():
+        return reader.read_architecture(Path(name).expanduser().absolute())
     return config.read_architecture(name, any_age=any_age)
 
 
@@ -193,28 +196,65 @@ def planned(
     architecture: Architecture, variant: Variant, weights: Weights, workload: Workload, devices: Sequence[Device]
 ) -> Planned:
     """The footprint of one variant whose ``weights`` are known."""
-    loaded, runtime = weights.weight_bytes, weights.runtime
-    dtype = workload.kv_dtype or ("fp16" if runtime == "llama.cpp" else weights.dtype)
-    cache = kv_cache_bytes(architecture, context=workload.context, batch=workload.batch, dtype=dtype, runtime=runtime)
-    busy = activation_bytes(architecture, context=workload.context, batch=workload.batch, dtype=weights.dtype, runtime=runtime)
+    loaded, runtime = weights.weight_bytes, runtime_of(variant.method)
+    dtype = workload.kv_dtype or runtime.kv_dtype or weights.dtype
+    cache, busy = _beside_weights(architecture, weights, runtime, context=workload.context, batch=workload.batch, dtype=dtype)
     least, most = (None if loaded is None else math.ceil(loaded * bound) for bound in architecture.bounds)
     room = max((device.memory_bytes for device in devices), default=None)
     found = Planned(
         model=architecture.name, method=variant.method, precision=variant.precision, parameters=architecture.parameters,
         context=workload.context, batch=workload.batch, kv_dtype=dtype, weight_bytes=loaded,
         least_weight_bytes=least, most_weight_bytes=most, file_bytes=weights.file_bytes, kv_cache_bytes=cache,
-        activation_bytes=busy, peak_bytes=None if loaded is None else loaded + cache + busy,
+        activation_bytes=busy, peak_bytes=None if loaded is None or cache is None or busy is None else loaded + cache + busy,
         bits_per_weight=8 * loaded / architecture.parameters if loaded else None,
         compression_fp32=dense_bytes(architecture, "fp32") / loaded if loaded else None,
         compression_fp16=dense_bytes(architecture, "fp16") / loaded if loaded else None,
         fits=None, fits_on={},
         largest_context=None if room is None else largest_context(
-            architecture, replace(weights, weight_bytes=most), room, batch=workload.batch, dtype=dtype
+            architecture, replace(weights, weight_bytes=most), runtime, room, batch=workload.batch, dtype=dtype
         ),
         note="; ".join(filter(None, (weights.note, _beyond(architecture, workload)))), model_note=architecture.note,
     )  # fmt: skip
     fits_on = {} if loaded is None else {device.name: found.fits_within(device.memory_bytes) for device in devices}
     return replace(found, fits=None if room is None else found.fits_within(room), fits_on=fits_on)
+
+
+def runtime_of(method: str) -> Runtime:
+    """What runs the models of a method."""
+    return RUNTIMES[METHODS[method].runtime]
+
+
+def _beside_weights(
+    architecture: Architecture, weights: Weights, runtime: Runtime, *, context: int, batch: int, dtype: str
+) -> tuple[int | None, int | None]:
+    """Bytes of keys and values, and of activations; None where the runtime's memory is not known here."""
+    cache, busy = runtime.kv_cache_bytes, runtime.activation_bytes
+    return (
+        cache(architecture, context=context, batch=batch, dtype=dtype) if cache else None,
+        busy(architecture, context=context, batch=batch, dtype=weights.dtype) if busy else None,
+    )
+
+
+def largest_context(
+    architecture: Architecture, weights: Weights, runtime: Runtime, budget: int, *, batch: int, dtype: str
+) -> int | None:
+    """The most positions for which weights, KV cache and activations stay within ``budget`` bytes.
+
+    Never more than the model was made for; 0 where not even one fits; None where what it takes is not known.
+    """
+    loaded = weights.weight_bytes
+    if loaded is None or runtime.kv_cache_bytes is None or runtime.activation_bytes is None:
+        return None
+
+    def fits(context: int) -> bool:
+        beside = _beside_weights(architecture, weights, runtime, context=context, batch=batch, dtype=dtype)
+        return loaded + sum(filter(None, beside)) <= budget
+
+    low, high = 0, architecture.context or _LONGEST
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low
 
 
 def _beyond(architecture: Architecture, workload: Workload) -> str:

@@ -15,6 +15,7 @@ from quantbench.core.scenario import Scenario
 from quantbench.core.trace import NO_REFERENCE
 from quantbench.methods import METHODS
 from quantbench.planning.case import Case
+from quantbench.planning.planner import runtime_of
 from quantbench.running.jobs import Jobs
 
 _MAKERS = (
@@ -24,7 +25,6 @@ _MAKERS = (
 )  # fmt: skip
 """What samples, answers, scores and writes a reference, besides the method's own file."""
 
-_RUNTIMES = ("torch", "transformers", "llama-cpp-python", "bitsandbytes", "gptqmodel", "torchao")
 _NOT_MADE_BY = ("threads", "reference", "output_tokens")
 _NOT_OF_A_TEXT = ("answer_tokens", "answered_prompts", "continuation_tokens", "seed")
 
@@ -46,7 +46,7 @@ class References:
         return self._found[wanted]
 
     def _make(self, wanted: Scenario, checkpoint: Checkpoint | None) -> Path | str:
-        if checkpoint is None or checkpoint.kind not in ("hf", "gguf") or checkpoint.random_weights:
+        if checkpoint is None or not checkpoint.comparable:
             return NO_REFERENCE
         case = self._resolve(wanted)
         if case.outlook.refusal:
@@ -82,6 +82,6 @@ def identity(case: Case) -> dict[str, object]:
         "content": case.checkpoint.content_hash, "prompts": case.prompts.content_hash(), "variant": scenario.variant.name,
         "conditions": {name: value for name, value in scenario.heeded().items() if name not in others},
         "recipe": dict(method.recipe(scenario.spec)),
-        "versions": {name: number for name, number in versions().items() if name in _RUNTIMES},
+        "versions": versions((*runtime_of(method.name).packages, METHODS.distributions.get(method.name, ""))),
         "made_by": cache.made_by(*_MAKERS, method.opener.__module__),
     }  # fmt: skip

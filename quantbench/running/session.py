@@ -147,12 +147,13 @@ class Session:
 
     def _run(self, stack: ExitStack) -> Run:
         """A run of its own, or the one that is resumed, cleared of what was left half done."""
-        from quantbench.core.machine import describe, git_commit, versions
+        from quantbench.core.machine import describe, git_commit
+        from quantbench.planning.packages import installed
         from quantbench.results.resume import resume
         from quantbench.results.store import Run
 
         run = Run(
-            machine=describe(), versions=versions(), command=self._command, commit=git_commit(self._root),
+            machine=describe(), versions=installed(), command=self._command, commit=git_commit(self._root),
             profile=self._profile, engine=self._plan.engine,
         )  # fmt: skip
         if not self._resume:

@@ -1,1 +1,100 @@
-"""What runs a model: transformers, llama.cpp, gptqmodel on transformers, and OpenAI-compatible endpoints."""
+"""Runtimes: one folder each. A runtime runs models; methods quantize for one, and open a LoadedModel on it.
+
+A runtime of one's own is a Runtime that an entry point in the group ``quantbench.runtimes`` names; methods say its name.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from quantbench.core.errors import UnsupportedError
+from quantbench.core.job import Checkpoint
+from quantbench.core.registry import Registry
+from quantbench.models.architecture import Architecture
+from quantbench.models.tokenizer import DECODER_FILE, Decoder, SavedDecoder, Tokenizer
+
+_KERNEL_SAYS = ("out of memory", "cannot allocate memory", "can't allocate memory")
+"""What an operating system says when memory ran out, in small letters."""
+
+
+class Bytes(Protocol):
+    """A formula for what ``batch`` sequences of ``context`` tokens take."""
+
+    def __call__(self, architecture: Architecture, *, context: int, batch: int, dtype: str) -> int:
+        """Bytes, with values in ``dtype`` (a key of ELEMENT_BYTES)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Runtime:
+    """What differs between what runs models.
+
+    ``packages`` are distributions whose versions belong to whatever it measured. ``kv_cache_bytes`` and ``activation_bytes``
+    are None where its memory is not known here; ``kv_dtype`` is that of its keys and values, empty where it is the weights'
+    own; one that ``fills_context`` takes room for the whole context when a model is opened.
+
+    ``out_of_memory`` are words by which it, or a library below it, says that memory ran out, in small letters.
+
+    ``opens`` is the kind of checkpoint that it reads itself, empty for one that reads none; ``suffix`` is what such a file's
+    name ends with, empty for a folder. ``read_architecture`` is what the file's header says of its model, ``files`` all
+    files of a model in several parts, ``tokenizer`` the checkpoint's own.
+    """
+
+    name: str
+    about: str
+    packages: tuple[str, ...] = ()
+    kv_cache_bytes: Bytes | None = None
+    activation_bytes: Bytes | None = None
+    kv_dtype: str = ""
+    fills_context: bool = False
+    out_of_memory: tuple[str, ...] = ()
+    opens: str = ""
+    suffix: str = ""
+    read_architecture: Callable[[Path], Architecture] | None = None
+    files: Callable[[Path], list[Path]] | None = None
+    tokenizer: Callable[[Checkpoint], Tokenizer] | None = None
+
+
+RUNTIMES: Registry[Runtime] = Registry("quantbench.runtimes", Runtime, "runtime")
+
+
+def says_out_of_memory(text: str) -> bool:
+    """Whether a library's message says that memory ran out, on the host or on a GPU."""
+    small = text.lower()
+    return any(word in small for word in _KERNEL_SAYS) or any(word in small for each in RUNTIMES for word in each.out_of_memory)
+
+
+def reader_of(path: Path) -> Runtime | None:
+    """The runtime whose files end like ``path``; None for a folder, and for what none knows."""
+    return next((each for each in RUNTIMES if each.suffix and path.name.endswith(each.suffix)), None)
+
+
+def parts_of(path: Path) -> list[Path]:
+    """All files of a model that is one file, or several of which ``path`` is the first."""
+    reader = reader_of(path)
+    return reader.files(path) if reader and reader.files else [path]
+
+
+def open_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+    """The tokenizer of a checkpoint, opened by the runtime that reads its kind; UnsupportedError where none does."""
+    for each in RUNTIMES:
+        if each.opens == checkpoint.kind and each.tokenizer:
+            return each.tokenizer(checkpoint)
+    raise UnsupportedError(f"{checkpoint.name} has no tokenizer that can be opened here; give a checkpoint folder or a file")
+
+
+def open_decoder(checkpoint: Checkpoint, reference: Path | None) -> Decoder:
+    """What a ``reference`` of the checkpoint saved, or else the checkpoint's tokenizer."""
+    saved = reference / DECODER_FILE if reference else None
+    if saved is None or not saved.is_file():
+        return open_tokenizer(checkpoint)
+    body = json.loads(saved.read_text())
+    return SavedDecoder(frozenset(body["ends"]), body["backend"])
+
+
+def packages() -> Iterable[str]:
+    """Distributions that the runtimes are made of, each once."""
+    return dict.fromkeys(name for each in RUNTIMES for name in each.packages)

@@ -202,7 +202,7 @@ def test_doctor_does_not_probe_what_is_not_installed(monkeypatch: pytest.MonkeyP
 def test_doctor_tells_a_cpu_build_beside_a_device(monkeypatch: pytest.MonkeyPatch, torch: str, note: str) -> None:
     gpu = machine.Machine(cpu="c", cpus=1, memory_bytes=2**30, isa="", system="Linux", gpus=("NVIDIA T4",), driver="580.1")
     monkeypatch.setattr(machine, "describe", lambda: gpu)
-    monkeypatch.setattr(machine, "versions", lambda: {"python": "3", "torch": torch})
+    monkeypatch.setattr(machine, "versions", lambda _: {"torch": torch})
     assert _json("doctor")["cuda"] == {"devices": ["NVIDIA T4"], "driver": "580.1", "note": note}
     assert "NVIDIA T4" in _said("doctor")
 

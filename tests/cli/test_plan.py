@@ -73,7 +73,7 @@ def novel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         "model_type": "novel", "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22,
         "num_attention_heads": 32, "num_key_value_heads": 4, "vocab_size": 32000,
     }))  # fmt: skip
-    monkeypatch.setattr(meta, "versions", dict)
+    monkeypatch.setattr(meta, "versions", lambda _: {})
     return str(path)
 
 

@@ -15,9 +15,9 @@ from quantbench.core.job import Job, JobKind, Task
 from quantbench.core.record import Status
 from quantbench.core.scenario import PROFILES, Conditions, Variant
 from quantbench.models.checkpoint import resolve
-from quantbench.models.tokenizer import open_tokenizer
 from quantbench.running.engines import collected_trace, process
 from quantbench.running.engines.process import ProcessRunner, open_process
+from quantbench.runtimes import open_tokenizer
 
 
 @pytest.fixture(scope="module")

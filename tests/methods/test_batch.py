@@ -11,7 +11,8 @@ from quantbench.core.scenario import Scenario, Variant
 from quantbench.measuring.passes.latency import together
 from quantbench.methods import METHODS, Batched, LoadedModel, Settings
 from quantbench.models.checkpoint import resolve
-from quantbench.models.tokenizer import encode_prompts, open_tokenizer
+from quantbench.models.tokenizer import encode_prompts
+from quantbench.runtimes import open_tokenizer
 
 PROMPT = [1, *range(300, 340)]
 LENGTH = 6

@@ -18,7 +18,8 @@ from quantbench.core.scenario import Conditions, Effort, Scenario, Variant
 from quantbench.measuring.worker import run_job
 from quantbench.methods import METHODS, Settings
 from quantbench.models.checkpoint import resolve
-from quantbench.runtimes.devices import gpus_of, one_place, placed, says_out_of_memory, wait_for
+from quantbench.runtimes import says_out_of_memory
+from quantbench.runtimes.transformers.devices import gpus_of, one_place, placed, wait_for
 from quantbench.runtimes.transformers.model import TransformersModel, load_pretrained
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def test_where_torch_sees_a_gpu_the_cpu_is_named(gpus: list[Any], monkeypatch: p
 
 @pytest.mark.parametrize("precision", ["nf4", "int8"])
 def test_a_cpu_that_is_named_is_the_same_cpu(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from quantbench.runtimes import devices
+    from quantbench.runtimes.transformers import devices
 
     scenario = Scenario(model="canary", variant=Variant(method="bitsandbytes", precision=precision), prompts="two")
     settings = Settings(checkpoint=resolve("canary"), threads=1, context=64)

@@ -15,8 +15,8 @@ from quantbench.core.scenario import Scenario, Variant
 from quantbench.methods import METHODS, Artifact, Settings
 from quantbench.methods.gguf import MAY_USE_MATRIX, NEED_MATRIX, TYPES
 from quantbench.models.checkpoint import count_parameters, resolve
-from quantbench.models.tokenizer import open_tokenizer
 from quantbench.planning.planner import read_architecture
+from quantbench.runtimes import open_tokenizer
 from quantbench.runtimes.llama_cpp.files import (
     f16_file,
     file_precision,

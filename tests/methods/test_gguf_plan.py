@@ -18,9 +18,9 @@ from quantbench.core.scenario import Scenario, Variant
 from quantbench.methods import METHODS, Settings
 from quantbench.models.architecture import FAMILIES, Architecture, read
 from quantbench.models.checkpoint import count_parameters, resolve
-from quantbench.models.footprint import Weights, kv_cache_bytes
+from quantbench.models.footprint import Weights
 from quantbench.planning.planner import read_architecture
-from quantbench.runtimes.llama_cpp import plan
+from quantbench.runtimes.llama_cpp import kv_cache_bytes, plan
 from quantbench.runtimes.llama_cpp.files import f16_file, quantized_file, tensor_bytes
 from quantbench.runtimes.llama_cpp.plan import gguf_architecture
 
@@ -108,7 +108,7 @@ def test_a_forecast_says_whose_recipe_it_is_and_what_runs_it(canary: Mapping[str
 
     assert list(canary) == ALL
     assert canary["q4_k_m"].note == f"llama.cpp of llama-cpp-python {__version__}"
-    assert {(each.dtype, each.runtime) for each in canary.values()} == {("fp16", "llama.cpp")}
+    assert {each.dtype for each in canary.values()} == {"fp16"}
     assert {each.file_bytes for each in canary.values()} == {None}  # the vocabulary is not known
 
 
@@ -351,6 +351,6 @@ def test_keys_and_values_of_different_lengths_are_both_counted(tmp_path: Path) -
     writer.write_tensors_to_file()
     writer.close()
 
-    cache = kv_cache_bytes(gguf_architecture(path), context=256, batch=1, dtype="fp16", runtime="llama.cpp")
+    cache = kv_cache_bytes(gguf_architecture(path), context=256, batch=1, dtype="fp16")
 
     assert cache == 3 * 256 * 4 * (96 + 32) * 2

@@ -16,7 +16,7 @@ from quantbench.core.job import Checkpoint
 from quantbench.core.scenario import Conditions, Scenario, Variant
 from quantbench.methods import METHODS, Settings
 from quantbench.models.checkpoint import resolve
-from quantbench.models.tokenizer import open_tokenizer
+from quantbench.runtimes import open_tokenizer
 from quantbench.runtimes.llama_cpp import imatrix
 from quantbench.runtimes.llama_cpp.files import f16_file, has_matrix, quantized_file
 from quantbench.runtimes.llama_cpp.imatrix import importance_matrix

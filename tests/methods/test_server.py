@@ -650,7 +650,7 @@ class TestLlamaCppServer:
     def test_it_serves_the_file_that_gguf_runs(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Text, log-probabilities and file are those of method gguf in this process; the server is gone afterwards."""
         from quantbench.measuring.passes.similarity import log_softmax
-        from quantbench.models.tokenizer import open_tokenizer
+        from quantbench.runtimes import open_tokenizer
 
         for name, value in {"HOST": "0.0.0.0", "PORT": "1", "MODEL": "no such file", "SEED": "x"}.items():  # noqa: S104 - must not be heeded
             monkeypatch.setenv(name, value)

@@ -12,11 +12,11 @@ from quantbench.core.record import Record
 from quantbench.core.scenario import Conditions, Effort, Scenario, Variant
 from quantbench.models import MODELS
 from quantbench.models.checkpoint import checkpoint_dtype, count_parameters, resolve
-from quantbench.models.tokenizer import open_tokenizer
 from quantbench.planning.options import Plan
 from quantbench.planning.prompts import load
 from quantbench.results.store import Run, Store
 from quantbench.running.runner import Runner
+from quantbench.runtimes import open_tokenizer
 from quantbench.runtimes.llama_cpp.files import f16_file
 
 FOLDER = MODELS["canary"].folder()

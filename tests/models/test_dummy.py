@@ -23,10 +23,10 @@ from quantbench.models import MODELS, check_name, dummy, dummy_configs
 from quantbench.models.checkpoint import count_parameters, resolve
 from quantbench.models.dummy import read_shapes, write_shapes
 from quantbench.models.safetensors import weight_files
-from quantbench.models.tokenizer import open_tokenizer
 from quantbench.planning.options import Plan
 from quantbench.results.store import Run, Store
 from quantbench.running.runner import Runner
+from quantbench.runtimes import open_tokenizer
 
 LAYERS, HIDDEN, KV, FFN, VOCABULARY, CONTEXT = 2, 256, 128, 512, 2304, 128
 CONFIG: dict[str, Any] = {

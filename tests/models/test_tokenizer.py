@@ -14,7 +14,8 @@ import pytest
 
 from quantbench.core.job import Checkpoint
 from quantbench.models.checkpoint import resolve
-from quantbench.models.tokenizer import DECODER_FILE, open_decoder, open_tokenizer, save_decoder
+from quantbench.models.tokenizer import DECODER_FILE, save_decoder
+from quantbench.runtimes import open_decoder, open_tokenizer
 from quantbench.runtimes.llama_cpp.files import f16_file
 
 END, TURN, MESSAGE = 2, 5, 7

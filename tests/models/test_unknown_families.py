@@ -187,7 +187,7 @@ def test_where_nothing_says_the_shapes_it_is_counted_as_a_llama_with_bounds(
 ) -> None:
     _model("starcoder2").save_pretrained(tmp_path)
     make(tmp_path / "model.safetensors")
-    monkeypatch.setattr(meta, "versions", dict)
+    monkeypatch.setattr(meta, "versions", lambda _: {})
     read = read_architecture(str(tmp_path))
     assert read.bounds == AS_LLAMA
     assert reason in read.note
@@ -199,7 +199,7 @@ def test_a_header_longer_than_any_is_not_read(tmp_path: Path, monkeypatch: pytes
     with (tmp_path / "model.safetensors").open("wb") as file:
         file.write(struct.pack("<Q", 200_000_000))
         file.truncate(300_000_000)  # a hole
-    monkeypatch.setattr(meta, "versions", dict)
+    monkeypatch.setattr(meta, "versions", lambda _: {})
     assert "its header would take 200000000 bytes" in read_architecture(str(tmp_path)).note
 
 

@@ -250,7 +250,7 @@ def test_the_ids_are_those_of_llama_cpps_base_file(reference: Path) -> None:
 
 
 def _ids_of_the_text() -> list[int]:
-    from quantbench.models.tokenizer import open_tokenizer
+    from quantbench.runtimes import open_tokenizer
 
     return open_tokenizer(resolve("canary")).encode(prompts.load(f"text:{DATA / 'text.txt'}").prompts[0])
 

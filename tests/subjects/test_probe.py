@@ -92,7 +92,7 @@ def test_what_changes_the_answer_is_probed_again(tmp_path: Path, scenario: Scena
 def test_another_library_version_is_probed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     worker = Worker(tmp_path, FOUND)
     for number in ("0.1", "0.2", "0.2"):
-        monkeypatch.setattr("quantbench.measuring.subjects.probe.versions", lambda found=number: {"peft": found, "pandas": "3"})
+        monkeypatch.setattr("quantbench.measuring.subjects.probe.versions", lambda _, found=number: {"peft": found})
         probed(SCENARIO, CHECKPOINT, worker)
 
     assert worker.runs == 2

@@ -41,9 +41,9 @@ from quantbench.measuring.subjects.device import check_device
 from quantbench.measuring.subjects.prompts import Prompts, context_for, read_prompts, read_without_reference, timed_tokens
 from quantbench.methods import METHODS, Artifact, Batched, LoadedModel
 from quantbench.models.checkpoint import count_parameters, require_unchanged
-from quantbench.models.gguf import gguf_parts
 from quantbench.models.safetensors import weight_files
-from quantbench.models.tokenizer import Decoder, open_decoder, open_tokenizer
+from quantbench.models.tokenizer import Decoder
+from quantbench.runtimes import open_decoder, open_tokenizer, parts_of
 
 _READ_BYTES = 1 << 22
 
@@ -240,7 +240,7 @@ def _files(artifact: Path) -> list[Path]:
     """The files of a folder, or of a GGUF file all parts."""
     if artifact.is_dir():
         return [each for each in artifact.rglob("*") if each.is_file()]
-    return gguf_parts(artifact) if artifact.suffix == ".gguf" else [artifact]
+    return parts_of(artifact)
 
 
 def _read_once(files: Sequence[Path]) -> None:

@@ -21,14 +21,10 @@ from quantbench.core.trace import Probe, load_probes
 from quantbench.measuring.passes.probes import CONTEXT, NAMES, PROBES_FILE, ProbedVariant, probe_all, save_probes
 from quantbench.measuring.subjects import settings_of
 from quantbench.methods import METHODS
-from quantbench.models.tokenizer import open_tokenizer
+from quantbench.runtimes import open_tokenizer, packages
 
 _KIND = "probe-capability"
 _MAKERS = ("quantbench.measuring.passes.probes", "quantbench.measuring.passes.finetune")
-_LIBRARIES = (
-    "quantbench", "torch", "transformers", "accelerate", "bitsandbytes", "gptqmodel", "optimum", "torchao", "llama-cpp-python",
-    "gguf", "peft",
-)  # fmt: skip
 
 
 class Ending(Protocol):
@@ -59,8 +55,7 @@ def probed(spec: Spec, checkpoint: Checkpoint, work: Work) -> Path | None:
 
     None where nothing can be probed, weights are random, or nothing can be written.
     """
-    told = checkpoint.kind in ("hf", "gguf") and not checkpoint.random_weights
-    if not told or METHODS[spec.variant.method].endpoint:
+    if not checkpoint.comparable or METHODS[spec.variant.method].endpoint:
         return None
     found: list[Path] = []
 
@@ -82,7 +77,7 @@ def _asked(spec: Spec, checkpoint: Checkpoint) -> dict[str, object]:
         "content": checkpoint.content_hash, "variant": spec.variant.name, "device": spec.conditions.device,
         "seed": spec.conditions.seed,
         "recipe": dict(METHODS[spec.variant.method].recipe(spec)), "machine": describe().fingerprint,
-        "versions": {name: number for name, number in versions().items() if name in _LIBRARIES},
+        "versions": versions(("quantbench", *packages())),
         "made_by": cache.made_by(__name__, *_MAKERS, _module(spec)),
     }  # fmt: skip
 

@@ -14,7 +14,8 @@ from quantbench.measuring.passes.similarity import REFERENCE_FILE
 from quantbench.measuring.passes.text import Chunks, read_chunks
 from quantbench.measuring.preload import is_without_torch
 from quantbench.measuring.subjects._apart import apart
-from quantbench.models.tokenizer import Tokenizer, encode_prompts, open_tokenizer
+from quantbench.models.tokenizer import Tokenizer, encode_prompts
+from quantbench.runtimes import open_tokenizer
 
 _CONTEXT_STEP = 64
 

@@ -23,7 +23,8 @@ from quantbench.measuring.subjects import import_seconds, settings_of
 from quantbench.measuring.subjects.prompts import Prompts, read_prompts
 from quantbench.measuring.subjects.top_logprobs import compare_top_tokens
 from quantbench.methods import METHODS, Endpoint, StreamDroppedError, Streamed
-from quantbench.models.tokenizer import Tokenizer, open_tokenizer
+from quantbench.models.tokenizer import Tokenizer
+from quantbench.runtimes import open_tokenizer
 
 _UNSEEN = "a server's memory is not seen from here"
 _NO_FILES = "the model is known by its server's URL only, so there is no reference to compare with"

@@ -29,7 +29,7 @@ from quantbench.core.waiting import bounded
 from quantbench.measuring.preload import SHARED, WITHOUT_TORCH
 from quantbench.methods import METHODS
 from quantbench.running.engines import Engine, OpenEngine, reported_failure
-from quantbench.runtimes.devices import says_out_of_memory
+from quantbench.runtimes import says_out_of_memory
 
 _TORCH_FREE = frozenset(("llama_cpp", "gguf"))
 """Libraries that never import torch."""

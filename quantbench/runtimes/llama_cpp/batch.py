@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from quantbench.core.errors import ModelError
-from quantbench.runtimes.devices import says_out_of_memory
+from quantbench.runtimes import says_out_of_memory
 
 
 def decode_error(lib: Any, full: str) -> ModelError | MemoryError:

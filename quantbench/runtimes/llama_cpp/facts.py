@@ -11,6 +11,9 @@ from typing import Any
 
 from quantbench.models.gguf import gguf_parts
 
+REQUIRES = ("llama_cpp", "gguf")
+"""Modules that running and making GGUF files needs."""
+
 BUFFER_LINE = b"model buffer size"
 """Of what llama.cpp logs while it loads, the lines that say how much went into which kind of memory."""
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from quantbench.core.errors import ModelError
 from quantbench.core.protocols import SCORE_POSITIONS, Sampling
 from quantbench.core.trace import WeightMemory
-from quantbench.runtimes.devices import says_out_of_memory
+from quantbench.runtimes import says_out_of_memory
 from quantbench.runtimes.llama_cpp.batch import decode_error, open_batch
 from quantbench.runtimes.llama_cpp.devices import devices_for
 from quantbench.runtimes.llama_cpp.facts import BUFFER_LINE, FALLBACK_LINE, found_device, step_counts

@@ -21,8 +21,8 @@ from quantbench.core.units import format_bytes
 from quantbench.models.architecture import Architecture, CacheLayer, Role, Tensor
 from quantbench.models.footprint import Weights
 from quantbench.models.gguf import gguf_parts
-from quantbench.runtimes.llama_cpp import REQUIRES
 from quantbench.runtimes.llama_cpp.dry_run import REQUEST, RESULT
+from quantbench.runtimes.llama_cpp.facts import REQUIRES
 from quantbench.runtimes.llama_cpp.files import UNQUANTIZED
 from quantbench.runtimes.llama_cpp.tensors import TypedTensor
 
@@ -189,11 +189,11 @@ def _weights(request: Mapping[str, Any], files: Sequence[File], note: str = "") 
     for precision, _, matrix in files:
         told = result.get("error") or result["files"][precision]
         if isinstance(told, str):
-            found[precision] = Weights(weight_bytes=None, dtype="fp16", runtime="llama.cpp", note=told)
+            found[precision] = Weights(weight_bytes=None, dtype="fp16", note=told)
         else:
             how = f"{build}, with an importance matrix" if matrix else build
             said = "; ".join(filter(None, (how, _fell_back(told["fallback"], count), note)))
-            found[precision] = Weights(weight_bytes=told["bytes"], dtype="fp16", runtime="llama.cpp", note=said)
+            found[precision] = Weights(weight_bytes=told["bytes"], dtype="fp16", note=said)
     return found
 
 

@@ -11,7 +11,7 @@ from quantbench.core.job import Checkpoint
 from quantbench.core.protocols import Settings
 from quantbench.core.scenario import Conditions, Spec
 from quantbench.models.checkpoint import watched
-from quantbench.models.tokenizer import open_tokenizer
+from quantbench.runtimes import open_tokenizer
 from quantbench.runtimes.transformers.model import load_pretrained
 
 SEQUENCES = 128

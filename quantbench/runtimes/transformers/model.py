@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from quantbench.core.protocols import SCORE_POSITIONS, Sampling, Settings, until_end
 from quantbench.core.trace import WeightMemory
-from quantbench.runtimes.devices import placed, places_of, wait_for
+from quantbench.runtimes.transformers.devices import placed, places_of, wait_for
 from quantbench.runtimes.transformers.random_weights import load_random
 from quantbench.runtimes.transformers.sampled import sample_together
 

@@ -14,6 +14,7 @@ from quantbench.claims.checked import mark_notes
 from quantbench.claims.claimed import ClaimTable, claims
 from quantbench.claims.evidence import Evidence
 from quantbench.claims.findings import FINDINGS, Find, ProbeFinding, absent, kernel, representative, truth
+from quantbench.methods import METHODS
 from quantbench.results.rows import Group, Row, groups
 from quantbench.tables import TableKind
 from quantbench.tables import fields as f
@@ -26,9 +27,6 @@ if TYPE_CHECKING:
 
     from quantbench.tables.table import Table
 
-_PACKAGES: Mapping[str, str] = {
-    "bitsandbytes": "bitsandbytes", "gguf": "llama-cpp-python", "awq": "gptqmodel", "gptq": "gptqmodel",
-}  # fmt: skip
 _DEVICES: Mapping[str, str] = {"CPU": "cpu", "GPU": "cuda"}
 """How the claims name a device, and how a device is asked for."""
 
@@ -132,10 +130,10 @@ def _difference(line: Line, key: str, claimed: str, finding: ProbeFinding) -> st
         return ""
     if key == "inference_speed":
         return f"found {finding.text}"
-    package = _PACKAGES[line.variant.partition("/")[0]]
+    package = METHODS[line.variant.partition("/")[0]].package
     version = line.group.version(package)
     place = "this CPU" if key == "cpu_support" else device
     return f"found {finding.text} on {place}" + (f" with {package} {version}" if version else "")
 
 
-METHODS = TableKind(name="methods", about="bitsandbytes, GGUF, AWQ, GPTQ: speed, devices, fine-tuning", place=40, build=table)
+TABLE = TableKind(name="methods", about="bitsandbytes, GGUF, AWQ, GPTQ: speed, devices, fine-tuning", place=40, build=table)

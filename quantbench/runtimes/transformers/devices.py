@@ -8,21 +8,10 @@ from typing import Any
 
 from quantbench.core.errors import ModelError
 from quantbench.core.units import format_bytes
-
-_OUT_OF_MEMORY = (
-    "out of memory", "out_of_memory", "can't allocate memory", "cannot allocate memory", "failed to allocate",
-    "unable to allocate", "insufficient memory", "status_alloc_failed", "memoryallocation",
-)  # fmt: skip
-"""What the kernel, torch, CUDA and its libraries, bitsandbytes and llama.cpp say when memory ran out, in small letters."""
+from quantbench.runtimes import says_out_of_memory
 
 _LEFT_OFF = ("dispatched on the CPU or the disk", "perform disk offload", "weights offloaded to the disk")
 """What transformers and its quantizers say of a device map that puts something elsewhere than on a GPU."""
-
-
-def says_out_of_memory(text: str) -> bool:
-    """Whether a library's message says that memory ran out, on the host or on a GPU."""
-    small = text.lower()
-    return any(each in small for each in _OUT_OF_MEMORY)
 
 
 def gpus_of(device: str) -> list[int]:
