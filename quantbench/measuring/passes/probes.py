@@ -22,7 +22,7 @@ from quantbench.core.scratch import scratch_folder
 from quantbench.core.trace import Probe
 from quantbench.measuring.passes.finetune import load_adapter, other_kernels, train_adapter
 from quantbench.methods import METHODS, HasModule, LoadedModel, Sampling, Settings
-from quantbench.models.checkpoint import read_config
+from quantbench.models.config import read_config
 
 if TYPE_CHECKING:
     import numpy as np

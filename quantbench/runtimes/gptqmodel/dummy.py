@@ -14,8 +14,7 @@ from quantbench.core.cache import artifact, made_by, require_room
 from quantbench.core.errors import UnsupportedError
 from quantbench.core.job import Checkpoint
 from quantbench.core.scenario import Variant
-from quantbench.models.checkpoint import read_config
-from quantbench.models.config import CONFIG, read_architecture
+from quantbench.models.config import CONFIG, read_architecture, read_config
 from quantbench.runtimes.gptqmodel.checkpoint import grouping
 from quantbench.runtimes.gptqmodel.forecast import Stored, file_bytes, header, packed_tensors, refusal, shards
 

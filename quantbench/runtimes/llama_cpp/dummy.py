@@ -25,6 +25,7 @@ from quantbench.core.errors import ModelError, UnsupportedError
 from quantbench.core.job import Checkpoint
 from quantbench.core.protocols import Artifact
 from quantbench.models.architecture import Architecture, read
+from quantbench.models.config import CONFIG, read_config
 from quantbench.models.dummy import read_shapes
 from quantbench.models.gguf import block_of, tensor_bytes
 from quantbench.runtimes.llama_cpp.files import MODEL_FILE, converter, fallback_facts, file_type, gguf_maker
@@ -79,8 +80,7 @@ def dummy_file(checkpoint: Checkpoint, precision: str, files: Sequence[File]) ->
 
 def _architecture(checkpoint: Checkpoint) -> Architecture:
     """What the dummy's configuration describes; UnsupportedError where transformers makes other tensors of it."""
-    config = checkpoint.path / "config.json"
-    found = read(json.loads(config.read_text()), checkpoint.name, str(config))
+    found = read(read_config(checkpoint.path), checkpoint.name, str(checkpoint.path / CONFIG))
     if {tensor.name: tuple(tensor.shape) for tensor in found.tensors} != read_shapes(checkpoint.path):
         raise UnsupportedError(
             f"quantbench does not know the tensors of model type {found.model_type!r} as transformers makes them, so it cannot "
@@ -96,7 +96,7 @@ def _header(checkpoint: Checkpoint, tensors: Sequence[TypedTensor]) -> Path:
     def make(folder: Path) -> None:
         source = folder / "source"
         source.mkdir()
-        for path in (checkpoint.path / "config.json", *checkpoint.path.glob("*token*")):
+        for path in (checkpoint.path / CONFIG, *checkpoint.path.glob("*token*")):
             shutil.copyfile(path, source / path.name)
         request = {
             "source": str(source), "converter": str(converter().parent),
