@@ -24,8 +24,8 @@ from quantbench.core.scenario import DUMMY_PREFIX
 from quantbench.models import MODELS, meta
 from quantbench.models.config import CONFIG, config_file, read_model_config
 from quantbench.models.meta import build, plain, run_child
+from quantbench.models.pool import SEED
 
-SEED = 0
 RECIPE = 2
 """Counts changes of what a dummy is, its weights included: part of its content, by which rows of different days are paired."""
 

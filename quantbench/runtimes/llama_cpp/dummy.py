@@ -12,7 +12,6 @@ import os
 import shutil
 import signal
 import subprocess
-import zlib
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.metadata import version
@@ -28,17 +27,17 @@ from quantbench.models.architecture import Architecture, read
 from quantbench.models.config import CONFIG, read_config
 from quantbench.models.dummy import read_shapes
 from quantbench.models.gguf import block_of, tensor_bytes
+from quantbench.models.pool import SEED, SPREAD, cut
 from quantbench.runtimes.llama_cpp.files import MODEL_FILE, converter, fallback_facts, file_type, gguf_maker
 from quantbench.runtimes.llama_cpp.header import HEADER, REQUEST, VALUES
 from quantbench.runtimes.llama_cpp.model import library
 from quantbench.runtimes.llama_cpp.plan import File, tensors_of
 from quantbench.runtimes.llama_cpp.tensors import TypedTensor
 
-_MAKERS = tuple(f"quantbench.runtimes.llama_cpp.{name}" for name in ("dummy", "header", "tensors"))
-
-_SEED = 0
-_DEVIATION = 0.02
-"""Standard deviation of the weights, transformers' own for most architectures."""
+_MAKERS = (
+    "quantbench.runtimes.llama_cpp.dummy", "quantbench.runtimes.llama_cpp.header", "quantbench.runtimes.llama_cpp.tensors",
+    "quantbench.models.pool",
+)  # fmt: skip
 
 _ROWS, _ROW = 4093, 256
 """Weights of a pool: a prime number of the largest block, so that no two neighbouring rows of a matrix are the same."""
@@ -162,19 +161,14 @@ def _fill(target: Path, tensors: Sequence[TypedTensor], values: Mapping[str, Seq
             elif len(shape) < 2 or name.endswith(_NORM):
                 stream.write(np.full(shape, float(not name.endswith(".bias")), dtype=np.float32).tobytes())
             else:
-                _tile(stream, random_blocks(kind), zlib.crc32(name.encode()), shape, kind)
+                _tile(stream, name, tensor_bytes(shape, kind), kind)
             stream.write(bytes(-tensor_bytes(shape, kind) % _ALIGNMENT))
 
 
-def _tile(stream: BinaryIO, pool: bytes, number: int, shape: Sequence[int], kind: str) -> None:
-    """Fill a tensor from the pool, over and over, from the ``number``-th block on."""
-    block = block_of(kind)[1]
-    start, left = number % (len(pool) // block) * block, tensor_bytes(shape, kind)
-    whole = memoryview(pool)
-    while left:
-        part = whole[start : start + left]
-        stream.write(part)
-        start, left = 0, left - len(part)
+def _tile(stream: BinaryIO, name: str, count: int, kind: str) -> None:
+    """Fill a tensor of so many bytes with whole blocks of the pool."""
+    pool, block = memoryview(random_blocks(kind)), block_of(kind)[1]
+    stream.writelines(pool[piece.start * block : piece.stop * block] for piece in cut(name, count // block, len(pool) // block))
 
 
 @cache
@@ -183,7 +177,7 @@ def random_blocks(kind: str) -> bytes:
     import numpy as np
     from gguf import GGMLQuantizationType
 
-    weights = np.random.default_rng(_SEED).standard_normal((_ROWS, _ROW), dtype=np.float32) * np.float32(_DEVIATION)
+    weights = np.random.default_rng(SEED).standard_normal((_ROWS, _ROW), dtype=np.float32) * np.float32(SPREAD)
     importance = np.ones(_ROW, dtype=np.float32)
     packed = np.empty(tensor_bytes(weights.shape, kind), dtype=np.uint8)
     ggml = library().llama_cpp._lib  # noqa: SLF001 - llama-cpp-python wraps no ggml_quantize_ function
