@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pandas as pd
 import pandas.core.arrays.arrow.extension_types  # registered once a process, and pytester forgets what a test imported
@@ -86,3 +90,155 @@ def _no_gpu() -> str:
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test touches the user's cache unless it asks for ``artifacts``."""
     monkeypatch.setenv("QUANTBENCH_CACHE", str(tmp_path / "cache"))
+
+
+class FakeError(Exception):
+    """Stands for pynvml's."""
+
+
+class FakeNotFoundError(FakeError):
+    """What NVML raises where nobody used a board."""
+
+    value = 6
+
+
+@dataclass(kw_only=True)
+class Board:
+    """What one board says; a figure that is a callable is called for each answer. ``processes`` are (pid, bytes).
+
+    ``total`` is None where it is not told; ``parts`` (MIG) are boards too.
+    """
+
+    name: str = "NVIDIA H100 80GB HBM3"
+    total: int | None = 80 * 2**30
+    used: int | Callable[[], int] = 0
+    processes: list[tuple[int, int | None]] = field(default_factory=list)
+    millijoules: int | Callable[[], int] = 0
+    sm_mhz: int | Callable[[], int] = 1980
+    memory_mhz: int | Callable[[], int] = 2619
+    most_sm_mhz: int = 1980
+    temperature_c: int | Callable[[], int] = 40
+    reasons: int | Callable[[], int] = 0
+    capped_ns: dict[int, int] = field(default_factory=dict)
+    limit_mw: int = 700_000
+    used_by: dict[int, int] = field(default_factory=dict)
+    """How busy each process keeps it, in percent."""
+    looks: int = 0
+    """How often somebody asked what it had given away."""
+    parts: dict[str, Board] = field(default_factory=dict)
+
+
+def _now(figure: int | Callable[[], int]) -> int:
+    return figure() if callable(figure) else figure
+
+
+class FakeNvml:
+    """Stands for pynvml: its functions take a board's UUID for the handle. What is in ``refuses`` is not supported."""
+
+    NVMLError = FakeError
+
+    def __init__(self, boards: dict[str, Board]) -> None:
+        self.boards = boards
+        self.refuses: dict[str, str] = {}
+        self.asked: list[str] = []
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        """A function of NVML, if there is one of that name here."""
+        answer = getattr(type(self), f"_{name.removeprefix('nvmlDevice').removeprefix('nvml')}", None)
+        if answer is None:
+            raise AttributeError(f"Function Not Found: {name}")
+
+        def call(*arguments: Any) -> Any:
+            self.asked.append(name)
+            if name in self.refuses:
+                raise FakeError(self.refuses[name])
+            return answer(self, *arguments)
+
+        return call
+
+    def _Init(self) -> None:  # noqa: N802 - NVML's names, also below
+        pass
+
+    def _SystemGetDriverVersion(self) -> str:  # noqa: N802
+        return "580.95.05"
+
+    def _GetCount(self) -> int:  # noqa: N802
+        return len(self.boards)
+
+    def _GetHandleByIndex(self, index: int) -> str:  # noqa: N802
+        return list(self.boards)[index]
+
+    def _GetHandleByUUID(self, uuid: str) -> str:  # noqa: N802
+        if uuid not in self.boards:
+            raise FakeError("Not Found")
+        return uuid
+
+    def _GetUUID(self, uuid: str) -> str:  # noqa: N802
+        return uuid
+
+    def _GetName(self, uuid: str) -> str:  # noqa: N802
+        return self._board(uuid).name
+
+    def _GetMemoryInfo(self, uuid: str) -> SimpleNamespace:  # noqa: N802
+        board = self._board(uuid)
+        board.looks += 1
+        if board.total is None:
+            raise FakeError("Not Supported")
+        return SimpleNamespace(total=board.total, used=_now(board.used))
+
+    def _board(self, uuid: str) -> Board:
+        return self.boards.get(uuid) or next(each.parts[uuid] for each in self.boards.values() if uuid in each.parts)
+
+    def _GetMaxMigDeviceCount(self, uuid: str) -> int:  # noqa: N802
+        return 7 if self.boards[uuid].parts else 0
+
+    def _GetMigDeviceHandleByIndex(self, uuid: str, index: int) -> str:  # noqa: N802
+        if index >= len(self.boards[uuid].parts):
+            raise FakeNotFoundError
+        return list(self.boards[uuid].parts)[index]
+
+    def _GetComputeRunningProcesses(self, uuid: str) -> list[SimpleNamespace]:  # noqa: N802
+        return [SimpleNamespace(pid=pid, usedGpuMemory=count) for pid, count in self.boards[uuid].processes]
+
+    def _GetProcessUtilization(self, uuid: str, since_us: int) -> list[SimpleNamespace]:  # noqa: N802
+        busy = self.boards[uuid].used_by.items()
+        if not busy:
+            raise FakeNotFoundError
+        return [SimpleNamespace(pid=pid, smUtil=percent, timeStamp=since_us + 1) for pid, percent in busy]
+
+    def _GetTotalEnergyConsumption(self, uuid: str) -> int:  # noqa: N802
+        return _now(self.boards[uuid].millijoules)
+
+    def _GetClockInfo(self, uuid: str, clock: int) -> int:  # noqa: N802
+        return _now({1: self.boards[uuid].sm_mhz, 2: self.boards[uuid].memory_mhz}[clock])
+
+    def _GetMaxClockInfo(self, uuid: str, clock: int) -> int:  # noqa: N802
+        return {1: self.boards[uuid].most_sm_mhz}[clock]
+
+    def _GetTemperatureV(self, uuid: str, sensor: int) -> int:  # noqa: N802
+        return _now({0: self.boards[uuid].temperature_c}[sensor])
+
+    def _GetTemperature(self, uuid: str, sensor: int) -> int:  # noqa: N802
+        return self._GetTemperatureV(uuid, sensor)
+
+    def _GetCurrentClocksEventReasons(self, uuid: str) -> int:  # noqa: N802
+        return _now(self.boards[uuid].reasons)
+
+    def _GetCurrentClocksThrottleReasons(self, uuid: str) -> int:  # noqa: N802
+        return self._GetCurrentClocksEventReasons(uuid)
+
+    def _GetViolationStatus(self, uuid: str, policy: int) -> SimpleNamespace:  # noqa: N802
+        return SimpleNamespace(violationTime=self.boards[uuid].capped_ns.get(policy, 0))
+
+    def _GetEnforcedPowerLimit(self, uuid: str) -> int:  # noqa: N802
+        return self.boards[uuid].limit_mw
+
+
+@pytest.fixture
+def nvml(monkeypatch: pytest.MonkeyPatch) -> FakeNvml:
+    """A stand-in for the driver's library with two boards, so that what is made of its answers can be checked anywhere."""
+    fake = FakeNvml({"GPU-aaaa-1": Board(), "GPU-bbbb-2": Board()})
+    monkeypatch.setitem(sys.modules, "pynvml", fake)  # type: ignore[arg-type]  # whatever an import finds there it takes
+    for name in ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"):
+        monkeypatch.delenv(name, raising=False)
+    return fake

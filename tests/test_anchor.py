@@ -13,7 +13,8 @@ from quantbench.measuring import anchor
 from quantbench.measuring.anchor import choose
 from quantbench.measuring.passes.gpu import Boards
 from quantbench.methods import Settings
-from quantbench.models.checkpoint import count_parameters, read_config, resolve
+from quantbench.models.checkpoint import count_parameters, resolve
+from quantbench.models.config import read_config
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -352,25 +352,38 @@ def test_what_another_kernels_process_may_own_is_left_for_a_day_and_what_was_set
 
 
 def test_write_atomically_replaces_and_leaves_nothing_beside(tmp_path: Path) -> None:
-    path = tmp_path / "deep" / "note"
-    cache.write_atomically(path, b"one")
-    cache.write_atomically(path, b"two")
-    assert path.read_bytes() == b"two"
-    assert _files(tmp_path) == ["deep/note"]
+    path = tmp_path / "note"
+    cache.write_atomically(path, "one")
+    cache.write_atomically(path, iter(["tw\N{LATIN SMALL LETTER O WITH DIAERESIS}", "\r\n"]))
+    assert path.read_bytes() == b"tw\xc3\xb6\r\n"
+    assert _files(tmp_path) == ["note"]
 
 
 def test_write_atomically_keeps_the_old_file_when_it_cannot_finish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "note"
-    cache.write_atomically(path, b"old")
+    cache.write_atomically(path, "old")
 
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(cache.os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        cache.write_atomically(path, b"new")
+        cache.write_atomically(path, "new")
     assert path.read_bytes() == b"old"
     assert _files(tmp_path) == ["note"]
+
+
+def test_a_folder_is_found_when_it_is_filled_or_not_at_all(tmp_path: Path) -> None:
+    place = tmp_path / "model"
+    place.mkdir()  # empty: it is replaced
+    with cache.folder_beside(place) as folder:
+        (folder / "weights").write_text("1")
+        assert list(place.iterdir()) == []
+    assert _files(tmp_path) == ["model/weights"]
+    with pytest.raises(OSError, match="not empty"), cache.folder_beside(place) as folder:
+        (folder / "weights").write_text("2")
+    assert (place / "weights").read_text() == "1"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_a_cache_that_cannot_be_written_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

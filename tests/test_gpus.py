@@ -1,12 +1,10 @@
-"""Which GPUs there are and which this process may use, with stand-ins for nvidia-smi and NVML."""
+"""Which GPUs there are and which this process may use, with a stand-in for NVML."""
 
 from __future__ import annotations
 
 import os
 import re
-import sys
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -14,44 +12,24 @@ from quantbench.core import gpus
 from quantbench.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
+    from conftest import FakeNvml
 
+MIB = 2**20
 SAID = (
-    "NVIDIA H100, 580.95.05, 81559, GPU-aaaa-1",
-    "NVIDIA GB10, 580.95.05, [N/A], GPU-bbbb-2",
-    "NVIDIA A10, 580.95.05, 23028, GPU-aacc-3",
+    ("NVIDIA H100", "580.95.05", 81559 * MIB, "GPU-aaaa-1"),
+    ("NVIDIA GB10", "580.95.05", None, "GPU-bbbb-2"),
+    ("NVIDIA A10", "580.95.05", 23028 * MIB, "GPU-aacc-3"),
 )
-LISTED = """GPU 0: NVIDIA H100 (UUID: GPU-aaaa-1)
-  MIG 1g.10gb     Device  0: (UUID: MIG-0001)
-  MIG 3g.40gb     Device  1: (UUID: MIG-0002)
-GPU 1: NVIDIA GB10 (UUID: GPU-bbbb-2)"""
-
-
-@pytest.fixture(autouse=True)
-def _unset(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"):
-        monkeypatch.delenv(name, raising=False)
+PARTS = (("NVIDIA H100 MIG 1g.10gb", 9856 * MIB, "MIG-0001"), ("NVIDIA H100 MIG 3g.40gb", 40448 * MIB, "MIG-0002"))
 
 
 @pytest.fixture
-def nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Put a script of that text in nvidia-smi's place."""
-
-    def put(script: str) -> None:
-        path = tmp_path / "nvidia-smi"
-        path.write_text(f"#!/bin/sh\n{script}\n")
-        path.chmod(0o755)
-        monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-
-    return put
-
-
-@pytest.fixture
-def three(nvidia_smi: Callable[[str], None]) -> None:
+def three(nvml: FakeNvml) -> FakeNvml:
     """Three GPUs, the first of them in parts."""
-    rows = "\n".join(SAID)
-    nvidia_smi(f"if [ \"$1\" = -L ]; then cat <<'.'\n{LISTED}\n.\nelse cat <<'.'\n{rows}\n.\nfi")
+    board = type(next(iter(nvml.boards.values())))
+    nvml.boards = {uuid: board(name=name, total=total) for name, _, total, uuid in SAID}
+    nvml.boards["GPU-aaaa-1"].parts = {uuid: board(name=name, total=total) for name, total, uuid in PARTS}
+    return nvml
 
 
 @pytest.mark.usefixtures("three")
@@ -69,97 +47,40 @@ def test_cuda_visible_devices_is_followed(
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     found = [(gpu.name, gpu.driver, gpu.memory_bytes, gpu.uuid) for gpu in gpus.visible_gpus()]
-    said = [row.split(", ") for row in SAID]
-    sizes = (81559 * 2**20, None, 23028 * 2**20)
-    assert found == [(said[number][0], said[number][1], sizes[number], said[number][3]) for number in expected]
+    assert found == [SAID[number] for number in expected]
 
 
-@pytest.mark.usefixtures("three")
-def test_a_part_of_a_gpu_is_a_gpu_of_unknown_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-0002")
-    (part,) = gpus.visible_gpus()
-    assert (part.name, part.uuid, part.memory_bytes) == ("NVIDIA H100 MIG 3g.40gb", "MIG-0002", None)
+def test_a_part_of_a_gpu_is_a_gpu_with_its_own_memory(three: FakeNvml, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-0002,MIG-0001")
+    found = [(part.name, part.memory_bytes, part.uuid) for part in gpus.visible_gpus()]
+    assert found == [PARTS[1], PARTS[0]]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-9")
     assert gpus.visible_gpus() == ()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-0002")
+    three.refuses["nvmlDeviceGetMaxMigDeviceCount"] = "Function Not Found"
+    assert gpus.visible_gpus() == ()
+    assert gpus.no_gpu() == "CUDA_VISIBLE_DEVICES=MIG-0002 hides 3 GPUs"
 
 
 @pytest.mark.parametrize(
-    ("script", "why"),
+    ("call", "why"),
     [
-        ("echo 'No devices were found'; exit 6", "nvidia-smi lists no GPU (No devices were found)"),
-        (
-            "echo 'Failed to initialize NVML: Driver/library version mismatch'; exit 18",
-            "nvidia-smi lists no GPU (Failed to initialize NVML: Driver/library version mismatch)",
-        ),
-        ("echo 'it could not reach the driver.' >&2; exit 9", "nvidia-smi lists no GPU (it could not reach the driver)"),
-        ("exit 0", "nvidia-smi lists no GPU"),
+        ("nvmlInit", "no GPU was found: NVML cannot be opened: Driver/library version mismatch"),
+        ("nvmlDeviceGetCount", "NVML refuses to list GPUs (Driver/library version mismatch)"),
+        (None, "NVML lists no GPU"),
     ],
 )
-def test_a_machine_without_a_working_gpu_says_why(script: str, why: str, nvidia_smi: Callable[[str], None]) -> None:
-    nvidia_smi(script)
+def test_a_machine_without_a_working_gpu_says_why(
+    call: str | None, why: str, nvml: FakeNvml, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if call:
+        nvml.refuses[call] = "Driver/library version mismatch"
+    else:
+        nvml.boards.clear()
     assert gpus.visible_gpus() == ()
     assert gpus.no_gpu() == why
-
-
-class FakeError(Exception):
-    """Stands for pynvml's."""
-
-
-def _pynvml(names: tuple[str, ...], **other: Any) -> SimpleNamespace:
-    """Stands for pynvml with these boards."""
-    functions: dict[str, Any] = {
-        "nvmlInit": lambda: None,
-        "nvmlDeviceGetCount": lambda: len(names),
-        "nvmlDeviceGetHandleByIndex": lambda index: index,
-        "nvmlDeviceGetName": lambda handle: names[handle],
-        "nvmlDeviceGetUUID": lambda handle: f"GPU-{handle}",
-        "nvmlDeviceGetMemoryInfo": lambda handle: SimpleNamespace(total=(handle + 1) * 2**30),
-        "nvmlSystemGetDriverVersion": lambda: "580.95.05",
-    }
-    return SimpleNamespace(NVMLError=FakeError, **{**functions, **other})
-
-
-def _refuse(*_: Any) -> Any:
-    raise FakeError("Not Supported")
-
-
-@pytest.fixture
-def no_tool(monkeypatch: pytest.MonkeyPatch) -> None:
-    """There is no nvidia-smi."""
-    monkeypatch.setattr("quantbench.core.gpus.shutil.which", lambda _: None)
-
-
-@pytest.mark.usefixtures("no_tool")
-def test_without_the_tool_the_drivers_library_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in a container that has the one and not the other."""
-    monkeypatch.setitem(sys.modules, "pynvml", _pynvml(("A", "B")))  # type: ignore[arg-type]
-    expected = [("A", "GPU-0", 2**30, "580.95.05"), ("B", "GPU-1", 2**31, "580.95.05")]
-    assert [(gpu.name, gpu.uuid, gpu.memory_bytes, gpu.driver) for gpu in gpus.visible_gpus()] == expected
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-    assert [gpu.name for gpu in gpus.visible_gpus()] == ["B"]
-    monkeypatch.setitem(sys.modules, "pynvml", _pynvml(("A",), nvmlDeviceGetMemoryInfo=_refuse))  # type: ignore[arg-type]
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    assert [gpu.memory_bytes for gpu in gpus.visible_gpus()] == [None]
-
-
-@pytest.mark.usefixtures("no_tool")
-@pytest.mark.parametrize(
-    ("library", "why"),
-    [
-        (None, "no GPU was found: there is no nvidia-smi, and NVML is read through nvidia-ml-py, which is not installed"),
-        (
-            _pynvml((), nvmlInit=_refuse),
-            "no GPU was found: there is no nvidia-smi, and NVML cannot be opened: Not Supported",
-        ),
-        (_pynvml((), nvmlDeviceGetCount=_refuse), "NVML refuses to list GPUs (Not Supported)"),
-        (_pynvml(()), "NVML lists no GPU"),
-    ],
-    ids=["no library", "no driver", "refused", "none"],
-)
-def test_without_either_it_says_so(library: Any, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pynvml", library)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-0002")
     assert gpus.visible_gpus() == ()
-    assert gpus.no_gpu() == why
 
 
 @pytest.mark.usefixtures("three")

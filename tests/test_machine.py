@@ -1,4 +1,4 @@
-"""Facts about the machine, with stand-ins for nvidia-smi and git."""
+"""Facts about the machine, with a stand-in for NVML."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ from quantbench.core.machine import Machine
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from conftest import FakeNvml
+
 MACHINE = Machine(
     cpu="Xeon", cpus=2, memory_bytes=16 * 2**30, isa="avx2 fma", system="Linux x86_64", gpus=("H100",), driver="580"
 )
@@ -31,12 +33,6 @@ def fresh() -> Iterator[None]:
     machine.describe.cache_clear()
     yield
     machine.describe.cache_clear()
-
-
-def _command(folder: Path, name: str, script: str) -> None:
-    path = folder / name
-    path.write_text(f"#!/bin/sh\n{script}\n")
-    path.chmod(0o755)
 
 
 @pytest.mark.parametrize(
@@ -74,12 +70,6 @@ def test_available_cpus_are_those_this_process_may_use(monkeypatch: pytest.Monke
     assert machine.available_cpus() == 3
 
 
-def _gpus(*names: str) -> str:
-    """A script that speaks as nvidia-smi of these GPUs."""
-    rows = (f"{name}, 580.95.05, 81559, GPU-{number}" for number, name in enumerate(names))
-    return "; ".join(f"echo '{row}'" for row in rows)
-
-
 @pytest.mark.usefixtures("fresh")
 @pytest.mark.parametrize(
     ("visible", "gpus", "driver"),
@@ -90,28 +80,24 @@ def _gpus(*names: str) -> str:
     ],
 )
 def test_a_machine_has_the_gpus_that_this_process_may_use(
-    visible: str | None, gpus: tuple[str, ...], driver: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    visible: str | None, gpus: tuple[str, ...], driver: str, nvml: FakeNvml, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _command(tmp_path, "nvidia-smi", _gpus("NVIDIA H100 80GB HBM3", "NVIDIA A10"))
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    nvml.boards["GPU-bbbb-2"].name = "NVIDIA A10"
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert (machine.describe().gpus, machine.describe().driver) == (gpus, driver)
     sizes = [memory for _, memory in machine.gpu_memory()]
-    assert sizes == [81559 * 2**20] * len(gpus)
+    assert sizes == [80 * 2**30] * len(gpus)
 
 
+@pytest.mark.usefixtures("nvml")
 @pytest.mark.parametrize(
     ("build", "cpu"), [("2.13.0+cpu", True), ("2.13.0+cpu.cxx11.abi", True), ("2.13.0+cu130", False), ("2.13.0", False)]
 )
 def test_a_build_of_torch_without_cuda_is_known_by_its_version(
-    build: str, cpu: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    build: str, cpu: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And is no matter to a runtime that does without torch."""
-    _command(tmp_path, "nvidia-smi", _gpus("NVIDIA A10"))
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(machine, "version", lambda name: build if name == "torch" else "1.0")
     machine.require_device("cuda", torch=False)
     machine.require_device("cpu", torch=True)

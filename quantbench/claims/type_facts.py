@@ -70,6 +70,7 @@ def type_facts() -> tuple[TypeFacts, ...]:
     asked = {"versions": package_versions(), "reader": Path(__file__).read_text(encoding="utf-8")}
     place = cache_root() / "number-types" / f"{digest(asked)}.json"
     if not place.is_file():
+        place.parent.mkdir(parents=True, exist_ok=True)
         command = python_module("quantbench.claims.type_facts", str(place))
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
@@ -186,4 +187,4 @@ def _blocks() -> Iterator[TypeFacts]:
 
 
 if __name__ == "__main__":
-    write_atomically(Path(sys.argv[1]), json.dumps([asdict(each) for each in read_types()]).encode())
+    write_atomically(Path(sys.argv[1]), json.dumps([asdict(each) for each in read_types()]))

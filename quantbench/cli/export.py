@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterable
-from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -15,6 +13,7 @@ import typer
 from quantbench.cli.guard import INSUFFICIENT
 from quantbench.cli.output import counted, message
 from quantbench.cli.results import ResultsOption, stored
+from quantbench.core.cache import write_atomically
 from quantbench.core.errors import UsageError, unknown_name
 from quantbench.export import EXPORTERS
 from quantbench.export import export as exported
@@ -102,13 +101,7 @@ def _write(path: Path, pieces: Iterable[str], results: str) -> None:
         raise UsageError(f"{path} lies among the results, which only runs write; name another file")
     if place.exists() and not place.is_file():
         raise UsageError(f"{path} is no regular file; name another, or leave -o out to write to stdout")
-    partial = place.with_name(f".{place.name}.{os.getpid()}.partial")
     try:
-        with partial.open("w", encoding="utf-8", newline="") as file:
-            file.writelines(pieces)
-        partial.replace(place)
+        write_atomically(place, pieces)
     except OSError as error:
         raise UsageError(f"{path} cannot be written ({error.strerror}); name a file in a folder that takes one") from error
-    finally:
-        with suppress(OSError):
-            partial.unlink()

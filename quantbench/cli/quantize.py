@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from quantbench.cli.output import counted
+from quantbench.core.cache import folder_beside
 from quantbench.core.errors import UnsupportedError, UsageError
 from quantbench.core.machine import available_cpus
 from quantbench.core.scenario import Spec, Variant
@@ -61,15 +61,11 @@ def _check_free(out: Path) -> None:
 def _write(saver: Saver, spec: Spec, settings: Settings, out: Path) -> None:
     """Fill a folder beside ``out`` and rename it when all is written, so that a half-written model is never found."""
     target = out.absolute()
-    partial = target.with_name(f".{target.name}-{os.getpid()}.partial")
-    partial.mkdir(parents=True)
-    try:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with folder_beside(target) as partial:
         saver(spec, settings, partial)
         if (partial / "config.json").is_file():
             _copy_tokenizer(settings.checkpoint, partial)
-        partial.rename(target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _copy_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:

@@ -8,7 +8,8 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from uuid import uuid4
@@ -51,21 +52,31 @@ def artifact(kind: str, asked: Mapping[str, object], make: Callable[[Path], None
     if place.is_dir() and not _set_aside_if_damaged(place):
         return place
     _make_folder(place.parent)
-    partial = place.with_name(partial_name(place.name))
-    partial.mkdir()  # as the umask has it: others may share the cache
     try:
-        with held(partial):
+        with folder_beside(place) as partial:
             make(partial)
             (partial / ASKED).write_text(json.dumps(asked, indent=1, sort_keys=True))
             seal(partial)
-            try:
-                partial.rename(place)
-            except OSError:
-                if not place.is_dir():
-                    raise
+    except OSError:
+        if not place.is_dir():
+            raise
+    return place
+
+
+@contextmanager
+def folder_beside(place: Path) -> Iterator[Path]:
+    """A new folder, held while it is filled, that is renamed to ``place`` at the end: a reader sees all of it or nothing.
+
+    It is gone where that does not work out. OSError where something stands at ``place`` by then, but for an empty folder.
+    """
+    partial = place.with_name(partial_name(place.name))
+    partial.mkdir()  # as the umask has it: others may share what holds it
+    try:
+        with held(partial):
+            yield partial
+            partial.rename(place)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return place
 
 
 def made_by(*modules: str) -> str:
@@ -133,7 +144,9 @@ def hashed(path: Path) -> HashedFile:
 def remember(kind: str, asked: Mapping[str, object], value: object) -> None:
     """Keep a small value in the cache, with a checksum."""
     body = {"asked": dict(asked), "value": value}
-    write_atomically(_note(kind, asked), json.dumps({**body, "sha256": _sum(body)}).encode())
+    note = _note(kind, asked)
+    _make_folder(note.parent)
+    write_atomically(note, json.dumps({**body, "sha256": _sum(body)}))
 
 
 def recall(kind: str, asked: Mapping[str, object]) -> object | None:
@@ -162,14 +175,13 @@ def _make_folder(folder: Path) -> None:
         raise QuantbenchError(f"the cache cannot be written at {folder} ({error.strerror}); set {CACHE_VARIABLE}") from error
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write beside ``path``, flush to disk, rename: a reader sees the old file, the new one, or none."""
-    _make_folder(path.parent)
+def write_atomically(path: Path, text: str | Iterable[str]) -> None:
+    """Write a text, or its pieces, beside ``path``, flush to disk, rename: a reader sees the old file, the new one, or none."""
     partial = path.with_name(partial_name(path.name))
     handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
+            stream.writelines(piece.encode() for piece in ([text] if isinstance(text, str) else text))
             stream.flush()
             os.fsync(stream.fileno())
         partial.replace(path)

@@ -1,4 +1,4 @@
-"""The GPUs of this machine, and which of them this process may use: from nvidia-smi, or from NVML where there is no such tool.
+"""The GPUs of this machine, and which of them this process may use, from NVML, the driver's management library.
 
 Nothing here opens CUDA or takes device memory.
 """
@@ -6,12 +6,8 @@ Nothing here opens CUDA or takes device memory.
 from __future__ import annotations
 
 import os
-import re
-import shutil
-import subprocess
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
-from importlib import import_module
 from typing import Any
 
 from quantbench.core.errors import UsageError
@@ -19,7 +15,6 @@ from quantbench.core.errors import UsageError
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 _ORDER = "CUDA_DEVICE_ORDER"
 _BY_BUS = "PCI_BUS_ID"
-_PART = re.compile(r"\s+MIG (\S+)\s+Device\s+\d+: \(UUID: (MIG-[^)]+)\)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +40,7 @@ def visible_gpus() -> tuple[Gpu, ...]:
     for wanted in map(str.strip, visible.split(",")):
         named = [gpu for number, gpu in enumerate(found) if wanted == str(number)]
         if wanted.startswith(("GPU-", "MIG-")):
-            among = found if wanted.startswith("GPU-") else _parts(found)
+            among = found if wanted.startswith("GPU-") else _parts()
             named = [gpu for gpu in among if gpu.uuid.startswith(wanted)]
         if len(named) != 1:  # CUDA itself ends at the first that it cannot find
             break
@@ -88,19 +83,14 @@ def number_gpus_by_bus() -> None:
 
 
 def open_nvml() -> Any:
-    """NVML, the driver's management library, as nvidia-ml-py wraps it; a string says why there is none.
+    """NVML as nvidia-ml-py wraps it; a string says why there is none."""
+    import pynvml
 
-    It opens no CUDA and takes no device memory.
-    """
     try:
-        library = import_module("pynvml")
-    except ImportError:
-        return "NVML is read through nvidia-ml-py, which is not installed; pip install 'quantbench[gpu]'"
-    try:
-        library.nvmlInit()
-    except (OSError, library.NVMLError) as error:
+        pynvml.nvmlInit()
+    except (OSError, pynvml.NVMLError) as error:
         return f"NVML cannot be opened: {error}"
-    return library
+    return pynvml
 
 
 def _counted(gpus: int) -> str:
@@ -109,55 +99,40 @@ def _counted(gpus: int) -> str:
 
 def _known_gpus() -> tuple[tuple[Gpu, ...], str]:
     """Every GPU of this machine in the bus's order, hidden or not; where there is none, why, as half a sentence."""
-    if tool := shutil.which("nvidia-smi"):
-        return _ask_nvidia_smi(tool)
-    library = open_nvml()  # a container may have the driver's libraries without its tools
+    library = open_nvml()
     if isinstance(library, str):
-        return (), f"no GPU was found: there is no nvidia-smi, and {library.partition(';')[0]}"
+        return (), f"no GPU was found: {library}"
     try:
-        handles = [library.nvmlDeviceGetHandleByIndex(number) for number in range(library.nvmlDeviceGetCount())]
-        driver = library.nvmlSystemGetDriverVersion()
-        found = tuple(
-            Gpu(
-                name=library.nvmlDeviceGetName(handle), uuid=library.nvmlDeviceGetUUID(handle),
-                memory_bytes=_total_bytes(library, handle), driver=driver,
-            )
-            for handle in handles
-        )  # fmt: skip
+        found = tuple(_gpu(library, handle) for handle in _handles(library))
     except library.NVMLError as error:
         return (), f"NVML refuses to list GPUs ({error})"
     return found, "" if found else "NVML lists no GPU"
 
 
-def _total_bytes(library: Any, handle: Any) -> int | None:
-    try:
-        return int(library.nvmlDeviceGetMemoryInfo(handle).total)
-    except library.NVMLError:
-        return None
-
-
-@cache
-def _ask_nvidia_smi(tool: str) -> tuple[tuple[Gpu, ...], str]:
-    """What the ``tool`` says of each GPU; sizes are in MiB."""
-    asked = [tool, "--query-gpu=name,driver_version,memory.total,uuid", "--format=csv,noheader,nounits"]
-    answer = subprocess.run(asked, capture_output=True, text=True, check=False)
-    rows = [line.split(", ") for line in answer.stdout.splitlines() if line.count(", ") == 3]
-    found = tuple(
-        Gpu(name=name, uuid=uuid, memory_bytes=int(size) * 2**20 if size.isdigit() else None, driver=driver)
-        for name, driver, size, uuid in rows
-    )
-    said = " ".join((answer.stdout.strip() or answer.stderr.strip()).split()).rstrip(".")
-    return found, "" if found else "nvidia-smi lists no GPU" + (f" ({said})" if said else "")
-
-
-def _parts(gpus: tuple[Gpu, ...]) -> tuple[Gpu, ...]:
-    """The parts (MIG) that GPUs were divided into; what memory each has is not told."""
-    tool = shutil.which("nvidia-smi")
-    listing = subprocess.run([tool, "-L"], capture_output=True, text=True, check=False).stdout if tool else ""
+def _parts() -> tuple[Gpu, ...]:
+    """The parts (MIG) that GPUs were divided into."""
+    library = open_nvml()
+    if isinstance(library, str):
+        return ()
     found: list[Gpu] = []
-    whole: Gpu | None = None
-    for line in listing.splitlines():
-        whole = next((gpu for gpu in gpus if gpu.uuid in line), whole)
-        if whole and (part := _PART.match(line)):
-            found.append(Gpu(name=f"{whole.name} MIG {part[1]}", uuid=part[2], memory_bytes=None, driver=whole.driver))
+    with suppress(library.NVMLError):  # a driver that knows no parts
+        for whole in _handles(library):
+            for number in range(library.nvmlDeviceGetMaxMigDeviceCount(whole)):
+                with suppress(library.NVMLError):  # fewer were made than could be
+                    found.append(_gpu(library, library.nvmlDeviceGetMigDeviceHandleByIndex(whole, number)))
     return tuple(found)
+
+
+def _handles(library: Any) -> list[Any]:
+    return [library.nvmlDeviceGetHandleByIndex(number) for number in range(library.nvmlDeviceGetCount())]
+
+
+def _gpu(library: Any, handle: Any) -> Gpu:
+    try:
+        memory_bytes = int(library.nvmlDeviceGetMemoryInfo(handle).total)
+    except library.NVMLError:
+        memory_bytes = None
+    return Gpu(
+        name=library.nvmlDeviceGetName(handle), uuid=library.nvmlDeviceGetUUID(handle), memory_bytes=memory_bytes,
+        driver=library.nvmlSystemGetDriverVersion(),
+    )  # fmt: skip

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from quantbench.core.cache import write_atomically
 from quantbench.core.identity import FileIdentity, HashedFile
 from quantbench.core.record import Status
 from quantbench.core.scenario import Conditions, Effort, Spec, Variant
@@ -22,9 +23,7 @@ REFERENCE_FOLDER = "reference-{}"
 
 def enter_stage(folder: Path, stage: str) -> None:
     """Note what the worker does from now on, for those who watch; to be called between passes, never while one is timed."""
-    partial = folder / f".{STAGE_FILE}"
-    partial.write_text(stage)
-    partial.replace(folder / STAGE_FILE)
+    write_atomically(folder / STAGE_FILE, stage)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

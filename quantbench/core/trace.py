@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from quantbench.core.cache import write_atomically
+
 NO_REFERENCE = "no reference to compare with: it cannot open this checkpoint here"
 """Why there is no similarity, where nobody knows better."""
 
@@ -299,11 +301,9 @@ class Trace:
     """What was found rather than asked: kernel class, ISA, library versions, KV dtype, checkpoint dtype, threads, context."""
 
     def save(self, path: Path) -> None:
-        """Write as JSON."""
+        """Write as JSON; a worker may be killed while it does."""
         body = {**asdict(self), "columns": str(self.columns) if self.columns else None}
-        partial = path.with_suffix(".partial")  # a worker may be killed while it writes
-        partial.write_text(json.dumps(body))
-        partial.replace(path)
+        write_atomically(path, json.dumps(body))
 
     @classmethod
     def load(cls, path: Path) -> Trace:

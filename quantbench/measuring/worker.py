@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
+from quantbench.core.cache import write_atomically
 from quantbench.core.checksums import of_run
 from quantbench.core.errors import QuantbenchError, UnsupportedError
 from quantbench.core.gpus import number_gpus_by_bus
@@ -48,9 +49,7 @@ def run_job(folder: Path) -> int:
             _run(Job.load(folder), folder)
     except Exception as error:  # noqa: BLE001 - the whole point: any failure of one cell becomes its row
         failure = {"status": _status(error), "reason": _reason(error), "traceback": traceback.format_exc()}
-        partial = folder / f".{FAILURE_FILE}"
-        partial.write_text(json.dumps(failure))
-        partial.replace(folder / FAILURE_FILE)
+        write_atomically(folder / FAILURE_FILE, json.dumps(failure))
         print(f"{failure['status']}: {failure['reason']}", file=sys.stderr)
         return 1
     return 0

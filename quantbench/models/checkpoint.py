@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from quantbench.core.errors import ModelError
 from quantbench.core.identity import identify
 from quantbench.core.job import Checkpoint
 from quantbench.models import MODELS, ModuleRecipe, check_name, is_dummy, is_server, looks_like_path
+from quantbench.models.config import CONFIG, read_config
 from quantbench.models.dummy import make_dummy, read_shapes
 from quantbench.models.gguf import all_tensors, gguf_parts
 from quantbench.models.hub import CHECKPOINT_FILES, download
@@ -152,7 +152,7 @@ def quantization_config(folder: Path, *, packed: bool) -> dict[str, Any]:
                 f"{folder} holds packed weights and nothing says how they were quantized; "
                 "add the quantize_config.json or quant_config.json that belongs to it"
             )
-        found = {"quant_method": _OLDER_CONFIGS[older[0]], **_read_object(folder / older[0])}
+        found = {"quant_method": _OLDER_CONFIGS[older[0]], **read_config(folder / older[0])}
     return {_OLDER_KEYS.get(key, key): value for key, value in (found or {}).items()}
 
 
@@ -171,7 +171,7 @@ def _module(name: str, recipe: ModuleRecipe) -> Checkpoint:
 
 
 def _folder(name: str, folder: Path, revision: str, trust_remote_code: bool) -> Checkpoint:
-    if not (folder / "config.json").is_file():
+    if not (folder / CONFIG).is_file():
         raise ModelError(f"{folder} has no config.json, so it is no checkpoint; give the folder that save_pretrained wrote")
     weights = weight_files(folder)
     if not weights:
@@ -189,21 +189,6 @@ def _folder(name: str, folder: Path, revision: str, trust_remote_code: bool) -> 
         content_hash=content.hexdigest(), trust_remote_code=trust_remote_code, files=tuple(files),
         quantized=str(quantization_config(folder, packed=packed).get("quant_method", "")),
     )  # fmt: skip
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """The checkpoint's config.json; ModelError when it is no JSON object."""
-    return _read_object(folder / "config.json")
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        body = json.loads(path.read_text())
-    except ValueError as error:
-        raise ModelError(f"{path} is not valid JSON ({error}); download or copy it again") from error
-    if not isinstance(body, dict):
-        raise ModelError(f"{path} holds no object; download or copy it again")
-    return body
 
 
 def _gguf(name: str, path: Path, revision: str) -> Checkpoint:

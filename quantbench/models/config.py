@@ -27,7 +27,7 @@ def read_architecture(name: str, *, any_age: bool = False) -> Architecture:
     do. Raises UsageError for a name that can be none of these, ModelError for a configuration that cannot be had or read.
     """
     source = config_file(name.removeprefix(DUMMY_PREFIX), any_age=any_age)
-    body = read_config_file(source)
+    body = read_model_config(source)
     if architecture.is_known(body):
         return architecture.read(body, name, str(source))
     architecture.require_decoder(Config(body, str(source)), body["model_type"])
@@ -64,14 +64,23 @@ def config_file(wanted: str, *, any_age: bool = False) -> Path:
         raise type(error)(f"{error}; or give the path of its config.json, which is all that is needed") from error
 
 
-def read_config_file(path: Path) -> dict[str, Any]:
-    """What a config.json says. ModelError where there is none, or where it is none of a model."""
+def read_config(path: Path) -> dict[str, Any]:
+    """What a config.json says, or the one in a folder. ModelError where there is none, or where it is no JSON object."""
+    path = path / CONFIG if path.is_dir() else path
     try:
         body = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ModelError(f"{path} does not exist; a config.json is wanted, as save_pretrained writes it") from error
     except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{path} cannot be read as JSON ({error}); a config.json is wanted") from error
-    if not isinstance(body, dict) or not isinstance(body.get("model_type"), str):
+        raise ModelError(f"{path} cannot be read as JSON ({error}); download or copy it again") from error
+    if not isinstance(body, dict):
+        raise ModelError(f"{path} holds no JSON object; download or copy it again")
+    return body
+
+
+def read_model_config(path: Path) -> dict[str, Any]:
+    """The same; ModelError also where it names no model type."""
+    body = read_config(path)
+    if not isinstance(body.get("model_type"), str):
         raise ModelError(f"{path} names no model_type, so it is no model's config.json; give one that save_pretrained wrote")
     return body

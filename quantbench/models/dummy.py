@@ -22,10 +22,10 @@ from quantbench.core.job import Checkpoint
 from quantbench.core.machine import versions
 from quantbench.core.scenario import DUMMY_PREFIX
 from quantbench.models import MODELS, meta
-from quantbench.models.config import CONFIG, config_file, read_config_file
+from quantbench.models.config import CONFIG, config_file, read_model_config
 from quantbench.models.meta import build, plain, run_child
+from quantbench.models.pool import SEED
 
-SEED = 0
 RECIPE = 2
 """Counts changes of what a dummy is, its weights included: part of its content, by which rows of different days are paired."""
 
@@ -49,7 +49,7 @@ def make_dummy(name: str) -> Checkpoint:
     if missing:
         raise MissingDependency(f"model {name!r} takes {', '.join(missing)}, not installed; pip install 'quantbench[torch]'")
     source = config_file(name.removeprefix(DUMMY_PREFIX))
-    config = {**plain(read_config_file(source)), **_TOKENIZER_IDS}
+    config = {**plain(read_model_config(source)), **_TOKENIZER_IDS}
     canary = MODELS["canary"].folder()
     asked: dict[str, object] = {
         "config": config, "seed": SEED, "recipe": RECIPE,

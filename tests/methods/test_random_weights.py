@@ -24,7 +24,7 @@ from quantbench.models.checkpoint import count_parameters, resolve
 from quantbench.models.dummy import read_shapes, write_shapes
 from quantbench.planning.outlook import Outlooks
 from quantbench.runtimes.transformers import random_weights
-from quantbench.runtimes.transformers.random_weights import POOL, Values, load_random
+from quantbench.runtimes.transformers.random_weights import POOL, NormalValues, load_random
 
 BASE: Mapping[str, Any] = {
     "vocab_size": 2048, "hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -137,7 +137,7 @@ def test_two_loads_are_equal_whatever_the_threads(variant: str, dummy: Callable[
 
 def test_values_follow_from_name_and_seed(monkeypatch: pytest.MonkeyPatch) -> None:
     def made(name: str) -> torch.Tensor:
-        return Values(0.02).make(name, (64, 64), "cpu", torch.bfloat16)
+        return NormalValues(0.02).make(name, (64, 64), "cpu", torch.bfloat16)
 
     first = made("a.weight")
     place = 15649375  # crc32 of the name, modulo the pool: Python's own hash is another one in each process
@@ -151,7 +151,7 @@ def test_values_follow_from_name_and_seed(monkeypatch: pytest.MonkeyPatch) -> No
 def test_rows_of_a_matrix_larger_than_the_pool_differ() -> None:
     """The pool begins again inside such a matrix; were a whole number of rows to fit it, tokens would be each other's twins."""
     columns = 4096
-    made = Values(0.02).make("embedding.weight", (POOL // columns + 200, columns), "cpu", torch.bfloat16)
+    made = NormalValues(0.02).make("embedding.weight", (POOL // columns + 200, columns), "cpu", torch.bfloat16)
     again = POOL // columns
     for shift in (again, again + 1):
         assert float((made[shift : shift + 100] == made[:100]).float().mean()) < 0.1
@@ -186,16 +186,16 @@ def test_a_quantized_layer_is_never_there_twice(dummy: Callable[..., Checkpoint]
 
     made: list[tuple[StorageWeakRef, int]] = []
     peaks: list[int] = []
-    make = Values.make
+    make = NormalValues.make
 
-    def counted(self: Values, name: str, *rest: Any) -> torch.Tensor:
+    def counted(self: NormalValues, name: str, *rest: Any) -> torch.Tensor:
         tensor = make(self, name, *rest)
         storage = tensor.untyped_storage()
         made.append((StorageWeakRef(storage), storage.nbytes()))
         peaks.append(sum(size for each, size in made if not each.expired()))
         return tensor
 
-    monkeypatch.setattr(Values, "make", counted)
+    monkeypatch.setattr(NormalValues, "make", counted)
     checkpoint = dummy("llama", num_hidden_layers=8)
     with opened(checkpoint, "bitsandbytes/nf4") as model:
         left = sum(each.nbytes for each in model.model.parameters() if each.dtype == torch.bfloat16)
@@ -209,19 +209,19 @@ def test_the_pool_is_let_go(dummy: Callable[..., Checkpoint], monkeypatch: pytes
     """Even where transformers keeps what it was given."""
     drawn: list[weakref.ref[torch.Tensor]] = []
     kept: list[object] = []
-    draw, make = random_weights._draw, Values.make
+    draw, make = random_weights._draw, NormalValues.make
 
     def remembered(spread: float) -> torch.Tensor:
         pool: torch.Tensor = draw(spread)
         drawn.append(weakref.ref(pool))
         return pool
 
-    def keeping(self: Values, *rest: Any) -> torch.Tensor:
+    def keeping(self: NormalValues, *rest: Any) -> torch.Tensor:
         kept.append(self)
         return make(self, *rest)
 
     monkeypatch.setattr(random_weights, "_draw", remembered)
-    monkeypatch.setattr(Values, "make", keeping)
+    monkeypatch.setattr(NormalValues, "make", keeping)
     model = load_random(dummy("llama"), dtype="float32")
     gc.collect()
     assert len(drawn) == 1
@@ -306,11 +306,11 @@ def test_on_a_gpu_it_is_made_there_quantized_layer_by_layer_and_nothing_else_sta
 import json
 import torch
 from quantbench.methods import METHODS, Settings
-from quantbench.runtimes.transformers.random_weights import Values
+from quantbench.runtimes.transformers.random_weights import NormalValues
 from quantbench.models.checkpoint import count_parameters, resolve
 from quantbench.core.scenario import Conditions, Scenario, Variant
 checkpoint = resolve("dummy:tinyllama-1.1b")
-made = [Values(0.02).make("a.weight", (5000, 4096), device, torch.bfloat16) for device in ("cpu", "cuda:0")]
+made = [NormalValues(0.02).make("a.weight", (5000, 4096), device, torch.bfloat16) for device in ("cpu", "cuda:0")]
 alike = torch.equal(made[0], made[1].cpu())
 del made
 torch.cuda.empty_cache()

@@ -71,7 +71,8 @@ def test_a_file_and_its_folder_are_the_same_model(tmp_path: Path) -> None:
     [
         ("{", "cannot be read as JSON (Expecting property name"),
         ("[" * 100_000, "cannot be read as JSON (maximum recursion depth exceeded"),
-        ("[]", "names no model_type, so it is no model's config.json; give one that save_pretrained wrote"),
+        ("[]", "holds no JSON object; download or copy it again"),
+        ("{}", "names no model_type, so it is no model's config.json; give one that save_pretrained wrote"),
         ('{"model_type": 3}', "names no model_type, so it is no model's config.json; give one that save_pretrained wrote"),
         ('{"model_type": "llama"}', "has no hidden_size, which its shapes follow from; give a whole config.json"),
     ],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -190,12 +189,6 @@ def test_a_board_without_a_counter_says_so(nvml: FakeNvml) -> None:
 def test_without_a_driver_nvml_says_so(nvml: FakeNvml) -> None:
     nvml.refuses["nvmlInit"] = "Driver Not Loaded"
     assert find_counter("cuda") == "NVML cannot be opened: Driver Not Loaded"
-
-
-@pytest.mark.usefixtures("nvml")
-def test_without_a_library_for_nvml_the_reason_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pynvml", None)  # an import of it then fails
-    assert find_counter("cuda:0") == "NVML is read through nvidia-ml-py, which is not installed; pip install 'quantbench[gpu]'"
 
 
 def test_where_there_is_no_counter_no_time_is_spent(clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

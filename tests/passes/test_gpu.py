@@ -136,7 +136,8 @@ def test_idleness_and_clocks_set_on_purpose_are_no_throttling(bits: int, names: 
 
 
 def test_the_bits_are_nvmls_own() -> None:
-    pynvml = pytest.importorskip("pynvml")
+    import pynvml
+
     for suffix, names in {
         "SwPowerCap": ("sw_power_cap",), "HwSlowdown": ("hw_slowdown",), "SyncBoost": ("sync_boost",),
         "SwThermalSlowdown": ("sw_thermal",), "HwThermalSlowdown": ("hw_thermal",),
@@ -194,7 +195,6 @@ def test_whether_this_process_has_loaded_cuda_is_read_from_its_mappings(
 @pytest.mark.gpu
 def test_on_a_gpu_asking_opens_no_cuda_and_says_what_nvidia_smi_says() -> None:
     """In a process of its own, which imports no torch for it."""
-    pytest.importorskip("pynvml")
     script = """
 import json, sys
 from dataclasses import asdict
@@ -218,7 +218,6 @@ print(json.dumps([asdict(watch.clocks()), uses_cuda(), "torch" in sys.modules, b
 @pytest.mark.gpu
 def test_on_a_gpu_the_boards_are_those_that_torch_numbers_so() -> None:
     """In a process whose GPUs are numbered as they are in a session."""
-    pytest.importorskip("pynvml")
     script = """
 import json
 from quantbench.core.gpus import number_gpus_by_bus, visible_gpus

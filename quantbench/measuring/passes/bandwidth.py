@@ -61,7 +61,7 @@ def memory_bandwidth(device: str, threads: int, run: Path) -> float | str:
             known = recall("bandwidth", asked)
             figure = max(_measured(device, threads), known if isinstance(known, float) else 0.0)
             remember("bandwidth", asked, figure)
-            write_atomically(of_run, json.dumps({"bytes_per_second": figure, **asked}).encode())
+            write_atomically(of_run, json.dumps({"bytes_per_second": figure, **asked}))
         return _read(of_run)
     except (QuantbenchError, OSError, subprocess.TimeoutExpired, ImportError) as error:  # it costs this figure, never the row
         return str(error)

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from quantbench.core.cache import cache_root
+from quantbench.core.cache import cache_root, write_atomically
 from quantbench.core.errors import MissingDependency, QuantbenchError
 from quantbench.core.machine import describe
 from quantbench.core.scenario import Spec
@@ -22,7 +22,7 @@ from quantbench.core.scratch import scratch_folder
 from quantbench.core.trace import Probe
 from quantbench.measuring.passes.finetune import load_adapter, other_kernels, train_adapter
 from quantbench.methods import METHODS, HasModule, LoadedModel, Sampling, Settings
-from quantbench.models.checkpoint import read_config
+from quantbench.models.config import read_config
 
 if TYPE_CHECKING:
     import numpy as np
@@ -89,9 +89,7 @@ def probe_all(subject: ProbedVariant) -> Iterator[tuple[str, Probe]]:
 
 def save_probes(path: Path, found: Mapping[str, Probe]) -> None:
     """Write probes as JSON, whole or not at all."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps({name: asdict(each) for name, each in found.items()}))
-    partial.replace(path)
+    write_atomically(path, json.dumps({name: asdict(each) for name, each in found.items()}))
 
 
 def save_reload(subject: ProbedVariant, seen: Seen) -> Probe:

@@ -18,7 +18,8 @@ from quantbench.core.errors import ModelError, UnsupportedError
 from quantbench.core.job import Checkpoint
 from quantbench.core.protocols import Settings
 from quantbench.core.scenario import Precision, Variant
-from quantbench.models.checkpoint import quantization_config, read_config, watched
+from quantbench.models.checkpoint import quantization_config, watched
+from quantbench.models.config import read_config
 from quantbench.models.safetensors import safetensors_header, weight_files, weight_index
 from quantbench.runtimes.transformers.model import TransformersModel, load_pretrained
 

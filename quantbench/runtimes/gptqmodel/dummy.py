@@ -8,14 +8,13 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from zlib import crc32
 
 from quantbench.core.cache import artifact, made_by, require_room
 from quantbench.core.errors import UnsupportedError
 from quantbench.core.job import Checkpoint
 from quantbench.core.scenario import Variant
-from quantbench.models.checkpoint import read_config
-from quantbench.models.config import CONFIG, read_architecture
+from quantbench.models.config import CONFIG, read_architecture, read_config
+from quantbench.models.pool import SEED, SPREAD, cut
 from quantbench.runtimes.gptqmodel.checkpoint import grouping
 from quantbench.runtimes.gptqmodel.forecast import Stored, file_bytes, header, packed_tensors, refusal, shards
 
@@ -24,16 +23,12 @@ if TYPE_CHECKING:
 
     Array = NDArray[Any]
 
-_SEED = 0
 _CHECKPOINT = "checkpoint"
 _WEIGHTS = "model.safetensors"
 _WRITER = "quantbench"
-_SPREAD = 0.02
-"""Standard deviation of weights, the usual initializer_range: activations then stay far from the limits of float16."""
-
 _SCALES = 0.8, 1.2
 _POOL = 2**20 - 3
-"""Values of which tensors are cut: a prime, so that rows of one matrix are cut at different places."""
+"""Values of which tensors are cut, a prime."""
 
 _WORD_BITS = 32
 _WORD_MASK = 2**_WORD_BITS - 1
@@ -55,7 +50,7 @@ def dummy_folder(checkpoint: Checkpoint, variant: Variant) -> Path:
     bits, group_size = grouping(variant.precision)
     asked = {
         "content": checkpoint.content_hash, "method": variant.method, "bits": bits, "group_size": group_size,
-        "seed": _SEED, "made_by": made_by(__name__, "quantbench.runtimes.gptqmodel.forecast"),
+        "seed": SEED, "made_by": made_by(__name__, "quantbench.runtimes.gptqmodel.forecast", "quantbench.models.pool"),
     }  # fmt: skip
 
     def make(folder: Path) -> None:
@@ -63,17 +58,14 @@ def dummy_folder(checkpoint: Checkpoint, variant: Variant) -> Path:
         require_room(folder, sum(map(file_bytes, files)), f"the dummy of {checkpoint.name} in {variant.name}")
         place = folder / _CHECKPOINT
         place.mkdir()
-        _write_weights(place, files, Values(variant.method, bits, group_size))
+        _write_weights(place, files, PackedValues(variant.method, bits, group_size))
         _write_configs(place, checkpoint.path, variant)
 
     return artifact("packed-dummy", asked, make) / _CHECKPOINT
 
 
-class Values:
-    """Seeded values of packed layers and of the tensors beside them, zero on average.
-
-    Each tensor is cut from a pool of values, at a place that follows from its name, and goes around it as often as it must.
-    """
+class PackedValues:
+    """Seeded values of packed layers and of the tensors beside them, zero on average."""
 
     def __init__(self, method: str, bits: int, group_size: int) -> None:
         """The lowest code is left out, as symmetric quantizers do: the others lie evenly about the zero point.
@@ -82,13 +74,13 @@ class Values:
         """
         import numpy as np
 
-        rng = np.random.default_rng(_SEED)
+        rng = np.random.default_rng(SEED)
         middle = 2 ** (bits - 1)
         codes = np.arange(1, 2**bits)
-        scales = rng.uniform(*_SCALES, _POOL).astype(np.float32) * np.float32(_SPREAD / codes.std())
+        scales = rng.uniform(*_SCALES, _POOL).astype(np.float32) * np.float32(SPREAD / codes.std())
         self._group_size = group_size
         self._symmetric = method == "gptq"
-        self._floats = _bfloat16(rng.standard_normal(_POOL, dtype=np.float32) * np.float32(_SPREAD))
+        self._floats = _bfloat16(rng.standard_normal(_POOL, dtype=np.float32) * np.float32(SPREAD))
         self._scales = scales.astype("<f2") if self._symmetric else _bfloat16(scales)
         self._codes = _words(bits, lambda: rng.integers(codes[0], codes[-1] + 1, _POOL, dtype=np.uint64))
         if self._symmetric:  # the first version of the format stores one less than the zero point
@@ -101,16 +93,16 @@ class Values:
         import numpy as np
 
         name, _, shape = stored
-        start, count = crc32(name.encode()) % _POOL, math.prod(shape)
+        count = math.prod(shape)
         kind = name.rpartition(".")[2]
         if kind == "qweight":
-            yield from self._qweight(start, shape)
+            yield from self._qweight(name, shape)
         elif kind == "qzeros" and self._symmetric:
             yield np.tile(np.resize(self._zeros, shape[1]), shape[0])
         elif kind == "qzeros":
-            yield from _around(self._zeros[0], start, count)
+            yield from _cut(self._zeros[0], name, count)
         elif kind == "scales":
-            yield from _around(self._scales, start, count)
+            yield from _cut(self._scales, name, count)
         elif kind == "g_idx":
             yield (np.arange(count) // self._group_size).astype("<i4")
         elif kind == "bias":
@@ -118,18 +110,18 @@ class Values:
         elif len(shape) == 1:
             yield np.full(count, _BFLOAT16_ONE, "<u2")
         else:
-            yield from _around(self._floats, start, count)
+            yield from _cut(self._floats, name, count)
 
-    def _qweight(self, start: int, shape: Sequence[int]) -> Iterator[Array]:
+    def _qweight(self, name: str, shape: Sequence[int]) -> Iterator[Array]:
         """Words; where codes cross from one into the next, those that belong together stand one below the other."""
         import numpy as np
 
         lanes, (rows, columns) = len(self._codes), shape
         if lanes == 1:
-            yield from _around(self._codes[0], start, rows * columns)
+            yield from _cut(self._codes[0], name, rows * columns)
             return
         block = rows // lanes * columns
-        pieces = (np.concatenate(list(_around(lane, start, block))).reshape(-1, columns) for lane in self._codes)
+        pieces = (np.concatenate(list(_cut(lane, name, block))).reshape(-1, columns) for lane in self._codes)
         yield np.stack(list(pieces), axis=1)
 
 
@@ -154,16 +146,11 @@ def _bfloat16(values: Array) -> Array:
     return ((values.view(np.uint32) + np.uint32(0x8000)) >> np.uint32(16)).astype("<u2")
 
 
-def _around(pool: Array, start: int, count: int) -> Iterator[Array]:
-    """``count`` values of a pool from ``start`` on, beginning again where it ends."""
-    while count:
-        piece = pool[start : start + count]
-        yield piece
-        count -= len(piece)
-        start = 0
+def _cut(pool: Array, name: str, count: int) -> Iterator[Array]:
+    return (pool[piece] for piece in cut(name, count, _POOL))
 
 
-def _write_weights(place: Path, files: Sequence[Sequence[Stored]], values: Values) -> None:
+def _write_weights(place: Path, files: Sequence[Sequence[Stored]], values: PackedValues) -> None:
     """The files under gptqmodel's names, with an index where there are several; memory holds one tensor."""
     weight_map: dict[str, str] = {}
     total = 0

@@ -12,7 +12,6 @@ import os
 import shutil
 import signal
 import subprocess
-import zlib
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.metadata import version
@@ -25,19 +24,20 @@ from quantbench.core.errors import ModelError, UnsupportedError
 from quantbench.core.job import Checkpoint
 from quantbench.core.protocols import Artifact
 from quantbench.models.architecture import Architecture, read
+from quantbench.models.config import CONFIG, read_config
 from quantbench.models.dummy import read_shapes
 from quantbench.models.gguf import block_of, tensor_bytes
+from quantbench.models.pool import SEED, SPREAD, cut
 from quantbench.runtimes.llama_cpp.files import MODEL_FILE, converter, fallback_facts, file_type, gguf_maker
 from quantbench.runtimes.llama_cpp.header import HEADER, REQUEST, VALUES
 from quantbench.runtimes.llama_cpp.model import library
 from quantbench.runtimes.llama_cpp.plan import File, tensors_of
 from quantbench.runtimes.llama_cpp.tensors import TypedTensor
 
-_MAKERS = tuple(f"quantbench.runtimes.llama_cpp.{name}" for name in ("dummy", "header", "tensors"))
-
-_SEED = 0
-_DEVIATION = 0.02
-"""Standard deviation of the weights, transformers' own for most architectures."""
+_MAKERS = (
+    "quantbench.runtimes.llama_cpp.dummy", "quantbench.runtimes.llama_cpp.header", "quantbench.runtimes.llama_cpp.tensors",
+    "quantbench.models.pool",
+)  # fmt: skip
 
 _ROWS, _ROW = 4093, 256
 """Weights of a pool: a prime number of the largest block, so that no two neighbouring rows of a matrix are the same."""
@@ -79,8 +79,7 @@ def dummy_file(checkpoint: Checkpoint, precision: str, files: Sequence[File]) ->
 
 def _architecture(checkpoint: Checkpoint) -> Architecture:
     """What the dummy's configuration describes; UnsupportedError where transformers makes other tensors of it."""
-    config = checkpoint.path / "config.json"
-    found = read(json.loads(config.read_text()), checkpoint.name, str(config))
+    found = read(read_config(checkpoint.path), checkpoint.name, str(checkpoint.path / CONFIG))
     if {tensor.name: tuple(tensor.shape) for tensor in found.tensors} != read_shapes(checkpoint.path):
         raise UnsupportedError(
             f"quantbench does not know the tensors of model type {found.model_type!r} as transformers makes them, so it cannot "
@@ -96,7 +95,7 @@ def _header(checkpoint: Checkpoint, tensors: Sequence[TypedTensor]) -> Path:
     def make(folder: Path) -> None:
         source = folder / "source"
         source.mkdir()
-        for path in (checkpoint.path / "config.json", *checkpoint.path.glob("*token*")):
+        for path in (checkpoint.path / CONFIG, *checkpoint.path.glob("*token*")):
             shutil.copyfile(path, source / path.name)
         request = {
             "source": str(source), "converter": str(converter().parent),
@@ -162,19 +161,14 @@ def _fill(target: Path, tensors: Sequence[TypedTensor], values: Mapping[str, Seq
             elif len(shape) < 2 or name.endswith(_NORM):
                 stream.write(np.full(shape, float(not name.endswith(".bias")), dtype=np.float32).tobytes())
             else:
-                _tile(stream, random_blocks(kind), zlib.crc32(name.encode()), shape, kind)
+                _tile(stream, name, tensor_bytes(shape, kind), kind)
             stream.write(bytes(-tensor_bytes(shape, kind) % _ALIGNMENT))
 
 
-def _tile(stream: BinaryIO, pool: bytes, number: int, shape: Sequence[int], kind: str) -> None:
-    """Fill a tensor from the pool, over and over, from the ``number``-th block on."""
-    block = block_of(kind)[1]
-    start, left = number % (len(pool) // block) * block, tensor_bytes(shape, kind)
-    whole = memoryview(pool)
-    while left:
-        part = whole[start : start + left]
-        stream.write(part)
-        start, left = 0, left - len(part)
+def _tile(stream: BinaryIO, name: str, count: int, kind: str) -> None:
+    """Fill a tensor of so many bytes with whole blocks of the pool."""
+    pool, block = memoryview(random_blocks(kind)), block_of(kind)[1]
+    stream.writelines(pool[piece.start * block : piece.stop * block] for piece in cut(name, count // block, len(pool) // block))
 
 
 @cache
@@ -183,7 +177,7 @@ def random_blocks(kind: str) -> bytes:
     import numpy as np
     from gguf import GGMLQuantizationType
 
-    weights = np.random.default_rng(_SEED).standard_normal((_ROWS, _ROW), dtype=np.float32) * np.float32(_DEVIATION)
+    weights = np.random.default_rng(SEED).standard_normal((_ROWS, _ROW), dtype=np.float32) * np.float32(SPREAD)
     importance = np.ones(_ROW, dtype=np.float32)
     packed = np.empty(tensor_bytes(weights.shape, kind), dtype=np.uint8)
     ggml = library().llama_cpp._lib  # noqa: SLF001 - llama-cpp-python wraps no ggml_quantize_ function

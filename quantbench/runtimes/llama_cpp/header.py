@@ -13,10 +13,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from quantbench.models.config import CONFIG, read_config
+
 REQUEST, HEADER, VALUES = "request.json", "header.gguf", "values.json"
 
 _NAME = "Random weights"
-_CONFIG = "config.json"
 
 
 def write_header(request: Mapping[str, Any], folder: Path) -> dict[str, list[float]]:
@@ -26,7 +27,7 @@ def write_header(request: Mapping[str, Any], folder: Path) -> dict[str, list[flo
 
     gguf = import_module("gguf")
     source = Path(request["source"])
-    _name_architecture(source / _CONFIG)
+    _name_architecture(source / CONFIG)
     with torch.inference_mode():
         model = _model(source, folder / HEADER, gguf.LlamaFileType.MOSTLY_F16)
         values = {
@@ -49,7 +50,7 @@ def _name_architecture(path: Path) -> None:
     """Say in config.json, as a saved model's does, which class of transformers it is: the converter goes by that."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CLASSES
 
-    config = json.loads(path.read_text())
+    config = read_config(path)
     if named := CLASSES.get(config["model_type"]):
         path.write_text(json.dumps({**config, "architectures": [named]}))
 

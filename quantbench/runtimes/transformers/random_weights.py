@@ -9,10 +9,10 @@ import math
 from importlib.metadata import version
 from threading import Lock
 from typing import TYPE_CHECKING, Any
-from zlib import crc32
 
 from quantbench.core.errors import ModelError
-from quantbench.models.dummy import SEED, read_shapes
+from quantbench.models.dummy import read_shapes
+from quantbench.models.pool import SEED, SPREAD, cut
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -20,10 +20,9 @@ if TYPE_CHECKING:
     from quantbench.core.job import Checkpoint
 
 POOL = 2**24 - 3
-"""Values that large tensors are cut from: a prime, so that no two rows of a matrix begin at the same one."""
+"""Values that large tensors are cut from, a prime."""
 
 _PIECE = 2**20
-_SPREAD = 0.02
 
 
 def load_random(checkpoint: Checkpoint, **options: Any) -> Any:
@@ -35,7 +34,7 @@ def load_random(checkpoint: Checkpoint, **options: Any) -> Any:
 
     config = transformers.AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=False)
     model_class = getattr(transformers, config.architectures[0])
-    values = Values(getattr(config.get_text_config(), "initializer_range", None) or _SPREAD)
+    values = NormalValues(getattr(config.get_text_config(), "initializer_range", None) or SPREAD)
     unmade = {name: Unmade(name, shape, values) for name, shape in read_shapes(checkpoint.path).items()}
     try:
         model, told = model_class.from_pretrained(None, config=config, state_dict=unmade, output_loading_info=True, **options)
@@ -47,7 +46,7 @@ def load_random(checkpoint: Checkpoint, **options: Any) -> Any:
     return model
 
 
-class Values:
+class NormalValues:
     """Seeded normal values of bfloat16's precision, drawn once on the CPU and copied once to each device."""
 
     def __init__(self, spread: float) -> None:
@@ -65,11 +64,11 @@ class Values:
             return torch.full(shape, constant, device=device, dtype=dtype)
         pool = self._pool(device)
         made = torch.empty(math.prod(shape), device=device, dtype=dtype)
-        at, start = 0, crc32(name.encode()) % POOL
-        while at < len(made):
-            count = min(len(made) - at, POOL - start)
-            made[at : at + count].copy_(pool[start : start + count])
-            at, start = at + count, 0
+        at = 0
+        for piece in cut(name, len(made), POOL):
+            values = pool[piece]
+            made[at : at + len(values)].copy_(values)
+            at += len(values)
         return made.view(tuple(shape))
 
     def free(self) -> None:
@@ -89,7 +88,7 @@ class Values:
 class Unmade:
     """Stands in a state dict for a tensor. transformers reads one with ``[...]`` and then moves it: only that makes it."""
 
-    def __init__(self, name: str, shape: Sequence[int], values: Values) -> None:
+    def __init__(self, name: str, shape: Sequence[int], values: NormalValues) -> None:
         """Nothing is made yet."""
         self.made = False
         self._name = name

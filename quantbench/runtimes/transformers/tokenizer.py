@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
 from quantbench.core.errors import ModelError
 from quantbench.core.job import Checkpoint
+from quantbench.models.config import read_config
 
 _COMMON = "transformers.tokenization_utils"
 """Modules of what decodes for all tokenizers with a backend."""
@@ -35,10 +35,10 @@ class FolderTokenizer:
         except (OSError, ValueError) as error:
             first_line = (str(error).strip().splitlines() or ["no message"])[0]
             raise ModelError(f"{checkpoint.path} has no tokenizer that transformers can load ({first_line})") from error
-        config: dict[str, Any] = json.loads((checkpoint.path / "config.json").read_text())
+        config = read_config(checkpoint.path)
         config = {**(config.get("text_config") or {}), **config}  # a composite model says there what its text part is
         generation = checkpoint.path / "generation_config.json"
-        asked: dict[str, Any] = json.loads(generation.read_text()) if generation.is_file() else {}
+        asked = read_config(generation) if generation.is_file() else {}
         named = (config.get("eos_token_id"), asked.get("eos_token_id"), self._tokenizer.eos_token_id)
         turns = (number for name, number in self._tokenizer.get_added_vocab().items() if name in _TURN_ENDS)
         self.ends = frozenset((*(end for each in named for end in _listed(each)), *turns))

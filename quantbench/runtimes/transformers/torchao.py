@@ -13,7 +13,7 @@ from quantbench.core.errors import ModelError, UnsupportedError
 from quantbench.core.job import Checkpoint
 from quantbench.core.protocols import Settings
 from quantbench.models.architecture import Architecture
-from quantbench.models.checkpoint import read_config
+from quantbench.models.config import read_config
 from quantbench.models.footprint import Weights
 from quantbench.runtimes.transformers.forecast import class_name, joined, layers_of, left_note, mixed_bytes
 from quantbench.runtimes.transformers.forecast import sides as sides_of
