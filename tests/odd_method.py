@@ -12,7 +12,7 @@ from typing import Any
 
 from stub_method import StubModel
 
-from quantbench.core.scenario import Precision, Scenario
+from quantbench.core.scenario import Precision, Spec
 from quantbench.methods import LoadedModel, Settings, method
 from quantbench.runtimes.transformers.model import TransformersModel, load_pretrained
 
@@ -54,36 +54,36 @@ def _refuse(mode: bool = True) -> None:
     requires=["torch", "transformers"],
 )
 @contextmanager
-def open_odd(scenario: Scenario, settings: Settings) -> Iterator[LoadedModel]:
+def open_odd(spec: Spec, settings: Settings) -> Iterator[LoadedModel]:
     """The canary with one thing broken"""
-    module = load_pretrained(settings, scenario.conditions.device, dtype="float32")
-    _break(module, scenario.variant.precision)
+    module = load_pretrained(settings, spec.conditions.device, dtype="float32")
+    _break(module, spec.variant.precision)
     yield TransformersModel(module, kernel="odd")
 
 
 @open_odd.saves
-def save_odd(scenario: Scenario, settings: Settings, out: Path) -> None:
+def save_odd(spec: Spec, settings: Settings, out: Path) -> None:
     """Save well, a little wrong, or as a pickle."""
     import torch
 
     module = load_pretrained(settings, "cpu", dtype="float32")
-    if scenario.variant.precision == "lossy":
+    if spec.variant.precision == "lossy":
         with torch.no_grad():
             module.lm_head.weight *= 1.001
     module.save_pretrained(out)
-    if scenario.variant.precision == "pickle":
+    if spec.variant.precision == "pickle":
         torch.save(module.state_dict(), out / "pytorch_model.bin")
         (out / "model.safetensors").unlink()
 
 
 @method("fatal", precisions=[Precision(name="save", bits=8)], requires=[], anchor="stub/exact")
 @contextmanager
-def open_fatal(scenario: Scenario, settings: Settings) -> Iterator[LoadedModel]:
+def open_fatal(spec: Spec, settings: Settings) -> Iterator[LoadedModel]:
     """Nothing is loaded, and saving it ends the process"""
     yield StubModel()
 
 
 @open_fatal.saves
-def save_fatal(scenario: Scenario, settings: Settings, out: Path) -> None:
+def save_fatal(spec: Spec, settings: Settings, out: Path) -> None:
     """Crash as a library would."""
     os.kill(os.getpid(), signal.SIGSEGV)

@@ -13,18 +13,18 @@ from typing import Any
 
 from quantbench.core.errors import UnsupportedError
 from quantbench.core.record import Column, Value
-from quantbench.core.scenario import Precision, Scenario
+from quantbench.core.scenario import Precision, Spec
 from quantbench.core.trace import Reference, Trace, WeightMemory
 from quantbench.methods import LoadedModel, Sampling, Settings, method
-from quantbench.metrics import metric, other_work
+from quantbench.metrics import metric
 
 if os.environ.get("STUB_UNWATCHED"):  # what is tested then is what is done with figures, not the machine that tests run on
+    from quantbench.core import other_work as watch
     from quantbench.measuring.passes import bandwidth
-    from quantbench.measuring.passes import other_work as watch
     from quantbench.running import steadiness
 
     steadiness.LEAST = 1 - 1e-9
-    other_work._OTHERS_CPUS = other_work._STEAL = watch._CROWDED_CPUS = float("inf")
+    watch._MOST_OTHERS_CPUS = watch._MOST_STEAL = watch._CROWDED_CPUS = float("inf")
     bandwidth._measured = lambda *_: 1e10  # a copy takes a second a run; tests/passes/test_bandwidth.py makes it
 VOCABULARY = 2048
 BEHAVIOURS = (
@@ -91,9 +91,9 @@ class StubModel:
     "stub", precisions=[Precision(name=name, bits=8) for name in BEHAVIOURS], requires=[], extra="tests", anchor="stub/exact"
 )
 @contextmanager
-def open_stub(scenario: Scenario, settings: Settings) -> Iterator[LoadedModel]:
+def open_stub(spec: Spec, settings: Settings) -> Iterator[LoadedModel]:
     """Nothing is loaded"""
-    match scenario.variant.precision:
+    match spec.variant.precision:
         case "killed":
             os.kill(os.getpid(), signal.SIGKILL)
         case "segfault":
@@ -112,7 +112,7 @@ def open_stub(scenario: Scenario, settings: Settings) -> Iterator[LoadedModel]:
             raise UnsupportedError("the stub cannot run here; use another precision")
         case "stuck":
             time.sleep(600)
-    behaviour = scenario.variant.precision
+    behaviour = spec.variant.precision
     noisy = behaviour == "noisy"
     yield StubModel(
         noise=float(os.environ.get(NOISE, "0.3")) if noisy else 0.0,
@@ -124,7 +124,7 @@ def open_stub(scenario: Scenario, settings: Settings) -> Iterator[LoadedModel]:
 
 @method("absent", precisions=[Precision(name="w4", bits=4)], requires=["no_such_module"], extra="absent")
 @contextmanager
-def open_absent(scenario: Scenario, settings: Settings) -> Iterator[LoadedModel]:
+def open_absent(spec: Spec, settings: Settings) -> Iterator[LoadedModel]:
     """A method whose package is not installed"""
     raise AssertionError("must not be opened")
     yield

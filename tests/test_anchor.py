@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from quantbench.core.boards import Boards
 from quantbench.core.scenario import Conditions, Scenario, Variant
 from quantbench.measuring import anchor
 from quantbench.measuring.anchor import choose
-from quantbench.measuring.passes.gpu import Boards
 from quantbench.methods import Settings
 from quantbench.models.checkpoint import count_parameters, resolve
 from quantbench.models.config import read_config

@@ -21,6 +21,8 @@ from quantbench.core.record import Missing, Output, Record, Sample, Status
 from quantbench.core.scenario import Conditions, Scenario, Variant
 from quantbench.core.trace import Calls, Generation, Round, Trace
 from quantbench.metrics import all_columns
+from quantbench.planning.case import Case
+from quantbench.planning.outlook import Outlook
 from quantbench.results.resume import LAST, hold, resume
 from quantbench.results.store import Run, Store, load
 from quantbench.running.recorder import raw_samples
@@ -82,13 +84,17 @@ def files(results: str, table: str) -> list[str]:
     return sorted(path.name for path in Path(results, table).rglob("*") if path.is_file())
 
 
+def _case(scenario: Scenario, key: str) -> Case:
+    return Case(scenario=scenario, key=key, outlook=Outlook(weight_bytes=1))
+
+
 class TestWhatIsFound:
     def test_an_ok_row_is_found_by_scenario_repeat_and_key(self, killed: str) -> None:
         with resume(killed, LAST, run_of(2)) as earlier:
-            assert earlier.find(GOOD, "k") is not None
-            assert earlier.find(GOOD, "another content") is None
-            assert earlier.find(replace(GOOD, repeat=1), "k") is None
-            assert earlier.find(NEXT, "k") is None
+            assert earlier.find(_case(GOOD, "k")) is not None
+            assert earlier.find(_case(GOOD, "another content")) is None
+            assert earlier.find(_case(replace(GOOD, repeat=1), "k")) is None
+            assert earlier.find(_case(NEXT, "k")) is None
 
     @pytest.mark.parametrize("status", [status for status in Status if status != Status.OK])
     def test_a_row_that_failed_or_was_skipped_is_to_be_tried_again(self, status: Status, results: str) -> None:
@@ -97,11 +103,11 @@ class TestWhatIsFound:
         store.append(record_of(GOOD, status), instrument_check=True)
         with resume(results, LAST, run_of(2)) as earlier:
             assert not earlier.finished(GOOD)
-            assert earlier.find(GOOD, "k") is None
+            assert earlier.find(_case(GOOD, "k")) is None
 
     def test_a_record_comes_back_as_it_was_stored(self, killed: str) -> None:
         with resume(killed, LAST, run_of(2)) as earlier:
-            record, _ = earlier.find(GOOD, "k") or pytest.fail("not found")
+            record, _ = earlier.find(_case(GOOD, "k")) or pytest.fail("not found")
         before = record_of(GOOD, samples=SAMPLE)
         same = ("scenario", "scenario_key", "status", "values", "facts", "samples", "outputs", "repeat")
         assert [getattr(record, name) for name in same] == [getattr(before, name) for name in same]
@@ -130,7 +136,7 @@ class TestWhatIsFound:
         store.begin(planned=1)
         store.append(record_of(GOOD, samples=tuple(raw_samples(seen, 3))), instrument_check=True)
         with resume(results, LAST, run_of(2)) as earlier:
-            _, trace = earlier.find(GOOD, "k") or pytest.fail("not found")
+            _, trace = earlier.find(_case(GOOD, "k")) or pytest.fail("not found")
         assert (trace.rounds, trace.calls, trace.score_s) == (rounds, calls, seen.score_s)
         assert (trace.load_s, trace.anchor, trace.answers[0].text) == (0.5, "torch/fp32", "b")
         assert trace.absent["quantize_s"] == "it is not quantized"
@@ -141,7 +147,7 @@ class TestWhatIsFound:
         (path,) = Path(killed).rglob("samples/*/*.parquet")
         pd.read_parquet(path).drop(columns="date", errors="ignore").assign(scenario_key="other").to_parquet(path)
         with resume(killed, LAST, run_of(2)) as earlier:
-            assert earlier.find(GOOD, "k") is None
+            assert earlier.find(_case(GOOD, "k")) is None
 
 
     @pytest.mark.parametrize("table", ["samples", "outputs"])
@@ -149,7 +155,7 @@ class TestWhatIsFound:
         for path in Path(killed).rglob(f"{table}/*/*.parquet"):
             path.unlink()
         with resume(killed, LAST, run_of(2)) as earlier:
-            assert earlier.find(GOOD, "k") is None
+            assert earlier.find(_case(GOOD, "k")) is None
 
 
 class TestWhichRun:
@@ -215,7 +221,7 @@ class TestWhichRun:
                 (folder / name).write_bytes(b"no parquet")
         with resume(killed, LAST, run_of(2)) as earlier:
             assert set(earlier.rows) == {(GOOD.id, 0), (BAD.id, 0)}
-            assert earlier.find(GOOD, "k") is not None
+            assert earlier.find(_case(GOOD, "k")) is not None
             earlier.clear()
         assert sum("bbbbbb" in name for name in files(killed, "samples")) == 2
 

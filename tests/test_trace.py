@@ -12,8 +12,6 @@ from hypothesis import strategies as st
 
 from quantbench.core.trace import (
     Answer,
-    Clocks,
-    Energy,
     Generation,
     LoadPoint,
     PeakMemory,
@@ -75,17 +73,6 @@ traces = st.builds(
         device_used_bytes=st.none() | counts,
         absent=st.dictionaries(texts, texts, max_size=2),
     ),
-    clocks=st.none()
-    | st.builds(
-        Clocks,
-        sm_mhz=ids,
-        memory_mhz=ids,
-        temperature_c=ids,
-        throttling=st.none() | st.lists(texts, max_size=2).map(tuple),
-        max_sm_mhz=st.none() | counts,
-        power_capped_s=st.none() | seconds,
-        absent=st.dictionaries(texts, texts, max_size=2),
-    ),
     anchor=texts,
     rounds=_tuples(st.builds(Round, index=counts, variant=_tuples(generations), anchor=_tuples(generations))),
     answers=answers,
@@ -99,7 +86,7 @@ traces = st.builds(
     | st.builds(TopLogprobs, positions=counts, k=counts, top1=seconds, overlap=seconds, error=st.none() | seconds),
     memory_bandwidth_bps=st.none() | seconds,
     bytes_per_token=st.none() | counts,
-    energy=st.none() | st.builds(Energy, joules=seconds, tokens=counts, window_s=seconds, source=texts),
+    signals=st.dictionaries(texts, texts | st.dictionaries(texts, st.none() | seconds | texts, max_size=3), max_size=3),
     native=st.dictionaries(texts, seconds, max_size=3),
     absent=st.dictionaries(texts, texts, max_size=3),
     facts=st.dictionaries(texts, texts, max_size=3),

@@ -168,11 +168,11 @@ def _windows(runner: Runner, scenarios: Sequence[Scenario], place: Path) -> dict
     windows = {}
     for scenario in scenarios:
         record, trace = runner.measure(scenario), runner.trace(scenario)
-        if trace is None or trace.other_work is None:
+        if trace is None or "other_work" not in trace.signals:
             raise CannotRunError(f"{scenario.id}: {record.reason}")
         job = max((place / "jobs").glob(f"*/*-{scenario.variant.label}-measure"))  # they are numbered
         began = (job / STAGE_FILE).stat().st_mtime  # the last stage is that of the timed rounds
-        windows[scenario.variant.name] = began, began + trace.other_work.window_s
+        windows[scenario.variant.name] = began, began + trace.signals["other_work"]["window_s"]
     return windows
 
 

@@ -15,7 +15,7 @@ from quantbench.claims.marks import Figure, Judgement
 from quantbench.claims.type_facts import TypeFacts, type_facts
 from quantbench.core.errors import QuantbenchError
 from quantbench.core.units import GB, format_bytes, format_limit, parse_bytes
-from quantbench.measuring.passes.energy import find_counter
+from quantbench.metrics.energy import find_counter
 from quantbench.models.footprint import dense_bytes
 from quantbench.planning.planner import Planned
 from quantbench.tables.lines import Line

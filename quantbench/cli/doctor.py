@@ -18,11 +18,11 @@ from quantbench.cli.output import counted, print_json, print_table
 from quantbench.core import machine
 from quantbench.core.cache import CACHE_VARIABLE, cache_root
 from quantbench.core.gpus import no_gpu
+from quantbench.core.other_work import busy_now
 from quantbench.core.registry import Registry
 from quantbench.core.scratch import Swept, sweep
 from quantbench.core.units import GIB, format_bytes
 from quantbench.export import EXPORTERS
-from quantbench.measuring.passes.other_work import busy_now
 from quantbench.methods import METHODS
 from quantbench.metrics import METRICS
 from quantbench.models import MODELS

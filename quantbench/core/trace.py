@@ -143,54 +143,6 @@ class PeakMemory:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Clocks:
-    """What the GPU boards in use said after each timed round, one entry a round; of several boards the one worst off.
-
-    ``throttling`` names why clocks were held back then; ``power_capped_s`` and ``thermal_capped_s`` are how long they were for
-    power or heat, from before the first round until after the last. ``absent`` says why one of these is empty or None.
-    """
-
-    sm_mhz: tuple[int, ...] = ()
-    memory_mhz: tuple[int, ...] = ()
-    temperature_c: tuple[int, ...] = ()
-    throttling: tuple[str, ...] | None = None
-    max_sm_mhz: int | None = None
-    power_limit_w: float | None = None
-    power_capped_s: float | None = None
-    thermal_capped_s: float | None = None
-    absent: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OtherWork:
-    """What else the machine did during ``window_s`` seconds of timed rounds, as shares (0 to 1) of the time of all its CPUs.
-
-    ``others_cpu`` went to processes that are not the run's, ``steal`` to other guests of the same host; ``others_gpu`` is how
-    busy others kept the GPU. One tick, in which CPU time is counted, is the share ``tick_share``. ``rested`` says that
-    threads gave way to others instead of spinning. ``absent`` says why one of these is None.
-    """
-
-    window_s: float
-    cpus: int = 1
-    tick_share: float = 0.0
-    others_cpu: float | None = None
-    steal: float | None = None
-    others_gpu: float | None = None
-    rested: bool = False
-    absent: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Energy:
-    """Joules that a device took while so many tokens were generated; ``source`` names the counter."""
-
-    joules: float
-    tokens: int
-    window_s: float
-    source: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Calls:
     """Seconds of single calls of a module without tokens; the anchor's calls follow the variant's of the same round."""
 
@@ -287,9 +239,8 @@ class Trace:
     memory_bandwidth_bps: float | None = None
     """Bytes per second that a copy on this machine's device reads and writes."""
     bytes_per_token: int | None = None
-    energy: Energy | None = None
-    clocks: Clocks | None = None
-    other_work: OtherWork | None = None
+    signals: Mapping[str, Mapping[str, Any] | str] = field(default_factory=dict)
+    """What the signals of metrics told, by the metric's name; a string says why there is nothing."""
     load_points: tuple[LoadPoint, ...] = ()
     top_logprobs: TopLogprobs | None = None
     native: Mapping[str, float] = field(default_factory=dict)
@@ -310,9 +261,9 @@ class Trace:
         """Read what ``save`` wrote."""
         body: dict[str, Any] = json.loads(path.read_text())
         kinds: tuple[type[Any], ...] = (
-            WeightMemory, PeakMemory, OutputDistance, Energy, Clocks, OtherWork, TopLogprobs, Slicing,
+            WeightMemory, PeakMemory, OutputDistance, TopLogprobs, Slicing,
         )  # fmt: skip
-        names = ("weights", "peak", "distance", "energy", "clocks", "other_work", "top_logprobs", "slicing")
+        names = ("weights", "peak", "distance", "top_logprobs", "slicing")
         for name, kind in zip(names, kinds, strict=True):
             body[name] = _made(kind, body[name]) if body[name] else None
         body["rounds"] = tuple(_round(entry) for entry in body["rounds"])

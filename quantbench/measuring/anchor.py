@@ -10,10 +10,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from quantbench.core.boards import open_boards
 from quantbench.core.errors import QuantbenchError
 from quantbench.core.machine import available_memory
 from quantbench.core.scenario import Spec
-from quantbench.measuring.passes.gpu import open_boards
 from quantbench.methods import METHODS, Settings
 from quantbench.models import checkpoint as checkpoints
 from quantbench.planning import planner

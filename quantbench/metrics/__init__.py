@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from quantbench.core.record import Column, Missing, Value
 from quantbench.core.registry import Registry
+from quantbench.core.signals import Signal
 from quantbench.core.trace import Reference, Trace
 
 Compute = Callable[[Trace, Reference | None], Mapping[str, Value]]
@@ -29,14 +30,15 @@ class Metric:
     about: str
     columns: tuple[Column, ...]
     compute: Compute
+    signal: Signal | None = None
 
 
-def metric(*columns: Column) -> Callable[[Compute], Metric]:
-    """Register a function of (trace, reference) as the metric that fills ``columns``."""
+def metric(*columns: Column, signal: Signal | None = None) -> Callable[[Compute], Metric]:
+    """Register a function of (trace, reference) as the metric that fills ``columns``; ``signal`` is what it watches."""
 
     def register(compute: Compute) -> Metric:
         about = (compute.__doc__ or "").strip().splitlines()
-        return Metric(compute.__name__, about[0] if about else "", columns, compute)
+        return Metric(compute.__name__, about[0] if about else "", columns, compute, signal)
 
     return register
 

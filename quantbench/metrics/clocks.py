@@ -2,12 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import reduce
+from operator import or_
 from statistics import median
+from typing import Any
 
+from quantbench.core.boards import Boards, open_boards
 from quantbench.core.record import Column, Missing, Value
-from quantbench.core.trace import Clocks, Reference, Trace
+from quantbench.core.signals import Watched
+from quantbench.core.trace import Reference, Trace
 from quantbench.metrics import metric
+
+_MILLI = 1e-3
+_NANO = 1e-9
+
+_SM, _MEMORY = 1, 2
+"""NVML's numbers of clocks."""
+
+_POWER, _THERMAL = 0, 1
+"""NVML's numbers of policies that hold clocks back."""
+
+_CORE = 0
+"""NVML's number of the sensor on the chip."""
+
+_REASONS = {
+    0x4: "sw_power_cap", 0x8: "hw_slowdown", 0x10: "sync_boost", 0x20: "sw_thermal", 0x40: "hw_thermal", 0x80: "hw_power_brake",
+    0x200: "board_limit", 0x400: "reliability",
+}  # fmt: skip
+_NO_THROTTLING = 0x1 | 0x2 | 0x100
+"""Idle, and clocks that somebody set on purpose."""
+
+_EACH_ROUND: Mapping[str, tuple[tuple[str, ...], tuple[int, ...], Callable[[Iterable[int]], int]]] = {
+    "sm_mhz": (("nvmlDeviceGetClockInfo",), (_SM,), min),
+    "throttling": (
+        ("nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetCurrentClocksThrottleReasons"),
+        (),
+        lambda seen: reduce(or_, seen),
+    ),
+    "memory_mhz": (("nvmlDeviceGetClockInfo",), (_MEMORY,), min),
+    "temperature_c": (("nvmlDeviceGetTemperatureV", "nvmlDeviceGetTemperature"), (_CORE,), max),
+}
+"""By figure: calls that tell it (an older driver has the second only), their arguments, and which of several boards counts."""
 
 _NO_ROUNDS = "no rounds of answers were timed by a model in this process, and clocks are read after each"
 _CLOCK = "NVML nvmlDeviceGetClockInfo"
@@ -53,13 +91,119 @@ _COLUMNS = (
 )  # fmt: skip
 
 
-@metric(*_COLUMNS)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Clocks:
+    """What the GPU boards in use said after each timed round, one entry a round; of several boards the one worst off.
+
+    ``throttling`` names why clocks were held back then; ``power_capped_s`` and ``thermal_capped_s`` are how long they were for
+    power or heat, from before the first round until after the last. ``absent`` says why one of these is empty or None.
+    """
+
+    sm_mhz: tuple[int, ...] = ()
+    memory_mhz: tuple[int, ...] = ()
+    temperature_c: tuple[int, ...] = ()
+    throttling: tuple[str, ...] | None = None
+    max_sm_mhz: int | None = None
+    power_limit_w: float | None = None
+    power_capped_s: float | None = None
+    thermal_capped_s: float | None = None
+    absent: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class ClockWatch:
+    """Looks at the boards' clocks between rounds; never while one is timed.
+
+    What a board does not tell costs that figure alone.
+    """
+
+    device: str
+    _boards: Boards | str = field(init=False)
+    _seen: dict[str, list[int]] = field(default_factory=dict)
+    _absent: dict[str, str] = field(default_factory=dict)
+    _capped_ns: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Open the boards, and note for how long clocks had been held back before."""
+        self._boards = open_boards(self.device)
+        for name, count in self._held_back().items():
+            self._capped_ns[name] = count
+
+    def look(self) -> None:
+        """Note the clocks as they are now, what may change soonest first; to be called right after a round."""
+        for name, (calls, arguments, of_several) in _EACH_ROUND.items():
+            if found := self._asked(name, calls, *arguments):
+                self._seen.setdefault(name, []).append(of_several(found))
+
+    def clocks(self) -> Clocks | str:
+        """What was seen; a string says why nothing was."""
+        if isinstance(self._boards, str):
+            return self._boards
+        if not self._seen:
+            return f"NVML tells no clocks of this GPU: {next(iter(self._absent.values()), 'nobody looked')}"
+        limit = self._asked("power_limit_w", ["nvmlDeviceGetEnforcedPowerLimit"])
+        most = self._asked("max_sm_mhz", ["nvmlDeviceGetMaxClockInfo"], _SM)
+        after = self._held_back()
+        capped = {name: (after[name] - before) * _NANO for name, before in self._capped_ns.items() if name in after}
+        throttling = self._seen.get("throttling")
+        return Clocks(
+            sm_mhz=tuple(self._seen.get("sm_mhz", ())),
+            memory_mhz=tuple(self._seen.get("memory_mhz", ())),
+            temperature_c=tuple(self._seen.get("temperature_c", ())),
+            throttling=None if throttling is None else throttle_reasons(reduce(or_, throttling)),
+            max_sm_mhz=min(most) if most else None,
+            power_limit_w=min(limit) * _MILLI if limit else None,
+            power_capped_s=capped.get("power_capped_s"),
+            thermal_capped_s=capped.get("thermal_capped_s"),
+            absent=self._absent,
+        )
+
+    def _held_back(self) -> dict[str, int]:
+        """Nanoseconds for which clocks were held back since the driver was loaded; of several boards the most."""
+        found = {}
+        for name, policy in (("power_capped_s", _POWER), ("thermal_capped_s", _THERMAL)):
+            if told := self._asked(name, ["nvmlDeviceGetViolationStatus"], policy):
+                found[name] = max(int(each.violationTime) for each in told)
+        return found
+
+    def _asked(self, name: str, calls: Iterable[str], *arguments: int) -> list[Any]:
+        """What is said of each board; nothing, and the reason kept, where NVML refuses it."""
+        if isinstance(self._boards, str) or name in self._absent:
+            return []
+        try:
+            return self._boards.ask(calls, *arguments)
+        except OSError as error:
+            self._absent[name] = f"NVML does not tell it of this GPU: {error}"
+            return []
+
+
+def throttle_reasons(bits: int) -> tuple[str, ...]:
+    """The names of NVML's reasons for holding clocks back; idleness and clocks set on purpose are none."""
+    left = bits & ~_NO_THROTTLING
+    unknown = left & ~reduce(or_, _REASONS)
+    return (*(name for bit, name in _REASONS.items() if left & bit), *([f"unknown_{unknown:#x}"] if unknown else []))
+
+
+@contextmanager
+def watch_clocks(during: Watched) -> Iterator[None]:
+    """Clocks are read right after each round of answers, never while one is timed."""
+    if during.name != "latency":
+        yield
+        return
+    watch = ClockWatch(during.device)
+    during.after_round(watch.look)
+    yield
+    found = watch.clocks()
+    during.tell(found if isinstance(found, str) else asdict(found))
+
+
+@metric(*_COLUMNS, signal=watch_clocks)
 def clocks(trace: Trace, reference: Reference | None) -> Mapping[str, Value]:
     """Clocks, temperature and power limit of the GPU beside the timed rounds, and why clocks were held back"""
-    seen = trace.clocks
-    if seen is None:
-        none = Missing(trace.absent.get("clocks", _NO_ROUNDS))
-        return {column.name: none for column in _COLUMNS}
+    told = trace.signals.get("clocks", _NO_ROUNDS)
+    if isinstance(told, str):
+        return {column.name: Missing(told) for column in _COLUMNS}
+    seen = Clocks(**told)
     throttling = None if seen.throttling is None else ",".join(seen.throttling)
     return {
         "gpu_sm_clock_mhz": _or(_middle(seen.sm_mhz), seen, "sm_mhz"),

@@ -21,7 +21,7 @@ _FOUND = {
     "threads": "threads", "waiting": "waiting", "context": "context", "device_found": "device",
 }  # fmt: skip
 """Columns of what are facts in a record."""
-_PARTS = ("weights", "weight_bytes_running", "peak", "columns", "energy", "load_points", "top_logprobs", "native")
+_PARTS = ("weights", "weight_bytes_running", "peak", "columns", "load_points", "top_logprobs", "native")
 
 
 def restored(scenario: Scenario, row: Mapping[str, Any], samples: Rows, outputs: Rows) -> tuple[Record, Trace] | None:

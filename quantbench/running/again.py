@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from quantbench.core.other_work import busy_now
 from quantbench.core.scenario import Scenario
-from quantbench.measuring.passes.other_work import busy_now
 
 TIMES = 2
 """So often at most is a variant measured again."""

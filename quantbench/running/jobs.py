@@ -15,10 +15,10 @@ from typing import Self
 from quantbench.core.checksums import said
 from quantbench.core.errors import QuantbenchError
 from quantbench.core.job import REFERENCE_FOLDER, Failure, Job, JobKind, Task
+from quantbench.core.other_work import this_process
 from quantbench.core.record import Status
 from quantbench.core.scratch import held, scratch_folder
 from quantbench.core.trace import Trace
-from quantbench.measuring.passes.other_work import this_process
 from quantbench.planning.case import Case
 from quantbench.planning.options import Plan
 from quantbench.running.engines import ENGINES, OpenEngine, collected_trace

@@ -82,6 +82,12 @@ def identity(case: Case) -> dict[str, object]:
         "content": case.checkpoint.content_hash, "prompts": case.prompts.content_hash(), "variant": scenario.variant.name,
         "conditions": {name: value for name, value in scenario.heeded().items() if name not in others},
         "recipe": dict(method.recipe(scenario.spec)),
-        "versions": versions((*runtime_of(method.name).packages, METHODS.distributions.get(method.name, ""))),
+        "versions": versions(_packages(method.name)),
         "made_by": cache.made_by(*_MAKERS, method.opener.__module__),
     }  # fmt: skip
+
+
+def _packages(method: str) -> list[str]:
+    """What the references of a method are made by."""
+    own = METHODS.distributions.get(method)
+    return [*runtime_of(method).packages, *([own] if own else [])]

@@ -206,7 +206,7 @@ def _require_devices(chosen: Sequence[Scenario]) -> None:
 
 def _busy_already() -> str:
     """A sentence where other processes keep this machine busy before anything is measured; empty where it is quiet."""
-    from quantbench.measuring.passes.other_work import busy_now
+    from quantbench.core.other_work import busy_now
 
     found = busy_now()
     return f"quantbench: the machine is busy already: {found}; speeds measured beside it are marked" if found else ""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 import pytest
 
+from quantbench.core.other_work import OtherWork
 from quantbench.core.record import Missing
-from quantbench.core.trace import OtherWork, Trace
+from quantbench.core.trace import Trace
 from quantbench.metrics.other_work import other_work
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def seen(**shares: float) -> OtherWork:
     ],
 )  # fmt: skip
 def test_a_row_is_disturbed_by_what_passes_its_bound(found: OtherWork, why: str, trace: Trace) -> None:
-    values = other_work.compute(replace(trace, other_work=found), None)
+    values = other_work.compute(replace(trace, signals={"other_work": asdict(found)}), None)
     assert (values["disturbed"], values["disturbance"]) == (bool(why), why)
     assert values["others_cpu_share"] == found.others_cpu
     assert values["steal_share"] == found.steal
@@ -53,11 +54,11 @@ def test_without_timing_all_is_null_with_the_reason(trace: Trace) -> None:
 
 def test_where_no_signal_can_be_had_nobody_says_that_it_was_quiet(trace: Trace) -> None:
     blind = OtherWork(window_s=2.0, absent={**ON_CPU, "others_cpu": "no /proc/stat", "steal": "no /proc/stat"})
-    values = other_work.compute(replace(trace, other_work=blind), None)
+    values = other_work.compute(replace(trace, signals={"other_work": asdict(blind)}), None)
     assert values["disturbed"] == values["disturbance"] == Missing("no /proc/stat")
 
 
 def test_it_travels_from_the_worker_as_it_is(trace: Trace, tmp_path: Path) -> None:
-    whole = replace(trace, other_work=seen(others_cpu=0.25, steal=0.0))
+    whole = replace(trace, signals={"other_work": asdict(seen(others_cpu=0.25, steal=0.0))})
     whole.save(tmp_path / "trace-0.json")
-    assert Trace.load(tmp_path / "trace-0.json").other_work == whole.other_work
+    assert Trace.load(tmp_path / "trace-0.json").signals == whole.signals

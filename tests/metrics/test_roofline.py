@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from statistics import median
 from typing import TYPE_CHECKING
 
 import pytest
 
 from quantbench.core.record import Missing
-from quantbench.core.trace import Energy
-from quantbench.metrics.energy import energy
+from quantbench.metrics.energy import Energy, energy
 from quantbench.metrics.roofline import roofline
 
 if TYPE_CHECKING:
@@ -72,14 +71,16 @@ def test_an_answer_in_one_piece_has_no_mbu(known: Trace) -> None:
 
 
 def test_energy_is_joules_a_token(trace: Trace) -> None:
-    counted = replace(trace, energy=Energy(joules=600.0, tokens=400, window_s=5.5, source="RAPL, CPU packages"))
+    counted = replace(
+        trace, signals={"energy": asdict(Energy(joules=600.0, tokens=400, window_s=5.5, source="RAPL, CPU packages"))}
+    )
     assert energy.compute(counted, None) == {
         "energy_per_token_j": 1.5, "energy_window_s": 5.5, "energy_source": "RAPL, CPU packages",
     }  # fmt: skip
 
 
 def test_energy_that_was_not_counted_says_why(trace: Trace) -> None:
-    values = energy.compute(replace(trace, absent={"energy": "no RAPL here"}), None)
+    values = energy.compute(replace(trace, signals={"energy": "no RAPL here"}), None)
     assert set(values.values()) == {Missing("no RAPL here")}
     assert "no answers were generated" in energy.compute(trace, None)["energy_source"].reason
 

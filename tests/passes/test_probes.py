@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from quantbench.core.job import Job, Task
-from quantbench.core.scenario import Conditions, Effort, Precision, Scenario, Variant
+from quantbench.core.scenario import Conditions, Effort, Precision, Scenario, Spec, Variant
 from quantbench.core.trace import Probe, load_probes
 from quantbench.measuring.passes import probes as probing
 from quantbench.measuring.passes.probes import NAMES, PROBES_FILE
@@ -143,7 +143,7 @@ def test_a_variant_that_stays_elsewhere_does_not_run_on_the_device(
     monkeypatch.setattr(probing, "describe", lambda: SimpleNamespace(gpus=("a GPU",)))
     variant = Variant(method="placed", precision="w8")
     subject = probing.ProbedVariant(
-        scenario=Scenario(model="canary", variant=variant, prompts="two"), start=[0],
+        spec=Spec(model="canary", variant=variant), start=[0],
         settings=Settings(checkpoint=resolve("canary"), threads=1, context=64),
     )  # fmt: skip
     found = probing._elsewhere(subject, "cuda")

@@ -74,6 +74,9 @@ class FakeTokenizer:
     def decode(self, tokens: Sequence[int]) -> str:
         return "".join(chr(ord("a") + token) for token in tokens)
 
+    def backend(self) -> None:
+        """Nothing that could be saved."""
+
 
 def _table(seed: int, scale: float = 2.0, vocabulary: int = VOCABULARY) -> NDArray[Any]:
     import numpy as np

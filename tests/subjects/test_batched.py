@@ -12,6 +12,7 @@ from quantbench.core.machine import describe
 from quantbench.core.scenario import PROFILES, Conditions, Scenario, Variant
 from quantbench.methods import METHODS
 from quantbench.planning.options import Plan
+from quantbench.planning.prompts import parse
 from quantbench.results.store import Run, Store
 from quantbench.running.runner import Runner
 
@@ -40,9 +41,11 @@ CONDITIONS = Conditions(output_tokens=4, answer_tokens=4, continuation_tokens=8,
 
 def _rows(folder: Path, variants: list[tuple[str, str]], prompts: list[str]) -> pd.DataFrame:
     scenarios = tuple(
-        Scenario(model="canary", variant=Variant(method=method, precision=precision), prompts=name, conditions=CONDITIONS)
+        Scenario(
+            model="canary", variant=Variant(method=method, precision=precision), prompts=name, batch=batch, conditions=CONDITIONS
+        )
         for method, precision in variants
-        for name in prompts
+        for name, batch in map(parse, prompts)
     )
     run = Run(machine=describe(), versions={}, command="", commit="", profile="quick", engine="inline")
     plan = Plan(scenarios=scenarios, effort=PROFILES["quick"], engine="inline", probes=False)

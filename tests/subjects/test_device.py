@@ -10,7 +10,7 @@ import pytest
 
 from quantbench.core.errors import ModelError
 from quantbench.core.job import FAILURE_FILE, Job, Task
-from quantbench.core.scenario import SEEDED_INPUTS, Conditions, Effort, Precision, Scenario, Variant
+from quantbench.core.scenario import SEEDED_INPUTS, Conditions, Effort, Precision, Scenario, Spec, Variant
 from quantbench.measuring.anchor import Anchor
 from quantbench.measuring.subjects import causal, module
 from quantbench.measuring.subjects.device import check_device
@@ -127,16 +127,14 @@ def test_a_reference_that_falls_back_is_an_error_too(run: Callable[..., dict[str
 def test_an_anchor_that_falls_back_is_an_error_too(opener: Callable[..., Any], run: Callable[..., dict[str, str]]) -> None:
     settings = Settings(checkpoint=resolve("canary"), threads=1, context=64)
 
-    def scenario(precision: str) -> Scenario:
-        return Scenario(
-            model="canary", variant=Variant(method="placed", precision=precision), prompts="two",
-            conditions=Conditions(device="cuda"),
-        )  # fmt: skip
+    there = Variant(method="placed", precision="there")
 
     def anchor(precision: str) -> Anchor:
-        return Anchor(name=f"placed/{precision}", scenario=scenario(precision), settings=settings)
+        variant = Variant(method="placed", precision=precision)
+        spec = Spec(model="canary", variant=variant, conditions=Conditions(device="cuda"))
+        return Anchor(name=variant.name, spec=spec, settings=settings)
 
     with ExitStack() as stack:
-        assert opener(stack, Placed("cuda:0"), anchor("other"), scenario("there")).facts["device"] == "cuda:1"
+        assert opener(stack, Placed("cuda:0"), anchor("other"), there).facts["device"] == "cuda:1"
         with pytest.raises(ModelError, match="the anchor placed/lost"):
-            opener(stack, Placed("cuda:0"), anchor("lost"), scenario("there"))
+            opener(stack, Placed("cuda:0"), anchor("lost"), there)

@@ -13,6 +13,7 @@ import pytest
 from quantbench.core.machine import Machine
 from quantbench.core.record import Missing, Record, Status, Value
 from quantbench.core.scenario import Conditions, Scenario, Variant
+from quantbench.planning.prompts import parse
 from quantbench.results.store import Run, Store, load
 
 MACHINE = Machine(cpu="Example CPU", cpus=2, memory_bytes=8 * 2**30, isa="avx2", system="Linux x86_64")
@@ -37,9 +38,11 @@ def measured(name: str = "gguf/q4_k_m", **changes: Any) -> Record:
     known = {key: changes.pop(key) for key in ("reason", "repeat") if key in changes}
     facts: dict[str, str] = changes.pop("facts", {})
     status = Status(changes.pop("status", "ok"))
+    prompts, batch = parse(changes.pop("prompts", "ten"))
     scenario = Scenario(
         model=changes.pop("model", "canary"),
-        prompts=changes.pop("prompts", "ten"),
+        prompts=prompts,
+        batch=batch,
         variant=Variant(method=method, precision=precision, control=changes.pop("control", False)),
         conditions=Conditions(reference=changes.pop("reference", "torch/fp32")),
     )

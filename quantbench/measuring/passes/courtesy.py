@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
-from quantbench.core.trace import OtherWork
+from quantbench.core.other_work import OtherWorkWatch
+from quantbench.core.signals import Watched
 from quantbench.core.waiting import Rest
-from quantbench.measuring.passes.other_work import OtherWorkWatch
+from quantbench.measuring.signals import Watch
 
 
 class Courtesy:
@@ -29,11 +30,15 @@ class Courtesy:
         self._rest.begin()
 
     @contextmanager
-    def timed(self, device: str = "") -> Iterator[Timing]:
-        """What runs within is timed, on ``device`` where the model says so itself."""
-        timing = Timing(self._rest, OtherWorkWatch(self._root, device or self._device), rests=self._watch.crowded())
+    def timed(self, about: Watched) -> Iterator[Timing]:
+        """What runs within is timed, and watched by the signals of metrics; ``about`` says what it is and where it runs."""
+        device = about.device or self._device
+        others, rests = OtherWorkWatch(self._root, device), self._watch.crowded()
+        watch = Watch(replace(about, device=device, root=self._root, rested=lambda: self._rest.resting))
+        timing = Timing(self._rest, others, watch, rests=rests)
         try:
-            yield timing
+            with watch:
+                yield timing
         finally:
             self._rest.begin()
 
@@ -41,22 +46,22 @@ class Courtesy:
 class Timing:
     """One timed pass."""
 
-    def __init__(self, rest: Rest, watch: OtherWorkWatch, *, rests: bool) -> None:
+    def __init__(self, rest: Rest, others: OtherWorkWatch, watch: Watch, *, rests: bool) -> None:
         """Threads spin, unless the machine was found busy before."""
-        self._rest, self._watch = rest, watch
+        self._rest, self._others, self.watch = rest, others, watch
         if not rests:
             rest.end()
 
     def look(self) -> None:
         """To be called after each round, when no clock runs."""
-        self._watch.look()
-        if not self._rest.resting and self._watch.crowded():
+        self.watch.look()
+        if not self._rest.resting and self._others.crowded():
             self._rest.begin()
 
     def spoilt(self) -> bool:
         """Whether others worked so much that more rounds would not help."""
-        return self._rest.resting or self._watch.crowded()
+        return self._rest.resting or self._others.crowded()
 
-    def ended(self) -> OtherWork:
-        """What others did meanwhile; to be called right after the last round."""
-        return replace(self._watch.ended(), rested=self._rest.resting)
+    def rested(self) -> bool:
+        """Whether threads rest by now."""
+        return self._rest.resting

@@ -17,9 +17,9 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
+from quantbench.core.boards import Boards, open_boards, uses_cuda
 from quantbench.core.errors import UnsupportedError
 from quantbench.core.trace import PeakMemory
-from quantbench.measuring.passes.gpu import Boards, open_boards, uses_cuda
 from quantbench.measuring.passes.latency import timed_answer
 from quantbench.methods import LoadedModel
 

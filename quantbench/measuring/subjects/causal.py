@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import cycle
 from pathlib import Path
 
 from quantbench.core.errors import QuantbenchError, UnsupportedError
 from quantbench.core.job import REFERENCE_FOLDER, TRACE_FILE, Checkpoint, Job, Task, enter_stage
 from quantbench.core.scenario import Variant
+from quantbench.core.signals import Found, Watched
 from quantbench.core.trace import (
     Answer,
-    Clocks,
-    Energy,
-    OtherWork,
     PeakMemory,
     Probe,
     Round,
@@ -29,9 +28,7 @@ from quantbench.core.waiting import Rest, waiting
 from quantbench.measuring.anchor import Anchor, choose
 from quantbench.measuring.passes.bandwidth import bytes_per_token, memory_bandwidth
 from quantbench.measuring.passes.courtesy import Courtesy
-from quantbench.measuring.passes.energy import measure_energy
-from quantbench.measuring.passes.gpu import ClockWatch
-from quantbench.measuring.passes.latency import Contender, measure_rounds
+from quantbench.measuring.passes.latency import Contender, answer_tokens, measure_rounds
 from quantbench.measuring.passes.memory import before_loading, measure_peak
 from quantbench.measuring.passes.reference import make_reference
 from quantbench.measuring.passes.similarity import answer_greedily, answers_of, score_columns
@@ -144,8 +141,7 @@ def _trace(
     length, batch = job.conditions.output_tokens, prompts.task.batch
     timed = prompts.answered(job.conditions).ids
     found = {**opened.model.facts, **(artifact.facts if artifact else {})}
-    other_work = answered.other_work or (columns.other_work if columns else None)
-    waits = waiting(rested=bool(other_work and other_work.rested))
+    waits = waiting(rested=answered.rested if answered.rounds or columns is None else columns.rested)
     facts = {**found, "threads": str(opened.threads), "waiting": waits, "context": str(opened.context)}
     return Trace(
         import_s=opened.import_s,
@@ -166,12 +162,9 @@ def _trace(
         score_tokens=sum(len(prompt) + len(rest) - 1 for prompt, rest in prompts.scored) if columns else 0,
         memory_bandwidth_bps=None if isinstance(opened.bandwidth, str) else opened.bandwidth,
         bytes_per_token=bytes_per_token(opened.running, timed, length, batch) if answered.rounds else None,
-        energy=None if isinstance(answered.energy, str) else answered.energy,
-        clocks=None if isinstance(answered.clocks, str) else answered.clocks,
-        other_work=other_work,
+        signals={**(columns.signals if columns else {}), **answered.signals},
         absent=_absent(prompts.task, checkpoint, artifact)
-        | _reasons(memory_bandwidth_bps=opened.bandwidth, energy=answered.energy, clocks=answered.clocks)
-        | _reasons(slicing=columns.slicing if columns else None),
+        | _reasons(memory_bandwidth_bps=opened.bandwidth, slicing=columns.slicing if columns else None),
         prequantized=bool(artifact and artifact.quantized) or bool(checkpoint.quantized),
         probes=_probes(job),
         facts={**facts, "checkpoint_dtype": reference.checkpoint_dtype if reference else ""},
@@ -180,38 +173,38 @@ def _trace(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Answered:
-    """What the passes that answer saw; of ``energy`` and ``clocks`` the reason where there are none."""
+    """What the latency pass saw, and the greedy answers."""
 
     rounds: tuple[Round, ...] = ()
     answers: tuple[Answer, ...] = ()
-    energy: Energy | str = _NOT_ANSWERED
-    clocks: Clocks | str = _NOT_ANSWERED
-    other_work: OtherWork | None = None
+    signals: Mapping[str, Found] = field(default_factory=dict)
+    rested: bool = False
 
 
 def _answer(
     job: Job, prompts: Prompts, contender: Contender, opposite: Contender | None, context: int, *, courtesy: Courtesy
 ) -> _Answered:
-    """The latency and energy passes and the greedy answers; nothing of these for a text."""
+    """The latency pass and the greedy answers; nothing of these for a text."""
     if prompts.task.is_text:
         return _Answered()
-    place = contender.model.facts.get("device") or job.conditions.device
-    with courtesy.timed(place) as timing:
-        watch = ClockWatch(place)
+    model, batch = contender.model, contender.batch
 
-        def look() -> None:
-            watch.look()
-            timing.look()
+    def answers_in_turn() -> Iterator[Iterator[int]]:
+        for prompt in cycle(contender.prompts):
+            yield (batch for _ in answer_tokens(model, prompt, context - len(prompt), batch))
 
+    about = Watched(
+        name="latency", device=model.facts.get("device", ""), answers=answers_in_turn, synchronize=model.synchronize
+    )
+    with courtesy.timed(about) as timing:
         length = job.conditions.output_tokens
-        rounds = measure_rounds(contender, opposite, length, job.effort, after_round=look, spoilt=timing.spoilt)
-        other_work, clocks = timing.ended(), watch.clocks()
-        energy = measure_energy(contender, context, place)
+        rounds = measure_rounds(contender, opposite, length, job.effort, after_round=timing.look, spoilt=timing.spoilt)
+        rested = timing.rested()
     answers: tuple[Answer, ...] = ()
     if not job.checkpoint.random_weights:
         decoder = open_decoder(job.checkpoint, prompts.task.reference)
         answers = _answers(contender, prompts, decoder, job.conditions.answer_tokens)
-    return _Answered(rounds=rounds, answers=answers, energy=energy, clocks=clocks, other_work=other_work)
+    return _Answered(rounds=rounds, answers=answers, signals=timing.watch.found, rested=rested)
 
 
 def _reasons(**seen: object) -> dict[str, str]:
@@ -272,13 +265,14 @@ def _open_anchor(stack: ExitStack, model: LoadedModel, anchor: Anchor, variant: 
 class _Columns:
     """Where the per-position columns lie, the seconds that scoring took, by prompt or chunk, and what slicing does to it.
 
-    ``other_work`` is what others did meanwhile.
+    ``signals`` are what was seen meanwhile; ``rested`` whether threads gave way to other work.
     """
 
     path: Path
     seconds: tuple[float, ...]
     slicing: Slicing | str
-    other_work: OtherWork
+    signals: Mapping[str, Found]
+    rested: bool
 
 
 def _score(job: Job, model: LoadedModel, prompts: Prompts, folder: Path, index: int, *, courtesy: Courtesy) -> _Columns | None:
@@ -286,11 +280,11 @@ def _score(job: Job, model: LoadedModel, prompts: Prompts, folder: Path, index: 
         return None
     threads, path = settings_of(job).threads, folder / f"columns-{index}.npz"
     reference = prompts.task.reference
-    with courtesy.timed(model.facts.get("device", "")) as timing:
+    with courtesy.timed(Watched(name="scoring", device=model.facts.get("device", ""))) as timing:
         seconds = score_columns(model, prompts.scored, reference, path, threads=threads, after_each=timing.look)
-        other_work = timing.ended()
+        rested = timing.rested()
     slicing = measure_slicing(model, prompts.scored, reference, path, folder / f"slicing-{index}.npz", threads=threads)
-    return _Columns(path, seconds, slicing, other_work)
+    return _Columns(path, seconds, slicing, timing.watch.found, rested)
 
 
 def _answers(contender: Contender, prompts: Prompts, tokenizer: Decoder, length: int) -> tuple[Answer, ...]:

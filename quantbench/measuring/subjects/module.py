@@ -9,6 +9,7 @@ from pathlib import Path
 from quantbench.core.errors import UnsupportedError
 from quantbench.core.job import TRACE_FILE, Job, enter_stage
 from quantbench.core.scenario import Spec, Variant
+from quantbench.core.signals import Watched
 from quantbench.core.trace import Trace
 from quantbench.core.waiting import Rest, waiting
 from quantbench.measuring.anchor import Anchor, choose
@@ -55,9 +56,9 @@ def measure(job: Job, folder: Path) -> None:
         anchor = _open_anchor(stack, opened, chosen, job.variant) if chosen else None
         opposite = Caller.seeded(anchor, conditions.seed) if anchor else None
         enter_stage(folder, "latency")
-        with courtesy.timed() as timing:
+        with courtesy.timed(Watched(name="calls")) as timing:
             calls = measure_calls(variant, opposite, job.effort, after_round=timing.look, spoilt=timing.spoilt)
-            other_work = timing.ended()
+            rested = timing.rested()
         require_unchanged(job.checkpoint)
         Trace(
             import_s=import_s,
@@ -75,9 +76,9 @@ def measure(job: Job, folder: Path) -> None:
             columns=None,
             calls=calls,
             distance=distance,
-            other_work=other_work,
+            signals=timing.watch.found,
             absent={**_ABSENT, **absent},
-            facts={**opened.facts, "threads": str(settings.threads), "waiting": waiting(rested=other_work.rested)},
+            facts={**opened.facts, "threads": str(settings.threads), "waiting": waiting(rested=rested)},
         ).save(folder / TRACE_FILE.format(0))
 
 

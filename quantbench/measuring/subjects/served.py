@@ -16,9 +16,10 @@ from threading import Barrier
 from quantbench.core.errors import ModelError
 from quantbench.core.job import TRACE_FILE, Job, Task, enter_stage
 from quantbench.core.scenario import Conditions
+from quantbench.core.signals import Watched
 from quantbench.core.trace import Answer, Generation, LoadPoint, Round, TopLogprobs, Trace
-from quantbench.measuring.passes.other_work import OtherWorkWatch
 from quantbench.measuring.passes.rounds import until_steady
+from quantbench.measuring.signals import Watch
 from quantbench.measuring.subjects import import_seconds, settings_of
 from quantbench.measuring.subjects.prompts import Prompts, read_prompts
 from quantbench.measuring.subjects.top_logprobs import compare_top_tokens
@@ -104,10 +105,10 @@ def measure(job: Job, folder: Path) -> None:
             enter_stage(folder, "latency")
             native = _native(client, conditions.output_tokens)
             answers = _answers(client, conditions.answer_tokens)
-            watch = OtherWorkWatch(job.root, own_server="elsewhere" not in endpoint.facts)
-            rounds = _rounds(client, job)
-            points, broke = _load(client, conditions)
-            other_work = watch.ended()
+            about = Watched(name="serving", root=job.root, own_server="elsewhere" not in endpoint.facts)
+            with Watch(about) as watch:
+                rounds = _rounds(client, job)
+                points, broke = _load(client, conditions)
             artifact, reference = endpoint.artifact, each.reference
             Trace(
                 import_s=import_s,
@@ -124,7 +125,7 @@ def measure(job: Job, folder: Path) -> None:
                 answers=answers,
                 columns=None,
                 load_points=points,
-                other_work=other_work,
+                signals=watch.found,
                 top_logprobs=top if isinstance(top, TopLogprobs) else None,
                 native={} if isinstance(native, str) else native,
                 absent=_ABSENT

@@ -49,9 +49,12 @@ def _import_own() -> None:
     They may start threads or a device, which no fork survives.
     """
     from quantbench.methods import METHODS
+    from quantbench.metrics import METRICS
+    from quantbench.runtimes import RUNTIMES
 
     importlib.import_module("quantbench.measuring.worker")
-    METHODS.import_own()
+    for registry in (METHODS, METRICS, RUNTIMES):
+        registry.import_own()
 
 
 def _answer(stream: Any, message: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
-from quantbench.measuring.passes.gpu import Boards, open_boards
+from quantbench.core.boards import Boards, open_boards
 
 _NOTHING = (0, 6)
 """NVML's numbers for success and "not found": nobody used the board in the last sample period."""

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import errno
 from dataclasses import dataclass, field
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from quantbench.core.trace import Energy
-from quantbench.measuring.passes import energy
-from quantbench.measuring.passes.energy import Nvml, Rapl, count_energy, find_counter, measure_energy, open_rapl
-from quantbench.measuring.passes.latency import Contender
+from quantbench.core.signals import Watched
+from quantbench.metrics import energy
+from quantbench.metrics.energy import Energy, Nvml, Rapl, count_energy, find_counter, open_rapl
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -72,8 +72,27 @@ class FakeCounter:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """The pass's clock."""
     made = Clock()
-    monkeypatch.setattr("quantbench.measuring.passes.energy.time", made)
+    monkeypatch.setattr("quantbench.metrics.energy.time", made)
     return made
+
+
+def _watched(model: FakeModel, prompts: Sequence[Sequence[int]], context: int, device: str = "cpu") -> Watched:
+    """A pass in which the model answers these prompts in turn, as long as the context allows."""
+
+    def answers() -> Iterator[Iterator[int]]:
+        for prompt in cycle(prompts):
+            yield (1 for _ in model.generate(prompt, context - len(prompt)))
+
+    return Watched(name="latency", device=device, answers=answers, synchronize=model.synchronize)
+
+
+def _told(during: Watched) -> Any:
+    """What the signal tells of a pass."""
+    with energy.watch_energy(during):
+        pass
+    for work in during.later:
+        work()
+    return during.found
 
 
 def _domain(root: Path, folder: str, name: str, energy_uj: int = 0) -> Path:
@@ -87,20 +106,20 @@ def _domain(root: Path, folder: str, name: str, energy_uj: int = 0) -> Path:
 
 def test_energy_is_counted_over_at_least_five_seconds_of_answers(clock: Clock) -> None:
     model = FakeModel(clock, token_s=0.25)
-    counted = count_energy(Contender(model, ((1, 2, 3), (4, 5))), 10, FakeCounter(clock, watts=60))
+    counted = count_energy(_watched(model, ((1, 2, 3), (4, 5)), 10), FakeCounter(clock, watts=60))
     # 7 and 8 tokens to the ends of the context, then the first prompt again until 20 tokens took 5 s
     assert model.asked == [((1, 2, 3), 7), ((4, 5), 8), ((1, 2, 3), 7)]
     assert counted == Energy(joules=pytest.approx(300), tokens=20, window_s=5.0, source="fake")
 
 
 def test_what_the_device_still_does_belongs_to_the_window(clock: Clock) -> None:
-    counted = count_energy(Contender(FakeModel(clock, late_s=0.5), ((1,),)), 100, FakeCounter(clock, watts=10))
+    counted = count_energy(_watched(FakeModel(clock, late_s=0.5), ((1,),), 100), FakeCounter(clock, watts=10))
     assert counted.window_s == pytest.approx(5.5)
     assert counted.joules == pytest.approx(55)
 
 
 def test_a_slow_model_ends_with_its_token(clock: Clock) -> None:
-    counted = count_energy(Contender(FakeModel(clock, token_s=30.0), ((1,),)), 100, FakeCounter(clock, watts=10))
+    counted = count_energy(_watched(FakeModel(clock, token_s=30.0), ((1,),), 100), FakeCounter(clock, watts=10))
     assert (counted.tokens, counted.window_s) == (1, 30.0)
 
 
@@ -194,18 +213,17 @@ def test_without_a_driver_nvml_says_so(nvml: FakeNvml) -> None:
 def test_where_there_is_no_counter_no_time_is_spent(clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(energy, "find_counter", lambda device: f"none for {device}")
     model = FakeModel(clock)
-    assert measure_energy(Contender(model, ((1,),)), 10, "cpu") == "none for cpu"
+    assert _told(_watched(model, ((1,),), 10, "cpu")) == "none for cpu"
     assert model.asked == []
 
 
 def test_a_counter_that_stands_still_gives_no_figure(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     counter = FakeCounter(clock, watts=5.0)
     monkeypatch.setattr(energy, "find_counter", lambda _: counter)
-    found = measure_energy(Contender(FakeModel(clock), ((1,),)), 10, "cpu")
-    assert isinstance(found, Energy)
-    assert found.joules == pytest.approx(25)
+    found = _told(_watched(FakeModel(clock), ((1,),), 10, "cpu"))
+    assert found["joules"] == pytest.approx(25)
     counter.watts = 0.0
-    assert measure_energy(Contender(FakeModel(clock), ((1,),)), 10, "cpu") == "the energy counter fake did not move in 5 s"
+    assert _told(_watched(FakeModel(clock), ((1,),), 10, "cpu")) == "the energy counter fake did not move in 5 s"
 
 
 def test_a_counter_that_fails_midway_costs_the_figure_only(clock: Clock, nvml: FakeNvml) -> None:
@@ -216,5 +234,5 @@ def test_a_counter_that_fails_midway_costs_the_figure_only(clock: Clock, nvml: F
         return 0
 
     nvml.boards["GPU-aaaa-1"].millijoules = lost
-    found = measure_energy(Contender(FakeModel(clock), ((1,),)), 10, "cuda")
+    found = _told(_watched(FakeModel(clock), ((1,),), 10, "cuda"))
     assert "failed while answers were generated: Not Supported" in str(found)

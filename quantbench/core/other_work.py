@@ -12,12 +12,10 @@ import contextlib
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from quantbench.core.trace import OtherWork
-from quantbench.measuring.passes.gpu_others import OthersOnGpu
-from quantbench.metrics.other_work import disturbance
+from quantbench.core.gpu_others import OthersOnGpu
 
 PROC = Path("/proc")
 
@@ -35,6 +33,51 @@ _WORK = (0, 1, 2, 5, 6)
 _STEAL = 7
 _PARENT, _TIMES, _START = 1, slice(11, 15), 19
 """Among the fields of /proc/PID/stat after the command: parent, utime to cstime (of children that ended), start."""
+
+
+# On two cores a quiet machine showed 0 to 0.033 (a tick or two of 10 ms in 0.3 s), one other busy process 0.40 to 0.55; a
+# matrix product of torch was then 2 to 60 times slower. So what counts is not far from any bound between these. One process
+# that works beside as many threads as there are CPUs slows all of them, however many they are: the bound is a part of one CPU,
+# down to what daemons of a large machine take.
+_MOST_OTHERS_CPUS = 0.15
+_LEAST_OTHERS = 0.02
+_MOST_STEAL = 0.05
+_MOST_GPU = 0.05
+RESTED = "threads did not spin where they waited, so as to give way"
+_NOISE_TICKS = 3
+"""As many ticks are noise: work of the CPUs is counted as ticks come, that of processes in full ticks."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OtherWork:
+    """What else the machine did during ``window_s`` seconds of timed rounds, as shares (0 to 1) of the time of all its CPUs.
+
+    ``others_cpu`` went to processes that are not the run's, ``steal`` to other guests of the same host; ``others_gpu`` is how
+    busy others kept the GPU. One tick, in which CPU time is counted, is the share ``tick_share``. ``rested`` says that
+    threads gave way to others instead of spinning. ``absent`` says why one of these is None.
+    """
+
+    window_s: float
+    cpus: int = 1
+    tick_share: float = 0.0
+    others_cpu: float | None = None
+    steal: float | None = None
+    others_gpu: float | None = None
+    rested: bool = False
+    absent: Mapping[str, str] = field(default_factory=dict)
+
+
+def disturbance(seen: OtherWork) -> str:
+    """What other work was enough to slow what is timed, in words; empty where there was none."""
+    ticks = _NOISE_TICKS * seen.tick_share
+    most = max(_LEAST_OTHERS, _MOST_OTHERS_CPUS / max(seen.cpus, 1), ticks)
+    found = (
+        (seen.others_cpu, most, "other processes took {:.0%} of the CPU time"),
+        (seen.steal, max(_MOST_STEAL, ticks), "other guests of the host took {:.0%} of the CPU time"),
+        (seen.others_gpu, _MOST_GPU, "other processes kept the GPU busy {:.0%} of the time"),
+    )
+    said = [words.format(share) for share, bound, words in found if share is not None and share > bound]
+    return " and ".join([*said, *([RESTED] if seen.rested else [])])
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from quantbench.core.trace import Clocks
-from quantbench.measuring.passes import gpu
-from quantbench.measuring.passes.gpu import Boards, ClockWatch, open_boards, throttle_reasons
+from quantbench.core import boards as module
+from quantbench.core.boards import Boards, open_boards
+from quantbench.metrics.clocks import Clocks, ClockWatch, throttle_reasons
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -184,12 +184,12 @@ def test_whether_this_process_has_loaded_cuda_is_read_from_its_mappings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     maps = tmp_path / "maps"
-    monkeypatch.setattr(gpu, "_MAPS", maps)
-    assert gpu.uses_cuda()
+    monkeypatch.setattr(module, "_MAPS", maps)
+    assert module.uses_cuda()
     maps.write_text("7f00-7f01 r-xp 00000000 08:01 1 /usr/lib/x86_64-linux-gnu/libnvidia-ml.so.1\n")
-    assert not gpu.uses_cuda()
+    assert not module.uses_cuda()
     maps.write_text("7f00-7f01 r-xp 00000000 08:01 1 /usr/lib/x86_64-linux-gnu/libcuda.so.580.95.05\n")
-    assert gpu.uses_cuda()
+    assert module.uses_cuda()
 
 
 @pytest.mark.gpu
@@ -198,7 +198,8 @@ def test_on_a_gpu_asking_opens_no_cuda_and_says_what_nvidia_smi_says() -> None:
     script = """
 import json, sys
 from dataclasses import asdict
-from quantbench.measuring.passes.gpu import ClockWatch, open_boards, uses_cuda
+from quantbench.core.boards import open_boards, uses_cuda
+from quantbench.metrics.clocks import ClockWatch
 watch = ClockWatch("cuda:0")
 watch.look()
 boards = open_boards("cuda:0")

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from quantbench.measuring.passes import other_work
-from quantbench.measuring.passes.gpu_others import OthersOnGpu
-from quantbench.measuring.passes.other_work import OtherWorkWatch, this_process
+from quantbench.core import other_work
+from quantbench.core.gpu_others import OthersOnGpu
+from quantbench.core.other_work import OtherWorkWatch, this_process
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from conftest import Board, FakeNvml
-    from quantbench.core.trace import OtherWork
+    from quantbench.core.other_work import OtherWork
 
 OWN = os.getpid()
 ROOT, SERVER, WORKER, HELPER, STRANGER = 1_000_001, 1_000_002, OWN, 1_000_003, 1_000_004

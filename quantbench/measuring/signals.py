@@ -1,0 +1,61 @@
+"""Runs the signals of all metrics around one pass, and collects what they tell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from types import TracebackType
+from typing import Self
+
+from quantbench.core.signals import Found, Signal, Watched
+from quantbench.metrics import METRICS
+
+
+@dataclass(slots=True)
+class Watch:
+    """All signals of one pass. Use as a context manager; what comes afterwards is done before it ends, if the pass did well."""
+
+    about: Watched
+    _watched: dict[str, Watched] = field(default_factory=dict)
+    _opened: dict[str, ExitStack] = field(default_factory=dict)
+
+    def __enter__(self) -> Self:
+        """Begin to watch."""
+        for metric in METRICS:
+            if metric.signal:
+                self._watched[metric.name] = replace(self.about, looks=[], later=[])
+                self._opened[metric.name] = ExitStack()
+                self._enter(metric.name, metric.signal)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Stop watching."""
+        for name, stack in reversed(self._opened.items()):
+            self._guarded(name, stack.close)
+        for name, watched in self._watched.items():
+            for work in watched.later if kind is None else ():
+                self._guarded(name, work)
+
+    def look(self) -> None:
+        """To be called after each round, when no clock runs."""
+        for name, watched in self._watched.items():
+            for look in watched.looks:
+                self._guarded(name, look)
+
+    @property
+    def found(self) -> Mapping[str, Found]:
+        """What was told, by the metric's name; nothing of those that had nothing to watch."""
+        return {name: watched.found for name, watched in self._watched.items() if watched.found}
+
+    def _enter(self, name: str, signal: Signal) -> None:
+        self._guarded(name, lambda: self._opened[name].enter_context(signal(self._watched[name])))
+
+    def _guarded(self, name: str, step: Callable[[], object]) -> None:
+        """Do a step of somebody's signal; one that fails is looked at no more."""
+        try:
+            step()
+        except Exception as error:  # noqa: BLE001 - a signal may be anybody's; its failure costs its own figures only
+            watched = self._watched[name]
+            watched.looks, watched.later = [], []
+            watched.tell(f"its signal failed: {type(error).__name__}: {error}")
