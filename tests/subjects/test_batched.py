@@ -42,7 +42,11 @@ CONDITIONS = Conditions(output_tokens=4, answer_tokens=4, continuation_tokens=8,
 def _rows(folder: Path, variants: list[tuple[str, str]], prompts: list[str]) -> pd.DataFrame:
     scenarios = tuple(
         Scenario(
-            model="canary", variant=Variant(method=method, precision=precision), prompts=name, batch=batch, conditions=CONDITIONS
+            model="canary",
+            variant=Variant(method=method, precision=precision),
+            prompts=name,
+            batch=batch,
+            conditions=CONDITIONS,
         )
         for method, precision in variants
         for name, batch in map(parse, prompts)

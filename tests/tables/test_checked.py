@@ -34,7 +34,7 @@ from quantbench.claims.marks import (
 )  # fmt: skip
 from quantbench.claims.prose import PROSE_CHECKS
 from quantbench.core import gpus as machine_gpus
-from quantbench.measuring.passes import energy
+from quantbench.metrics import energy
 from quantbench.models import MODELS
 from quantbench.planning.planner import read_architecture
 from quantbench.results.rows import groups
