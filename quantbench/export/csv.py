@@ -18,7 +18,7 @@ from itertools import islice
 from typing import Any
 
 from quantbench.core.record import Column
-from quantbench.core.sheet import csv_lines, guarded
+from quantbench.core.text import csv_lines, guarded
 from quantbench.export import Exporter, ExportRow
 from quantbench.export._values import plain
 

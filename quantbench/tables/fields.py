@@ -9,11 +9,10 @@ from functools import cache
 from quantbench.advice.words import Scale, words
 from quantbench.claims import sizes
 from quantbench.claims.claimed import ClaimTable
-from quantbench.core.units import format_bytes, significant
+from quantbench.core.units import format_bytes, significant, times, with_error
 from quantbench.results.rows import Row
 from quantbench.results.schema import table_columns, timed_columns
 from quantbench.tables.lines import Line
-from quantbench.tables.show import times, with_error
 from quantbench.tables.table import Cell, Heading
 
 BETWEEN_PROCESSES = "†"

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from quantbench.claims.checked import size_notes
-from quantbench.core.units import format_bytes
+from quantbench.core.units import format_bytes, times
 from quantbench.models.architecture import Architecture
 from quantbench.planning.planner import Device, Planned, Workload
-from quantbench.tables.show import times
 from quantbench.tables.table import Cell, Heading, Table
 
 _ASSUMED = ("weight_bytes", "peak_bytes")

@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from quantbench.core.text import visible
 from quantbench.report.charts.colours import Ink
-from quantbench.report.markup import plain
 
 if TYPE_CHECKING:
     import altair as alt
@@ -53,4 +53,4 @@ def log_ticks(low: float, high: float) -> list[float]:
 def subject(group: Group) -> str:
     """What the figures of a group are of; an instrument check is called one."""
     check = " (an instrument check)" if group.instrument_check else ""
-    return plain(f"{group.model}{check}, prompts {group.prompts}")
+    return visible(f"{group.model}{check}, prompts {group.prompts}")

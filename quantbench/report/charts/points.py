@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from quantbench.core.units import format_bytes
-from quantbench.report.markup import plain
+from quantbench.core.text import visible
+from quantbench.core.units import format_bytes, short, with_interval
 from quantbench.tables.fields import BESIDE_OTHER_WORK
-from quantbench.tables.show import short, with_interval
 from quantbench.tables.table import DASH
 
 if TYPE_CHECKING:
@@ -51,7 +50,7 @@ class Point:
         """What a tooltip says, by the keys of _TOOLTIP."""
         size, kld, tps = self.weight_bytes, self.kld, self.tps
         return {
-            "variant": plain(self.name + (f" ({self.role})" if self.role else "")),
+            "variant": visible(self.name + (f" ({self.role})" if self.role else "")),
             "weights": DASH if size is None else format_bytes(size),
             "nats": DASH if kld is None else with_interval(kld, self.kld_low, self.kld_high, show=short),
             "decode": DASH if tps is None else with_interval(tps, self.tps_low, self.tps_high) + self.mark,

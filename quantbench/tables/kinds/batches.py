@@ -11,13 +11,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from quantbench.core.scenario import prompt_tokens
-from quantbench.core.units import significant
+from quantbench.core.units import significant, times
 from quantbench.results.rows import Group, Row, groups
 from quantbench.tables import TableKind
 from quantbench.tables import fields as f
 from quantbench.tables.assemble import assemble, instrument_note
 from quantbench.tables.lines import Line, plain_lines
-from quantbench.tables.show import times
 from quantbench.tables.table import Cell, Heading
 
 if TYPE_CHECKING:

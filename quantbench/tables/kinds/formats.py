@@ -6,9 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 from quantbench.claims.type_facts import LLAMA_CPP, PACKAGES, TypeFacts, package_versions, type_facts
 from quantbench.core.errors import QuantbenchError
-from quantbench.core.units import significant
+from quantbench.core.units import significant, times
 from quantbench.tables import TableKind
-from quantbench.tables.show import times
 from quantbench.tables.table import Cell, Heading, Scalar, Table
 
 SCALED = "×s"

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from quantbench.core.units import format_bytes
+from quantbench.core.units import format_bytes, short, with_error
 from quantbench.results.rows import Group, groups
 from quantbench.tables import TableKind
 from quantbench.tables import fields as f
 from quantbench.tables.assemble import assemble, instrument_note
 from quantbench.tables.lines import Line, plain_lines
-from quantbench.tables.show import short, with_error
 from quantbench.tables.table import Cell, Heading
 
 if TYPE_CHECKING:
