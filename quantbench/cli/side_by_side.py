@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -127,17 +126,13 @@ def _row(contrast: Contrast, pair: AnswerPair) -> tuple[Cell, ...]:
     return (
         Cell(first.index + 1),
         Cell("all") if pair.same else Cell(pair.parts_at_token),
-        *(_cell(chrf, "{:.1f}".format) for chrf in (first.chrf, second.chrf, pair.chrf)),
-        *(_cell(each.top1_agreement, "{:.1%}".format) for each in (first, second)),
-        *(_cell(each.kld_mean, short) for each in (first, second)),
+        *(Cell.of(chrf, "{:.1f}".format) for chrf in (first.chrf, second.chrf, pair.chrf)),
+        *(Cell.of(each.top1_agreement, "{:.1%}".format) for each in (first, second)),
+        *(Cell.of(each.kld_mean, short) for each in (first, second)),
         Cell(kld.mean, with_interval(kld.mean, kld.low, kld.high, show=short)) if kld else Cell(None),
-        _cell(pair.p_adjusted, short),
+        Cell.of(pair.p_adjusted, short),
         Cell(pair.verdict, _verdict(contrast, pair)),
     )
-
-
-def _cell(value: float | None, show: Callable[[float], str]) -> Cell:
-    return Cell(value, "" if value is None else show(value))
 
 
 def _verdict(contrast: Contrast, pair: AnswerPair) -> str:

@@ -8,8 +8,7 @@ from quantbench.core.text import visible
 from quantbench.core.units import short
 from quantbench.report import _libraries
 from quantbench.report.charts.bars import STEP, bars
-from quantbench.report.charts.colours import config, on_paper
-from quantbench.report.charts.look import Look, subject
+from quantbench.report.charts.look import Look, config, on_paper, subject
 from quantbench.report.charts.pareto import pareto
 from quantbench.report.charts.points import points
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from quantbench.core.text import visible
-from quantbench.report.charts.colours import DARK, LIGHT
+from quantbench.report.charts.look import DARK, LIGHT
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome

@@ -132,15 +132,12 @@ def _ordered(entries: Sequence[Entry]) -> list[Entry]:
 
 def _row(each: Entry) -> tuple[Cell, ...]:
     show = _UNITS.get(each.unit, significant)
-    figures = [Cell(None) if value is None else Cell(value, show(value)) for value in (each.baseline, each.candidate)]
+    figures = [Cell.of(value, show) for value in (each.baseline, each.candidate)]
     return (
-        Cell(each.scenario_id), Cell(each.metric or None), *figures, _percent(each.change, "+.1%"), _percent(each.mde, ".1%"),
+        Cell(each.scenario_id), Cell(each.metric or None), *figures, Cell.of(each.change, "{:+.1%}".format),
+        Cell.of(each.mde, "{:.1%}".format),
         Cell(str(each.verdict)), Cell(each.reason or None),
     )  # fmt: skip
-
-
-def _percent(value: float | None, form: str) -> Cell:
-    return Cell(None) if value is None else Cell(value, format(value, form))
 
 
 def _told(each: Entry) -> str:

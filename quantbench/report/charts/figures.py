@@ -13,8 +13,7 @@ from quantbench.core.units import short
 from quantbench.report._libraries import neutral
 from quantbench.report.charts import history, latency
 from quantbench.report.charts.bars import bars
-from quantbench.report.charts.colours import config, on_page
-from quantbench.report.charts.look import Look, subject
+from quantbench.report.charts.look import Look, config, on_page, subject
 from quantbench.report.charts.pareto import pareto
 from quantbench.report.charts.points import Point, points
 from quantbench.report.markup import data_block

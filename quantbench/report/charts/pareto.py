@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from quantbench.core.text import visible
 from quantbench.core.units import GB
-from quantbench.report.charts.colours import series
 from quantbench.report.charts.labels import LabelPlace, TextAnchor, is_free, place
-from quantbench.report.charts.look import Look, log_ticks
+from quantbench.report.charts.look import Look, log_ticks, series
 from quantbench.report.charts.points import Point, on_front, tooltip
 
 if TYPE_CHECKING:

@@ -85,9 +85,7 @@ def _speed_field(name: str, rows: Mapping[tuple[str, bool], Row], baseline: str)
 
     def cell(line: Line) -> Cell:
         speed = _speed(rows.get(line.row.key)) if line.row else None
-        if speed is None:
-            return Cell(None)
-        return Cell(speed, significant(speed) + (f" ({times(speed / base)} x)" if base else ""))
+        return Cell.of(speed, lambda known: significant(known) + (f" ({times(known / base)} x)" if base else ""))
 
     return f.Field(heading, cell)
 

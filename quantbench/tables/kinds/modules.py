@@ -85,9 +85,8 @@ def _reduction(line: Line) -> Cell:
 
 def _call(line: Line) -> Cell:
     median, mad = line.number("call_s"), line.number("call_mad_s")
-    if median is None:
-        return Cell(None)
-    return Cell(median, format_seconds(median) + ("" if mad is None else f" (MAD {format_seconds(mad)})"))
+    spread = "" if mad is None else f" (MAD {format_seconds(mad)})"
+    return Cell.of(median, lambda known: format_seconds(known) + spread)
 
 
 def _speed(line: Line) -> Cell:

@@ -56,8 +56,7 @@ def _table(group: Group) -> Table:
 
 
 def _with_error(line: Line, name: str) -> Cell:
-    value = line.number(name)
-    return Cell(None) if value is None else Cell(value, with_error(value, line.number(f"{name}_se")))
+    return Cell.of(line.number(name), lambda value: with_error(value, line.number(f"{name}_se")))
 
 
 PERPLEXITY = TableKind(name="perplexity", about="a scored text: PPL, its ratio, KL divergence, same top", place=45, build=table)
