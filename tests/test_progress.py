@@ -64,6 +64,16 @@ def record(status: Status) -> Record:
     return Record(scenario=SCENARIO, scenario_key="", status=status)
 
 
+BELOW = r"(?:\x1bD){2}\x1b\[2A\x1b7\r\x1b\[B"
+"""Room for two lines, the cursor kept, and down."""
+REDRAWN, BACK = r"\r\x1b\[2K", "\x1b8"
+
+
+def plain(text: str) -> list[str]:
+    """What was drawn on a terminal, one after the other, without colours and commands."""
+    return [re.sub(r"\x1b(?:\[[0-9;?]*[A-Za-z]|.)", "", line).strip() for line in re.split(REDRAWN, re.sub(BELOW, "", text))]
+
+
 class TestHowARunStands:
     def test_time_left_is_unknown_at_first_and_then_follows_from_the_jobs_that_are_done(self, tmp_path: Path) -> None:
         kept, clock = Kept(), Clock()
@@ -241,121 +251,47 @@ class TestPlainLines:
         assert "\x1b" not in text()
 
 
-class Emulated:
-    """A terminal as far as it is used here: what its screen shows after what was written."""
-
-    def __init__(self, columns: int, rows: int) -> None:
-        self.columns, self.rows = columns, rows
-        self.cells = [[" "] * columns for _ in range(rows)]
-        self.row = self.column = 0
-        self.saved = (0, 0)
-
-    def feed(self, text: str) -> Emulated:
-        pattern = r"\x1b\[([0-9;?]*)([A-Za-z])|\x1b([78D])|([\s\S])"
-        for match in re.finditer(pattern, text):
-            argument, command, single, letter = match.groups()
-            if command:
-                self._control(command, argument)
-            elif single:
-                self._single(single)
-            else:
-                self._letter(letter)
-        return self
-
-    def _control(self, command: str, argument: str) -> None:
-        count = int(argument) if argument.isdigit() else 1
-        match command:
-            case "A":
-                self.row = max(0, self.row - count)
-            case "B":
-                self.row = min(self.rows - 1, self.row + count)
-            case "K" if argument == "2":
-                self.cells[self.row] = [" "] * self.columns
-            case "K":
-                self.cells[self.row][self.column :] = [" "] * (self.columns - self.column)
-            case "m" | "h" | "l":
-                pass
-            case _:
-                raise AssertionError(f"the emulator does not know {command!r}")
-
-    def _single(self, single: str) -> None:
-        match single:
-            case "7":
-                self.saved = self.row, self.column
-            case "8":
-                self.row, self.column = self.saved
-            case "D":
-                self._down()
-
-    def _letter(self, letter: str) -> None:
-        if letter == "\r":
-            self.column = 0
-        elif letter == "\n":
-            self._down()
-        else:
-            if self.column == self.columns:
-                self.column = 0
-                self._down()
-            self.cells[self.row][self.column] = letter
-            self.column += 1
-
-    def _down(self) -> None:
-        if self.row == self.rows - 1:
-            self.cells = [*self.cells[1:], [" "] * self.columns]
-        else:
-            self.row += 1
-
-    @property
-    def lines(self) -> list[str]:
-        return ["".join(cells).rstrip() for cells in self.cells]
-
-
-class Drawn:
-    """A screen in memory."""
-
-    def __init__(self, terminal: Emulated) -> None:
-        self.columns = terminal.columns
-        self.terminal = terminal
-
-    def write(self, text: str) -> None:
-        self.terminal.feed(text)
-
-    def close(self) -> None:
-        """Nothing to close."""
-
-
 class TestLiveLine:
-    @pytest.mark.parametrize("above", [0, 3, 9, 30], ids="{} lines above".format)
-    @pytest.mark.parametrize("columns", [20, 79, 200])
-    def test_it_lies_below_what_pytest_writes_and_leaves_no_trace(self, above: int, columns: int) -> None:
-        with_it, without = Emulated(columns, 10), Emulated(columns, 10)
-        display = LiveLine(Drawn(with_it))
-        for terminal in (with_it, without):
-            terminal.feed("line\r\n" * above + "test_x.py ..")
-        for second in range(3):
-            display.show(replace(MOMENT, elapsed_s=float(second)))
-            below = with_it.lines[with_it.row + 1]
-            assert "2/5" in below
-            assert len(below) < columns
-            assert with_it.lines[with_it.row] == "test_x.py .."
-            assert with_it.column == len("test_x.py ..")
-        display.clear()
-        display.clear()
-        for terminal in (with_it, without):
-            terminal.feed(".s\r\nmore\r\n")
-        rows = [line for line in with_it.lines if line], [line for line in without.lines if line]
-        assert rows[0] == rows[1][-len(rows[0]) :]
-        assert len(rows[1]) - len(rows[0]) <= 1  # at the bottom of the screen the line below took one of those above
+    @staticmethod
+    def drawn(columns: int, *moments: Moment) -> tuple[LiveLine, io.StringIO]:
+        class Terminal(Screen):
+            columns = 0
 
-    def test_on_a_wide_terminal_everything_is_said(self) -> None:
-        terminal = Emulated(120, 5)
-        LiveLine(Drawn(terminal)).show(MOMENT)
-        assert terminal.lines[1].endswith("2/5 canary gguf/q8_0 latency 41 s, - left")
+        stream = io.StringIO()
+        screen = Terminal(stream)
+        screen.columns = columns
+        display = LiveLine(screen)
+        for moment in moments:
+            display.show(moment)
+        return display, stream
+
+    def test_everything_is_said(self) -> None:
+        _, stream = self.drawn(120, MOMENT)
+        assert plain(stream.getvalue())[-1].endswith("2/5 canary gguf/q8_0 latency 41 s, - left")
+
+    @pytest.mark.parametrize("columns", [20, 79, 200])
+    def test_it_stays_one_line_however_wide_the_terminal_is(self, columns: int) -> None:
+        _, stream = self.drawn(columns, *(replace(MOMENT, elapsed_s=float(second)) for second in range(3)))
+        assert stream.getvalue().count("\n") == 0
+        lines = plain(stream.getvalue())
+        assert len(lines) == 3
+        assert all("2/5" in line and len(line) < columns for line in lines)
+
+    def test_it_lies_below_what_pytest_writes_and_leaves_no_trace(self) -> None:
+        display, stream = self.drawn(120, MOMENT, MOMENT)
+        text = stream.getvalue()
+        assert re.fullmatch(BELOW + r"[^\r\n]*" + REDRAWN + r"[^\r\n]*", text)
+        display.clear()
+        assert re.search(r"\n[^\r\n]*\r\x1b\[1A\x1b\[2K" + BACK + "$", stream.getvalue())
+        display.clear()
+        assert stream.getvalue().count("\x1b8") == 1
+        display.show(MOMENT)
+        display.close()
+        assert stream.getvalue().count("\x1b7") == stream.getvalue().count("\x1b8") == 2
 
     def test_markup_and_escapes_in_names_are_text(self) -> None:
-        terminal = Emulated(120, 5)
-        LiveLine(Drawn(terminal)).show(replace(MOMENT, variant="[bold]x[/] {task}\x1b[2J"))
-        assert "[bold]x[/] {task}?[2J" in terminal.lines[1]
+        _, stream = self.drawn(120, replace(MOMENT, variant="[bold]x[/] :bug: {task}\x1b[2J\n"))
+        assert "[bold]x[/] :bug: {task} [2J latency" in plain(stream.getvalue())[-1]
 
 
 class TestWhereItIsShown:
@@ -427,17 +363,17 @@ def seen(stub_path: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 class TestOnARealTerminal:
     def test_the_variant_its_stage_and_the_time_left_are_shown(self, seen: bytes) -> None:
-        text = re.sub(r"\x1b\[[0-9;]*m", "", seen.decode())
+        text = "\n".join(plain(seen.decode()))
         assert re.search(r"1/3 canary stub/exact +starting +0 s, - left", text)
         assert re.search(r"2/3 canary stub/stuck +loading +\d s, about \d+ s left", text)
 
-    def test_the_screen_shows_what_pytest_wrote_and_nothing_else(self, seen: bytes) -> None:
+    def test_besides_the_line_there_is_what_pytest_wrote_and_nothing_else(self, seen: bytes) -> None:
         text = seen.decode()
-        lines = Emulated(100, 200).feed(text).lines
-        ours = re.sub(r"\x1bD\x1b\[A\x1b7[\s\S]*?\x1b8|\x1b7[\s\S]*?\x1b8", "", text)
-        assert ours != text
-        assert lines == Emulated(100, 200).feed(ours).lines
-        tests = [line for line in lines if line.startswith("test_load.py::")]
+        drawn = re.findall(BELOW + r"[\s\S]*?" + BACK, text)
+        assert len(drawn) == 3
+        assert all(each.count("\n") == 1 and each.endswith(f"\r\x1b[1A\x1b[2K{BACK}") for each in drawn)
+        lines = re.sub(BELOW + r"[\s\S]*?" + BACK, "", text).splitlines()
+        tests = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in lines if line.startswith("test_load.py::")]
         assert {line.split()[1] for line in tests} == {"PASSED", "FAILED"}
         assert [line.split()[-1] for line in tests] == ["33%]", "66%]", "[100%]"]
-        assert not [line for line in lines if "left" in line]
+        assert not [line for line in lines if "━" in line or re.search(r"[-s] left", line)]

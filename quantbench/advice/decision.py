@@ -18,9 +18,8 @@ from typing import TYPE_CHECKING
 
 from quantbench.advice.pareto import Candidate, choose, dominates, possible
 from quantbench.advice.words import words
-from quantbench.core.units import format_bytes, format_limit, significant
+from quantbench.core.units import format_bytes, format_limit, short, significant, with_interval
 from quantbench.results.rows import REPEATS, Group, Row, groups
-from quantbench.tables.show import short, with_interval
 
 if TYPE_CHECKING:
     import pandas as pd

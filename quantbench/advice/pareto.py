@@ -13,6 +13,9 @@ of 3 to 7 % on a machine left alone (bench/harness/README.md, the decision rule)
 Where a variant was measured in several processes its interval reaches from the lowest to the highest, and holds that already.
 """
 
+Place = tuple[float, float]
+"""Bytes of the weights, and KLD in nats."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
@@ -34,6 +37,11 @@ class Candidate:
     kld_high: float | None
     processes: int = 1
     disturbed: bool = False
+
+    @property
+    def place(self) -> Place:
+        """Where it lies in size and KLD."""
+        return self.weight_bytes, self.kld
 
     @property
     def tps_interval(self) -> tuple[float, float] | None:
@@ -60,9 +68,9 @@ def dominates(one: Candidate, other: Candidate) -> bool:
 
     Without cycles: sizes and KLD of a cycle would be equal, and being surely faster has none.
     """
-    if other.surely_faster(one) or not _beats(one, other):
+    if other.surely_faster(one):
         return False
-    return one.surely_faster(other) or not _beats(other, one)
+    return beats(one.place, other.place) or (one.surely_faster(other) and _no_worse(one.place, other.place))
 
 
 def choose(candidates: Sequence[Candidate]) -> Candidate | None:
@@ -87,15 +95,19 @@ def possible(candidates: Sequence[Candidate]) -> list[Candidate]:
     if pick is None:
         return []
     quiet = [each for each in candidates if not each.disturbed]
-    found = [pick, choose([each for each in quiet if not _beats(pick, each)] if pick.disturbed else quiet)]
-    found += [each for each in candidates if each.disturbed and not _beats(pick, each)]
+    found = [pick, choose([each for each in quiet if not _no_worse(pick.place, each.place)] if pick.disturbed else quiet)]
+    found += [each for each in candidates if each.disturbed and not _no_worse(pick.place, each.place)]
     names = {each.name for each in found if each}
     return [each for each in candidates if each.name in names]
 
 
-def _beats(one: Candidate, other: Candidate) -> bool:
-    """Whether ``one`` is no larger and no further from the reference."""
-    return one.weight_bytes <= other.weight_bytes and one.kld <= other.kld
+def beats(one: Place, other: Place) -> bool:
+    """Whether ``one`` is no larger, no further from the reference, and better in one of them: what none beats is the front."""
+    return one != other and _no_worse(one, other)
+
+
+def _no_worse(one: Place, other: Place) -> bool:
+    return all(mine <= its for mine, its in zip(one, other, strict=True))
 
 
 def _order(candidate: Candidate) -> tuple[float, float, float, str]:

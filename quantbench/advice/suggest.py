@@ -12,9 +12,8 @@ from dataclasses import dataclass
 
 from quantbench.advice.published import PublishedQuality, published
 from quantbench.advice.words import words
-from quantbench.core.units import format_bytes, format_limit
+from quantbench.core.units import format_bytes, format_limit, short
 from quantbench.planning.planner import Planned, Workload
-from quantbench.tables.show import short
 
 DEFAULT_WORD = "Good"
 """Without a limit of its own the published KLD may go as far as this word of the GGUF scale."""

@@ -13,9 +13,8 @@ from quantbench.claims.claimed import ClaimRow, ClaimTable
 from quantbench.claims.evidence import Evidence, no_gpu
 from quantbench.claims.findings import FINDINGS, absent
 from quantbench.claims.marks import Figure, Judgement
-from quantbench.core.units import GB
+from quantbench.core.units import GB, times
 from quantbench.tables.lines import Line
-from quantbench.tables.show import times
 
 _BILLION = 1e9
 INSTRUMENT_CHECK = "an instrument check"

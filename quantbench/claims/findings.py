@@ -7,11 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from quantbench.advice.words import words
-from quantbench.core.units import format_seconds
+from quantbench.core.units import format_seconds, times
 from quantbench.results.rows import Row
 from quantbench.tables.fields import BETWEEN_PROCESSES
 from quantbench.tables.lines import Line
-from quantbench.tables.show import times
 
 _USUAL_BITS = 4
 _LONGEST = 48

@@ -14,12 +14,11 @@ from quantbench.claims.evidence import Evidence
 from quantbench.claims.marks import Figure, Judgement
 from quantbench.claims.type_facts import TypeFacts, type_facts
 from quantbench.core.errors import QuantbenchError
-from quantbench.core.units import GB, format_bytes, format_limit, parse_bytes
+from quantbench.core.units import GB, format_bytes, format_limit, parse_bytes, short, times
 from quantbench.metrics.energy import find_counter
 from quantbench.models.footprint import dense_bytes
 from quantbench.planning.planner import Planned
 from quantbench.tables.lines import Line
-from quantbench.tables.show import short, times
 
 ProseCheck = Callable[[Prose, Evidence], Judgement]
 

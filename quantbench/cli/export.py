@@ -15,6 +15,7 @@ from quantbench.cli.output import counted, message
 from quantbench.cli.results import ResultsOption, stored
 from quantbench.core.cache import write_atomically
 from quantbench.core.errors import UsageError, unknown_name
+from quantbench.core.text import visible
 from quantbench.export import EXPORTERS
 from quantbench.export import export as exported
 from quantbench.results.schema import TABLES
@@ -22,9 +23,6 @@ from quantbench.tables import latest_run
 
 if TYPE_CHECKING:
     import pandas as pd
-
-_CONTROLS = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)], "\N{REPLACEMENT CHARACTER}")
-"""Control characters besides tab and line feed: a terminal obeys some of them."""
 
 
 def export(
@@ -91,7 +89,7 @@ def _print(pieces: Iterable[str]) -> None:
     """The text as it is, not through typer, which takes escapes out; on a terminal without what it would obey."""
     on_terminal = sys.stdout.isatty()
     for piece in pieces:
-        sys.stdout.write(piece.translate(_CONTROLS) if on_terminal else piece)
+        sys.stdout.write(visible(piece, "\t\n") if on_terminal else piece)
 
 
 def _write(path: Path, pieces: Iterable[str], results: str) -> None:

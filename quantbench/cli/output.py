@@ -13,6 +13,8 @@ from typing import Any, Literal
 
 import typer
 
+from quantbench.core.text import one_line
+
 Format = Literal["text", "json"]
 
 _UNLIMITED = 10_000
@@ -22,8 +24,6 @@ def message(text: str) -> None:
     """One sentence to stderr, headed by the program's name."""
     from rich.console import Console
     from rich.text import Text
-
-    from quantbench.tables.render import one_line
 
     Console(stderr=True, soft_wrap=True).print(Text.assemble(("quantbench: ", "bold red"), one_line(text)))
 
@@ -47,8 +47,6 @@ def warnings_as_messages() -> Iterator[None]:
 
 def paragraph(text: str) -> str:
     """``text`` wrapped between words on a terminal, and as one line elsewhere; nothing in it commands a terminal."""
-    from quantbench.tables.render import one_line
-
     line = one_line(text)
     return textwrap.fill(line, shutil.get_terminal_size().columns) if sys.stdout.isatty() else line
 

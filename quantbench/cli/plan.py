@@ -11,6 +11,7 @@ import typer
 from quantbench.advice.suggest import suggest
 from quantbench.cli.output import paragraph, print_json
 from quantbench.core.machine import gpu_memory, memory_limit
+from quantbench.core.text import escape_markdown
 from quantbench.core.units import format_bytes, format_limit, parse_bytes
 from quantbench.planning import planner
 from quantbench.planning.matrix import every_variant
@@ -18,7 +19,7 @@ from quantbench.planning.options import OPTIONS, convert
 from quantbench.planning.planner import Device, Planned, Workload
 from quantbench.planning.settled import settled
 from quantbench.tables.plan import plan_table
-from quantbench.tables.render import escape_markdown, render
+from quantbench.tables.render import render
 
 _LISTS = [option for option in OPTIONS if option.name in ("method", "precision")]
 

@@ -12,6 +12,7 @@ from quantbench.cli.guard import INSUFFICIENT
 from quantbench.cli.output import message, paragraph, print_json, warnings_as_messages
 from quantbench.cli.plan import BatchOption, ContextOption, planned_for
 from quantbench.core.errors import StoreError, UsageError, unknown_name
+from quantbench.core.text import escape_markdown
 from quantbench.core.units import parse_bytes
 from quantbench.tables import ALL, KINDS, build, latest_run
 
@@ -160,7 +161,6 @@ def _rows(results: str, run_id: str | None, hint: str = "") -> pd.DataFrame:
 
 def _decision(rows: pd.DataFrame, output: str) -> Sequence[str]:
     from quantbench.advice.decision import decide
-    from quantbench.tables.render import escape_markdown
 
     shown = escape_markdown if output == "md" else paragraph
     return [shown(choice.sentence) for choice in decide(rows)]

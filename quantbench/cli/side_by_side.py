@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal
 
 from quantbench.cli.output import paragraph
 from quantbench.core.record import Output
+from quantbench.core.text import escape_markdown, one_line, visible
+from quantbench.core.units import short, with_interval
 from quantbench.judge.contrast import BLOCK_POSITIONS, AnswerPair, Contrast
 from quantbench.judge.contrast.sentence import conclusion
-from quantbench.tables.render import as_markdown, as_text, escape_markdown, one_line, terminal_width, wrap
-from quantbench.tables.show import short, with_interval
+from quantbench.tables.render import as_markdown, as_text, terminal_width, wrap
 from quantbench.tables.table import Cell, Heading, Table
 
 if TYPE_CHECKING:
@@ -126,17 +126,13 @@ def _row(contrast: Contrast, pair: AnswerPair) -> tuple[Cell, ...]:
     return (
         Cell(first.index + 1),
         Cell("all") if pair.same else Cell(pair.parts_at_token),
-        *(_cell(chrf, "{:.1f}".format) for chrf in (first.chrf, second.chrf, pair.chrf)),
-        *(_cell(each.top1_agreement, "{:.1%}".format) for each in (first, second)),
-        *(_cell(each.kld_mean, short) for each in (first, second)),
+        *(Cell.of(chrf, "{:.1f}".format) for chrf in (first.chrf, second.chrf, pair.chrf)),
+        *(Cell.of(each.top1_agreement, "{:.1%}".format) for each in (first, second)),
+        *(Cell.of(each.kld_mean, short) for each in (first, second)),
         Cell(kld.mean, with_interval(kld.mean, kld.low, kld.high, show=short)) if kld else Cell(None),
-        _cell(pair.p_adjusted, short),
+        Cell.of(pair.p_adjusted, short),
         Cell(pair.verdict, _verdict(contrast, pair)),
     )
-
-
-def _cell(value: float | None, show: Callable[[float], str]) -> Cell:
-    return Cell(value, "" if value is None else show(value))
 
 
 def _verdict(contrast: Contrast, pair: AnswerPair) -> str:
@@ -197,8 +193,8 @@ def _block(contrast: Contrast, pair: AnswerPair, width: int, *, styled: bool) ->
     above = Grid.grid(padding=(0, 2, 0, 0))
     above.add_column(no_wrap=True)
     above.add_column(overflow="fold", max_width=max(width - len(about.reference) - 2, _NARROWEST))
-    above.add_row(Text("prompt"), Text(visible(pair.first.prompt)))
-    above.add_row(Text(about.reference), Text(visible(pair.first.reference_text)))
+    above.add_row(Text("prompt"), Text(shown(pair.first.prompt)))
+    above.add_row(Text(about.reference), Text(shown(pair.first.reference_text)))
     half = max((width - 3) // 2, _NARROWEST)
     beside = Grid.grid(padding=(0, 3, 0, 0))
     beside.add_column(width=half, overflow="fold")
@@ -218,17 +214,15 @@ def _marked(text: str, at: int | None) -> Text:
     from rich.text import Text
 
     if at is None:
-        return Text(visible(text))
-    before = "".join(map(_shown, text[:at]))
-    return Text.assemble(before, (MARK, "bold red"), visible(text[at:]))
+        return Text(shown(text))
+    return Text.assemble(_signed(text[:at]), (MARK, "bold red"), shown(text[at:]))
 
 
-def visible(text: str) -> str:
-    """``text`` with a sign at each newline, and what would not be seen, or would steer a terminal, as its escape."""
-    return "".join(map(_shown, text)).removesuffix("\n")
+def shown(text: str) -> str:
+    """``text`` to its end, where no empty line follows."""
+    return _signed(text).removesuffix("\n")
 
 
-def _shown(char: str) -> str:
-    if char == "\n":
-        return f"{_NEWLINE}\n"
-    return char if char.isprintable() else char.encode("unicode_escape").decode("ascii")
+def _signed(text: str) -> str:
+    """``text`` with a sign at each newline."""
+    return visible(text).replace("\n", f"{_NEWLINE}\n")

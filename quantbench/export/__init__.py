@@ -9,8 +9,10 @@ A new format is one file here (or an entry point in the group ``quantbench.expor
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 from quantbench.core.errors import UsageError, unknown_name
@@ -74,6 +76,17 @@ def export(
     else:
         columns += tuple(Column(column, "", doc="of a version or a metric that is not installed here") for column in extra)
     return exporter.write(_rows(frame, schema(table), extra), columns)
+
+
+def json_value(value: Any) -> Any:
+    """``value`` with times in ISO 8601 and None for what is no finite number, inside lists too."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, list):
+        return [json_value(each) for each in value]
+    return value
 
 
 def _wanted(

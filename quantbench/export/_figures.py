@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -34,7 +33,7 @@ class ExportedFigure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportedScenario:
-    """The rows of one scenario, a row per process. No other scenario of the run has all three names."""
+    """The rows of one scenario, a row per process."""
 
     name: str
     model: str
@@ -61,22 +60,17 @@ class ExportedScenario:
 
 
 def by_scenario(rows: Iterable[ExportRow]) -> list[ExportedScenario]:
-    """The scenarios of a run in the order of their first rows.
+    """The scenarios of a run in the order of their first rows: a run has none of the same id twice.
 
-    Names show the last part of a path only, and are the same from one machine to another. Where two models or prompt sets of
-    the run share that part, the whole path is in the names.
+    Names show the last part of a path only, and are the same from one machine to another.
     """
-    found: dict[tuple[str, str, str], list[ExportRow]] = {}
+    found: dict[str, list[ExportRow]] = {}
     for row in rows:
-        found.setdefault((row["scenario_id"], row["model"], row["prompts"]), []).append(row)
-    sharing = Counter(name for name, _, _ in found)
-    scenarios = []
-    for (name, model, prompts), group in found.items():
-        names = {"name": name, "model": short_name(model), "prompts": short_name(prompts)}
-        if sharing[name] > 1:
-            names = {"name": f"{name} ({model}, {prompts})", "model": model, "prompts": prompts}
-        scenarios.append(ExportedScenario(**names, rows=tuple(group)))
-    return scenarios
+        found.setdefault(row["scenario_id"], []).append(row)
+    return [
+        ExportedScenario(name=name, model=short_name(of[0]["model"]), prompts=short_name(of[0]["prompts"]), rows=tuple(of))
+        for name, of in found.items()
+    ]
 
 
 def json_array(items: Iterable[Any]) -> str:

@@ -18,9 +18,8 @@ from itertools import islice
 from typing import Any
 
 from quantbench.core.record import Column
-from quantbench.core.sheet import csv_lines, guarded
-from quantbench.export import Exporter, ExportRow
-from quantbench.export._values import plain
+from quantbench.core.text import csv_lines, guarded
+from quantbench.export import Exporter, ExportRow, json_value
 
 _LINES = 1000
 
@@ -37,7 +36,7 @@ def write(rows: Iterable[ExportRow], columns: Sequence[Column]) -> Iterator[str]
 def _cell(value: Any) -> str:
     if isinstance(value, str):
         return guarded(value.replace("\0", ""))
-    found = plain(value)
+    found = json_value(value)
     if isinstance(found, list):
         return json.dumps(found)
     return "" if found is None else str(found)

@@ -9,14 +9,13 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 
 from quantbench.core.record import Column
-from quantbench.export import Exporter, ExportRow
-from quantbench.export._values import plain
+from quantbench.export import Exporter, ExportRow, json_value
 
 
 def write(rows: Iterable[ExportRow], columns: Sequence[Column]) -> Iterator[str]:
     """A line per row; times in ISO 8601."""
     for row in rows:
-        yield json.dumps({column.name: plain(row[column.name]) for column in columns}, allow_nan=False) + "\n"
+        yield json.dumps({column.name: json_value(row[column.name]) for column in columns}, allow_nan=False) + "\n"
 
 
 JSONL = Exporter(name="jsonl", write=write)

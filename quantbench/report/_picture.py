@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from quantbench.core.text import visible
+from quantbench.core.units import short
 from quantbench.report import _libraries
 from quantbench.report.charts.bars import STEP, bars
-from quantbench.report.charts.colours import config, on_paper
-from quantbench.report.charts.look import Look, subject
+from quantbench.report.charts.look import Look, config, on_paper, subject
 from quantbench.report.charts.pareto import pareto
 from quantbench.report.charts.points import points
-from quantbench.report.markup import plain
-from quantbench.tables.show import short
 
 if TYPE_CHECKING:
     from quantbench.advice.decision import Choice
@@ -44,14 +43,14 @@ def picture(results: Results, form: str) -> bytes | None:
             whole = alt.hconcat(*titled, spacing=36).resolve_scale(color="independent", shape="independent")
             about = f"run {group.fact('run_id')}, started {group.fact('started_at')[:16]} UTC"
             about = "; ".join(filter(None, (group.hardware, about)))
-            title = alt.TitleParams(subject(group), subtitle=plain(about), fontSize=18, subtitleFontSize=12, offset=18)
+            title = alt.TitleParams(subject(group), subtitle=visible(about), fontSize=18, subtitleFontSize=12, offset=18)
             spec = whole.properties(title=title, padding=18).configure(**{**config(on_paper), "background": on_paper("page")})
             return _libraries.picture(spec.to_dict(), form)
     return None
 
 
 def _titles(choice: Choice) -> tuple[tuple[str, str], tuple[str, str]]:
-    ringed = f"ringed: the pick, {plain(choice.pick.name)}; " if choice.pick else ""
+    ringed = f"ringed: the pick, {visible(choice.pick.name)}; " if choice.pick else ""
     marks = f"filled and joined: the front; {ringed}dashed: the limit of {short(choice.limits.max_kld)} nats"
     return (
         ("Size against KLD", marks),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from quantbench.report import _libraries
 from quantbench.report.charts import figures
-from quantbench.report.charts.colours import DARK, FONT, LIGHT
+from quantbench.report.charts.look import DARK, FONT, LIGHT
 from quantbench.report.markup import digest, fill, script, template
 from quantbench.report.sections import facts
 from quantbench.report.sections.answers import side_by_side

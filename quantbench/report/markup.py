@@ -8,33 +8,22 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 from collections.abc import Mapping
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
+
+from quantbench.core.text import visible
 
 if TYPE_CHECKING:
     from jinja2 import Environment
     from markupsafe import Markup
 
-_IN_JSON = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"}
-
-
-def plain(text: str) -> str:
-    """``text`` with what is not printable as its escape; newlines stay."""
-    if text.isprintable():
-        return text
-    return "".join(char if char.isprintable() or char == "\n" else _escape(char) for char in text)
-
 
 def data_block(value: Any) -> Markup:
     """``value`` as JSON inside a script element: ASCII only, and without a sign that could end the element."""
-    from markupsafe import Markup
+    from jinja2.utils import htmlsafe_json_dumps
 
-    text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
-    for sign, escaped in _IN_JSON.items():
-        text = text.replace(sign, escaped)
-    return Markup(text)  # noqa: S704 - escaped just above
+    return htmlsafe_json_dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
 
 
 def script(text: str) -> Markup:
@@ -66,7 +55,7 @@ def _environment() -> Environment:
     from markupsafe import Markup
 
     def shown(value: Any) -> Any:
-        return plain(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+        return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
     return Environment(
         loader=FunctionLoader(template),
@@ -76,7 +65,3 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-
-
-def _escape(char: str) -> str:
-    return char.encode("unicode_escape").decode("ascii")

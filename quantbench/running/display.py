@@ -5,24 +5,23 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from functools import cached_property
-from typing import TYPE_CHECKING, TextIO
+from typing import IO, TYPE_CHECKING, TextIO, cast
 
+from quantbench.core.text import one_line
 from quantbench.running.progress import Display, Moment, duration
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import RenderableType
+    from rich.live import Live
 
 QUIET_S = 30.0
 """The least time between two plain lines about one variant."""
 
-_NARROWEST, _WITH_BAR = 10, 60
-"""Columns that are taken at least, and from which on there is room for a bar."""
-_SAVE, _RESTORE = "\x1b7", "\x1b8"
-_ROOM_BELOW = "\x1bD\x1b[A"
-"""A line down, which scrolls at the bottom of the screen, and up again: the column stays."""
+_BELOW = "\x1bD\x1bD\x1b[2A\x1b7\r\x1b[B"
+"""Make room for two lines, for rich ends its own with a line break; note where the cursor is, and go to the line below."""
 
-_EMPTY_BELOW = "\r\x1b[B\x1b[2K"
+_BACK = "\x1b8"
+"""To where the cursor was."""
 
 
 class Screen:
@@ -52,6 +51,9 @@ class Screen:
             else:
                 os.write(self._handle, text.encode(errors="replace"))
 
+    def flush(self) -> None:
+        """Nothing is kept back."""
+
     def close(self) -> None:
         """Give the handle back."""
         if self._handle is not None:
@@ -60,62 +62,61 @@ class Screen:
 
 
 class LiveLine:
-    """One line below that which pytest is writing. The cursor stays where pytest left it, and no trace remains."""
+    """One line below that which pytest is writing. The cursor goes back to where pytest left it, and no trace remains."""
 
     def __init__(self, screen: Screen) -> None:
         """On a terminal."""
         self._screen = screen
-        self._drawn = False
+        self._live: Live | None = None
 
     def show(self, moment: Moment) -> None:
         """See Display."""
-        self._screen.write(f"{_ROOM_BELOW}{_SAVE}{_EMPTY_BELOW}{self._rendered(moment)}{_RESTORE}")
-        self._drawn = True
+        self._live = self._live or self._begun()
+        self._live.console.width = max(1, self._screen.columns - 1)  # anew each time: windows change their size
+        self._live.update(_rendered(moment), refresh=True)
 
     def done(self, moment: Moment) -> None:
         """Pytest itself shows how a test ended."""
 
     def clear(self) -> None:
         """See Display."""
-        if self._drawn:
-            self._screen.write(f"{_SAVE}{_EMPTY_BELOW}{_RESTORE}")
-            self._drawn = False
+        if self._live:
+            self._live.stop()
+            self._live = None
+            self._screen.write(_BACK)
 
     def close(self) -> None:
         """See Display."""
         self.clear()
         self._screen.close()
 
-    @cached_property
-    def _console(self) -> Console:
+    def _begun(self) -> Live:
         from rich.console import Console
+        from rich.live import Live
 
-        return Console(force_terminal=True, legacy_windows=False)
+        console = Console(file=cast("IO[str]", self._screen), force_terminal=True, legacy_windows=False)
+        live = Live(console=console, auto_refresh=False, transient=True, redirect_stdout=False, redirect_stderr=False)
+        self._screen.write(_BELOW)
+        live.start()
+        return live
 
-    def _rendered(self, moment: Moment) -> str:
-        """The line with its colours, shorter than the terminal is wide, so that it never wraps."""
-        from rich.progress_bar import ProgressBar
-        from rich.table import Table
-        from rich.text import Text
 
-        console = self._console
-        console.width = max(_NARROWEST, self._screen.columns - 1)
-        parts = {
-            "bold": f"{moment.number}/{moment.total}",
-            "cyan": moment.variant,
-            "magenta": moment.stage,
-            "dim": f"{duration(moment.elapsed_s)}, {moment.left}",
-        }
-        text = Text(" ").join(Text(_printable(part), style) for style, part in parts.items())
-        text.no_wrap, text.overflow = True, "ellipsis"
-        line = Table.grid(padding=(0, 1))
-        if console.width >= _WITH_BAR:
-            line.add_row(ProgressBar(total=moment.total, completed=moment.number - 1, width=12), text)
-        else:
-            line.add_row(text)
-        with console.capture() as captured:
-            console.print(line)
-        return captured.get().splitlines()[0]
+def _rendered(moment: Moment) -> RenderableType:
+    """The line with its colours; what does not fit is cut off."""
+    from rich.progress_bar import ProgressBar
+    from rich.table import Column, Table
+    from rich.text import Text
+
+    parts = {
+        "bold": f"{moment.number}/{moment.total}",
+        "cyan": moment.variant,
+        "magenta": moment.stage,
+        "dim": f"{duration(moment.elapsed_s)}, {moment.left}",
+    }
+    line = Table.grid("", Column(no_wrap=True), padding=(0, 1))
+    text = Text(" ").join(Text(one_line(part), style) for style, part in parts.items())
+    line.add_row(ProgressBar(total=moment.total, completed=moment.number - 1, width=12), text)
+    return line
 
 
 class PlainLines:
@@ -150,7 +151,7 @@ class PlainLines:
 
     def _say(self, moment: Moment, what: str) -> None:
         begun = self._shared and not self._about[1]  # nothing was said of this variant, so what was written last is pytest's
-        line = _printable(f"quantbench: {moment.number} of {moment.total}, {moment.variant}: {what}")
+        line = one_line(f"quantbench: {moment.number} of {moment.total}, {moment.variant}: {what}")
         self._screen.write("\n" * begun + line + "\n")
         self._about = (moment.number, moment.stage)
 
@@ -172,8 +173,3 @@ def _same(one: TextIO, other: TextIO) -> bool:
         return os.path.sameopenfile(one.fileno(), other.fileno())
     except (OSError, ValueError):
         return False
-
-
-def _printable(text: str) -> str:
-    """``text`` as one line that commands nothing to a terminal."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 from quantbench.advice.words import Scale, words
 from quantbench.claims.claimed import ClaimTable
+from quantbench.core.units import short
 from quantbench.results.rows import REPEATS, Group
 from quantbench.tables.fields import BESIDE_OTHER_WORK, BETWEEN_PROCESSES, NEAR_EDGE, Field
 from quantbench.tables.lines import Line, failures
-from quantbench.tables.show import short
 from quantbench.tables.table import Table
 
 _REPEATED = "median of N: of as many fresh processes; intervals reach from the lowest to the highest end of theirs"

@@ -9,11 +9,10 @@ from functools import cache
 from quantbench.advice.words import Scale, words
 from quantbench.claims import sizes
 from quantbench.claims.claimed import ClaimTable
-from quantbench.core.units import format_bytes, significant
+from quantbench.core.units import format_bytes, significant, times, with_error
 from quantbench.results.rows import Row
 from quantbench.results.schema import table_columns, timed_columns
 from quantbench.tables.lines import Line
-from quantbench.tables.show import times, with_error
 from quantbench.tables.table import Cell, Heading
 
 BETWEEN_PROCESSES = "†"
@@ -76,7 +75,7 @@ def planned(claims: ClaimTable, key: str, lines: Sequence[Line]) -> list[Field]:
         return Cell(sizes.ideal_bytes(parameters, bits) if bits else None)
 
     return [
-        Field(heading, lambda line: _figure(weights[line.variant].weight_bytes, sizes.gigabytes)),
+        Field(heading, lambda line: Cell.of(weights[line.variant].weight_bytes, sizes.gigabytes)),
         Field(ideal, idealised),
     ]
 
@@ -87,7 +86,7 @@ def planned_bits(claims: ClaimTable, lines: Sequence[Line]) -> Field:
     title = f"{claims.headings['bits']}, {claims.headings[size].split(maxsplit=1)[0]}"
     weights = sizes.planned_weights(model, (line.variant for line in lines))
     heading = Heading(key="planned_bits", title=title, unit="bits", source="planned", numeric=True)
-    return Field(heading, lambda line: _figure(sizes.bits_per_weight(model, weights[line.variant]), "{:.2f}".format))
+    return Field(heading, lambda line: Cell.of(sizes.bits_per_weight(model, weights[line.variant]), "{:.2f}".format))
 
 
 def planned_notes(claims: ClaimTable, lines: Sequence[Line]) -> list[str]:
@@ -109,7 +108,7 @@ def metric_heading(name: str, title: str) -> Heading:
 
 def measured(name: str, title: str, show: Callable[[float], str] = significant) -> Field:
     """A metric's column; its unit is the metric's own."""
-    return Field(metric_heading(name, title), lambda line: _figure(line.number(name), show))
+    return Field(metric_heading(name, title), lambda line: Cell.of(line.number(name), show))
 
 
 def background(*names: str) -> list[Field]:
@@ -123,7 +122,7 @@ def size(reference: str) -> list[Field]:
     ratio = Heading(key="weight_bytes_ratio", title=f"Size, x {reference}", unit="ratio", source="measured", numeric=True)
     return [
         measured("weight_bytes", "Size", format_bytes),
-        Field(ratio, lambda line: _figure(line.over_reference("weight_bytes"), times)),
+        Field(ratio, lambda line: Cell.of(line.over_reference("weight_bytes"), times)),
     ]
 
 
@@ -131,7 +130,7 @@ def divergence() -> list[Field]:
     """Mean KLD with its standard error."""
 
     def cell(line: Line) -> Cell:
-        return _figure(line.number("kld_mean"), lambda value: with_error(value, line.number("kld_mean_se")))
+        return Cell.of(line.number("kld_mean"), lambda value: with_error(value, line.number("kld_mean_se")))
 
     return [Field(metric_heading("kld_mean", "KLD ± s.e., nats"), cell), *background("kld_mean_se")]
 
@@ -155,7 +154,7 @@ def speed(reference: str) -> list[Field]:
     alternated = Heading(key="decode_speed_alternated", title="Alternated in one process", shown=False)
 
     def cell(line: Line) -> Cell:
-        return replace(_figure(line.speed_ratio, times), mark="" if line.alternated else BETWEEN_PROCESSES)
+        return replace(Cell.of(line.speed_ratio, times), mark="" if line.alternated else BETWEEN_PROCESSES)
 
     return [
         Field(heading, cell),
@@ -184,7 +183,3 @@ def status(*, shown: bool) -> list[Field]:
         Field(Heading(key="status", title="Status", shown=shown), lambda line: Cell(line.status)),
         Field(Heading(key="reason", title="Reason", shown=False), reason),
     ]
-
-
-def _figure(value: float | None, show: Callable[[float], str]) -> Cell:
-    return Cell(None) if value is None else Cell(value, show(value))

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from quantbench.claims.checked import size_notes
-from quantbench.core.units import format_bytes
+from quantbench.core.units import format_bytes, times
 from quantbench.models.architecture import Architecture
 from quantbench.planning.planner import Device, Planned, Workload
-from quantbench.tables.show import times
 from quantbench.tables.table import Cell, Heading, Table
 
 _ASSUMED = ("weight_bytes", "peak_bytes")
@@ -58,13 +57,15 @@ def _columns(planned: Sequence[Planned], devices: Sequence[Device]) -> tuple[tup
     ]
     rows = []
     for each in planned:
-        bits = each.bits_per_weight
         found = {
             "variant": Cell(each.variant),
-            "bits_per_weight": Cell(bits, "" if bits is None else f"{bits:.2f}"),
+            "bits_per_weight": Cell.of(each.bits_per_weight, "{:.2f}".format),
             **{key: _bytes(getattr(each, key), about=not each.is_exact and key in _ASSUMED) for key in {**loaded, **running}},
-            **{key: _ratio(getattr(each, key)) for key in ratios},
-            **{f"fits {device.name}": _yes(each.fits_on.get(device.name)) for device in devices},
+            **{key: Cell.of(getattr(each, key), times) for key in ratios},
+            **{
+                f"fits {device.name}": Cell.of(each.fits_on.get(device.name), lambda fits: "yes" if fits else "no")
+                for device in devices
+            },
             **{key: Cell(None if getattr(each, key) == "" else getattr(each, key)) for key in ("largest_context", *_HIDDEN)},
         }
         rows.append(tuple(found[heading.key] for heading in headings))
@@ -72,15 +73,7 @@ def _columns(planned: Sequence[Planned], devices: Sequence[Device]) -> tuple[tup
 
 
 def _bytes(count: int | None, *, about: bool) -> Cell:
-    return Cell(None) if count is None else Cell(count, f"{'~' if about else ''}{format_bytes(count)}")
-
-
-def _ratio(value: float | None) -> Cell:
-    return Cell(None) if value is None else Cell(value, times(value))
-
-
-def _yes(fits: bool | None) -> Cell:
-    return Cell(None) if fits is None else Cell(fits, "yes" if fits else "no")
+    return Cell.of(count, lambda known: f"{'~' if about else ''}{format_bytes(known)}")
 
 
 def _notes(architecture: Architecture, planned: Sequence[Planned], devices: Sequence[Device]) -> list[str]:

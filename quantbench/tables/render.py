@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import re
 import shutil
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -12,10 +11,9 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 
 from quantbench.core.errors import unknown_name
-from quantbench.core.sheet import csv_lines, guarded
+from quantbench.core.text import csv_lines, escape_markdown, guarded, one_line
 from quantbench.tables.table import DASH, Table
 
-_ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 _FALLBACK_SIZE = (120, 24)
 _NARROWEST = 20
 _GAP = 2
@@ -40,7 +38,7 @@ def as_markdown(tables: Sequence[Table]) -> str:
 def as_csv(tables: Sequence[Table]) -> str:
     """One CSV for all tables: raw values in base units, nulls empty, a row's table, model, prompts and run first.
 
-    Texts keep no control characters but line breaks; what a spreadsheet would run is guarded, see ``quantbench.core.sheet``.
+    Texts keep no control characters but line breaks; what a spreadsheet would run is guarded, see ``quantbench.core.text``.
     "None" is a word here (no quality loss): ``pandas.read_csv`` wants ``keep_default_na=False, na_values=[""]``.
     """
     facts = ("model", "instrument_check", "prompts", "reference", "run_id")
@@ -83,17 +81,6 @@ def as_text(tables: Sequence[Table], width: int | None = None) -> str:
 def terminal_width() -> int:
     """Columns of this terminal; 120 where there is none."""
     return shutil.get_terminal_size(_FALLBACK_SIZE).columns
-
-
-def one_line(text: str) -> str:
-    """``text`` without line breaks, terminal escapes or other control characters."""
-    return " ".join("".join(char if char.isprintable() else " " for char in text).split())
-
-
-def escape_markdown(text: str) -> str:
-    """``text`` as one line that no Markdown reader takes for markup, a cell border or HTML."""
-    plain = "".join(_ENTITIES.get(char, char) for char in one_line(text))
-    return re.sub(r"([\\`*\[\]|~])", r"\\\1", plain)
 
 
 def wrap(text: str, width: int, indent: str = "") -> list[str]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from quantbench.advice.decision import decide
 from quantbench.core.errors import StoreError
-from quantbench.core.units import format_bytes, format_seconds
+from quantbench.core.units import format_bytes, format_seconds, with_interval
 from quantbench.results.rows import Group, groups
 from quantbench.results.store import load
 from quantbench.tables import fields as f
@@ -16,7 +16,6 @@ from quantbench.tables.kinds.modules import calls
 from quantbench.tables.kinds.perplexity import scores
 from quantbench.tables.lines import Line, failures, plain_lines
 from quantbench.tables.render import as_text, terminal_width, wrap
-from quantbench.tables.show import with_interval
 from quantbench.tables.table import Cell, Heading
 
 if TYPE_CHECKING:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self, TypeVar
 
 Scalar = str | int | float | bool | None
+_Value = TypeVar("_Value", bound=str | int | float | bool)
 
 DASH = "–"
 """Stands for a figure that is not there."""
@@ -35,6 +36,11 @@ class Cell:
     value: Scalar
     text: str = ""
     mark: str = ""
+
+    @classmethod
+    def of(cls, value: _Value | None, show: Callable[[_Value], str]) -> Self:
+        """A value and how it is written, which is asked only where there is a value."""
+        return cls(None) if value is None else cls(value, show(value))
 
     @property
     def shown(self) -> str:

@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from quantbench.cli.app import app
-from quantbench.cli.side_by_side import MARK, visible
+from quantbench.cli.side_by_side import MARK, shown
 from quantbench.core.machine import Machine
 from quantbench.core.record import Missing, Output, Record, Status
 from quantbench.core.scenario import Scenario, Variant
@@ -169,7 +169,7 @@ def test_nothing_that_a_model_says_steers_the_terminal_or_the_page(tmp_path: Pat
 
 
 def test_what_is_not_seen_is_shown() -> None:
-    assert visible("a\n\tb\xa0\u200bé漢\n") == "a↵\n\\tb\\xa0\\u200bé漢↵"
+    assert shown("a\n\tb\xa0\u200bé漢\n") == "a↵\n\\tb\\xa0\\u200bé漢↵"
 
 
 def test_several_models_and_prompt_sets_follow_one_another_unless_one_is_named(root: Path) -> None:

@@ -199,7 +199,7 @@ def test_a_terminal_gets_no_escapes_and_a_pipe_gets_all(
     assert capsys.readouterr().out == text
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     module._print([text])
-    assert capsys.readouterr().out == "a\tb\n\ufffd[31mred\ufffd\ufffd"
+    assert capsys.readouterr().out == "a\tb\n\\x1b[31mred\\x9b\\r"
 
 
 def test_a_plug_in_is_found(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:

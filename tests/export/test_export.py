@@ -115,15 +115,6 @@ def test_metrics_come_in_the_order_they_are_named(frame: pd.DataFrame, parsed: C
     assert list(found[_NF4]) == ["weight_bytes", "decode_tps"]
 
 
-def test_scenarios_that_share_an_id_are_told_apart(frame: pd.DataFrame, parsed: Callable[..., Any]) -> None:
-    paths = ("/one/model.gguf", "/two/model.gguf")
-    one = frame[frame["method"] == "bitsandbytes"]
-    same = [one.assign(model=path, scenario_id="model/gguf-q8_0/ten") for path in paths]
-    frame = pd.concat([*same, one.assign(scenario_id="canary/gguf-q8_0/ten")])
-    assert list(parsed("bmf", frame)) == [*(f"model/gguf-q8_0/ten ({path}, ten)" for path in paths), "canary/gguf-q8_0/ten"]
-    assert [each["model"]["name"] for each in parsed("pytorch-hud", frame, metrics=["decode_tps"])] == [*paths, "canary"]
-
-
 @pytest.mark.parametrize("name", ["csv", "jsonl"])
 def test_columns_that_are_not_known_here_come_last(name: str, frame: pd.DataFrame) -> None:
     newer = frame.assign(newest_tps=1.5, newest_note="=1")

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quantbench.report.markup import plain
+from quantbench.core.text import visible
 from quantbench.report.sections.answers import MOST_CHARACTERS, differences, side_by_side
 
 if TYPE_CHECKING:
@@ -29,8 +29,8 @@ def _text(markup: str) -> str:
 @given(first=texts, second=texts)
 def test_both_texts_are_whole_and_only_what_is_marked_differs(first: str, second: str) -> None:
     left, right = differences(first, second)
-    assert _text(left) == plain(first)
-    assert _text(right) == plain(second)
+    assert _text(left) == visible(first)
+    assert _text(right) == visible(second)
     kept = [re.sub(rf"<{tag}>.*?</{tag}>", "", side, flags=re.DOTALL) for tag, side in (("del", left), ("ins", right))]
     assert kept[0] == kept[1]
 
@@ -116,4 +116,4 @@ def test_nothing_is_shown_where_nothing_was_said(write: Any, record: Callable[..
 
 @pytest.mark.parametrize("sign", ["\u2028", "\u202e", "\x00", "\x1b", "\u200f", "\ufeff"])
 def test_what_steers_the_eye_is_shown_as_its_escape(sign: str) -> None:
-    assert plain(f"a{sign}\nb") == f"a{sign.encode('unicode_escape').decode()}\nb"
+    assert visible(f"a{sign}\nb") == f"a{sign.encode('unicode_escape').decode()}\nb"

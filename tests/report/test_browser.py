@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from quantbench.report.charts.colours import DARK, LIGHT
-from quantbench.report.markup import plain
+from quantbench.core.text import visible
+from quantbench.report.charts.look import DARK, LIGHT
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
@@ -207,7 +207,7 @@ def test_hostile_text_makes_no_element_and_runs_nothing(browser: Chrome, hostile
     assert set(scripts) == {"", "application/json"}
     assert _ask(browser, "return document.querySelectorAll('style').length") == 1
     said = _ask(browser, "return document.querySelector('#answers .pair:nth-of-type(2) .text').textContent")
-    shown = plain(hostile)
+    shown = visible(hostile)
     assert said == shown
     assert shown.endswith(r"\u2028\u202e\x00\x1b[31m")
     for section in ("rows", "failures", "machine"):

@@ -16,9 +16,8 @@ from quantbench.advice.decision import DEFAULT_WORD
 from quantbench.advice.words import words
 from quantbench.report.charts import history, latency
 from quantbench.report.charts.bars import bars
-from quantbench.report.charts.colours import DARK, LIGHT, on_page, on_paper, series
 from quantbench.report.charts.figures import courses, latencies, sizes, speeds
-from quantbench.report.charts.look import Look, log_ticks, subject
+from quantbench.report.charts.look import DARK, LIGHT, Look, log_ticks, on_page, on_paper, series, subject
 from quantbench.report.charts.pareto import pareto
 from quantbench.report.charts.points import on_front, points
 from quantbench.report.sections.decisions import HEADS, decisions

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from quantbench import tables
 from quantbench.core.errors import UsageError
-from quantbench.tables.render import as_markdown, as_text, escape_markdown, render
+from quantbench.tables.render import as_markdown, as_text, render
 from quantbench.tables.table import Cell, Heading, Table
 
 if TYPE_CHECKING:
@@ -49,21 +49,6 @@ def test_no_text_breaks_a_markdown_table(texts: list[str]) -> None:
 
     assert len(lines) == 3
     assert [len(_cells(line)) for line in lines] == [len(texts)] * 3
-
-
-@pytest.mark.parametrize(
-    ("raw", "escaped"),
-    [
-        ("a|b", r"a\|b"),
-        ("<script>&", "&lt;script&gt;&amp;"),
-        ("[x](http://y) `z` *b*", r"\[x\](http://y) \`z\` \*b\*"),
-        ("back\\slash|", r"back\\slash\|"),
-        ("two\nlines\x1b[31m", r"two lines \[31m"),
-        ("q4_k_m", "q4_k_m"),
-    ],
-)
-def test_markdown_escapes(raw: str, escaped: str) -> None:
-    assert escape_markdown(raw) == escaped
 
 
 def test_markdown_escapes_reasons_and_names(write: Write, record: Callable[..., Record]) -> None:

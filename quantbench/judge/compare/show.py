@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from statistics import median
 
+from quantbench.core.text import escape_markdown, one_line, visible
 from quantbench.core.units import format_bytes, format_seconds, significant
 from quantbench.judge.compare import Change, Comparison, Entry
-from quantbench.tables.render import escape_markdown, one_line, render
+from quantbench.tables.render import render
 from quantbench.tables.table import Cell, Heading, Table
 
 MARKDOWN_LIMIT = 1_000_000
@@ -112,16 +113,16 @@ def as_junit(comparison: Comparison) -> str:
         "skipped": str(skipped), "errors": "0",
     })  # fmt: skip
     for each in _ordered(comparison.entries):
-        case = ET.SubElement(suite, "testcase", {"classname": _legal(each.scenario_id), "name": each.metric or "comparable"})
+        case = ET.SubElement(suite, "testcase", {"classname": visible(each.scenario_id), "name": each.metric or "comparable"})
         properties = ET.SubElement(case, "properties")
         for name in ("verdict", "baseline", "candidate", "change", "mde", "p_value", "unit"):
             value = getattr(each, name)
             if value not in (None, ""):
                 ET.SubElement(properties, "property", {"name": name, "value": str(value)})
         if each.verdict is Change.WORSE:
-            ET.SubElement(case, "failure", {"message": _legal(_told(each))})
+            ET.SubElement(case, "failure", {"message": visible(_told(each))})
         elif each.verdict in (Change.INSUFFICIENT, Change.INCOMPARABLE):
-            ET.SubElement(case, "skipped", {"message": _legal(f"{each.verdict}: {each.reason}")})
+            ET.SubElement(case, "skipped", {"message": visible(f"{each.verdict}: {each.reason}")})
     return ET.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
 
 
@@ -131,15 +132,12 @@ def _ordered(entries: Sequence[Entry]) -> list[Entry]:
 
 def _row(each: Entry) -> tuple[Cell, ...]:
     show = _UNITS.get(each.unit, significant)
-    figures = [Cell(None) if value is None else Cell(value, show(value)) for value in (each.baseline, each.candidate)]
+    figures = [Cell.of(value, show) for value in (each.baseline, each.candidate)]
     return (
-        Cell(each.scenario_id), Cell(each.metric or None), *figures, _percent(each.change, "+.1%"), _percent(each.mde, ".1%"),
+        Cell(each.scenario_id), Cell(each.metric or None), *figures, Cell.of(each.change, "{:+.1%}".format),
+        Cell.of(each.mde, "{:.1%}".format),
         Cell(str(each.verdict)), Cell(each.reason or None),
     )  # fmt: skip
-
-
-def _percent(value: float | None, form: str) -> Cell:
-    return Cell(None) if value is None else Cell(value, format(value, form))
 
 
 def _told(each: Entry) -> str:
@@ -179,8 +177,3 @@ def _left_out(comparison: Comparison) -> str:
 def _cut(reason: str) -> str:
     """The beginning of a reason that is too long for a sentence."""
     return reason if len(reason) <= _LONGEST else f"{reason[:_LONGEST]} …"
-
-
-def _legal(text: str) -> str:
-    """``text`` without what XML cannot hold."""
-    return "".join(char if char.isprintable() or char in "\t\n" else " " for char in text)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from quantbench.core.text import visible
 from quantbench.core.units import significant
 from quantbench.report.charts.points import Point, tooltip
-from quantbench.report.markup import plain
 
 if TYPE_CHECKING:
     from quantbench.report.charts.look import Layered, Look
@@ -25,7 +25,7 @@ def bars(found: Sequence[Point], look: Look) -> Layered | None:
         return None
     rows = [
         {
-            "label": plain(each.name), "tps": tps, "end": each.tps_high or tps, "low": each.tps_low, "high": each.tps_high,
+            "label": visible(each.name), "tps": tps, "end": each.tps_high or tps, "low": each.tps_low, "high": each.tps_high,
             "value": significant(tps) + each.mark, "role": each.role or "other", **each.texts,
         }
         for tps, each in shown

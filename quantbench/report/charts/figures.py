@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 
 from quantbench.advice.decision import DEFAULT_WORD
 from quantbench.advice.words import words
+from quantbench.core.text import visible
+from quantbench.core.units import short
 from quantbench.report._libraries import neutral
 from quantbench.report.charts import history, latency
 from quantbench.report.charts.bars import bars
-from quantbench.report.charts.colours import config, on_page
-from quantbench.report.charts.look import Look, subject
+from quantbench.report.charts.look import Look, config, on_page, subject
 from quantbench.report.charts.pareto import pareto
 from quantbench.report.charts.points import Point, points
-from quantbench.report.markup import data_block, plain
-from quantbench.tables.show import short
+from quantbench.report.markup import data_block
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -136,4 +136,4 @@ def courses(results: Results, most: int) -> list[Course]:
 
 def _figure(title: str, caption: str, chart: Layered) -> Picture:
     spec = chart.configure(**config(LOOK.ink)).to_dict()
-    return Picture(title=plain(title), caption=caption, spec=data_block(spec))
+    return Picture(title=visible(title), caption=caption, spec=data_block(spec))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from quantbench.report.markup import plain
+from quantbench.core.text import visible
 from quantbench.results.rows import Group, Row, groups
 from quantbench.results.schema import table_columns
 
@@ -88,8 +88,8 @@ def _point(row: Row) -> dict[str, Any]:
                     values[key] = figure * _SCALES.get(name, 1)
     started = row.values["started_at"]
     return {
-        "name": plain(row.variant), "run": plain(row.text("run_id")), "at": round(started.timestamp() * 1000),
-        "series": f"{row.text('scenario_key')[:16]} {row.text('machine')}", "machine": plain(row.text("machine")), **values,
+        "name": visible(row.variant), "run": visible(row.text("run_id")), "at": round(started.timestamp() * 1000),
+        "series": f"{row.text('scenario_key')[:16]} {row.text('machine')}", "machine": visible(row.text("machine")), **values,
     }  # fmt: skip
 
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from quantbench.core.text import visible
 from quantbench.core.units import format_seconds
 from quantbench.report.charts.look import Look, log_ticks
-from quantbench.report.markup import plain
 from quantbench.tables.fields import BESIDE_OTHER_WORK
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def chart(found: Sequence[Distribution], title: str, look: Look) -> Layered:
     import altair as alt
 
     rows = [_row(each) for each in found]
-    dots = [{"label": plain(each.name), "ms": _ms(value)} for each in found for value in each.shown]
+    dots = [{"label": visible(each.name), "ms": _ms(value)} for each in found for value in each.shown]
     ink = look.ink
     order = [row["label"] for row in rows]
     y = alt.Y("label:N", sort=order, title=None).axis(ticks=False, domain=False, labelLimit=170, labelColor=ink("ink"))
@@ -116,7 +116,7 @@ def chart(found: Sequence[Distribution], title: str, look: Look) -> Layered:
 def _row(each: Distribution) -> dict[str, Any]:
     figures = {key: _ms(value) for key, value in zip(_KEYS, each.quantiles, strict=True)}
     low, middle, high = (format_seconds(each.quantiles[_KEYS.index(key)]) for key in ("low", "middle", "high"))
-    return {"label": plain(each.name), "n": each.count, "text": f"{middle} ({low} to {high})", **figures}
+    return {"label": visible(each.name), "n": each.count, "text": f"{middle} ({low} to {high})", **figures}
 
 
 def _ms(seconds: float) -> float:

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from quantbench.core.text import visible
 from quantbench.core.units import GB
-from quantbench.report.charts.colours import series
 from quantbench.report.charts.labels import LabelPlace, TextAnchor, is_free, place
-from quantbench.report.charts.look import Look, log_ticks
+from quantbench.report.charts.look import Look, log_ticks, series
 from quantbench.report.charts.points import Point, on_front, tooltip
-from quantbench.report.markup import plain
 
 if TYPE_CHECKING:
     import altair as alt
@@ -138,8 +137,8 @@ def _rows(plot: Plot) -> list[dict[str, Any]]:
     for index, spot in enumerate(plot.spots):
         point = spot.point
         row: dict[str, Any] = {
-            "x": spot.size, "y": spot.kld, "low": spot.low, "high": spot.high, "name": plain(point.name),
-            "method": plain(point.method), "role": point.role, "front": point.name in best, **point.texts,
+            "x": spot.size, "y": spot.kld, "low": spot.low, "high": spot.high, "name": visible(point.name),
+            "method": visible(point.method), "role": point.role, "front": point.name in best, **point.texts,
         }  # fmt: skip
         if at := wide.get(index):
             row |= {"dx": at.dx, "dy": at.dy, "align": at.align, "always": index in narrow}

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from quantbench.core.units import format_bytes
-from quantbench.report.markup import plain
+from quantbench.advice.pareto import beats
+from quantbench.core.text import visible
+from quantbench.core.units import format_bytes, short, with_interval
 from quantbench.tables.fields import BESIDE_OTHER_WORK
-from quantbench.tables.show import short, with_interval
-from quantbench.tables.table import DASH
+from quantbench.tables.table import Cell
 
 if TYPE_CHECKING:
     import altair as alt
@@ -49,12 +49,11 @@ class Point:
     @property
     def texts(self) -> dict[str, str]:
         """What a tooltip says, by the keys of _TOOLTIP."""
-        size, kld, tps = self.weight_bytes, self.kld, self.tps
         return {
-            "variant": plain(self.name + (f" ({self.role})" if self.role else "")),
-            "weights": DASH if size is None else format_bytes(size),
-            "nats": DASH if kld is None else with_interval(kld, self.kld_low, self.kld_high, show=short),
-            "decode": DASH if tps is None else with_interval(tps, self.tps_low, self.tps_high) + self.mark,
+            "variant": visible(self.name + (f" ({self.role})" if self.role else "")),
+            "weights": Cell.of(self.weight_bytes, format_bytes).shown,
+            "nats": Cell.of(self.kld, lambda nats: with_interval(nats, self.kld_low, self.kld_high, show=short)).shown,
+            "decode": Cell.of(self.tps, lambda rate: with_interval(rate, self.tps_low, self.tps_high) + self.mark).shown,
         }
 
 
@@ -65,13 +64,10 @@ def points(group: Group, choice: Choice | None) -> list[Point]:
 
 def on_front(found: Sequence[Point]) -> set[str]:
     """Names of the points that no other beats in both size and KLD; only of those with both figures."""
-    known = [(each.name, each.weight_bytes, each.kld) for each in found]
-    pairs = [(name, size, kld) for name, size, kld in known if size is not None and kld is not None]
-    return {
-        name
-        for name, size, kld in pairs
-        if not any(a <= size and b <= kld and (a < size or b < kld) for _, a, b in pairs)
-    }  # fmt: skip
+    known = [
+        (each.name, (each.weight_bytes, each.kld)) for each in found if each.weight_bytes is not None and each.kld is not None
+    ]
+    return {name for name, here in known if not any(beats(there, here) for _, there in known)}
 
 
 def tooltip() -> list[alt.Tooltip]:

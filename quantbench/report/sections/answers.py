@@ -9,9 +9,9 @@ from difflib import SequenceMatcher
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from quantbench.report.markup import plain
+from quantbench.core.text import visible
+from quantbench.core.units import short
 from quantbench.results.rows import Group, Row, rows_of
-from quantbench.tables.show import short
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -154,7 +154,7 @@ def _shown(text: str) -> Markup:
     from markupsafe import Markup, escape
 
     sign = Markup('<span class="nl" aria-hidden="true">↵</span>\n')
-    return sign.join(escape(plain(line)) for line in text.split("\n"))
+    return sign.join(escape(visible(line)) for line in text.split("\n"))
 
 
 def _figures(output: Row) -> str:

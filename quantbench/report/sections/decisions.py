@@ -6,10 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from quantbench.core.units import format_bytes, significant
+from quantbench.core.units import format_bytes, short, significant, with_interval
 from quantbench.report.sections.rows import NO_REASON
 from quantbench.tables.fields import sign_of
-from quantbench.tables.show import short, with_interval
 from quantbench.tables.table import DASH
 
 if TYPE_CHECKING:

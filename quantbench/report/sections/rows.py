@@ -6,10 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from quantbench.core.scenario import short_name
-from quantbench.core.units import format_bytes, format_seconds, significant
+from quantbench.core.units import format_bytes, format_seconds, short, significant, times, with_error, with_interval
 from quantbench.results.rows import Row
 from quantbench.tables.fields import sign_of
-from quantbench.tables.show import short, times, with_error, with_interval
 
 NO_REASON = "no reason was kept"
 _MOST_REASON = 1500

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from quantbench.core.errors import ModelError
 from quantbench.core.protocols import StreamDroppedError, Streamed
+from quantbench.core.text import one_line
 
 if TYPE_CHECKING:
     import httpx
@@ -53,7 +54,7 @@ class Peer:
 
     def quote(self, text: str) -> str:
         """One short printable line of ``text``, without the key."""
-        return printable(self.hide(text))
+        return one_line(self.hide(text)[: 4 * MAX_QUOTED])[:MAX_QUOTED]
 
     def parse(self, content: bytes) -> dict[str, Any]:
         """The JSON object that was sent; ModelError, with its first words, for anything else."""
@@ -270,9 +271,3 @@ def error_text(said: object) -> str:
     if isinstance(error, dict):
         error = error.get("message") or json.dumps(error)
     return str(error or "")
-
-
-def printable(text: str) -> str:
-    """One short line without control characters."""
-    line = "".join(sign if sign.isprintable() else " " for sign in text[: 4 * MAX_QUOTED])
-    return " ".join(line.split())[:MAX_QUOTED]

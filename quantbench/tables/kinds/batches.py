@@ -11,13 +11,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from quantbench.core.scenario import prompt_tokens
-from quantbench.core.units import significant
+from quantbench.core.units import significant, times
 from quantbench.results.rows import Group, Row, groups
 from quantbench.tables import TableKind
 from quantbench.tables import fields as f
 from quantbench.tables.assemble import assemble, instrument_note
 from quantbench.tables.lines import Line, plain_lines
-from quantbench.tables.show import times
 from quantbench.tables.table import Cell, Heading
 
 if TYPE_CHECKING:
@@ -86,9 +85,7 @@ def _speed_field(name: str, rows: Mapping[tuple[str, bool], Row], baseline: str)
 
     def cell(line: Line) -> Cell:
         speed = _speed(rows.get(line.row.key)) if line.row else None
-        if speed is None:
-            return Cell(None)
-        return Cell(speed, significant(speed) + (f" ({times(speed / base)} x)" if base else ""))
+        return Cell.of(speed, lambda known: significant(known) + (f" ({times(known / base)} x)" if base else ""))
 
     return f.Field(heading, cell)
 

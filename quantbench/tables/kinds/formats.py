@@ -6,9 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 from quantbench.claims.type_facts import LLAMA_CPP, PACKAGES, TypeFacts, package_versions, type_facts
 from quantbench.core.errors import QuantbenchError
-from quantbench.core.units import significant
+from quantbench.core.units import significant, times
 from quantbench.tables import TableKind
-from quantbench.tables.show import times
 from quantbench.tables.table import Cell, Heading, Scalar, Table
 
 SCALED = "×s"
@@ -86,7 +85,7 @@ def _blocks(facts: Sequence[TypeFacts]) -> dict[Heading, Show]:
         Heading(key="name", title="Type"): lambda each: Cell(each.name),
         _numeric("block_values", "Values a block"): _field("block_values"),
         _numeric("block_bytes", "Bytes a block", "bytes"): _field("block_bytes"),
-        _numeric("stored_bits", "Bits/value", "bits"): lambda each: _plain(each.stored_bits, "{:.4f}"),
+        _numeric("stored_bits", "Bits/value", "bits"): lambda each: Cell.of(each.stored_bits, "{:.4f}".format),
         **_size(facts),
     }
 
@@ -100,11 +99,11 @@ def _size(facts: Sequence[TypeFacts]) -> dict[Heading, Show]:
 
     def ratio(each: TypeFacts) -> Cell:
         found = bits(each)
-        return Cell(None) if not widest or found is None else Cell(found / widest, times(found / widest))
+        return Cell.of(None if not widest or found is None else found / widest, times)
 
     def size(each: TypeFacts) -> Cell:
         found = bits(each)
-        return Cell(None) if found is None else Cell(found / _BYTE_BITS, significant(found / _BYTE_BITS))
+        return Cell.of(None if found is None else found / _BYTE_BITS, significant)
 
     return {
         _numeric("bytes", "Bytes", "bytes"): size,
@@ -129,10 +128,6 @@ def _field(key: str) -> Show:
 def _value(each: TypeFacts, key: str) -> Scalar:
     found: Scalar = getattr(each, key)
     return found
-
-
-def _plain(value: float | None, form: str = "{:g}") -> Cell:
-    return Cell(None) if value is None else Cell(value, form.format(value))
 
 
 def _parts(each: TypeFacts) -> Cell:

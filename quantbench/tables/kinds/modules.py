@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from quantbench.core.units import format_seconds
+from quantbench.core.units import format_seconds, short, times, with_interval
 from quantbench.results.rows import Group, groups
 from quantbench.tables import TableKind
 from quantbench.tables import fields as f
 from quantbench.tables.assemble import assemble
 from quantbench.tables.lines import Line, plain_lines
-from quantbench.tables.show import short, times, with_interval
 from quantbench.tables.table import Cell, Heading
 
 if TYPE_CHECKING:
@@ -86,9 +85,8 @@ def _reduction(line: Line) -> Cell:
 
 def _call(line: Line) -> Cell:
     median, mad = line.number("call_s"), line.number("call_mad_s")
-    if median is None:
-        return Cell(None)
-    return Cell(median, format_seconds(median) + ("" if mad is None else f" (MAD {format_seconds(mad)})"))
+    spread = "" if mad is None else f" (MAD {format_seconds(mad)})"
+    return Cell.of(median, lambda known: format_seconds(known) + spread)
 
 
 def _speed(line: Line) -> Cell:

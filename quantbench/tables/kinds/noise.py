@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from statistics import mean, stdev
 from typing import TYPE_CHECKING
 
+from quantbench.core.units import short
 from quantbench.results.rows import Group, Row, groups, rows_of
 from quantbench.tables import TableKind
 from quantbench.tables import fields as f
 from quantbench.tables.assemble import assemble, instrument_note
 from quantbench.tables.lines import Line, plain_lines
-from quantbench.tables.show import short
 from quantbench.tables.table import Cell, Heading
 
 if TYPE_CHECKING:

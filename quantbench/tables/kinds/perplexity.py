@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from quantbench.core.units import format_bytes
+from quantbench.core.units import format_bytes, short, with_error
 from quantbench.results.rows import Group, groups
 from quantbench.tables import TableKind
 from quantbench.tables import fields as f
 from quantbench.tables.assemble import assemble, instrument_note
 from quantbench.tables.lines import Line, plain_lines
-from quantbench.tables.show import short, with_error
 from quantbench.tables.table import Cell, Heading
 
 if TYPE_CHECKING:
@@ -57,8 +56,7 @@ def _table(group: Group) -> Table:
 
 
 def _with_error(line: Line, name: str) -> Cell:
-    value = line.number(name)
-    return Cell(None) if value is None else Cell(value, with_error(value, line.number(f"{name}_se")))
+    return Cell.of(line.number(name), lambda value: with_error(value, line.number(f"{name}_se")))
 
 
 PERPLEXITY = TableKind(name="perplexity", about="a scored text: PPL, its ratio, KL divergence, same top", place=45, build=table)

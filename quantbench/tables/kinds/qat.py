@@ -14,14 +14,13 @@ from functools import cached_property
 from typing import TYPE_CHECKING, cast
 
 from quantbench.core.statistics import minimum_detectable_effect, t_quantile
-from quantbench.core.units import format_seconds
+from quantbench.core.units import format_seconds, short, with_error
 from quantbench.methods.qat import SAME_AS
 from quantbench.results.rows import Group, Row, groups
 from quantbench.tables import TableKind
 from quantbench.tables.assemble import assemble, instrument_note
 from quantbench.tables.fields import Field
 from quantbench.tables.lines import Line
-from quantbench.tables.show import short, with_error
 from quantbench.tables.table import Cell, Heading, Scalar
 
 if TYPE_CHECKING:
