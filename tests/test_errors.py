@@ -18,6 +18,7 @@ from quantbench.core import errors
         (errors.UnsupportedError, errors.QuantbenchError),
         (errors.MissingDependency, errors.UnsupportedError),
         (errors.StoreError, errors.QuantbenchError),
+        (errors.OutOfMemoryError, MemoryError),
     ],
 )
 def test_every_error_is_a_quantbench_error_with_exit_code_2(kind: type[Exception], parent: type[Exception]) -> None:

@@ -1,16 +1,12 @@
 """What torch, torchao, bitsandbytes and llama.cpp say of their number types, read once per set of versions.
 
-Importing them takes seconds and prints to the terminal, so a process of its own reads them into the cache:
-``python -m quantbench.claims.type_facts FILE``.
+Importing them takes seconds and prints to the terminal, so a process of its own reads them, and the cache keeps what it says.
 """
 
 from __future__ import annotations
 
 import ctypes
-import json
 import math
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -19,9 +15,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from quantbench.core.cache import cache_root, digest, write_atomically
-from quantbench.core.children import python_module
-from quantbench.core.errors import QuantbenchError
+from quantbench.core.cache import recall, remember
+from quantbench.core.children import answer, call
+from quantbench.core.errors import ChildError, QuantbenchError
 
 LLAMA_CPP = "llama-cpp-python"
 PACKAGES = ("torch", "torchao", "bitsandbytes", LLAMA_CPP)
@@ -68,15 +64,16 @@ class TypeFacts:
 def type_facts() -> tuple[TypeFacts, ...]:
     """All types: floating-point by falling bits, integers, NF4, then llama.cpp's block types by falling bits per value."""
     asked = {"versions": package_versions(), "reader": Path(__file__).read_text(encoding="utf-8")}
-    place = cache_root() / "number-types" / f"{digest(asked)}.json"
-    if not place.is_file():
-        place.parent.mkdir(parents=True, exist_ok=True)
-        command = python_module("quantbench.claims.type_facts", str(place))
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-            raise QuantbenchError(f"the installed libraries did not tell their number types ({last}); see quantbench doctor")
-    return tuple(TypeFacts(**each) for each in json.loads(place.read_text(encoding="utf-8")))
+    told = recall("number-types", asked)
+    if not isinstance(told, list):
+        try:
+            told = call("quantbench.claims.type_facts", None, "the reading of number types")
+        except ChildError as error:
+            raise QuantbenchError(
+                f"the installed libraries did not tell their number types ({error.reason}); see quantbench doctor"
+            ) from error
+        remember("number-types", asked, told)
+    return tuple(TypeFacts(**each) for each in told)
 
 
 def package_versions() -> dict[str, str]:
@@ -187,4 +184,4 @@ def _blocks() -> Iterator[TypeFacts]:
 
 
 if __name__ == "__main__":
-    write_atomically(Path(sys.argv[1]), json.dumps([asdict(each) for each in read_types()]))
+    answer(lambda _: [asdict(each) for each in read_types()])

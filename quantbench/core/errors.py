@@ -6,6 +6,8 @@ QuantbenchError              exit code 2, status ``error``
 ├── ModelError               a model or checkpoint that cannot be used
 ├── UnsupportedError         this cannot run here; status ``skipped``
 │   └── MissingDependency    an extra is not installed; the sentence holds the pip line
+├── ChildError               a process that quantbench started ended badly, or took too long
+├── OutOfMemoryError         it ran out of memory; status ``oom``
 └── StoreError               results cannot be read or written
 """
 
@@ -43,6 +45,23 @@ class MissingDependency(UnsupportedError):  # noqa: N818 - reads as the state it
 
 class StoreError(QuantbenchError):
     """Results cannot be read or written."""
+
+
+class ChildError(QuantbenchError):
+    """A process that quantbench started for a ``task`` ended badly: how, and the ``reason`` that it gave.
+
+    ``refused``: the reason is a sentence of ours. ``code`` is the exit code, minus a signal's number; 0 where it was stopped.
+    ``said`` is all that it wrote to stderr.
+    """
+
+    def __init__(self, task: str, how: str, reason: str = "", *, refused: bool = False, code: int = 0, said: str = "") -> None:
+        """The sentence is that of the process where it has one."""
+        super().__init__(reason if refused else f"{task} {how}" + (f" ({reason})" if reason else ""))
+        self.reason, self.refused, self.code, self.said = reason or how, refused, code, said
+
+
+class OutOfMemoryError(QuantbenchError, MemoryError):
+    """A process that quantbench started ran out of memory."""
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:

@@ -3,8 +3,7 @@
 A dummy is a folder without weights: a configuration, a tokenizer and the shapes of its parameters. Methods make the weights
 while they load, or write them in a packed format of their own.
 
-``python -m quantbench.models.dummy FOLDER SOURCE`` adds the shapes to a folder that holds a config.json, in that process of
-its own, so that whoever asks for a dummy does not import torch.
+The shapes are added in a process of their own, so that whoever asks for a dummy does not import torch.
 """
 
 from __future__ import annotations
@@ -12,18 +11,18 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 from quantbench.core.cache import artifact, file_sha256, made_by
-from quantbench.core.errors import MissingDependency, ModelError, QuantbenchError
+from quantbench.core.children import answer
+from quantbench.core.errors import MissingDependency, ModelError
 from quantbench.core.job import Checkpoint
 from quantbench.core.machine import versions
 from quantbench.core.scenario import DUMMY_PREFIX
 from quantbench.models import MODELS, meta
 from quantbench.models.config import CONFIG, config_file, read_model_config
-from quantbench.models.meta import build, plain, run_child
+from quantbench.models.meta import build, call_transformers, plain
 from quantbench.models.pool import SEED
 
 RECIPE = 2
@@ -61,7 +60,7 @@ def make_dummy(name: str) -> Checkpoint:
         (folder / CONFIG).write_text(json.dumps(config))
         for each in _TOKENIZER_FILES:
             shutil.copyfile(canary / each, folder / each)
-        _make_elsewhere(folder, source)
+        call_transformers(_SOURCE, [str(folder), str(source)], source)
 
     content = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
     folder = artifact("dummy", {**asked, "versions": makers, "made_by": made_by(_SOURCE, meta.__name__)}, make)
@@ -72,11 +71,6 @@ def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """The shapes of a dummy's parameters by name."""
     shapes: dict[str, list[int]] = json.loads((folder / SHAPES).read_text())
     return {name: tuple(shape) for name, shape in shapes.items()}
-
-
-def _make_elsewhere(folder: Path, source: Path) -> None:
-    """Add the shapes to the folder, in a process of its own."""
-    run_child(_SOURCE, str(folder), str(source), source=source)
 
 
 def write_shapes(folder: Path, source: str) -> None:
@@ -99,16 +93,5 @@ def write_shapes(folder: Path, source: str) -> None:
     (folder / SHAPES).write_text(json.dumps({name: list(each.shape) for name, each in model.named_parameters()}))
 
 
-def main() -> int:
-    """Do so for the folder named on the command line; what is wrong is the last line on stderr."""
-    folder, source = sys.argv[1:]
-    try:
-        write_shapes(Path(folder), source)
-    except QuantbenchError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    answer(lambda request: write_shapes(Path(request[0]), request[1]))

@@ -1,23 +1,16 @@
-"""What transformers' own class makes of a configuration, on the meta device: shapes without a weight, in a child process.
-
-``python -m quantbench.models.meta`` reads a configuration on stdin and writes what there is to know of its model to stdout.
-"""
+"""What transformers' own class makes of a configuration, on the meta device: shapes without a weight, in a child process."""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache
 from typing import Any
 
 from quantbench.core.cache import made_by, recall, remember
-from quantbench.core.children import python_module
-from quantbench.core.errors import ModelError, QuantbenchError
+from quantbench.core.children import answer, call
+from quantbench.core.errors import ChildError, ModelError, OutOfMemoryError, QuantbenchError
 from quantbench.core.machine import versions
 from quantbench.models.architecture import Buffer, Role, Tensor
 from quantbench.models.architecture.shapes import Shapes
@@ -68,25 +61,16 @@ def as_shapes(told: Mapping[str, Any]) -> Shapes:
     )
 
 
-def run_child(module: str, *arguments: str, source: object, given: str = "", timeout_s: float | None = None) -> str:
-    """Run one of quantbench's modules in a process of its own, offline, with ``given`` on its stdin; what it says on stdout.
-
-    ModelError that names ``source`` where it ends otherwise than well, with the last line of what it says on stderr.
-    """
+def call_transformers(module: str, request: object, source: object, timeout_s: float | None = None) -> Any:
+    """What one of quantbench's modules makes of the configuration ``source``; ModelError where it, or transformers, refuses."""
     try:
-        done = subprocess.run(
-            python_module(module, *arguments), input=given, capture_output=True, text=True, check=False, timeout=timeout_s,
-            env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        )  # fmt: skip
-    except subprocess.TimeoutExpired as error:
-        raise ModelError(f"transformers took more than {timeout_s:g} s to make a model from {source}") from error
-    if done.returncode == 0:
-        return done.stdout
-    if done.returncode == -signal.SIGKILL:
-        raise ModelError(f"the process that made the model of {source} was killed: out of memory; take a smaller configuration")
-    last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-    own = done.returncode == QuantbenchError.exit_code
-    raise ModelError(last if own else f"transformers cannot make a model from {source} ({last}); give another configuration")
+        return call(module, request, f"the making of a model from {source}", timeout_s=timeout_s)
+    except ChildError as error:
+        if error.refused:
+            raise ModelError(str(error)) from error
+        raise ModelError(
+            f"transformers cannot make a model from {source} ({error.reason}); give another configuration"
+        ) from error
 
 
 def build(config: Any) -> Any:
@@ -109,10 +93,9 @@ def _told(config: str) -> dict[str, Any] | str:
     if isinstance(known, dict):
         return known
     try:
-        said = run_child(__name__, source="its config.json", given=config, timeout_s=_TIMEOUT_S)
-    except ModelError as error:
+        found: dict[str, Any] = call_transformers(__name__, json.loads(config), "its config.json", _TIMEOUT_S)
+    except (ModelError, OutOfMemoryError) as error:
         return str(error)
-    found: dict[str, Any] = json.loads(said.splitlines()[-1])
     with suppress(QuantbenchError, OSError):  # a cache that cannot be written is told of where something large needs it
         remember(_KIND, asked, found)
     return found
@@ -158,21 +141,14 @@ def _role(model: Any, name: str, parameter: Any) -> Role:
     return "conv1d" if parameter.dim() == 2 and isinstance(module, Conv1D) else "other"
 
 
-def main() -> int:
-    """Describe the model of the configuration on stdin; what is wrong is the last line on stderr."""
+def describe_config(body: Mapping[str, Any]) -> dict[str, Any]:
+    """The same of the model that a configuration stands for; ModelError where transformers knows no such type."""
     from transformers import CONFIG_MAPPING
 
-    body = json.load(sys.stdin)
-    kind = body["model_type"]
-    try:
-        if kind not in CONFIG_MAPPING:
-            raise ModelError("transformers does not know it either")
-        print(json.dumps(describe(build(CONFIG_MAPPING[kind].from_dict(body)))))
-    except QuantbenchError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    return 0
+    if body["model_type"] not in CONFIG_MAPPING:
+        raise ModelError("transformers does not know it either")
+    return describe(build(CONFIG_MAPPING[body["model_type"]].from_dict(dict(body))))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    answer(describe_config)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -128,14 +127,10 @@ def quantize_packed() -> None:
     """Quantize all that gptqmodel makes, in this process: for one of its own, as gptqmodel patches what it imports."""
     full = gptqmodel.calibration_ids
 
-    def quantize(folder: Path, _method: str, _bits: int) -> None:
-        sys.argv[1:] = [str(folder)]
-        gptqmodel.main()
-
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gptqmodel, "CALIBRATION_SEQUENCES", SHORT_SEARCH)
         patch.setattr(gptqmodel, "calibration_ids", lambda *asked: [ids[:32] for ids in full(*asked)])
-        patch.setattr(gptqmodel, "_run", quantize)
+        patch.setattr(gptqmodel, "_run", lambda _, request: gptqmodel.quantize(request))
         for method, precision in PACKED:
             preparer = METHODS[method].preparer
             assert preparer

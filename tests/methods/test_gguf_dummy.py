@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from gguf import GGUFReader
 
+from quantbench.core import children
 from quantbench.core.cache import file_sha256
 from quantbench.core.errors import ModelError, UnsupportedError
 from quantbench.core.job import Checkpoint
@@ -277,7 +278,7 @@ def test_nothing_is_converted_quantized_or_calibrated(dummy: Make, monkeypatch: 
 def test_the_converter_is_asked_once_for_all_precisions(dummy: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = dummy("llama", **LLAMA3)
     prepared(checkpoint, "q8_0")
-    monkeypatch.setattr(gguf_dummy, "_run", lambda *_: pytest.fail("asked again"))
+    monkeypatch.setattr(gguf_dummy, "call", lambda *_: pytest.fail("asked again"))
 
     other = written(checkpoint, "q5_k_s")
 
@@ -391,9 +392,15 @@ def test_a_configuration_that_the_converter_does_not_take_is_one_sentence(dummy:
 
 def test_a_converter_that_is_killed_ran_out_of_memory(dummy: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = dummy("llama", vocab_size=VOCABULARY + 64)
-    monkeypatch.setattr(subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=-9, stderr=""))
+    kills, ours = iter(range(9)), children.python_module
 
-    with pytest.raises(MemoryError, match="was killed while it wrote the header of dummy:x: out of memory"):
+    def killed(module: str, *arguments: str) -> list[str]:
+        return ["sh", "-c", "kill -9 $$"] if module.endswith("header") else ours(module, *arguments)
+
+    monkeypatch.setattr(children, "oom_kills", lambda: next(kills))
+    monkeypatch.setattr(children, "python_module", killed)
+
+    with pytest.raises(MemoryError, match=r"^llama\.cpp's converter, at the header of dummy:x, ran out of memory; use a"):
         written(checkpoint, "q8_0")
 
 

@@ -240,7 +240,7 @@ def test_a_forecast_is_made_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert len(started) == 2
     assert first["q4_0"] == again["q4_0"] != other["q4_0"]
     assert sorted(path.name for path in tmp_path.rglob("*.*")) == sorted(
-        2 * ["asked.json", "checksums.json", "request.json", "result.json"]
+        2 * ["asked.json", "checksums.json", "result.json"]
     )
 
 

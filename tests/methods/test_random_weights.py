@@ -55,11 +55,16 @@ PLANNED = [
 ]  # fmt: skip
 
 
+def _here(_module: str, request: list[str], _source: object) -> None:
+    """The work of the process that describes a dummy."""
+    write_shapes(Path(request[0]), request[1])
+
+
 @pytest.fixture(autouse=True)
 def _one_cache(shared_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each dummy is described once a session, in this process."""
     monkeypatch.setenv("QUANTBENCH_CACHE", str(shared_cache))
-    monkeypatch.setattr(dummies, "_make_elsewhere", lambda folder, source: write_shapes(folder, str(source)))
+    monkeypatch.setattr(dummies, "call_transformers", _here)
 
 
 @pytest.fixture

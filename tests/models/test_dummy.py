@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -13,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from quantbench.core.errors import ModelError, UsageError
+from quantbench.core.errors import ChildError, ModelError, UsageError
 from quantbench.core.job import Checkpoint
 from quantbench.core.machine import describe
 from quantbench.core.record import Missing, Record, Status
 from quantbench.core.scenario import Conditions, Effort, Scenario, Variant, short_name
 from quantbench.methods import METHODS, Settings
-from quantbench.models import MODELS, check_name, dummy, dummy_configs
+from quantbench.models import MODELS, check_name, dummy, dummy_configs, meta
 from quantbench.models.checkpoint import count_parameters, resolve
 from quantbench.models.dummy import read_shapes, write_shapes
 from quantbench.models.safetensors import weight_files
@@ -43,8 +42,13 @@ ROTARY = 2 * 16 * 4
 SIMILARITY = ("kld_mean", "kld_p99", "top1_agreement", "ppl", "ppl_ratio", "exact_match", "first_divergence", "chrf")
 
 
-def _no_shapes(folder: Path, source: Path) -> None:
+def _no_shapes(_module: str, _request: list[str], _source: object) -> None:
     """Stands for the process that writes them."""
+
+
+def _here(_module: str, request: list[str], _source: object) -> None:
+    """Its work in this process."""
+    write_shapes(Path(request[0]), request[1])
 
 
 def _write(folder: Path, config: Mapping[str, Any]) -> Path:
@@ -101,7 +105,7 @@ def test_nothing_of_the_configuration_names_code_or_a_quantization(tmp_path: Pat
         "quantization_config": {"quant_method": "gptq", "bits": 4},
     }  # fmt: skip
     (_write(tmp_path / "named", {**CONFIG, **named, "draft": named}) / "modeling.py").write_text("raise SystemExit(3)\n")
-    monkeypatch.setattr(dummy, "_make_elsewhere", lambda folder, source: write_shapes(folder, str(source)))
+    monkeypatch.setattr(dummy, "call_transformers", _here)
     found = json.loads((resolve(f"dummy:{tmp_path / 'named'}").path / "config.json").read_text())
     assert found["draft"] == {}
     assert not set(found) & set(named)
@@ -117,7 +121,7 @@ def test_its_hash_is_of_the_configuration_and_not_of_the_place(tiny: Checkpoint,
 def test_another_configuration_seed_or_recipe_has_another_hash(
     tiny: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dummy, "_make_elsewhere", _no_shapes)
+    monkeypatch.setattr(dummy, "call_transformers", _no_shapes)
     wider = resolve(f"dummy:{_write(tmp_path / 'wider', {**CONFIG, 'intermediate_size': 768})}")
     monkeypatch.setattr(dummy, "SEED", 1)
     reseeded = resolve(f"dummy:{_write(tmp_path / 'same', CONFIG)}")
@@ -243,7 +247,7 @@ def test_a_hub_repository_gives_its_config_and_nothing_else(tmp_path: Path, monk
         return str(_write(tmp_path / "hub", CONFIG) / filename)
 
     monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(hf_hub_download=download))
-    monkeypatch.setattr(dummy, "_make_elsewhere", _no_shapes)
+    monkeypatch.setattr(dummy, "call_transformers", _no_shapes)
     found = resolve("dummy:org/tiny@v2")
     assert asked == [("org/tiny", "config.json", "v2")]
     assert json.loads((found.path / "config.json").read_text())["hidden_size"] == HIDDEN
@@ -279,19 +283,20 @@ def test_a_vocabulary_that_is_too_small_for_prompts_is_refused(refusal: Callable
 @pytest.mark.parametrize(
     ("ended", "reason"),
     [
-        ((2, "a warning\nSOURCE is refused"), "SOURCE is refused"),
+        (ChildError("it", "ended with exit code 2", "SOURCE is refused", refused=True), "SOURCE is refused"),
         (
-            (1, "Traceback\nValueError: no such model_type"),
+            ChildError("it", "ended with exit code 1", "ValueError: no such model_type"),
             "transformers cannot make a model from PATH (ValueError: no such model_type); give another configuration",
         ),
-        ((-9, ""), "the process that made the model of PATH was killed: out of memory; take a smaller configuration"),
     ],
 )
 def test_a_process_that_fails_is_one_sentence(
-    ended: tuple[int, str], reason: str, refusal: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+    ended: ChildError, reason: str, refusal: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    code, said = ended
-    monkeypatch.setattr(subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=code, stderr=said))
+    def fail(*_: object, **__: object) -> None:
+        raise ended
+
+    monkeypatch.setattr(meta, "call", fail)
     assert refusal({**CONFIG, "model_type": "fantasy"}) == reason
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import json
 import struct
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from quantbench.core.errors import ModelError
 from quantbench.models import meta
 from quantbench.models.architecture import AS_LLAMA, Architecture
 from quantbench.models.config import read_architecture
@@ -54,29 +52,19 @@ TOTALS: Mapping[str, tuple[int, Mapping[str, Any]]] = {
 
 
 @pytest.fixture
-def in_process(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """The child's work in this process, which has transformers imported already."""
-
-    def run(*_: str, given: str, **__: object) -> str:
-        monkeypatch.setattr("sys.stdin", io.StringIO(given))
-        capsys.readouterr()
-        code = meta.main()
-        said = capsys.readouterr()
-        if code:
-            raise ModelError(said.err.strip().splitlines()[-1])
-        return said.out
-
-    monkeypatch.setattr(meta, "run_child", run)
+    monkeypatch.setattr(meta, "call_transformers", lambda _module, request, *_: meta.describe_config(request))
 
 
 @pytest.fixture
 def no_child(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever starts a child fails."""
 
-    def run(*_: str, **__: object) -> str:
+    def start(*_: object) -> None:
         raise AssertionError("a child was started")
 
-    monkeypatch.setattr(meta, "run_child", run)
+    monkeypatch.setattr(meta, "call_transformers", start)
 
 
 def _model(kind: str, **changes: object) -> Any:
@@ -161,7 +149,7 @@ def test_a_child_is_asked_once_and_answers_the_same(tmp_path: Path, monkeypatch:
     first = read_architecture(name)
     assert first.parameters == sum(each.numel() for each in _model("starcoder2").parameters())
     assert first.note.endswith("the checkpoint is quantized already (novel): sizes are those of the model before that")
-    monkeypatch.setattr(meta, "run_child", None)
+    monkeypatch.setattr(meta, "call_transformers", None)
     assert read_architecture(name) == first
     meta._told.cache_clear()
     assert read_architecture(name) == first

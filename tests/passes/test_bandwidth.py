@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from quantbench.core.errors import ChildError
 from quantbench.core.trace import WeightMemory
 from quantbench.measuring.passes import bandwidth
 from quantbench.measuring.passes.bandwidth import bytes_per_token, copy_on_cpu, memory_bandwidth
@@ -29,16 +28,16 @@ class Child:
     """Stands for the process that measures: each one finds the next figure."""
 
     def __init__(self, *figures: float, fails: str = "") -> None:
-        self.commands: list[list[str]] = []
+        self.requests: list[tuple[str, dict[str, Any]]] = []
         self._figures = iter(figures)
         self._fails = fails
 
-    def __call__(self, command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
-        self.commands.append(command)
+    def __call__(self, module: str, request: dict[str, Any], task: str, *, timeout_s: float) -> dict[str, float]:
+        assert timeout_s > 0
+        self.requests.append((module, request))
         if self._fails:
-            return subprocess.CompletedProcess(command, 1, "", f"Traceback\n{self._fails}\n")
-        Path(command[-1]).write_text(json.dumps({"bytes_per_second": next(self._figures)}))
-        return subprocess.CompletedProcess(command, 0, "", "")
+            raise ChildError(task, "ended with exit code 1", self._fails)
+        return {"bytes_per_second": next(self._figures)}
 
 
 @pytest.fixture
@@ -46,7 +45,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> Callable[[Child], Child]:
     """Put a child in the place of the measuring process."""
 
     def put(child: Child) -> Child:
-        monkeypatch.setattr(bandwidth.subprocess, "run", child)
+        monkeypatch.setattr(bandwidth, "call", child)
         return child
 
     return put
@@ -75,12 +74,10 @@ def test_every_byte_is_copied_and_the_fastest_time_is_taken(monkeypatch: pytest.
     assert all(part.all() for part in seen)  # the source is no page of zeros that every read finds in the cache
 
 
-def test_a_real_measurement_is_a_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_real_measurement_is_a_figure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bandwidth, "_ARRAY_BYTES", MIB)
     monkeypatch.setattr(bandwidth, "_COPYING_S", 0.0)
-    monkeypatch.setattr(sys, "argv", ["bandwidth", "cpu", "2", str(tmp_path / "out.json")])
-    bandwidth.main()
-    body = json.loads((tmp_path / "out.json").read_text())
+    body = bandwidth.measure({"device": "cpu", "threads": 2})
     assert body["array_bytes"] == MIB
     assert 1e7 < body["bytes_per_second"] < 1e13
 
@@ -90,9 +87,7 @@ def test_a_run_measures_once_for_a_number_of_threads_in_a_process_of_its_own(
 ) -> None:
     child = stand_in(Child(10e9, 20e9))
     assert [memory_bandwidth("cpu", threads, tmp_path) for threads in (1, 1, 2, 2, 1)] == [10e9, 10e9, 20e9, 20e9, 10e9]
-    assert [command[:-1] for command in child.commands] == [
-        [sys.executable, "-P", "-m", "quantbench.measuring.passes.bandwidth", "cpu", threads] for threads in ("1", "2")
-    ]
+    assert child.requests == [(bandwidth.__name__, {"device": "cpu", "threads": threads}) for threads in (1, 2)]
 
 
 def test_each_run_measures_again_and_what_was_disturbed_never_counts(
@@ -107,8 +102,8 @@ def test_each_run_measures_again_and_what_was_disturbed_never_counts(
 
 
 def test_a_failure_is_a_reason_and_is_not_remembered(stand_in: Callable[[Child], Child], tmp_path: Path) -> None:
-    stand_in(Child(fails="MemoryError: no room"))
-    assert memory_bandwidth("cpu", 1, tmp_path) == "memory bandwidth could not be measured on cpu: MemoryError: no room"
+    stand_in(Child(fails="ValueError: no room"))
+    assert memory_bandwidth("cpu", 1, tmp_path) == "memory bandwidth could not be measured on cpu: ValueError: no room"
     stand_in(Child(10e9))
     assert memory_bandwidth("cpu", 1, tmp_path) == 10e9
 
@@ -124,7 +119,7 @@ def test_a_device_that_is_not_there_is_not_tried(
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     nvml.boards.clear()
     assert "NVML lists no GPU" in str(memory_bandwidth("cuda", 1, tmp_path))
-    assert child.commands == []
+    assert child.requests == []
 
 
 @pytest.mark.usefixtures("nvml")
@@ -137,7 +132,7 @@ def test_a_gpu_is_measured_once_whatever_its_number_and_the_threads(
     assert memory_bandwidth("cuda:1", 1, tmp_path) == 2e12
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
     assert memory_bandwidth("cuda", 1, tmp_path) == 2e12
-    assert [command[4] for command in child.commands] == ["cuda", "cuda:1"]
+    assert [request["device"] for _, request in child.requests] == ["cuda", "cuda:1"]
 
 
 class FakeEvent:

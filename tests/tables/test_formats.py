@@ -161,7 +161,7 @@ def unread() -> Any:
 def test_libraries_that_cannot_be_asked_make_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "false")
 
-    with pytest.raises(QuantbenchError, match="did not tell their number types \\(exit code 1\\); see quantbench doctor"):
+    with pytest.raises(QuantbenchError, match=r"did not tell their number types \(ended with exit code 1\); see quantbench"):
         type_facts()
     [table] = formats.table()
     assert table.rows == ()

@@ -10,28 +10,25 @@ from __future__ import annotations
 
 import json
 import platform
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from quantbench.core.cache import digest, recall, remember, write_atomically
-from quantbench.core.children import python_module
-from quantbench.core.errors import QuantbenchError
+from quantbench.core.children import answer, call
+from quantbench.core.errors import ChildError, QuantbenchError
 from quantbench.core.gpus import chosen_gpus
 from quantbench.core.machine import available_memory, describe
-from quantbench.core.scratch import scratch_folder
 from quantbench.core.trace import WeightMemory
 
 BANDWIDTH_FORMAT = 1
 DEVICE_FORMAT = 2
 """Counts changes in how it is measured, on a CPU and on a GPU; what was remembered before is then measured again."""
 
-_RESULT = "bandwidth.json"
 _ARRAY_BYTES = 256 * 2**20
 _DEVICE_ARRAY_BYTES = 2**30
 """Some twenty times the largest cache of a GPU."""
@@ -59,11 +56,15 @@ def memory_bandwidth(device: str, threads: int, run: Path) -> float | str:
         of_run = run / f"bandwidth-{digest(asked)}.json"
         if not of_run.is_file():
             known = recall("bandwidth", asked)
-            figure = max(_measured(device, threads), known if isinstance(known, float) else 0.0)
+            task = f"the measurement of memory bandwidth on {device}"  # in a process of its own, whose arrays count nowhere
+            told = call(__name__, {"device": device, "threads": threads}, task, timeout_s=_TIMEOUT_S)
+            figure = max(told["bytes_per_second"], known if isinstance(known, float) else 0.0)
             remember("bandwidth", asked, figure)
             write_atomically(of_run, json.dumps({"bytes_per_second": figure, **asked}))
-        return _read(of_run)
-    except (QuantbenchError, OSError, subprocess.TimeoutExpired, ImportError) as error:  # it costs this figure, never the row
+        return float(json.loads(of_run.read_text())["bytes_per_second"])
+    except ChildError as error:
+        return f"memory bandwidth could not be measured on {device}: {error.reason}"
+    except (QuantbenchError, OSError, ImportError) as error:  # it costs this figure, never the row
         return str(error)
 
 
@@ -76,22 +77,6 @@ def remembered_bandwidth(device: str, threads: int) -> float | None:
     except (QuantbenchError, OSError, ImportError):
         return None
     return found if isinstance(found, float) else None
-
-
-def _measured(device: str, threads: int) -> float:
-    """Measure in a process of its own, whose arrays count nowhere."""
-    with scratch_folder() as folder:
-        result = folder / _RESULT
-        command = python_module(__name__, device, str(threads), str(result))
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_TIMEOUT_S)
-        if done.returncode:
-            last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-            raise QuantbenchError(f"memory bandwidth could not be measured on {device}: {last}")
-        return _read(result)
-
-
-def _read(path: Path) -> float:
-    return float(json.loads(path.read_text())["bytes_per_second"])
 
 
 def _asked_on_cpu(device: str, threads: int) -> dict[str, object]:
@@ -177,17 +162,15 @@ def _fastest(copy: Callable[[], object]) -> float:
     return min(taken)
 
 
-def main() -> None:
-    """Measure the device and threads named on the command line, and write the file named third."""
-    device, threads, path = sys.argv[1:]
+def measure(request: Mapping[str, Any]) -> dict[str, float]:
+    """What the fastest copy on the device and with the threads that are asked for moves, and how large its arrays are."""
+    device = request["device"]
     if device == "cpu":
         array_bytes = min(_ARRAY_BYTES, int(available_memory() * _MEMORY_SHARE))
-        speed = copy_on_cpu(int(threads), array_bytes)
-    else:
-        array_bytes = device_array_bytes(device)
-        speed = copy_on_device(device, array_bytes)
-    Path(path).write_text(json.dumps({"bytes_per_second": speed, "array_bytes": array_bytes}))
+        return {"bytes_per_second": copy_on_cpu(request["threads"], array_bytes), "array_bytes": array_bytes}
+    array_bytes = device_array_bytes(device)
+    return {"bytes_per_second": copy_on_device(device, array_bytes), "array_bytes": array_bytes}
 
 
 if __name__ == "__main__":
-    main()
+    answer(measure)

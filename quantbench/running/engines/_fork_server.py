@@ -8,7 +8,6 @@ When its standard input closes it kills the worker it still runs and ends.
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import json
 import os
@@ -19,7 +18,7 @@ import traceback
 from pathlib import Path
 from typing import Any, NoReturn
 
-from quantbench.core.children import python_module
+from quantbench.core.children import kill_group, python_module
 from quantbench.measuring.preload import import_shared
 
 
@@ -121,8 +120,7 @@ def _wait(pid: int, wake: int) -> int:
         if wake in ready:
             os.read(wake, 4096)
         elif sys.stdin in ready:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(pid, signal.SIGKILL)
+            kill_group(pid)
             os.waitpid(pid, 0)
             os._exit(0)
 

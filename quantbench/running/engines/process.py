@@ -20,8 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from quantbench.core import cgroups
-from quantbench.core.children import python_module
+from quantbench.core.children import kill_group, oom_kills, python_module, signal_name
 from quantbench.core.errors import QuantbenchError
 from quantbench.core.job import Failure, Job
 from quantbench.core.record import Status
@@ -36,7 +35,6 @@ _TORCH_FREE = frozenset(("llama_cpp", "gguf"))
 
 _LAST_LINES = 60
 _SHOWN = 300
-_VMSTAT = Path("/proc/vmstat")
 _ENVIRONMENT = {
     "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # asking whether CUDA is there must not initialize it before the fork
     "TOKENIZERS_PARALLELISM": "false",
@@ -77,13 +75,13 @@ class _Server:
         try:
             answer = self._receive(timeout_s)
         except TimeoutError:
-            _kill(pid)
+            kill_group(pid)
             self._receive(None)
             return Failure(
                 status=Status.TIMEOUT, reason=f"no result within {timeout_s:g} s; raise the timeout, or ask for less"
             )
         except BaseException:
-            _kill(pid)
+            kill_group(pid)
             self._receive(None)  # the answer to this job must not be taken for the next one's
             raise
         return _ending(folder, int(answer["returncode"]), oom_kills() > killed_before)
@@ -95,7 +93,7 @@ class _Server:
         try:
             self._process.wait(timeout=5)
         except subprocess.TimeoutExpired:
-            os.killpg(self._process.pid, signal.SIGKILL)
+            kill_group(self._process.pid)
             self._process.wait()
         _pipe(self._process.stdout).close()
 
@@ -168,16 +166,6 @@ def needs_torch(job: Job) -> bool:
     return not requires or not _TORCH_FREE.issuperset(requires)
 
 
-def oom_kills() -> int:
-    """How often the kernel has killed a process for lack of memory, on the machine and in this control group."""
-    total = cgroups.oom_kills()
-    with contextlib.suppress(OSError):
-        for line in _VMSTAT.read_text().splitlines():
-            name, _, count = line.partition(" ")
-            total += int(count) if name == "oom_kill" else 0
-    return total
-
-
 @contextmanager
 def open_process(device: str) -> Iterator[OpenEngine]:
     """Fork servers are started when first needed, and stopped at the end."""
@@ -196,11 +184,6 @@ def _pipe(stream: IO[bytes] | None) -> IO[bytes]:
     return stream
 
 
-def _kill(pid: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(pid, signal.SIGKILL)
-
-
 def _ending(folder: Path, returncode: int, oom_killed: bool) -> Failure | None:
     if returncode == 0:
         return None
@@ -210,20 +193,12 @@ def _ending(folder: Path, returncode: int, oom_killed: bool) -> Failure | None:
         return Failure(
             status=Status.OOM, reason="the kernel killed the worker: memory ran out; use a smaller model or precision"
         )
-    ended = f"was ended by {_signal_name(-returncode)}" if returncode < 0 else f"ended with exit code {returncode}"
+    ended = f"was ended by {signal_name(-returncode)}" if returncode < 0 else f"ended with exit code {returncode}"
     said = _said_last(folder / "stderr.log")
     if memory := next(filter(says_out_of_memory, said), ""):
         return Failure(status=Status.OOM, reason=f"the worker {ended}: {memory[:_SHOWN]}; use a smaller model or precision")
     last_words = f"; its last line was: {said[-1][:_SHOWN]}" if said else ""
     return Failure(status=Status.CRASHED, reason=f"the worker {ended}{last_words}")
-
-
-def _signal_name(number: int) -> str:
-    """``SIGSEGV``; a real-time signal and others without a name of their own are numbers."""
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
 
 
 def _said_last(path: Path) -> list[str]:

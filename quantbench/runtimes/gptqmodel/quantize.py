@@ -7,22 +7,18 @@ threads again; so quantization is a subprocess with one torch thread a worker.
 from __future__ import annotations
 
 import json
-import os
-import re
 import shutil
-import signal
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from quantbench.core.cache import artifact, made_by
-from quantbench.core.children import python_module
-from quantbench.core.errors import ModelError, UnsupportedError
+from quantbench.core.children import answer, call
+from quantbench.core.errors import ChildError, ModelError, UnsupportedError
 from quantbench.core.job import Checkpoint
 from quantbench.core.protocols import Artifact, Settings
 from quantbench.core.scenario import Spec, Variant
@@ -38,9 +34,7 @@ CALIBRATION_SEQUENCES = {"gptq": 64, "awq": 16}
 """Sequences that gptqmodel sees: more change little (on the canary AWQ's KLD is 0.0181 with 16 and 0.0183 with 64)."""
 
 CHECKPOINT = "checkpoint"
-_REQUEST = "request.json"
 _SECONDS = "quantize.json"
-_SHOWN = 300
 _WORKERS = "2"
 _THREADS = {"gptq": "1", "awq": "2"}
 """Torch threads of each: GPTQ works on several layers at once, AWQ searches one layer with large tensors."""
@@ -86,10 +80,9 @@ def prepared(spec: Spec, settings: Settings) -> Artifact:
         request = {
             "source": str(checkpoint.path), "bits": bits, "group_size": group_size, "method": method,
             "device": conditions.device, "trust_remote_code": checkpoint.trust_remote_code, "seed": conditions.seed,
-            "ids": [ids[number * len(ids) // count] for number in range(count)],
+            "ids": [ids[number * len(ids) // count] for number in range(count)], "target": str(folder / CHECKPOINT),
         }  # fmt: skip
-        (folder / _REQUEST).write_text(json.dumps(request))
-        _run(folder, method, bits)
+        (folder / _SECONDS).write_text(json.dumps(_run(folder, request)))
 
     folder = artifact("gptqmodel", asked, watched(checkpoint, make))
     path = folder / CHECKPOINT
@@ -125,45 +118,26 @@ def _check_shapes(checkpoint: Checkpoint, variant: Variant) -> None:
         raise UnsupportedError(why)
 
 
-def _run(folder: Path, method: str, bits: int) -> None:
-    what = f"{method} at {bits} bits"
+def _run(folder: Path, request: Mapping[str, Any]) -> Any:
+    what, method = f"{request['method']} at {request['bits']} bits", request["method"]
     temporary = folder / "temporary"  # for its logs, and the layers that it moves out of memory
     temporary.mkdir()
     environment = {
-        **os.environ, "OMP_NUM_THREADS": _THREADS[method], "OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0",
+        "OMP_NUM_THREADS": _THREADS[method], "OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0",
         "GPTQMODEL_CPU_WORKERS": _WORKERS,
-        "TMPDIR": str(temporary), "THP_MEM_ALLOC_ENABLE": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false",
+        "TMPDIR": str(temporary), "THP_MEM_ALLOC_ENABLE": "1", "TOKENIZERS_PARALLELISM": "false",
     }  # fmt: skip
-    done = subprocess.run(
-        python_module("quantbench.runtimes.gptqmodel.quantize", str(folder)),
-        capture_output=True, text=True, check=False, env=environment, cwd=temporary,
-    )  # fmt: skip
-    if done.returncode:
-        sys.stderr.write(done.stderr[-4000:])
-    if done.returncode == -signal.SIGKILL:
-        raise MemoryError(f"gptqmodel was killed while it quantized ({what}): out of memory")
-    if done.returncode:
-        raise ModelError(f"gptqmodel could not quantize this checkpoint ({what}): {last_words(done.stderr)}")
-    (folder / _REQUEST).unlink()
+    try:
+        made = call(__name__, request, f"gptqmodel's quantization ({what})", env=environment, cwd=temporary)
+    except ChildError as error:
+        sys.stderr.write(error.said[-4000:])
+        raise ModelError(f"gptqmodel could not quantize this checkpoint ({what}): {error.reason}") from error
     shutil.rmtree(temporary)
     for path in (folder / CHECKPOINT).glob("*config.json"):
         body = json.loads(path.read_text())
         body.get("quantization_config", body).get("meta", {}).pop("offload_to_disk_path", None)  # nobody else's business
         path.write_text(json.dumps(body, indent=2))
-
-
-def last_words(stderr: str) -> str:
-    """The last exception in what a process printed, with its place if it says nothing; progress bars are left out."""
-    lines = [line.strip() for line in re.split(r"[\r\n]+", re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", stderr)) if line.strip()]
-    ends = [number for number, line in enumerate(lines) if re.match(r"[A-Za-z_][\w.]*(Error|Exception|Interrupt)(:|$)", line)]
-    if not ends:
-        return lines[-1][:_SHOWN] if lines else "no message"
-    said = lines[ends[-1]]
-    if said.endswith(("Error", "Exception", "Interrupt")):
-        places = [line for line in lines[: ends[-1]] if line.startswith('File "')]
-        place = re.match(r'File ".*?([^/"]+)", (line \d+)', places[-1]) if places else None
-        said += f" in {place[1]}, {place[2]}" if place else ""
-    return said[:_SHOWN]
+    return made
 
 
 @contextmanager
@@ -190,14 +164,12 @@ def wide_products() -> Iterator[None]:
         nn.Linear.forward = plain
 
 
-def main() -> None:
-    """Do what ``request.json`` in the folder on the command line asks; leave the checkpoint and its seconds there."""
+def quantize(request: Mapping[str, Any]) -> dict[str, Any]:
+    """Quantize and save the checkpoint that is asked for; its seconds."""
     import torch
     from gptqmodel import BACKEND, GPTQModel, QuantizeConfig
     from gptqmodel.quantization import FORMAT, METHOD
 
-    folder = Path(sys.argv[1])
-    request = json.loads((folder / _REQUEST).read_text())
     torch.manual_seed(request["seed"])
     awq = request["method"] == "awq"
     backend = BACKEND.AWQ_TORCH if awq else BACKEND.GPTQ_TORCH  # what packs; its own choice for AWQ on a GPU must be compiled
@@ -216,9 +188,9 @@ def main() -> None:
     with wide_products():
         model.quantize(examples, batch_size=1, backend=backend)
     seconds = time.perf_counter() - started
-    model.save(str(folder / CHECKPOINT))
-    (folder / _SECONDS).write_text(json.dumps({"quantize_s": seconds, "device": request["device"]}))
+    model.save(request["target"])
+    return {"quantize_s": seconds, "device": request["device"]}
 
 
 if __name__ == "__main__":
-    main()
+    answer(quantize)

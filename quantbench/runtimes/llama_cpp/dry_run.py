@@ -1,7 +1,4 @@
-"""llama.cpp's dry run of a quantization in a process of its own, since an assertion of llama.cpp ends the process.
-
-``python -m quantbench.runtimes.llama_cpp.dry_run FOLDER`` reads ``request.json`` in FOLDER and leaves ``result.json`` there.
-"""
+"""llama.cpp's dry run of a quantization in a process of its own, since an assertion of llama.cpp ends the process."""
 
 from __future__ import annotations
 
@@ -9,17 +6,16 @@ import ctypes
 import json
 import os
 import re
-import sys
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from quantbench.core import children
 from quantbench.core.errors import ModelError, QuantbenchError, UnsupportedError
 from quantbench.models.gguf import GgufHeader, all_tensors, tensor_bytes
 from quantbench.runtimes.llama_cpp.facts import fallen_back
 from quantbench.runtimes.llama_cpp.tensors import TypedTensor, architecture_of, converted, fallback
 
-REQUEST, RESULT = "request.json", "result.json"
 _HEADER, _OTHER = "header.gguf", "other.json"
 _SHARES = 2
 
@@ -194,8 +190,9 @@ def describe(path: Path) -> dict[str, Any]:
     }
 
 
-def answer(request: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
+def answer(request: Mapping[str, Any]) -> Mapping[str, Any]:
     """What is asked for: a file described, or what the files hold that can be made of it or of an architecture."""
+    folder = Path(request["folder"])
     if "describe" in request:
         return describe(Path(request["describe"]))
     if "source" in request:
@@ -212,15 +209,13 @@ def answer(request: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
         header.unlink(missing_ok=True)
 
 
-def main() -> None:
-    """Answer the request in the folder named on the command line."""
-    folder = Path(sys.argv[1])
+def answer_or_refuse(request: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The same; a refusal is an answer too, and kept as such."""
     try:
-        result = answer(json.loads((folder / REQUEST).read_text()), folder)
+        return answer(request)
     except QuantbenchError as error:
-        result = {"error": str(error)}
-    (folder / RESULT).write_text(json.dumps(result))
+        return {"error": str(error)}
 
 
 if __name__ == "__main__":
-    main()
+    children.answer(answer_or_refuse)

@@ -10,8 +10,6 @@ import json
 import math
 import os
 import shutil
-import signal
-import subprocess
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.metadata import version
@@ -19,8 +17,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from quantbench.core.cache import artifact, made_by, require_room
-from quantbench.core.children import python_module
-from quantbench.core.errors import ModelError, UnsupportedError
+from quantbench.core.children import call
+from quantbench.core.errors import ChildError, ModelError, UnsupportedError
 from quantbench.core.job import Checkpoint
 from quantbench.core.protocols import Artifact
 from quantbench.models.architecture import Architecture, read
@@ -29,7 +27,6 @@ from quantbench.models.dummy import read_shapes
 from quantbench.models.gguf import block_of, tensor_bytes
 from quantbench.models.pool import SEED, SPREAD, cut
 from quantbench.runtimes.llama_cpp.files import MODEL_FILE, converter, fallback_facts, file_type, gguf_maker
-from quantbench.runtimes.llama_cpp.header import HEADER, REQUEST, VALUES
 from quantbench.runtimes.llama_cpp.model import library
 from quantbench.runtimes.llama_cpp.plan import File, tensors_of
 from quantbench.runtimes.llama_cpp.tensors import TypedTensor
@@ -43,6 +40,7 @@ _ROWS, _ROW = 4093, 256
 """Weights of a pool: a prime number of the largest block, so that no two neighbouring rows of a matrix are the same."""
 
 _FALLBACK = "fallback.json"
+_HEADER, _VALUES = "header.gguf", "values.json"
 _ALIGNMENT = 32
 _COMPUTED, _NORM = "rope_", "_norm.weight"
 
@@ -67,8 +65,8 @@ def dummy_file(checkpoint: Checkpoint, precision: str, files: Sequence[File]) ->
         needed = sum(tensor_bytes(shape, kind) for _, shape, kind in tensors)
         require_room(folder, needed, f"the {precision} file of {checkpoint.name}")
         header = _header(checkpoint, tensors_of(architecture, "f16", files)[0])
-        _start(folder / MODEL_FILE, header / HEADER, file_type(kind), tensors)
-        _fill(folder / MODEL_FILE, tensors, json.loads((header / VALUES).read_text()))
+        _start(folder / MODEL_FILE, header / _HEADER, file_type(kind), tensors)
+        _fill(folder / MODEL_FILE, tensors, json.loads((header / _VALUES).read_text()))
         (folder / _FALLBACK).write_text(json.dumps(fell))
 
     folder = artifact("gguf", asked, make)
@@ -98,14 +96,13 @@ def _header(checkpoint: Checkpoint, tensors: Sequence[TypedTensor]) -> Path:
         for path in (checkpoint.path / CONFIG, *checkpoint.path.glob("*token*")):
             shutil.copyfile(path, source / path.name)
         request = {
-            "source": str(source), "converter": str(converter().parent),
+            "source": str(source), "target": str(folder / _HEADER), "converter": str(converter().parent),
             "tensors": [[name, shape, kind, tensor_bytes(shape, kind)] for name, shape, kind in tensors],
         }  # fmt: skip
-        (folder / REQUEST).write_text(json.dumps(request))
-        _run(folder, checkpoint.name)
+        computed = _converted(request, checkpoint.name)
         shutil.rmtree(source)
-        computed = json.loads((folder / VALUES).read_text()).keys()
-        if computed != {name for name, _, _ in tensors if name.startswith(_COMPUTED)}:
+        (folder / _VALUES).write_text(json.dumps(computed))
+        if computed.keys() != {name for name, _, _ in tensors if name.startswith(_COMPUTED)}:
             raise UnsupportedError(
                 f"llama.cpp's converter computes {', '.join(computed) or 'no tensors'} for {checkpoint.name}, which is not "
                 "what the forecast of its file counts; ask for torch"
@@ -114,17 +111,17 @@ def _header(checkpoint: Checkpoint, tensors: Sequence[TypedTensor]) -> Path:
     return artifact("gguf-header", asked, make)
 
 
-def _run(folder: Path, name: str) -> None:
-    """Let the converter answer the request in ``folder``."""
-    done = subprocess.run(
-        python_module("quantbench.runtimes.llama_cpp.header", str(folder)),
-        stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, env={**os.environ, "HF_HUB_OFFLINE": "1"},
-    )  # fmt: skip
-    if done.returncode == -signal.SIGKILL:
-        raise MemoryError(f"llama.cpp's converter was killed while it wrote the header of {name}: out of memory")
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise ModelError(f"llama.cpp's converter does not take the configuration of {name} ({last}); ask for torch")
+def _converted(request: Mapping[str, Any], name: str) -> dict[str, list[float]]:
+    """The values that the converter computes for the header that it writes."""
+    try:
+        values: dict[str, list[float]] = call(
+            "quantbench.runtimes.llama_cpp.header", request, f"llama.cpp's converter, at the header of {name},"
+        )
+    except ChildError as error:
+        raise ModelError(
+            f"llama.cpp's converter does not take the configuration of {name} ({error.reason}); ask for torch"
+        ) from error
+    return values
 
 
 def _start(target: Path, header: Path, number: int, tensors: Sequence[TypedTensor]) -> None:

@@ -6,8 +6,6 @@ import ctypes
 import json
 import os
 import shutil
-import signal
-import subprocess
 import sys
 import tarfile
 import time
@@ -17,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from quantbench.core.cache import artifact, made_by
-from quantbench.core.children import python_module
-from quantbench.core.errors import ModelError, QuantbenchError, UnsupportedError
+from quantbench.core.children import python_module, run
+from quantbench.core.errors import ChildError, ModelError, QuantbenchError, UnsupportedError
 from quantbench.core.job import Checkpoint
 from quantbench.core.protocols import Artifact
 from quantbench.models.checkpoint import watched
@@ -61,14 +59,14 @@ def _converted(checkpoint: Checkpoint, outtype: str) -> Path:
     def make(folder: Path) -> None:
         source = _without_code(checkpoint, folder / "source")
         command = [sys.executable, str(converter()), str(source), "--outtype", outtype, "--outfile", str(folder / MODEL_FILE)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+        try:
+            run(command, f"llama.cpp's conversion of {checkpoint.path}")
+        except ChildError as error:
+            raise ModelError(f"llama.cpp's converter cannot convert {checkpoint.path} to GGUF: {error.reason}") from error
         if source != checkpoint.path:
             shutil.rmtree(source)
-        if done.returncode == -signal.SIGKILL:
-            raise MemoryError(f"llama.cpp's converter was killed while it converted {checkpoint.path}: out of memory")
-        if done.returncode or not (folder / MODEL_FILE).is_file():
-            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            raise ModelError(f"llama.cpp's converter cannot convert {checkpoint.path} to GGUF: {last}")
+        if not (folder / MODEL_FILE).is_file():
+            raise ModelError(f"llama.cpp's converter wrote no file of {checkpoint.path}; give another checkpoint")
 
     return artifact("gguf", asked, watched(checkpoint, make)) / MODEL_FILE
 
@@ -236,13 +234,16 @@ def _fetch_converter(folder: Path, installed: str) -> None:
         *python_module("pip", "download", "--quiet", "--no-deps", "--no-binary", "llama-cpp-python"),
         "--dest", str(folder), "--requirement", str(requirement),
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    reason = ""
+    try:
+        run(command, "pip's download of llama-cpp-python")
+    except ChildError as error:
+        reason = error.reason
     archives = list(folder.glob("llama_cpp_python-*.tar.gz"))
-    if done.returncode or not archives:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+    if reason or not archives:
         raise QuantbenchError(
             f"the source distribution of llama-cpp-python {installed}, which holds the GGUF converter, could not be "
-            f"downloaded ({last}); or set {CHECKOUT_VARIABLE} to a llama.cpp checkout"
+            f"downloaded ({reason or 'no message'}); or set {CHECKOUT_VARIABLE} to a llama.cpp checkout"
         )
     with tarfile.open(archives[0]) as archive:
         for member in archive.getmembers():

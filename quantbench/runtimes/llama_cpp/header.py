@@ -1,7 +1,6 @@
 """The header of a dummy's F16 file by llama.cpp's own converter, in a process of its own: it brings its own gguf package.
 
-``python -m quantbench.runtimes.llama_cpp.header FOLDER`` reads ``request.json`` in FOLDER and leaves the header there, with the
-metadata that the converter writes and the canary's vocabulary, and in ``values.json`` the tensors that it computes itself.
+It has the metadata that the converter writes and the canary's vocabulary; what the converter computes itself is the answer.
 """
 
 from __future__ import annotations
@@ -13,23 +12,23 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from quantbench.core.children import answer
 from quantbench.models.config import CONFIG, read_config
-
-REQUEST, HEADER, VALUES = "request.json", "header.gguf", "values.json"
 
 _NAME = "Random weights"
 
 
-def write_header(request: Mapping[str, Any], folder: Path) -> dict[str, list[float]]:
+def write_header(request: Mapping[str, Any]) -> dict[str, list[float]]:
     """Write the header of a file of ``tensors``; the values of those that the converter computes, such as rotary factors."""
+    sys.path[:0] = [request["converter"], str(Path(request["converter"]) / "gguf-py")]
     import numpy as np
     import torch
 
     gguf = import_module("gguf")
-    source = Path(request["source"])
+    source, target = Path(request["source"]), Path(request["target"])
     _name_architecture(source / CONFIG)
     with torch.inference_mode():
-        model = _model(source, folder / HEADER, gguf.LlamaFileType.MOSTLY_F16)
+        model = _model(source, target, gguf.LlamaFileType.MOSTLY_F16)
         values = {
             name: tensor.float().tolist()
             for given, computed in model.generate_extra_tensors()
@@ -39,7 +38,7 @@ def write_header(request: Mapping[str, Any], folder: Path) -> dict[str, list[flo
         for name, shape, kind, size in request["tensors"]:
             writer.add_tensor_info(name, shape, np.dtype(np.float16), size, raw_dtype=gguf.GGMLQuantizationType[kind])
         model.prepare_metadata(vocab_only=False)
-    writer.write_header_to_file(path=folder / HEADER)
+    writer.write_header_to_file(path=target)
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     writer.close()
@@ -68,13 +67,5 @@ def _model(source: Path, target: Path, file_type: Any) -> Any:
     return model
 
 
-def main() -> None:
-    """Answer the request in the folder named on the command line."""
-    folder = Path(sys.argv[1])
-    request = json.loads((folder / REQUEST).read_text())
-    sys.path[:0] = [request["converter"], str(Path(request["converter"]) / "gguf-py")]
-    (folder / VALUES).write_text(json.dumps(write_header(request, folder)))
-
-
 if __name__ == "__main__":
-    main()
+    answer(write_header)

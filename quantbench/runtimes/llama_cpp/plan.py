@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import re
-import signal
-import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -14,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from quantbench.core.cache import artifact, made_by
-from quantbench.core.children import python_module
-from quantbench.core.errors import MissingDependency, ModelError, UnsupportedError
+from quantbench.core.children import call
+from quantbench.core.errors import ChildError, MissingDependency, ModelError, OutOfMemoryError, UnsupportedError
 from quantbench.core.identity import identify
 from quantbench.core.units import format_bytes
 from quantbench.models.architecture import Architecture, CacheLayer, Role, Tensor
 from quantbench.models.footprint import Weights
 from quantbench.models.gguf import gguf_parts
-from quantbench.runtimes.llama_cpp.dry_run import REQUEST, RESULT
 from quantbench.runtimes.llama_cpp.facts import REQUIRES
 from quantbench.runtimes.llama_cpp.files import UNQUANTIZED
 from quantbench.runtimes.llama_cpp.tensors import TypedTensor
@@ -30,6 +25,7 @@ File = tuple[str, str, bool]
 """A precision, the file type of llama.cpp that it is, and whether it is made with an importance matrix."""
 
 _CHILD = "quantbench.runtimes.llama_cpp.dry_run"
+_RESULT = "result.json"
 _TIMEOUT_S = 60
 _LEAN = {"GGML_NO_BACKTRACE": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 """A dry run needs no GPU and no threads, and where it ends in an assertion no debugger to say so."""
@@ -182,7 +178,7 @@ def _weights(request: Mapping[str, Any], files: Sequence[File], note: str = "") 
     build = f"llama.cpp of llama-cpp-python {version('llama_cpp_python')}"
     try:
         result = _asked(request)
-    except UnsupportedError as error:
+    except (UnsupportedError, OutOfMemoryError) as error:
         result = {"error": str(error)}
     found = {}
     count = result.get("count", 0)
@@ -221,33 +217,15 @@ def _asked(request: Mapping[str, Any]) -> dict[str, Any]:
     """
 
     def make(folder: Path) -> None:
-        (folder / REQUEST).write_text(json.dumps(request))
-        failed = _run(folder)
-        result = {} if failed else json.loads((folder / RESULT).read_text())
-        if "describe" in request and (failed or "error" in result):
-            raise ModelError(result.get("error") or f"{request['describe']} cannot be read: what reads it {failed}")
-        if failed:
-            raise UnsupportedError(f"llama.cpp's dry run {failed}")
-
-    found: dict[str, Any] = json.loads((artifact("gguf-plan", request, make) / RESULT).read_text())
-    return found
-
-
-def _run(folder: Path) -> str:
-    """Let the child answer the request in ``folder``; how it failed, empty if it did not."""
-    command = python_module(_CHILD, str(folder))
-    with subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env={**os.environ, **_LEAN}, process_group=0
-    ) as child:
+        path = request.get("describe")
+        task = f"{path} cannot be read: what reads it" if path else "llama.cpp's dry run"
         try:
-            _, said = child.communicate(timeout=_TIMEOUT_S)
-        except BaseException as error:
-            os.killpg(child.pid, signal.SIGKILL)  # its fork as well
-            if isinstance(error, subprocess.TimeoutExpired):
-                return f"took more than {_TIMEOUT_S} s and was stopped"
-            raise
-    if not child.returncode:
-        return ""
-    last = (said.decode("utf-8", "replace").strip().splitlines() or ["it gave no reason"])[-1]
-    how = signal.Signals(-child.returncode).name if child.returncode < 0 else f"exit code {child.returncode}"
-    return f"ended with {how} ({re.sub('^/[^ ]*/', '', last)})"  # without the folder that llama.cpp was built in
+            result = call(_CHILD, {**request, "folder": str(folder)}, task, env=_LEAN, timeout_s=_TIMEOUT_S)
+        except ChildError as error:
+            raise (ModelError if path else UnsupportedError)(str(error)) from error
+        if path and "error" in result:
+            raise ModelError(result["error"])
+        (folder / _RESULT).write_text(json.dumps(result))
+
+    found: dict[str, Any] = json.loads((artifact("gguf-plan", request, make) / _RESULT).read_text())
+    return found

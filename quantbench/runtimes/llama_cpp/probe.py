@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
 from importlib.metadata import version
 from pathlib import Path
 
 from quantbench.core.cache import artifact
-from quantbench.core.children import python_module
-from quantbench.core.errors import QuantbenchError
+from quantbench.core.children import answer, call
+from quantbench.core.errors import ChildError, QuantbenchError
 from quantbench.core.machine import describe
 
 _WIDTH = 256
@@ -34,11 +32,16 @@ def extra_buffers_work() -> bool:
     def probe(folder: Path) -> None:
         model = folder / "probe.gguf"
         write_model(model)
-        done = subprocess.run(python_module(__name__, str(model)), capture_output=True, check=False)
-        if done.returncode and -done.returncode not in _DEADLY:
-            last = (done.stderr.decode(errors="replace").strip().splitlines() or ["no message"])[-1]
-            raise QuantbenchError(f"llama.cpp could not be tried out (exit code {done.returncode}: {last}); reinstall it")
-        (folder / _RESULT).write_text(json.dumps({"works": done.returncode == 0, "returncode": done.returncode}))
+        code = 0
+        try:
+            call(__name__, str(model), "llama.cpp's trial")
+        except ChildError as error:
+            code = error.code
+            if -code not in _DEADLY:
+                raise QuantbenchError(
+                    f"llama.cpp could not be tried out (exit code {code}: {error.reason}); reinstall it"
+                ) from error
+        (folder / _RESULT).write_text(json.dumps({"works": code == 0, "returncode": code}))
         model.unlink()
 
     asked = {"llama_cpp_python": version("llama_cpp_python"), "built": built, "isa": describe().isa}
@@ -73,14 +76,14 @@ def write_model(path: Path) -> None:
     writer.close()
 
 
-def main() -> None:
-    """Score a batch with the model named on the command line; dying is the answer."""
+def score(model_path: str) -> None:
+    """Score a batch with a model; dying is the answer."""
     from quantbench.runtimes.llama_cpp.model import open_gguf_file
 
-    with open_gguf_file(Path(sys.argv[1]), threads=1, context=_TOKENS, device="cpu", extra_buffers=True) as model:
+    with open_gguf_file(Path(model_path), threads=1, context=_TOKENS, device="cpu", extra_buffers=True) as model:
         for _ in model.score(range(_TOKENS)):
             pass
 
 
 if __name__ == "__main__":
-    main()
+    answer(score)
