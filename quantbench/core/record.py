@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
 
 from quantbench.core.scenario import Scenario
+from quantbench.core.units import format_bytes, format_seconds, short, significant, times, with_error, with_interval
 
 SCHEMA_VERSION = 3
 """1: scenarios, samples, outputs, runs; 2: predicted_weight_bytes, tokens of samples; 3: batch, figures of GPUs.
@@ -41,11 +42,32 @@ class Missing:
 Value = float | int | str | bool | Missing
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gate:
+    """How a comparison of runs judges a figure.
+
+    A change counts above ``least`` (relative) and above ``floor`` (in its unit); ``slicing`` is the column with a floor of the
+    row's own. Of a speed ``ratio`` is the column with its ratio to the anchor: the decision rule judges both, under ``name``.
+    """
+
+    least: float = 0.0
+    floor: float = 0.0
+    slicing: str = ""
+    ratio: str = ""
+    name: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column: its unit and direction drive the parquet schema, table headers and the regression check.
+    """One column. All that is shown of it follows from here: schema, headings, report, comparison and the page of columns.
 
     Of a metric, ``formula`` says how it is computed from what was seen and ``source`` where that definition comes from.
+
+    ``title`` is its heading. ``show`` is how its figures are written: a format specification such as ``.1%``, ``short`` (two
+    digits) or ``times`` (a ratio); empty goes by the unit. ``spread``: its interval (columns ``NAME_low`` and ``NAME_high``) or
+    its standard error (``NAME_se``) stands beside it. ``shown`` in the report's table of all rows, or also in the overview of a
+    run, from the lowest ``place`` on. ``timed``: it rests on timed rounds, so that other work disturbs it. ``gate``:
+    comparisons judge it unasked.
     """
 
     name: str
@@ -55,6 +77,39 @@ class Column:
     doc: str = ""
     formula: str = ""
     source: str = ""
+    title: str = ""
+    show: str = ""
+    spread: Literal["", "interval", "error"] = ""
+    shown: Literal["", "report", "overview"] = ""
+    place: int = 100
+    timed: bool = False
+    gate: Gate | None = None
+
+    @property
+    def heading(self) -> str:
+        """What stands above its figures."""
+        title = self.title or self.name
+        return title.replace(",", " ± s.e.,", 1) if self.spread == "error" else title
+
+    def write(self, value: float) -> str:
+        """A figure of it, for people."""
+        if self.show in _WRITERS or not self.show:
+            return _WRITERS.get(self.show or self.unit, significant)(value)
+        return format(value, self.show)
+
+    def write_with_spread(self, value: float, number: Callable[[str], float | None]) -> str:
+        """The same with its interval or its standard error, which ``number`` gives by the name of the column."""
+        if self.spread == "error":
+            return with_error(value, number(f"{self.name}_se"))
+        if self.spread == "interval":
+            return with_interval(value, number(f"{self.name}_low"), number(f"{self.name}_high"), show=self.write)
+        return self.write(value)
+
+
+_WRITERS: Mapping[str, Callable[[float], str]] = {
+    "bytes": format_bytes, "s": format_seconds, "short": short, "times": times,
+}  # fmt: skip
+"""By unit, and by name."""
 
 
 @dataclass(frozen=True, slots=True)

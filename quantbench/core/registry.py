@@ -38,7 +38,6 @@ class Registry(Generic[T]):
         self._group = group or package
         self._kind = kind
         self._noun = noun
-        self._sources: dict[str, str] = {}
 
     def __getitem__(self, name: str) -> T:
         """The plug-in of that name; UsageError with the nearest names if there is none."""
@@ -67,9 +66,10 @@ class Registry(Generic[T]):
         return [f"{self._package}.{name}" for name in found if not name.startswith("_")]
 
     @cached_property
-    def _scanned(self) -> tuple[dict[str, T], dict[str, str]]:
-        """The plug-ins by name, and the entry points that cannot be imported with the reason."""
+    def _scanned(self) -> tuple[dict[str, T], dict[str, str], dict[str, str]]:
+        """The plug-ins by name, the entry points that cannot be imported with the reason, and from where the others came."""
         found: dict[str, T] = {}
+        sources: dict[str, str] = {}
         broken: dict[str, str] = {}
         for name in self._own():
             self._collect(importlib.import_module(name), found)
@@ -83,14 +83,14 @@ class Registry(Generic[T]):
                 before = set(found)
                 self._collect(source, found)
                 if point.dist:
-                    self._sources |= dict.fromkeys(found.keys() - before, point.dist.name)
+                    sources |= dict.fromkeys(found.keys() - before, point.dist.name)
         for point_text, reason in broken.items():
             warnings.warn(
                 f"the {self._noun} plug-in {point_text!r} (group {self._group}) cannot be imported and is left out ({reason}); "
                 "mend or uninstall the package it came with",
                 stacklevel=2,
             )
-        return found, broken
+        return found, broken, sources
 
     @property
     def broken(self) -> Mapping[str, str]:
@@ -100,7 +100,7 @@ class Registry(Generic[T]):
     @property
     def distributions(self) -> Mapping[str, str]:
         """The distribution that each plug-in from an entry point came with, by the plug-in's name."""
-        return self._sources if self._scanned else {}
+        return self._scanned[2]
 
     @property
     def _found(self) -> dict[str, T]:

@@ -12,6 +12,7 @@ from typing import Any
 from quantbench.core.record import Column
 from quantbench.core.scenario import short_name
 from quantbench.export import ExportRow
+from quantbench.results.rows import Row
 from quantbench.results.schema import timed_columns
 
 
@@ -68,7 +69,7 @@ def by_scenario(rows: Iterable[ExportRow]) -> list[ExportedScenario]:
     for row in rows:
         found.setdefault(row["scenario_id"], []).append(row)
     return [
-        ExportedScenario(name=name, model=short_name(of[0]["model"]), prompts=short_name(of[0]["prompts"]), rows=tuple(of))
+        ExportedScenario(name=name, model=short_name(of[0]["model"]), prompts=Row(of[0]).prompts, rows=tuple(of))
         for name, of in found.items()
     ]
 

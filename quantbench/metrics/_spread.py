@@ -24,7 +24,7 @@ def interval_columns(name: str, unit: str, of: str) -> tuple[Column, Column]:
     """The columns ``name_low`` and ``name_high``: the ends of the median's interval over ``of``."""
     low, high = (
         Column(
-            f"{name}_{end}", unit, doc=f"{which} end of the 95 % confidence interval of {name}",
+            f"{name}_{end}", unit, timed=True, doc=f"{which} end of the 95 % confidence interval of {name}",
             formula=f"k-th {order} of the {of}, largest k with 1 - 2 P(Binomial(count, 1/2) < k) >= 0.95", source=_INTERVAL,
         )
         for end, which, order in (("low", "lower", "smallest"), ("high", "upper", "largest"))

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from quantbench.core.record import Column, Missing, Value
+from quantbench.core.record import Column, Gate, Missing, Value
 from quantbench.core.statistics import P99_MIN_SAMPLES, mean_by_cluster
 from quantbench.core.trace import NO_REFERENCE, Reference, Trace
 from quantbench.metrics import metric
@@ -31,7 +31,8 @@ _ALONE = (
         formula="n = positions with a known next token t; of a text's chunk of m tokens those from m / 2 to m - 2", source=TOOL,
     ),
     Column(
-        "ppl", "ppl", "lower", doc="exp of the mean negative log-likelihood of the continuations, or of the text",
+        "ppl", "ppl", "lower", title="PPL", shown="report", place=32, gate=Gate(least=0.005),
+        doc="exp of the mean negative log-likelihood of the continuations, or of the text",
         formula="exp(mean(nll)), nll_t = -ln q(t)", source=TOOL,
     ),
     Column("ppl_se", "ppl", doc="standard error of ppl", formula=clustered("ppl * nll_t"), source=CLUSTERED),
@@ -40,7 +41,9 @@ _ALONE = (
 
 _AGAINST_REFERENCE = (
     Column(
-        "kld_mean", "nats", "lower", doc="mean KL(reference || variant)",
+        "kld_mean", "nats", "lower", title="KLD, nats", show="short", spread="error", shown="overview", place=30,
+        gate=Gate(least=0.05, floor=1e-5, slicing="kld_slicing"),
+        doc="mean KL(reference || variant)",
         formula="mean(kld), kld_t = sum_i p_t(i) * (ln p_t(i) - ln q_t(i)), p of the reference, over the whole vocabulary",
         source=f"{TOOL}; it leaves out i with ln p_t(i) <= -16",
     ),
@@ -57,7 +60,9 @@ _AGAINST_REFERENCE = (
         "kld_max", "nats", "lower", doc="largest KL divergence of a position", formula="max(kld_t)", source=TOOL,
     ),
     Column(
-        "top1_agreement", "ratio", "higher", doc="share of positions where both put the same token first",
+        "top1_agreement", "ratio", "higher", title="Top-1", show=".1%", shown="overview", place=31,
+        gate=Gate(floor=0.005, slicing="top1_slicing"),
+        doc="share of positions where both put the same token first",
         formula="mean(argmax_i q_t(i) == argmax_i p_t(i)), the first of equals", source=f"{TOOL}: Same top p",
     ),
     Column(
@@ -73,7 +78,7 @@ _AGAINST_REFERENCE = (
         formula=clustered("0.5 / delta_p_rms * delta_p_t^2"), source=CLUSTERED,
     ),
     Column(
-        "ppl_ratio", "ratio", "lower", doc="ppl over the reference's ppl, paired",
+        "ppl_ratio", "ratio", "lower", title="PPL, x reference", show="times", doc="ppl over the reference's ppl, paired",
         formula="exp(mean(nll - nll_reference))", source=f"{TOOL}: PPL(Q)/PPL(base)",
     ),
     Column(

@@ -179,6 +179,7 @@ def _read(path: Path) -> str:
         "energy_per_token_j",
         "J/token",
         "lower",
+        title="Energy, J/token", shown="report", place=40,
         doc="energy of a generated token, prompt passes included; idle power is not subtracted, nor what else ran there",
         formula="joules of the window / tokens generated in it",
         source="NVML total energy counter of the GPU boards in use, or RAPL energy_uj of all CPU packages",

@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from statistics import median
 
-from quantbench.core.record import Column, Missing, Value
+from quantbench.core.record import Column, Gate, Missing, Value
 from quantbench.core.trace import Generation, Reference, Trace
 from quantbench.metrics import metric
 
 _SOURCE = "quantbench; bench/harness/README.md has its spread between processes"
 _COLUMNS = (
     Column(
-        "itl_s", "s", "lower", doc="inter-token latency: time between two tokens, middle of all",
+        "itl_s", "s", "lower", timed=True, gate=Gate(name="decode", ratio="itl_ratio"),
+        doc="inter-token latency: time between two tokens, middle of all",
         formula="median of t(i+1) - t(i) over all answers", source=_SOURCE,
     ),
     Column(
-        "itl_ratio", "ratio", "higher", doc="decode speed over the anchor's of the same process, by single gaps",
+        "itl_ratio", "ratio", "higher", timed=True, doc="decode speed over the anchor's of the same process, by single gaps",
         formula="median of the same over all answers of the anchor / itl_s", source=_SOURCE,
     ),
 )  # fmt: skip

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from statistics import median
+from typing import Any
 
-from quantbench.core.record import Column, Missing, Value
+from quantbench.core.record import Column, Gate, Missing, Value
 from quantbench.core.statistics import P99_MIN_SAMPLES, mad, median_interval, percentile
 from quantbench.core.trace import Generation, Reference, Round, Trace
 from quantbench.metrics import metric
@@ -60,6 +62,15 @@ _RATES = (
 )  # fmt: skip
 
 
+_SHOWN: Mapping[str, Mapping[str, Any]] = {
+    "ttft_s": {"title": "TTFT", "shown": "overview", "place": 21},
+    "decode_tps": {"title": "Decode, tokens/s", "spread": "interval", "shown": "overview", "place": 20},
+    "decode_ratio": {"title": "Decode, x anchor", "show": "times", "shown": "report", "place": 22},
+    "prefill_tps": {"gate": Gate(name="prefill", ratio="prefill_ratio")},
+}
+"""What is shown of these columns, and what comparisons judge."""
+
+
 def _columns() -> tuple[Column, ...]:
     columns = [
         Column(
@@ -93,7 +104,9 @@ def _columns() -> tuple[Column, ...]:
             Column(name, "tokens/s", "higher", doc=doc, formula=formula, source=source),
             *interval_columns(name, "tokens/s", "rounds"),
         ]
-    return (*columns, *_ANCHORED)
+    made = (*columns, *_ANCHORED)
+    counts = ("rounds", "round_prompts")
+    return tuple(replace(each, timed=each.name not in counts, **_SHOWN.get(each.name, {})) for each in made)
 
 
 def _anchored() -> tuple[Column, ...]:

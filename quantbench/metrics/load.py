@@ -15,7 +15,8 @@ from quantbench.metrics import metric
         formula="sum over the libraries of the time of their first import", source="quantbench",
     ),
     Column(
-        "load_s", "s", "lower", doc="opening the model, files in the page cache; with on-load quantization, and CUDA's context",
+        "load_s", "s", "lower", title="Load", shown="report", place=13,
+        doc="opening the model, files in the page cache; with on-load quantization, and CUDA's context",
         formula="t(model open, device idle) - t(asked to open)", source="quantbench",
     ),
     Column(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from quantbench.core.record import Column, Missing, Value
+from quantbench.core.record import Column, Gate, Missing, Value
 from quantbench.core.trace import Reference, Trace, WeightMemory
 from quantbench.metrics import metric
 
@@ -29,12 +29,14 @@ _WEIGHTS = (
     ),
     Column(
         "weight_bytes", "bytes", "lower", "int",
+        title="Weights", shown="overview", place=10, gate=Gate(least=0.001),
         doc="everything that stores weights, as loaded, quantization state included",
         formula="sum of the bytes of the distinct storages of parameters, buffers and quantization state; GGUF: of all tensors",
         source="quantbench; GGUF: llama.cpp llama_model_size",
     ),
     Column(
-        "weight_bytes_running", "bytes", "lower", "int", doc="the same after generating: some kernels repack on first use",
+        "weight_bytes_running", "bytes", "lower", "int", title="Running", gate=Gate(least=0.001),
+        doc="the same after generating: some kernels repack on first use",
         formula="weight_bytes, counted again after the first answer", source="quantbench",
     ),
     Column(
@@ -42,11 +44,12 @@ _WEIGHTS = (
         formula="{kind: bytes}; their sum is weight_bytes", source="quantbench",
     ),
     Column(
-        "bits_per_weight", "bits", "lower", doc="bits that a parameter of the reference takes here",
+        "bits_per_weight", "bits", "lower", title="Bits/weight", show=".2f", shown="overview", place=11,
+        doc="bits that a parameter of the reference takes here",
         formula="8 * weight_bytes / parameters", source="llama.cpp prints it as BPW",
     ),
     Column(
-        "footprint_bytes", "bytes", None, "int", doc="get_memory_footprint() as transformers says it",
+        "footprint_bytes", "bytes", None, "int", title="Footprint", doc="get_memory_footprint() as transformers says it",
         formula="sum of nelement() * element_size() over parameters and buffers", source=_FOOTPRINT,
     ),
     Column(
@@ -68,16 +71,19 @@ _WEIGHTS = (
     ),
 )  # fmt: skip
 _ARTIFACT = Column(
-    "artifact_bytes", "bytes", "lower", "int", doc="on disk: the files the variant is loaded from",
+    "artifact_bytes", "bytes", "lower", "int", title="On disk", gate=Gate(least=0.01),
+    doc="on disk: the files the variant is loaded from",
     formula="sum of the sizes of the weight files", source="stat(2)",
 )  # fmt: skip
 _PEAKS = (
     Column(
-        "peak_rss_bytes", "bytes", "lower", "int", doc="most resident memory of the process, answering the longest prompt",
+        "peak_rss_bytes", "bytes", "lower", "int", title="Peak RSS", shown="report", place=12,
+        doc="most resident memory of the process, answering the longest prompt",
         formula="VmHWM after the answer, reset before it", source=_PROC,
     ),
     Column(
-        "peak_rss_growth_bytes", "bytes", "lower", "int", doc="peak_rss_bytes less what was resident before opening",
+        "peak_rss_growth_bytes", "bytes", "lower", "int", title="Growth, answering",
+        doc="peak_rss_bytes less what was resident before opening",
         formula="VmHWM - VmRSS before opening, freed memory given back to the kernel first", source=_PROC,
     ),
     Column(
@@ -85,11 +91,12 @@ _PEAKS = (
         formula="VmHWM after opening, reset before it", source=_PROC,
     ),
     Column(
-        "rss_anon_bytes", "bytes", "lower", "int", doc="anonymous part of resident memory at the answer's highest sample",
+        "rss_anon_bytes", "bytes", "lower", "int", title="Anonymous",
+        doc="anonymous part of resident memory at the answer's highest sample",
         formula="RssAnon of the sample with the largest VmRSS, one each 2 ms and one at the end", source=_PROC,
     ),
     Column(
-        "rss_file_bytes", "bytes", None, "int", doc="file-backed part of resident memory at the same sample",
+        "rss_file_bytes", "bytes", None, "int", title="File", doc="file-backed part of resident memory at the same sample",
         formula="RssFile of that sample; with RssAnon and shared memory its VmRSS", source=_PROC,
     ),
 )  # fmt: skip

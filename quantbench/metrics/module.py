@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from statistics import median
 
-from quantbench.core.record import Column, Missing, Value
+from quantbench.core.record import Column, Gate, Missing, Value
 from quantbench.core.statistics import mad, median_interval, percentile
 from quantbench.core.trace import Reference, Trace
 from quantbench.metrics import metric
@@ -24,28 +24,32 @@ _OUTPUTS = ("output_cosine", "output_max_abs_error")
 
 @metric(
     Column(
-        "call_s", "s", "lower", doc="one call of a module without tokens on a seeded input; median over calls",
+        "call_s", "s", "lower", title="Call", shown="report", place=23, timed=True, gate=Gate(name="call", ratio="call_ratio"),
+        doc="one call of a module without tokens on a seeded input; median over calls",
         formula="median(t_returned - t_called)", source="torch.utils.benchmark takes the median as well",
     ),
     Column(
-        "call_mad_s", "s", doc="median absolute deviation of call_s x 1.4826", formula=spread_formula("call_s"),
+        "call_mad_s", "s", timed=True, doc="median absolute deviation of call_s x 1.4826", formula=spread_formula("call_s"),
         source=SPREAD_SOURCE,
     ),
     Column(
-        "call_p90_s", "s", "lower", doc="90th percentile of call_s", formula=percentile_formula("call_s", 0.9),
+        "call_p90_s", "s", "lower", timed=True, doc="90th percentile of call_s", formula=percentile_formula("call_s", 0.9),
         source=PERCENTILE_SOURCE,
     ),
     Column(
-        "call_ratio", "ratio", "higher", doc="the anchor's median call over the variant's, a round; median of rounds",
+        "call_ratio", "ratio", "higher", title="Call, x anchor", show="times", timed=True,
+        doc="the anchor's median call over the variant's, a round; median of rounds",
         formula="median over rounds of median(anchor's calls) / median(variant's calls)", source="quantbench",
     ),
     *interval_columns("call_ratio", "ratio", "paired rounds"),
     Column(
-        "output_cosine", "ratio", "higher", doc="cosine of all outputs on seeded inputs with the reference's",
+        "output_cosine", "ratio", "higher", title="Cosine", show=".6f",
+        doc="cosine of all outputs on seeded inputs with the reference's",
         formula="x . y / (|x| * |y|), x and y all outputs in a row, float64", source="cosine similarity, as usual",
     ),
     Column(
-        "output_max_abs_error", "output", "lower", doc="largest absolute difference of an output from the reference's",
+        "output_max_abs_error", "output", "lower", title="Largest error", show="short",
+        doc="largest absolute difference of an output from the reference's",
         formula="max(|x - y|)", source="maximum norm, as usual",
     ),
 )  # fmt: skip

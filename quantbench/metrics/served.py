@@ -14,19 +14,22 @@ _SYSTEM = "NVIDIA NIM LLM benchmarking guide, metrics: TPS per system"
 _OLLAMA = "Ollama API, /api/generate"
 _LOAD = (
     Column(
-        "concurrency", "requests", kind="int", doc="the most requests that the server got at once",
+        "concurrency", "requests", kind="int", title="Requests at once", show=".0f",
+        doc="the most requests that the server got at once",
         formula="as asked with --concurrency", source="quantbench",
     ),
     Column(
-        "concurrent_tps", "tokens/s", "higher", doc="tokens of all answers by the time for all, at that concurrency",
+        "concurrent_tps", "tokens/s", "higher", timed=True, title="Together, tokens/s",
+        doc="tokens of all answers by the time for all, at that concurrency",
         formula="sum(n) / (last end - first start)", source=_SYSTEM,
     ),
     Column(
-        "concurrent_ttft_s", "s", "lower", doc="time to first token at that concurrency, queue included; median",
+        "concurrent_ttft_s", "s", "lower", timed=True, title="TTFT together",
+        doc="time to first token at that concurrency, queue included; median",
         formula="median(t_first - t_request)", source="NVIDIA NIM LLM benchmarking guide, metrics: TTFT",
     ),
     Column(
-        "concurrency_tps", "tokens/s", kind="string", doc="JSON: tokens/s by requests at once",
+        "concurrency_tps", "tokens/s", kind="string", timed=True, doc="JSON: tokens/s by requests at once",
         formula="{concurrency: concurrent_tps}, for powers of two up to the most", source=_SYSTEM,
     ),
 )  # fmt: skip
@@ -36,7 +39,8 @@ _TOP = (
         formula="count of positions that a text can reach, at most 5 a prompt", source="quantbench",
     ),
     Column(
-        "top1_served", "ratio", "higher", doc="share of them where server and reference put the same token first",
+        "top1_served", "ratio", "higher", title="Top-1", show=".1%",
+        doc="share of them where server and reference put the same token first",
         formula="mean(first of the server == first of the reference)", source="llama.cpp tools/perplexity: Same top p",
     ),
     Column(
@@ -44,17 +48,19 @@ _TOP = (
         formula="mean(|S and R| / |R|), S and R the sets of likeliest tokens, by text", source="quantbench",
     ),
     Column(
-        "topk_logprob_error", "nats", "lower", doc="mean absolute difference of log-probabilities that both name",
+        "topk_logprob_error", "nats", "lower", title="Log-probability error, nats",
+        doc="mean absolute difference of log-probabilities that both name",
         formula="mean(|ln q(t) - ln p(t)|) over t in S and R", source="quantbench",
     ),
 )  # fmt: skip
 _NATIVE = (
     Column(
-        "native_decode_tps", "tokens/s", "higher", doc="decode speed as the server itself times it",
+        "native_decode_tps", "tokens/s", "higher", timed=True, title="Own timings, tokens/s",
+        doc="decode speed as the server itself times it",
         formula="sum(eval_count) / sum(eval_duration)", source=_OLLAMA,
     ),
     Column(
-        "native_prefill_tps", "tokens/s", "higher", doc="the same of prompts",
+        "native_prefill_tps", "tokens/s", "higher", timed=True, doc="the same of prompts",
         formula="sum(prompt_eval_count) / sum(prompt_eval_duration)", source=_OLLAMA,
     ),
 )  # fmt: skip

@@ -35,7 +35,8 @@ _COLUMNS = (
     ),
     Column("token_match_se", "ratio", doc="standard error of token_match", formula=_SE, source=_SE_SOURCE),
     Column(
-        "chrf", "chrF", "higher", doc="sacrebleu sentence chrF2 of the answers, 0 to 100, mean over prompts",
+        "chrf", "chrF", "higher", title="chrF", show=".1f", shown="report", place=33,
+        doc="sacrebleu sentence chrF2 of the answers, 0 to 100, mean over prompts",
         formula="mean(x_c), x_c = F2 of the precision and recall of character 1- to 6-grams; 100 for equal texts",
         source="sacrebleu chrF2 (Popovic 2015)",
     ),

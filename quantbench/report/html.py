@@ -11,7 +11,7 @@ from quantbench.report.charts.look import DARK, FONT, LIGHT
 from quantbench.report.markup import digest, fill, script, template
 from quantbench.report.sections import facts
 from quantbench.report.sections.answers import side_by_side
-from quantbench.report.sections.decisions import HEADS, decisions
+from quantbench.report.sections.decisions import decisions, heads
 from quantbench.report.sections.rows import failures, listing
 from quantbench.report.sections.tables import sheets
 
@@ -72,7 +72,7 @@ def _fixed(results: Results, rows: Sequence[Row]) -> dict[str, Any]:
         "models": list(dict.fromkeys(group.model for group in results.groups)),
         "summary": _summary(results, rows),
         "decisions": decisions(results),
-        "heads": HEADS,
+        "heads": heads(),
         "sizes": figures.sizes(results),
         "speeds": figures.speeds(results),
         "seeds": seeds,

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from quantbench.core.errors import StoreError
 from quantbench.core.record import SCHEMA_VERSION, Column
@@ -26,8 +26,6 @@ DTYPES: Mapping[str, str] = {
     "ids": "object", "floats": "object",
 }  # fmt: skip
 """The pandas dtype of each kind of column; of ``ids`` and ``floats`` each value is an array of int32 or float32."""
-
-_LATENCIES = ("prefill", "decode", "ttft", "tpot", "itl", "e2e", "call", "concurrent_ttft")
 
 MARKER = "<!-- below: written by python -m quantbench.results.schema results/README.md -->"
 
@@ -147,9 +145,20 @@ def table_columns(table: str) -> tuple[Column, ...]:
 @cache
 def timed_columns() -> frozenset[str]:
     """Columns of ``scenarios`` that rest on timed rounds: rates, latencies and ratios of these."""
-    parts = tuple(f"{name}_" for name in _LATENCIES)
-    columns = {column.name for column in all_columns() if column.unit == "tokens/s" or column.name.startswith(parts)}
-    return frozenset(columns | {"mbu"})
+    return frozenset(column.name for column in all_columns() if column.timed)
+
+
+@cache
+def shown_columns(where: Literal["report", "overview"]) -> tuple[Column, ...]:
+    """The metrics' columns that are shown in the report's table of all rows, or in the overview of a run, in their order."""
+    shown = [column for column in all_columns() if column.shown and where in ("report", column.shown)]
+    return tuple(sorted(shown, key=lambda column: column.place))
+
+
+@cache
+def column_of(name: str) -> Column:
+    """The column of ``scenarios`` of that name; KeyError where there is none."""
+    return {column.name: column for column in table_columns("scenarios")}[name]
 
 
 @cache

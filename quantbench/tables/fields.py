@@ -9,9 +9,9 @@ from functools import cache
 from quantbench.advice.words import Scale, words
 from quantbench.claims import sizes
 from quantbench.claims.claimed import ClaimTable
-from quantbench.core.units import format_bytes, significant, times, with_error
+from quantbench.core.units import significant, times
 from quantbench.results.rows import Row
-from quantbench.results.schema import table_columns, timed_columns
+from quantbench.results.schema import column_of, timed_columns
 from quantbench.tables.lines import Line
 from quantbench.tables.table import Cell, Heading
 
@@ -100,20 +100,25 @@ def planned_notes(claims: ClaimTable, lines: Sequence[Line]) -> list[str]:
 
 
 @cache
-def metric_heading(name: str, title: str) -> Heading:
-    """The heading of a metric's column; its unit is the metric's own."""
-    unit = next(column.unit for column in table_columns("scenarios") if column.name == name)
-    return Heading(key=name, title=title, unit=unit, source="measured", numeric=True)
+def metric_heading(name: str, title: str = "") -> Heading:
+    """The heading of a metric's column, under its own title unless another is given."""
+    column = column_of(name)
+    return Heading(key=name, title=title or column.heading, unit=column.unit, source="measured", numeric=True)
 
 
-def measured(name: str, title: str, show: Callable[[float], str] = significant) -> Field:
-    """A metric's column; its unit is the metric's own."""
-    return Field(metric_heading(name, title), lambda line: Cell.of(line.number(name), show))
+def measured(name: str, title: str = "", show: Callable[[float], str] | None = None) -> Field:
+    """A metric's column as the column says, unless it is shown otherwise here."""
+    column = column_of(name)
+
+    def text(line: Line) -> Callable[[float], str]:
+        return show or (lambda value: column.write_with_spread(value, line.number))
+
+    return Field(metric_heading(name, title), lambda line: Cell.of(line.number(name), text(line)))
 
 
 def background(*names: str) -> list[Field]:
     """Metrics that go to CSV and JSON only."""
-    fields = [measured(name, name) for name in names]
+    fields = [measured(name, name, significant) for name in names]
     return [replace(field, heading=replace(field.heading, shown=False)) for field in fields]
 
 
@@ -121,18 +126,14 @@ def size(reference: str) -> list[Field]:
     """Weight bytes as loaded, and their ratio to the reference's."""
     ratio = Heading(key="weight_bytes_ratio", title=f"Size, x {reference}", unit="ratio", source="measured", numeric=True)
     return [
-        measured("weight_bytes", "Size", format_bytes),
+        measured("weight_bytes", "Size"),
         Field(ratio, lambda line: Cell.of(line.over_reference("weight_bytes"), times)),
     ]
 
 
 def divergence() -> list[Field]:
     """Mean KLD with its standard error."""
-
-    def cell(line: Line) -> Cell:
-        return Cell.of(line.number("kld_mean"), lambda value: with_error(value, line.number("kld_mean_se")))
-
-    return [Field(metric_heading("kld_mean", "KLD ± s.e., nats"), cell), *background("kld_mean_se")]
+    return [measured("kld_mean"), *background("kld_mean_se")]
 
 
 def word(scale: Scale, key: str, title: str, pick: Callable[[Scale, float], str] = Scale.word) -> Field:

@@ -219,6 +219,8 @@ def test_a_plug_in_is_found(results: Path, monkeypatch: pytest.MonkeyPatch) -> N
 class _Point:
     """An entry point."""
 
+    dist = None
+
     def __init__(self, found: object) -> None:
         self._found = found
 

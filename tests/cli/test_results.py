@@ -106,7 +106,7 @@ def test_one_kind_of_table(results: Path) -> None:
 def test_csv_and_json_hold_data_only(results: Path) -> None:
     _, text, _ = _run("tables", "--results", str(results), "--run", "early", "--format", "csv")
     rows = list(csv.DictReader(io.StringIO(text)))
-    assert {row["table"] for row in rows if row["model"] == "some/model"} == {"precision", "gguf", "methods"}
+    assert {row["table"] for row in rows if row["model"] == "some/model"} == {"measured", "precision", "gguf", "methods"}
     assert {row["table"] for row in rows if not row["model"]} == {"formats", "claims"}
     _, text, _ = _run("tables", "gguf", "--results", str(results), "--run", "early", "--format", "json")
     assert [each["table"] for each in json.loads(text)] == ["gguf"]

@@ -141,7 +141,7 @@ def test_every_table_says_what_it_was_measured_on(write: Write, full: list[Recor
         for part in ("canary (an instrument check)", "torch/fp32", "Example CPU", "2 threads", "run-1", "2026-01-01"):
             assert part in table.caption
         assert any("canary is an instrument check" in note for note in table.notes)
-        assert table.name == "methods" or any("published 7-8B figures" in note for note in table.notes)
+        assert table.name in ("measured", "methods") or any("published 7-8B figures" in note for note in table.notes)
     assert any("llama-cpp-python 0.3.36" in note for table in made for note in table.notes)
 
 
@@ -190,7 +190,7 @@ def test_of_a_kind_without_rows_the_plan_is_left(write: Write, record: Make) -> 
 
     assert precision.table(frame) == []
     made = {table.name: table for table in tables.build("all", frame)}
-    assert [name for name, table in made.items() if table.facts.get("run_id")] == ["gguf", "methods"]
+    assert [name for name, table in made.items() if table.facts.get("run_id")] == ["measured", "gguf", "methods"]
     assert made["precision"] == precision.unmeasured()[0]
     assert [table.name for table in tables.build("methods", frame[:0])] == []
 
@@ -253,7 +253,7 @@ def _split(variant: str) -> tuple[str, str]:
 def test_all_kinds_come_in_the_tutorials_order(write: Write, full: list[Record]) -> None:
     names = [table.name for table in tables.build("all", write(full))]
 
-    assert list(dict.fromkeys(names)) == ["formats", "precision", "gguf", "methods", "claims"]
+    assert list(dict.fromkeys(names)) == ["measured", "formats", "precision", "gguf", "methods", "claims"]
 
 
 def test_an_unknown_kind_is_a_sentence() -> None:

@@ -40,7 +40,7 @@ def test_each_variant_shows_what_it_reads_and_what_it_costs(
     } == shown["torch/fp32"]  # fmt: skip
     assert (shown["gguf/q4_k_m"]["mbu"], shown["gguf/q4_k_m"]["device_found"]) == ("125.0%", "–")
     assert shown["gguf/q8_0"]["status"] == "error"
-    assert "no J/token: no counter" in table.notes
+    assert "no Energy, J/token: no counter" in table.notes
     assert "Memory roofline and energy" in as_text([table], 200)
 
 

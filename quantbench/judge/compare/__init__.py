@@ -17,7 +17,8 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from quantbench.core.verdict import Comparand, Finding, Rule, Side, Verdict, judge
-from quantbench.judge.compare._figures import EXACT, TIMED, Exact, Timed, exact_of, parse_threshold
+from quantbench.judge.compare import _figures as figures
+from quantbench.judge.compare._figures import Exact, Timed, exact_of, parse_threshold
 from quantbench.judge.compare._pairs import GONE, ScenarioPair, pairs
 
 if TYPE_CHECKING:
@@ -110,14 +111,14 @@ def compare(
     """
     rule = rule or Rule()
     asked = dict(thresholds or {})
-    exact = [*(replace(each, least=asked.get(each.column, each.least)) for each in EXACT), *exact_of(asked)]
+    exact = [*(replace(each, least=asked.get(each.column, each.least)) for each in figures.exact()), *exact_of(asked)]
     found = list(pairs(baseline, candidate, again, rule.min_processes))
     left_out = tuple(pair.scenario_id for pair in found if pair.gone) if whole else ()
     found = _without_gone(found) if whole or not any(pair.comparable for pair in found) else found
     cells = {
         _name(pair, timed): (timed, pair, cell)
         for pair in found
-        for timed in TIMED
+        for timed in figures.timed()
         if (cell := _cell(pair, timed)) is not None
     }
     findings = {each.name: each for each in judge([cell for _, _, cell in cells.values()], rule)}
@@ -157,7 +158,7 @@ def _of_pair(pair: ScenarioPair, timed: Mapping[str, Entry], exact: Sequence[Exa
         yield Entry(scenario_id=pair.scenario_id, metric=STATUS, verdict=verdict, reason=how, processes=counts)
     if pair.ended:
         return
-    for figure in TIMED:
+    for figure in figures.timed():
         if entry := timed.get(_name(pair, figure)) or _one_sided(pair, figure):
             yield entry
     for each in exact:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 from quantbench.core.errors import UsageError, unknown_name
+from quantbench.core.record import Column, Gate
 from quantbench.metrics import all_columns
 
 
@@ -36,21 +38,31 @@ class Exact:
     slicing: str = ""
 
 
-TIMED = (
-    Timed(name="decode", raw="itl_s", ratio="itl_ratio", unit="s", inverse=True),
-    Timed(name="prefill", raw="prefill_tps", ratio="prefill_ratio", unit="tokens/s"),
-    Timed(name="call", raw="call_s", ratio="call_ratio", unit="s", inverse=True),
-)
+@cache
+def timed() -> tuple[Timed, ...]:
+    """The speeds that comparisons judge: raw figures that have a ratio to the anchor."""
+    return tuple(
+        Timed(
+            name=column.gate.name or column.name, raw=column.name, ratio=column.gate.ratio, unit=column.unit,
+            inverse=column.better == "lower",
+        )
+        for column in all_columns()
+        if column.gate and column.gate.ratio
+    )  # fmt: skip
 
-EXACT = (
-    Exact(column="weight_bytes", unit="bytes", better="lower", least=0.001),
-    Exact(column="weight_bytes_running", unit="bytes", better="lower", least=0.001),
-    Exact(column="artifact_bytes", unit="bytes", better="lower", least=0.01),
-    Exact(column="kld_mean", unit="nats", better="lower", least=0.05, floor=1e-5, slicing="kld_slicing"),
-    Exact(column="top1_agreement", unit="ratio", better="higher", least=0.0, floor=0.005, slicing="top1_slicing"),
-    Exact(column="ppl", unit="ppl", better="lower", least=0.005),
-)
-"""Floors: KLD below 1e-5 nats is rounding of the arithmetic; of top-1 half a point is about one position of the ten prompts."""
+
+@cache
+def exact() -> tuple[Exact, ...]:
+    """The columns that comparisons judge by a threshold, unasked."""
+    return tuple(_exact(column) for column in all_columns() if column.gate and not column.gate.ratio)
+
+
+def _exact(column: Column) -> Exact:
+    assert column.better, f"column {column.name!r} has a gate and no direction"
+    gate = column.gate or Gate()
+    return Exact(
+        column=column.name, unit=column.unit, better=column.better, least=gate.least, floor=gate.floor, slicing=gate.slicing
+    )
 
 
 def exact_of(columns: Iterable[str]) -> list[Exact]:
@@ -58,7 +70,7 @@ def exact_of(columns: Iterable[str]) -> list[Exact]:
 
     UsageError for a column that does not exist or has no direction.
     """
-    known = {each.name for each in TIMED} | {each.column for each in EXACT}
+    known = {each.name for each in timed()} | {each.column for each in exact()}
     offered = {each.name: each for each in all_columns() if each.better and each.kind in ("float", "int")}
     found = []
     for name in columns:
@@ -66,9 +78,7 @@ def exact_of(columns: Iterable[str]) -> list[Exact]:
             continue
         if name not in offered:
             raise unknown_name("figure or column with a direction", name, [*known, *offered])
-        column = offered[name]
-        assert column.better
-        found.append(Exact(column=name, unit=column.unit, better=column.better, least=0.0))
+        found.append(_exact(offered[name]))
     return found
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from quantbench.core.text import visible
 from quantbench.results.rows import Group, Row, groups
-from quantbench.results.schema import table_columns
+from quantbench.results.schema import column_of, table_columns
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -16,19 +16,18 @@ if TYPE_CHECKING:
     from quantbench.report.charts.look import Layered, Look
 
 _METRICS = {
-    "prompts": (
-        ("decode_ratio", "Decode, x anchor"), ("kld_mean", "Mean KLD, nats"), ("weight_bytes", "Weights, MB"),
-    ),
-    "text": (("ppl_ratio", "PPL, x reference"), ("kld_mean", "Mean KLD, nats"), ("weight_bytes", "Weights, MB")),
-    "inputs": (("call_ratio", "Call, x anchor"), ("output_max_abs_error", "Largest error"), ("weight_bytes", "Weights, MB")),
-}  # fmt: skip
+    "prompts": ("decode_ratio", "kld_mean", "weight_bytes"),
+    "text": ("ppl_ratio", "kld_mean", "weight_bytes"),
+    "inputs": ("call_ratio", "output_max_abs_error", "weight_bytes"),
+}
 """What is followed, by what a model is given. A ratio to the anchor moves far less between processes than a raw figure."""
 
 _IDENTITY = (
     "run_id", "started_at", "scenario_key", "model", "method", "precision", "prompts", "repeat", "status", "reason", "control",
-    "reference", "bits", "instrument_check", "machine",
+    "reference", "bits", "instrument_check", "machine", "batch",
 )  # fmt: skip
 _SCALES = {"weight_bytes": 1e-6}
+_SCALED = {"weight_bytes": ", MB"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +43,8 @@ class History:
     @property
     def metrics(self) -> tuple[tuple[str, str], ...]:
         """The columns that are followed, with their titles; only those that were measured."""
-        return tuple(pair for pair in _METRICS[self.group.reads] if any(row.get(pair[0]) is not None for row in self.rows))
+        known = (name for name in _METRICS[self.group.reads] if any(row.get(name) is not None for row in self.rows))
+        return tuple((name, column_of(name).title + _SCALED.get(name, "")) for name in known)
 
 
 def histories(frame: pd.DataFrame, most: int) -> list[History]:
@@ -72,7 +72,7 @@ def _history(of_runs: Sequence[Group], most: int) -> History:
 
 def _columns() -> list[str]:
     """What of a row it takes to follow it."""
-    names = dict.fromkeys(name for pairs in _METRICS.values() for name, _ in pairs)
+    names = dict.fromkeys(name for of in _METRICS.values() for name in of)
     known = {column.name for column in table_columns("scenarios")}
     ends = [f"{name}_{end}" for name in names for end in ("low", "high")]
     return [*_IDENTITY, *names, *(name for name in ends if name in known)]
@@ -80,8 +80,8 @@ def _columns() -> list[str]:
 
 def _point(row: Row) -> dict[str, Any]:
     values: dict[str, Any] = {}
-    for pairs in _METRICS.values():
-        for name, _ in pairs:
+    for names in _METRICS.values():
+        for name in names:
             for key in (name, f"{name}_low", f"{name}_high"):
                 figure = row.number(key)
                 if figure is not None:

@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from quantbench.core.units import format_bytes, short, significant, with_interval
+from quantbench.core.units import with_interval
 from quantbench.report.sections.rows import NO_REASON
+from quantbench.results.schema import column_of
 from quantbench.tables.fields import sign_of
 from quantbench.tables.table import DASH
 
 if TYPE_CHECKING:
     from quantbench.advice.decision import Choice
+    from quantbench.core.record import Column
     from quantbench.report._results import Results
     from quantbench.results.rows import Group, Row
 
-_SHOWN: dict[str, tuple[str, Callable[[float], str]]] = {
-    "Weights": ("weight_bytes", format_bytes),
-    "Bits/weight": ("bits_per_weight", "{:.2f}".format),
-    "Decode, tokens/s": ("decode_tps", significant),
-    "KLD, nats": ("kld_mean", short),
-}
+_SHOWN = ("weight_bytes", "bits_per_weight", "decode_tps", "kld_mean")
+"""What a decision rests on."""
 _NOT = "not "
-HEADS = tuple(_SHOWN)
-"""The rows of the table beside the decision."""
+
+
+def heads() -> tuple[str, ...]:
+    """The rows of the table beside the decision."""
+    return tuple(column_of(name).title for name in _SHOWN)
 
 
 @dataclass(frozen=True, slots=True)
 class ShownColumn:
-    """A variant beside the decision: its part in it, its name, and the figures of HEADS."""
+    """A variant beside the decision: its part in it, its name, and the figures of ``heads``."""
 
     part: str
     name: str
@@ -82,14 +82,15 @@ def _columns(group: Group, choice: Choice) -> list[ShownColumn]:
         "Reference": group.reference_row,
     }
     return [
-        ShownColumn(part, row.label, tuple(_figure(row, name, show) for name, show in _SHOWN.values()))
+        ShownColumn(part, row.label, tuple(_figure(row, column_of(name)) for name in _SHOWN))
         for part, row in parts.items()
         if row
     ]
 
 
-def _figure(row: Row, name: str, show: Callable[[float], str]) -> str:
+def _figure(row: Row, column: Column) -> str:
+    name = column.name
     value = row.number(name)
     if value is None:
         return f"{DASH} ({row.null_reason(name) or NO_REASON})"
-    return with_interval(value, row.number(f"{name}_low"), row.number(f"{name}_high"), show=show) + sign_of(row, name)
+    return with_interval(value, row.number(f"{name}_low"), row.number(f"{name}_high"), show=column.write) + sign_of(row, name)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from quantbench.core.record import Column
 from quantbench.core.scenario import short_name
-from quantbench.core.units import format_bytes, format_seconds, short, significant, times, with_error, with_interval
 from quantbench.results.rows import Row
+from quantbench.results.schema import shown_columns
 from quantbench.tables.fields import sign_of
 
 NO_REASON = "no reason was kept"
@@ -66,14 +67,6 @@ class NotMeasured:
 
 
 @dataclass(frozen=True, slots=True)
-class _Figure:
-    """A column of figures: the column of ``scenarios`` that it is sorted by, and its text in a row that has it."""
-
-    name: str
-    text: Callable[[Row, float], str]
-
-
-@dataclass(frozen=True, slots=True)
 class _Reasons:
     """Distinct reasons, numbered in order of appearance."""
 
@@ -83,45 +76,16 @@ class _Reasons:
         return self.numbers.setdefault(reason, len(self.numbers) + 1)
 
 
-def _plainly(name: str, show: Callable[[float], str]) -> _Figure:
-    return _Figure(name, lambda _, value: show(value))
-
-
-def _with_error(row: Row, value: float) -> str:
-    return with_error(value, row.number("kld_mean_se"))
-
-
-def _with_interval(row: Row, value: float) -> str:
-    return with_interval(value, row.number("decode_tps_low"), row.number("decode_tps_high"))
-
-
-_FIGURES = {
-    "Weights": _plainly("weight_bytes", format_bytes),
-    "Bits/weight": _plainly("bits_per_weight", "{:.2f}".format),
-    "Peak RSS": _plainly("peak_rss_bytes", format_bytes),
-    "Load": _plainly("load_s", format_seconds),
-    "TTFT": _plainly("ttft_s", format_seconds),
-    "Decode, tokens/s": _Figure("decode_tps", _with_interval),
-    "Decode, x anchor": _plainly("decode_ratio", times),
-    "Call": _plainly("call_s", format_seconds),
-    "KLD ± s.e., nats": _Figure("kld_mean", _with_error),
-    "Top-1": _plainly("top1_agreement", "{:.1%}".format),
-    "PPL": _plainly("ppl", significant),
-    "chrF": _plainly("chrf", "{:.1f}".format),
-    "Energy, J/token": _plainly("energy_per_token_j", short),
-}
-
-
 def listing(rows: Sequence[Row], most: int) -> Listing:
     """At most so many rows; figures that no row has are left out."""
-    figures = {title: each for title, each in _FIGURES.items() if any(row.number(each.name) is not None for row in rows)}
+    figures = [each for each in shown_columns("report") if any(row.number(each.name) is not None for row in rows)]
     repeated = len({row.text("repeat") for row in rows}) > 1
     reasons = _Reasons()
-    lines = [_line(row, list(figures.values()), reasons, repeated=repeated) for row in rows[:most]]
+    lines = [_line(row, figures, reasons, repeated=repeated) for row in rows[:most]]
     return Listing(
         titles=(
             *map(Title, ("Variant", "Model", "Prompts", "Status")),
-            *(Title(title, numeric=True) for title in figures),
+            *(Title(figure.heading, numeric=True) for figure in figures),
             *map(Title, ("Kernel", "Reason")),
         ),
         lines=tuple(lines),
@@ -146,7 +110,7 @@ def failures(rows: Sequence[Row], most: int) -> list[NotMeasured]:
     ]
 
 
-def _line(row: Row, figures: Sequence[_Figure], reasons: _Reasons, *, repeated: bool) -> RowLine:
+def _line(row: Row, figures: Sequence[Column], reasons: _Reasons, *, repeated: bool) -> RowLine:
     check = " (instrument check)" if row.flag("instrument_check") else ""
     again = f" #{int(row.number('repeat') or 0) + 1}" if repeated else ""
     texts = [
@@ -164,11 +128,11 @@ def _line(row: Row, figures: Sequence[_Figure], reasons: _Reasons, *, repeated: 
     return RowLine(method=row.text("method"), status=row.text("status"), words=words, entries=entries)
 
 
-def _entry(row: Row, figure: _Figure, reasons: _Reasons) -> RowEntry:
+def _entry(row: Row, figure: Column, reasons: _Reasons) -> RowEntry:
     value = row.number(figure.name)
     if value is None:
         return _absent(row, figure.name, reasons)
-    return RowEntry(figure.text(row, value) + sign_of(row, figure.name), repr(value))
+    return RowEntry(figure.write_with_spread(value, row.number) + sign_of(row, figure.name), repr(value))
 
 
 def _absent(row: Row, name: str, reasons: _Reasons) -> RowEntry:

@@ -47,7 +47,7 @@ def _assemble(lines: list[Line]) -> Table:
         *f.identity(claim.headings["quantization"]),
         f.claimed(claim, "bits"),
         f.planned_bits(claim, lines),
-        f.measured("bits_per_weight", claim.headings["bits"], "{:.2f}".format),
+        f.measured("bits_per_weight", claim.headings["bits"]),
         f.claimed(claim, "size_7b"),
         *f.planned(claim, "size_7b", lines),
         *f.size(group.reference),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from quantbench.core.units import format_seconds, short, times, with_interval
+from quantbench.core.units import format_seconds, times, with_interval
 from quantbench.results.rows import Group, groups
 from quantbench.tables import TableKind
 from quantbench.tables import fields as f
@@ -41,10 +41,10 @@ def calls(reference: str) -> list[f.Field]:
     """Call time with its spread, speed over the reference's, and the distance of the outputs."""
     speed = Heading(key="call_speed_ratio", title=f"Speed, x {reference}", unit="ratio", source="measured", numeric=True)
     return [
-        f.Field(f.metric_heading("call_s", "Call"), _call),
+        f.Field(f.metric_heading("call_s"), _call),
         f.Field(speed, _speed),
-        f.measured("output_cosine", "Cosine", "{:.6f}".format),
-        f.measured("output_max_abs_error", "Largest error", short),
+        f.measured("output_cosine"),
+        f.measured("output_max_abs_error"),
         *f.background("call_mad_s", "call_p90_s", "call_ratio", "call_ratio_low", "call_ratio_high"),
     ]
 
@@ -75,7 +75,7 @@ def _language_model_lines(group: Group) -> Sequence[Line]:
 
 
 def _answers(reference: str) -> list[f.Field]:
-    return [*f.speed(reference), *f.divergence(), f.measured("top1_agreement", "Top-1", "{:.1%}".format)]
+    return [*f.speed(reference), *f.divergence(), f.measured("top1_agreement")]
 
 
 def _reduction(line: Line) -> Cell:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from quantbench.core.units import format_bytes, short, with_error
+from quantbench.core.units import short, with_error
 from quantbench.results.rows import Group, groups
 from quantbench.tables import TableKind
 from quantbench.tables import fields as f
@@ -31,7 +31,7 @@ def table(frame: pd.DataFrame) -> list[Table]:
 def scores() -> list[f.Field]:
     """The main figures of a scored text."""
     return [
-        f.Field(f.metric_heading("ppl", "PPL"), lambda line: _with_error(line, "ppl")),
+        f.Field(f.metric_heading("ppl"), lambda line: _with_error(line, "ppl")),
         f.Field(f.metric_heading("ppl_ratio", "PPL, x reference"), lambda line: _with_error(line, "ppl_ratio")),
         *f.divergence(),
         f.measured("top1_agreement", "Same top", "{:.2%}".format),
@@ -43,8 +43,8 @@ def _table(group: Group) -> Table:
     lines = plain_lines(group)
     fields = [
         f.Field(Heading(key="variant", title="Variant"), lambda line: Cell(line.label)),
-        f.measured("weight_bytes", "Weights", format_bytes),
-        f.measured("bits_per_weight", "Bits/weight", "{:.2f}".format),
+        f.measured("weight_bytes"),
+        f.measured("bits_per_weight"),
         *scores(),
         f.measured("kld_median", "Median", short),
         f.measured("kld_p99", "99 %", short),

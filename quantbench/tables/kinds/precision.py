@@ -54,7 +54,7 @@ def _assemble(lines: list[Line], left_out: list[str]) -> Table:
         *f.identity(claim.headings["precision"]),
         f.claimed(claim, "bits"),
         f.planned_bits(claim, lines),
-        f.measured("bits_per_weight", claim.headings["bits"], "{:.2f}".format),
+        f.measured("bits_per_weight", claim.headings["bits"]),
         *(field for size in sizes for field in size),
         *f.size(group.reference),
         f.claimed(claim, "quality_loss"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from quantbench.core.units import GB, format_bytes, significant
+from quantbench.core.units import GB, significant
 from quantbench.results.rows import Group, groups
 from quantbench.tables import TableKind
 from quantbench.tables import fields as f
@@ -38,11 +38,11 @@ def _table(group: Group) -> Table | None:
     lines = plain_lines(group)
     fields = [
         f.Field(Heading(key="variant", title="Variant"), lambda line: Cell(line.label)),
-        f.measured("bytes_per_token", "Read a token", format_bytes),
-        f.measured("decode_tps", "Decode, tokens/s"),
+        f.measured("bytes_per_token"),
+        f.measured("decode_tps", show=significant),
         f.measured("memory_bandwidth_bps", "Bandwidth", lambda value: f"{significant(value / GB)} GB/s"),
-        f.measured("mbu", "MBU", "{:.1%}".format),
-        f.measured("energy_per_token_j", "J/token"),
+        f.measured("mbu"),
+        f.measured("energy_per_token_j"),
         f.Field(Heading(key="kernel", title="Kernel", source="measured"), _text("kernel")),
         f.Field(Heading(key="device_found", title="Device", source="measured"), _text("device_found")),
         *f.background("energy_window_s"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from quantbench.core.units import format_seconds, significant
+from quantbench.core.units import significant
 from quantbench.methods import METHODS
 from quantbench.results.rows import Group, groups
 from quantbench.tables import TableKind
@@ -38,16 +38,16 @@ def _table(group: Group) -> Table | None:
         return None
     fields = [
         f.Field(Heading(key="variant", title="Variant"), lambda line: Cell(line.label)),
-        f.measured("decode_tps", "Alone, tokens/s"),
-        f.measured("ttft_s", "TTFT alone", format_seconds),
-        f.measured("concurrency", "Requests at once", "{:.0f}".format),
-        f.measured("concurrent_tps", "Together, tokens/s"),
-        f.measured("concurrent_ttft_s", "TTFT together", format_seconds),
+        f.measured("decode_tps", "Alone, tokens/s", significant),
+        f.measured("ttft_s", "TTFT alone"),
+        f.measured("concurrency"),
+        f.measured("concurrent_tps"),
+        f.measured("concurrent_ttft_s"),
         f.Field(Heading(key="concurrency_tps", title="By requests at once", source="measured"), _levels),
-        f.measured("chrf", "chrF", "{:.1f}".format),
-        f.measured("top1_served", "Top-1", "{:.1%}".format),
-        f.measured("topk_logprob_error", "Log-probability error, nats"),
-        f.measured("native_decode_tps", "Own timings, tokens/s"),
+        f.measured("chrf"),
+        f.measured("top1_served"),
+        f.measured("topk_logprob_error"),
+        f.measured("native_decode_tps"),
         *f.background("exact_match", "top_logprob_positions", "topk_overlap", "native_prefill_tps"),
         *f.status(shown=True),
     ]
