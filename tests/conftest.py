@@ -20,6 +20,7 @@ import quantbench
 from quantbench.core.cache import cache_root
 from quantbench.core.errors import UsageError
 from quantbench.core.machine import require_device
+from quantbench.models import meta
 
 settings.register_profile("repeatable", deadline=None, derandomize=True, max_examples=80)  # shared machines stall; no database
 settings.load_profile("repeatable")
@@ -53,6 +54,12 @@ def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def users_cache() -> Path:
     """The user's own cache: GGUF files are content-addressed, and the converter is fetched once a machine."""
     return _USERS_CACHE
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a child asks transformers of a configuration, in this process, which has imported it already."""
+    monkeypatch.setattr(meta, "call_transformers", lambda _module, request, *_: meta.describe_config(request))
 
 
 @pytest.fixture

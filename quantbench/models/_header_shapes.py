@@ -44,6 +44,7 @@ def header_shapes(source: Path, body: Mapping[str, Any]) -> Shapes:
         tensors=tuple(each for each in tensors if not (tied and each.role == "output")),
         buffers=() if any(_POSITIONS.search(each.name) for each in tensors if not _BLOCK.search(each.name)) else None,
         windows=None,
+        held=None,
         tied=tied,
         dimensions={},
         source="the headers of its safetensors",

@@ -22,9 +22,10 @@ CONFIG = "config.json"
 def read_architecture(name: str, *, any_age: bool = False) -> Architecture:
     """The architecture of the model called ``name``: a built-in one, ``dummy:`` or not, a folder, a config.json, or a hub id.
 
-    A model type of no known family has the shapes of the safetensors beside its config.json, without those transformers' own,
-    and is counted as a Llama where neither is to be had. ``any_age``: of a hub id the configuration in the hub's own cache will
-    do. Raises UsageError for a name that can be none of these, ModelError for a configuration that cannot be had or read.
+    Llama and what shares its code are read here. Any other model type has the shapes of transformers' own module, else those of
+    the safetensors beside its config.json, and is counted as a Llama where neither is to be had. ``any_age``: of a hub id the
+    configuration in the hub's own cache will do. Raises UsageError for a name that can be none of these, ModelError for a
+    configuration that cannot be had or read.
     """
     source = config_file(name.removeprefix(DUMMY_PREFIX), any_age=any_age)
     body = read_model_config(source)
@@ -32,7 +33,7 @@ def read_architecture(name: str, *, any_age: bool = False) -> Architecture:
         return architecture.read(body, name, str(source))
     architecture.require_decoder(Config(body, str(source)), body["model_type"])
     reasons = []
-    for shapes_of in (partial(header_shapes, source, body), partial(meta_shapes, body)):
+    for shapes_of in (partial(meta_shapes, body), partial(header_shapes, source, body)):
         try:
             return from_shapes(body, name, str(source), shapes_of())
         except ModelError as error:

@@ -55,6 +55,7 @@ def as_shapes(told: Mapping[str, Any]) -> Shapes:
         tensors=tuple(Tensor(name, tuple(shape), role) for name, shape, role in told["tensors"]),
         buffers=tuple(Buffer(name, tuple(shape), size) for name, shape, size in told["buffers"]),
         windows=tuple(told["windows"]),
+        held=tuple((heads, size) for heads, size in told["held"]) if told["held"] else None,
         tied=told["tied"],
         dimensions=told["dimensions"],
         source="transformers' own module",
@@ -102,7 +103,7 @@ def _told(config: str) -> dict[str, Any] | str:
 
 
 def describe(model: Any) -> dict[str, Any]:
-    """Tensors with their roles, buffers, windows by layer, and the usual dimensions of a model."""
+    """Tensors with their roles, buffers, what each layer's cache keeps, and the usual dimensions of a model."""
     import torch
     from transformers import DynamicCache
     from transformers.cache_utils import DynamicLayer
@@ -114,6 +115,7 @@ def describe(model: Any) -> dict[str, Any]:
     count = config.num_hidden_layers
     windows = [getattr(each, "sliding_window", None) for each in layers] or [None] * count
     named = {name: getattr(config, name, None) for name in _DIMENSIONS}
+    named["num_key_value_heads"] = named["num_key_value_heads"] or getattr(config, "num_kv_heads", None)  # Falcon's name
     return {
         "tensors": [[name, list(each.shape), _role(model, name, each)] for name, each in model.named_parameters()],
         "buffers": [
@@ -121,9 +123,25 @@ def describe(model: Any) -> dict[str, Any]:
             for name, each in model.named_buffers()
         ],
         "windows": windows,
+        "held": _held(model, DynamicCache(config=config)),
         "tied": model.get_output_embeddings().weight is model.get_input_embeddings().weight,
         "dimensions": {name: value for name, value in named.items() if type(value) is int},
     }
+
+
+def _held(model: Any, cache: Any) -> list[list[int]] | None:
+    """Heads and values of a head that each layer keeps of one token, which is run without values; None where it cannot be."""
+    import torch
+
+    token = torch.zeros((1, 1), dtype=torch.long, device="meta")
+    try:
+        with torch.inference_mode():
+            model.eval()(input_ids=token, past_key_values=cache, use_cache=True)
+    except Exception:  # noqa: BLE001 - some of transformers' classes ask for values, each in its own way
+        return None
+    if any(each.keys is None or each.keys.dim() != 4 or each.keys.shape != each.values.shape for each in cache.layers):
+        return None
+    return [[each.keys.shape[1], each.keys.shape[3]] for each in cache.layers]
 
 
 def _role(model: Any, name: str, parameter: Any) -> Role:

@@ -1,4 +1,4 @@
-"""Every family against transformers' own model of the same configuration: tensors, roles, buffers, and what the cache keeps."""
+"""Every family, and types that have none, against transformers' model of the same keys: tensors, roles, buffers, cache."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quantbench.core.errors import ModelError
-from quantbench.models import architecture
+from quantbench.models import architecture, meta
 from quantbench.models.architecture import FAMILIES, Architecture
+from quantbench.models.architecture.shapes import from_shapes
 
 SMALL: dict[str, Any] = {
     "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -61,6 +62,15 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3-usual-head": ("qwen3", SMALL),
     "qwen3-bias": ("qwen3", {**SMALL, "head_dim": 8, "attention_bias": True, "tie_word_embeddings": True}),
     "qwen3-layer-types": ("qwen3", {**SMALL, **WINDOWED, "head_dim": 8, "layer_types": MIXED}),
+    "mixtral": ("mixtral", {**MOE, "num_local_experts": 4}),
+    "mixtral-window": ("mixtral", {**MOE, "num_local_experts": 4, "sliding_window": 8, "head_dim": 10}),
+    "qwen2-moe": ("qwen2_moe", SHARED),
+    "qwen2-moe-some-dense": ("qwen2_moe", {**SHARED, "decoder_sparse_step": 2, "qkv_bias": False, **WINDOWED}),
+    "qwen3-moe": ("qwen3_moe", QWEN_MOE),
+    "qwen3-moe-some-dense": ("qwen3_moe", {**QWEN_MOE, "mlp_only_layers": [1], "attention_bias": True, **WINDOWED}),
+}  # fmt: skip
+
+MODULES: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma": ("gemma", SMALL),
     "gemma-untied": ("gemma", {**SMALL, "head_dim": 8, "attention_bias": True, "tie_word_embeddings": False}),
     "gemma2": ("gemma2", {**SMALL, "head_dim": 8}),
@@ -93,13 +103,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "falcon-rw-like": (
         "falcon", {**PLAIN, "multi_query": False, "parallel_attn": False, "alibi": True, "bias": True, "ffn_hidden_size": 40},
     ),
-    "mixtral": ("mixtral", {**MOE, "num_local_experts": 4}),
-    "mixtral-window": ("mixtral", {**MOE, "num_local_experts": 4, "sliding_window": 8, "head_dim": 10}),
-    "qwen2-moe": ("qwen2_moe", SHARED),
-    "qwen2-moe-some-dense": ("qwen2_moe", {**SHARED, "decoder_sparse_step": 2, "qkv_bias": False, **WINDOWED}),
-    "qwen3-moe": ("qwen3_moe", QWEN_MOE),
-    "qwen3-moe-some-dense": ("qwen3_moe", {**QWEN_MOE, "mlp_only_layers": [1], "attention_bias": True, **WINDOWED}),
 }  # fmt: skip
+"""Of model types that are counted from transformers' own module."""
 
 WIDTHS = {
     "llama-gqa": (120, 48), "llama-biases-and-head-dim": (120, 80), "gemma2": (120, 64), "phi": (80, 48), "phi3": (120, 48),
@@ -126,10 +131,15 @@ class Pair:
     read_as_saved: Architecture
 
 
-@pytest.fixture(scope="module", params=CASES, name="pair")
+@pytest.fixture(scope="module", params=[*CASES, *MODULES], name="pair")
 def _pair(request: pytest.FixtureRequest) -> Pair:
-    model_type, keys = CASES[request.param]
-    return _make(model_type, keys)
+    return _make(*(CASES | MODULES)[request.param])
+
+
+def _read(body: dict[str, Any], source: str) -> Architecture:
+    if architecture.is_known(body):
+        return architecture.read(body, "tiny", source)
+    return from_shapes(body, "tiny", source, meta.as_shapes(meta.describe_config(body)))
 
 
 def _make(model_type: str, keys: dict[str, Any]) -> Pair:
@@ -139,7 +149,7 @@ def _make(model_type: str, keys: dict[str, Any]) -> Pair:
     config = AutoConfig.for_model(model_type, **deepcopy(keys))
     saved = json.loads(config.to_json_string())
     model = _meta(config, "bfloat16")
-    return Pair(config, model, architecture.read(body, "tiny", "keys"), architecture.read(saved, "tiny", "saved keys"))
+    return Pair(config, model, _read(body, "keys"), _read(saved, "saved keys"))
 
 
 def _meta(config: Any, dtype: str) -> Any:
@@ -156,7 +166,13 @@ def _shapes(named: Any) -> dict[str, tuple[int, ...]]:
 
 
 def test_there_is_a_case_of_every_known_model_type() -> None:
-    assert {model_type for model_type, _ in CASES.values()} == {each for known in FAMILIES for each in known.model_types}
+    known = {each for family in FAMILIES for each in family.model_types}
+    assert _model_types(CASES) == known
+    assert not _model_types(MODULES) & known
+
+
+def _model_types(cases: dict[str, tuple[str, dict[str, Any]]]) -> set[str]:
+    return {model_type for model_type, _ in cases.values()}
 
 
 def test_tensors_have_transformers_names_and_shapes(pair: Pair) -> None:
@@ -166,7 +182,9 @@ def test_tensors_have_transformers_names_and_shapes(pair: Pair) -> None:
         assert len(read.tensors) == len(expected)
         assert read.parameters == sum(each.numel() for each in pair.model.parameters()) > 0
         assert read.tied == pair.config.tie_word_embeddings
-        assert (read.name, read.model_type, read.note) == ("tiny", pair.config.model_type, "")
+        kind = pair.config.model_type
+        note = "" if kind in _model_types(CASES) else f"model type {kind!r}: shapes from transformers' own module"
+        assert (read.name, read.model_type, read.note) == ("tiny", kind, note)
 
 
 def test_roles_are_those_of_the_modules(pair: Pair) -> None:
@@ -213,7 +231,7 @@ def test_the_cache_holds_the_keys_and_values_that_are_foretold(case: str) -> Non
     import torch
     from transformers import AutoModelForCausalLM, DynamicCache
 
-    pair = _make(*CASES[case])
+    pair = _make(*(CASES | MODULES)[case])
     model = AutoModelForCausalLM.from_config(pair.config).eval()
     cache, seen = DynamicCache(config=pair.config), 4
     with torch.inference_mode():
@@ -225,8 +243,8 @@ def test_the_cache_holds_the_keys_and_values_that_are_foretold(case: str) -> Non
 
 @pytest.mark.parametrize("case", WIDTHS)
 def test_widths_are_those_of_the_widest_step(case: str) -> None:
-    model_type, keys = CASES[case]
-    read = architecture.read({"model_type": model_type, **keys}, "tiny", "keys")
+    model_type, keys = (CASES | MODULES)[case]
+    read = _read({"model_type": model_type, **keys}, "keys")
     assert (read.inner_width, read.attention_width) == WIDTHS[case]
     assert (read.width, read.vocabulary, read.context) == (24, 64, 32)
 

@@ -17,7 +17,6 @@ LLAMA: dict[str, Any] = {
 PARAMETERS = 2 * (4 * 24 * 24 + 3 * 24 * 40 + 2 * 24) + 2 * 64 * 24 + 24
 UNKNOWN = "model type 'novel' is not known: counted as if it were a Llama of these dimensions; its weights may take "
 WINDOWS = {"model_type": "qwen3", "num_key_value_heads": 2, "layer_types": ["sliding_attention"] * 2}
-FALCON = {"model_type": "falcon", "new_decoder_architecture": True, "num_kv_heads": 3}
 
 
 def _refusal(body: dict[str, Any]) -> str:
@@ -77,12 +76,13 @@ def test_a_context_is_no_necessity() -> None:
     [
         (
             {"num_local_experts": 8},
-            "its num_local_experts says that it is not built like a Llama; known types are falcon, gemma",
+            "its num_local_experts says that it is not built like a Llama; known types are llama, mistral",
         ),
         ({"moe_num_experts": 8}, "its moe_num_experts says that it is not built like a Llama"),
         ({"vision_config": {"width": 8}}, "its vision_config says that it is not built like a Llama"),
         ({"kv_lora_rank": 512}, "its kv_lora_rank says that it is not built like a Llama"),
         ({"type_vocab_size": 2}, "its type_vocab_size says that it is not built like a Llama"),
+        ({"add_cross_attention": True}, "its add_cross_attention says that it is not built like a Llama"),
         ({"is_encoder_decoder": True}, "its is_encoder_decoder says that it is not built like a Llama"),
         ({"text_config": {"hidden_size": 24}}, "model_type 'novel' with a text_config: a model of more than text, of which"),
         ({"intermediate_size": None}, "its fields do not say its shapes as Llama's do (mine.json has no intermediate_size"),
@@ -123,12 +123,11 @@ def test_what_is_missing_is_named(name: str) -> None:
         (WINDOWS, "has layers of sliding_attention and no sliding_window; give it"),
         ({"rope_scaling": "linear"}, "has rope_scaling 'linear'; it must be a table of keys"),
         ({"rope_scaling": {"rope_type": 3}}, "under rope_scaling has rope_type 3; it must be a string"),
-        ({"model_type": "phi", "partial_rotary_factor": 1.5}, "has partial_rotary_factor 1.5; it must be a number above 0"),
+        (
+            {"rope_scaling": {"rope_type": "linear"}, "partial_rotary_factor": 1.5},
+            "has partial_rotary_factor 1.5; it must be a number above 0",
+        ),
         ({"model_type": "qwen3_moe"}, "has no num_local_experts or num_experts, which its shapes follow from"),
-        ({"model_type": "gpt2", "add_cross_attention": True}, "has add_cross_attention, which"),
-        ({"model_type": "gpt_neo", "hidden_size": 25}, "divides a hidden size of 25 among 4 attention heads"),
-        ({"model_type": "opt"}, "has no ffn_dim, which its shapes follow from"),
-        (FALCON, "gives 4 attention heads 3 key-value heads; they must divide"),
     ],
 )
 def test_what_no_model_can_be_is_refused(changes: dict[str, Any], message: str) -> None:
@@ -142,4 +141,4 @@ def test_mlp_only_layers_are_numbers() -> None:
 
 def test_no_two_families_read_the_same_type() -> None:
     types = [each for known in FAMILIES for each in known.model_types]
-    assert len(types) == len(set(types)) > 15
+    assert len(types) == len(set(types)) > 6

@@ -1,4 +1,4 @@
-"""Models of no family that is known by name: shapes from headers, else from transformers' own module, else as a Llama's."""
+"""Models of no family that is known by name: shapes from transformers' own module, else from headers, else as a Llama's."""
 
 from __future__ import annotations
 
@@ -52,12 +52,6 @@ TOTALS: Mapping[str, tuple[int, Mapping[str, Any]]] = {
 
 
 @pytest.fixture
-def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The child's work in this process, which has transformers imported already."""
-    monkeypatch.setattr(meta, "call_transformers", lambda _module, request, *_: meta.describe_config(request))
-
-
-@pytest.fixture
 def no_child(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever starts a child fails."""
 
@@ -65,6 +59,12 @@ def no_child(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("a child was started")
 
     monkeypatch.setattr(meta, "call_transformers", start)
+
+
+@pytest.fixture
+def no_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if neither it nor torch were installed."""
+    monkeypatch.setattr(meta, "versions", lambda _: {})
 
 
 def _model(kind: str, **changes: object) -> Any:
@@ -107,9 +107,9 @@ def _require_same_sums(read: Architecture, model: Any) -> None:
     assert [getattr(layer, "sliding_window", None) for layer in cache.layers] == [each.window for each in read.layers]
 
 
-@pytest.mark.usefixtures("no_child")
+@pytest.mark.usefixtures("no_transformers")
 @pytest.mark.parametrize("kind", [each for each in FAMILIES if each != "olmoe"])
-def test_with_weights_the_shapes_are_those_of_their_headers(kind: str, tmp_path: Path) -> None:
+def test_without_transformers_the_shapes_are_those_of_their_headers(kind: str, tmp_path: Path) -> None:
     model = _model(kind)
     model.save_pretrained(tmp_path)
     read = read_architecture(str(tmp_path))
@@ -117,7 +117,7 @@ def test_with_weights_the_shapes_are_those_of_their_headers(kind: str, tmp_path:
     assert f"model type {kind!r}: shapes from the headers of its safetensors" in read.note
 
 
-@pytest.mark.usefixtures("no_child")
+@pytest.mark.usefixtures("no_transformers")
 def test_experts_kept_apart_in_the_file_count_as_those_that_are_loaded(tmp_path: Path) -> None:
     model = _model("olmoe")
     model.save_pretrained(tmp_path, max_shard_size="20kB")
@@ -130,7 +130,7 @@ def test_experts_kept_apart_in_the_file_count_as_those_that_are_loaded(tmp_path:
 
 @pytest.mark.usefixtures("in_process")
 @pytest.mark.parametrize("kind", FAMILIES)
-def test_without_weights_the_shapes_are_those_of_transformers_module(kind: str, tmp_path: Path) -> None:
+def test_the_shapes_are_those_of_transformers_module(kind: str, tmp_path: Path) -> None:
     model = _model(kind)
     read = read_architecture(_config(tmp_path, kind, json.loads(model.config.to_json_string())))
     _require_same(read, model)
@@ -161,6 +161,7 @@ def test_a_known_family_starts_no_child() -> None:
     assert read_architecture("canary").note == ""
 
 
+@pytest.mark.usefixtures("no_transformers")
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
@@ -171,34 +172,35 @@ def test_a_known_family_starts_no_child() -> None:
     ],
 )
 def test_where_nothing_says_the_shapes_it_is_counted_as_a_llama_with_bounds(
-    make: Any, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make: Any, reason: str, tmp_path: Path
 ) -> None:
     _model("starcoder2").save_pretrained(tmp_path)
     make(tmp_path / "model.safetensors")
-    monkeypatch.setattr(meta, "versions", lambda _: {})
     read = read_architecture(str(tmp_path))
     assert read.bounds == AS_LLAMA
     assert reason in read.note
-    assert "torch and transformers not installed): counted as if it were a Llama of these dimensions; its weights" in read.note
+    assert "is not known (torch and transformers not installed; " in read.note
+    assert "): counted as if it were a Llama of these dimensions; its weights" in read.note
 
 
-def test_a_header_longer_than_any_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("no_transformers")
+def test_a_header_longer_than_any_is_not_read(tmp_path: Path) -> None:
     _config(tmp_path, "novel", SMALL)
     with (tmp_path / "model.safetensors").open("wb") as file:
         file.write(struct.pack("<Q", 200_000_000))
         file.truncate(300_000_000)  # a hole
-    monkeypatch.setattr(meta, "versions", lambda _: {})
     assert "its header would take 200000000 bytes" in read_architecture(str(tmp_path)).note
 
 
-@pytest.mark.usefixtures("in_process")
+@pytest.mark.usefixtures("no_transformers")
 @pytest.mark.parametrize("changes", [{"num_hidden_layers": 3}, {"vocab_size": 65}, {"quantization_config": {"bits": 4}}])
 def test_headers_of_another_model_are_left_alone(changes: Mapping[str, Any], tmp_path: Path) -> None:
     _model("starcoder2").save_pretrained(tmp_path)
     body = {**json.loads((tmp_path / "config.json").read_text()), **changes}
     (tmp_path / "config.json").write_text(json.dumps(body))
     read = read_architecture(str(tmp_path))
-    assert "shapes from transformers' own module" in read.note
+    assert "; its safetensors " in read.note
+    assert read.bounds == AS_LLAMA
     assert (len(read.layers), read.vocabulary) == (body["num_hidden_layers"], body["vocab_size"])
 
 

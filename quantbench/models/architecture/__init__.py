@@ -1,7 +1,8 @@
 """Architectures: what a config.json says of a model's tensors, without transformers and without weights.
 
-One file each: a family turns a configuration into an Architecture whose tensors have transformers' own names and shapes. A new
-family is one file here (or an entry point in the group ``quantbench.models.architecture``)::
+A family turns a configuration into an Architecture whose tensors have transformers' own names and shapes: the fast way for what
+is planned most. Every other model type that transformers knows is counted from its own module (``quantbench.models.meta``) and
+needs no file. A new family is one file in ``families``, or an entry point in the group ``quantbench.architecture``::
 
     @family("llama", "mistral")
     def llama(config: Config) -> Architecture: ...
@@ -200,7 +201,7 @@ class Config:
 
 _NO_PLAIN_DECODER = (
     "is_encoder_decoder", "type_vocab_size", "kv_lora_rank", "state_size", "ssm_cfg", "mamba_d_state", "linear_num_value_heads",
-    "layers_block_type", "hybrid_override_pattern", "block_configs",
+    "layers_block_type", "hybrid_override_pattern", "block_configs", "add_cross_attention",
 )  # fmt: skip
 """Keys of models with an encoder, latent attention, recurrent layers or layers unlike each other."""
 
@@ -258,16 +259,16 @@ def read(body: Mapping[str, Any], name: str, source: str, *, why: str = "") -> A
     known = next((each for each in FAMILIES if model_type in each.model_types), None)
     if known:
         return replace(known.build(config), name=name, note=quantized_note(config))
-    require_decoder(config, model_type, but=[key for key in body if _MORE_THAN_LLAMA.search(key)])
+    reason = f" ({why})" if why else ""
+    require_decoder(config, model_type, but=[key for key in body if _MORE_THAN_LLAMA.search(key)], reason=reason)
     try:
         found = FAMILIES["llama"].build(config)
     except ModelError as error:
         raise ModelError(
-            f"{source} has model_type {model_type!r}, which quantbench does not know, and its fields do not say its shapes "
-            f"as Llama's do ({error})"
+            f"{source} has model_type {model_type!r}, which quantbench does not know{reason}, and its fields do not say its "
+            f"shapes as Llama's do ({error})"
         ) from error
     least, most = AS_LLAMA
-    reason = f" ({why})" if why else ""
     assumed = (
         f"model type {model_type!r} is not known{reason}: counted as if it were a Llama of these dimensions; its weights may "
         f"take {1 - least:.0%} less to {most - 1:.0%} more, by what so counting other families misses"
@@ -282,8 +283,11 @@ def quantized_note(config: Config) -> str:
     return f"the checkpoint is quantized already{how}: sizes are those of the model before that" if table else ""
 
 
-def require_decoder(config: Config, model_type: str, *, but: Sequence[str] = ()) -> None:
-    """ModelError where an unknown type has keys which say that it is no plain decoder of text, or one of the keys ``but``."""
+def require_decoder(config: Config, model_type: str, *, but: Sequence[str] = (), reason: str = "") -> None:
+    """ModelError where a type of no family has keys which say that it is no plain decoder of text, or one of the keys ``but``.
+
+    ``reason`` is why it is not known, in brackets.
+    """
     if config.body.get("text_config"):
         raise ModelError(
             f"{config.source} has model_type {model_type!r} with a text_config: a model of more than text, of which quantbench "
@@ -292,8 +296,8 @@ def require_decoder(config: Config, model_type: str, *, but: Sequence[str] = ())
     config.optional(*_LAYER_KEYS)
     if marks := [each for each in (*_NO_PLAIN_DECODER, *but) if config.body.get(each)]:
         raise ModelError(
-            f"{config.source} has model_type {model_type!r}, which quantbench does not know, and its {marks[0]} says that "
-            f"it is not built like a Llama; known types are {', '.join(_model_types())}"
+            f"{config.source} has model_type {model_type!r}, which quantbench does not know{reason}, and its {marks[0]} says "
+            f"that it is not built like a Llama; known types are {', '.join(_model_types())}, and transformers' plain decoders"
         )
 
 

@@ -37,24 +37,16 @@ def read_heads(config: Config, hidden: int, *, kept: int | None = None, size: in
     count = config.count("num_attention_heads")
     given = config.body.get("num_key_value_heads", kept)
     found_kept = config.count("num_key_value_heads", default=count if given is None else kept)
-    require_groups(config, count, found_kept)
+    if count % found_kept:
+        raise ModelError(f"{config.source} gives {count} attention heads {found_kept} key-value heads; they must divide")
     absent_size = size if size and "head_dim" not in config.body else None
     if config.body.get("head_dim") is None and not absent_size:
-        absent_size = per_head(config, hidden, count)
+        if hidden % count:
+            raise ModelError(
+                f"{config.source} divides a hidden size of {hidden} among {count} attention heads; they must divide"
+            )
+        absent_size = hidden // count
     return Heads(count, found_kept, config.count("head_dim", default=absent_size))
-
-
-def require_groups(config: Config, count: int, kept: int) -> None:
-    """ModelError where ``count`` heads cannot share ``kept`` keys and values."""
-    if count % kept:
-        raise ModelError(f"{config.source} gives {count} attention heads {kept} key-value heads; they must divide")
-
-
-def per_head(config: Config, hidden: int, count: int) -> int:
-    """Values of a head where the hidden size is divided among them."""
-    if hidden % count:
-        raise ModelError(f"{config.source} divides a hidden size of {hidden} among {count} attention heads; they must divide")
-    return hidden // count
 
 
 def cache_layers(
@@ -81,53 +73,43 @@ def layer_kinds(sliding: Iterable[bool]) -> list[str]:
     return [_SLIDING if each else _FULL for each in sliding]
 
 
-def rotary(config: Config, module: str, size: int, *, part: float | None = None) -> tuple[Buffer, ...]:
+def rotary(config: Config, module: str, size: int, *, partly: bool = False) -> tuple[Buffer, ...]:
     """The frequencies that rotate ``size`` values of a head: those in use, and a copy of the original ones.
 
-    ``part`` is the share that is rotated where the configuration names none; None where the plain kind of rotation takes all of
-    them whatever is named.
+    The plain kind of rotation takes all of them, other kinds, and every kind of a model that rotates ``partly``, a named share.
     """
     scaling = config.table("rope_scaling") or config.table("rope_parameters")
     kind = scaling.text("rope_type") or scaling.text("type") or "default"
     share = 1.0
-    if part is not None or kind != "default":
-        usual = config.share("partial_rotary_factor", default=part or 1.0)
+    if partly or kind != "default":
+        usual = config.share("partial_rotary_factor", default=1.0)
         share = scaling.share("partial_rotary_factor", default=usual)
     rotated = int(size * share)
     if rotated == size and size % 2:
         raise ModelError(f"{config.source} has heads of {size} values, which cannot be rotated in pairs; they must be even")
-    return frequencies(module, rotated)
-
-
-def frequencies(module: str, rotated: int, prefix: str = "") -> tuple[Buffer, ...]:
-    """The two buffers of a rotary module: one frequency for each pair of ``rotated`` values."""
-    shape = (-(-rotated // 2),)
-    return tuple(Buffer(f"{module}.{prefix}{name}", shape, _FREQUENCY_BYTES) for name in ("inv_freq", "original_inv_freq"))
+    shape = (-(-rotated // 2),)  # one for each pair
+    return tuple(Buffer(f"{module}.{name}", shape, _FREQUENCY_BYTES) for name in ("inv_freq", "original_inv_freq"))
 
 
 def layer(name: str, outputs: int, inputs: int, *, bias: bool = False, role: Role = "linear") -> list[Tensor]:
-    """A linear layer: its weight [outputs, inputs], transposed where ``role`` is ``conv1d``, and its bias."""
-    shape = (inputs, outputs) if role == "conv1d" else (outputs, inputs)
-    weight = Tensor(f"{name}.weight", shape, role)
+    """A linear layer: its weight [outputs, inputs], and its bias."""
+    weight = Tensor(f"{name}.weight", (outputs, inputs), role)
     return [weight, Tensor(f"{name}.bias", (outputs,))] if bias else [weight]
 
 
-def norm(name: str, size: int, *, bias: bool = False) -> list[Tensor]:
-    """A norm: its weight, and its bias where it has one."""
-    weight = Tensor(f"{name}.weight", (size,))
-    return [weight, Tensor(f"{name}.bias", (size,))] if bias else [weight]
+def norm(name: str, size: int) -> list[Tensor]:
+    """A norm, which has a weight and no bias."""
+    return [Tensor(f"{name}.weight", (size,))]
 
 
-def attention(
-    module: str, heads: Heads, hidden: int, *, qkv_bias: bool = False, out_bias: bool = False, out: str = "o_proj"
-) -> list[Tensor]:
+def attention(module: str, heads: Heads, hidden: int, *, qkv_bias: bool = False, out_bias: bool = False) -> list[Tensor]:
     """Separate projections to queries, keys and values, and the one back."""
     wide, narrow = heads.count * heads.size, heads.kept * heads.size
     return [
         *layer(f"{module}.q_proj", wide, hidden, bias=qkv_bias),
         *layer(f"{module}.k_proj", narrow, hidden, bias=qkv_bias),
         *layer(f"{module}.v_proj", narrow, hidden, bias=qkv_bias),
-        *layer(f"{module}.{out}", hidden, wide, bias=out_bias),
+        *layer(f"{module}.o_proj", hidden, wide, bias=out_bias),
     ]
 
 
@@ -149,14 +131,13 @@ def decoder(
     buffers: tuple[Buffer, ...],
     inner_width: int,
     tied: bool,
-    last: Iterable[Tensor] | None = None,
 ) -> Architecture:
-    """The usual frame: model.embed_tokens, the blocks, the ``last`` norm, lm_head where it is not the embedding itself."""
+    """The usual frame: model.embed_tokens, the blocks, a norm, lm_head where it is not the embedding itself."""
     hidden, vocabulary = config.count("hidden_size"), config.count("vocab_size")
     tensors = [
         Tensor("model.embed_tokens.weight", (vocabulary, hidden), "embedding"),
         *blocks,
-        *(last or norm("model.norm", hidden)),
+        *norm("model.norm", hidden),
     ]
     if not tied:
         tensors += layer("lm_head", vocabulary, hidden, role="output")

@@ -1,9 +1,9 @@
-"""A model of no known family, from the shapes of its tensors: those of its checkpoint's headers or of transformers' module."""
+"""A model of no family of quantbench's own, from the shapes of its tensors: those of transformers' module or of its headers."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from quantbench.core.errors import ModelError
@@ -16,13 +16,15 @@ class Shapes:
     """What is known of a model's parameters without a family of its own, tied ones once.
 
     ``buffers`` are None where nobody says them: one module of rotary frequencies is then assumed. ``windows`` are those of
-    each layer's cache, None where the configuration is asked. ``dimensions`` are keys that the configuration has under other
-    names, or lacks. ``source`` says in words where the shapes are from.
+    each layer's cache, None where the configuration is asked; ``held`` the heads, and the values of each, that it keeps, None
+    where they are not known. ``dimensions`` are what keys of the configuration, of whatever name and given or not, come to.
+    ``source`` says in words where the shapes are from.
     """
 
     tensors: tuple[Tensor, ...]
     buffers: tuple[Buffer, ...] | None
     windows: tuple[int | None, ...] | None
+    held: tuple[tuple[int, int], ...] | None
     tied: bool
     dimensions: Mapping[str, Any]
     source: str
@@ -31,33 +33,40 @@ class Shapes:
 def from_shapes(body: Mapping[str, Any], name: str, source: str, shapes: Shapes) -> Architecture:
     """The architecture of a configuration whose tensors are known; ``name`` and ``source`` as ``architecture.read`` has them.
 
-    Weights follow from the shapes alone; what the cache keeps from heads and windows of the configuration, which the note says.
-    Raises ModelError where it is no decoder of text or says no heads.
+    Weights follow from the shapes alone; what the cache keeps from heads of the configuration where the shapes do not say, and
+    the note says so. Raises ModelError where it is no decoder of text or says no heads.
     """
-    config = Config({**shapes.dimensions, **{key: value for key, value in body.items() if value is not None}}, source)
+    config = Config({**body, **shapes.dimensions}, source)
     kind = config.text("model_type")
     require_decoder(config, kind)
     hidden, count = config.count("hidden_size"), config.count("num_hidden_layers")
     heads = read_heads(config, hidden)
-    buffers = rotary(config, "model.rotary_emb", heads.size, part=1.0) if shapes.buffers is None else shapes.buffers
-    note = f"model type {kind!r}: shapes from {shapes.source}; its keys and values are counted by the heads in its config.json"
+    buffers = rotary(config, "model.rotary_emb", heads.size, partly=True) if shapes.buffers is None else shapes.buffers
+    layers = _layers(config, heads, count, shapes)
+    note = f"model type {kind!r}: shapes from {shapes.source}"
+    assumed = "" if shapes.held else "its keys and values are counted by the heads in its config.json"
     return Architecture(
-        name=name, model_type=kind, config=body, tensors=shapes.tensors, buffers=buffers,
-        layers=_layers(config, heads, count, shapes.windows), width=hidden,
+        name=name, model_type=kind, config=body, tensors=shapes.tensors, buffers=buffers, layers=layers, width=hidden,
         inner_width=_inner_width(shapes.tensors, hidden, config.count("num_experts_per_tok", default=1)),
-        attention_width=heads.width, vocabulary=config.count("vocab_size"), context=config.optional("max_position_embeddings"),
-        tied=shapes.tied,
-        note="; ".join(filter(None, (note, quantized_note(config)))),
+        attention_width=max((heads.count + 2 * each.heads) * each.head_dim for each in layers),
+        vocabulary=config.count("vocab_size"), context=config.optional("max_position_embeddings"), tied=shapes.tied,
+        note="; ".join(filter(None, (note, assumed, quantized_note(config)))),
     )  # fmt: skip
 
 
-def _layers(config: Config, heads: Heads, count: int, windows: Sequence[int | None] | None) -> tuple[CacheLayer, ...]:
-    if windows is None:
+def _layers(config: Config, heads: Heads, count: int, shapes: Shapes) -> tuple[CacheLayer, ...]:
+    if shapes.windows is None:
         return cache_layers(config, heads, count, window=config.optional("sliding_window"))
-    if len(windows) != count:
-        raise ModelError(f"{config.source} has {count} layers, of which {len(windows)} keep keys and values")
-    layer = CacheLayer(heads=heads.kept, head_dim=heads.size)
-    return tuple(replace(layer, window=window) for window in windows)
+    if len(shapes.windows) != count:
+        raise ModelError(f"{config.source} has {count} layers, of which {len(shapes.windows)} keep keys and values")
+    held = shapes.held or ((heads.kept, heads.size),) * count
+    return tuple(_layer(heads, *each, window) for each, window in zip(held, shapes.windows, strict=True))
+
+
+def _layer(heads: Heads, held: int, size: int, window: int | None) -> CacheLayer:
+    """A layer that holds ``held`` heads: those of the configuration, or copies of them, or others."""
+    kept = held if held % heads.kept else heads.kept
+    return CacheLayer(heads=kept, head_dim=size, window=window, copies=held // kept)
 
 
 def _inner_width(tensors: Sequence[Tensor], hidden: int, used: int) -> int:

@@ -21,8 +21,8 @@ from quantbench.core.children import call
 from quantbench.core.errors import ChildError, ModelError, UnsupportedError
 from quantbench.core.job import Checkpoint
 from quantbench.core.protocols import Artifact
-from quantbench.models.architecture import Architecture, read
-from quantbench.models.config import CONFIG, read_config
+from quantbench.models.architecture import Architecture
+from quantbench.models.config import CONFIG, read_architecture
 from quantbench.models.dummy import read_shapes
 from quantbench.models.gguf import block_of, tensor_bytes
 from quantbench.models.pool import SEED, SPREAD, cut
@@ -77,7 +77,7 @@ def dummy_file(checkpoint: Checkpoint, precision: str, files: Sequence[File]) ->
 
 def _architecture(checkpoint: Checkpoint) -> Architecture:
     """What the dummy's configuration describes; UnsupportedError where transformers makes other tensors of it."""
-    found = read(read_config(checkpoint.path), checkpoint.name, str(checkpoint.path / CONFIG))
+    found = read_architecture(str(checkpoint.path))
     if {tensor.name: tuple(tensor.shape) for tensor in found.tensors} != read_shapes(checkpoint.path):
         raise UnsupportedError(
             f"quantbench does not know the tensors of model type {found.model_type!r} as transformers makes them, so it cannot "

@@ -44,5 +44,5 @@ def sliding_window(config: Config) -> int | None:
     kind = config.text("model_type")
     if kind.startswith("qwen") and not config.flag("use_sliding_window", default=False):
         return None
-    absent = _WINDOW if kind.startswith(("qwen", "mistral", "gemma")) and "sliding_window" not in config.body else None
+    absent = _WINDOW if kind.startswith(("qwen", "mistral")) and "sliding_window" not in config.body else None
     return config.optional("sliding_window", default=absent)
