@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise
@@ -18,6 +18,7 @@ from typing import Any
 from quantbench.core.cache import recall, remember
 from quantbench.core.children import answer, call
 from quantbench.core.errors import ChildError, QuantbenchError
+from quantbench.core.wire import made, plain
 
 LLAMA_CPP = "llama-cpp-python"
 PACKAGES = ("torch", "torchao", "bitsandbytes", LLAMA_CPP)
@@ -73,7 +74,7 @@ def type_facts() -> tuple[TypeFacts, ...]:
                 f"the installed libraries did not tell their number types ({error.reason}); see quantbench doctor"
             ) from error
         remember("number-types", asked, told)
-    return tuple(TypeFacts(**each) for each in told)
+    return made(told, tuple[TypeFacts, ...], "what the libraries tell of their number types")
 
 
 def package_versions() -> dict[str, str]:
@@ -184,4 +185,4 @@ def _blocks() -> Iterator[TypeFacts]:
 
 
 if __name__ == "__main__":
-    answer(lambda _: [asdict(each) for each in read_types()])
+    answer(lambda _: plain(read_types()))

@@ -1,6 +1,7 @@
-"""Which file this is: what the disk says of it without reading, and the hash of what it holds."""
+"""Which file this is: what the disk says of it without reading, and the hash of what it holds.
 
-from __future__ import annotations
+Annotations are evaluated here: cattrs, which reads named tuples from JSON, looks for types in them.
+"""
 
 import hashlib
 from pathlib import Path

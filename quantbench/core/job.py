@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from quantbench.core.cache import write_atomically
-from quantbench.core.identity import FileIdentity, HashedFile
+from quantbench.core.identity import HashedFile
 from quantbench.core.record import Status
 from quantbench.core.scenario import Conditions, Effort, Spec, Variant
+from quantbench.core.wire import read, write
 
 JobKind = Literal["measure", "prepare", "probe", "reference"]
 JOB_FILE = "job.json"
@@ -117,28 +117,9 @@ class Job:
 
     def save(self, folder: Path) -> None:
         """Write ``job.json`` into ``folder``."""
-        (folder / JOB_FILE).write_text(json.dumps(asdict(self), default=str, indent=1))
+        write(folder / JOB_FILE, self)
 
     @classmethod
     def load(cls, folder: Path) -> Job:
         """Read what ``save`` wrote."""
-        body: dict[str, Any] = json.loads((folder / JOB_FILE).read_text())
-        checkpoint = body["checkpoint"]
-        files = tuple(HashedFile(path, known, FileIdentity(*identity)) for path, known, identity in checkpoint["files"])
-        body["checkpoint"] = Checkpoint(**{**checkpoint, "path": Path(checkpoint["path"]), "files": files})
-        body["variant"] = Variant(**body["variant"])
-        body["conditions"] = Conditions(**body["conditions"])
-        body["effort"] = Effort(**body["effort"])
-        body["root"] = tuple(body["root"]) if body["root"] else None
-        body["probes"] = Path(body["probes"]) if body["probes"] else None
-        body["tasks"] = tuple(
-            Task(
-                **{
-                    **entry,
-                    "prompts": tuple(entry["prompts"]),
-                    "reference": Path(entry["reference"]) if entry["reference"] else None,
-                }
-            )
-            for entry in body["tasks"]
-        )
-        return cls(**body)
+        return read(folder / JOB_FILE, cls)

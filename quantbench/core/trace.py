@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from quantbench.core.cache import write_atomically
+from quantbench.core.signals import Found
+from quantbench.core.wire import read, write
 
 NO_REFERENCE = "no reference to compare with: it cannot open this checkpoint here"
 """Why there is no similarity, where nobody knows better."""
@@ -106,16 +105,12 @@ class Reference:
 
     def save(self, path: Path) -> None:
         """Write as JSON."""
-        path.write_text(json.dumps(asdict(self)))
+        write(path, self)
 
     @classmethod
     def load(cls, path: Path) -> Reference:
         """Read what ``save`` wrote."""
-        body: dict[str, Any] = json.loads(path.read_text())
-        for name in ("prompt_tokens", "continuations"):
-            body[name] = tuple(tuple(ids) for ids in body[name])
-        body["answers"] = tuple(_made(Answer, entry) for entry in body["answers"])
-        return cls(**body)
+        return read(path, cls)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,6 +201,10 @@ class Probe:
     figures: Mapping[str, float] = field(default_factory=dict)
 
 
+Probes = dict[str, Probe]
+"""What a file of probes holds, by name."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trace:
     """Everything seen of one scenario.
@@ -239,7 +238,7 @@ class Trace:
     memory_bandwidth_bps: float | None = None
     """Bytes per second that a copy on this machine's device reads and writes."""
     bytes_per_token: int | None = None
-    signals: Mapping[str, Mapping[str, Any] | str] = field(default_factory=dict)
+    signals: Mapping[str, Found] = field(default_factory=dict)
     """What the signals of metrics told, by the metric's name; a string says why there is nothing."""
     load_points: tuple[LoadPoint, ...] = ()
     top_logprobs: TopLogprobs | None = None
@@ -253,39 +252,9 @@ class Trace:
 
     def save(self, path: Path) -> None:
         """Write as JSON; a worker may be killed while it does."""
-        body = {**asdict(self), "columns": str(self.columns) if self.columns else None}
-        write_atomically(path, json.dumps(body))
+        write(path, self)
 
     @classmethod
     def load(cls, path: Path) -> Trace:
         """Read what ``save`` wrote."""
-        body: dict[str, Any] = json.loads(path.read_text())
-        kinds: tuple[type[Any], ...] = (
-            WeightMemory, PeakMemory, OutputDistance, TopLogprobs, Slicing,
-        )  # fmt: skip
-        names = ("weights", "peak", "distance", "top_logprobs", "slicing")
-        for name, kind in zip(names, kinds, strict=True):
-            body[name] = _made(kind, body[name]) if body[name] else None
-        body["rounds"] = tuple(_round(entry) for entry in body["rounds"])
-        body["answers"] = tuple(_made(Answer, entry) for entry in body["answers"])
-        body["columns"] = Path(body["columns"]) if body["columns"] else None
-        body["score_s"] = tuple(body["score_s"])
-        body["calls"] = tuple(_made(Calls, entry) for entry in body["calls"])
-        body["load_points"] = tuple(_made(LoadPoint, entry) for entry in body["load_points"])
-        body["probes"] = load_probes(body["probes"])
-        return cls(**body)
-
-
-def _made(kind: type[Any], entry: Mapping[str, Any]) -> Any:
-    """A ``kind`` from parsed JSON, which has lists for tuples."""
-    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in entry.items()})
-
-
-def load_probes(body: Mapping[str, Any]) -> dict[str, Probe]:
-    """Probes by name from parsed JSON."""
-    return {name: Probe(**entry) for name, entry in body.items()}
-
-
-def _round(entry: dict[str, Any]) -> Round:
-    sides = {side: tuple(_made(Generation, each) for each in entry[side]) for side in ("variant", "anchor")}
-    return Round(index=entry["index"], **sides)
+        return read(path, cls)

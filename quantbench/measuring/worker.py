@@ -6,20 +6,19 @@ Everything travels as files: ``job.json`` in; ``trace-N.json`` and ``columns-N.n
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from quantbench.core.cache import write_atomically
 from quantbench.core.checksums import of_run
 from quantbench.core.errors import QuantbenchError, UnsupportedError
 from quantbench.core.gpus import number_gpus_by_bus
-from quantbench.core.job import FAILURE_FILE, Job
+from quantbench.core.job import FAILURE_FILE, Failure, Job
 from quantbench.core.record import Status
 from quantbench.core.waiting import Rest, bounded
+from quantbench.core.wire import write
 from quantbench.measuring.anchor import choose
 from quantbench.measuring.preload import keep_torch_out
 from quantbench.measuring.subjects import causal, module, probe, served, settings_of
@@ -48,9 +47,9 @@ def run_job(folder: Path) -> int:
         with of_run(folder.absolute().parent):
             _run(Job.load(folder), folder)
     except Exception as error:  # noqa: BLE001 - the whole point: any failure of one cell becomes its row
-        failure = {"status": _status(error), "reason": _reason(error), "traceback": traceback.format_exc()}
-        write_atomically(folder / FAILURE_FILE, json.dumps(failure))
-        print(f"{failure['status']}: {failure['reason']}", file=sys.stderr)
+        failure = Failure(status=_status(error), reason=_reason(error), traceback=traceback.format_exc())
+        write(folder / FAILURE_FILE, failure)
+        print(f"{failure.status}: {failure.reason}", file=sys.stderr)
         return 1
     return 0
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -17,7 +16,8 @@ import pytest
 
 from quantbench.core.job import Job, Task
 from quantbench.core.scenario import Conditions, Effort, Precision, Scenario, Spec, Variant
-from quantbench.core.trace import Probe, load_probes
+from quantbench.core.trace import Probe, Probes
+from quantbench.core.wire import read
 from quantbench.measuring.passes import probes as probing
 from quantbench.measuring.passes.probes import NAMES, PROBES_FILE
 from quantbench.measuring.passes.similarity import log_softmax
@@ -33,7 +33,7 @@ from quantbench.measuring.worker import run_job
 list(map(run_job, map(pathlib.Path, sys.argv[1:])))
 """
 
-Found = dict[str, dict[str, Probe]]
+Found = dict[str, Probes]
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def found(tmp_path_factory: pytest.TempPathFactory, stub_path: Path, users_cache
     command = [sys.executable, "-c", RUN_ALL, *map(str, folders.values())]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]
-    return {name: load_probes(json.loads((folder / PROBES_FILE).read_text())) for name, folder in folders.items()}
+    return {name: read(folder / PROBES_FILE, Probes) for name, folder in folders.items()}
 
 
 @pytest.mark.parametrize("name", SOUND)

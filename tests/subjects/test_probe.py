@@ -5,7 +5,6 @@ A process that really dies is in tests/test_plugin.py.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +13,9 @@ import pytest
 
 from quantbench.core.job import Checkpoint
 from quantbench.core.scenario import Conditions, Scenario, Variant
-from quantbench.core.trace import Probe, load_probes
-from quantbench.measuring.passes.probes import NAMES, PROBES_FILE, save_probes
+from quantbench.core.trace import Probe, Probes
+from quantbench.core.wire import read, write
+from quantbench.measuring.passes.probes import NAMES, PROBES_FILE
 from quantbench.measuring.subjects.probe import probed
 
 if TYPE_CHECKING:
@@ -43,20 +43,20 @@ class Worker:
     def __call__(self) -> tuple[Path, Crash | None]:
         self.runs += 1
         if self._found:
-            save_probes(self._folder / PROBES_FILE, self._found)
+            write(self._folder / PROBES_FILE, self._found)
         return self._folder, self._crash
 
 
-def read(path: Path | None) -> dict[str, Probe]:
+def probes_in(path: Path | None) -> Probes:
     assert path is not None
-    return load_probes(json.loads(path.read_text()))
+    return read(path, Probes)
 
 
 def test_a_second_run_costs_no_process(tmp_path: Path) -> None:
     worker = Worker(tmp_path, FOUND)
 
-    assert read(probed(SCENARIO, CHECKPOINT, worker)) == FOUND
-    assert read(probed(SCENARIO, CHECKPOINT, worker)) == FOUND
+    assert probes_in(probed(SCENARIO, CHECKPOINT, worker)) == FOUND
+    assert probes_in(probed(SCENARIO, CHECKPOINT, worker)) == FOUND
     assert worker.runs == 1
 
 
@@ -102,7 +102,7 @@ def test_another_library_version_is_probed_again(tmp_path: Path, monkeypatch: py
 def test_a_process_that_dies_costs_what_it_had_not_done_and_is_tried_again(tmp_path: Path, found: dict[str, Probe]) -> None:
     dead = Worker(tmp_path, found, Crash())
 
-    first = read(probed(SCENARIO, CHECKPOINT, dead))
+    first = probes_in(probed(SCENARIO, CHECKPOINT, dead))
 
     assert set(first) == set(NAMES)
     assert {name: first[name] for name in found} == found
@@ -111,7 +111,7 @@ def test_a_process_that_dies_costs_what_it_had_not_done_and_is_tried_again(tmp_p
     assert {each.found for each in undone} == {None}
     assert {each.note for each in undone} == {"the probe process ended: the worker was ended by SIGSEGV"}
     alive = Worker(tmp_path, FOUND)
-    assert read(probed(SCENARIO, CHECKPOINT, alive)) == FOUND
+    assert probes_in(probed(SCENARIO, CHECKPOINT, alive)) == FOUND
     assert (dead.runs, alive.runs) == (1, 1)
 
 

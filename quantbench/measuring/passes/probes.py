@@ -6,15 +6,14 @@ patched libraries, adapters in the model) touches no measurement.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from quantbench.core.cache import cache_root, write_atomically
+from quantbench.core.cache import cache_root
 from quantbench.core.errors import MissingDependency, QuantbenchError
 from quantbench.core.machine import describe
 from quantbench.core.scenario import Spec
@@ -85,11 +84,6 @@ def probe_all(subject: ProbedVariant) -> Iterator[tuple[str, Probe]]:
     yield "save_reload", _tried(save_reload, subject, seen)
     yield "finetune", _tried(finetune, subject, seen)
     yield other, _elsewhere(subject, other)  # last: what a device runs out of may end the process
-
-
-def save_probes(path: Path, found: Mapping[str, Probe]) -> None:
-    """Write probes as JSON, whole or not at all."""
-    write_atomically(path, json.dumps({name: asdict(each) for name, each in found.items()}))
 
 
 def save_reload(subject: ProbedVariant, seen: Seen) -> Probe:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -17,14 +16,14 @@ from quantbench.core.signals import Found, Watched
 from quantbench.core.trace import (
     Answer,
     PeakMemory,
-    Probe,
+    Probes,
     Round,
     Slicing,
     Trace,
     WeightMemory,
-    load_probes,
 )
 from quantbench.core.waiting import Rest, waiting
+from quantbench.core.wire import read
 from quantbench.measuring.anchor import Anchor, choose
 from quantbench.measuring.passes.bandwidth import bytes_per_token, memory_bandwidth
 from quantbench.measuring.passes.courtesy import Courtesy
@@ -244,8 +243,8 @@ def _read_once(files: Sequence[Path]) -> None:
                 pass
 
 
-def _probes(job: Job) -> dict[str, Probe]:
-    return load_probes(json.loads(job.probes.read_text())) if job.probes else {}
+def _probes(job: Job) -> Probes:
+    return read(job.probes, Probes) if job.probes else {}
 
 
 def _open_anchor(stack: ExitStack, model: LoadedModel, anchor: Anchor, variant: Variant) -> LoadedModel | str:

@@ -6,7 +6,6 @@ tried again next time.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,8 +16,9 @@ from quantbench.core.errors import QuantbenchError
 from quantbench.core.job import Checkpoint, Job
 from quantbench.core.machine import describe, versions
 from quantbench.core.scenario import Spec
-from quantbench.core.trace import Probe, load_probes
-from quantbench.measuring.passes.probes import CONTEXT, NAMES, PROBES_FILE, ProbedVariant, probe_all, save_probes
+from quantbench.core.trace import Probe, Probes
+from quantbench.core.wire import read, write
+from quantbench.measuring.passes.probes import CONTEXT, NAMES, PROBES_FILE, ProbedVariant, probe_all
 from quantbench.measuring.subjects import settings_of
 from quantbench.methods import METHODS
 from quantbench.runtimes import open_tokenizer, packages
@@ -44,10 +44,10 @@ def measure(job: Job, folder: Path) -> None:
     METHODS[job.variant.method].check(job.checkpoint)
     start = open_tokenizer(job.checkpoint).encode("") or [0]
     subject = ProbedVariant(spec=job.spec, settings=settings_of(job, CONTEXT), start=start)
-    found: dict[str, Probe] = {}
+    found: Probes = {}
     for name, each in probe_all(subject):
         found[name] = each
-        save_probes(folder / PROBES_FILE, found)
+        write(folder / PROBES_FILE, found)
 
 
 def probed(spec: Spec, checkpoint: Checkpoint, work: Work) -> Path | None:
@@ -89,7 +89,7 @@ def _module(spec: Spec) -> str:
 def _noted(folder: Path, failure: str) -> Path:
     """What was found until the process ended, and why the rest was not."""
     path = folder / PROBES_FILE
-    found = load_probes(json.loads(path.read_text())) if path.is_file() else {}
+    found = read(path, Probes) if path.is_file() else {}
     undone = Probe(found=None, note=f"the probe process ended: {failure}")
-    save_probes(path, {name: found.get(name, undone) for name in NAMES})
+    write(path, {name: found.get(name, undone) for name in NAMES})
     return path

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -10,9 +9,9 @@ from pathlib import Path
 from typing import Protocol
 
 from quantbench.core.job import FAILURE_FILE, TRACE_FILE, Failure, Job
-from quantbench.core.record import Status
 from quantbench.core.registry import Registry
 from quantbench.core.trace import Trace
+from quantbench.core.wire import read
 
 
 class OpenEngine(Protocol):
@@ -40,13 +39,7 @@ ENGINES: Registry[Engine] = Registry("quantbench.running.engines", Engine, "engi
 def reported_failure(folder: Path) -> Failure | None:
     """The failure that the worker itself wrote down, if it did."""
     path = folder / FAILURE_FILE
-    if not path.is_file():
-        return None
-    try:
-        body = json.loads(path.read_text())
-    except ValueError:
-        return None
-    return Failure(status=Status(body["status"]), reason=body["reason"], traceback=body["traceback"])
+    return read(path, Failure) if path.is_file() else None
 
 
 def collected_trace(folder: Path, index: int) -> Trace | None:

@@ -47,11 +47,13 @@ def _import_own() -> None:
 
     They may start threads or a device, which no fork survives.
     """
+    from quantbench.core.wire import converter
     from quantbench.methods import METHODS
     from quantbench.metrics import METRICS
     from quantbench.runtimes import RUNTIMES
 
     importlib.import_module("quantbench.measuring.worker")
+    converter()
     for registry in (METHODS, METRICS, RUNTIMES):
         registry.import_own()
 
