@@ -155,7 +155,8 @@ class Runner:
         """Records as they are known, so that what is done is kept whatever happens to the rest."""
         ready: list[tuple[Case, Task]] = []
         self._attempts.update(group)
-        for case in map(self._cases.of, group):
+        for scenario in group:
+            case = self._cases.of(scenario)
             if case.failure:
                 yield failed(case, case.failure)
             else:
