@@ -1,30 +1,11 @@
-"""Errors for people: one sentence, the nearest known names, exit code 2."""
+"""Errors for people: one sentence with the nearest known names."""
 
 from __future__ import annotations
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from quantbench.core import errors
-
-
-@pytest.mark.parametrize(
-    ("kind", "parent"),
-    [
-        (errors.UsageError, errors.QuantbenchError),
-        (errors.MatrixError, errors.UsageError),
-        (errors.ModelError, errors.QuantbenchError),
-        (errors.UnsupportedError, errors.QuantbenchError),
-        (errors.MissingDependency, errors.UnsupportedError),
-        (errors.StoreError, errors.QuantbenchError),
-        (errors.OutOfMemoryError, MemoryError),
-    ],
-)
-def test_every_error_is_a_quantbench_error_with_exit_code_2(kind: type[Exception], parent: type[Exception]) -> None:
-    assert issubclass(kind, parent)
-    assert issubclass(kind, errors.QuantbenchError)
-    assert kind("sentence").exit_code == 2  # type: ignore[attr-defined]
 
 
 def test_unknown_name_offers_the_nearest() -> None:

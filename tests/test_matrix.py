@@ -299,8 +299,9 @@ def test_models_and_prompts_replace_methods_and_precisions_filter() -> None:
     assert _variants(methods=("torch", "gguf"), precisions=("q8_0",)) == ["gguf/q8_0"]
 
 
-def test_a_method_that_the_matrix_lacks_comes_with_all_its_precisions() -> None:
-    assert set(_variants(methods=("bitsandbytes",))) == {f"bitsandbytes/{name}" for name in ("int8", "nf4", "nf4-dq", "fp4")}
+def test_a_method_that_the_matrix_lacks_comes_with_its_usual_precisions_or_with_all_where_none_is_usual() -> None:
+    assert _variants(methods=("prune",)) == ["prune/unstructured-50", "prune/structured-25"]
+    assert _variants(methods=("qat",)) == ["qat/int8", "qat/int4"]
     assert _variants(methods=("bitsandbytes",), precisions=("nf4",)) == ["bitsandbytes/nf4"]
 
 
