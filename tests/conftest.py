@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -20,7 +21,16 @@ import quantbench
 from quantbench.core.cache import cache_root
 from quantbench.core.errors import UsageError
 from quantbench.core.machine import require_device
+from quantbench.core.registry import Named, Registry
 from quantbench.models import meta
+
+WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
+if WORKER and hasattr(os, "sched_setaffinity"):
+    # A CPU for each worker and all that it starts: threads that wait spin, and slow those of another 10 to 100 times. Work of
+    # another worker is then also no work of others on the CPUs that a test may use.
+    CPUS = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {CPUS[int(WORKER.removeprefix("gw")) % len(CPUS)]})
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 settings.register_profile("repeatable", deadline=None, derandomize=True, max_examples=80)  # shared machines stall; no database
 settings.load_profile("repeatable")
@@ -46,8 +56,9 @@ def stub_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One cache for the session, so that references and GGUF files are made once."""
-    return tmp_path_factory.mktemp("cache")
+    """One cache for the session, so that references and GGUF files are made once, whichever worker asks first."""
+    base = tmp_path_factory.getbasetemp()
+    return (base.parent if WORKER else base) / "shared-cache"
 
 
 @pytest.fixture(scope="session")
@@ -60,6 +71,12 @@ def users_cache() -> Path:
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a child asks transformers of a configuration, in this process, which has imported it already."""
     monkeypatch.setattr(meta, "call_transformers", lambda _module, request, *_: meta.describe_config(request))
+
+
+@pytest.fixture
+def plug_in(monkeypatch: pytest.MonkeyPatch) -> Callable[[Registry[Any], Named], None]:
+    """Add something to a registry for the length of a test, as if it had been found."""
+    return lambda registry, found: monkeypatch.setitem(registry._found, found.name, found)
 
 
 @pytest.fixture

@@ -17,7 +17,8 @@ from quantbench.core.errors import ModelError
 from quantbench.core.machine import describe
 from quantbench.core.record import Record, Status
 from quantbench.core.scenario import Conditions, Effort, Scenario, Variant
-from quantbench.methods import METHODS, LoadedModel, Settings, qat
+from quantbench.methods import METHODS, LoadedModel, Settings
+from quantbench.methods.qat import prepare_qat
 from quantbench.models.checkpoint import require_unchanged, resolve, watched
 from quantbench.planning.options import Plan
 from quantbench.results.store import Run, Store
@@ -161,7 +162,7 @@ def test_other_rights_links_and_times_of_the_same_content_are_no_change(model: P
         ("runtimes.transformers.calibration", calibration.calibration_ids, "gptq/int4-g128"),
         ("runtimes.gptqmodel.quantize", quantize.prepared, "gptq/int4-g128"),
         ("runtimes.llama_cpp.imatrix", imatrix.importance_matrix, "gguf/q4_k_m-imat"),
-        ("methods.qat", qat._trained, "qat/int4"),
+        ("methods.qat", prepare_qat, "qat/int4"),
     ],
 )
 def test_what_is_calibrated_is_keyed_by_the_device_and_by_its_makers_source(

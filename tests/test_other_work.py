@@ -59,7 +59,7 @@ class Kernel:
 def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Kernel:
     """A machine whose CPUs 0 and 1 this process may use, and a clock that moves when it is told to."""
     made = Kernel(tmp_path)
-    monkeypatch.setattr(other_work, "_cpus_of", lambda _: {0, 1})
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
     monkeypatch.setattr(other_work.time, "perf_counter", lambda: made.clock_s)
     return made
 

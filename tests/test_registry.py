@@ -26,12 +26,19 @@ _numbers = itertools.count()
 
 
 @pytest.fixture
-def registry_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Mapping[str, str]], Registry[Precision]]:
-    """A registry over a package made of the given modules; their text may use ``Tool(name=...)``."""
+def package() -> str:
+    """A name that no other test imports."""
+    return f"tools_{next(_numbers)}"
+
+
+@pytest.fixture
+def registry_of(
+    package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[Mapping[str, str]], Registry[Precision]]:
+    """A registry over ``package``, made of the given modules; their text may use ``Tool(name=...)``."""
     monkeypatch.syspath_prepend(tmp_path)
 
     def make(modules: Mapping[str, str]) -> Registry[Precision]:
-        package = f"tools_{next(_numbers)}"
         (tmp_path / package).mkdir()
         (tmp_path / package / "__init__.py").write_text("")
         for name, text in modules.items():
@@ -65,11 +72,10 @@ def test_modules_with_an_underscore_are_not_scanned(registry_of: Callable[..., R
 
 
 def test_what_other_processes_will_need_is_imported_without_the_plug_ins(
-    registry_of: Callable[..., Registry[Precision]], tmp_path: Path
+    registry_of: Callable[..., Registry[Precision]], package: str, tmp_path: Path
 ) -> None:
     """A fork server does it: a plug-in may start threads or a device, which no fork survives."""
     registry = registry_of({"saw": "S = Tool(name='saw')", "_helper": "raise RuntimeError('never imported')"})
-    package = f"tools_{next(_numbers) - 1}"
     (tmp_path / "hammers.py").write_text("raise RuntimeError('never imported')")
     _installed(tmp_path, package, {"hammer": "hammers:H"})
 
@@ -95,24 +101,26 @@ def test_one_object_imported_by_two_modules_is_one(registry_of: Callable[..., Re
     assert [tool.name for tool in registry] == ["saw"]
 
 
-def test_entry_points_add_an_object_or_a_module(tmp_path: Path, registry_of: Callable[..., Registry[Precision]]) -> None:
+def test_entry_points_add_an_object_or_a_module(
+    tmp_path: Path, package: str, registry_of: Callable[..., Registry[Precision]]
+) -> None:
     registry = registry_of({"one": "A = Tool(name='saw')"})
     module = f"elsewhere_{next(_numbers)}"
     (tmp_path / f"{module}.py").write_text(f"{TOOL}\nONE = Tool(name='plane')\nTWO = Tool(name='file')\n")
     (tmp_path / f"{module}_single.py").write_text(f"{TOOL}\nONLY = Tool(name='vice')\nOTHER = Tool(name='not asked for')\n")
-    _installed(tmp_path, registry._package, {"whole": module, "single": f"{module}_single:ONLY"})
+    _installed(tmp_path, package, {"whole": module, "single": f"{module}_single:ONLY"})
     assert [tool.name for tool in registry] == ["file", "plane", "saw", "vice"]
 
 
 def test_a_broken_entry_point_is_named_and_the_others_work(
-    tmp_path: Path, registry_of: Callable[..., Registry[Precision]]
+    tmp_path: Path, package: str, registry_of: Callable[..., Registry[Precision]]
 ) -> None:
     registry = registry_of({"one": "A = Tool(name='saw')"})
     module = f"elsewhere_{next(_numbers)}"
     (tmp_path / f"{module}_ends.py").write_text("raise SystemExit\n")
     (tmp_path / f"{module}_good.py").write_text(f"{TOOL}\nONLY = Tool(name='vice')\n")
     points = {"ends": f"{module}_ends", "gone": f"{module}_gone:ONLY", "good": f"{module}_good"}
-    _installed(tmp_path, registry._package, points)
+    _installed(tmp_path, package, points)
     with pytest.warns(UserWarning, match="is left out") as caught:
         assert [tool.name for tool in registry] == ["saw", "vice"]
     ends, gone = f"ends = {module}_ends", f"gone = {module}_gone:ONLY"

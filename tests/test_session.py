@@ -21,7 +21,9 @@ from quantbench.running.session import Session
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-NO_GPU = r"^device 'cuda' was asked for and nobody sees a GPU; use cpu, or run where a GPU is to be had$"
+    from conftest import FakeNvml
+
+NO_GPU = r"^device 'cuda' was asked for and NVML lists no GPU; use cpu, or run where a GPU is to be had$"
 CPU_BUILD = r"^device 'cuda' was asked for and torch 2\.13\.0\+cpu is a CPU build; install a CUDA build of torch, or use cpu$"
 
 
@@ -48,10 +50,9 @@ def one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_gpu(nvml: FakeNvml) -> None:
     """No GPU."""
-    monkeypatch.setattr(gpus, "visible_gpus", tuple)
-    monkeypatch.setattr(gpus, "_known_gpus", lambda: ((), "nobody sees a GPU"))
+    nvml.boards.clear()
 
 
 def test_an_engine_that_does_not_exist_is_refused(session: Callable[..., Session]) -> None:

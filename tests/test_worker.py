@@ -17,7 +17,7 @@ from quantbench.methods import METHODS, Settings, method
 from quantbench.models.checkpoint import resolve
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
 )
 def test_failures_have_a_status_and_a_sentence(
-    error: Exception, status: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    error: Exception, status: str, reason: str, *, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plug_in: Callable[..., None]
 ) -> None:
     @method("failing", precisions=[Precision(name="w8", bits=8)], requires=[])
     @contextmanager
@@ -45,7 +45,7 @@ def test_failures_have_a_status_and_a_sentence(
         raise error
         yield
 
-    monkeypatch.setitem(METHODS._found, "failing", open_failing)
+    plug_in(METHODS, open_failing)
     monkeypatch.setattr("quantbench.measuring.subjects.causal.memory_bandwidth", lambda *_: "not here")
     Job(
         kind="measure", checkpoint=resolve("canary"), variant=Variant(method="failing", precision="w8"),

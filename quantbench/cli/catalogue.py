@@ -68,7 +68,7 @@ def metrics(
     if output == "json":
         return print_json([_column_facts(each, column) for each, columns in chosen for column in columns])
     blocks = [
-        [f"{each.name}: {each.about}", *(line for column in columns for line in _column_lines(column))]
+        [f"{each.name}: {each.about}", *(line for column in columns for line in column_lines(column))]
         for each, columns in chosen
         if columns
     ]
@@ -82,7 +82,7 @@ def _column_facts(metric: Metric, column: Column) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _column_lines(column: Column) -> list[str]:
+def column_lines(column: Column) -> list[str]:
     """Name, unit, direction and meaning of a column; then its formula and its source, where it has them."""
     facts = ", ".join(part for part in (column.unit, f"{column.better} is better" if column.better else "") if part)
     head = f"{column.name} ({facts}): {column.doc}" if facts else f"{column.name}: {column.doc}"

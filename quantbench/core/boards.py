@@ -17,7 +17,7 @@ from quantbench.core.gpus import chosen_gpus, open_nvml
 
 _ON_CPU = "the model ran on the CPU"
 _MILLI = 1e-3
-_MAPS = Path("/proc/self/maps")
+MAPS = Path("/proc/self/maps")
 _CUDA_DRIVER = "libcuda.so"
 
 
@@ -73,4 +73,4 @@ def open_boards(device: str) -> Boards | str:
 
 def uses_cuda() -> bool:
     """Whether something in this process has loaded CUDA's driver; it is on the safe side where nobody can tell."""
-    return _CUDA_DRIVER in _MAPS.read_text() if _MAPS.exists() else True
+    return _CUDA_DRIVER in MAPS.read_text() if MAPS.exists() else True

@@ -30,7 +30,7 @@ INT4 = Precision(name="int4", bits=4, title="INT4 in 8-bit storage, trained", us
 SAME_AS = {"int8": "intx8-dyn", "int4": "intx4-wo"}
 """The precision of torchao with the same number format, quantized without training."""
 
-_TRAINING = {"int8": Training(rate=4e-6), "int4": Training(rate=4e-5)}
+TRAINING = {"int8": Training(rate=4e-6), "int4": Training(rate=4e-5)}
 """Rates tried on the canary: ten times more undoes what the model knew, ten times less changes next to nothing."""
 
 _CURVE_POINTS = 12
@@ -63,7 +63,7 @@ def prepare_qat(spec: Spec, settings: Settings) -> Artifact:
 @open_qat.asks
 def qat_recipe(spec: Spec) -> Mapping[str, str]:
     """Calibration text and training."""
-    training = _TRAINING[spec.variant.precision]
+    training = TRAINING[spec.variant.precision]
     return {"calibration": calibration_identity(spec.conditions), "training": json.dumps(asdict(training))}
 
 
@@ -93,7 +93,7 @@ def _load(spec: Spec, settings: Settings) -> TransformersModel:
 
 def _trained(spec: Spec, settings: Settings) -> Path:
     precision, conditions = spec.variant.precision, spec.conditions
-    training = _TRAINING[precision]
+    training = TRAINING[precision]
     asked = {
         "content": settings.checkpoint.content_hash, "precision": precision, "seed": conditions.seed,
         "calibration": calibration_identity(conditions), "training": asdict(training), "torchao": version("torchao"),

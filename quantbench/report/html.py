@@ -36,7 +36,7 @@ class Detail:
     history: int
 
 
-_DETAILS = (
+DETAILS = (
     Detail(answers=700_000, rows=600, samples=40, history=1500),
     Detail(answers=250_000, rows=300, samples=12, history=600),
     Detail(answers=80_000, rows=150, samples=0, history=200),
@@ -53,7 +53,7 @@ def page(results: Results) -> str:
     rows = results.every_row
     text = ""
     fixed = _fixed(results, rows)
-    for detail in _DETAILS:
+    for detail in DETAILS:
         text = fill("page.html", {**fixed, **_growing(results, rows, detail)})
         if len(text.encode()) <= LARGEST:
             break

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-from types import SimpleNamespace
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -100,18 +99,20 @@ def test_an_unknown_metric_is_a_usage_error_with_the_nearest_names() -> None:
     assert "unknown metric or column 'tttft_s'; did you mean 'ttft_s'" in " ".join(result.stderr.split())
 
 
-def test_on_a_terminal_metrics_are_wrapped_under_their_column(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(catalogue.sys, "stdout", SimpleNamespace(isatty=lambda: True))
-    monkeypatch.setattr(catalogue.shutil, "get_terminal_size", lambda: os.terminal_size((60, 24)))
-    column = next(each for each in METRICS["memory"].columns if each.name == "weight_bytes")
-    lines = "\n".join(catalogue._column_lines(column)).splitlines()
+def test_on_a_terminal_metrics_are_wrapped_under_their_column(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "60")
+    catalogue.metrics(["weight_bytes"])
+    _, *lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 60
     assert [line for line in lines if not line.startswith("      ")] == [lines[0]]
     assert " ".join(" ".join(lines).split()).startswith("weight_bytes (bytes, lower is better): everything that stores weights")
 
 
 def test_a_metric_from_elsewhere_needs_neither_formula_nor_source() -> None:
-    assert catalogue._column_lines(Column("stub_answers", "answers", kind="int", doc="answers seen")) == [
+    assert catalogue.column_lines(Column("stub_answers", "answers", kind="int", doc="answers seen")) == [
         "  stub_answers (answers): answers seen"
     ]
 

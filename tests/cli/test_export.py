@@ -17,7 +17,6 @@ from typer.testing import CliRunner
 
 from quantbench.cli import export as module
 from quantbench.cli.app import app
-from quantbench.core.errors import UsageError
 from quantbench.results.schema import schema
 
 ROWS = (("torch/fp32", "ok", 50.0), ("gguf/q8_0", "ok", 200.0), ("gguf/q2_k", "oom", None), ("torchao/fp8", "skipped", None))
@@ -192,13 +191,18 @@ def test_the_hud_gets_a_run_in_which_all_failed(results: Path) -> None:
 
 
 def test_a_terminal_gets_no_escapes_and_a_pipe_gets_all(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    results: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    from quantbench import export
+
     text = "a\tb\n\x1b[31mred\x9b\r"
-    module._print([text])
+    odd = {"odd": export.Exporter(name="odd", write=lambda *_: iter([text]))}
+    monkeypatch.setattr(export, "EXPORTERS", odd)
+    monkeypatch.setattr(module, "EXPORTERS", odd)
+    module.export("odd", results=str(results))
     assert capsys.readouterr().out == text
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    module._print([text])
+    module.export("odd", results=str(results))
     assert capsys.readouterr().out == "a\tb\n\\x1b[31mred\\x9b\\r"
 
 
@@ -217,7 +221,7 @@ def test_a_plug_in_is_found(results: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 class _Point:
-    """An entry point."""
+    """An entry point of no distribution."""
 
     dist = None
 
@@ -228,6 +232,7 @@ class _Point:
         return self._found
 
 
-def test_a_missing_folder_is_named_as_it_was_given(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"none/out\.csv cannot be written \(No such file or directory\)"):
-        module._write(tmp_path / "none" / "out.csv", ["x"], "results")
+def test_a_missing_folder_is_named_as_it_was_given(results: Path, tmp_path: Path) -> None:
+    code, _, stderr = _run(results, "--to", "csv", "-o", str(tmp_path / "none" / "out.csv"))
+    assert code == 2
+    assert "none/out.csv cannot be written (No such file or directory)" in " ".join(stderr.split())

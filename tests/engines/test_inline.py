@@ -16,7 +16,7 @@ from quantbench.models.checkpoint import resolve
 from quantbench.running.engines.inline import open_inline
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     import pytest
@@ -29,7 +29,9 @@ class Weights:
         self.own = self
 
 
-def test_a_job_that_ran_out_of_gpu_memory_leaves_none_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_that_ran_out_of_gpu_memory_leaves_none_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plug_in: Callable[..., None]
+) -> None:
     left: list[weakref.ref[Weights]] = []
     alive: list[bool] = []
 
@@ -41,7 +43,7 @@ def test_a_job_that_ran_out_of_gpu_memory_leaves_none_taken(tmp_path: Path, monk
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         yield weights
 
-    monkeypatch.setitem(METHODS._found, "large", open_large)
+    plug_in(METHODS, open_large)
     monkeypatch.setattr("quantbench.measuring.subjects.causal.memory_bandwidth", lambda *_: "not here")
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: alive.append(any(each() for each in left)))

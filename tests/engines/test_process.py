@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from quantbench.core.errors import QuantbenchError
@@ -26,6 +27,7 @@ def runner(stub_path: Path, shared_cache: Path) -> Iterator[ProcessRunner]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(stub_path))
         patch.setenv("QUANTBENCH_CACHE", str(shared_cache))
+        patch.setenv("STUB_UNWATCHED", "1")  # else what runs beside the tests decides how threads wait
         patch.delenv("GOMP_SPINCOUNT", raising=False)
         patch.delenv("OMP_WAIT_POLICY", raising=False)
         with open_process("cpu") as opened:
@@ -89,7 +91,7 @@ def test_a_gpu_whose_memory_ran_out_is_oom_however_the_worker_ends_and_the_next_
 def test_what_a_worker_said_long_before_it_died_is_not_taken_for_its_end(tmp_path: Path) -> None:
     said = ["warning: out of memory for a cache, going on without", *(f"line {number}" for number in range(100)), "the end"]
     (tmp_path / "stderr.log").write_text("\n".join(said))
-    failure = process._ending(tmp_path, -signal.SIGSEGV, False)
+    failure = process.ending(tmp_path, -signal.SIGSEGV, False)
 
     assert failure is not None
     assert (failure.status, failure.reason) == (
@@ -115,7 +117,10 @@ def test_a_server_that_dies_is_one_sentence(stub_path: Path, tmp_path: Path, mon
     with open_process("cpu") as opened:
         assert isinstance(opened, ProcessRunner)
         folder = job(tmp_path / "a", "exact")
-        os.killpg(opened._server(Job.load(folder))._process.pid, signal.SIGKILL)
+        before = set(psutil.Process().children())
+        opened.preloaded(Job.load(folder))
+        (server,) = set(psutil.Process().children()) - before
+        os.killpg(server.pid, signal.SIGKILL)
 
         with pytest.raises(QuantbenchError, match="the fork server ended unexpectedly"):
             opened.run(folder, 60)
@@ -195,6 +200,6 @@ def test_what_lies_in_the_current_folder_is_not_imported(
 
 @pytest.mark.parametrize(("number", "name"), [(11, "SIGSEGV"), (40, "signal 40"), (64, "SIGRTMAX")])
 def test_a_signal_without_a_name_is_a_number(number: int, name: str, tmp_path: Path) -> None:
-    ended = process._ending(tmp_path, -number, oom_killed=False)
+    ended = process.ending(tmp_path, -number, oom_killed=False)
     assert ended is not None
     assert (ended.status, ended.reason) == (Status.CRASHED, f"the worker was ended by {name}")

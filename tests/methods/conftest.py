@@ -130,7 +130,7 @@ def quantize_packed() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gptqmodel, "CALIBRATION_SEQUENCES", SHORT_SEARCH)
         patch.setattr(gptqmodel, "calibration_ids", lambda *asked: [ids[:32] for ids in full(*asked)])
-        patch.setattr(gptqmodel, "_run", lambda _, request: gptqmodel.quantize(request))
+        patch.setattr(gptqmodel, "call", lambda _module, request, *_, **__: gptqmodel.quantize(request))
         for method, precision in PACKED:
             preparer = METHODS[method].preparer
             assert preparer

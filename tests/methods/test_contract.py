@@ -59,7 +59,7 @@ pytestmark = pytest.mark.usefixtures("artifacts", "short_training", "short_searc
 def short_training(monkeypatch: pytest.MonkeyPatch) -> None:
     """QAT of a few steps: what is learned is not judged here, and the real one takes minutes on a machine without it."""
     few = Training(rate=4e-6, steps=4, batch=1, length=16, warmup=2)
-    monkeypatch.setattr(qat, "_TRAINING", dict.fromkeys(("int8", "int4"), few))
+    monkeypatch.setattr(qat, "TRAINING", dict.fromkeys(("int8", "int4"), few))
 
 
 @pytest.fixture(scope="module")

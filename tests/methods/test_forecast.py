@@ -111,7 +111,7 @@ def check_loaded(model: str, variant: str) -> None:
 @pytest.mark.parametrize("variant", [each for each in OFFERED if each not in CUDA_ONLY])
 def test_the_canary_takes_what_was_forecast(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
     few = Training(rate=4e-6, steps=4, batch=1, length=16, warmup=2)
-    monkeypatch.setattr(qat, "_TRAINING", dict.fromkeys(("int8", "int4"), few))  # training changes no byte count
+    monkeypatch.setattr(qat, "TRAINING", dict.fromkeys(("int8", "int4"), few))  # training changes no byte count
     check_loaded("canary", variant)
 
 

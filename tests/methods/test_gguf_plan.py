@@ -214,7 +214,7 @@ def test_an_assertion_of_llama_cpp_is_a_reason() -> None:
 
 
 def test_a_dry_run_that_hangs_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(plan, "TIMEOUT_S", 0.05)
 
     (reason,) = {each.note for each in forecast(small("llama", vocab_size=1024)).values()}
 

@@ -62,9 +62,9 @@ def _nothing_is_quantized(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: object, **_: object) -> None:
         raise AssertionError(f"a dummy was quantized: {arguments}")
 
-    monkeypatch.setattr(quantize, "_run", refuse)
+    monkeypatch.setattr(quantize, "call", refuse)
     monkeypatch.setattr(quantize, "calibration_ids", refuse)
-    monkeypatch.setattr(calibration, "_sampled", refuse)
+    monkeypatch.setattr(calibration, "artifact", refuse)
 
 
 @pytest.fixture
@@ -241,7 +241,7 @@ def test_several_files_load_and_are_indexed(dummy: Callable[..., Checkpoint], mo
     whole = prepare(checkpoint, "gptq/int4-g64").path
     expected = safetensors_header(whole / "model.safetensors")
     shutil.rmtree(whole.parent)
-    monkeypatch.setattr(packed_forecast, "_SHARD_BYTES", 600_000)
+    monkeypatch.setattr(packed_forecast, "SHARD_BYTES", 600_000)
     found = prepare(checkpoint, "gptq/int4-g64")
     files = weight_files(found.path)
     assert [path.name for path in files] == [f"model-{each:05d}-of-{len(files):05d}.safetensors" for each in (1, 2, 3, 4)]

@@ -173,7 +173,7 @@ def test_several_files_are_as_the_quantizer_itself_writes_them(
     names, _, total = streaming_state_dict_to_shards(
         sources, str(tmp_path), "model", "model.safetensors", {"format": "pt"}, shard_bytes
     )
-    monkeypatch.setattr(packed_forecast, "_SHARD_BYTES", shard_bytes)
+    monkeypatch.setattr(packed_forecast, "SHARD_BYTES", shard_bytes)
     assert foretold("gptq/int3", "canary").file_bytes == total == sum((tmp_path / name).stat().st_size for name in names)
     assert (len(names) > 1) == (shard_bytes < 10**9)
 

@@ -82,7 +82,7 @@ def test_the_names_are_gptqmodels_own() -> None:
     from gptqmodel import extension
     from gptqmodel.utils.backend import BACKEND
 
-    for name, code in {**packed_kernels._COMPILED, **packed_kernels._OF_CUTLASS}.items():
+    for name, code in {**packed_kernels.COMPILED, **packed_kernels.OF_CUTLASS}.items():
         assert BACKEND(name).value == name
         assert code in extension.available_extensions()
 

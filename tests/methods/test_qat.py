@@ -84,7 +84,7 @@ def saved(tmp_path: Path) -> Callable[[Any], str]:
 def tiny(saved: Callable[[Any], str], monkeypatch: pytest.MonkeyPatch) -> str:
     """A random Llama as a checkpoint, little calibration text, and short training."""
     monkeypatch.setattr(calibration, "SEQUENCES", 8)
-    monkeypatch.setattr(qat, "_TRAINING", dict.fromkeys(BOTH, SHORT))
+    monkeypatch.setattr(qat, "TRAINING", dict.fromkeys(BOTH, SHORT))
     return saved(llama())
 
 
@@ -234,7 +234,7 @@ def test_a_tied_output_layer_stays_too() -> None:
 
 def test_a_loss_that_diverges_is_an_error_and_leaves_no_artifact(tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
     wild = Training(rate=1e30, steps=6, batch=2, length=16, warmup=2)
-    monkeypatch.setattr(qat, "_TRAINING", dict.fromkeys(BOTH, wild))
+    monkeypatch.setattr(qat, "TRAINING", dict.fromkeys(BOTH, wild))
 
     with pytest.raises(ModelError, match=r"the loss of quantization-aware training is (nan|inf) at step \d; it diverged"):
         prepared("int4", tiny)
@@ -291,7 +291,7 @@ def test_the_artifact_is_a_plain_checkpoint_in_bfloat16_and_is_made_once(precisi
 def test_each_training_is_an_artifact_of_its_own_and_stands_in_the_key(tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
     folders, recipes = [], []
     for training in (SHORT, Training(rate=1e-3, steps=4, batch=2, length=16, warmup=2)):
-        monkeypatch.setattr(qat, "_TRAINING", dict.fromkeys(BOTH, training))
+        monkeypatch.setattr(qat, "TRAINING", dict.fromkeys(BOTH, training))
         folders.append(prepared("int8", tiny).path)
         recipes.append(dict(METHOD.recipe(asked("int8", tiny)[0])))
 
@@ -316,7 +316,7 @@ def test_it_is_loaded_as_the_same_precision_of_torchao(precision: str, tiny: str
 
 
 def test_a_long_course_is_kept_as_averages(tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(qat, "_TRAINING", dict.fromkeys(BOTH, Training(rate=1e-4, steps=26, batch=1, length=8, warmup=2)))
+    monkeypatch.setattr(qat, "TRAINING", dict.fromkeys(BOTH, Training(rate=1e-4, steps=26, batch=1, length=8, warmup=2)))
     with METHOD.open(*asked("int8", tiny)) as model:
         curve = json.loads(model.facts["qat_losses"])
     steps = json.loads((prepared("int8", tiny).path.parent / "training.json").read_text())["losses"]

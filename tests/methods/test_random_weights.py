@@ -146,7 +146,7 @@ def test_values_follow_from_name_and_seed(monkeypatch: pytest.MonkeyPatch) -> No
 
     first = made("a.weight")
     place = 15649375  # crc32 of the name, modulo the pool: Python's own hash is another one in each process
-    assert torch.equal(first.flatten(), random_weights._draw(0.02)[place : place + 64 * 64])
+    assert torch.equal(first.flatten(), random_weights.draw_pool(0.02)[place : place + 64 * 64])
     assert torch.equal(made("a.weight"), first)
     assert not torch.equal(made("b.weight"), first)
     monkeypatch.setattr(random_weights, "SEED", 1)
@@ -214,7 +214,7 @@ def test_the_pool_is_let_go(dummy: Callable[..., Checkpoint], monkeypatch: pytes
     """Even where transformers keeps what it was given."""
     drawn: list[weakref.ref[torch.Tensor]] = []
     kept: list[object] = []
-    draw, make = random_weights._draw, NormalValues.make
+    draw, make = random_weights.draw_pool, NormalValues.make
 
     def remembered(spread: float) -> torch.Tensor:
         pool: torch.Tensor = draw(spread)
@@ -225,7 +225,7 @@ def test_the_pool_is_let_go(dummy: Callable[..., Checkpoint], monkeypatch: pytes
         kept.append(self)
         return make(self, *rest)
 
-    monkeypatch.setattr(random_weights, "_draw", remembered)
+    monkeypatch.setattr(random_weights, "draw_pool", remembered)
     monkeypatch.setattr(NormalValues, "make", keeping)
     model = load_random(dummy("llama"), dtype="float32")
     gc.collect()
@@ -279,7 +279,7 @@ def test_it_is_not_trained_but_quantized_alike(dummy: Callable[..., Checkpoint],
     def train(*_: object) -> None:
         raise AssertionError("random weights were trained on their own noise")
 
-    monkeypatch.setattr(qat, "_train", train)
+    monkeypatch.setattr(qat, "distill", train)
     checkpoint = dummy("llama")
     preparer = METHODS["qat"].preparer
     assert preparer

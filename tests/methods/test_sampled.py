@@ -42,5 +42,5 @@ def test_more_than_a_pass_holds_come_in_order(model: LoadedModel, monkeypatch: p
 def test_a_model_that_minds_padding_samples_one_by_one(model: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(model, SamplesTogether)
     whole = list(model.sample_together(PROMPTS, 4, SAMPLINGS, ()))
-    monkeypatch.setattr(sampled, "_same_alone", lambda *_: False)
+    monkeypatch.setattr(sampled, "same_alone", lambda *_: False)
     assert list(model.sample_together(PROMPTS, 4, SAMPLINGS, ())) == whole

@@ -17,6 +17,7 @@ from quantbench.models import MODELS, BuiltinModel, ModuleRecipe
 from quantbench.models.checkpoint import resolve
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from contextlib import AbstractContextManager
     from pathlib import Path
 
@@ -139,7 +140,7 @@ def test_an_engine_that_keeps_the_plain_weights_too_is_counted_with_them(monkeyp
     assert found["onednn"] - found["x86"] == LSTM_WEIGHTS + LINEAR_WEIGHTS
 
 
-def test_a_module_without_such_a_layer_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_module_without_such_a_layer_is_refused(plug_in: Callable[..., None]) -> None:
     from torch import nn
 
     def build() -> Any:
@@ -149,7 +150,7 @@ def test_a_module_without_such_a_layer_is_refused(monkeypatch: pytest.MonkeyPatc
         name="plain", about="for this test", folder=MODELS["lstm"].folder,
         module=ModuleRecipe(build=build, example=lambda _seed, _index: None),
     )  # fmt: skip
-    monkeypatch.setitem(MODELS._found, "plain", made)
+    plug_in(MODELS, made)
     with pytest.raises(UnsupportedError, match="found no Linear or LSTM layer"), _module(INT8, "plain"):
         pass
 

@@ -184,7 +184,7 @@ def test_whether_this_process_has_loaded_cuda_is_read_from_its_mappings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     maps = tmp_path / "maps"
-    monkeypatch.setattr(module, "_MAPS", maps)
+    monkeypatch.setattr(module, "MAPS", maps)
     assert module.uses_cuda()
     maps.write_text("7f00-7f01 r-xp 00000000 08:01 1 /usr/lib/x86_64-linux-gnu/libnvidia-ml.so.1\n")
     assert not module.uses_cuda()

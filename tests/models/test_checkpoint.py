@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -291,9 +292,9 @@ def test_the_checkpoints_dtype_is_that_of_most_bytes(
     assert checkpoint_dtype(tmp_path) == expected
 
 
-def test_a_built_in_model_is_resolved_by_name(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_built_in_model_is_resolved_by_name(checkpoint: Path, plug_in: Callable[..., None]) -> None:
     from quantbench.models import MODELS
 
     builtin = BuiltinModel(name="tiny", about="for this test", folder=lambda: checkpoint)
-    monkeypatch.setitem(MODELS._found, "tiny", builtin)
+    plug_in(MODELS, builtin)
     assert (resolve("tiny").path, resolve("tiny").revision) == (checkpoint, "built-in")

@@ -263,20 +263,20 @@ def test_resident_agrees_with_psutil() -> None:
 
 
 def test_without_proc_it_is_unsupported_and_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(memory, "_STATUS", tmp_path / "none")
+    monkeypatch.setattr(memory, "STATUS", tmp_path / "none")
     with pytest.raises(UnsupportedError, match=r"^peak memory is read from /proc/self/status, which this system lacks"):
         memory.resident()
 
 
 def test_an_old_kernel_lacks_the_split_and_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "status").write_text("Name:\tpython\nVmHWM:\t   12 kB\nVmRSS:\t   11 kB\n")
-    monkeypatch.setattr(memory, "_STATUS", tmp_path / "status")
+    monkeypatch.setattr(memory, "STATUS", tmp_path / "status")
     with pytest.raises(UnsupportedError, match=r"^peak memory is read from RssAnon, RssFile of /proc/self/status, which"):
         memory.resident()
 
 
 def test_a_peak_that_cannot_be_reset_is_unsupported_and_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(memory, "_CLEAR_REFS", tmp_path / "none" / "clear_refs")
+    monkeypatch.setattr(memory, "CLEAR_REFS", tmp_path / "none" / "clear_refs")
     with pytest.raises(UnsupportedError, match=r"which cannot be written here \(No such file or directory\); measure on Linux"):
         memory.reset_high_water()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -120,7 +120,7 @@ def test_a_kernel_that_takes_no_training_is_named_with_the_way_out(found: Found)
 
 @pytest.mark.parametrize(("place", "able"), [("cuda:0", True), ("cuda:0+cuda:1", True), ("cpu", False), ("cpu+cuda:0", False)])
 def test_a_variant_that_stays_elsewhere_does_not_run_on_the_device(
-    place: str, able: bool, monkeypatch: pytest.MonkeyPatch
+    place: str, able: bool, monkeypatch: pytest.MonkeyPatch, plug_in: Callable[..., None]
 ) -> None:
     """It may answer all the same; then it is not the GPU that answered."""
 
@@ -139,7 +139,7 @@ def test_a_variant_that_stays_elsewhere_does_not_run_on_the_device(
         assert scenario.conditions.device == "cuda"
         yield Placed()
 
-    monkeypatch.setitem(METHODS._found, "placed", open_placed)
+    plug_in(METHODS, open_placed)
     monkeypatch.setattr(probing, "describe", lambda: SimpleNamespace(gpus=("a GPU",)))
     variant = Variant(method="placed", precision="w8")
     subject = probing.ProbedVariant(

@@ -165,7 +165,7 @@ def test_neither_blocks_nor_threads_change_a_figure(
 ) -> None:
     reference = _reference(tmp_path, _table(0))
     score_columns(FakeModel(_table(1), LENGTH), _scored(reference), tmp_path, tmp_path / "whole.npz")
-    monkeypatch.setattr("quantbench.measuring.passes.similarity._BLOCK_VALUES", block)
+    monkeypatch.setattr("quantbench.measuring.passes.similarity.BLOCK_VALUES", block)
     score_columns(FakeModel(_table(1), LENGTH), _scored(reference), tmp_path, tmp_path / "parts.npz", threads=threads)
     whole, parts = _columns(tmp_path / "whole.npz"), _columns(tmp_path / "parts.npz")
     assert {name: values.tolist() for name, values in parts.items()} == {name: each.tolist() for name, each in whole.items()}

@@ -207,8 +207,8 @@ def test_a_page_of_too_much_is_cut_and_says_so(
     whole = page(results)
     assert "Shown are the first" not in whole
     assert "Dots: every sample." in whole
-    first, *_ = html._DETAILS
-    monkeypatch.setattr(html, "_DETAILS", (first, html.Detail(answers=1, rows=2, samples=0, history=1)))
+    first, *_ = html.DETAILS
+    monkeypatch.setattr(html, "DETAILS", (first, html.Detail(answers=1, rows=2, samples=0, history=1)))
     monkeypatch.setattr(html, "LARGEST", len(whole.encode()) - 1)
     less = page(results)
     assert len(less.encode()) < len(whole.encode())

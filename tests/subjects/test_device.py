@@ -71,7 +71,9 @@ class Placed:
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], dict[str, str]]:
+def run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plug_in: Callable[..., None]
+) -> Callable[[str, str], dict[str, str]]:
     """What a worker reports of a job on ``cuda`` with the method ``placed``."""
 
     @method(
@@ -82,7 +84,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str],
     def open_placed(scenario: Scenario, settings: Settings) -> Iterator[Any]:
         yield Placed(PLACES[scenario.variant.precision])
 
-    monkeypatch.setitem(METHODS._found, "placed", open_placed)
+    plug_in(METHODS, open_placed)
     for subject in (causal, module):
         monkeypatch.setattr(subject, "memory_bandwidth", lambda *_: "not here", raising=False)
 

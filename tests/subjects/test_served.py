@@ -198,12 +198,12 @@ class TestUrlModel:
     def test_requests_of_one_level_are_under_way_together(self, endpoint: Scripted) -> None:
         """Each answer waits for two others: one after the other, none would ever come."""
         endpoint.together = threading.Barrier(3)
-        point = served._burst(client(endpoint, tokenizer=None), 3, 4)
+        point = served.burst(client(endpoint, tokenizer=None), 3, 4)
         assert (point.concurrency, point.tokens) == (3, 11)
         assert sorted(prompt for prompt, _ in endpoint.asked) == sorted(PROMPTS)
 
     def test_more_requests_than_prompts_go_round(self, endpoint: Scripted) -> None:
-        point = served._burst(client(endpoint, tokenizer=None), 7, 4)
+        point = served.burst(client(endpoint, tokenizer=None), 7, 4)
         assert point.tokens == sum(len(PROMPTS[number % 3]) for number in range(7))
 
     @pytest.mark.parametrize(
@@ -213,14 +213,14 @@ class TestUrlModel:
     def test_a_failure_under_load_costs_the_figures_of_concurrency_only(
         self, error: ModelError, hint: bool, endpoint: Scripted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        real = served._burst
+        real = served.burst
 
         def burst(client: Client, concurrency: int, limit: int) -> LoadPoint:
             if concurrency > 1:
                 raise error
             return real(client, concurrency, limit)
 
-        monkeypatch.setattr(served, "_burst", burst)
+        monkeypatch.setattr(served, "burst", burst)
         measure(job(tmp_path, resolve(URL), CONDITIONS), tmp_path)
         values = evaluate(Trace.load(tmp_path / TRACE_FILE.format(0)), None)
         assert values["decode_tps"] == pytest.approx(4.0)
@@ -246,7 +246,7 @@ class TestUrlModel:
     def test_a_failure_under_load_is_the_bursts_failure(self, endpoint: Scripted) -> None:
         endpoint.broken = True
         with pytest.raises(ModelError, match="dropped the stream"):
-            served._burst(client(endpoint, tokenizer=None), 4, 4)
+            served.burst(client(endpoint, tokenizer=None), 4, 4)
 
 
 class TestSummary:

@@ -28,15 +28,15 @@ SAMPLE_S = 0.002
 
 _UNLISTED = "the driver lists no memory as this process's: in a container it may know the process by another number"
 
-_STATUS = Path("/proc/self/status")
-_CLEAR_REFS = Path("/proc/self/clear_refs")
+STATUS = Path("/proc/self/status")
+CLEAR_REFS = Path("/proc/self/clear_refs")
 _RESET_HIGH_WATER = "5"
 _FIELDS = ("VmHWM", "VmRSS", "RssAnon", "RssFile")
 
 
 def resident() -> dict[str, int]:
     """VmHWM, VmRSS, RssAnon and RssFile of this process in bytes; UnsupportedError where the kernel does not tell them."""
-    text = _STATUS.read_text() if _STATUS.exists() else ""
+    text = STATUS.read_text() if STATUS.exists() else ""
     found = {name: int(count) * 1024 for name, count in re.findall(r"^(\w+):\s+(\d+) kB$", text, flags=re.MULTILINE)}
     if lacking := [name for name in _FIELDS if name not in found]:
         what = f"{', '.join(lacking)} of /proc/self/status" if text else "/proc/self/status"
@@ -52,7 +52,7 @@ def reset_high_water() -> None:
     if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # glibc has it
         trim(0)
     try:
-        _CLEAR_REFS.write_text(_RESET_HIGH_WATER)
+        CLEAR_REFS.write_text(_RESET_HIGH_WATER)
     except OSError as error:
         raise UnsupportedError(
             f"peak memory is reset through /proc/self/clear_refs, which cannot be written here ({error.strerror}); "

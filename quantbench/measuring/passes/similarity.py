@@ -26,7 +26,7 @@ REFERENCE_FILE = "reference.json"
 
 WRONG_COUNT = "the method did not score the {} positions asked for; its score() must begin at 'first' and end with the last"
 
-_BLOCK_VALUES = 1 << 16
+BLOCK_VALUES = 1 << 16
 """Values that are compared at once: few enough to stay in a core's cache, so that each step finds them there."""
 
 
@@ -120,7 +120,7 @@ def _compare(
             "give a reference with the same vocabulary"
         )
     width = logits.shape[1] if expected is None else expected.shape[1]
-    step = max(1, _BLOCK_VALUES // width)
+    step = max(1, BLOCK_VALUES // width)
     share = step * -(-len(logits) // (step * threads))
     work = partial(_compare_rows, logits[:, :width], expected, targets, step)
     parts = list(pool.map(work, [range(start, min(start + share, len(logits))) for start in range(0, len(logits), share)]))

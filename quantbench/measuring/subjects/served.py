@@ -208,14 +208,14 @@ def _load(client: Client, conditions: Conditions) -> tuple[tuple[LoadPoint, ...]
     points: list[LoadPoint] = []
     for level in levels(conditions.concurrency):
         try:
-            points.append(_burst(client, level, conditions.output_tokens))
+            points.append(burst(client, level, conditions.output_tokens))
         except ModelError as error:
             hint = _INTERRUPTS if isinstance(error, StreamDroppedError) and level > 1 else ""
             return tuple(points), f"with {level} requests at once: {error}{hint}"
     return tuple(points), ""
 
 
-def _burst(client: Client, concurrency: int, limit: int) -> LoadPoint:
+def burst(client: Client, concurrency: int, limit: int) -> LoadPoint:
     """``concurrency`` requests at the same moment, prompts in rotation; seconds from the first start to the last token."""
     together = Barrier(concurrency)
     chosen = [number % len(client.task.prompts) for number in range(concurrency)]

@@ -84,7 +84,7 @@ class _Server:
             kill_group(pid)
             self._receive(None)  # the answer to this job must not be taken for the next one's
             raise
-        return _ending(folder, int(answer["returncode"]), oom_kills() > killed_before)
+        return ending(folder, int(answer["returncode"]), oom_kills() > killed_before)
 
     def close(self) -> None:
         """Stop the server and whatever it still runs."""
@@ -184,7 +184,8 @@ def _pipe(stream: IO[bytes] | None) -> IO[bytes]:
     return stream
 
 
-def _ending(folder: Path, returncode: int, oom_killed: bool) -> Failure | None:
+def ending(folder: Path, returncode: int, oom_killed: bool) -> Failure | None:
+    """What became of the worker whose job is in ``folder``, by how it ended and what it said last; None where all went well."""
     if returncode == 0:
         return None
     if reported := reported_failure(folder):

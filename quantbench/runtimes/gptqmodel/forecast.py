@@ -30,7 +30,7 @@ _SHIFT_TABLE_BYTES = {2: 64, 3: 144, 4: 32, 8: 16}
 """By bits: the table that each GPTQ layer makes for itself on load, of the places of values in a word."""
 
 _ITEM_BYTES = {"I32": 4, "F16": 2, "BF16": 2}
-_SHARD_BYTES = 4 * 2**30
+SHARD_BYTES = 4 * 2**30
 _LENGTH_BYTES = 8
 _METADATA = {"__metadata__": {"format": "pt"}}
 _NOTES = {
@@ -91,7 +91,7 @@ def shards(tensors: Sequence[Stored]) -> Iterator[list[Stored]]:
     filled = 0
     for stored in tensors:
         size = stored_bytes(stored)
-        if shard and filled + size > _SHARD_BYTES:
+        if shard and filled + size > SHARD_BYTES:
             yield shard
             shard, filled = [], 0
         shard.append(stored)

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-_COMPILED: Mapping[str, str] = {"gptq_marlin": "marlin_fp16", "awq_marlin": "marlin_fp16"}
+COMPILED: Mapping[str, str] = {"gptq_marlin": "marlin_fp16", "awq_marlin": "marlin_fp16"}
 """By gptqmodel's name of a kernel the extension that holds its code, in the dtype that models are loaded in."""
 
-_OF_CUTLASS: Mapping[str, str] = {
+OF_CUTLASS: Mapping[str, str] = {
     "gptq_machete": "machete", "awq_machete": "machete", "gptq_swordfish": "swordfish", "awq_swordfish": "swordfish",
 }  # fmt: skip
 """The same of those that are left out unless their sources are here."""
@@ -32,10 +32,10 @@ def compile_kernels(method: str) -> None:
     from gptqmodel import extension
     from gptqmodel.utils.importer import AUTO_BACKEND_KERNEL_MAPPING
 
-    wanted = {**_COMPILED, **(_OF_CUTLASS if os.environ.get(_SOURCES) else {})}
+    wanted = {**COMPILED, **(OF_CUTLASS if os.environ.get(_SOURCES) else {})}
     ready = {name for name, code in wanted.items() if name.startswith(f"{method}_") and _is_ready(extension, code)}
     for offered in AUTO_BACKEND_KERNEL_MAPPING[method].values():
-        for backend in [each for each in offered if each.value in {*_COMPILED, *_OF_CUTLASS} - ready]:
+        for backend in [each for each in offered if each.value in {*COMPILED, *OF_CUTLASS} - ready]:
             del offered[backend]
 
 

@@ -26,7 +26,7 @@ File = tuple[str, str, bool]
 
 _CHILD = "quantbench.runtimes.llama_cpp.dry_run"
 _RESULT = "result.json"
-_TIMEOUT_S = 60
+TIMEOUT_S = 60
 _LEAN = {"GGML_NO_BACKTRACE": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 """A dry run needs no GPU and no threads, and where it ends in an assertion no debugger to say so."""
 
@@ -220,7 +220,7 @@ def _asked(request: Mapping[str, Any]) -> dict[str, Any]:
         path = request.get("describe")
         task = f"{path} cannot be read: what reads it" if path else "llama.cpp's dry run"
         try:
-            result = call(_CHILD, {**request, "folder": str(folder)}, task, env=_LEAN, timeout_s=_TIMEOUT_S)
+            result = call(_CHILD, {**request, "folder": str(folder)}, task, env=_LEAN, timeout_s=TIMEOUT_S)
         except ChildError as error:
             raise (ModelError if path else UnsupportedError)(str(error)) from error
         if path and "error" in result:

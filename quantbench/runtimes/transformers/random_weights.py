@@ -78,7 +78,7 @@ class NormalValues:
     def _pool(self, device: Any) -> Any:
         with self._lock:
             if "cpu" not in self._pools:
-                self._pools["cpu"] = _draw(self._spread)
+                self._pools["cpu"] = draw_pool(self._spread)
             key = str(device)
             if key not in self._pools:
                 self._pools[key] = self._pools["cpu"].to(device)
@@ -105,7 +105,7 @@ class Unmade:
         return self._values.make(self._name, self._shape, device, dtype)
 
 
-def _draw(spread: float) -> Any:
+def draw_pool(spread: float) -> Any:
     """The pool, in pieces, so that its float32 form is never there at once."""
     import torch
 

@@ -52,7 +52,7 @@ def _batch(
             logits = model(
                 input_ids=ids, attention_mask=mask, position_ids=places, past_key_values=cache, use_cache=True, logits_to_keep=1
             ).logits[:, -1]
-            if not step and not _same_alone(model, prompts, logits):
+            if not step and not same_alone(model, prompts, logits):
                 return None
             drawn = [_draw(row, each.temperature, by) for row, each, by in zip(logits, samplings, generators, strict=True)]
             for number, token in enumerate(drawn):
@@ -66,7 +66,7 @@ def _batch(
     return [tuple(each) for each in said]
 
 
-def _same_alone(model: Any, prompts: Sequence[Sequence[int]], logits: Any) -> bool:
+def same_alone(model: Any, prompts: Sequence[Sequence[int]], logits: Any) -> bool:
     """Whether the row with the most padding has the logits that it has alone."""
     import torch
 
