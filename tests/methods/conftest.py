@@ -39,6 +39,11 @@ SHAPE: Mapping[str, Any] = {
 }  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def _counted_here(in_process: None) -> None:
+    """Model types of no family are counted in this process."""
+
+
 @pytest.fixture(scope="session")
 def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Checkpoint]:
     """Save a model of a family, of random weights and with the canary's vocabulary: a third of the canary, the same always.

@@ -17,8 +17,10 @@ from quantbench.core.job import Checkpoint
 from quantbench.core.scenario import Scenario, Variant
 from quantbench.methods import METHODS, Settings
 from quantbench.models.architecture import FAMILIES, Architecture, read
+from quantbench.models.architecture.shapes import from_shapes
 from quantbench.models.checkpoint import count_parameters, resolve
 from quantbench.models.footprint import Weights
+from quantbench.models.meta import as_shapes, describe_config
 from quantbench.planning.planner import read_architecture
 from quantbench.runtimes.llama_cpp import kv_cache_bytes, plan
 from quantbench.runtimes.llama_cpp.files import f16_file, quantized_file, tensor_bytes
@@ -42,10 +44,11 @@ EVERY_FAMILY: dict[str, Any] = {
     "hidden_size": 256, "n_embd": 256, "intermediate_size": 512, "moe_intermediate_size": 256, "ffn_dim": 512,
     "shared_expert_intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
     "num_kv_heads": 2, "head_dim": 64, "vocab_size": 512, "max_position_embeddings": 64, "n_positions": 64,
-    "num_local_experts": 4, "num_experts_per_tok": 2, "attention_types": [[["global"], 2]],
+    "num_local_experts": 4, "num_experts_per_tok": 2, "attention_types": [[["global"], 2]], "pad_token_id": 0,
 }  # fmt: skip
-"""Keys from which every family can be read."""
+"""Keys from which every family can be read; but that Falcon takes no head_dim."""
 
+FROM_MODULES = {"falcon", "gemma", "gemma2", "gemma3_text", "gpt2", "gpt_neo", "gpt_neox", "opt", "phi", "phi3"}
 WITHOUT_GGUF = {"opt", "gpt_neo"}
 
 pytestmark = pytest.mark.usefixtures("artifacts")
@@ -67,7 +70,11 @@ def prepared(scenario: Scenario, checkpoint: Checkpoint) -> tuple[int | None, st
 
 
 def small(model_type: str, **changes: object) -> Architecture:
-    return read(EVERY_FAMILY | {"model_type": model_type} | changes, "small", "config.json")
+    body = EVERY_FAMILY | {"model_type": model_type} | changes
+    if model_type not in FROM_MODULES:
+        return read(body, "small", "config.json")
+    taken = {key: value for key, value in body.items() if (model_type, key) != ("falcon", "head_dim")}
+    return from_shapes(taken, "small", "config.json", as_shapes(describe_config(taken)))
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +142,7 @@ def test_the_matrix_changes_the_types_where_llama_cpp_says_so() -> None:
     assert found["q4_k_m-imat"] == found["q4_k_m"]
 
 
-@pytest.mark.parametrize("model_type", sorted({each for family in FAMILIES for each in family.model_types}))
+@pytest.mark.parametrize("model_type", sorted({each for family in FAMILIES for each in family.model_types} | FROM_MODULES))
 def test_every_family_is_accepted_by_llama_cpp(model_type: str) -> None:
     """Its own hyperparameters and tensor names; what the file holds adds up to the parameters."""
     architecture = small(model_type)

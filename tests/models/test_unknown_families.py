@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from quantbench.core.errors import ModelError
 from quantbench.models import meta
 from quantbench.models.architecture import AS_LLAMA, Architecture
 from quantbench.models.config import read_architecture
@@ -47,8 +48,60 @@ TOTALS: Mapping[str, tuple[int, Mapping[str, Any]]] = {
         "hidden_size": 2048, "num_hidden_layers": 24, "intermediate_size": 5632, "num_attention_heads": 32,
         "num_key_value_heads": 32, "vocab_size": 100352, "use_qkv_bias": True, "tie_word_embeddings": False,
     }),
+    "gpt2": (124_439_808, {
+        "n_embd": 768, "n_layer": 12, "n_head": 12, "n_positions": 1024, "n_ctx": 1024, "vocab_size": 50257,
+        "activation_function": "gelu_new",
+    }),
+    "gpt_neo": (125_198_592, {
+        "hidden_size": 768, "num_layers": 12, "num_heads": 12, "attention_types": [[["global", "local"], 6]],
+        "vocab_size": 50257, "max_position_embeddings": 2048, "window_size": 256,
+    }),
+    "gpt_neox": (162_322_944, {
+        "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072,
+        "vocab_size": 50304, "max_position_embeddings": 2048, "rotary_pct": 0.25, "tie_word_embeddings": False,
+    }),
+    "opt": (331_196_416, {
+        "hidden_size": 1024, "ffn_dim": 4096, "num_hidden_layers": 24, "num_attention_heads": 16, "vocab_size": 50272,
+        "max_position_embeddings": 2048, "word_embed_proj_dim": 512, "do_layer_norm_before": False,
+    }),
+    "falcon": (6_921_720_704, {
+        "hidden_size": 4544, "num_hidden_layers": 32, "num_attention_heads": 71, "vocab_size": 65024, "multi_query":
+        True, "parallel_attn": True, "bias": False, "alibi": False, "new_decoder_architecture": False,
+    }),
+    "phi": (2_779_683_840, {
+        "hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 32, "num_attention_heads": 32,
+        "vocab_size": 51200, "max_position_embeddings": 2048, "partial_rotary_factor": 0.4, "qk_layernorm": False,
+        "tie_word_embeddings": False,
+    }),
+    "phi3": (3_821_079_552, {
+        "hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 32, "num_attention_heads": 32,
+        "num_key_value_heads": 32, "vocab_size": 32064, "max_position_embeddings": 4096, "sliding_window": 2047,
+        "tie_word_embeddings": False,
+    }),
+    "gemma": (2_506_172_416, {
+        "hidden_size": 2048, "intermediate_size": 16384, "num_hidden_layers": 18, "num_attention_heads": 8,
+        "num_key_value_heads": 1, "head_dim": 256, "vocab_size": 256000, "max_position_embeddings": 8192,
+    }),
+    "gemma2": (2_614_341_888, {
+        "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26, "num_attention_heads": 8,
+        "num_key_value_heads": 4, "head_dim": 256, "vocab_size": 256000, "max_position_embeddings": 8192,
+        "sliding_window": 4096,
+    }),
+    "gemma3_text": (999_885_952, {
+        "hidden_size": 1152, "intermediate_size": 6912, "num_hidden_layers": 26, "num_attention_heads": 4,
+        "num_key_value_heads": 1, "head_dim": 256, "vocab_size": 262144, "max_position_embeddings": 32768,
+        "sliding_window": 512, "sliding_window_pattern": 6,
+    }),
 }  # fmt: skip
-"""StarCoder2-3B, OLMo-2-7B, Command R, Granite-3.0-2B and StableLM-2-1.6B, with parameters counted by hand."""
+"""StarCoder2-3B, OLMo-2-7B, Command R, Granite-3.0-2B, StableLM-2-1.6B, GPT-2, GPT-Neo-125M, Pythia-160M, OPT-350M, Falcon-7B,
+Phi-2, Phi-3-mini, Gemma-2B, Gemma-2-2B and Gemma-3-1B, with parameters counted by hand."""
+
+WINDOWS: Mapping[str, list[int | None]] = {
+    "gemma2": [4096, None] * 13, "gemma3_text": [*[*[512] * 5, None] * 4, 512, 512],
+    "falcon": [None] * 32, "phi3": [2047] * 32,
+}  # fmt: skip
+HEADS: Mapping[str, tuple[int, int]] = {"gemma2": (4, 256), "gemma3_text": (1, 256), "falcon": (1, 64), "phi3": (32, 96)}
+"""Of each layer the heads that it keeps keys and values of, and the values of each."""
 
 
 @pytest.fixture
@@ -142,6 +195,31 @@ def test_the_shapes_are_those_of_transformers_module(kind: str, tmp_path: Path) 
 def test_published_models_have_as_many_parameters_as_their_repositories_say(kind: str, tmp_path: Path) -> None:
     total, dimensions = TOTALS[kind]
     assert read_architecture(_config(tmp_path, kind, dimensions)).parameters == total
+
+
+@pytest.mark.usefixtures("in_process")
+@pytest.mark.parametrize("kind", WINDOWS)
+def test_published_models_keep_as_much_as_their_layers_say(kind: str, tmp_path: Path) -> None:
+    layers = read_architecture(_config(tmp_path, kind, TOTALS[kind][1])).layers
+    assert [each.window for each in layers] == WINDOWS[kind]
+    assert {(each.heads, each.head_dim, each.copies) for each in layers} == {(*HEADS[kind], 1)}
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_model_that_does_not_run_without_values_keeps_what_its_heads_say(tmp_path: Path) -> None:
+    read = read_architecture(_config(tmp_path, "biogpt", {**SMALL, "num_key_value_heads": None}))
+    assert read.note.endswith("own module; its keys and values are counted by the heads in its config.json")
+    assert {(each.heads, each.head_dim) for each in read.layers} == {(4, 8)}
+
+
+@pytest.mark.usefixtures("no_transformers")
+def test_without_transformers_and_weights_a_type_of_it_is_guessed_or_refused_and_told_why(tmp_path: Path) -> None:
+    guessed = read_architecture(_config(tmp_path, "gemma2", TOTALS["gemma2"][1]))
+    assert guessed.bounds == AS_LLAMA
+    assert AS_LLAMA[0] * guessed.parameters < TOTALS["gemma2"][0] < AS_LLAMA[1] * guessed.parameters
+    why = r"does not know \(torch and transformers not installed; no safetensors .*has no hidden_size"
+    with pytest.raises(ModelError, match=why):
+        read_architecture(_config(tmp_path, "gpt2", TOTALS["gpt2"][1]))
 
 
 def test_a_child_is_asked_once_and_answers_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

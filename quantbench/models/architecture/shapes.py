@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 from quantbench.core.errors import ModelError
 from quantbench.models.architecture import Architecture, Buffer, CacheLayer, Config, Tensor, quantized_note, require_decoder
 from quantbench.models.architecture.parts import Heads, cache_layers, read_heads, rotary
+
+_ATTENTION = re.compile(r"attn|attention")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,8 +79,9 @@ def _inner_width(tensors: Sequence[Tensor], hidden: int, used: int) -> int:
     """
     modules: dict[str, list[Tensor]] = {}
     for tensor in tensors:
-        if tensor.role in ("linear", "conv1d", "experts"):
-            modules.setdefault(tensor.name.removesuffix(".weight").rpartition(".")[0], []).append(tensor)
+        module = tensor.name.removesuffix(".weight").rpartition(".")[0]
+        if tensor.role in ("linear", "conv1d", "experts") and not _ATTENTION.search(module):
+            modules.setdefault(module, []).append(tensor)
     widths = [0]
     for module in modules.values():
         sides = [each.shape[::-1] if each.role == "conv1d" else each.shape[-2:] for each in module]
