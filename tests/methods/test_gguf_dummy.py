@@ -23,7 +23,7 @@ from quantbench.core.scenario import Scenario, Variant
 from quantbench.core.units import format_bytes
 from quantbench.methods import METHODS, Artifact, Settings, gguf
 from quantbench.models import MODELS
-from quantbench.models.architecture import read
+from quantbench.models.config import read_architecture
 from quantbench.models.footprint import Weights
 from quantbench.runtimes.llama_cpp import dummy as gguf_dummy
 from quantbench.runtimes.llama_cpp import files, imatrix
@@ -143,8 +143,7 @@ def written(checkpoint: Checkpoint, precision: str) -> Artifact:
 
 def forecast(checkpoint: Checkpoint, precision: str) -> Weights:
     assert METHOD.forecaster
-    config = json.loads((checkpoint.path / "config.json").read_text())
-    return METHOD.forecaster(read(config, "x", "config.json"), [precision])[precision]
+    return METHOD.forecaster(read_architecture(str(checkpoint.path)), [precision])[precision]
 
 
 def header(path: Path) -> dict[str, Any]:

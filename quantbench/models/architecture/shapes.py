@@ -79,9 +79,9 @@ def _inner_width(tensors: Sequence[Tensor], hidden: int, used: int) -> int:
     """
     modules: dict[str, list[Tensor]] = {}
     for tensor in tensors:
-        module = tensor.name.removesuffix(".weight").rpartition(".")[0]
-        if tensor.role in ("linear", "conv1d", "experts") and not _ATTENTION.search(module):
-            modules.setdefault(module, []).append(tensor)
+        owner = tensor.name.removesuffix(".weight").rpartition(".")[0]
+        if tensor.role in ("linear", "conv1d", "experts") and not _ATTENTION.search(owner):
+            modules.setdefault(owner, []).append(tensor)
     widths = [0]
     for module in modules.values():
         sides = [each.shape[::-1] if each.role == "conv1d" else each.shape[-2:] for each in module]
