@@ -66,7 +66,7 @@ def test_a_part_of_a_gpu_is_a_gpu_with_its_own_memory(three: FakeNvml, monkeypat
     ("call", "why"),
     [
         ("nvmlInit", "no GPU was found: NVML cannot be opened: Driver/library version mismatch"),
-        ("nvmlDeviceGetCount", "NVML refuses to list GPUs (Driver/library version mismatch)"),
+        ("nvmlDeviceGetCount", "NVML cannot list GPUs (Driver/library version mismatch)"),
         (None, "NVML lists no GPU"),
     ],
 )
@@ -91,9 +91,9 @@ def test_a_machine_without_a_working_gpu_says_why(
         ("cuda:2", None, ["NVIDIA A10"]),
         ("cuda", "2", ["NVIDIA A10"]),
         ("cuda:1", "2,0", ["NVIDIA H100"]),
-        ("cuda:3", None, "there are no more GPUs than cuda:0 (NVIDIA H100), cuda:1 (NVIDIA GB10), cuda:2 (NVIDIA A10)"),
-        ("cuda:1", "2", "there are no more GPUs than cuda:0 (NVIDIA A10) with CUDA_VISIBLE_DEVICES=2; use one of these"),
-        ("cuda", "", "CUDA_VISIBLE_DEVICES= hides 3 GPUs; use cpu, or run where a GPU is to be had"),
+        ("cuda:3", None, "the only GPUs are cuda:0 (NVIDIA H100), cuda:1 (NVIDIA GB10), cuda:2 (NVIDIA A10)"),
+        ("cuda:1", "2", "the only GPUs are cuda:0 (NVIDIA A10) with CUDA_VISIBLE_DEVICES=2; use one of these"),
+        ("cuda", "", "CUDA_VISIBLE_DEVICES= hides 3 GPUs; use cpu, or run on a machine with a GPU"),
         ("cuda:0", "-1", "CUDA_VISIBLE_DEVICES=-1 hides 3 GPUs; use cpu,"),
     ],
 )
@@ -105,7 +105,7 @@ def test_a_device_is_all_visible_gpus_or_one_of_them(
     if isinstance(expected, list):
         assert [gpu.name for gpu in gpus.chosen_gpus(device)] == expected
     else:
-        with pytest.raises(UsageError, match=f"^device {device!r} was asked for and {re.escape(expected)}"):
+        with pytest.raises(UsageError, match=f"^device {device!r} was requested, but {re.escape(expected)}"):
             gpus.chosen_gpus(device)
 
 

@@ -101,7 +101,7 @@ def test_a_build_of_torch_without_cuda_is_known_by_its_version(
     monkeypatch.setattr(machine, "version", lambda name: build if name == "torch" else "1.0")
     machine.require_device("cuda", torch=False)
     machine.require_device("cpu", torch=True)
-    sentence = f"device 'cuda' was asked for and torch {build} is a CPU build; install a CUDA build of torch, or use cpu"
+    sentence = f"device 'cuda' was requested, but torch {build} is a CPU build; install a CUDA build of torch, or use cpu"
     with pytest.raises(UsageError, match=f"^{re.escape(sentence)}$") if cpu else nullcontext():
         machine.require_device("cuda", torch=True)
 

@@ -141,7 +141,7 @@ def test_where_the_kernel_does_not_tell_shares_are_absent(content: str | None, k
         (kernel.proc / "stat").write_text(content)
     seen = watch(kernel).ended()
     assert (seen.others_cpu, seen.steal) == (None, None)
-    assert "the kernel does not tell" in seen.absent["others_cpu"]
+    assert "the kernel does not say" in seen.absent["others_cpu"]
     assert this_process(kernel.proc / "nowhere") is None
 
 
@@ -190,8 +190,8 @@ def test_a_refusal_of_nvml_is_the_reason(nvml: FakeNvml, boards: list[Board]) ->
     time.sleep(0.12)
     seen = watching.ended()
     assert seen.others_gpu is None
-    assert seen.absent["others_gpu"] == "NVML does not tell who uses this GPU: Not Supported"
-    assert OthersOnGpu("cuda").share() == "nobody looked at the GPU while this was timed"
+    assert seen.absent["others_gpu"] == "NVML does not say which processes use this GPU: Not Supported"
+    assert OthersOnGpu("cuda").share() == "use of the GPU was not sampled while this was timed"
 
 
 def test_a_machine_that_is_busy_already_is_told_so(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -125,7 +125,7 @@ def test_a_model_may_be_spread_over_all_gpus_but_not_beyond_one_that_is_named(
     )
     monkeypatch.setattr("quantbench.core.gpus.visible_gpus", lambda: known)
     assert planner.device_here(device) == expected
-    with pytest.raises(UsageError, match="'cuda:3' was asked for and there are no more GPUs than cuda:0"):
+    with pytest.raises(UsageError, match="'cuda:3' was requested, but the only GPUs are cuda:0"):
         planner.device_here("cuda:3")
 
 

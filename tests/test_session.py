@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from conftest import FakeNvml
 
-NO_GPU = r"^device 'cuda' was asked for and NVML lists no GPU; use cpu, or run where a GPU is to be had$"
-CPU_BUILD = r"^device 'cuda' was asked for and torch 2\.13\.0\+cpu is a CPU build; install a CUDA build of torch, or use cpu$"
+NO_GPU = r"^device 'cuda' was requested, but NVML lists no GPU; use cpu, or run on a machine with a GPU$"
+CPU_BUILD = r"^device 'cuda' was requested, but torch 2\.13\.0\+cpu is a CPU build; install a CUDA build of torch, or use cpu$"
 
 
 @pytest.fixture
@@ -113,6 +113,6 @@ def test_the_command_ends_with_the_code_of_a_usage_error(tmp_path: Path) -> None
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 2
     said = done.stdout + done.stderr
-    assert said.count("device 'cuda:99' was asked for and ") == 1
+    assert said.count("device 'cuda:99' was requested, but ") == 1
     assert "Traceback" not in said
     assert not (tmp_path / "results").exists()

@@ -95,7 +95,7 @@ def test_faster_than_a_slowed_anchor_is_still_slower() -> None:
 
 
 def test_two_cells_of_one_name_are_refused() -> None:
-    with pytest.raises(UsageError, match="two cells have one name"):
+    with pytest.raises(UsageError, match="two cells have the same name"):
         judge([cell(), cell()])
 
 

@@ -171,7 +171,7 @@ def test_the_gpu_job_ends_with_one_sentence_where_there_is_no_gpu() -> None:
     assert done.returncode == pytest.ExitCode.USAGE_ERROR, done.stderr
     lines = [line for line in done.stderr.splitlines() if line]
     assert len(lines) == 1
-    assert lines[0].startswith("ERROR: quantbench: device 'cuda' was asked for and ")
+    assert lines[0].startswith("ERROR: quantbench: device 'cuda' was requested, but ")
 
 
 def test_tox_installs_nothing_for_a_gpu_that_is_not_there(tmp_path: Path) -> None:

@@ -1,1 +1,1 @@
-"""Words and facts that everything else is said in; stdlib, numpy and scipy only."""
+"""The types and facts that everything else is built on; standard library, numpy and scipy only."""

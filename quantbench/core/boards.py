@@ -1,7 +1,7 @@
 """The GPU boards in use, as NVML knows them.
 
-NVML is the driver's management library. Asking it opens no CUDA and takes no device memory, so that it may be asked before a
-model is opened, and of runtimes that torch knows nothing of. Boards go by UUID: NVML's numbers are not CUDA's.
+NVML is the driver's management library. Querying it opens no CUDA context and takes no device memory, so it works before a
+model is opened, and for runtimes that torch does not know. Boards go by UUID: NVML's numbers are not CUDA's.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Boards:
     handles: tuple[Any, ...]
 
     def ask(self, names: Iterable[str], *arguments: int) -> list[Any]:
-        """What the first of these calls that the driver knows says of each board."""
+        """The result for each board of the first of these calls that the driver supports."""
         refusal = ""
         for name in names:
             try:
@@ -44,18 +44,18 @@ class Boards:
         return float(sum(self.ask(["nvmlDeviceGetTotalEnergyConsumption"]))) * _MILLI
 
     def used_bytes(self) -> int:
-        """Memory that all boards have given away, to whomever."""
+        """Memory in use on all boards, by any process."""
         return sum(int(each.used) for each in self.ask(["nvmlDeviceGetMemoryInfo"]))
 
     def process_bytes(self) -> int | None:
-        """Memory that the driver lists as this process's, on all boards; None where it lists none."""
+        """Memory on all boards that the driver attributes to this process; None if it lists none."""
         listed = [each for found in self.ask(["nvmlDeviceGetComputeRunningProcesses"]) for each in found]
         own = [int(each.usedGpuMemory) for each in listed if each.pid == os.getpid() and each.usedGpuMemory]
         return sum(own) if own else None
 
 
 def open_boards(device: str) -> Boards | str:
-    """The boards of ``device``, all visible ones for ``cuda``, or of places joined by ``+``; a string says why none."""
+    """The boards of ``device``: all visible ones for ``cuda``, each of several joined by ``+``; or a string saying why none."""
     places = [place for place in device.split("+") if place.startswith("cuda")]
     if not places:
         return _ON_CPU
@@ -68,9 +68,9 @@ def open_boards(device: str) -> Boards | str:
     except UsageError as error:
         return str(error)
     except library.NVMLError as error:
-        return f"NVML does not open this GPU: {error}"
+        return f"NVML cannot open this GPU: {error}"
 
 
 def uses_cuda() -> bool:
-    """Whether something in this process has loaded CUDA's driver; it is on the safe side where nobody can tell."""
+    """Whether anything in this process has loaded the CUDA driver; True, to be safe, where that cannot be determined."""
     return _CUDA_DRIVER in MAPS.read_text() if MAPS.exists() else True

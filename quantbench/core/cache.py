@@ -25,14 +25,14 @@ from quantbench.core.units import format_bytes
 CACHE_VARIABLE = "QUANTBENCH_CACHE"
 ASKED = "asked.json"
 OWN_FILES = (ASKED, CHECKSUMS)
-"""What stands in an artifact's folder besides what its maker put there."""
+"""Files that quantbench adds to an artifact's folder, besides what its maker put there."""
 
 _SETTLED_NS = 2 * 10**9
-"""A file's times move in steps of milliseconds: one that was just written may be written again within the same."""
+"""File times advance in steps of milliseconds: a file just written may be written again without its times changing."""
 
 
 def cache_root() -> Path:
-    """The cache folder: ``QUANTBENCH_CACHE``, else the user's cache folder; absolute, since workers may start elsewhere."""
+    """The cache folder: ``QUANTBENCH_CACHE``, else the user's cache folder; absolute, as workers may start elsewhere."""
     return Path(os.environ.get(CACHE_VARIABLE) or platformdirs.user_cache_path("quantbench")).expanduser().absolute()
 
 
@@ -42,11 +42,11 @@ def digest(asked: Mapping[str, object]) -> str:
 
 
 def artifact(kind: str, asked: Mapping[str, object], make: Callable[[Path], None]) -> Path:
-    """The folder of the artifact described by ``asked``, made by ``make(folder)`` if it is not there.
+    """The folder of the artifact described by ``asked``, made by ``make(folder)`` if it does not exist.
 
-    ``make`` fills an empty folder that is renamed into place when it returns, so a reader sees all of it or nothing;
-    ``asked.json`` in the folder says what it was made from, and checksums of all files what it held. They are verified before
-    it is used: what is damaged is set aside, said, and made again. When two processes race, the first one wins.
+    ``make`` fills an empty folder that is renamed into place when it returns, so a reader sees all of it or nothing.
+    ``asked.json`` in the folder says what it was made from, and checksums cover all its files. They are verified before use:
+    a damaged artifact is set aside, reported, and made again. When two processes race, the first one wins.
     """
     place = cache_root() / kind / digest(asked)
     if place.is_dir() and not _set_aside_if_damaged(place):
@@ -65,12 +65,12 @@ def artifact(kind: str, asked: Mapping[str, object], make: Callable[[Path], None
 
 @contextmanager
 def folder_beside(place: Path) -> Iterator[Path]:
-    """A new folder, held while it is filled, that is renamed to ``place`` at the end: a reader sees all of it or nothing.
+    """A new folder, locked while it is filled and renamed to ``place`` at the end: a reader sees all of it or nothing.
 
-    It is gone where that does not work out. OSError where something stands at ``place`` by then, but for an empty folder.
+    It is removed if that fails. OSError if ``place`` exists by then and is not an empty folder.
     """
     partial = place.with_name(partial_name(place.name))
-    partial.mkdir()  # as the umask has it: others may share what holds it
+    partial.mkdir()  # with the umask's permissions, unlike mkdtemp: the cache may be shared with other users
     try:
         with held(partial):
             yield partial
@@ -80,7 +80,7 @@ def folder_beside(place: Path) -> Iterator[Path]:
 
 
 def made_by(*modules: str) -> str:
-    """A hash of the source of the modules that make an artifact: a maker that changed makes it again."""
+    """A hash of the source of the modules that make an artifact, so that a changed maker makes it again."""
     hasher = hashlib.sha256()
     for name in sorted(modules):
         spec = find_spec(name)
@@ -91,14 +91,14 @@ def made_by(*modules: str) -> str:
 
 
 def _set_aside_if_damaged(place: Path) -> bool:
-    """Whether the entry was damaged and is gone from its place."""
+    """Whether the entry was damaged and has been moved out of the way."""
     if not damage(place):
         return False
     aside = place.with_name(f"{SET_ASIDE}{place.name}-{uuid4().hex[:8]}")
     try:
         with (place.parent / ".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            why = damage(place)  # somebody else may have made it again meanwhile
+            why = damage(place)  # another process may have made it again meanwhile
             if not why:
                 return False
             place.rename(aside)
@@ -112,22 +112,22 @@ def _set_aside_if_damaged(place: Path) -> bool:
 
 
 def require_room(folder: Path, needed: int, what: str) -> None:
-    """Raise ModelError where the disk of ``folder`` has not so many bytes free as ``what`` takes."""
+    """Raise ModelError if the disk of ``folder`` has fewer than ``needed`` bytes free; ``what`` names what takes them."""
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise ModelError(
-            f"{what} takes {format_bytes(needed)} ({needed:,} bytes) and the cache's disk has {format_bytes(free)} "
-            f"({free:,} bytes) free; set {CACHE_VARIABLE} to a folder on a larger one"
+            f"{what} takes {format_bytes(needed)} ({needed:,} bytes) and the cache's disk has only {format_bytes(free)} "
+            f"({free:,} bytes) free; set {CACHE_VARIABLE} to a folder on a larger disk"
         )
 
 
 def file_sha256(path: Path) -> str:
-    """sha256 of a file's bytes, remembered by what the disk says of it so that large checkpoints are read once."""
+    """sha256 of a file's bytes, cached by the file's identity so that a large checkpoint is read only once."""
     return hashed(path).sha256
 
 
 def hashed(path: Path) -> HashedFile:
-    """The file's identity and its hash; ModelError where it changes while it is read."""
+    """The file's identity and hash; ModelError if it changes while it is read."""
     identity = identify(path)
     asked = {"path": str(path.resolve()), "identity": list(identity)}
     known = recall("sha256", asked)
@@ -135,7 +135,7 @@ def hashed(path: Path) -> HashedFile:
         return HashedFile(str(path), known, identity)
     found = sha256_of(path)
     if identify(path) != identity:
-        raise ModelError(f"{path} is being written while it is read; start again when that is done, or give a copy")
+        raise ModelError(f"{path} changed while it was read; wait until it is written completely, or use a copy")
     if time.time_ns() - max(identity.ctime_ns, identity.mtime_ns) > _SETTLED_NS:
         remember("sha256", asked, found)
     return HashedFile(str(path), found, identity)
@@ -150,7 +150,7 @@ def remember(kind: str, asked: Mapping[str, object], value: object) -> None:
 
 
 def recall(kind: str, asked: Mapping[str, object]) -> object | None:
-    """What was remembered; None where there is nothing, or not what was written."""
+    """The remembered value; None if there is none, or if its checksum does not match."""
     try:
         body = json.loads(_note(kind, asked).read_text())
         written = body.pop("sha256")
@@ -172,11 +172,13 @@ def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise QuantbenchError(f"the cache cannot be written at {folder} ({error.strerror}); set {CACHE_VARIABLE}") from error
+        raise QuantbenchError(
+            f"the cache cannot be written at {folder} ({error.strerror}); set {CACHE_VARIABLE} to a writable folder"
+        ) from error
 
 
 def write_atomically(path: Path, text: str | Iterable[str]) -> None:
-    """Write a text, or its pieces, beside ``path``, flush to disk, rename: a reader sees the old file, the new one, or none."""
+    """Write text beside ``path``, flush it to disk, rename it: a reader sees the old file or the new one, never a part."""
     partial = path.with_name(partial_name(path.name))
     handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:

@@ -1,6 +1,6 @@
-"""What control groups leave of this machine's memory: this process's own group and every group that holds it, v2 and v1.
+"""How much memory control groups (v2 and v1) leave this process: its own group and every group above it.
 
-A container, a batch system or systemd may put a process several groups deep, and each of them may set a limit: the least
+A container, a batch system or systemd may put a process several groups deep, and each level may set a limit: the lowest one
 counts. Sources: the kernel's admin-guide/cgroup-v2 and cgroup-v1/memory.
 """
 
@@ -16,13 +16,13 @@ OWN = Path("/proc/self/cgroup")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Files:
-    """Where a version of control groups keeps what is read here, relative to a group's folder."""
+    """The files that are read here in one version of control groups, relative to a group's folder."""
 
     mount: str
     limit: str
     used: str
     cached: str
-    """The line of ``memory.stat`` on file pages that the kernel takes back first."""
+    """The line of ``memory.stat`` for file pages, which the kernel reclaims first."""
     kills: str
 
 
@@ -34,14 +34,14 @@ _V1 = _Files(
 
 
 def memory_limit(root: Path = ROOT, own: Path = OWN) -> int | None:
-    """The least limit in bytes of this process's group and those around it; None where none of them has one."""
+    """The lowest limit in bytes of this process's group and those above it; None if none of them has one."""
     return min((limit for _, _, limit in _limited(root, own)), default=None)
 
 
 def memory_left(root: Path = ROOT, own: Path = OWN) -> int | None:
-    """Bytes that may still be had under the tightest of these limits; None where there is none.
+    """Bytes that can still be allocated under the tightest of these limits; None if there is no limit.
 
-    Pages of files that were read and not used since count as free: the kernel takes them back before a limit is hit.
+    Inactive file pages count as free: the kernel reclaims them before a limit is hit.
     """
     left = []
     for folder, files, limit in _limited(root, own):
@@ -52,7 +52,7 @@ def memory_left(root: Path = ROOT, own: Path = OWN) -> int | None:
 
 
 def oom_kills(root: Path = ROOT, own: Path = OWN) -> int:
-    """How often the kernel has killed a process of this process's group for lack of memory; groups below it count in v2."""
+    """How often the kernel has OOM-killed a process in this process's group; v2 also counts the groups below it."""
     innermost: dict[str, int] = {}
     for folder, files in _groups(root, own):
         if (folder / files.kills).is_file():
@@ -68,9 +68,9 @@ def _limited(root: Path, own: Path) -> Iterator[tuple[Path, _Files, int]]:
 
 
 def _groups(root: Path, own: Path) -> Iterator[tuple[Path, _Files]]:
-    """The folders of this process's groups and of those around them, innermost first, the root last.
+    """The folders of this process's groups and of those above them, innermost first, the root last.
 
-    In a container the path is often the host's and is not there: what is mounted as the root is then the group itself.
+    In a container the path is often the host's and does not exist: the group itself is then mounted as the root.
     """
     try:
         lines = own.read_text().splitlines()
@@ -92,7 +92,7 @@ def _groups(root: Path, own: Path) -> Iterator[tuple[Path, _Files]]:
 
 
 def _number(path: Path) -> int | None:
-    """The number in a file; None where there is no such file, or a word such as ``max``."""
+    """The number in a file; None if the file does not exist or holds a word such as ``max``."""
     try:
         text = path.read_text().strip()
     except OSError:
@@ -101,7 +101,7 @@ def _number(path: Path) -> int | None:
 
 
 def _count(path: Path, name: str) -> int:
-    """The number on the line of that name; 0 where there is none."""
+    """The number on the line of that name; 0 if there is no such line."""
     try:
         lines = path.read_text().splitlines()
     except OSError:

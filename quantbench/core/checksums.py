@@ -1,4 +1,4 @@
-"""Checksums of an artifact: written when it is made, and held to its files before they are used."""
+"""Checksums of an artifact: written when it is made, and verified before its files are used."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _RUN: ContextVar[Path | None] = ContextVar("run", default=None)
 
 @contextmanager
 def of_run(folder: Path) -> Iterator[None]:
-    """What is verified from now on counts for all processes of the run with that folder, and notes are kept there."""
+    """Share verified checksums among all processes of the run with that folder, and keep notes there."""
     token = _RUN.set(folder)
     try:
         yield
@@ -33,30 +33,30 @@ def of_run(folder: Path) -> Iterator[None]:
 
 
 def say(sentence: str) -> None:
-    """Tell the user: with the run's other notes, or on stderr where there is no run."""
+    """Tell the user: among the run's notes, or on stderr outside a run."""
     run = _RUN.get()
     if run is None:
         print(f"quantbench: {sentence}", file=sys.stderr)
         return
-    with (run / _NOTES).open("a") as stream:  # a line is written at once, whoever else writes
+    with (run / _NOTES).open("a") as stream:  # appended in one write, so that lines of several processes do not mix
         stream.write(" ".join(sentence.split()) + "\n")
 
 
 def said(run: Path) -> list[str]:
-    """What was told in a run, each sentence once."""
+    """The notes of a run, without repetitions."""
     notes = run / _NOTES
     return list(dict.fromkeys(notes.read_text().splitlines())) if notes.is_file() else []
 
 
 def seal(folder: Path) -> None:
-    """Write the checksums of all files in ``folder``, and of links where they point."""
+    """Write the checksums of all files in ``folder``; for links, their targets' paths."""
     (folder / CHECKSUMS).write_text(json.dumps({name: _checksum(folder / name) for name in _names(folder)}, indent=1))
 
 
 def damage(folder: Path) -> str:
-    """What is wrong with a sealed folder, in a few words; empty where it holds what was sealed.
+    """What is wrong with a sealed folder, in a few words; empty if it is intact.
 
-    A file is read once a process, and in a run once.
+    A file is read only once per process, and only once per run.
     """
     try:
         sealed = json.loads((folder / CHECKSUMS).read_text())
@@ -67,9 +67,9 @@ def damage(folder: Path) -> str:
         return "its checksums cannot be read"
     if not isinstance(sealed, dict) or sealed.keys() != names:
         return "files are missing or were added"
-    for name, wanted in sealed.items():
+    for name, checksum in sealed.items():
         try:
-            if _checksum(folder / name) != wanted:
+            if _checksum(folder / name) != checksum:
                 return f"{name} is not what was written"
         except OSError as error:
             return f"{name} cannot be read ({error.strerror})"
@@ -77,7 +77,7 @@ def damage(folder: Path) -> str:
 
 
 def _names(folder: Path) -> list[str]:
-    """Files and links below ``folder``, without what Python leaves there when it runs them."""
+    """Files and links below ``folder``, without the bytecode that Python leaves there."""
     found = (path for path in folder.rglob("*") if path.is_symlink() or path.is_file())
     names = (path.relative_to(folder) for path in found if _IGNORED not in path.parts)
     return sorted(str(name) for name in names if str(name) != CHECKSUMS)
@@ -91,7 +91,7 @@ def _checksum(path: Path) -> str:
 
 @cache
 def _once(path: Path, identity: FileIdentity, run: Path | None) -> str:
-    """sha256 of a file that is as ``identity`` says; another process of the run may have read it already."""
+    """sha256 of the file with this ``identity``; another process of the run may have computed it already."""
     if run is None:
         return sha256_of(path)
     name = hashlib.sha256(json.dumps([str(path), identity]).encode()).hexdigest()

@@ -1,6 +1,6 @@
-"""How quantbench starts itself again: a module of its own, or another program, in a process that answers one request.
+"""How quantbench runs one of its own modules, or another program, in a child process that answers one request.
 
-``call`` starts ``python -m MODULE FOLDER``, whose main is ``answer``: FOLDER holds the request, and the result is left there.
+``call`` starts ``python -m MODULE FOLDER``, whose main is ``answer``: FOLDER holds the request and receives the result.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from quantbench.core.scratch import scratch_folder
 
 _REQUEST, _RESULT = "request.json", "result.json"
 _OFFLINE = {"HF_HUB_OFFLINE": "1"}
-"""What is to be fetched was fetched before."""
+"""Children never download: the parent has fetched everything before it starts them."""
 
 _SHOWN = 300
 _VMSTAT = Path("/proc/vmstat")
@@ -35,8 +35,8 @@ _MEMORY = re.compile(r"[\w.]*MemoryError\b")
 def python_module(module: str, *arguments: str) -> list[str]:
     """The command line that runs ``module`` with this Python.
 
-    ``-P`` leaves the current folder out of the import path: a ``torch.py`` or ``numpy.py`` that lies where quantbench was
-    started is somebody's file and not the library. PYTHONPATH counts as always.
+    ``-P`` keeps the current folder out of the import path, where a user's own ``torch.py`` or ``numpy.py`` would shadow the
+    library. PYTHONPATH still applies.
     """
     return [sys.executable, "-P", "-m", module, *arguments]
 
@@ -45,7 +45,7 @@ def call(
     module: str, request: object, task: str, *,
     env: Mapping[str, str] | None = None, timeout_s: float | None = None, cwd: Path | None = None,
 ) -> Any:  # fmt: skip
-    """What a module of quantbench answers to ``request`` in a process of its own; both are JSON. Raises as ``run`` does."""
+    """The answer of a quantbench module to ``request``, from its own process; both are JSON. Raises as ``run`` does."""
     with scratch_folder() as folder:
         (folder / _REQUEST).write_text(json.dumps(request))
         run(python_module(module, str(folder)), task, env=env, timeout_s=timeout_s, cwd=cwd)
@@ -55,11 +55,11 @@ def call(
 def answer(reply: Callable[[Any], object]) -> None:
     """The main of a module that is called: ``reply`` to the request in the folder on the command line.
 
-    An error of ours is told in its own words. Whoever does not live to have the answer needs none: this process then ends too.
+    A QuantbenchError reaches the caller as its own sentence. If the caller dies, so does this process.
     """
     import ctypes
 
-    with suppress(OSError, AttributeError):  # Linux has it
+    with suppress(OSError, AttributeError):  # prctl exists on Linux only
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     folder = Path(sys.argv[1])
     try:
@@ -74,11 +74,11 @@ def run(
     command: Sequence[str], task: str, *,
     env: Mapping[str, str] | None = None, timeout_s: float | None = None, cwd: Path | None = None,
 ) -> None:  # fmt: skip
-    """Run a command to its end, with ``env`` added to the environment; ``task`` is what messages say that it was to do.
+    """Run a command to its end, with ``env`` added to the environment; ``task`` names its work in messages.
 
-    OutOfMemoryError where the kernel killed it for that, or it said so; ChildError where it ended badly otherwise, or took more
-    than ``timeout_s``. What has that long is a process group of its own, all of which is killed then; what may take as long as
-    it must stays in the group of its parent, and is killed with it.
+    OutOfMemoryError if the kernel killed it for lack of memory, or it said so; ChildError if it failed otherwise, or took more
+    than ``timeout_s``. With a timeout it leads its own process group, which is killed as a whole; without one it stays in its
+    parent's group, and dies with it.
     """
     killed_before = oom_kills()
     with subprocess.Popen(
@@ -103,13 +103,13 @@ def run(
 
 
 def kill_group(pid: int) -> None:
-    """Kill a process that leads a group, and all that it started there."""
+    """Kill the leader of a process group and everything else in the group."""
     with suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)
 
 
 def oom_kills() -> int:
-    """How often the kernel has killed a process for lack of memory, on the machine and in this control group."""
+    """How often the kernel has killed a process for lack of memory, on this machine and in this control group."""
     total = cgroups.oom_kills()
     with suppress(OSError):
         for line in _VMSTAT.read_text().splitlines():
@@ -119,7 +119,7 @@ def oom_kills() -> int:
 
 
 def signal_name(number: int) -> str:
-    """``SIGSEGV``; a real-time signal and others without a name of their own are numbers."""
+    """The name, such as ``SIGSEGV``; the number of a signal without a name, such as a real-time one."""
     try:
         return signal.Signals(number).name
     except ValueError:
@@ -127,9 +127,9 @@ def signal_name(number: int) -> str:
 
 
 def last_words(said: str) -> str:
-    """The last exception in what a process printed, with its place if it says nothing; else its last line.
+    """The last exception that a process printed, with its file and line if it has no message; else the last line.
 
-    Progress bars are left out, and in front of a line the folder that a library was built in.
+    Progress bars are dropped, and so is the build folder of a library at the start of a line.
     """
     lines = [line.strip() for line in re.split(r"[\r\n]+", re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", said)) if line.strip()]
     ends = [number for number, line in enumerate(lines) if _ERROR.match(line)]

@@ -1,11 +1,11 @@
-"""Everything quantbench raises on purpose, each with one sentence: what, why, and what to do.
+"""Everything quantbench raises on purpose, each with one sentence: what happened, why, and what to do.
 
 QuantbenchError              exit code 2, status ``error``
-├── UsageError               bad input of a person: options, names, files
-│   └── MatrixError          a matrix file: names the file, the place and the key
+├── UsageError               bad user input: options, names, files
+│   └── MatrixError          a bad matrix file: names the file, the place and the key
 ├── ModelError               a model or checkpoint that cannot be used
-├── UnsupportedError         this cannot run here; status ``skipped``
-│   └── MissingDependency    an extra is not installed; the sentence holds the pip line
+├── UnsupportedError         something that cannot run here; status ``skipped``
+│   └── MissingDependency    an extra that is not installed; the sentence holds the pip command
 ├── ChildError               a process that quantbench started ended badly, or took too long
 ├── OutOfMemoryError         it ran out of memory; status ``oom``
 └── StoreError               results cannot be read or written
@@ -18,13 +18,13 @@ from collections.abc import Iterable
 
 
 class QuantbenchError(Exception):
-    """Base of all errors that are meant to be read by a person."""
+    """Base of all errors with a message meant for the user."""
 
     exit_code = 2
 
 
 class UsageError(QuantbenchError):
-    """Bad input of a person."""
+    """Bad user input."""
 
 
 class MatrixError(UsageError):
@@ -48,14 +48,14 @@ class StoreError(QuantbenchError):
 
 
 class ChildError(QuantbenchError):
-    """A process that quantbench started for a ``task`` ended badly: how, and the ``reason`` that it gave.
+    """A process that quantbench started for a ``task`` failed: how it ended, and the ``reason`` that it gave.
 
-    ``refused``: the reason is a sentence of ours. ``code`` is the exit code, minus a signal's number; 0 where it was stopped.
-    ``said`` is all that it wrote to stderr.
+    ``refused``: the reason is the message of a QuantbenchError. ``code`` is the exit code, a negative signal number if a signal
+    killed it, 0 after a timeout. ``said`` is all that it wrote to stderr.
     """
 
     def __init__(self, task: str, how: str, reason: str = "", *, refused: bool = False, code: int = 0, said: str = "") -> None:
-        """The sentence is that of the process where it has one."""
+        """The message is the process's own sentence if it refused."""
         super().__init__(reason if refused else f"{task} {how}" + (f" ({reason})" if reason else ""))
         self.reason, self.refused, self.code, self.said = reason or how, refused, code, said
 
@@ -65,7 +65,7 @@ class OutOfMemoryError(QuantbenchError, MemoryError):
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:
-    """The error for a name that nobody registered, with the nearest known names."""
+    """The error for a name that is not registered, with the nearest known names."""
     names = sorted(known)
     near = difflib.get_close_matches(name.lower(), names, n=2, cutoff=0.5)
     hint = f"did you mean {' or '.join(repr(candidate) for candidate in near)}?" if near else "known: " + ", ".join(names)

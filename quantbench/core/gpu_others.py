@@ -11,13 +11,13 @@ from typing import Any
 from quantbench.core.boards import Boards, open_boards
 
 _NOTHING = (0, 6)
-"""NVML's numbers for success and "not found": nobody used the board in the last sample period."""
+"""NVML's codes for success and "not found": no process used the board in the last sample period."""
 _PERCENT = 0.01
 
 
 @dataclass(slots=True)
 class OthersOnGpu:
-    """Looks after each round; a sample of NVML's is of its last period, a sixth of a second to a second."""
+    """Looks after each round; one NVML sample covers its last period, between 1/6 s and 1 s."""
 
     device: str
     _boards: Boards | str = field(init=False)
@@ -30,26 +30,26 @@ class OthersOnGpu:
         self._boards = open_boards(self.device)
 
     def look(self, own: Callable[[], Collection[int]]) -> None:
-        """Note how busy processes other than ``own`` keep the boards; of several boards the busiest counts."""
+        """Note how busy processes other than ``own`` keep the boards; of several boards, the busiest counts."""
         if isinstance(self._boards, str) or self._absent:
             return
         pids = own()
         try:
             listed = self._boards.ask(["nvmlDeviceGetComputeRunningProcesses"])
             if not any(each.pid in pids for board in listed for each in board):
-                self._absent = "NVML lists no process of this run (in a container it knows them by other ids)"
+                self._absent = "NVML lists no process of this run (in a container their process ids differ)"
                 return
             shares = [self._others(handle, pids) for handle in self._boards.handles]
         except OSError as error:
-            self._absent = f"NVML does not tell who uses this GPU: {error}"
+            self._absent = f"NVML does not say which processes use this GPU: {error}"
             return
         self._seen.append(max(shares))
 
     def share(self) -> float | str:
-        """The share of time (0 to 1), mean over the looks; a string says why there is none."""
+        """The mean share of time (0 to 1) over all looks; a string says why there is none."""
         if isinstance(self._boards, str):
             return self._boards
-        return fmean(self._seen) if self._seen else self._absent or "nobody looked at the GPU while this was timed"
+        return fmean(self._seen) if self._seen else self._absent or "use of the GPU was not sampled while this was timed"
 
     def _others(self, handle: Any, own: Collection[int]) -> float:
         """The sum of the others' use of one board, at most 1. OSError when NVML refuses."""

@@ -1,6 +1,6 @@
-"""The GPUs of this machine, and which of them this process may use, from NVML, the driver's management library.
+"""The GPUs of this machine and those that this process may use, according to NVML, the driver's management library.
 
-Nothing here opens CUDA or takes device memory.
+Nothing here opens a CUDA context or takes device memory.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _BY_BUS = "PCI_BUS_ID"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gpu:
-    """A GPU, or a part of one, by the ``uuid`` that NVML knows it by; ``memory_bytes`` is None where no figure is told."""
+    """A GPU or a MIG part of one, with its NVML ``uuid``; ``memory_bytes`` is None if NVML gives no figure."""
 
     name: str
     uuid: str
@@ -28,30 +28,30 @@ class Gpu:
 
 
 def visible_gpus() -> tuple[Gpu, ...]:
-    """The GPUs that this process may use, as CUDA numbers them in bus order: those that ``CUDA_VISIBLE_DEVICES`` leaves.
+    """The GPUs that ``CUDA_VISIBLE_DEVICES`` leaves this process, in CUDA's order by bus.
 
-    It may name GPUs by number or UUID, and parts of them by UUID.
+    The variable may name GPUs by number or UUID, and MIG parts by UUID.
     """
-    found, _ = _known_gpus()
+    known, _ = _known_gpus()
     visible = os.environ.get(_VISIBLE)
     if visible is None:
-        return found
+        return known
     chosen: list[Gpu] = []
-    for wanted in map(str.strip, visible.split(",")):
-        named = [gpu for number, gpu in enumerate(found) if wanted == str(number)]
-        if wanted.startswith(("GPU-", "MIG-")):
-            among = found if wanted.startswith("GPU-") else _parts()
-            named = [gpu for gpu in among if gpu.uuid.startswith(wanted)]
-        if len(named) != 1:  # CUDA itself ends at the first that it cannot find
+    for entry in map(str.strip, visible.split(",")):
+        matches = [gpu for number, gpu in enumerate(known) if entry == str(number)]
+        if entry.startswith(("GPU-", "MIG-")):
+            candidates = known if entry.startswith("GPU-") else _parts()
+            matches = [gpu for gpu in candidates if gpu.uuid.startswith(entry)]
+        if len(matches) != 1:  # CUDA, too, ignores the first entry that it cannot find and all after it
             break
-        if named[0] in chosen:  # and has none where one is named twice
+        if matches[0] in chosen:  # and shows no GPU at all if one is named twice
             return ()
-        chosen += named
+        chosen += matches
     return tuple(chosen)
 
 
 def no_gpu() -> str:
-    """Why this process can use no GPU, as half a sentence; empty where it can."""
+    """Why this process cannot use a GPU, as half a sentence; empty if it can."""
     if visible_gpus():
         return ""
     found, why = _known_gpus()
@@ -59,15 +59,15 @@ def no_gpu() -> str:
 
 
 def chosen_gpus(device: str) -> tuple[Gpu, ...]:
-    """The GPUs behind ``cuda``, all that this process may use, or ``cuda:N``; UsageError where there is none such."""
-    asked = f"device {device!r} was asked for and"
+    """The GPU of ``cuda:N``, or for ``cuda`` all that this process may use; UsageError if there is no such GPU."""
+    asked = f"device {device!r} was requested, but"
     if why := no_gpu():
-        raise UsageError(f"{asked} {why}; use cpu, or run where a GPU is to be had")
+        raise UsageError(f"{asked} {why}; use cpu, or run on a machine with a GPU")
     gpus, number = visible_gpus(), device.partition(":")[2]
     if int(number or 0) >= len(gpus):
         names = ", ".join(f"cuda:{index} ({gpu.name})" for index, gpu in enumerate(gpus))
         hiding = f" with {_VISIBLE}={os.environ[_VISIBLE]}" if _VISIBLE in os.environ else ""
-        raise UsageError(f"{asked} there are no more GPUs than {names}{hiding}; use one of these, or cpu")
+        raise UsageError(f"{asked} the only GPUs are {names}{hiding}; use one of these, or cpu")
     order = os.environ.get(_ORDER, _BY_BUS)
     if order != _BY_BUS and len({gpu.name for gpu in gpus}) > 1:
         raise UsageError(f"{asked} {_ORDER}={order} numbers GPUs in an order that only CUDA knows; set it to {_BY_BUS}")
@@ -75,15 +75,15 @@ def chosen_gpus(device: str) -> tuple[Gpu, ...]:
 
 
 def number_gpus_by_bus() -> None:
-    """Let CUDA number GPUs as nvidia-smi does, in this process and in all that it starts, unless another order was asked for.
+    """Make CUDA number GPUs as nvidia-smi does, in this process and its children, unless the user has set another order.
 
-    CUDA's own order is by speed; gptqmodel asks for the bus's when it is imported. A number must be one GPU to all methods.
+    CUDA's default order is by speed, and gptqmodel sets the bus order on import. A number must mean one GPU to every method.
     """
     os.environ.setdefault(_ORDER, _BY_BUS)
 
 
 def open_nvml() -> Any:
-    """NVML as nvidia-ml-py wraps it; a string says why there is none."""
+    """The NVML library of nvidia-ml-py; a string says why it is unavailable."""
     import pynvml
 
     try:
@@ -98,27 +98,27 @@ def _counted(gpus: int) -> str:
 
 
 def _known_gpus() -> tuple[tuple[Gpu, ...], str]:
-    """Every GPU of this machine in the bus's order, hidden or not; where there is none, why, as half a sentence."""
+    """Every GPU of this machine in bus order, hidden or not; if there is none, why, as half a sentence."""
     library = open_nvml()
     if isinstance(library, str):
         return (), f"no GPU was found: {library}"
     try:
         found = tuple(_gpu(library, handle) for handle in _handles(library))
     except library.NVMLError as error:
-        return (), f"NVML refuses to list GPUs ({error})"
+        return (), f"NVML cannot list GPUs ({error})"
     return found, "" if found else "NVML lists no GPU"
 
 
 def _parts() -> tuple[Gpu, ...]:
-    """The parts (MIG) that GPUs were divided into."""
+    """The MIG parts that GPUs are divided into."""
     library = open_nvml()
     if isinstance(library, str):
         return ()
     found: list[Gpu] = []
-    with suppress(library.NVMLError):  # a driver that knows no parts
+    with suppress(library.NVMLError):  # a driver without MIG
         for whole in _handles(library):
             for number in range(library.nvmlDeviceGetMaxMigDeviceCount(whole)):
-                with suppress(library.NVMLError):  # fewer were made than could be
+                with suppress(library.NVMLError):  # fewer parts exist than the maximum
                     found.append(_gpu(library, library.nvmlDeviceGetMigDeviceHandleByIndex(whole, number)))
     return tuple(found)
 

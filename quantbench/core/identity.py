@@ -1,6 +1,6 @@
-"""Which file this is: what the disk says of it without reading, and the hash of what it holds.
+"""Which file this is: its stat fields, which need no reading, and the hash of its contents.
 
-Annotations are evaluated here: cattrs, which reads named tuples from JSON, looks for types in them.
+No postponed annotations here: cattrs, which reads these named tuples from JSON, needs real types.
 """
 
 import hashlib
@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 
 class FileIdentity(NamedTuple):
-    """Equal while nobody has written to the file, or put another in its place, not even one of equal size and time.
+    """Stays equal until the file is written to or replaced, even by one of equal size and time.
 
-    ``touch -r`` sets ``mtime_ns``; ``ctime_ns`` is the kernel's own. Times are in nanoseconds.
+    ``touch -r`` can set ``mtime_ns``; only the kernel sets ``ctime_ns``. Times are in nanoseconds.
     """
 
     device: int
@@ -30,12 +30,12 @@ class HashedFile(NamedTuple):
 
 
 def identify(path: Path) -> FileIdentity:
-    """The identity of a file, of a link's target; OSError where there is none."""
+    """The identity of a file, or of a link's target; OSError if it does not exist."""
     found = path.stat()
     return FileIdentity(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
 
 def sha256_of(path: Path) -> str:
-    """sha256 of a file's bytes, read once through at about 1 GB/s."""
+    """sha256 of a file's bytes, computed at about 1 GB/s."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

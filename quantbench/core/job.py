@@ -1,4 +1,4 @@
-"""What a worker is told: one variant with all its prompt sets, as a file."""
+"""What a worker receives: one variant with all its prompt sets, as a file."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ REFERENCE_FOLDER = "reference-{}"
 
 
 def enter_stage(folder: Path, stage: str) -> None:
-    """Note what the worker does from now on, for those who watch; to be called between passes, never while one is timed."""
+    """Note what the worker does from now on, for progress displays; call it between passes, never while one is timed."""
     write_atomically(folder / STAGE_FILE, stage)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """Why a scenario, or a job or the rest of it, has no results."""
+    """Why a scenario, or all or the rest of a job, has no results."""
 
     status: Status
     reason: str
@@ -37,11 +37,11 @@ class Failure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """Where a model's files lie.
+    """A model's files.
 
     ``kind`` is ``hf`` (a folder with config.json), ``gguf`` (one file), ``module`` (a built-in module without tokens) or
     ``server`` (a URL; no files). ``quantized`` is the ``quant_method`` of a checkpoint that was quantized elsewhere.
-    ``random_weights``: the weights were made at random, so nothing that it says can be compared.
+    ``random_weights``: the weights are random, so comparing its outputs is meaningless.
     """
 
     name: str
@@ -53,16 +53,16 @@ class Checkpoint:
     quantized: str = ""
     random_weights: bool = False
     files: tuple[HashedFile, ...] = ()
-    """What was hashed, as it was then."""
+    """The files that were hashed, with their identity at that time."""
 
     @property
     def speaks(self) -> bool:
-        """Whether it is a language model in files, which can be opened here and gives logits."""
+        """Whether it is a language model in files, which can be opened locally and gives logits."""
         return self.kind in ("hf", "gguf")
 
     @property
     def comparable(self) -> bool:
-        """Whether what it says can be compared: random weights say nothing."""
+        """Whether its outputs can be compared; those of random weights cannot."""
         return self.speaks and not self.random_weights
 
 
@@ -70,10 +70,10 @@ class Checkpoint:
 class Task:
     """One prompt set of a job; ``reference`` is the folder of the reference's artifact, made before any variant runs.
 
-    Where that is None, ``no_reference`` says why.
+    If that is None, ``no_reference`` says why.
 
-    Where ``is_text``, the one prompt is a running text to be scored in chunks; where ``tokens`` is not 0, it is repeated, and
-    cut, to so many. ``batch`` sequences are answered together.
+    If ``is_text``, the one prompt is a running text to be scored in chunks; if ``tokens`` is not 0, the prompt is repeated or
+    cut to that length. ``batch`` sequences are answered together.
     """
 
     prompts_name: str
@@ -86,16 +86,16 @@ class Task:
 
     @property
     def alone(self) -> bool:
-        """Whether it gets a job of its own: it sets the context or the batch of all that a job measures, or takes long."""
+        """Whether it needs its own job: it dictates the context or batch of the whole job, or it takes long."""
         return self.is_text or self.tokens > 0 or self.batch > 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One process's work.
+    """The work of one process.
 
     ``kind``: ``measure`` the variant, ``prepare`` its artifacts outside any timing, ``probe`` what it can do, or make the
-    ``reference`` artifact that variants are compared with. ``probes`` is the file with what an earlier probe found.
+    ``reference`` artifact that variants are compared with. ``probes`` is the file with an earlier probe's findings.
     """
 
     kind: JobKind
@@ -112,7 +112,7 @@ class Job:
 
     @property
     def spec(self) -> Spec:
-        """What the method is asked to open."""
+        """What the method has to open."""
         return Spec(model=self.checkpoint.name, variant=self.variant, conditions=self.conditions)
 
     def save(self, folder: Path) -> None:

@@ -1,6 +1,6 @@
-"""What ``llama-perplexity --kl-divergence`` prints of scored positions, by the definitions in its source.
+"""The statistics that ``llama-perplexity --kl-divergence`` prints for scored positions, as its source defines them.
 
-``tools/perplexity/perplexity.cpp``, ``kl_divergence()``: errors take tokens as independent; percentiles interpolate linearly
+``tools/perplexity/perplexity.cpp``, ``kl_divergence()``: errors treat tokens as independent; percentiles interpolate linearly
 between float32 values. Sums are taken about the mean here: the same figures, without the cancellation of sum2 / n - mean^2.
 """
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 LEAST_POSITIONS = 100
-"""With fewer scored tokens llama-perplexity prints no statistics."""
+"""The fewest scored tokens for which llama-perplexity prints statistics."""
 
 PERCENTILES: Mapping[str, float] = {
     "p999": 0.999, "p99": 0.99, "p95": 0.95, "p90": 0.90, "p75": 0.75, "median": 0.5, "p25": 0.25, "p10": 0.10, "p05": 0.05,
     "p01": 0.01, "p001": 0.001,
 }  # fmt: skip
-"""Those of the change of probability; of the KL divergence all but the quartiles are printed."""
+"""Printed for the change of probability; for the KL divergence all but the quartiles are printed."""
 
 _QUARTILES = ("p75", "p25")
 _IID = "_se_iid"
@@ -34,8 +34,8 @@ def perplexity(nll: NDArray[Any]) -> dict[str, float]:
 def statistics(columns: Mapping[str, NDArray[Any]]) -> dict[str, float]:
     """Every printed statistic of ``nll``, ``nll_reference``, ``kld`` and ``top1``, under quantbench's column names.
 
-    Nats and ratios, where the tool prints percent; the errors, of tokens taken as independent, end in ``_se_iid``. NaN for a
-    correlation with something that does not vary.
+    In nats and ratios, where the tool prints percent; the errors, which treat tokens as independent, end in ``_se_iid``. A
+    correlation with a constant is NaN.
     """
     ours, theirs = columns["nll"], columns["nll_reference"]
     return {
@@ -58,7 +58,7 @@ def mean_and_error(values: NDArray[Any]) -> tuple[float, float]:
 
 
 def percentile(ordered: NDArray[Any], fraction: float) -> float:
-    """Linear interpolation between sorted float32 values, every step in float32 as the tool takes it."""
+    """Linear interpolation between sorted float32 values, with every step in float32 as in the tool."""
     import numpy as np
 
     position = np.float32(fraction) * np.float32(len(ordered) - 1)
@@ -104,7 +104,7 @@ def _divergence(kld: NDArray[Any]) -> dict[str, float]:
 
 
 def _probabilities(ours: NDArray[Any], theirs: NDArray[Any]) -> dict[str, float]:
-    """Changes of the target's probability, variant less reference."""
+    """Changes of the target's probability, variant minus reference."""
     import numpy as np
 
     change = np.exp(-ours) - np.exp(-theirs)

@@ -23,9 +23,9 @@ _ISA_FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """What must agree before two timings may be compared. ``memory_bytes`` is physical memory.
+    """The facts that must agree before two timings may be compared. ``memory_bytes`` is physical memory.
 
-    ``gpus`` names those that this process may use.
+    ``gpus`` names the GPUs that this process may use.
     """
 
     cpu: str
@@ -38,7 +38,7 @@ class Machine:
 
     @property
     def fingerprint(self) -> str:
-        """A short hash of the hardware facts; memory is rounded to GiB since firmware takes a varying bit of it."""
+        """A short hash of the hardware facts; memory is rounded to GiB because firmware reserves a varying part of it."""
         facts = {**asdict(self), "memory_bytes": round(self.memory_bytes / 2**30)}
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -65,7 +65,7 @@ def available_cpus() -> int:
 
 
 def available_memory() -> int:
-    """Bytes that can still be had: free memory of the machine, or what the control groups leave, if that is less."""
+    """Bytes that can still be allocated: the machine's free memory, or what the control groups leave, if that is less."""
     import psutil
 
     free = int(psutil.virtual_memory().available)
@@ -74,19 +74,19 @@ def available_memory() -> int:
 
 
 def memory_limit() -> int:
-    """Bytes of memory that a process here can have at most: physical memory, or the control groups' limit if that is less."""
+    """The most memory in bytes that a process can have here: physical memory, or the control groups' limit if that is less."""
     physical = describe().memory_bytes
     limit = cgroups.memory_limit()
     return physical if limit is None else min(physical, limit)
 
 
 def gpu_memory() -> tuple[tuple[str, int | None], ...]:
-    """Name and memory in bytes of each GPU that this process may use, in CUDA's order; None where no figure is told."""
+    """Name and memory in bytes of each GPU that this process may use, in CUDA's order; None if NVML gives no figure."""
     return tuple((gpu.name, gpu.memory_bytes) for gpu in visible_gpus())
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
-    """Installed versions of ``packages``, which are distributions; what is not installed is left out."""
+    """Installed versions of the distributions ``packages``; those that are not installed are left out."""
     found = {}
     for name in packages:
         try:
@@ -97,22 +97,22 @@ def versions(packages: Iterable[str]) -> dict[str, str]:
 
 
 def cpu_torch() -> str:
-    """The version of the installed torch if it is a build without CUDA that says so; else empty."""
+    """The version of the installed torch if it names itself a CPU build; else empty."""
     number = versions(["torch"]).get("torch", "")
     return number if number.partition("+")[2].startswith("cpu") else ""
 
 
 def require_device(device: str, *, torch: bool) -> None:
-    """Raise UsageError when a CUDA device is asked for that cannot be had; nothing falls back to the CPU.
+    """Raise UsageError if the requested CUDA device is not available; nothing falls back to the CPU.
 
-    ``torch``: it is torch that has to run there, besides others or alone. It is not imported.
+    ``torch``: whether torch has to run there. It is not imported.
     """
     if device == "cpu":
         return
     chosen_gpus(device)
     if torch and (build := cpu_torch()):
         raise UsageError(
-            f"device {device!r} was asked for and torch {build} is a CPU build; install a CUDA build of torch, or use cpu"
+            f"device {device!r} was requested, but torch {build} is a CPU build; install a CUDA build of torch, or use cpu"
         )
 
 

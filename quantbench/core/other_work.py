@@ -1,9 +1,9 @@
-"""What else the machine does while a run is timed: CPU time of others and time stolen, as the kernel counts them.
+"""What else the machine does while a run is timed: CPU time of other processes and steal time, as the kernel counts them.
 
-Linux counts in ``/proc/stat`` how long each CPU worked, and in ``/proc/PID/stat`` how long each process did: what the CPUs of
-this process worked less what the run's own processes did is the work of others. It is read before the first round and after
-the last, never while a round is timed; both are counted in ticks of 10 ms, so that one window over all rounds is exact where
-one a round would not be.
+Linux counts in ``/proc/stat`` how long each CPU worked, and in ``/proc/PID/stat`` how long each process did. The work of this
+process's CPUs minus that of the run's own processes is the work of others. Both are read before the first round and after the
+last, never while a round is timed. They are counted in ticks of 10 ms, so one window over all rounds is accurate where a window
+per round would not be.
 """
 
 from __future__ import annotations
@@ -20,41 +20,41 @@ from quantbench.core.gpu_others import OthersOnGpu
 PROC = Path("/proc")
 
 _LOOK_S = 0.1
-"""A look takes at least this; longer where few CPUs have not had ticks enough by then."""
+"""A look takes at least this long; longer on few CPUs, until enough ticks have passed."""
 
 _CROWDED_CPUS = 0.5
-"""A busy process in another session gets this much of a CPU that it shares; what slows a row at all is less."""
+"""A busy process in another session gets this share of a CPU; less than this already slows a row."""
 
 LEAST_TICKS = 20
-"""Where fewer ticks passed on all CPUs together, a share of them says nothing."""
+"""With fewer ticks on all CPUs together, a share of them means nothing."""
 
 _WORK = (0, 1, 2, 5, 6)
-"""user, nice, system, irq and softirq among the numbers of a CPU in /proc/stat; guests are counted as user already."""
+"""Indices of user, nice, system, irq and softirq in a CPU's line of /proc/stat; guest time is already part of user."""
 _STEAL = 7
 _PARENT, _TIMES, _START = 1, slice(11, 15), 19
-"""Among the fields of /proc/PID/stat after the command: parent, utime to cstime (of children that ended), start."""
+"""Indices in /proc/PID/stat after the command: parent, utime to cstime (of ended children), start time."""
 
 
-# On two cores a quiet machine showed 0 to 0.033 (a tick or two of 10 ms in 0.3 s), one other busy process 0.40 to 0.55; a
-# matrix product of torch was then 2 to 60 times slower. So what counts is not far from any bound between these. One process
-# that works beside as many threads as there are CPUs slows all of them, however many they are: the bound is a part of one CPU,
-# down to what daemons of a large machine take.
+# On two cores a quiet machine showed 0 to 0.033 (one or two ticks of 10 ms in 0.3 s), one other busy process 0.40 to 0.55, and
+# a torch matrix product was then 2 to 60 times slower. So any bound between these works. One process that competes with as
+# many threads as there are CPUs slows all of them, however many there are: the bound is therefore a part of one CPU, but no
+# lower than what the daemons of a large machine take.
 _MOST_OTHERS_CPUS = 0.15
 _LEAST_OTHERS = 0.02
 _MOST_STEAL = 0.05
 _MOST_GPU = 0.05
 RESTED = "threads did not spin where they waited, so as to give way"
 _NOISE_TICKS = 3
-"""As many ticks are noise: work of the CPUs is counted as ticks come, that of processes in full ticks."""
+"""This many ticks are noise: work of CPUs and of processes is not rounded to ticks at the same moments."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OtherWork:
     """What else the machine did during ``window_s`` seconds of timed rounds, as shares (0 to 1) of the time of all its CPUs.
 
-    ``others_cpu`` went to processes that are not the run's, ``steal`` to other guests of the same host; ``others_gpu`` is how
-    busy others kept the GPU. One tick, in which CPU time is counted, is the share ``tick_share``. ``rested`` says that
-    threads gave way to others instead of spinning. ``absent`` says why one of these is None.
+    ``others_cpu`` went to processes outside the run, ``steal`` to other guests of the same host; ``others_gpu`` is how busy
+    others kept the GPU. ``tick_share`` is the share of a single tick, the unit in which CPU time is counted. ``rested`` says
+    that threads gave way to others instead of spinning. ``absent`` says why one of these is None.
     """
 
     window_s: float
@@ -68,7 +68,7 @@ class OtherWork:
 
 
 def disturbance(seen: OtherWork) -> str:
-    """What other work was enough to slow what is timed, in words; empty where there was none."""
+    """The other work that was enough to slow what is timed, in words; empty if there was none."""
     ticks = _NOISE_TICKS * seen.tick_share
     most = max(_LEAST_OTHERS, _MOST_OTHERS_CPUS / max(seen.cpus, 1), ticks)
     found = (
@@ -82,7 +82,7 @@ def disturbance(seen: OtherWork) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """One process at one moment: its parent, CPU time in ticks with that of its children that ended, start after boot."""
+    """One process at one moment: its parent, CPU time in ticks including ended children, start time after boot."""
 
     parent: int
     ticks: int
@@ -91,7 +91,7 @@ class Process:
 
 @dataclass(frozen=True, slots=True)
 class _Moment:
-    """Counters at one moment: the clock in seconds, and ticks of the CPUs' work, of time stolen, and of the run's processes."""
+    """Counters at one moment: the clock in seconds, and ticks of the CPUs' work, of steal time, and of the run's processes."""
 
     clock_s: float
     work: int
@@ -100,23 +100,23 @@ class _Moment:
 
 
 def this_process(proc: Path = PROC) -> tuple[int, int] | None:
-    """Id and start time of this process, as a job names the run's first one; None where the kernel does not tell."""
+    """Id and start time of this process, as a job identifies the run's first one; None if the kernel does not tell."""
     pid = os.getpid()
     found = _process(proc, pid)
     return (pid, found.start) if found else None
 
 
 class OtherWorkWatch:
-    """Watches from when it is made until ``ended``.
+    """Watches from its creation until ``ended``.
 
-    Own work is that of ``root`` and of all below it: a fork server, workers and local servers with sessions of their own are
-    still its descendants. Without a living ``root`` above this process, own work is that of this process and below.
+    Own work is that of ``root`` and its descendants, which include a fork server, workers and local servers in their own
+    sessions. Without a living ``root`` above this process, own work is that of this process and its descendants.
     """
 
     def __init__(
         self, root: tuple[int, int] | None = None, device: str = "cpu", *, own_server: bool = True, proc: Path = PROC
     ) -> None:
-        """``device`` is where a model runs; ``own_server`` is False where somebody else's server works for the run."""
+        """``device`` is where a model runs; ``own_server`` is False if the run uses a server that it did not start."""
         self._proc = proc
         self._own_server = own_server
         self._ticks_s = os.sysconf("SC_CLK_TCK")
@@ -129,15 +129,15 @@ class OtherWorkWatch:
 
     @property
     def look_s(self) -> float:
-        """Seconds after which a share of the ticks says something."""
+        """Seconds after which a share of the ticks is meaningful."""
         return max(_LOOK_S, 1.25 * LEAST_TICKS / self._ticks_s / max(len(self._cpus), 1))
 
     def look(self) -> None:
-        """Note how busy others keep the GPU; to be called after each round."""
+        """Note how busy others keep the GPU; call it after each round."""
         self._gpu.look(lambda: set(descendants(_processes(self._proc), self._root)))
 
     def crowded(self) -> bool:
-        """Whether others took more than half of a CPU since this was last asked, or as then where too few ticks have passed."""
+        """Whether others took more than half a CPU since the last call; the last answer again if too few ticks have passed."""
         if isinstance(self._last, str) or not self._own_server or time.perf_counter() - self._last.clock_s < 2 * self.look_s:
             return self._crowded
         now = self._moment(_processes(self._proc))
@@ -147,7 +147,7 @@ class OtherWorkWatch:
         return self._crowded
 
     def ended(self) -> OtherWork:
-        """What others did since this was made."""
+        """What others did since this watch was created."""
         return self._between(self._before, self._moment(_processes(self._proc)))
 
     def _between(self, before: _Moment | str, after: _Moment | str) -> OtherWork:
@@ -161,11 +161,11 @@ class OtherWorkWatch:
         window_s = after.clock_s - before.clock_s
         ticks = window_s * self._ticks_s * len(self._cpus)
         if ticks < LEAST_TICKS:
-            why = f"{window_s:.2f} s were timed, too short for CPU time that is counted in ticks of {1 / self._ticks_s:g} s"
+            why = f"{window_s:.2f} s were timed, too short for CPU time counted in ticks of {1 / self._ticks_s:g} s"
             return OtherWork(window_s=window_s, others_gpu=gpu, absent={**absent, "others_cpu": why, "steal": why})
         work = (after.work - before.work) - (after.own - before.own)
         if not self._own_server:
-            absent["others_cpu"] = "the server was not started by the run, so its own work cannot be told from that of others"
+            absent["others_cpu"] = "the run did not start the server, so the server's work cannot be told from that of others"
         return OtherWork(
             window_s=window_s,
             cpus=len(self._cpus),
@@ -181,20 +181,20 @@ class OtherWorkWatch:
         try:
             work, steal = _cpu_ticks((self._proc / "stat").read_text(), self._cpus)
         except (OSError, ValueError, IndexError) as error:
-            return f"the kernel does not tell how long the CPUs worked ({self._proc / 'stat'}: {type(error).__name__})"
+            return f"the kernel does not say how long the CPUs worked ({self._proc / 'stat'}: {type(error).__name__})"
         own = sum(processes[pid].ticks for pid in descendants(processes, self._root))
         return _Moment(clock_s=time.perf_counter(), work=work, steal=steal, own=own)
 
 
 def busy_now(proc: Path = PROC) -> str:
-    """What keeps this machine busy besides this process and all below it, in words, from a short look; empty if nothing."""
+    """What keeps this machine busy besides this process and its descendants, in words; empty if nothing does. A short look."""
     watch = OtherWorkWatch(proc=proc)
     time.sleep(watch.look_s)
     return disturbance(watch.ended())
 
 
 def descendants(processes: Mapping[int, Process], root: int) -> Iterator[int]:
-    """``root`` and all living processes below it."""
+    """``root`` and all its living descendants."""
     children: dict[int, list[int]] = {}
     for pid, process in processes.items():
         children.setdefault(process.parent, []).append(pid)
@@ -206,7 +206,7 @@ def descendants(processes: Mapping[int, Process], root: int) -> Iterator[int]:
 
 
 def _root(wanted: tuple[int, int] | None, processes: Mapping[int, Process]) -> int:
-    """The run's first process, or this one where that is gone, or not above this one: a job may be run again by hand."""
+    """The run's first process; this one if that has ended or is no ancestor, as when a job is run again by hand."""
     own = os.getpid()
     if wanted is None or wanted[0] not in processes or processes[wanted[0]].start != wanted[1]:
         return own
@@ -214,7 +214,7 @@ def _root(wanted: tuple[int, int] | None, processes: Mapping[int, Process]) -> i
 
 
 def _cpus_of(pid: int) -> set[int]:
-    """Numbers of the CPUs that a process may use; empty where nobody tells."""
+    """Numbers of the CPUs that a process may use; empty where the system does not say."""
     if not hasattr(os, "sched_getaffinity"):
         return set()
     with contextlib.suppress(OSError):
@@ -223,7 +223,7 @@ def _cpus_of(pid: int) -> set[int]:
 
 
 def _cpu_ticks(stat: str, cpus: Iterable[int]) -> tuple[int, int]:
-    """Ticks that these CPUs worked, and ticks stolen from them, since boot. IndexError where one is not there."""
+    """Ticks that these CPUs worked, and ticks stolen from them, since boot. IndexError if none of them is listed."""
     names = {f"cpu{number}" for number in cpus}
     lines = [line.split() for line in stat.splitlines() if line.startswith("cpu")]
     numbers = [[int(part) for part in line[1:]] for line in lines if line[0] in names]
@@ -233,7 +233,7 @@ def _cpu_ticks(stat: str, cpus: Iterable[int]) -> tuple[int, int]:
 
 
 def _processes(proc: Path) -> dict[int, Process]:
-    """All processes that can be seen, by id."""
+    """All visible processes, by id."""
     try:
         pids = [int(path.name) for path in proc.iterdir() if path.name.isdecimal()]
     except OSError:
@@ -243,7 +243,7 @@ def _processes(proc: Path) -> dict[int, Process]:
 
 
 def _process(proc: Path, pid: int) -> Process | None:
-    """None where there is no such process, or no more."""
+    """The process with that id; None if it does not exist or has just ended."""
     try:
         fields = (proc / str(pid) / "stat").read_text(errors="replace").rpartition(")")[2].split()
         return Process(parent=int(fields[_PARENT]), ticks=sum(map(int, fields[_TIMES])), start=int(fields[_START]))

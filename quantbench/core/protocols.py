@@ -1,4 +1,4 @@
-"""What a method is given and what it opens: settings, artifacts, and the protocols of loaded models and endpoints."""
+"""What a method receives and what it opens: settings, artifacts, and the protocols of loaded models and endpoints."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 
 
 SCORE_POSITIONS = 512
-"""Positions that a forward pass of ``score`` reads at most: llama.cpp's own batch, and a chunk of a text.
+"""The most positions in one forward pass of ``score``: llama.cpp's default batch, and one chunk of a text.
 
-What a low-precision kernel rounds depends on what else is in the pass (scales of activations, outliers), so the number is one
-for all methods and hangs on nothing else: neither on memory nor on the vocabulary, threads or batch of prompts.
+How a low-precision kernel rounds depends on what else is in the pass (activation scales, outliers). So the number is the same
+for all methods and depends on nothing else: not on memory, vocabulary, threads or the batch of prompts.
 """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Where and how on this machine: the checked files, worker threads, the context in tokens, and how many sequences of it."""
+    """What to open on this machine and how: the checked files, threads, context length in tokens, and sequences in a batch."""
 
     checkpoint: Checkpoint
     threads: int
@@ -46,11 +46,11 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Artifact:
-    """A model made ready on disk, and the seconds that its quantization, pruning or training once took, without conversion.
+    """A model prepared on disk, and the seconds that its quantization, pruning or training took, without conversion.
 
-    ``quantize_s`` is None where it was made elsewhere, or not at all; ``quantized`` is False where it is quantized on load.
-    ``file_bytes`` is None where no weight is on disk: a dummy's, which are made while they are loaded. ``facts`` are what was
-    found while it was made; they stand in the row beside the loaded model's.
+    ``quantize_s`` is None if it was quantized elsewhere, or not at all; ``quantized`` is False if it is quantized on load.
+    ``file_bytes`` is None if no weights are on disk, as for a dummy whose weights are made on load. ``facts`` were found while
+    it was made; they stand in the row beside the loaded model's.
     """
 
     path: Path
@@ -61,13 +61,13 @@ class Artifact:
 
 
 class LoadedModel(Protocol):
-    """One loaded model. Token ids are those of the model's own vocabulary; nothing here sees text."""
+    """One loaded model. Token ids are those of the model's own vocabulary; nothing here handles text."""
 
     @property
     def facts(self) -> Mapping[str, str]:
-        """What was found rather than asked: ``kernel``, ``kv_dtype``, ``device`` and whatever else changes a figure.
+        """What was found rather than requested: ``kernel``, ``kv_dtype``, ``device`` and anything else that changes a figure.
 
-        ``device`` is where the weights are, ``cpu`` or ``cuda:N``, several places joined by ``+``; it must be told on CUDA.
+        ``device`` is where the weights are, ``cpu`` or ``cuda:N``, several joined by ``+``; on CUDA it is required.
         """
 
     def generate(self, prompt: Sequence[int], limit: int, sampling: Sampling | None = None) -> Iterator[int]:
@@ -86,7 +86,7 @@ class LoadedModel(Protocol):
         """True bytes of all weights as they are now, by kind."""
 
     def synchronize(self) -> None:
-        """Wait until the device has finished what was asked of it."""
+        """Wait until the device has finished all submitted work."""
 
 
 @runtime_checkable
@@ -104,7 +104,7 @@ class Batched(Protocol):
 class Sliced(Protocol):
     """A loaded model whose ``score`` reads at most ``SCORE_POSITIONS`` at once, and which can read fewer.
 
-    So it can be told what the choice of that number does to the figures; of a model without it nothing is said.
+    This shows how much that number affects the figures; for a model without it nothing is reported.
     """
 
     def score_sliced(self, tokens: Sequence[int], first: int, positions: int) -> Iterator[NDArray[np.float32]]:
@@ -118,11 +118,11 @@ class SamplesTogether(Protocol):
     def sample_together(
         self, prompts: Sequence[Sequence[int]], limit: int, samplings: Sequence[Sampling], ends: Container[int]
     ) -> Sequence[tuple[int, ...]]:
-        """At most ``limit`` tokens after each prompt, up to and with the first of ``ends``, each drawn with its own seed."""
+        """At most ``limit`` tokens after each prompt, up to and including the first of ``ends``, each with its own seed."""
 
 
 def until_end(tokens: Iterable[int], ends: Container[int]) -> tuple[int, ...]:
-    """``tokens`` up to and with the first of ``ends``; no further one is asked for."""
+    """``tokens`` up to and including the first of ``ends``; no further token is generated."""
     kept = []
     for token in tokens:
         kept.append(token)
@@ -133,7 +133,7 @@ def until_end(tokens: Iterable[int], ends: Container[int]) -> tuple[int, ...]:
 
 @runtime_checkable
 class HasModule(Protocol):
-    """A loaded model that is a torch module inside, which adapters can be put into."""
+    """A loaded model that wraps a torch module, into which adapters can be inserted."""
 
     @property
     def model(self) -> Any:
@@ -145,7 +145,7 @@ class LoadedModule(Protocol):
 
     @property
     def facts(self) -> Mapping[str, str]:
-        """What was found rather than asked: ``kernel``, ``device`` as of a LoadedModel, and whatever else changes a figure."""
+        """What was found rather than requested: ``kernel``, ``device`` as in LoadedModel, and anything else that matters."""
 
     @property
     def parameters(self) -> int:
@@ -163,9 +163,9 @@ class LoadedModule(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Streamed:
-    """One streamed answer: pieces of text, one an event, each with the seconds from the request until it arrived.
+    """One streamed answer: pieces of text, one per event, each with the seconds from the request until it arrived.
 
-    There is at least one piece; it is empty where the answer was. ``tokens`` and ``prompt_tokens`` are the server's counts.
+    There is at least one piece; it is empty if the answer was empty. ``tokens`` and ``prompt_tokens`` are the server's counts.
     """
 
     pieces: tuple[str, ...]
@@ -175,29 +175,29 @@ class Streamed:
 
 
 class StreamDroppedError(ModelError):
-    """A server ended a connection or a stream before its answer was whole."""
+    """A server closed a connection or a stream before its answer was complete."""
 
 
 class Endpoint(Protocol):
     """A served model: text in, text out. Requests may be made from several threads at once.
 
-    Each raises ModelError when the server is down, slow, answers with an error or with what cannot be, and its
-    StreamDroppedError when the server drops the stream.
+    Each raises ModelError if the server is down, too slow, or answers with an error or nonsense, and StreamDroppedError if the
+    server drops the stream.
     """
 
     @property
     def facts(self) -> Mapping[str, str]:
-        """What was found rather than asked: ``kernel`` (the server's own name) and the served model; what else it was sent."""
+        """What was found rather than requested: ``kernel`` (the server's own name), the served model, extra request fields."""
 
     @property
     def artifact(self) -> Artifact | None:
-        """The file that is served, where quantbench itself started the server; else None."""
+        """The served file, if quantbench itself started the server; else None."""
 
     def answer(self, prompt: str, limit: int) -> Streamed:
         """Stream a greedy answer of at most ``limit`` tokens."""
 
     def top_tokens(self, prompt: str, k: int) -> Mapping[str, float] | None:
-        """Log-probabilities in nats of the ``k`` likeliest next tokens by their text; None when the server gives none."""
+        """Log-probabilities in nats of the ``k`` likeliest next tokens, by their text; None if the server gives none."""
 
     def native(self, prompt: str, limit: int) -> Mapping[str, float]:
-        """The server's own ``prompt_tokens``, ``prefill_s``, ``tokens`` and ``decode_s``; empty where it does not tell them."""
+        """The server's own ``prompt_tokens``, ``prefill_s``, ``tokens`` and ``decode_s``; empty if it gives none."""

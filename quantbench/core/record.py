@@ -1,4 +1,4 @@
-"""What is kept: one record per planned scenario, made of typed columns with units."""
+"""What is stored: one record per planned scenario, made of typed columns with units."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ Value = float | int | str | bool | Missing
 class Gate:
     """How a comparison of runs judges a figure.
 
-    A change counts above ``least`` (relative) and above ``floor`` (in its unit); ``slicing`` is the column with a floor of the
-    row's own. Of a speed ``ratio`` is the column with its ratio to the anchor: the decision rule judges both, under ``name``.
+    A change counts above ``least`` (relative) and above ``floor`` (in its unit); ``slicing`` is the column with the row's own
+    floor. For a speed, ``ratio`` is the column with its ratio to the anchor: the decision rule judges both, under ``name``.
     """
 
     least: float = 0.0
@@ -59,15 +59,15 @@ class Gate:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column. All that is shown of it follows from here: schema, headings, report, comparison and the page of columns.
+    """One column. Schema, headings, report, comparison and the page of columns all follow from this definition.
 
-    Of a metric, ``formula`` says how it is computed from what was seen and ``source`` where that definition comes from.
+    For a metric, ``formula`` says how it is computed from the trace and ``source`` where that definition comes from.
 
     ``title`` is its heading. ``show`` is how its figures are written: a format specification such as ``.1%``, ``short`` (two
-    digits) or ``times`` (a ratio); empty goes by the unit. ``spread``: its interval (columns ``NAME_low`` and ``NAME_high``) or
-    its standard error (``NAME_se``) stands beside it. ``shown`` in the report's table of all rows, or also in the overview of a
-    run, from the lowest ``place`` on. ``timed``: it rests on timed rounds, so that other work disturbs it. ``gate``:
-    comparisons judge it unasked.
+    digits) or ``times`` (a ratio); if empty, by the unit. ``spread``: its interval (columns ``NAME_low`` and ``NAME_high``) or
+    its standard error (``NAME_se``) is shown beside it. ``shown``: in the report's table of all rows, or also in a run's
+    overview, ordered by ``place``. ``timed``: it rests on timed rounds, so other work disturbs it. ``gate``: how comparisons
+    judge it by default.
     """
 
     name: str
@@ -87,18 +87,18 @@ class Column:
 
     @property
     def heading(self) -> str:
-        """What stands above its figures."""
+        """The heading above its figures."""
         title = self.title or self.name
         return title.replace(",", " ± s.e.,", 1) if self.spread == "error" else title
 
     def write(self, value: float) -> str:
-        """A figure of it, for people."""
+        """One of its figures, formatted for people."""
         if self.show in _WRITERS or not self.show:
             return _WRITERS.get(self.show or self.unit, significant)(value)
         return format(value, self.show)
 
     def write_with_spread(self, value: float, number: Callable[[str], float | None]) -> str:
-        """The same with its interval or its standard error, which ``number`` gives by the name of the column."""
+        """The same with its interval or standard error, which ``number`` looks up by column name."""
         if self.spread == "error":
             return with_error(value, number(f"{self.name}_se"))
         if self.spread == "interval":
@@ -109,14 +109,14 @@ class Column:
 _WRITERS: Mapping[str, Callable[[float], str]] = {
     "bytes": format_bytes, "s": format_seconds, "short": short, "times": times,
 }  # fmt: skip
-"""By unit, and by name."""
+"""Formatters by unit and by the name in ``show``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
     """One raw number: ``index`` counts inside its round; for gaps it is prompt x (output length - 1) + position.
 
-    ``tokens`` are those of the whole answer (e2e), or that came first (prefill): a server may send several at once.
+    ``tokens`` counts those of the whole answer (e2e), or of its first event (prefill): a server may send several at once.
     """
 
     phase: str
@@ -130,9 +130,9 @@ class Sample:
 class Output:
     """Greedy answers of the reference and the variant to one prompt. Texts are model output: untrusted.
 
-    Without token ids (a server gives text only) what is counted in tokens is None, and ``exact_match`` is of the texts.
-    What was scored on the reference's continuation of the prompt comes last, and is None where nothing was: ``kld`` in nats at
-    each position, in their order. A mean that is no finite number is None as well.
+    Without token ids (a server gives text only) everything counted in tokens is None, and ``exact_match`` compares the texts.
+    The fields from ``scored_tokens`` on come from scoring the reference's continuation, and are None if it was not scored:
+    ``kld`` is in nats, position by position. A mean that is not finite is None as well.
     """
 
     index: int
@@ -155,10 +155,10 @@ class Output:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """One row of ``scenarios`` with the rows that hang on it. ``values`` holds a Missing where nothing was measured.
+    """One row of ``scenarios`` with the rows that belong to it. ``values`` holds a Missing where nothing was measured.
 
-    ``predicted_weight_bytes`` is what was planned from shapes before anything was loaded; ``attempts`` is how often the
-    scenario was measured: again where other work had disturbed it.
+    ``predicted_weight_bytes`` was predicted from shapes before anything was loaded; ``attempts`` is how often the scenario was
+    measured: more than once if other work disturbed it.
     """
 
     scenario: Scenario

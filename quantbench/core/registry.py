@@ -1,4 +1,4 @@
-"""Find plug-ins: every module of a package and every entry point of a group, once, on first use."""
+"""Find plug-ins: in every module of a package and every entry point of a group, once, on first use."""
 
 from __future__ import annotations
 
@@ -27,27 +27,27 @@ T = TypeVar("T", bound=Named)
 class Registry(Generic[T]):
     """Plug-ins of one kind: the module-level objects of that kind in the modules of ``package`` and in entry points.
 
-    Modules whose name starts with an underscore are helpers and are not scanned. An entry point of the group, which is named
-    like the package unless told otherwise, names an object of that kind, or a module that holds some. One that cannot be
-    imported is named in a warning and left out: the others work without it.
+    Modules whose name starts with an underscore are helpers and are not scanned. An entry point names an object of that kind,
+    or a module that holds some; its group is named like the package by default. An entry point that cannot be imported is
+    reported in a warning and left out, and the others still work.
     """
 
     def __init__(self, package: str, kind: type[T], noun: str, group: str = "") -> None:
-        """``noun`` is the word for one such thing in an error message."""
+        """``noun`` is the word for one plug-in in error messages."""
         self._package = package
         self._group = group or package
         self._kind = kind
         self._noun = noun
 
     def __getitem__(self, name: str) -> T:
-        """The plug-in of that name; UsageError with the nearest names if there is none."""
+        """The plug-in with that name; UsageError with the nearest names if there is none."""
         try:
             return self._found[name]
         except KeyError:
             raise unknown_name(self._noun, name, self._found) from None
 
     def __contains__(self, name: object) -> bool:
-        """Whether there is a plug-in of that name."""
+        """Whether there is a plug-in with that name."""
         return name in self._found
 
     def __iter__(self) -> Iterator[T]:
@@ -55,7 +55,7 @@ class Registry(Generic[T]):
         return iter(self._found[name] for name in sorted(self._found))
 
     def import_own(self) -> None:
-        """Import the modules of the package, so that processes forked from this one find them there; no entry point."""
+        """Import the package's modules, but no entry points, so that processes forked from this one have them loaded."""
         for name in self._own():
             importlib.import_module(name)
 
@@ -67,7 +67,7 @@ class Registry(Generic[T]):
 
     @cached_property
     def _scanned(self) -> tuple[dict[str, T], dict[str, str], dict[str, str]]:
-        """The plug-ins by name, the entry points that cannot be imported with the reason, and from where the others came."""
+        """Plug-ins by name, broken entry points with the reason, and the distributions of the other entry points."""
         found: dict[str, T] = {}
         sources: dict[str, str] = {}
         broken: dict[str, str] = {}
@@ -76,7 +76,7 @@ class Registry(Generic[T]):
         for point in entry_points(group=self._group):
             try:
                 source = point.load()
-            except (Exception, SystemExit) as error:  # noqa: BLE001 - somebody else's code, which may fail in any way
+            except (Exception, SystemExit) as error:  # noqa: BLE001 - third-party code, which may fail in any way
                 said = " ".join(str(error).split())
                 broken[f"{point.name} = {point.value}"] = type(error).__name__ + (f": {said}" if said else "")
             else:
@@ -87,19 +87,19 @@ class Registry(Generic[T]):
         for point_text, reason in broken.items():
             warnings.warn(
                 f"the {self._noun} plug-in {point_text!r} (group {self._group}) cannot be imported and is left out ({reason}); "
-                "mend or uninstall the package it came with",
+                "fix or uninstall the package it came with",
                 stacklevel=2,
             )
         return found, broken, sources
 
     @property
     def broken(self) -> Mapping[str, str]:
-        """Entry points that are left out, as ``name = module:object``, each with why it cannot be imported."""
+        """Entry points that were left out, as ``name = module:object``, each with the reason why it cannot be imported."""
         return self._scanned[1]
 
     @property
     def distributions(self) -> Mapping[str, str]:
-        """The distribution that each plug-in from an entry point came with, by the plug-in's name."""
+        """The distribution of each plug-in from an entry point, by the plug-in's name."""
         return self._scanned[2]
 
     @property

@@ -1,8 +1,8 @@
-"""What moves all figures of a run together: removed from its cells, believed, or left open. Pure functions.
+"""The shift that all figures of a run have in common: removed from its cells, taken as real, or left open. Pure functions.
 
-Processes of one run share the state of the machine during that run (clocks, temperature, where memory lies), which moves all
-their speeds alike, and no number of processes averages it away. A run of its own for each process needs nothing of this: the
-effect is in the spread of the processes then.
+Processes of one run share the machine's state during that run (clocks, temperature, memory placement), which shifts all their
+speeds alike, and no number of processes averages it away. If every process is a run of its own, none of this is needed: the
+effect is then part of the spread between processes.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from dataclasses import dataclass
 from statistics import fmean, median
 
 RUN_SPREAD = 0.03
-"""Standard deviation of a run's effect, of logarithms; a side of n runs has that over the square root of n."""
+"""Standard deviation of a run's effect, in logarithms; for a side of n runs it is divided by the square root of n."""
 
 _USUAL = 2.0
 _CERTAIN = 4.77
-"""A common shift up to so many standard deviations is what runs do; from so many on it is real (two-sided 0.5 % of Student's t
-with 5 degrees of freedom, as effects of runs have heavy tails); between it is left open."""
+"""In standard deviations: a common shift up to ``_USUAL`` is run-to-run noise; from ``_CERTAIN`` on it is real (two-sided 0.5 %
+of Student's t with 5 degrees of freedom, as effects of runs have heavy tails); in between it is left open."""
 
 _LEAST_CELLS = 4
-"""Of fewer cells a shift of all and a change of one cannot be told apart."""
+"""With fewer cells, a shift of all cannot be told from a change of one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shift:
-    """Of a cell what moved with all others: ``value`` and its standard ``error``, as logarithms.
+    """The part of a cell's difference that it shares with all others: ``value`` and its standard ``error``, as logarithms.
 
-    ``removed`` from the cell's own difference; ``open`` where more runs would tell.
+    ``removed``: it is subtracted from the cell's own difference. ``open``: only more runs can decide.
     """
 
     value: float = 0.0
@@ -40,10 +40,10 @@ class Shift:
 def common_shifts(
     differences: Sequence[float], errors: Sequence[float], runs: Sequence[tuple[int, int] | None]
 ) -> list[Shift]:
-    """The common shift of each cell, given its difference, that one's standard error, and how many runs each side comes from.
+    """The common shift of each cell, given the differences, their standard errors, and the number of runs on each side.
 
-    The median over cells, with the standard error of a median of normals (sqrt(pi / 2) times that of the mean). Where there
-    are too few cells each cell's difference may all be the run's. Cells whose processes are runs of their own (None) have none.
+    It is the median over cells, with the standard error of a median of normals (sqrt(pi / 2) times that of the mean). With too
+    few cells, all of a cell's difference may be the run's. Cells whose processes are each a run of their own (None) have none.
     """
     shared = {index: counts for index, counts in enumerate(runs) if counts}
     found = [Shift()] * len(differences)

@@ -20,24 +20,24 @@ SEEDED_INPUTS = "seeded"
 """The prompt set of a model without tokens: seeded random inputs."""
 
 DUMMY_PREFIX = "dummy:"
-"""``dummy:NAME_OR_CONFIG`` is a model too: a real architecture with random weights."""
+"""``dummy:NAME_OR_CONFIG`` names a model: a real architecture with random weights."""
 
 TEXT_PREFIX = "text:"
-"""``text:FILE`` is a prompt set too: a running text that is scored and not answered."""
+"""``text:FILE`` names a prompt set: a running text that is scored and not answered."""
 
 TOKENS_PREFIX = "tokens:"
-"""``tokens:N`` is a prompt set too: one prompt of N tokens."""
+"""``tokens:N`` names a prompt set: one prompt of N tokens."""
 
 Reads = Literal["prompts", "text", "inputs"]
-"""What a scenario gives its model: prompts to answer, a text to score, or seeded inputs for a module without tokens."""
+"""What a scenario feeds its model: prompts to answer, a text to score, or seeded inputs for a module without tokens."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Precision:
-    """One precision that a method offers; ``bits`` is the nominal figure its name promises, None where it promises none.
+    """One precision that a method offers; ``bits`` is the nominal figure in its name, None if there is none.
 
-    One that is not ``usual`` is measured only where it is named; one that is not ``first``, on a model of one's own, only
-    where it or its method is, and so on a CPU one that is not ``first_on_cpu``.
+    A precision that is not ``usual`` is measured only if it is named. On the user's own model, one that is not ``first`` is
+    measured only if it or its method is named; on a CPU the same holds for one that is not ``first_on_cpu``.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Precision:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Variant:
-    """A method at a precision. A control is the reference measured once more in a process of its own: the noise floor."""
+    """A method at a precision. A control is the reference measured once more in a separate process: the noise floor."""
 
     method: str
     precision: str
@@ -69,7 +69,7 @@ class Variant:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerAddress:
-    """Where a server is: ``url`` up to and with ``/v1``, without a slash at its end; ``model`` is empty where none is named."""
+    """A server's address: ``url`` up to and including ``/v1``, without a trailing slash; ``model`` is empty if not given."""
 
     url: str
     model: str
@@ -83,24 +83,24 @@ def parse_server(text: str) -> ServerAddress:
     except ValueError:
         parts, named = urlsplit(""), False
     if set("@?") & set(text.partition("#")[0]):  # not quoted: what stands there may be a secret
-        raise UsageError("the server's URL holds a user, a password or a query; leave it out and set QUANTBENCH_SERVER_KEY")
+        raise UsageError("the server's URL holds a user, a password or a query; remove it and set QUANTBENCH_SERVER_KEY")
     if parts.scheme not in ("http", "https") or not named or not text.isprintable() or " " in text:
-        raise UsageError(f"server {text!r} is no URL; write it like http://localhost:8080/v1, with #MODEL after it if need be")
+        raise UsageError(f"server {text!r} is not a URL; write http://localhost:8080/v1, with #MODEL to name a model")
     return ServerAddress(url=f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}", model=parts.fragment)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conditions:
-    """What is asked besides the three axes, and changes what is measured.
+    """Everything besides the three axes that changes what is measured.
 
     Lengths are in tokens: ``output_tokens`` are timed, ``answer_tokens`` are compared as greedy text,
-    ``continuation_tokens`` are scored teacher-forced, or fewer where the reference ends before. ``context`` 0 stands for the
-    shortest that holds all of these. Only the first ``answered_prompts`` of a set are timed and answered greedily (0: all): an
-    answer costs many times what it costs to score a prompt, and similarity wants many prompts.
-    ``threads`` 0 stands for every core that this process may use. ``calibration`` is a text file for methods that calibrate
-    or train; empty stands for text sampled from the model itself. ``server`` is what the method ``server`` asks: a URL, or
-    ``gguf/PRECISION`` for a server started here; ``concurrency`` is the most requests that it gets at once. Of a text at
-    most ``chunks`` chunks are scored, 0 stands for all; a chunk is as long as ``context``, by default 512 tokens.
+    ``continuation_tokens`` are scored teacher-forced, or fewer if the reference ends earlier. ``context`` 0 means the shortest
+    that holds all of these. Only the first ``answered_prompts`` of a set are timed and answered greedily (0: all): answering a
+    prompt costs many times as much as scoring it, and similarity needs many prompts.
+    ``threads`` 0 means every core that this process may use. ``calibration`` is a text file for methods that calibrate or
+    train; empty means text sampled from the model itself. ``server`` is what the method ``server`` queries: a URL, or
+    ``gguf/PRECISION`` for a server that quantbench starts; ``concurrency`` is the most requests that it gets at once. At most
+    ``chunks`` chunks of a text are scored (0: all); a chunk is as long as ``context``, by default 512 tokens.
     """
 
     reference: str = "torch/fp32"
@@ -118,7 +118,7 @@ class Conditions:
     chunks: int = 0
 
     def __post_init__(self) -> None:
-        """Raise UsageError for figures that cannot be measured."""
+        """Raise UsageError for values that cannot be measured."""
         for name in ("output_tokens", "answer_tokens", "continuation_tokens"):
             if getattr(self, name) < MIN_LENGTH:
                 raise UsageError(f"{name} is {getattr(self, name)}; ask for at least {MIN_LENGTH} tokens")
@@ -134,34 +134,34 @@ class Conditions:
 
 
 METHODS_OWN = ("calibration", "server", "concurrency")
-"""Conditions that only some methods heed; those put them into the key themselves."""
+"""Conditions that only some methods use; those methods put them into the key themselves."""
 
 
 TEXTS_OWN = ("chunks",)
-"""Conditions that only a text heeds."""
+"""Conditions that only a text uses."""
 
 
 def at_batch(prompts: str, batch: int) -> str:
-    """The name of a prompt set of which ``batch`` sequences are answered together: ``ten@8``, and ``ten`` where it is one."""
+    """The name of a prompt set of which ``batch`` sequences are answered together: ``ten@8``, or ``ten`` for a batch of one."""
     return prompts if batch == 1 else f"{prompts}@{batch}"
 
 
 def prompt_tokens(prompts: str) -> int:
-    """The length of each prompt where a prompt set's name says it, as ``tokens:512`` does; 0 elsewhere."""
+    """The prompt length that a prompt set's name gives, as in ``tokens:512``; 0 for any other name."""
     length = prompts.removeprefix(TOKENS_PREFIX) if prompts.startswith(TOKENS_PREFIX) else ""
     return int(length) if length.isdecimal() else 0
 
 
 def reads(prompts: str) -> Reads:
-    """What a prompt set of that name gives a model."""
+    """What a prompt set of that name feeds a model."""
     if prompts == SEEDED_INPUTS:
         return "inputs"
     return "text" if prompts.startswith(TEXT_PREFIX) else "prompts"
 
 
-@cache  # a matrix of thousands has few names
+@cache  # a matrix of thousands of scenarios has few distinct names
 def short_name(name: str) -> str:
-    """A model or prompt set as an id shows it: names and hub ids as they are, of a path its last part."""
+    """A model or prompt set as an id shows it: names and hub ids unchanged, only the last part of a path."""
     if name.startswith(TEXT_PREFIX):
         return TEXT_PREFIX + PurePath(name.removeprefix(TEXT_PREFIX)).name.removesuffix(".txt")
     if name.startswith(DUMMY_PREFIX):
@@ -173,28 +173,28 @@ def short_name(name: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spec:
-    """What a method is asked to open: a variant of a model, under conditions. It has no part in what it will be asked."""
+    """What a method has to open: a variant of a model, under conditions. It does not say which prompts will follow."""
 
     model: str
     variant: Variant
     conditions: Conditions = field(default_factory=Conditions)
 
     def reference(self) -> Spec:
-        """That of the reference, under the same conditions."""
+        """The spec of the reference, under the same conditions."""
         method, _, precision = self.conditions.reference.partition("/")
         return replace(self, variant=Variant(method=method, precision=precision))
 
 
 JobKey = tuple[str, Variant, Conditions, int]
-"""What scenarios share that are measured in one load of the model: its name, variant, conditions, repeat."""
+"""What scenarios measured in one load of the model share: its name, variant, conditions, repeat."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scenario:
     """Model x method x precision x prompt set. ``id`` is the row key, with ``repeat``, and without repeats the pytest id.
 
-    ``batch`` sequences are answered together. A repeat is the same scenario once more in a fresh process; it is no part of
-    what was asked, so keys stay equal.
+    ``batch`` sequences are answered together. A repeat is the same scenario once more in a fresh process; it does not change
+    what is measured, so keys stay equal.
     """
 
     model: str
@@ -206,15 +206,15 @@ class Scenario:
 
     @property
     def id(self) -> str:
-        """``model/method-precision/prompts``, for example ``canary/gguf-q4_k_m/ten``; of a path, its last part.
+        """``model/method-precision/prompts``, for example ``canary/gguf-q4_k_m/ten``; a path is cut to its last part.
 
-        Where several sequences are answered together, ``@`` and their number follow: ``canary/gguf-q4_k_m/ten@8``.
+        If several sequences are answered together, ``@`` and their number follow: ``canary/gguf-q4_k_m/ten@8``.
         """
         return f"{short_name(self.model)}/{self.variant.label}/{at_batch(short_name(self.prompts), self.batch)}"
 
     @property
     def test_id(self) -> str:
-        """The pytest id: ``id``, and for repeats ``#2``, ``#3`` after it."""
+        """The pytest id: ``id``, followed by ``#2``, ``#3`` and so on for repeats."""
         return f"{self.id}#{self.repeat + 1}" if self.repeat else self.id
 
     @property
@@ -224,12 +224,12 @@ class Scenario:
 
     @property
     def reads(self) -> Reads:
-        """What the model is given."""
+        """What the model is fed."""
         return reads(self.prompts)
 
     @property
     def spec(self) -> Spec:
-        """What its method is asked to open."""
+        """What its method has to open."""
         return Spec(model=self.model, variant=self.variant, conditions=self.conditions)
 
     @property
@@ -238,19 +238,19 @@ class Scenario:
         return self.model, self.variant, self.conditions, self.repeat
 
     def reference(self) -> Scenario:
-        """The scenario of the reference for the same model and prompts, which are compared one by one."""
+        """The reference's scenario for the same model and prompts; its batch is 1, as prompts are compared one by one."""
         return replace(self, variant=self.spec.reference().variant, batch=1, repeat=0)
 
     def heeded(self) -> dict[str, str | int]:
-        """The conditions that count here, by name: not those that some other method or a text alone heeds."""
+        """The conditions that count here, by name, without those that only certain methods or only texts use."""
         others = METHODS_OWN if self.reads == "text" else (*METHODS_OWN, *TEXTS_OWN)
         return {name: value for name, value in asdict(self.conditions).items() if name not in others}
 
     def key(self, identity: Mapping[str, str]) -> str:
-        """sha256 of what was asked and changes what is measured.
+        """sha256 of everything in the request that changes what is measured.
 
-        ``identity`` is the content behind the names of model and prompts (revision and hashes), known at run time only, and
-        what the method asks besides: calibration, kernel, server.
+        ``identity`` is the content behind the names of model and prompts (revision and hashes), known only at run time, and
+        what the method adds: calibration, kernel, server.
         """
         asked = {"variant": asdict(self.variant), "conditions": self.heeded(), "identity": dict(identity)}
         return hashlib.sha256(json.dumps(asked, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
@@ -258,10 +258,10 @@ class Scenario:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Effort:
-    """How long to try; stays out of the scenario key.
+    """How long to measure; not part of the scenario key.
 
-    ``precision`` is the half-width of the confidence interval of the median, relative, at which rounds stop. ``most_scored``
-    tokens of a prompt's continuation are sampled and scored at most, whatever the conditions ask for.
+    ``precision`` is the relative half-width of the median's confidence interval at which rounds stop. At most ``most_scored``
+    tokens of a prompt's continuation are sampled and scored, whatever the conditions say.
     """
 
     min_rounds: int = 6
@@ -272,7 +272,7 @@ class Effort:
     most_scored: int = sys.maxsize
 
     def asked(self, conditions: Conditions) -> Conditions:
-        """The conditions with continuations no longer than ``most_scored``: less is asked for, so that keys differ."""
+        """The conditions with continuations cut to ``most_scored``: a shorter continuation changes the key, as it must."""
         return replace(conditions, continuation_tokens=min(conditions.continuation_tokens, self.most_scored))
 
 

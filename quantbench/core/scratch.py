@@ -1,4 +1,4 @@
-"""Folders that live as long as their owner: locked while it works in them, swept by the next run when it was killed."""
+"""Folders that live as long as their owner: locked while it uses them, removed by the next run if it was killed."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from quantbench.core.units import format_bytes
 
 PREFIX = "quantbench-"
 SET_ASIDE = ".damaged-"
-"""How the name of an entry of the cache begins that was found damaged."""
+"""The prefix of a damaged cache entry that was moved out of the way."""
 
 _OURS = re.compile(r"quantbench-[0-9a-f]{8}-[a-z0-9_]{8}|\.(damaged-)?[0-9a-f]{24}(\.json)?-[a-z0-9_-]+")
-"""Names that are made here and nowhere else: nobody's own folder beside them is touched."""
+"""Names that only this module makes, so that no other folder is ever removed."""
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _DAY_S = 86_400
 _UNLOCKED_S = 60
-"""A folder is locked right after it is made; one this old and unlocked has lost its owner."""
+"""A folder is locked right after it is created; one this old and still unlocked has lost its owner."""
 
 _SET_ASIDE_S = 7 * _DAY_S
 
@@ -41,13 +41,13 @@ class Swept(NamedTuple):
 
     @property
     def sentences(self) -> list[str]:
-        """That there was something; none where there was nothing."""
-        return [f"removed what killed runs had left: {format_bytes(self.size)} in {self.places} places"] if self.places else []
+        """One sentence on what was removed; none if nothing was."""
+        return [f"removed leftovers of killed runs: {format_bytes(self.size)} in {self.places} places"] if self.places else []
 
 
 @contextmanager
 def scratch_folder(parent: Path | None = None) -> Iterator[Path]:
-    """A folder of one's own, for the user alone, removed at the end; in the folder for temporary files by default."""
+    """A private folder, removed at the end; in the folder for temporary files by default."""
     folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{_kernel()}-", dir=parent))
     with held(folder):
         try:
@@ -58,7 +58,7 @@ def scratch_folder(parent: Path | None = None) -> Iterator[Path]:
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Lock a folder until the end, or the death, of this process; nothing where the disk knows no locks."""
+    """Lock a folder until the end of the block, or the death of this process; without effect on a disk without locks."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         with suppress(OSError):
@@ -69,15 +69,15 @@ def held(folder: Path) -> Iterator[None]:
 
 
 def partial_name(name: str) -> str:
-    """A name for what is being made beside its place ``name``; it says under which kernel its owner runs."""
+    """A temporary name beside the final ``name``; it identifies the kernel under which its owner runs."""
     return f".{name}-{_kernel()}-{uuid4().hex[:8]}"
 
 
 def sweep(cache: Path) -> Swept:
-    """Remove what killed owners left in the cache and among temporary files, and what was set aside a week ago.
+    """Remove what killed owners left in the cache and among temporary files, and damaged entries set aside over a week ago.
 
-    Never what is locked. What another kernel's process may own (a disk that is shared, a machine before it was started again)
-    has to be untouched for a day, as has what no lock can be had of.
+    Locked folders stay. A folder whose owner may run under another kernel (a shared disk, the machine before a reboot), or
+    which cannot be locked, must have been untouched for a day.
     """
     places = [*Path(tempfile.gettempdir()).glob(f"{PREFIX}*"), *cache.glob(f"{PREFIX}*"), *cache.glob("*/.*-*")]
     candidates = [path for path in places if _OURS.fullmatch(path.name)]
@@ -86,7 +86,7 @@ def sweep(cache: Path) -> Swept:
 
 
 def _swept(path: Path) -> int | None:
-    """Bytes that were freed; None where the owner may live, or the file is somebody else's."""
+    """Bytes freed; None if the owner may still be alive, or the file belongs to another user."""
     try:
         if path.is_symlink() or path.stat().st_uid != os.getuid():
             return None
@@ -95,14 +95,14 @@ def _swept(path: Path) -> int | None:
         if time.time() - newest < _patience(path.name):
             return None
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-    except OSError:  # it went away, or is not ours to read
+    except OSError:  # already gone, or not readable
         return None
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         free = True
     except BlockingIOError:
         free = False
-    except OSError:  # no locks here: a day without a change has to do
+    except OSError:  # no locks on this disk: a day without a change has to suffice
         free = time.time() - newest > _DAY_S
     finally:
         os.close(handle)
@@ -117,13 +117,13 @@ def _swept(path: Path) -> int | None:
 
 
 def _patience(name: str) -> float:
-    """Seconds for which nothing may have been written there."""
+    """Seconds without a write after which it may be removed."""
     if name.startswith(SET_ASIDE):
         return _SET_ASIDE_S
     return _UNLOCKED_S if f"-{_kernel()}-" in name or name.startswith(f"{PREFIX}{_kernel()}-") else _DAY_S
 
 
 def _kernel() -> str:
-    """Tells this kernel, since it was started, from any other: a lock that is free here says nothing of a process elsewhere."""
+    """Identifies this kernel since boot: a lock that is free here says nothing about a process on another machine."""
     name = _BOOT_ID.read_text() if _BOOT_ID.exists() else platform.node()
     return hashlib.sha256(name.encode()).hexdigest()[:8]

@@ -1,6 +1,6 @@
-"""Signals: what a metric wants to see while a pass runs, brought by the metric's own file.
+"""Signals: what a metric observes while a pass runs, defined in the metric's own file.
 
-A signal is a context manager around the pass, as a generator function is by ``contextlib.contextmanager``::
+A signal is a context manager around the pass, for example a generator function with ``contextlib.contextmanager``::
 
     @contextmanager
     def watch(during: Watched) -> Iterator[None]:
@@ -14,7 +14,7 @@ Yield:
     def heat(trace, reference):
         return {"hottest": trace.signals["heat"]["hottest"]}
 
-What it tells is kept in ``Trace.signals`` under the metric's name. One that fails costs its own figures only.
+What it reports is kept in ``Trace.signals`` under the metric's name. A signal that fails costs only its own figures.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ PassName = Literal["scoring", "latency", "calls", "serving"]
 """Scored positions, timed answers, timed calls of a module, and requests to a server."""
 
 Found = Mapping[str, Any] | str
-"""Figures by name, of values that JSON knows; a string says why there are none."""
+"""Figures by name, with JSON values; a string says why there are none."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Watched:
     """The pass that a signal watches.
 
-    ``device`` is where the weights are: ``cpu``, ``cuda:N``, several joined by ``+``, empty of a server. ``root`` is the run's
-    first process by id and start time: all below it is the run's own work. ``own_server`` is False where somebody else's server
-    works for the run. ``rested`` says whether threads gave way to other work so far.
+    ``device`` is where the weights are: ``cpu``, ``cuda:N``, several joined by ``+``, empty for a server. ``root`` is the run's
+    first process by id and start time: its descendants are the run's own work. ``own_server`` is False if a server works for
+    the run that the run did not start. ``rested`` says whether threads have given way to other work so far.
 
-    ``answers``, where the pass generates, are answers to its prompts in turn, without end; each gives, step by step, how many
-    tokens that step made. ``synchronize`` waits until the device has finished what was asked of it.
+    ``answers``, if the pass generates, yields answers to its prompts in turn, endlessly; each answer yields, step by step, how
+    many tokens that step made. ``synchronize`` waits until the device has finished all submitted work.
     """
 
     name: PassName
@@ -55,15 +55,15 @@ class Watched:
     later: list[Callable[[], None]] = field(default_factory=list)
 
     def after_round(self, look: Callable[[], None]) -> None:
-        """Call ``look`` after each round, when no clock runs."""
+        """Call ``look`` after each round, outside any timing."""
         self.looks.append(look)
 
     def afterwards(self, work: Callable[[], None]) -> None:
-        """Call ``work`` when the pass is over and nothing watches any more; it may take its time, and generate."""
+        """Call ``work`` after the pass, when nothing is being watched; it may take long, and may generate."""
         self.later.append(work)
 
     def tell(self, found: Found) -> None:
-        """What was found; what is told last counts."""
+        """Report what was found; a later report replaces an earlier one."""
         self.found = found
 
 

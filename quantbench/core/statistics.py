@@ -16,16 +16,16 @@ MAD_TO_SIGMA = 1.4826
 """Scales the median absolute deviation to the standard deviation of a normal distribution."""
 
 P99_MIN_SAMPLES = 1000
-"""A 99th percentile from fewer samples says nothing."""
+"""A 99th percentile of fewer samples is meaningless."""
 
 FEW_CLUSTERS = 30
-"""Below so many clusters the BCa interval covers too seldom (measured by bench/harness/coverage.py)."""
+"""With fewer clusters the BCa interval covers too rarely (measured by bench/harness/coverage.py)."""
 
 RESAMPLES = 9999
 
 _RESAMPLES_AT_ONCE = 500
 _ROUNDING = 1e-12
-"""Relative differences that may come from rounding alone."""
+"""Relative differences up to this may come from rounding alone."""
 
 
 def mad(values: Sequence[float]) -> float:
@@ -81,7 +81,7 @@ def mean_by_cluster(values: Sequence[float], clusters: Sequence[int]) -> tuple[f
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interval:
-    """Confidence interval of a mean, in the values' unit; ``few_clusters`` below 30, where it is a t interval."""
+    """Confidence interval of a mean, in the values' unit; with ``few_clusters`` (below 30) it is a t interval."""
 
     low: float
     high: float
@@ -93,8 +93,8 @@ class Interval:
 class Difference:
     """Mean of paired differences with its confidence interval, in the values' unit.
 
-    ``p_value`` is of no difference, two-sided. ``mde`` is the least true difference that would be found with 80 % power: what
-    "no difference found" leaves open.
+    ``p_value`` tests for no difference, two-sided. ``mde`` is the smallest true difference that would be found with 80 % power:
+    what "no difference found" leaves open.
     """
 
     mean: float
@@ -109,8 +109,8 @@ class Difference:
 def mean_interval(values: Sequence[float], clusters: Sequence[int], confidence: float = 0.95, seed: int = 0) -> Interval | None:
     """Confidence interval of the mean over all values, clustered by ``clusters`` (prompts, or chunks of a text).
 
-    Below 30 clusters ``t_interval``, from 30 on ``bca_interval``: bench/harness/README.md has the coverage of both. None below
-    2 clusters. Where every cluster has the same mean, both ends are that mean.
+    Below 30 clusters it is ``t_interval``, from 30 on ``bca_interval``: bench/harness/README.md has the coverage of both. None
+    below 2 clusters. If every cluster has the same mean, both ends are that mean.
     """
     count = len(set(clusters))
     if count < 2:
@@ -125,7 +125,7 @@ def mean_interval(values: Sequence[float], clusters: Sequence[int], confidence: 
 def t_interval(values: Sequence[float], clusters: Sequence[int], confidence: float = 0.95) -> tuple[float, float]:
     """Student's t interval of the mean over all values, from ``mean_by_cluster``'s error and clusters - 1 degrees of freedom.
 
-    Where clusters are of one size, it is the t interval of the clusters' means. ValueError below 2 clusters.
+    For clusters of equal size, it is the t interval of the clusters' means. ValueError below 2 clusters.
     """
     mean, error, degrees = _clustered(values, clusters)
     margin = t_quantile(degrees, confidence) * error
@@ -138,7 +138,7 @@ def bca_interval(
     """BCa bootstrap interval of the mean over all values, resampling whole clusters (Efron 1987; ``scipy.stats.bootstrap``).
 
     Each cluster is drawn as its sum and its count, and the mean is the ratio of their totals. Seeded: equal input gives equal
-    ends. Where every cluster has the same mean, both ends are that mean.
+    ends. If every cluster has the same mean, both ends are that mean.
     """
     import numpy as np
     from scipy.stats import bootstrap
@@ -167,9 +167,9 @@ def paired_difference(
 ) -> Difference | None:
     """``first`` - ``second`` at the same positions, with a t test on clustered errors; None below 2 clusters.
 
-    Values of one prompt are correlated, so that prompts are the clusters; within a single prompt take ``blocks`` of its
-    positions. The test is a t test also where every position is a cluster: it is of the mean, which is what is reported, and
-    agrees with the interval. Wilcoxon's is of a distribution symmetric around 0, and differences of KLD are skewed.
+    Values of one prompt are correlated, so prompts are the clusters; within a single prompt use ``blocks`` of its positions.
+    The test is a t test even if every position is a cluster: it tests the mean, which is what is reported, and agrees with the
+    interval. Wilcoxon's test assumes a distribution symmetric around 0, and differences of KLD are skewed.
     """
     if len(set(clusters)) < 2:
         return None
@@ -189,8 +189,8 @@ def paired_difference(
 def blocks(count: int, size: int) -> list[int]:
     """Cluster labels of ``count`` positions of one prompt: consecutive, even blocks of at least ``size`` positions.
 
-    Fewer than ``2 * size`` positions are one block, of which there is no spread. KLD of neighbouring positions is correlated
-    by some 0.1, and blocks of 16 hold nearly all of it: bench/harness/README.md.
+    Fewer than ``2 * size`` positions make a single block, which has no spread. The KLD of neighbouring positions has a
+    correlation of about 0.1, and blocks of 16 hold nearly all of it: bench/harness/README.md.
     """
     number = max(count // size, 1)
     return [position * number // count for position in range(count)]
@@ -210,7 +210,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def minimum_detectable_effect(standard_error: float, degrees: float, alpha: float = 0.05, power: float = 0.8) -> float:
-    """The least true effect that a two-sided t test finds with probability ``power``, in the unit of its standard error.
+    """The smallest true effect that a two-sided t test finds with probability ``power``, in the unit of its standard error.
 
     Exact: standard error x the noncentrality at which a noncentral t with ``degrees`` of freedom falls outside
     +-t(1 - alpha / 2) with probability ``power`` (Cohen 1988, chapter 2). The usual sum of two t quantiles (Bloom 1995) is too
@@ -241,7 +241,7 @@ def _clustered(values: Sequence[float], clusters: Sequence[int]) -> tuple[float,
 
 
 def t_quantile(degrees: float, confidence: float = 0.95) -> float:
-    """Half-width of the two-sided t interval in standard errors."""
+    """Half-width of the two-sided t interval, in standard errors."""
     from scipy.special import stdtrit
 
     return float(stdtrit(degrees, 0.5 + confidence / 2))

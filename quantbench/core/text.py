@@ -1,7 +1,7 @@
-"""Untrusted text made safe for where it is shown: what models, libraries and servers say, and names from files.
+"""Untrusted text made safe for where it is shown: output of models, libraries and servers, and names from files.
 
-Everything that goes to a terminal, to Markdown, to a page, to XML or to a spreadsheet passes one of these; HTML's own signs are
-escaped by jinja2 and markupsafe.
+Everything that goes to a terminal, Markdown, a web page, XML or a spreadsheet passes through one of these functions; jinja2 and
+markupsafe escape HTML's special characters.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ def one_line(text: str) -> str:
 
 
 def visible(text: str, kept: str = "\n") -> str:
-    """``text`` with what would not be seen, or would steer a terminal or the reader's eye, as its escape.
+    """``text`` with characters escaped that are invisible, or would control a terminal or mislead the reader.
 
-    Those are NUL, escapes, direction overrides, U+2028 and the like; the characters ``kept`` stay.
+    Those are NUL, escapes, direction overrides, U+2028 and the like; the characters in ``kept`` stay.
     """
     if text.isprintable():
         return text
@@ -36,24 +36,24 @@ def escape_markdown(text: str) -> str:
 
 
 def csv_lines(rows: Iterable[Sequence[str]]) -> str:
-    """Lines of comma-separated cells, quoted where they must be; none of them is guarded here."""
+    """Lines of comma-separated cells, quoted where needed; formulas are not guarded here."""
     lines = _Lines()
-    csv.writer(lines).writerows(rows)  # both signs of its line end are quoted in a cell: a lone carriage return ends a row
+    csv.writer(lines).writerows(rows)  # its default line end makes it quote a lone carriage return too, which would end a row
     return "".join(line.removesuffix("\r\n") + "\n" for line in lines)
 
 
 def guarded(text: str) -> str:
-    """``text`` so that no spreadsheet runs it, and so that it can be had back: take one apostrophe off.
+    """``text`` so that no spreadsheet runs it; remove one leading apostrophe to get it back.
 
-    A spreadsheet takes a cell that starts with = + - @ for a formula: a text that could be read so, or starts with an
-    apostrophe, gets one more apostrophe in front.
+    A spreadsheet takes a cell that starts with = + - @ for a formula: a text that could be read as one, or that starts with an
+    apostrophe, gets an apostrophe in front.
     """
     formula = text.lstrip().startswith(_FORMULA) or text.startswith(("\t", "\r", "\n"))
     return _GUARD + text if formula or text.startswith(_GUARD) else text
 
 
 class _Lines(list[str]):
-    """What csv writes to, a line at a time."""
+    """A list that csv can write to, line by line."""
 
     def write(self, line: str) -> None:
         """Keep it."""

@@ -1,4 +1,4 @@
-"""What a worker saw of one scenario: timings, byte counts, generated ids and where the per-position columns lie."""
+"""What a worker measured for one scenario: timings, byte counts, generated ids and the file with per-position columns."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from quantbench.core.signals import Found
 from quantbench.core.wire import read, write
 
 NO_REFERENCE = "no reference to compare with: it cannot open this checkpoint here"
-"""Why there is no similarity, where nobody knows better."""
+"""Why there is no similarity, if no better reason is known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightMemory:
     """True bytes of everything that stores weights, by kind.
 
-    The kinds ``parameters``, ``buffers`` and ``tensor_subclasses`` (what wrapper subclasses among them really hold) are what
-    transformers walks over; any other kind is named for what it is, as people read it (``packed_weights``).
-    ``footprint_bytes`` is ``get_memory_footprint()`` as transformers says it, ``state_dict_bytes`` what ``torch.save`` writes
-    for the state dict; ``nonzero`` of ``elements`` prunable weights are not zero, and ``sparse_bytes`` would hold all weights
-    if zeros were left out. ``step_bytes`` are the weights that one decode step reads, of an input embedding of its own one row;
-    ``cache_position_bytes`` are keys and values of one position. None where there is no such figure.
+    The kinds ``parameters``, ``buffers`` and ``tensor_subclasses`` (what wrapper subclasses among them really hold) are those
+    that transformers counts; any other kind has a readable name of its own (``packed_weights``).
+    ``footprint_bytes`` is transformers' ``get_memory_footprint()``, ``state_dict_bytes`` what ``torch.save`` writes for the
+    state dict; ``nonzero`` of ``elements`` prunable weights are not zero, and ``sparse_bytes`` would hold all weights if zeros
+    were left out. ``step_bytes`` are the weights that one decode step reads, only one row of an untied input embedding;
+    ``cache_position_bytes`` are the keys and values of one position. None if there is no such figure.
     """
 
     by_kind: Mapping[str, int]
@@ -44,9 +44,9 @@ class WeightMemory:
 class Generation:
     """One timed answer: ``prefill_s`` to the first token, ``gaps_s`` between tokens, ``e2e_s`` for all of it.
 
-    A server may send several tokens in one event: ``gaps_s`` then lie between events, ``tokens`` says how many tokens there
-    were (by default one more than gaps) and ``first_tokens`` how many came first. ``prompt_tokens`` is None where nobody
-    counted them. ``batch`` sequences were answered together: all counts are of all of them, gaps lie between steps.
+    A server may send several tokens in one event: ``gaps_s`` are then between events, ``tokens`` says how many tokens there
+    were (by default one more than gaps) and ``first_tokens`` how many came in the first event. ``prompt_tokens`` is None if
+    they were not counted. ``batch`` sequences were answered together: counts cover all of them, gaps are between steps.
     """
 
     prompt: int
@@ -59,7 +59,7 @@ class Generation:
     batch: int = 1
 
     def __post_init__(self) -> None:
-        """Count a token a gap and the first of each sequence, unless told otherwise."""
+        """Count one token per gap plus the first one of each sequence, unless counts are given."""
         if not self.tokens:
             object.__setattr__(self, "tokens", (len(self.gaps_s) + 1) * self.batch)
         if not self.first_tokens:
@@ -77,9 +77,9 @@ class Round:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """A greedy answer: token ids up to and with the first end-of-sequence id, and their text.
+    """A greedy answer: token ids up to and including the first end-of-sequence id, and their text.
 
-    ``tokens`` is None of a server, which gives text only.
+    ``tokens`` is None for a server, which gives text only.
     """
 
     prompt: str
@@ -90,10 +90,10 @@ class Answer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reference:
-    """What the reference said of one prompt set; its full log-probabilities lie beside it in a memory-mapped file.
+    """The reference's results for one prompt set; its full log-probabilities are beside it in a memory-mapped file.
 
-    ``prompt_tokens`` are the ids that every method gets; ``continuations`` were sampled from the reference, seeded, up to
-    and with the first end-of-sequence id, and are what teacher-forced scoring is done on; ``answers`` are greedy.
+    ``prompt_tokens`` are the ids that every method gets; ``continuations`` were sampled from the reference, seeded, up to and
+    including the first end-of-sequence id, and are scored teacher-forced; ``answers`` are greedy.
     """
 
     parameters: int
@@ -115,13 +115,13 @@ class Reference:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeakMemory:
-    """Memory in bytes during one round of generation: of the host from the kernel's high-water mark (VmHWM after a reset).
+    """Memory in bytes during one round of generation; host memory is the kernel's high-water mark (VmHWM after a reset).
 
     ``start_rss_bytes`` is what the process held before the model was opened (a forked worker inherits pages);
     ``load_peak_rss_bytes`` is the high-water mark while it was opened. ``rss_anon_bytes`` and ``rss_file_bytes`` are the parts
-    at the sample, one each 2 ms, with the most resident memory. What torch's allocator held or reserved on a device, or held
-    while opening, is None on the CPU and 0 of a runtime with its own allocator. NVML's figures are the highest samples: what
-    the driver lists as this process's, and ``device_used_bytes``, how much more the boards had given away than before opening.
+    of the sample (one every 2 ms) with the most resident memory. What torch's allocator held or reserved on a device, or held
+    during opening, is None on the CPU and 0 for a runtime with its own allocator. NVML's figures are the highest samples: what
+    the driver attributes to this process, and ``device_used_bytes``, the growth of memory in use on the boards since opening.
     """
 
     peak_rss_bytes: int
@@ -156,7 +156,7 @@ class OutputDistance:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadPoint:
-    """A server under ``concurrency`` requests at once: tokens of all answers, the seconds they took together, each TTFT."""
+    """A server under ``concurrency`` requests at once: tokens of all answers, their total wall time in seconds, each TTFT."""
 
     concurrency: int
     tokens: int
@@ -166,10 +166,10 @@ class LoadPoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TopLogprobs:
-    """A server's most likely next tokens against the reference's: positions asked, ``k`` of each, and how they agree.
+    """A server's most likely next tokens against the reference's: positions compared, ``k`` tokens each, and the agreement.
 
     ``overlap`` is the share of the reference's k that the server names too; ``error`` the mean absolute difference of their
-    log-probabilities in nats, None where none is named by both; ``top1`` the share of positions whose first token is the same.
+    log-probabilities in nats, None if they share no token; ``top1`` the share of positions whose first token is the same.
     """
 
     positions: int
@@ -181,10 +181,10 @@ class TopLogprobs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slicing:
-    """Forward passes of at most ``positions`` tokens scored; how the figures differ where they are half as long.
+    """How much figures scored in forward passes of at most ``positions`` tokens change if the passes are half as long.
 
-    ``kld`` is of the mean in nats and ``top1`` of the share of equal first tokens, both absolute and over the same positions;
-    None without a reference.
+    ``kld`` is the absolute change of the mean in nats, ``top1`` that of the share of equal first tokens, over the same
+    positions; None without a reference.
     """
 
     positions: int
@@ -194,7 +194,7 @@ class Slicing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probe:
-    """Whether something could be done, None where it was not tried; ``note`` says why or how."""
+    """Whether something works, None if it was not tried; ``note`` says why or how."""
 
     found: bool | None
     note: str = ""
@@ -207,13 +207,13 @@ Probes = dict[str, Probe]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trace:
-    """Everything seen of one scenario.
+    """Everything measured for one scenario.
 
-    ``columns`` is an .npz of equally long arrays, one entry per scored position: ``prompt`` int32 (of a text its chunk),
-    ``nll`` float64 and, where there is a reference, ``kld`` and ``nll_reference`` float64, ``top1`` bool. ``score_s`` are the
-    seconds that scoring each prompt or chunk took, ``score_tokens`` how many the model read meanwhile. ``calls`` and
-    ``distance`` are of a module without tokens, ``load_points``,
-    ``top_logprobs`` and ``native`` (a server's own timings) of a server. ``absent`` says why a part is missing, by its name.
+    ``columns`` is an .npz of equally long arrays, one entry per scored position: ``prompt`` int32 (for a text, its chunk),
+    ``nll`` float64 and, if there is a reference, ``kld`` and ``nll_reference`` float64, ``top1`` bool. ``score_s`` are the
+    seconds that scoring each prompt or chunk took, ``score_tokens`` how many tokens the model read for it. ``calls`` and
+    ``distance`` belong to a module without tokens; ``load_points``, ``top_logprobs`` and ``native`` (a server's own timings)
+    to a server. ``absent`` says why a part is missing, by its name.
     """
 
     import_s: float
@@ -236,10 +236,10 @@ class Trace:
     calls: tuple[Calls, ...] = ()
     distance: OutputDistance | None = None
     memory_bandwidth_bps: float | None = None
-    """Bytes per second that a copy on this machine's device reads and writes."""
+    """Bytes per second that a copy on the device reads and writes."""
     bytes_per_token: int | None = None
     signals: Mapping[str, Found] = field(default_factory=dict)
-    """What the signals of metrics told, by the metric's name; a string says why there is nothing."""
+    """What the metrics' signals reported, by metric name; a string says why there is nothing."""
     load_points: tuple[LoadPoint, ...] = ()
     top_logprobs: TopLogprobs | None = None
     native: Mapping[str, float] = field(default_factory=dict)
@@ -248,10 +248,10 @@ class Trace:
     probes: Mapping[str, Probe] = field(default_factory=dict)
     absent: Mapping[str, str] = field(default_factory=dict)
     facts: Mapping[str, str] = field(default_factory=dict)
-    """What was found rather than asked: kernel class, ISA, library versions, KV dtype, checkpoint dtype, threads, context."""
+    """What was found rather than requested: kernel class, ISA, library versions, KV and checkpoint dtype, threads, context."""
 
     def save(self, path: Path) -> None:
-        """Write as JSON; a worker may be killed while it does."""
+        """Write as JSON, atomically: the worker may be killed meanwhile."""
         write(path, self)
 
     @classmethod

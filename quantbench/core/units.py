@@ -1,4 +1,4 @@
-"""Parse and print bytes, seconds, rates, divergences, ratios and intervals. Base units are stored and scaled when shown."""
+"""Parse and format bytes, seconds, rates, divergences, ratios and intervals. Base units are stored, and scaled for display."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _PLAIN_FROM = 0.01
 def parse_bytes(text: str) -> int:
     """Bytes of a size such as ``24GiB``, ``500MB`` or ``8G`` (a bare K, M, G or T is binary, as in llama.cpp and Docker).
 
-    Raises UsageError when the text is no size or not positive.
+    Raises UsageError if the text is not a size, or not positive.
     """
     match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*", text)
     factor = _BYTE_UNITS.get(match.group(2).upper()) if match else None
@@ -42,7 +42,7 @@ def format_bytes(count: float) -> str:
 
 
 def format_limit(count: int) -> str:
-    """A limit as people give it: whole GiB or MiB, else decimal."""
+    """A limit as people write it: whole GiB or MiB, else decimal."""
     for name, factor in (("GiB", GIB), ("MiB", 2**20)):
         if count % factor == 0:
             return f"{count // factor} {name}"
@@ -58,7 +58,7 @@ def format_seconds(value: float) -> str:
 
 
 def significant(value: float, digits: int = 3) -> str:
-    """``value`` with so many significant digits, without an exponent for everyday sizes."""
+    """``value`` with ``digits`` significant digits, without an exponent for everyday magnitudes."""
     if value == 0:
         return "0"
     if not 1e-3 <= abs(value) < 1e6:
@@ -73,7 +73,7 @@ def short(value: float) -> str:
 
 
 def with_error(value: float, error: float | None) -> str:
-    """``1.88e-03 ± 0.10e-03``: a figure and its error to the error's second digit, under one exponent; None has no error."""
+    """``1.88e-03 ± 0.10e-03``: figure and error to the error's second digit, with one exponent; without an error if None."""
     if not error or not value:
         return short(value) if error is None else f"{short(value)} ± {short(error)}"
     exponent = math.floor(math.log10(abs(value))) if abs(value) < _PLAIN_FROM else 0
@@ -86,7 +86,7 @@ def with_error(value: float, error: float | None) -> str:
 def with_interval(
     value: float, low: float | None, high: float | None, unit: str = "", show: Callable[[float], str] = significant
 ) -> str:
-    """``812 tokens/s (790 to 830)``: a figure with its unit and its 95 % interval, where there is one."""
+    """``812 tokens/s (790 to 830)``: a figure with its unit and its 95 % interval, if there is one."""
     figure = f"{show(value)} {unit}".rstrip()
     return figure if low is None or high is None else f"{figure} ({show(low)} to {show(high)})"
 

@@ -1,11 +1,11 @@
 """The decision rule of a comparison: whether a speed changed between two sets of fresh processes. Pure functions.
 
 The unit is a fresh process, never a round: rounds of one process agree with each other far better than processes do, and tests
-on rounds raise false alarms. A cell gates on the ratio to its anchor, which moves little between processes, and on the raw
-figure with a wider bound, since what slows variant and anchor alike cancels in the ratio. Five processes say little of their
-own spread, so that each cell's variance is moderated by those of all others (Smyth 2004). Both gates of all cells share one
-error rate (Holm), and what is flagged counts only after it was measured again. Processes of one run share what moved the
-whole run, so that their cells are judged by what they moved beside it (``quantbench.core.run_effect``).
+on rounds raise false alarms. A cell gates on the ratio to its anchor, which varies little between processes, and on the raw
+figure with a wider bound, since what slows variant and anchor alike cancels in the ratio. Five processes say little about their
+own spread, so each cell's variance is moderated by those of all others (Smyth 2004). Both gates of all cells share one error
+rate (Holm), and a flagged cell counts only after it has been measured again. Processes of one run share what shifted the whole
+run, so their cells are judged by the rest of their change (``quantbench.core.run_effect``).
 ``bench/harness/decision_rule.py`` has the evidence for the defaults.
 """
 
@@ -26,7 +26,7 @@ GateName = Literal["ratio", "raw"]
 
 
 class Verdict(StrEnum):
-    """What became of a cell. ``suspect_*`` was flagged and must be measured again before it counts."""
+    """The outcome for a cell. A suspect was flagged and must be measured again before it counts."""
 
     BETTER = "better"
     WORSE = "worse"
@@ -38,7 +38,7 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Side:
-    """One value a fresh process: ``raws`` as measured (tokens/s, or s), ``ratios`` over the anchor of the same process.
+    """One value per fresh process: ``raws`` as measured (tokens/s, or s), ``ratios`` to the anchor of the same process.
 
     ``runs`` is how many runs the processes come from; None where each is a run of its own.
     """
@@ -48,7 +48,7 @@ class Side:
     runs: int | None = None
 
     def values(self, gate: GateName) -> tuple[float, ...]:
-        """The values that a gate looks at."""
+        """The values that a gate judges."""
         return self.ratios if gate == "ratio" else self.raws
 
 
@@ -67,9 +67,9 @@ class Comparand:
 class Rule:
     """The bounds. Changes are relative: 0.05 is 5 %.
 
-    ``min_processes`` a side; ``alpha`` is the family-wise error rate of one pass over the matrix, ``confirm_alpha`` the level
-    at which the second measurement of a flagged cell must differ as well; ``ratio_change`` and ``raw_change`` are the least
-    changes that count, however significant; ``power`` is that of the minimum detectable effect.
+    ``min_processes`` are needed on each side; ``alpha`` is the family-wise error rate of one pass over the matrix,
+    ``confirm_alpha`` the level at which the second measurement of a flagged cell must differ as well; ``ratio_change`` and
+    ``raw_change`` are the smallest changes that count, however significant; ``power`` is that of the minimum detectable effect.
     """
 
     min_processes: int = 5
@@ -80,9 +80,9 @@ class Rule:
     power: float = 0.8
 
     def __post_init__(self) -> None:
-        """Raise UsageError for bounds that no comparison can keep."""
+        """Raise UsageError for bounds that no comparison can meet."""
         if self.min_processes < 2:
-            raise UsageError(f"min_processes is {self.min_processes}; a spread takes at least 2 processes a side")
+            raise UsageError(f"min_processes is {self.min_processes}; a spread takes at least 2 processes per side")
         for name in ("alpha", "confirm_alpha", "power"):
             if not 0 < getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name):g}; give a probability between 0 and 1")
@@ -91,17 +91,17 @@ class Rule:
                 raise UsageError(f"{name} is {getattr(self, name):g}; give a relative change such as 0.05")
 
     def least(self, gate: GateName) -> float:
-        """The least change that a gate flags."""
+        """The smallest change that a gate flags."""
         return self.ratio_change if gate == "ratio" else self.raw_change
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """What was found of a cell.
+    """What was found for a cell.
 
-    ``change`` is candidate over baseline less 1 (geometric means) of the gate that decided, ``p_value`` its adjusted p;
-    ``mde`` is the least change that would have been found with the rule's power, given the spread seen. All None where there
-    were too few processes.
+    ``change`` is candidate over baseline minus 1 (geometric means) for the gate that decided, ``p_value`` its adjusted p;
+    ``mde`` is the smallest change that would have been found with the rule's power, given the observed spread. All are None if
+    there were too few processes.
     """
 
     name: str
@@ -111,7 +111,7 @@ class Finding:
     p_value: float | None = None
     mde: float | None = None
     common: float | None = None
-    """Relative change of all cells, where that alone keeps from telling: more runs would."""
+    """Relative change of all cells, if that alone prevents a verdict; more runs would allow one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +125,7 @@ class _Test:
 
     @classmethod
     def of(cls, difference: float, error: float, degrees: float) -> _Test:
-        """The test of a difference; without any error p is 1 for no difference and 0 for any other."""
+        """The test of a difference; with a standard error of 0, p is 1 for no difference and 0 for any other."""
         from scipy.special import stdtr
 
         if not error:
@@ -135,7 +135,7 @@ class _Test:
 
 @dataclass(frozen=True, slots=True)
 class _Prior:
-    """What the variances of a gate's cells have in common: ``variance``, worth so many ``degrees`` of freedom."""
+    """What the variances of a gate's cells have in common: ``variance``, which counts as ``degrees`` of freedom."""
 
     variance: float = 0.0
     degrees: float = 0.0
@@ -143,10 +143,10 @@ class _Prior:
 
 _GATES: tuple[GateName, ...] = ("ratio", "raw")
 _ORDER = (Verdict.WORSE, Verdict.SUSPECT_WORSE, Verdict.BETTER, Verdict.SUSPECT_BETTER, Verdict.SAME)
-"""Where both gates were flagged, the first of these is the cell's: faster than a slowed anchor is still slower."""
+"""If both gates flag a cell, the first of these verdicts wins: a cell that only outruns a slowed anchor is still slower."""
 
 _LEAST_SHARED = 4
-"""Fewer cells say nothing of how variances vary."""
+"""Fewer cells say nothing about how variances vary."""
 
 _MOST_DEGREES = 1000.0
 _NEWTON_STEPS = 20
@@ -157,12 +157,12 @@ def judge(cells: Sequence[Comparand], rule: Rule | None = None) -> list[Finding]
 
     A cell is flagged by a gate whose change is at least the rule's and whose p, by a moderated t-test on the logarithms of the
     processes' values and Holm's correction over both gates of all cells, is below ``alpha``. With ``again`` it is better or
-    worse if the second measurement says so too, at ``confirm_alpha``; else it is the same. Without, it is suspect. UsageError
-    for two cells of one name.
+    worse if the second measurement agrees, at ``confirm_alpha``; else it is the same. Without ``again`` it is suspect.
+    UsageError if two cells have the same name.
     """
     rule = rule or Rule()
     if len({cell.name for cell in cells}) < len(cells):
-        raise UsageError("two cells have one name; name each scenario and metric once")
+        raise UsageError("two cells have the same name; name each scenario and metric only once")
     enough = [cell for cell in cells if _enough(cell, rule)]
     priors = {gate: _prior([cell for cell in enough if gate in _usable(cell)], gate) for gate in _GATES}
     first = _tests(enough, lambda cell: cell.candidate, priors)
@@ -186,7 +186,7 @@ def judge(cells: Sequence[Comparand], rule: Rule | None = None) -> list[Finding]
 
 @dataclass(frozen=True, slots=True)
 class _Looked:
-    """A test as measured, and beside what all cells of its runs did; ``open_shift`` may be the run's, or may not (log)."""
+    """A test as measured, and relative to the shift of all cells; ``open_shift`` (log) may or may not be the run's."""
 
     measured: _Test
     beside: _Test
@@ -210,7 +210,7 @@ def _tests(
 
 
 def _runs(first: Side, second: Side, gate: GateName) -> tuple[int, int] | None:
-    """How many runs the processes of both sides come from; None where every process has a run of its own."""
+    """How many runs the processes of each side come from; None if every process is a run of its own."""
     if first.runs is None and second.runs is None:
         return None
     return first.runs or len(first.values(gate)), second.runs or len(second.values(gate))
@@ -219,7 +219,7 @@ def _runs(first: Side, second: Side, gate: GateName) -> tuple[int, int] | None:
 def _with_common(
     finding: Finding, looked: Mapping[GateName, _Looked], adjusted: Mapping[tuple[str, GateName], float], rule: Rule
 ) -> Finding:
-    """The finding; insufficient where it changed for certain, but only with all other cells, as runs may."""
+    """The finding; insufficient if the cell certainly changed, but only together with all others, as it does between runs."""
     for gate, each in looked.items():
         change = math.expm1(each.measured.difference)
         if each.open_shift is not None and adjusted[finding.name, gate] < rule.alpha and abs(change) >= rule.least(gate):
@@ -270,14 +270,14 @@ def _verdict(cell: Comparand, difference: float, again: _Test | None, gate: Gate
 
 
 def _again(cell: Comparand, gate: GateName, tests: Mapping[tuple[str, GateName], _Looked], rule: Rule) -> _Test | None:
-    """The second measurement against the baseline; None where there are too few processes of it."""
+    """The test of the second measurement against the baseline; None if it has too few processes."""
     if cell.again is None or len(cell.again.values(gate)) < rule.min_processes:
         return None
     return tests[cell.name, gate].beside
 
 
 def _usable(cell: Comparand) -> tuple[GateName, ...]:
-    """The gates that have values: a variant without an anchor, or which is its own, has no ratio to look at."""
+    """The gates that have values: a variant without an anchor, or that is its own anchor, has no ratio."""
     return tuple(gate for gate in _GATES if cell.baseline.values(gate) and cell.candidate.values(gate))
 
 
@@ -316,7 +316,7 @@ def _t_test(candidate: Side, baseline: Side, gate: GateName, prior: _Prior) -> _
 def _prior(cells: Sequence[Comparand], gate: GateName) -> _Prior:
     """Smyth's estimate of s02 and d0 from the mean and the variance of the logarithms of the cells' own variances.
 
-    Nothing is shared where fewer than ``_LEAST_SHARED`` cells have a spread.
+    Nothing is shared if fewer than ``_LEAST_SHARED`` cells have a spread.
     """
     from scipy.special import digamma, polygamma
 

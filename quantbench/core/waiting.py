@@ -1,14 +1,14 @@
 """How the threads of OpenMP wait for each other between the parts of a step: they spin for a short while, then they sleep.
 
-libgomp spins some 300,000 times by default, which is 5 to 15 ms: beside one other busy process each of the dozens of barriers
-of a decode step may take as long (bf16 of the canary fell from 200 tokens/s to 7). Without any spinning each barrier is a
-round trip through the kernel, also on a quiet machine (gguf/q8_0 fell from 2,000 tokens/s to 150). In turn with the default
-on two quiet cores, decode with 30,000 spins was 1.02 (nf4), 1.01 (bf16) and 0.98 (gguf/q8_0) times as fast, with 10,000 1.00,
-0.95 and 1.03, with 3,000 0.92, 0.88 and 1.02. What is timed must not be slower where nothing else runs, so it is 30,000.
+libgomp spins about 300,000 times by default, which takes 5 to 15 ms: next to one other busy process, each of the dozens of
+barriers of a decode step may take that long (bf16 of the canary fell from 200 tokens/s to 7). Without any spinning each barrier
+is a round trip through the kernel, even on a quiet machine (gguf/q8_0 fell from 2,000 tokens/s to 150). Alternating with the
+default on two quiet cores, decode with 30,000 spins was 1.02 (nf4), 1.01 (bf16) and 0.98 (gguf/q8_0) times as fast, with 10,000
+1.00, 0.95 and 1.03, with 3,000 0.92, 0.88 and 1.02. Timings on a quiet machine must not become slower, so it is 30,000.
 
-libgomp reads its environment once, when it is loaded. But where it manages more threads than there are CPUs it spins 100 times
-only (GOMP_SPINCOUNT in its manual), whatever else was asked for; so threads that do nothing switch spinning off and on again.
-Beside one busy process on two cores that took decode from 9 to 184 tokens/s (bf16), 5 to 42 (nf4) and 20 to 532 (gguf/q8_0).
+libgomp reads its environment once, when it is loaded. But if it manages more threads than there are CPUs, it spins only 100
+times (GOMP_SPINCOUNT in its manual) whatever the environment says; so idle extra threads can switch spinning off and on again.
+Next to one busy process on two cores, decode rose from 9 to 184 tokens/s (bf16), 5 to 42 (nf4) and 20 to 532 (gguf/q8_0).
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from typing import Self
 from quantbench.core.machine import available_cpus
 
 SPINS = 30_000
-"""Some 0.3 to 1.5 milliseconds, depending on how long the CPU's pause instruction takes."""
+"""About 0.3 to 1.5 ms, depending on how long the CPU's pause instruction takes."""
 
 BESIDE_SPINS = 100
-"""What libgomp does where it manages more threads than there are CPUs."""
+"""What libgomp does if it manages more threads than there are CPUs."""
 
 POLICY, COUNT = "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"
 _MAPS = Path("/proc/self/maps")
@@ -37,12 +37,12 @@ _LIBGOMP = re.compile(r"/\S*libgomp\S*\.so\S*")
 
 
 def bounded(environment: Mapping[str, str]) -> dict[str, str]:
-    """What to add to the environment of a worker: a bounded spin, unless its user chose how threads wait."""
+    """What to add to a worker's environment: a bounded spin, unless the user has set how threads wait."""
     return {} if POLICY in environment or COUNT in environment else {COUNT: str(SPINS)}
 
 
 def described(environment: Mapping[str, str] = os.environ) -> str:
-    """How threads wait in a process of that environment, for the column ``waiting``; what its user chose is marked so."""
+    """How threads wait in a process with that environment, for the column ``waiting``; the user's own settings are marked."""
     chosen = {name: environment[name] for name in (POLICY, COUNT) if name in environment}
     if chosen == {COUNT: str(SPINS)}:
         return f"spin {SPINS}"
@@ -50,9 +50,9 @@ def described(environment: Mapping[str, str] = os.environ) -> str:
 
 
 def waiting(*, rested: bool = False) -> str:
-    """How threads wait in this process; empty where libgomp is not loaded, and something else decides.
+    """How threads wait in this process; empty if libgomp is not loaded, and something else decides.
 
-    ``rested`` says that they slept beside other work in what was timed (see ``Rest``).
+    ``rested`` says that they slept during timing because of other work (see ``Rest``).
     """
     loaded = _MAPS.read_text() if _MAPS.exists() else ""
     if "libgomp" not in loaded:
@@ -61,20 +61,20 @@ def waiting(*, rested: bool = False) -> str:
 
 
 class Rest:
-    """Whether the threads of this process sleep almost at once where they wait, until it is closed; a user's choice stands.
+    """Lets this process's waiting threads go to sleep almost at once, until it is closed; the user's own settings win.
 
-    For as long as they do, each libgomp that is loaded has a second team, which does nothing, of so many threads that it
-    counts more than there are CPUs. Nothing happens where libgomp is not loaded.
+    Meanwhile each loaded libgomp has a second, idle team, large enough that libgomp manages more threads than there are CPUs.
+    Without libgomp nothing happens.
     """
 
     def __init__(self, threads: int) -> None:
-        """``threads`` is how many the first team has. They spin as before until ``begin``."""
+        """``threads`` is the size of the first team. Its threads spin as before until ``begin``."""
         self._team = max(2, available_cpus() - threads + 2)
         self._ours = not any(name in os.environ and os.environ[name] != str(SPINS) for name in (COUNT, POLICY))
         self._resting: dict[str, tuple[Thread, Event]] = {}
 
     def __enter__(self) -> Self:
-        """Nothing is begun yet."""
+        """Threads still spin as before."""
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -83,11 +83,11 @@ class Rest:
 
     @property
     def resting(self) -> bool:
-        """Whether any libgomp of this process spins less than it was told."""
+        """Whether any libgomp of this process spins less than its settings say."""
         return bool(self._resting)
 
     def begin(self) -> None:
-        """Let threads sleep, those of libraries too that were loaded since this was last called."""
+        """Let threads sleep, including those of libraries loaded since the last call."""
         loaded = _MAPS.read_text() if self._ours and _MAPS.exists() else ""
         for path in sorted(set(_LIBGOMP.findall(loaded)) - self._resting.keys()):
             started, ended = Event(), Event()
@@ -97,7 +97,7 @@ class Rest:
             self._resting[path] = thread, ended
 
     def end(self) -> None:
-        """Let threads spin again; the other team is gone within a moment, and no longer counted."""
+        """Let threads spin again, once the idle team has ended."""
         for thread, ended in self._resting.values():
             ended.set()
             thread.join()
@@ -105,9 +105,9 @@ class Rest:
 
 
 def _hold(path: str, team: int, started: Event, ended: Event) -> None:
-    """Have a team of so many threads until ``ended``: libgomp keeps it as long as the thread lives that asked for it."""
-    with contextlib.suppress(OSError, AttributeError):  # a build without it goes on spinning
-        nothing = ctypes.cast(ctypes.CDLL(None).getpid, ctypes.c_void_p)  # any function that minds neither argument nor result
+    """Keep an idle team of ``team`` threads until ``ended``: libgomp keeps it as long as the thread that started it lives."""
+    with contextlib.suppress(OSError, AttributeError):  # a libgomp without this symbol keeps spinning
+        nothing = ctypes.cast(ctypes.CDLL(None).getpid, ctypes.c_void_p)  # any harmless function that ignores its argument
         ctypes.CDLL(path).GOMP_parallel(nothing, None, team, 0)
     started.set()
     ended.wait()

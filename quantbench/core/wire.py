@@ -1,6 +1,6 @@
-"""Dataclasses as JSON: what one process writes, another reads back as the same type, or says what does not fit.
+"""Dataclasses as JSON: what one process writes, another reads back as the same type, or reports what does not fit.
 
-Tuples come back as tuples, paths as paths and members of an enumeration as such; NaN and infinities survive.
+Tuples come back as tuples, paths as paths and enumeration members as such; NaN and infinities survive.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ _SHOWN = 3
 
 
 def write(path: Path, value: object) -> None:
-    """Write a dataclass, or a dict of them, whole or not at all; QuantbenchError where a field does not hold what it says."""
+    """Write a dataclass, or a dict of them, atomically; QuantbenchError if a field holds a value of another type."""
     text = json.dumps(plain(value))
-    made(json.loads(text), type(value), str(path))  # so that it costs whoever put it there, and not who reads it
+    made(json.loads(text), type(value), str(path))  # so that a wrong value fails in the writer, not in the reader
     write_atomically(path, text)
 
 
 def read(path: Path, kind: type[T]) -> T:
-    """What was written as a ``kind``; QuantbenchError where the file holds anything else."""
+    """The ``kind`` that was written there; QuantbenchError if the file holds anything else."""
     try:
         body = json.loads(path.read_text())
     except ValueError as error:
-        raise QuantbenchError(f"{path} is no JSON ({error}); remove it and start again") from error
+        raise QuantbenchError(f"{path} is not JSON ({error}); remove it and start again") from error
     return made(body, kind, str(path))
 
 
@@ -44,21 +44,21 @@ def plain(value: object) -> Any:
 
 
 def made(body: object, kind: type[T], name: str) -> T:
-    """A ``kind`` of what JSON held; QuantbenchError, which says what of ``name`` is missing, unknown or of another shape."""
+    """A ``kind`` built from JSON values; QuantbenchError that says which fields of ``name`` are missing, unknown or wrong."""
     from cattrs import transform_error
 
     try:
         return converter().structure(body, kind)
     except Exception as error:
-        found = transform_error(error, "it")
-        told = "; ".join(found[:_SHOWN]) + (f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else "")
+        faults = transform_error(error, "it")
+        why = "; ".join(faults[:_SHOWN]) + (f" and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else "")
         what = getattr(kind, "__name__", str(kind))
-        raise QuantbenchError(f"{name} does not hold a {what} of this version ({told}); make it again") from error
+        raise QuantbenchError(f"{name} does not hold a {what} of this version ({why}); make it again") from error
 
 
 @cache
 def converter() -> Converter:
-    """The one converter. Most commands read and write nothing of this kind, so that cattrs is imported here."""
+    """The one converter. Most commands never need it, so cattrs is imported only here."""
     from cattrs import Converter
 
     made = Converter(forbid_extra_keys=True)
@@ -70,7 +70,7 @@ def converter() -> Converter:
 
 
 def _scalar(base: type) -> Callable[[object, Any], object]:
-    """Takes a scalar as it is, where cattrs would make one of anything: a str of a dict, an int of a float."""
+    """Takes only a scalar of that type, where cattrs would convert anything: a dict to a str, a float to an int."""
     wanted = (int, float) if base is float else (base,)
 
     def take(body: object, kind: Any) -> object:
@@ -82,12 +82,12 @@ def _scalar(base: type) -> Callable[[object, Any], object]:
 
 
 def _is_tuple(kind: Any) -> bool:
-    """Of any length: one of a fixed length has that counted."""
+    """Whether it is a tuple of any length; cattrs already checks the length of a fixed one."""
     return get_args(kind)[-1:] == (...,)
 
 
 def _tuple(kind: Any, converter: Converter) -> Callable[[object, Any], object]:
-    """Takes a list, where cattrs would take the keys of a dict and the characters of a string."""
+    """Takes only a list, where cattrs would also take the keys of a dict or the characters of a string."""
     from cattrs.cols import homogenous_tuple_structure_factory
 
     take = homogenous_tuple_structure_factory(kind, converter)

@@ -338,7 +338,7 @@ def test_a_disk_without_room_is_told_with_the_arithmetic(dummy: Make, monkeypatc
         written(checkpoint, "q5_0")
 
     takes = f"the q5_0 file of dummy:x takes {format_bytes(expected)} ({expected:,} bytes)"
-    room = "the cache's disk has 1 MB (1,000,000 bytes) free; set QUANTBENCH_CACHE to a folder on a larger one"
+    room = "the cache's disk has only 1 MB (1,000,000 bytes) free; set QUANTBENCH_CACHE"
     assert str(caught.value) == f"{takes} and {room}"
 
 

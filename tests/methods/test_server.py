@@ -514,7 +514,7 @@ class TestAddress:
         "text", ["localhost:8080", "ftp://h/v1", "http://", "http://h:x/v1", "http://h:99999/v1", "http://[h"]
     )
     def test_what_is_no_url_is_said_before_anything_runs(self, text: str) -> None:
-        with pytest.raises(UsageError, match="is no URL; write it like http"):
+        with pytest.raises(UsageError, match="is not a URL; write http"):
             Conditions(server=text)
 
     @pytest.mark.parametrize(

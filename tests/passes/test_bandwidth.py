@@ -110,7 +110,7 @@ def test_a_device_that_is_not_there_is_not_tried(
 ) -> None:
     child = stand_in(Child(1e12))
     said = str(memory_bandwidth("cuda:2", 1, tmp_path))
-    assert "there are no more GPUs than cuda:0 (NVIDIA H100 80GB HBM3), cuda:1 (" in said
+    assert "the only GPUs are cuda:0 (NVIDIA H100 80GB HBM3), cuda:1 (" in said
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert "CUDA_VISIBLE_DEVICES= hides 2 GPUs" in str(memory_bandwidth("cuda", 1, tmp_path))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
