@@ -110,7 +110,7 @@ def test_without_its_root_a_job_counts_itself_as_the_run(root: tuple[int, int] |
 def test_of_somebody_elses_server_only_steal_can_be_told(kernel: Kernel) -> None:
     seen = after_a_second(kernel, watch(kernel, own_server=False), work=100, steal=40)
     assert (seen.others_cpu, seen.steal) == (None, 0.1)
-    assert "not started by the run" in seen.absent["others_cpu"]
+    assert "did not start the server" in seen.absent["others_cpu"]
 
 
 def test_a_window_of_a_few_ticks_tells_nothing_and_says_so(kernel: Kernel) -> None:

@@ -111,10 +111,10 @@ def test_a_guess_refuses_nothing_that_its_bounds_allow_and_predicts_no_bytes(
         monkeypatch.setattr(planner, "memory_limit", lambda share=share: int(share * weights))
         outlook = Outlooks().by_name(_scenario(model=str(tmp_path)))
         assert isinstance(outlook.weight_bytes, Missing)
-        assert "counted as if it were a Llama" in outlook.weight_bytes.reason
+        assert "counted as a Llama" in outlook.weight_bytes.reason
         refused[share] = outlook.refusal
     assert [bool(each) for each in refused.values()] == [True, False, False]
-    assert "counted as if it were a Llama of these dimensions; its weights may take" in next(iter(refused.values()))
+    assert "counted as a Llama of these dimensions; its weights may take" in next(iter(refused.values()))
 
 
 @pytest.mark.parametrize("model", ["lstm", "http://localhost:1/v1"])

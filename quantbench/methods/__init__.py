@@ -1,11 +1,11 @@
-"""Methods: one file each. A method opens a LoadedModel for a scenario; only methods touch torch or llama_cpp.
+"""Methods: one file each. A method opens a LoadedModel for a scenario.
 
 A new method is one file here (or an entry point in the group ``quantbench.methods``)::
 
     @method("hqq", precisions=[W4], requires=["torch", "transformers", "hqq"])
     @contextmanager
     def open_hqq(spec, settings):
-        from hqq.models.hf.base import AutoHQQHFModel      # heavy imports live inside
+        from hqq.models.hf.base import AutoHQQHFModel      # heavy imports go inside the function
         ...
         yield TransformersModel(model)
 """
@@ -55,7 +55,7 @@ Recipe = Callable[[Spec], Mapping[str, str]]
 Preparer = Callable[[Spec, Settings], Artifact]
 Saver = Callable[[Spec, Settings, Path], None]
 Forecaster = Callable[[Architecture, Sequence[str]], Mapping[str, Weights]]
-"""From an architecture and names of precisions to what the weights of each will take; reads no weight, imports no torch."""
+"""Predicts the weight bytes of each named precision from an architecture; reads no weights and does not import torch."""
 
 
 _KINDS: Mapping[str, str] = {
@@ -87,31 +87,31 @@ class Method:
     recipe: Recipe = field(default=lambda _: {}, init=False)
 
     def precision(self, name: str) -> Precision:
-        """The precision of that name; UsageError with the nearest names if the method has none such."""
+        """The precision of that name; UsageError with the nearest names if the method has no such precision."""
         for candidate in self.precisions:
             if candidate.name == name:
                 return candidate
         raise unknown_name(f"precision of {self.name}", name, (each.name for each in self.precisions))
 
     def missing(self) -> tuple[str, ...]:
-        """Modules that the method needs and that are not installed; looks without importing."""
+        """Modules that the method needs and that are not installed; checked without importing them."""
         return tuple(module for module in self.requires if find_spec(module) is None)
 
     @property
     def install(self) -> str:
-        """The pip line that installs what the method needs."""
+        """The pip command that installs what the method needs."""
         ours = self.opener.__module__.startswith("quantbench.")
         return f"pip install 'quantbench[{self.extra}]'" if ours else f"pip install {' '.join(self.requires)}"
 
     def cannot_open(self, kind: str) -> str:
-        """Why this method opens no checkpoint of a kind (``hf``, ``gguf``, ``module``, ``server``); empty where it does."""
+        """Why this method cannot open a kind of checkpoint (``hf``, ``gguf``, ``module``, ``server``); empty if it can."""
         if kind in self.kinds:
             return ""
         kinds = " or ".join(_KINDS[each] for each in self.kinds)
         return f"method {self.name!r} cannot open {_KINDS[kind]}; give it {kinds}"
 
     def check(self, checkpoint: Checkpoint) -> None:
-        """Raise MissingDependency or UnsupportedError when this method cannot open ``checkpoint`` here."""
+        """Raise MissingDependency or UnsupportedError if this method cannot open ``checkpoint`` here."""
         missing = self.missing()
         if missing:
             raise MissingDependency(f"method {self.name!r} needs {', '.join(missing)}, not installed; {self.install}")
@@ -120,12 +120,12 @@ class Method:
         if checkpoint.quantized and checkpoint.quantized not in self.reads:
             able = " or ".join(each.name for each in METHODS if checkpoint.quantized in each.reads)
             raise UnsupportedError(
-                f"method {self.name!r} cannot open a checkpoint that is quantized already ({checkpoint.quantized}); "
-                + (f"ask for {able}, or give the unquantized checkpoint" if able else "give the unquantized checkpoint")
+                f"method {self.name!r} cannot open a checkpoint that is already quantized ({checkpoint.quantized}); "
+                + (f"use {able}, or give the unquantized checkpoint" if able else "give the unquantized checkpoint")
             )
 
     def prepare(self, spec: Spec, settings: Settings) -> Artifact | None:
-        """The artifact that the spec's variant is opened from, made or found in the cache; None where there is none to make."""
+        """The artifact that the spec's variant is opened from, made or taken from the cache; None if it needs none."""
         self.check(settings.checkpoint)
         return self.preparer(spec, settings) if self.preparer else None
 
@@ -145,17 +145,17 @@ class Method:
         return cast("AbstractContextManager[Endpoint]", self.opener(spec, settings))
 
     def asks(self, recipe: Recipe) -> Recipe:
-        """Decorator: ``recipe`` says what the method asks besides the spec and changes what is measured, for its key."""
+        """Decorator: ``recipe`` returns what else, besides the spec, changes what is measured; it becomes part of the key."""
         self.recipe = recipe
         return recipe
 
     def prepares(self, preparer: Preparer) -> Preparer:
-        """Decorator: ``preparer`` makes the quantized artifact outside any timing, or finds it in the cache."""
+        """Decorator: ``preparer`` makes the quantized artifact outside any timing, or takes it from the cache."""
         self.preparer = preparer
         return preparer
 
     def forecasts(self, forecaster: Forecaster) -> Forecaster:
-        """Decorator: ``forecaster`` predicts the bytes of the weights of each precision asked for."""
+        """Decorator: ``forecaster`` predicts the weight bytes of each requested precision."""
         self.forecaster = forecaster
         return forecaster
 
@@ -182,14 +182,14 @@ def method(
 ) -> Callable[[Opener], Method]:
     """Register a context-manager function that yields a LoadedModel as a method.
 
-    ``requires`` are module names to look for; ``extra`` is the extra of this package that installs them (default: the
-    method's name); ``runtime`` is the name of what runs it, ``package`` the distribution whose
-    kernels those are (default: named like the extra); ``kinds`` are the checkpoint kinds it opens, ``reads`` the
-    quantization methods whose checkpoints it loads as they are; an ``endpoint`` yields an Endpoint instead.
+    ``requires`` are the module names that must be importable; ``extra`` is the extra of this package that installs them
+    (default: the method's name); ``runtime`` is the name of the runtime, ``package`` the distribution that provides the kernels
+    (default: named like the extra); ``kinds`` are the checkpoint kinds it opens, ``reads`` the quantization methods whose
+    checkpoints it loads as they are; an ``endpoint`` yields an Endpoint instead.
 
-    One that is ``costly`` (what it does that takes long, as a verb) is measured on a model of one's own only where it is named;
-    one that is ``costly_on_cpu`` (why), only there or on a GPU.
-    The function's docstring says what the method is.
+    A ``costly`` method (a verb for what takes long) is measured on the user's own model only if it is named; a method that is
+    ``costly_on_cpu`` (the reason) only if it is named or runs on a GPU. The first line of the function's docstring describes
+    the method to users.
     """
 
     def register(opener: Opener) -> Method:

@@ -1,4 +1,4 @@
-"""AWQ: weights scaled by how large their activations are before rounding, through gptqmodel; AutoAWQ's checkpoints load too."""
+"""AWQ through gptqmodel: weights are scaled by the size of their activations before rounding; AutoAWQ checkpoints load too."""
 
 from __future__ import annotations
 

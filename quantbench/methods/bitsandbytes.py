@@ -21,7 +21,7 @@ NF4_DQ = Precision(name="nf4-dq", bits=4, title="NF4, double quantization", firs
 FP4 = Precision(name="fp4", bits=4, title="FP4", first=False)
 
 _BLOCK, _NESTED_BLOCK = 64, 256
-"""Weights that share a scale, and, where these are quantized in turn, scales that share one."""
+"""How many weights share a scale, and, with double quantization, how many scales share a scale of their own."""
 
 _FLOAT32 = 4
 
@@ -40,7 +40,7 @@ def open_bitsandbytes(spec: Spec, settings: Settings) -> Iterator[LoadedModel]:
 
 @open_bitsandbytes.forecasts
 def forecast_bitsandbytes(architecture: Architecture, precisions: Sequence[str]) -> Mapping[str, Weights]:
-    """Linear and Conv1D layers of the blocks as bitsandbytes stores them, the rest in the dtype that it is loaded in."""
+    """Linear and Conv1D layers of the blocks as bitsandbytes stores them, the rest in the dtype it is loaded in."""
     layers = layers_of(architecture, "linear", "conv1d", exact=True)
     if not layers:
         return dict.fromkeys(precisions, Weights(weight_bytes=None, note=_nothing_taken(class_name(architecture))))
@@ -57,7 +57,7 @@ def _weights(architecture: Architecture, layers: Sequence[Tensor], precision: st
 
 
 def _stored_bytes(outputs: int, inputs: int, precision: str) -> int:
-    """Bytes of a layer's weight with its state; every layer has the tables of its codes for itself."""
+    """Bytes of a layer's weight with its state; every layer keeps its own code tables."""
     weights = outputs * inputs
     if precision == "int8":
         return weights + _FLOAT32 * outputs
@@ -72,7 +72,7 @@ def _stored_bytes(outputs: int, inputs: int, precision: str) -> int:
 def _nothing_taken(name: str) -> str:
     return (
         f"bitsandbytes quantizes layers of torch's Linear class and Conv1D, and {name} has none but its output layer; use a "
-        "method that takes its classes, such as torchao or gguf"
+        "method that supports its layers, such as torchao or gguf"
     )
 
 
@@ -95,7 +95,7 @@ def _load(spec: Spec, settings: Settings) -> Any:
         bnb_4bit_use_double_quant=precision.endswith("-dq"),
         bnb_4bit_compute_dtype=torch.bfloat16,
     )
-    if precision == "int8":  # LLM.int8() computes in float16 and casts, with a warning a call, whatever else it is given
+    if precision == "int8":  # LLM.int8() computes in float16; it casts any other dtype, with a warning at every call
         dtype, config = "float16", BitsAndBytesConfig(load_in_8bit=True)
     model = load_pretrained(settings, spec.conditions.device, quantization_config=config, dtype=dtype)
     if not any(isinstance(module, Linear4bit | Linear8bitLt) for module in model.modules()):

@@ -30,10 +30,10 @@ TYPES = (
 NEED_MATRIX = frozenset(
     ("iq3_xs", "iq3_xxs", "q2_k_s", "iq2_m", "iq2_s", "iq2_xs", "iq2_xxs", "iq1_m", "iq1_s"),
 )
-"""Types that llama.cpp refuses to make without an importance matrix; theirs is always computed."""
+"""Types that llama.cpp refuses to make without an importance matrix; for them one is always computed."""
 
 MAY_USE_MATRIX = ("Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "IQ4_XS", "Q3_K_M", "IQ3_M", "Q2_K")
-"""Types that are offered with a matrix as well: ``q4_k_m-imat`` beside ``q4_k_m``."""
+"""Types that are also offered with a matrix: ``q4_k_m-imat`` beside ``q4_k_m``."""
 
 IMATRIX = "-imat"
 
@@ -91,18 +91,18 @@ _FILES = tuple((each.name, each.name.removesuffix(IMATRIX), uses_matrix(each.nam
 
 @open_gguf.asks
 def gguf_recipe(spec: Spec) -> Mapping[str, str]:
-    """The calibration, where an importance matrix is computed on it; for a dummy none is."""
+    """The calibration, if an importance matrix is computed on it; a dummy never has one."""
     if not uses_matrix(spec.variant.precision) or is_dummy(spec.model):
         return {}
     return {"calibration": calibration_identity(spec.conditions)}
 
 
 @open_gguf.prepares
-@cache  # a ready file's header is read once, and not again while loading is timed
+@cache  # so that a ready file's header is not read again while loading is timed
 def prepare_gguf(spec: Spec, settings: Settings) -> Artifact:
-    """The scenario's GGUF file; a ready ``.gguf`` model is used as it is when it already has the precision asked for.
+    """The scenario's GGUF file; a ready ``.gguf`` model is used as it is if it already has the requested precision.
 
-    A dummy's is written without converting or quantizing anything.
+    A dummy's file is written without converting or quantizing anything.
     """
     from quantbench.runtimes.llama_cpp import files
     from quantbench.runtimes.llama_cpp.dummy import dummy_file
@@ -110,7 +110,7 @@ def prepare_gguf(spec: Spec, settings: Settings) -> Artifact:
     from quantbench.runtimes.llama_cpp.model import require_offload
     from quantbench.runtimes.llama_cpp.probe import extra_buffers_work
 
-    require_offload(spec.conditions.device)  # nobody waits for a file that could not be run
+    require_offload(spec.conditions.device)  # first, so as not to make a file that could not be run
     extra_buffers_work()
     precision = spec.variant.precision
     if settings.checkpoint.random_weights:
@@ -122,7 +122,7 @@ def prepare_gguf(spec: Spec, settings: Settings) -> Artifact:
 
 
 def _ready(path: Path, precision: str) -> Artifact | None:
-    """The ready file where it is what was asked for, None where it can be quantized to that."""
+    """The ready file if it already has the precision, None if it can be quantized to it."""
     from quantbench.runtimes.llama_cpp import files
 
     files.tensor_bytes(path)
@@ -134,15 +134,15 @@ def _ready(path: Path, precision: str) -> Artifact | None:
 
 
 def _is_as_asked(path: Path, precision: str, own: str, *, matrix: bool) -> bool:
-    """Whether a ready file is what was asked for, or can be quantized to it; UnsupportedError where neither is so."""
+    """True if a ready file has the precision, False if it can be quantized to it; UnsupportedError if neither."""
     from quantbench.runtimes.llama_cpp.files import UNQUANTIZED
 
     if own == precision.removesuffix(IMATRIX):
         if precision.endswith(IMATRIX) and not matrix:
-            raise UnsupportedError(f"{path} does not say that it was made with an importance matrix; ask for gguf/{own}")
+            raise UnsupportedError(f"{path} does not say that it was made with an importance matrix; use gguf/{own}")
         return True
     if own not in UNQUANTIZED:
-        raise UnsupportedError(f"{path} is {own}; ask for gguf/{own}, or give an F16 file")
+        raise UnsupportedError(f"{path} is already quantized to {own}; use gguf/{own}, or give an F16 file")
     return False
 
 
@@ -152,18 +152,18 @@ def _file_bytes(path: Path) -> int:
 
 @open_gguf.forecasts
 def forecast_gguf(architecture: Architecture, precisions: Sequence[str]) -> Mapping[str, Weights]:
-    """Tensor bytes of each file by llama.cpp's own dry run; of a ready file's own precision as they are."""
+    """Tensor bytes of each file from llama.cpp's own dry run; a ready file's own precision is counted as it is."""
     from quantbench.runtimes.llama_cpp import plan
 
     if missing := open_gguf.missing():
-        reason = f"llama.cpp is asked for the sizes and needs {', '.join(missing)}, not installed; {open_gguf.install}"
+        reason = f"the sizes come from llama.cpp, which needs {', '.join(missing)}, not installed; {open_gguf.install}"
         return {each: _unknown(reason) for each in precisions}
     found = _forecast_ready(architecture.gguf) if architecture.gguf else plan.forecast(architecture, _FILES)
     return {each: found[each] for each in precisions}
 
 
 def _forecast_ready(path: Path) -> dict[str, Weights]:
-    """Sizes of all files that can be made of a ready one."""
+    """Sizes of all files that can be made from a ready one."""
     from quantbench.runtimes.llama_cpp import plan
     from quantbench.runtimes.llama_cpp.imatrix import no_matrix
 
@@ -192,7 +192,7 @@ def _unknown(reason: str) -> Weights:
 
 @open_gguf.saves
 def save_gguf(spec: Spec, settings: Settings, out: Path) -> None:
-    """Copy the quantized file, or all parts of a split one."""
+    """Copy the quantized file, or all parts if it is split."""
     out.mkdir(parents=True, exist_ok=True)
     parts = gguf_parts(prepare_gguf(spec, settings).path)
     for number, part in enumerate(parts, start=1):

@@ -1,4 +1,4 @@
-"""GPTQ: weights quantized row by row against calibration text, through gptqmodel; its checkpoints and auto-gptq's load too."""
+"""GPTQ through gptqmodel: weights are quantized row by row against calibration text; auto-gptq checkpoints load too."""
 
 from __future__ import annotations
 

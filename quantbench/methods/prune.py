@@ -1,4 +1,4 @@
-"""Pruning: the smallest weights of the decoder blocks zeroed, or whole FFN neurons removed; then quantized, where asked.
+"""Pruning: zero the smallest weights of the decoder blocks, or remove whole FFN neurons; then quantize, for some precisions.
 
 Zeros stay in dense tensors and are multiplied like other values, so only ``structured`` and ``2-4-sparse`` can be faster.
 """
@@ -52,7 +52,7 @@ PRECISIONS = (
 )  # fmt: skip
 
 _REMOVED = {"structured-25": 0.25, "structured-50": 0.5}
-"""Shares of FFN neurons."""
+"""Shares of FFN neurons that are removed."""
 
 _PRUNINGS: Mapping[str, Callable[[Any], None]] = {
     "unstructured-30": partial(zero_smallest, share=0.3),
@@ -79,7 +79,7 @@ def open_prune(spec: Spec, settings: Settings) -> Iterator[LoadedModel]:
         with METHODS["bitsandbytes"].open(quantized, there) as model:
             yield model
     elif precision == TWO_OF_FOUR_SPARSE.name:
-        loaded = load_pretrained(there, device, dtype="bfloat16")  # the sparse kernels take no float32
+        loaded = load_pretrained(there, device, dtype="bfloat16")  # the sparse kernels do not support float32
         dense = TransformersModel(loaded, "", counts=counts).memory()
         found = {"elements": dense.elements, "nonzero": dense.nonzero, "sparse_bytes": dense.sparse_bytes}
         yield TransformersModel(loaded, _to_sparse(loaded), counts=lambda _, weight_bytes: found)  # noqa: ARG005
@@ -90,7 +90,7 @@ def open_prune(spec: Spec, settings: Settings) -> Iterator[LoadedModel]:
 
 @open_prune.prepares
 def prepare_prune(spec: Spec, settings: Settings) -> Artifact:
-    """The pruned checkpoint in its own dtype, made on first use; compositions share that of their pruning."""
+    """The pruned checkpoint in its own dtype, made on first use; ``PRUNING+QUANTIZATION`` shares that of its pruning."""
     precision = spec.variant.precision
     if precision == TWO_OF_FOUR_SPARSE.name:
         _check_sparse(spec.conditions.device)
@@ -122,7 +122,7 @@ def prepare_prune(spec: Spec, settings: Settings) -> Artifact:
 
 @open_prune.forecasts
 def forecast_prune(architecture: Architecture, precisions: Sequence[str]) -> Mapping[str, Weights]:
-    """Zeros are stored like other values; removed neurons are gone; then as bitsandbytes stores what is left."""
+    """Zeros are stored like other values and removed neurons are not; the rest as bitsandbytes stores it, if quantized."""
     return {each: _forecast(architecture, each) for each in precisions}
 
 
@@ -139,7 +139,7 @@ def _forecast(architecture: Architecture, precision: str) -> Weights:
         assert forecaster
         return forecaster(left, [quantized])[quantized]
     if precision == TWO_OF_FOUR_SPARSE.name:
-        unknown = "CUDA only, where torch's sparse kernels, one library's or another's, choose how weights are stored"
+        unknown = "CUDA only, and how weights are stored depends on which sparse kernels torch chooses"
         return Weights(weight_bytes=None, dtype="bf16", note=unknown)
     note = "" if share else "zeros are stored like any value"
     return Weights(weight_bytes=dense_bytes(left, "fp32"), dtype="fp32", note=note)
@@ -147,7 +147,7 @@ def _forecast(architecture: Architecture, precision: str) -> Weights:
 
 @open_prune.saves
 def save_prune(spec: Spec, settings: Settings, out: Path) -> None:
-    """Write the pruned checkpoint, quantized where asked."""
+    """Write the pruned checkpoint, quantized if the precision says so."""
     pruned = prepare_prune(spec, settings).path
     if quantized := _quantized(spec):
         saver = METHODS["bitsandbytes"].saver
@@ -158,9 +158,9 @@ def save_prune(spec: Spec, settings: Settings, out: Path) -> None:
 
 
 def _moved(settings: Settings, folder: Path) -> Settings:
-    """The same settings with the pruned checkpoint."""
+    """The same settings with the pruned checkpoint, whose weights are in files even for a dummy."""
     content = f"{settings.checkpoint.content_hash} pruned {folder.name}"
-    there = replace(settings.checkpoint, path=folder, content_hash=content, random_weights=False)  # a dummy's are in its files
+    there = replace(settings.checkpoint, path=folder, content_hash=content, random_weights=False)
     return replace(settings, checkpoint=there)
 
 
@@ -180,13 +180,13 @@ def _check_sparse(device: str) -> None:
             return
         found = f"compute capability {capability[0]}.{capability[1]}"
     raise UnsupportedError(
-        f"prune/2-4-sparse needs a CUDA device of compute capability 8.0 or newer for torch's semi-structured kernels and "
-        f"found {found}; prune/2-4 runs the same weights dense"
+        f"prune/2-4-sparse needs a CUDA device of compute capability 8.0 or newer for torch's semi-structured kernels, but "
+        f"found {found}; use prune/2-4, which runs the same weights dense"
     )
 
 
 def _to_sparse(model: Any) -> str:
-    """Store the prunable weights of a 2:4 model sparse; the name of the class that torch chose for them."""
+    """Store the prunable weights of a 2:4 model sparse; returns the name of the class that torch chose for them."""
     import torch
 
     layers = prunable_layers(model)
@@ -195,10 +195,10 @@ def _to_sparse(model: Any) -> str:
             sparse = torch.sparse.to_sparse_semi_structured(layer.weight.detach())
         except torch.OutOfMemoryError:
             raise
-        except RuntimeError as error:  # shapes that it does not take, or a build without the kernels
+        except RuntimeError as error:  # unsupported shapes, or a build without the kernels
             reason = str(error).splitlines()[0]
             raise UnsupportedError(
-                f"torch cannot store these weights semi-structured ({reason}); prune/2-4 runs the same weights dense"
+                f"torch cannot store these weights semi-structured ({reason}); use prune/2-4, which runs the same weights dense"
             ) from error
         layer.weight = torch.nn.Parameter(sparse, requires_grad=False)
     return type(layers[0].weight).__name__

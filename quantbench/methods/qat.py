@@ -1,4 +1,4 @@
-"""QAT: the model is trained with its quantization simulated, towards what it said before, then quantized by torchao."""
+"""QAT: the model is trained with simulated quantization to reproduce its own outputs, then quantized by torchao."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SAME_AS = {"int8": "intx8-dyn", "int4": "intx4-wo"}
 """The precision of torchao with the same number format, quantized without training."""
 
 TRAINING = {"int8": Training(rate=4e-6), "int4": Training(rate=4e-5)}
-"""Rates tried on the canary: ten times more undoes what the model knew, ten times less changes next to nothing."""
+"""Learning rates tried on the canary: ten times more destroys what the model knew, ten times less changes almost nothing."""
 
 _CURVE_POINTS = 12
 _MAKERS = (__name__, *(f"quantbench.runtimes.transformers.{name}" for name in ("distill", "torchao", "calibration", "model")))
@@ -69,7 +69,7 @@ def qat_recipe(spec: Spec) -> Mapping[str, str]:
 
 @open_qat.forecasts
 def forecast_qat(architecture: Architecture, precisions: Sequence[str]) -> Mapping[str, Weights]:
-    """What torchao's same precision takes: training changes values only."""
+    """The same as torchao's precision takes: training only changes values."""
     return {each: ao.forecast(architecture, SAME_AS[each]) for each in precisions}
 
 
@@ -81,7 +81,7 @@ def save_qat(spec: Spec, settings: Settings, out: Path) -> None:
 
 def _load(spec: Spec, settings: Settings) -> TransformersModel:
     precision, device = SAME_AS[spec.variant.precision], spec.conditions.device
-    if settings.checkpoint.random_weights:  # training would change values only, which stand for none
+    if settings.checkpoint.random_weights:  # training only changes values, and a dummy's are random anyway
         return ao.load_quantized(settings, device, precision)
     folder = _trained(spec, settings)
     trained = replace(settings, checkpoint=replace(settings.checkpoint, path=folder / _CHECKPOINT))

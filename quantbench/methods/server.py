@@ -1,4 +1,4 @@
-"""Served models: whatever an OpenAI-compatible server gives, or llama-cpp-python's own server started for it."""
+"""Served models: any OpenAI-compatible server, or llama-cpp-python's own server, started for the run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from quantbench.models.footprint import Weights
 KEY_VARIABLE = "QUANTBENCH_SERVER_KEY"
 OPENAI_VARIABLE = "OPENAI_API_KEY"
 STARTED_HERE = "gguf/"
-ELSEWHERE = "the server holds the weights, and in which precision is not known before it is asked"
+ELSEWHERE = "the server holds the weights, in a precision that is unknown until it is queried"
 
 AS_SERVED = Precision(name="as-served", bits=None, title="as served", usual=False)
 
@@ -40,7 +40,7 @@ def open_server(spec: Spec, settings: Settings) -> Iterator[Endpoint]:
     wanted = spec.conditions.server
     if settings.checkpoint.kind == "server":
         if wanted:
-            raise UnsupportedError(f"the model is a server already and --server names {wanted!r} besides; leave one out")
+            raise UnsupportedError(f"the model is already a server, and --server names {wanted!r} as well; remove one of them")
         wanted = settings.checkpoint.name
     if not wanted:
         raise UnsupportedError(f"no server was named; give --server URL, or --server {STARTED_HERE}PRECISION to start one here")
@@ -55,37 +55,37 @@ def open_server(spec: Spec, settings: Settings) -> Iterator[Endpoint]:
 
 @open_server.forecasts
 def forecast_server(architecture: Architecture, precisions: Sequence[str]) -> Mapping[str, Weights]:  # noqa: ARG001
-    """Nothing: it is not this machine that holds them."""
+    """Nothing: another machine holds the weights."""
     return {each: Weights(weight_bytes=None, note=ELSEWHERE) for each in precisions}
 
 
 @open_server.asks
 def recipe(spec: Spec) -> Mapping[str, str]:
-    """Which server, the most requests at once, and what a GGUF file that is served here is made from."""
+    """The server, the most requests at once, and what a locally served GGUF file is made from."""
     server = spec.conditions.server
     made = METHODS["gguf"].recipe(_served_file(server, spec)) if server.startswith(STARTED_HERE) else {}
     return {**made, "server": server, "concurrency": str(spec.conditions.concurrency)}
 
 
 def bearer_key(address: ServerAddress) -> str:
-    """The key from the environment; OpenAI's own is never sent unencrypted to another machine. Empty where there is none."""
+    """The key from the environment, empty if there is none; OpenAI's is never sent unencrypted to another machine."""
     place = urlsplit(address.url)
     private = place.scheme == "https" or place.hostname in ("localhost", "127.0.0.1", "::1")
     name = KEY_VARIABLE if os.environ.get(KEY_VARIABLE) or not private else OPENAI_VARIABLE
     key = os.environ.get(name, "").strip()
     if not (key.isascii() and key.isprintable()):
-        raise UsageError(f"{name} holds signs that no HTTP header may hold; set it again")
+        raise UsageError(f"{name} holds characters that are not allowed in an HTTP header; set it again")
     return key
 
 
 def _served_file(server: str, spec: Spec) -> Spec:
-    """The spec of the GGUF file that a server started here serves."""
+    """The spec of the GGUF file that a locally started server serves."""
     return replace(spec, variant=Variant(method="gguf", precision=server.removeprefix(STARTED_HERE)))
 
 
 @contextmanager
 def _start(server: str, spec: Spec, settings: Settings) -> Iterator[Endpoint]:
-    """llama-cpp-python's server on the model's GGUF file of the precision that ``server`` names."""
+    """llama-cpp-python's server on the model's GGUF file, in the precision that ``server`` names."""
     gguf = METHODS["gguf"]
     gguf.check(settings.checkpoint)
     wanted = _served_file(server, spec)

@@ -35,7 +35,7 @@ def open_torch(spec: Spec, settings: Settings) -> Iterator[LoadedModel | LoadedM
 
 @open_torch.forecasts
 def forecast_torch(architecture: Architecture, precisions: Sequence[str]) -> Mapping[str, Weights]:
-    """Every parameter in the dtype asked for."""
+    """Every parameter in the requested dtype."""
     return {each: Weights(weight_bytes=dense_bytes(architecture, each), dtype=each) for each in precisions}
 
 
@@ -50,7 +50,7 @@ def _open_module(settings: Settings, device: str, dtype: str) -> LoadedModule:
     import torch
 
     kind, device = getattr(torch, dtype), one_place(device)
-    if device != "cpu":  # cuDNN would run an LSTM of float32 in TF32
+    if device != "cpu":  # by default cuDNN runs a float32 LSTM in TF32
         torch.backends.cudnn.allow_tf32 = False
     module = build_module(settings).to(device, kind)
     parameters = sum(each.numel() for each in module.parameters())

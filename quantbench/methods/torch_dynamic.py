@@ -51,7 +51,7 @@ def open_torch_dynamic(spec: Spec, settings: Settings) -> Iterator[LoadedModel |
 
 @open_torch_dynamic.forecasts
 def forecast_torch_dynamic(architecture: Architecture, precisions: Sequence[str]) -> Mapping[str, Weights]:
-    """Linear layers in INT8 with one scale each, the output layer among them; the rest in float32."""
+    """Linear layers, including the output layer, in INT8 with one scale each; the rest in float32."""
     layers = layers_of(architecture, "linear", exact=True) + layers_of(architecture, "output")
     stored = {layer.name: layer.elements + _QPARAMS_BYTES for layer in layers}
     copy = ""
@@ -66,7 +66,7 @@ def forecast_torch_dynamic(architecture: Architecture, precisions: Sequence[str]
 
 
 def _quantize(model: Any) -> Any:
-    """The model with its Linear and LSTM layers replaced, one after the other, so that both forms never coexist."""
+    """The model with its Linear and LSTM layers replaced one by one, so that both forms of the whole never coexist."""
     import torch
     from torch import nn
 
@@ -77,7 +77,7 @@ def _quantize(model: Any) -> Any:
 
 
 def _kernel(model: Any) -> str:
-    """The classes of quantized layers found in the model, and the engine that they run in."""
+    """The classes of quantized layers found in the model, and the engine that runs them."""
     import torch
 
     found = sorted({f"DynamicQuantized{type(layer).__name__}" for layer in _layers(model)})

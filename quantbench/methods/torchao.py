@@ -1,4 +1,4 @@
-"""torchao: tensor subclasses that PyTorch's own kernels, or torchao's, know how to multiply; quantized while loading."""
+"""torchao: quantized while loading to tensor subclasses, which PyTorch's kernels or torchao's own multiply."""
 
 from __future__ import annotations
 

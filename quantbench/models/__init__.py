@@ -1,4 +1,4 @@
-"""Models by name: built-in ones (one file or folder here each), local folders, ``.gguf`` files, hub ids and servers.
+"""Models by name: built-in ones (a file or folder each), local folders, ``.gguf`` files, hub ids and servers.
 
 A hub id is ``ORG/REPO[@REVISION]``, or ``ORG/REPO[@REVISION]:TYPE`` for one GGUF file, for example ``:Q4_K_M``.
 ``dummy:NAME_OR_CONFIG`` is a configuration with random weights: a built-in one, a folder, a config.json or a hub id.
@@ -20,7 +20,7 @@ from quantbench.core.scenario import DUMMY_PREFIX, parse_server
 class ModuleRecipe:
     """A module without tokens: ``build`` makes the torch.nn.Module, with the same float32 weights every time.
 
-    ``example`` gives the seeded input of a seed and an index: a tensor, of which the module makes a tensor.
+    ``example`` makes the input tensor for a seed and an index; the module returns a tensor.
     """
 
     build: Callable[[], Any]
@@ -29,14 +29,14 @@ class ModuleRecipe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuiltinModel:
-    """A model that comes with quantbench: no download. ``module`` where it is no checkpoint but a module without tokens."""
+    """A model that ships with quantbench, without a download. ``module`` is set for a module without tokens."""
 
     name: str
     about: str
     folder: Callable[[], Path]
     module: ModuleRecipe | None = None
     instrument_check: bool = False
-    """Whether its figures only check the instrument and say nothing of real models."""
+    """Whether its figures only check the instrument and say nothing about real models."""
 
 
 MODELS: Registry[BuiltinModel] = Registry("quantbench.models.builtin", BuiltinModel, "model", group="quantbench.models")
@@ -65,17 +65,17 @@ def is_dummy(name: str) -> bool:
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether ``name`` is written like a checkpoint on the hub."""
+    """Whether ``name`` looks like a checkpoint on the hub."""
     return ":" not in name and _HUB_ID.fullmatch(name) is not None
 
 
 def dummy_configs() -> dict[str, Path]:
-    """Published config.json files of well-known models, by name: what a dummy can be made of with nothing to download."""
+    """Published config.json files of well-known models, by name: a dummy can be made from one without a download."""
     return {path.stem: path for path in sorted((Path(__file__).parent / "configs").glob("*.json"))}
 
 
 def check_name(name: str) -> None:
-    """Raise UsageError when ``name`` can be no model; needs no network, reads no weights."""
+    """Raise UsageError if ``name`` cannot be a model; needs no network and reads no weights."""
     if is_server(name):
         parse_server(name)
         return

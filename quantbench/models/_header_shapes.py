@@ -1,4 +1,4 @@
-"""Shapes of a model from the headers of the safetensors beside its configuration; roles by name and number of dimensions."""
+"""A model's shapes from the headers of the safetensors beside its config.json; roles follow from names and dimensions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from quantbench.models.safetensors import safetensors_header, weight_files
 _FLOATS = frozenset(("F64", "F32", "F16", "BF16"))
 _BLOCK = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)\.")
 _BUFFER = re.compile(r"\.(?:inv_freq|masked_bias|attn\.bias|attention\.bias|causal_mask)$")
-"""What older versions of transformers saved though it is no parameter: frequencies and masks."""
+"""Tensors that older versions of transformers saved although they are not parameters: frequencies and masks."""
 
 _OUTPUTS = frozenset(("lm_head", "embed_out", "output"))
 _POSITIONS = re.compile(r"pos|wpe|type")
@@ -24,10 +24,10 @@ _ROUTER = re.compile(r"(?:\.gate|router(?:\.\w+)?)\.weight$")
 
 
 def header_shapes(source: Path, body: Mapping[str, Any]) -> Shapes:
-    """The tensors of the checkpoint that a config.json is part of.
+    """The tensors of the checkpoint that a config.json belongs to.
 
-    ModelError where there are no weights beside it, or none that say the shapes of the plain model: quantized ones, shards of
-    which some are missing, a file of another model.
+    ModelError if there are no weights beside it, or not those of the plain model: quantized weights, missing shards, a file of
+    another model.
     """
     files = weight_files(source.parent) if source.name == "config.json" else []
     if not files:
@@ -52,11 +52,11 @@ def header_shapes(source: Path, body: Mapping[str, Any]) -> Shapes:
 
 
 def _named(shapes: Mapping[str, tuple[int, ...]], body: Mapping[str, Any]) -> Iterator[Tensor]:
-    """The tensors with their roles; ModelError where they are not those of a decoder of this configuration."""
+    """The tensors with their roles; ModelError if they do not belong to a decoder of this configuration."""
     tensors = [Tensor(name, shape, _role(name, shape, body.get("vocab_size"))) for name, shape in shapes.items()]
     blocks = {found[1] for each in tensors if (found := _BLOCK.search(each.name))}
     if len(blocks) != body.get("num_hidden_layers"):
-        raise ModelError(f"its safetensors hold {len(blocks)} blocks and its config.json says {body.get('num_hidden_layers')}")
+        raise ModelError(f"its safetensors hold {len(blocks)} blocks, but its config.json says {body.get('num_hidden_layers')}")
     embeddings = [each.name for each in tensors if each.role == "embedding"]
     if len(embeddings) != 1:
         raise ModelError(f"its safetensors hold {len(embeddings)} embeddings of its vocabulary")
@@ -64,7 +64,7 @@ def _named(shapes: Mapping[str, tuple[int, ...]], body: Mapping[str, Any]) -> It
 
 
 def _role(name: str, shape: tuple[int, ...], vocabulary: object) -> Role:
-    """A tensor's role; experts kept apart are those of one tensor too, as transformers joins them when it loads."""
+    """A tensor's role; experts stored separately have the same role as fused ones, as transformers fuses them on load."""
     if len(shape) not in (2, 3) or _NORM.search(name.rpartition(".")[0].rpartition(".")[2]):
         return "other"
     if ".experts." in name:
@@ -79,7 +79,7 @@ def _role(name: str, shape: tuple[int, ...], vocabulary: object) -> Role:
 
 
 def _tied(tensors: list[Tensor], body: Mapping[str, Any]) -> bool:
-    """Whether the output layer is the embedding: as the configuration says, or as the file has none."""
+    """Whether the output layer is the embedding: the configuration says so, or the file has no output layer."""
     has_output = any(each.role == "output" for each in tensors)
     tied = body.get("tie_word_embeddings", not has_output)
     if not (tied or has_output):

@@ -1,4 +1,4 @@
-"""From a model's name to checked files: which, where, and what they contain, without loading any weight."""
+"""From a model's name to its checked files: which they are, where, and what they contain, without loading any weights."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ from quantbench.models.safetensors import safetensors_header, weight_files
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 _OLDER_CONFIGS = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
-"""Where auto-gptq and AutoAWQ said how they quantized, before config.json did."""
+"""Files in which auto-gptq and AutoAWQ described their quantization before config.json did."""
 
 _OLDER_KEYS = {"w_bit": "bits", "q_group_size": "group_size"}
 _PACKED = ".qweight"
 _BESIDE_TORCHAO = ("_weight_scale", "_weight_zero_point")
-"""What torchao's checkpoints hold beside the values of a weight."""
+"""What torchao's checkpoints store beside the values of a weight."""
 
 _CHANGED = (
-    "{} changed after it was hashed, so that what was opened is not what the row would say; measure once nothing writes there "
-    "any more, or measure a copy"
+    "{} changed after it was hashed, so the row would describe another model than was opened; measure again when nothing "
+    "writes there any more, or measure a copy"
 )
 _BESIDE_PACKED = ("qzeros", "scales", "g_idx")
 
 
 def resolve(name: str, *, trust_remote_code: bool = False) -> Checkpoint:
-    """The checkpoint behind a model's name, downloaded from the hub or made from a configuration if it must be.
+    """The checkpoint behind a model's name, downloaded from the hub or made from a configuration if necessary.
 
-    Raises UsageError for a name that can be no model, ModelError for files that cannot be used: no config.json, only
-    pickled weights, a truncated safetensors or GGUF file, a hub that cannot be reached.
+    Raises UsageError for a name that cannot be a model, ModelError for files that cannot be used: no config.json, only
+    pickled weights, a truncated safetensors or GGUF file, an unreachable hub.
     """
     check_name(name)
     if is_server(name):
@@ -55,16 +55,16 @@ def resolve(name: str, *, trust_remote_code: bool = False) -> Checkpoint:
     if looks_like_path(name):
         if name.endswith(".json"):
             raise ModelError(f"{name} has no weights; give the folder of the checkpoint, or dummy:{name} for random ones")
-        path = Path(name).expanduser().absolute()  # a link keeps its name, which says that it is one part of several
+        path = Path(name).expanduser().absolute()  # not resolved: a link's own name says which part of a split file it is
         return _gguf(name, path, "local") if path.is_file() else _folder(name, path.resolve(), "local", trust_remote_code)
     path, revision = download(name, trust_remote_code=trust_remote_code)
     return _gguf(name, path, revision) if path.is_file() else _folder(name, path, revision, trust_remote_code)
 
 
 def require_unchanged(checkpoint: Checkpoint) -> None:
-    """Raise ModelError unless the checkpoint's files are those that were hashed; asks the disk, and reads what it is unsure of.
+    """Raise ModelError unless the checkpoint's files are still those that were hashed; reads only files with a new identity.
 
-    Other rights or links to the same content are no change; a file that came to the folder is one.
+    New permissions or links to the same content are not a change; a file added to the folder is.
     """
     for each in checkpoint.files:
         path = Path(each.path)
@@ -82,13 +82,13 @@ def require_unchanged(checkpoint: Checkpoint) -> None:
 
 
 def _belonging(folder: Path, weights: Sequence[Path], *, trust_remote_code: bool) -> list[Path]:
-    """The files that make a checkpoint, weights first; code only where it is trusted."""
+    """The files of a checkpoint, weights first; code only if it is trusted."""
     patterns = [*CHECKPOINT_FILES[1:], "*.py"] if trust_remote_code else CHECKPOINT_FILES[1:]
     return [*weights, *sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})]
 
 
 def watched(checkpoint: Checkpoint, make: Callable[[Path], None]) -> Callable[[Path], None]:
-    """``make``, whose artifact is not kept where the checkpoint changed while it was made."""
+    """``make``, but its artifact is discarded if the checkpoint changes meanwhile."""
 
     def careful(folder: Path) -> None:
         require_unchanged(checkpoint)
@@ -99,7 +99,7 @@ def watched(checkpoint: Checkpoint, make: Callable[[Path], None]) -> Callable[[P
 
 
 def checkpoint_dtype(folder: Path) -> str:
-    """The dtype that most bytes of the checkpoint's tensors are stored in, for example ``bf16``."""
+    """The dtype of most bytes in the checkpoint's tensors, for example ``bf16``."""
     totals: dict[str, int] = {}
     for path in weight_files(folder):
         for entry in safetensors_header(path).values():
@@ -112,9 +112,9 @@ def checkpoint_dtype(folder: Path) -> str:
 
 
 def count_parameters(checkpoint: Checkpoint) -> int:
-    """Parameters of the unquantized model, from the files' headers: elements of all tensors; packed ones as if unpacked.
+    """The number of parameters of the unquantized model, from the files' headers; packed tensors count as if unpacked.
 
-    A dummy's are counted from their shapes.
+    A dummy's parameters are counted from their shapes.
     """
     if checkpoint.random_weights:
         return sum(math.prod(shape) for shape in read_shapes(checkpoint.path).values())
@@ -129,17 +129,17 @@ def count_parameters(checkpoint: Checkpoint) -> int:
         module, _, last = name.rpartition(".")
         elements = 0 if last in _BESIDE_TORCHAO else math.prod(entry["shape"])
         if name.endswith(_PACKED):
-            total += elements * int(entry["dtype"][1:]) // bits  # words of so many bits, as I32
+            total += elements * int(entry["dtype"][1:]) // bits  # the dtype's name gives the bits of a word, as in I32
         elif module not in packed or last not in _BESIDE_PACKED:
             total += elements
     return total
 
 
 def quantization_config(folder: Path, *, packed: bool) -> dict[str, Any]:
-    """How the checkpoint was quantized, with its ``quant_method`` and in today's keys; empty for one that was not.
+    """How the checkpoint was quantized, with its ``quant_method`` and current keys; empty if it was not quantized.
 
-    config.json says it, or the file that older tools wrote beside it. ``packed`` says whether there are packed weights;
-    ModelError if there are and nothing says how to read them.
+    It comes from config.json, or from the file that older tools wrote beside it. ``packed`` says whether there are packed
+    weights; ModelError if there are and nothing says how to read them.
     """
     found = read_config(folder).get("quantization_config")
     if isinstance(found, dict) and found:
@@ -149,7 +149,7 @@ def quantization_config(folder: Path, *, packed: bool) -> dict[str, Any]:
         older = [name for name in _OLDER_CONFIGS if (folder / name).is_file()]
         if not older:
             raise ModelError(
-                f"{folder} holds packed weights and nothing says how they were quantized; "
+                f"{folder} holds packed weights, but nothing says how they were quantized; "
                 "add the quantize_config.json or quant_config.json that belongs to it"
             )
         found = {"quant_method": _OLDER_CONFIGS[older[0]], **read_config(folder / older[0])}
@@ -157,12 +157,12 @@ def quantization_config(folder: Path, *, packed: bool) -> dict[str, Any]:
 
 
 def quantized_as(folder: Path) -> dict[str, Any]:
-    """The same from the configurations alone, without looking at weights: enough to plan by."""
+    """The same from the configurations alone, without looking at weights: enough for planning."""
     return quantization_config(folder, packed=any((folder / name).is_file() for name in _OLDER_CONFIGS))
 
 
 def _module(name: str, recipe: ModuleRecipe) -> Checkpoint:
-    """A module has no files but the source that makes it."""
+    """A module's only file is the source that makes it."""
     source = Path(inspect.getfile(recipe.build))
     found = hashed(source)
     return Checkpoint(
@@ -172,12 +172,12 @@ def _module(name: str, recipe: ModuleRecipe) -> Checkpoint:
 
 def _folder(name: str, folder: Path, revision: str, trust_remote_code: bool) -> Checkpoint:
     if not (folder / CONFIG).is_file():
-        raise ModelError(f"{folder} has no config.json, so it is no checkpoint; give the folder that save_pretrained wrote")
+        raise ModelError(f"{folder} has no config.json, so it is not a checkpoint; give the folder that save_pretrained wrote")
     weights = weight_files(folder)
     if not weights:
         pickled = [path.name for pattern in _PICKLES for path in folder.glob(pattern)]
         why = f"only pickled weights ({pickled[0]}), which can run code when loaded" if pickled else "no weights"
-        raise ModelError(f"{folder} has {why}; quantbench reads safetensors: save_pretrained writes them")
+        raise ModelError(f"{folder} has {why}; quantbench reads safetensors, which save_pretrained writes")
     names = [name for path in weights for name in safetensors_header(path)]
     packed = any(name.endswith(_PACKED) for name in names)
     content = hashlib.sha256()

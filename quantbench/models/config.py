@@ -1,4 +1,4 @@
-"""Configurations by name: built-in ones, a folder's or file's config.json, or a hub repository's; no weight is looked at."""
+"""Configurations by name: built-in ones, a local config.json, or that of a hub repository; no weights are read."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ CONFIG = "config.json"
 
 
 def read_architecture(name: str, *, any_age: bool = False) -> Architecture:
-    """The architecture of the model called ``name``: a built-in one, ``dummy:`` or not, a folder, a config.json, or a hub id.
+    """The architecture of the model ``name``: a built-in one, with ``dummy:`` or not, a folder, a config.json, or a hub id.
 
-    Llama and what shares its code are read here. Any other model type has the shapes of transformers' own module, else those of
-    the safetensors beside its config.json, and is counted as a Llama where neither is to be had. ``any_age``: of a hub id the
-    configuration in the hub's own cache will do. Raises UsageError for a name that can be none of these, ModelError for a
-    configuration that cannot be had or read.
+    Llama and models that share its code have a family here. Any other model type has the shapes of transformers' own module,
+    else those of the safetensors beside its config.json; if neither is available it is counted as a Llama. ``any_age``: for a
+    hub id, accept the configuration in the hub's own cache. Raises UsageError for a name that can be none of these, ModelError
+    for a configuration that cannot be fetched or read.
     """
     source = config_file(name.removeprefix(DUMMY_PREFIX), any_age=any_age)
     body = read_model_config(source)
@@ -42,7 +42,7 @@ def read_architecture(name: str, *, any_age: bool = False) -> Architecture:
 
 
 def config_file(wanted: str, *, any_age: bool = False) -> Path:
-    """The config.json that is meant; one of the hub is downloaded, unless one of ``any_age`` will do and is there."""
+    """The config.json of a model; one on the hub is downloaded, unless ``any_age`` accepts a cached one."""
     if not wanted.strip():
         raise UsageError("the model's name is empty; give a built-in name, a config.json, a folder, a .gguf file or a hub id")
     if wanted in dummy_configs():
@@ -56,32 +56,32 @@ def config_file(wanted: str, *, any_age: bool = False) -> Path:
         return path / CONFIG if path.is_dir() else path
     if is_module(wanted) or is_server(wanted):
         kind = "a module without tokens" if is_module(wanted) else "a server"
-        raise UsageError(f"model {wanted!r} is {kind} and has no config.json; give a model whose shapes one says")
+        raise UsageError(f"model {wanted!r} is {kind} and has no config.json; give a model that has one")
     if not is_hub_id(wanted):
         raise unknown_name("model", wanted, [*dummy_configs(), *(each.name for each in MODELS if each.module is None)])
     try:
         return download_config(wanted, any_age=any_age)
     except (ModelError, MissingDependency) as error:
-        raise type(error)(f"{error}; or give the path of its config.json, which is all that is needed") from error
+        raise type(error)(f"{error}; or give the path of its config.json, which is enough") from error
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """What a config.json says, or the one in a folder. ModelError where there is none, or where it is no JSON object."""
+    """The contents of a config.json, or of the one in a folder. ModelError if it does not exist or is not a JSON object."""
     path = path / CONFIG if path.is_dir() else path
     try:
         body = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ModelError(f"{path} does not exist; a config.json is wanted, as save_pretrained writes it") from error
+        raise ModelError(f"{path} does not exist; give a config.json as save_pretrained writes it") from error
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path} cannot be read as JSON ({error}); download or copy it again") from error
     if not isinstance(body, dict):
-        raise ModelError(f"{path} holds no JSON object; download or copy it again")
+        raise ModelError(f"{path} does not hold a JSON object; download or copy it again")
     return body
 
 
 def read_model_config(path: Path) -> dict[str, Any]:
-    """The same; ModelError also where it names no model type."""
+    """The same; ModelError also if it names no model type."""
     body = read_config(path)
     if not isinstance(body.get("model_type"), str):
-        raise ModelError(f"{path} names no model_type, so it is no model's config.json; give one that save_pretrained wrote")
+        raise ModelError(f"{path} names no model_type, so it is not a model's config.json; give one that save_pretrained wrote")
     return body

@@ -1,9 +1,9 @@
-"""Dummies: a real architecture with random, seeded weights, to measure memory and latency with nothing to download.
+"""Dummies: a real architecture with random, seeded weights, to measure memory and latency without a download.
 
 A dummy is a folder without weights: a configuration, a tokenizer and the shapes of its parameters. Methods make the weights
-while they load, or write them in a packed format of their own.
+while they load, or write them in their own packed format.
 
-The shapes are added in a process of their own, so that whoever asks for a dummy does not import torch.
+A child process adds the shapes, so that making a dummy does not import torch into this one.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from quantbench.models.meta import build, call_transformers, plain
 from quantbench.models.pool import SEED
 
 RECIPE = 2
-"""Counts changes of what a dummy is, its weights included: part of its content, by which rows of different days are paired."""
+"""Version of what a dummy is, including its weights. It is part of the content hash, by which rows of two runs are paired."""
 
 SHAPES = "shapes.json"
-"""Shape by name of every parameter, as transformers names them; tied ones once."""
+"""Shapes of all parameters by transformers' names; tied ones are listed once."""
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 _TOKENIZER_IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None}
@@ -41,12 +41,12 @@ _SOURCE = "quantbench.models.dummy"
 def make_dummy(name: str) -> Checkpoint:
     """The checkpoint behind ``dummy:NAME_OR_CONFIG``, made on first use and kept in the cache.
 
-    Its tokenizer is the canary's, which reads any text with the first 2048 ids. Raises ModelError for a configuration that
+    Its tokenizer is the canary's, which encodes any text with the first 2048 ids. Raises ModelError for a configuration that
     cannot be used.
     """
     missing = [each for each in _MAKERS if find_spec(each) is None]
     if missing:
-        raise MissingDependency(f"model {name!r} takes {', '.join(missing)}, not installed; pip install 'quantbench[torch]'")
+        raise MissingDependency(f"model {name!r} needs {', '.join(missing)}, not installed; pip install 'quantbench[torch]'")
     source = config_file(name.removeprefix(DUMMY_PREFIX))
     config = {**plain(read_model_config(source)), **_TOKENIZER_IDS}
     canary = MODELS["canary"].folder()
@@ -74,9 +74,9 @@ def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
 
 
 def write_shapes(folder: Path, source: str) -> None:
-    """Write the shapes of the model that config.json in ``folder`` describes beside it, and that file as transformers has it.
+    """Write, beside config.json in ``folder``, the shapes of the model it describes; rewrite it as transformers saves it.
 
-    No weight is made. ``source`` is what messages name.
+    No weights are made. ``source`` names the configuration in messages.
     """
     from transformers import AutoConfig
 
@@ -84,7 +84,7 @@ def write_shapes(folder: Path, source: str) -> None:
     vocabulary = config.get_text_config().vocab_size
     if vocabulary < _TOKENIZER_SIZE:
         raise ModelError(
-            f"{source} has a vocabulary of {vocabulary} and a dummy's prompts are encoded with {_TOKENIZER_SIZE} ids; "
+            f"{source} has a vocabulary of {vocabulary}, but a dummy's prompts are encoded with {_TOKENIZER_SIZE} ids; "
             f"set vocab_size to {_TOKENIZER_SIZE} or more"
         )
     model = build(config)

@@ -1,7 +1,7 @@
-"""The files of a GGUF model, one or the parts that llama.cpp's split tool numbers, and what is said in the header of each.
+"""The files of a GGUF model, one or the numbered parts of llama.cpp's split tool, and their headers.
 
-The header is read where it lies in the mapped file: a vocabulary of 150,000 tokens is stepped over, length by length, in a
-tenth of a second, where a Python object of every token takes several. Layout: ggml's docs/gguf.md.
+A header is read in place from the mapped file: stepping over a vocabulary of 150,000 tokens takes a tenth of a second, where
+making a Python object of every token takes several seconds. Layout: ggml's docs/gguf.md.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ _PART = re.compile(r"-(\d{5})-of-(?!00000)(\d{5})(?=\.gguf$)")
 
 _VERSIONS = (2, 3)
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-"""Formats of struct by the number of a value's type."""
+"""Format characters of ``struct`` by GGUF's number of a value type."""
 
 _STRING, _ARRAY = 8, 9
 _COUNT, _NUMBER = struct.Struct("<Q"), struct.Struct("<I")
 _ALIGNMENT = 32
 
 _MEDIUM = ("q3_k", "q4_k", "q5_k")
-"""Tensor types that llama.cpp takes for the medium mixture of that name, where a header does not say which file type it is."""
+"""Tensor types that llama.cpp takes for the medium mix of that name, if a header does not name the file type."""
 
 
 def part_names(name: str) -> list[str]:
-    """Names of all parts of a split file, from the name of any of them; a whole file's own name."""
+    """Names of all parts of a split file, given any of them; a file that is not split is its only part."""
     found = _PART.search(name)
     if not found:
         return [name]
@@ -45,17 +45,17 @@ def part_names(name: str) -> list[str]:
 def gguf_parts(path: Path) -> list[Path]:
     """All files of the GGUF model whose first or only file is ``path``, in order.
 
-    Raises ModelError for a later part, a part that is missing, and a file that is no GGUF.
+    Raises ModelError for a later part, a missing part, and a file that is not GGUF.
     """
     parts = [path.with_name(name) for name in part_names(path.name)]
     if path != parts[0]:
         raise ModelError(f"{path} is a later part of a split GGUF file; give the first one, {parts[0].name}")
     for part in parts:
         if not part.is_file():
-            raise ModelError(f"{path} lacks its part {part.name}; download or copy it again")
+            raise ModelError(f"{path} is incomplete: its part {part.name} is missing; download or copy it again")
         with part.open("rb") as stream:
             if stream.read(len(_MAGIC)) != _MAGIC:
-                raise ModelError(f"{part} is no GGUF file (its first bytes are not GGUF); download or copy it again")
+                raise ModelError(f"{part} is not a GGUF file (its first bytes are not GGUF); download or copy it again")
     return parts
 
 
@@ -65,7 +65,7 @@ def all_tensors(path: Path) -> list[GgufTensor]:
 
 
 class GgufTensor(NamedTuple):
-    """A tensor: its shape as torch has it, the last dimension the row; its type's name; where in the file its bytes begin."""
+    """A tensor: its shape in torch's order, with the row last; its type's name; where its bytes start in the file."""
 
     name: str
     shape: tuple[int, ...]
@@ -74,18 +74,18 @@ class GgufTensor(NamedTuple):
 
     @property
     def bytes(self) -> int:
-        """Bytes of its values."""
+        """The size of its values in bytes."""
         return tensor_bytes(self.shape, self.kind)
 
 
 class GgufHeader:
-    """What the header of one file says: ``tensors`` in order, and values by their keys, each read when it is asked for."""
+    """The header of one file: ``tensors`` in order, and values by key, each read on demand."""
 
     def __init__(self, path: Path) -> None:
         """Map the file and step over its header.
 
-        ModelError where it is cut short or damaged, not of version 2 or 3 in little-endian order, or has tensors of a type that
-        the installed gguf does not know.
+        ModelError if it is truncated or damaged, is not little-endian version 2 or 3, or has tensors of a type that the
+        installed gguf does not know.
         """
         self._path = path
         self._place = len(_MAGIC)
@@ -94,7 +94,7 @@ class GgufHeader:
             with path.open("rb") as stream:
                 self._data = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
             self._read()
-        except (ValueError, struct.error) as error:  # an empty file cannot be mapped; text that is no UTF-8 is a ValueError
+        except (ValueError, struct.error) as error:  # an empty file cannot be mapped; invalid UTF-8 is a ValueError
             raise ModelError(f"{path} is cut short or damaged; make or download it again") from error
 
     def __iter__(self) -> Iterator[str]:
@@ -102,7 +102,7 @@ class GgufHeader:
         return iter(self._values)
 
     def get(self, key: str) -> Any:
-        """The value of a key: a number, a text, a truth value, or a list of these; None where the header has none such."""
+        """The value of a key: a number, a string, a boolean, or a list of these; None if the header has no such key."""
         if key not in self._values:
             return None
         kind, self._place = self._values[key]
@@ -113,9 +113,9 @@ class GgufHeader:
 
     @property
     def precision(self) -> str:
-        """The precision that the header names, for example ``q4_k_m``; where it does not, what llama.cpp takes it for.
+        """The precision that the header names, for example ``q4_k_m``; if it names none, what llama.cpp takes it for.
 
-        That is the type of most tensors (``llama_model_loader`` in llama-model-loader.cpp); ``unknown`` where there are none.
+        That is the type of most tensors (``llama_model_loader`` in llama-model-loader.cpp); ``unknown`` if there are none.
         """
         from gguf import LlamaFileType
 
@@ -135,7 +135,7 @@ class GgufHeader:
         version = self._take(_NUMBER)
         if version not in _VERSIONS:
             how = "big-endian" if version & 0xFFFF == 0 else f"of version {version}"
-            raise ModelError(f"{self._path} is a GGUF file {how}, which llama.cpp does not read here; download or make another")
+            raise ModelError(f"{self._path} is a GGUF file {how}, which llama.cpp cannot read here; download or make another")
         tensors, values = self._take(_COUNT), self._take(_COUNT)
         for _ in range(values):
             key, kind = self._text(), self._take(_NUMBER)
@@ -164,7 +164,7 @@ class GgufHeader:
         return alignment
 
     def _tensor(self) -> GgufTensor:
-        """A tensor's entry; its ``start`` is still that within the data."""
+        """A tensor's entry; its ``start`` is still relative to the data section."""
         name, dimensions = self._text(), self._take(_NUMBER)
         shape = struct.unpack_from(f"<{dimensions}Q", self._data, self._advance(_COUNT.size * dimensions))
         number, start = self._take(_NUMBER), self._take(_COUNT)
@@ -187,7 +187,7 @@ class GgufHeader:
         return list(values.unpack_from(self._data, self._advance(values.size)))
 
     def _step_over(self, kind: int) -> None:
-        """Go on behind a value without making it."""
+        """Skip a value without reading it."""
         if kind == _STRING:
             self._advance(self._take(_COUNT))
         elif kind != _ARRAY:
@@ -200,9 +200,9 @@ class GgufHeader:
                 self._advance(count * _scalar(inner).size)
 
     def _step_over_texts(self, count: int) -> None:
-        """The loop that takes the time of a header: nothing is called in it but what reads a length."""
+        """Skip strings. Nearly all of a header's time goes into this loop, so it calls nothing but what reads a length."""
         data, read, place, size = self._data, _COUNT.unpack_from, self._place, self._size
-        for _ in range(count):  # each takes 8 bytes at least, so that a count that is not true ends at the end of the file
+        for _ in range(count):  # each takes at least 8 bytes, so a false count stops at the end of the file
             place += 8 + read(data, place)[0]
             if place > size:
                 break
@@ -217,7 +217,7 @@ class GgufHeader:
         return what.unpack_from(self._data, self._advance(what.size))[0]
 
     def _advance(self, count: int) -> int:
-        """Go on by so many bytes; where they begin. ValueError where the file has no such many."""
+        """Move on by ``count`` bytes and return where they start. ValueError if the file has fewer left."""
         start = self._place
         if count > self._size - start:
             raise ValueError("beyond the end")
@@ -226,7 +226,7 @@ class GgufHeader:
 
 
 def _scalar(kind: int) -> struct.Struct:
-    """How a number or truth value of a type is stored; ValueError for no such type, and for arrays of arrays."""
+    """How a number or boolean of a type is stored; ValueError for an unknown type, and for arrays of arrays."""
     if kind not in _SCALARS:
         raise ValueError(f"no type {kind}")
     return struct.Struct(f"<{_SCALARS[kind]}")
@@ -249,7 +249,7 @@ def block_of(kind: str) -> tuple[int, int]:
 
 @cache
 def _kinds() -> dict[int, str]:
-    """Names of tensor types by their numbers, of those that gguf knows the blocks of."""
+    """Names of tensor types by number, for those whose block sizes gguf knows."""
     from gguf import GGML_QUANT_SIZES
 
     return {int(each): each.name for each in GGML_QUANT_SIZES}

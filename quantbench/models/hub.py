@@ -19,10 +19,10 @@ _LISTED = 20
 
 
 def download(name: str, *, trust_remote_code: bool = False) -> tuple[Path, str]:
-    """Fetch ``ORG/REPO[@REVISION]`` as a folder, or one file of it by ``ORG/REPO[@REVISION]:TYPE``; its path and commit.
+    """Fetch ``ORG/REPO[@REVISION]`` as a folder, or one GGUF file as ``ORG/REPO[@REVISION]:TYPE``; its path and commit.
 
-    What lies in the hub's own cache is used when the hub cannot be reached. Raises ModelError when nothing can be had, or
-    when TYPE names no file or several.
+    If the hub cannot be reached, its local cache is used. Raises ModelError if that fails too, or if TYPE matches no file or
+    several.
     """
     hub = _client(name)
     place, _, wanted = name.partition(":")
@@ -36,14 +36,14 @@ def download(name: str, *, trust_remote_code: bool = False) -> tuple[Path, str]:
 
 
 def download_config(name: str, *, any_age: bool = False) -> Path:
-    """Fetch nothing but the config.json of ``ORG/REPO[@REVISION]``. Raises ModelError when it cannot be had.
+    """Fetch only the config.json of ``ORG/REPO[@REVISION]``. Raises ModelError if that fails.
 
-    ``any_age``: one that lies in the hub's own cache will do, however old.
+    ``any_age``: accept one from the hub's local cache, however old.
     """
     hub = _client(name)
     repository, _, revision = name.partition("@")
     if any_age:
-        with suppress(Exception):  # it is not there: fetched below
+        with suppress(Exception):  # not in the cache: it is fetched below
             return Path(hub.hf_hub_download(repository, "config.json", revision=revision or None, local_files_only=True))
     with _hub_errors(name):
         return Path(hub.hf_hub_download(repository, "config.json", revision=revision or None))
@@ -54,7 +54,7 @@ def _client(name: str) -> Any:
         import huggingface_hub
     except ImportError as error:
         raise MissingDependency(
-            f"model {name!r} is on the hub and huggingface_hub is not installed; pip install 'quantbench[torch]'"
+            f"model {name!r} is on the hub, but huggingface_hub is not installed; pip install 'quantbench[torch]'"
         ) from error
     return huggingface_hub
 
@@ -68,11 +68,11 @@ def _gguf(hub: Any, name: str, repository: str, revision: str | None, wanted: st
 
 
 def _file_of_type(hub: Any, repository: str, revision: str | None, wanted: str) -> str:
-    """The repository's file of that type; one in the hub's cache when the hub cannot be asked."""
+    """The repository's file of that type; one in the local cache if the hub cannot be reached."""
     try:
         files = list(hub.list_repo_files(repository, revision=revision))
     except Exception:
-        with suppress(Exception):  # nothing there either: the first error says more
+        with suppress(Exception):  # not in the cache either: the first error says more
             folder = Path(hub.snapshot_download(repository, revision=revision, local_files_only=True))
             return choose_gguf(repository, [path.relative_to(folder).as_posix() for path in folder.rglob("*.gguf")], wanted)
         raise
@@ -80,9 +80,9 @@ def _file_of_type(hub: Any, repository: str, revision: str | None, wanted: str) 
 
 
 def choose_gguf(repository: str, files: Sequence[str], wanted: str) -> str:
-    """The file, or the first part, whose name holds the type ``wanted`` as a word, in upper or lower case.
+    """The file, or first part, whose name contains the type ``wanted`` as a whole word, in upper or lower case.
 
-    ``Q4_K`` is not found in ``Q4_K_M``; ``mmproj`` files are no language models. ModelError when none or several have it.
+    ``Q4_K`` does not match ``Q4_K_M``; ``mmproj`` files are not language models. ModelError if none or several match.
     """
     models = sorted(
         each for each in files if each.endswith(".gguf") and "mmproj" not in each.lower() and each == part_names(each)[0]
@@ -111,7 +111,7 @@ def _hub_errors(name: str) -> Iterator[None]:
     """Turn whatever the hub's client raises into one sentence."""
     logger = logging.getLogger("huggingface_hub")
     level = logger.level
-    logger.setLevel(logging.ERROR)  # each of its retries is a warning; the end is one sentence
+    logger.setLevel(logging.ERROR)  # it warns at every retry; the user gets one sentence at the end
     try:
         yield
     except ModelError:

@@ -1,4 +1,4 @@
-"""What transformers' own class makes of a configuration, on the meta device: shapes without a weight, in a child process."""
+"""The shapes that transformers' own class gives a configuration, on the meta device without weights, in a child process."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ _DIMENSIONS = (
     "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size",
     "max_position_embeddings", "num_experts_per_tok",
 )  # fmt: skip
-"""Keys of a configuration under the names that most families give them; transformers' own class knows a family's others."""
+"""Configuration keys by their usual names; transformers' own class maps a family's other names to them."""
 
 _LEFT_OUT = frozenset(
     ("quantization_config", "auto_map", "attn_implementation", "_attn_implementation", "experts_implementation")
 )
-"""How it was quantized, and what names code that transformers would fetch and run."""
+"""How it was quantized, and keys that name code which transformers would download and run."""
 
 
 def plain(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration of the plain model, and of the models that it is made of, without code of its own."""
+    """The configuration of the unquantized model and its submodels, without custom code."""
     kept = {key: value for key, value in config.items() if key not in _LEFT_OUT}
     return {key: plain(value) if isinstance(value, Mapping) else value for key, value in kept.items()}
 
 
 def meta_shapes(config: Mapping[str, Any]) -> Shapes:
-    """The tensors of transformers' own model of a configuration, asked for once; no code of the model's own is run.
+    """The tensors of transformers' model for a configuration, computed once; no custom code is run.
 
-    ModelError where transformers is not installed, or makes none of it.
+    ModelError if transformers is not installed, or cannot build the model.
     """
     if missing := [each for each in _MAKERS if each not in versions(_MAKERS)]:
         raise ModelError(f"{' and '.join(missing)} not installed")
@@ -50,7 +50,7 @@ def meta_shapes(config: Mapping[str, Any]) -> Shapes:
 
 
 def as_shapes(told: Mapping[str, Any]) -> Shapes:
-    """What ``describe`` says of a model, as shapes."""
+    """The result of ``describe`` as Shapes."""
     return Shapes(
         tensors=tuple(Tensor(name, tuple(shape), role) for name, shape, role in told["tensors"]),
         buffers=tuple(Buffer(name, tuple(shape), size) for name, shape, size in told["buffers"]),
@@ -63,9 +63,9 @@ def as_shapes(told: Mapping[str, Any]) -> Shapes:
 
 
 def call_transformers(module: str, request: object, source: object, timeout_s: float | None = None) -> Any:
-    """What one of quantbench's modules makes of the configuration ``source``; ModelError where it, or transformers, refuses."""
+    """The answer of one of quantbench's modules for the configuration ``source``; ModelError if it or transformers fails."""
     try:
-        return call(module, request, f"the making of a model from {source}", timeout_s=timeout_s)
+        return call(module, request, f"making a model from {source}", timeout_s=timeout_s)
     except ChildError as error:
         if error.refused:
             raise ModelError(str(error)) from error
@@ -75,7 +75,7 @@ def call_transformers(module: str, request: object, source: object, timeout_s: f
 
 
 def build(config: Any) -> Any:
-    """The model that transformers makes of a configuration of its own, in bfloat16 on the meta device."""
+    """The model that transformers makes from one of its configurations, in bfloat16 on the meta device."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -87,7 +87,7 @@ def build(config: Any) -> Any:
 
 @cache
 def _told(config: str) -> dict[str, Any] | str:
-    """What the child says of a configuration in JSON, or why it says nothing; kept in the cache where it says something."""
+    """The child's description of a configuration (JSON), kept in the cache; or why there is none, not kept."""
     makers = versions(_MAKERS)
     asked = {"config": config, "versions": makers, "made_by": made_by(__name__)}
     known = recall(_KIND, asked)
@@ -97,13 +97,13 @@ def _told(config: str) -> dict[str, Any] | str:
         found: dict[str, Any] = call_transformers(__name__, json.loads(config), "its config.json", _TIMEOUT_S)
     except (ModelError, OutOfMemoryError) as error:
         return str(error)
-    with suppress(QuantbenchError, OSError):  # a cache that cannot be written is told of where something large needs it
+    with suppress(QuantbenchError, OSError):  # an unwritable cache is reported when something large needs it
         remember(_KIND, asked, found)
     return found
 
 
 def describe(model: Any) -> dict[str, Any]:
-    """Tensors with their roles, buffers, what each layer's cache keeps, and the usual dimensions of a model."""
+    """A model's tensors with their roles, its buffers, what each layer caches, and its usual dimensions."""
     import torch
     from transformers import DynamicCache
     from transformers.cache_utils import DynamicLayer
@@ -111,7 +111,7 @@ def describe(model: Any) -> dict[str, Any]:
     config = model.config.get_text_config()
     layers = DynamicCache(config=config).layers
     if strange := [type(each).__name__ for each in layers if not isinstance(each, DynamicLayer)]:
-        raise ModelError(f"its layers keep what quantbench does not count ({strange[0]})")
+        raise ModelError(f"its layers use a cache that quantbench cannot count ({strange[0]})")
     count = config.num_hidden_layers
     windows = [getattr(each, "sliding_window", None) for each in layers] or [None] * count
     named = {name: getattr(config, name, None) for name in _DIMENSIONS}
@@ -130,14 +130,14 @@ def describe(model: Any) -> dict[str, Any]:
 
 
 def _held(model: Any, cache: Any) -> list[list[int]] | None:
-    """Heads and values of a head that each layer keeps of one token, which is run without values; None where it cannot be."""
+    """Number and size of the heads that each layer caches, from running one token on the meta device; None if that fails."""
     import torch
 
     token = torch.zeros((1, 1), dtype=torch.long, device="meta")
     try:
         with torch.inference_mode():
             model.eval()(input_ids=token, past_key_values=cache, use_cache=True)
-    except Exception:  # noqa: BLE001 - some of transformers' classes ask for values, each in its own way
+    except Exception:  # noqa: BLE001 - some classes need real values, and each fails in its own way
         return None
     if any(each.keys is None or each.keys.dim() != 4 or each.keys.shape != each.values.shape for each in cache.layers):
         return None
@@ -160,7 +160,7 @@ def _role(model: Any, name: str, parameter: Any) -> Role:
 
 
 def describe_config(body: Mapping[str, Any]) -> dict[str, Any]:
-    """The same of the model that a configuration stands for; ModelError where transformers knows no such type."""
+    """``describe`` for the model of a configuration; ModelError if transformers does not know its type."""
     from transformers import CONFIG_MAPPING
 
     if body["model_type"] not in CONFIG_MAPPING:

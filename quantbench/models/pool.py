@@ -1,4 +1,4 @@
-"""The weights of dummies: cut from a pool of seeded values, so that a pool is drawn once, however large the model is."""
+"""The weights of dummies: cut from a pool of seeded values, which is drawn only once, however large the model is."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from zlib import crc32
 
 SEED = 0
 SPREAD = 0.02
-"""Standard deviation of weights, the usual initializer_range: activations then stay far from the limits of float16."""
+"""Standard deviation of the weights, the usual initializer_range: it keeps activations well within the range of float16."""
 
 
 def cut(name: str, count: int, size: int) -> Iterator[slice]:
-    """Where in a pool of ``size`` the ``count`` values of the tensor of that name are: from a place that follows from its name.
+    """Slices of a pool of ``size`` values that make up the ``count`` values of a tensor, starting at a hash of its name.
 
-    It goes around the pool as often as it must. Where ``size`` is a prime, no two rows of a matrix begin at the same value.
+    They wrap around as often as needed. If ``size`` is prime, no two rows of a matrix start at the same value.
     """
     start = crc32(name.encode()) % size
     while count:

@@ -1,4 +1,4 @@
-"""Safetensors as they lie in a folder: which files are loaded, and what their headers say; no weight is read."""
+"""The safetensors in a folder: which files are loaded, and what their headers say; no weights are read."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any
 from quantbench.core.errors import ModelError
 
 _LONGEST_HEADER = 100_000_000
-"""Bytes: the bound of safetensors' own reader."""
+"""In bytes: the limit of safetensors' own reader."""
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that transformers would load: the one file, or the shards that the index names, or all.
+    """The safetensors files that transformers would load: the single file, or the shards in the index, or all.
 
-    Raises ModelError when a shard is missing or the index is damaged.
+    Raises ModelError if a shard is missing or the index is damaged.
     """
     if (folder / "model.safetensors").is_file():
         return [folder / "model.safetensors"]
@@ -30,19 +30,19 @@ def weight_files(folder: Path) -> list[Path]:
         raise ModelError(f"{index} is damaged: it has no weight_map; download or copy it again") from error
     for name in shards:
         if not (folder / name).is_file():
-            raise ModelError(f"{folder} lacks the shard {name} that its index names; download or copy it again")
+            raise ModelError(f"{folder} lacks the shard {name}, which its index names; download or copy it again")
     return [folder / name for name in shards]
 
 
 def weight_index(folder: Path) -> Path | None:
-    """The index of sharded weights, under transformers' name for it or the only other one; None where there is none."""
+    """The index of sharded weights, by transformers' name or the only other such file; None if there is none."""
     index = folder / "model.safetensors.index.json"
     others = sorted(folder.glob("*.safetensors.index.json"))
     return index if index.is_file() else others[0] if len(others) == 1 else None
 
 
 def safetensors_header(path: Path) -> dict[str, Any]:
-    """Tensor entries of a safetensors file (dtype, shape, data_offsets); ModelError if the file is cut short or is none."""
+    """Tensor entries of a safetensors file (dtype, shape, data_offsets); ModelError if it is truncated or not safetensors."""
     size = path.stat().st_size
     with path.open("rb") as stream:
         prefix = stream.read(8)
@@ -50,20 +50,20 @@ def safetensors_header(path: Path) -> dict[str, Any]:
         if 8 + length > size:
             raise ModelError(f"{path} is truncated: its header is incomplete; download or copy it again")
         if length > _LONGEST_HEADER:
-            raise ModelError(f"{path} is no safetensors file: its header would take {length} bytes; download or copy it again")
+            raise ModelError(f"{path} is not a safetensors file: its header would take {length} bytes; download or copy it again")
         raw = stream.read(length)
     try:
         header: dict[str, Any] = json.loads(raw)
     except ValueError as error:
-        raise ModelError(f"{path} is no safetensors file: its header is not JSON; download or copy it again") from error
+        raise ModelError(f"{path} is not a safetensors file: its header is not JSON; download or copy it again") from error
     try:
         header.pop("__metadata__", None)
         needed = 8 + length + max((int(entry["data_offsets"][1]) for entry in header.values()), default=0)
         sound = all(isinstance(entry["dtype"], str) and math.prod(entry["shape"]) >= 0 for entry in header.values())
     except (ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
-        raise ModelError(f"{path} is no safetensors file: its header is damaged; download or copy it again") from error
+        raise ModelError(f"{path} is not a safetensors file: its header is damaged; download or copy it again") from error
     if not sound:
-        raise ModelError(f"{path} is no safetensors file: its header is damaged; download or copy it again")
+        raise ModelError(f"{path} is not a safetensors file: its header is damaged; download or copy it again")
     if size < needed:
         raise ModelError(f"{path} is truncated: it has {size} of {needed} bytes; download or copy it again")
     return header

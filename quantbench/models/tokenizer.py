@@ -1,4 +1,4 @@
-"""Text to ids and back, once, so that every method sees the same ids."""
+"""Text to ids and back, in one place, so that every method sees the same ids."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Protocol
 from quantbench.core.job import Task
 
 _TAIL = 16
-"""Ids that are enough to see what the next one adds."""
+"""How many preceding ids are enough context to see what the next one adds."""
 
 
 DECODER_FILE = "decoder.json"
 
 
 class Decoder(Protocol):
-    """Ids back to text. ``ends`` are the ids after which nothing of a sequence counts: end of text, of turn and of message."""
+    """Ids back to text. ``ends`` are the ids after which an answer is over: end of text, of turn and of message."""
 
     ends: frozenset[int]
 
@@ -26,22 +26,22 @@ class Decoder(Protocol):
 
 
 class Tokenizer(Decoder, Protocol):
-    """A model's own tokenizer. ``context_limit`` is what it was trained at."""
+    """A model's own tokenizer. ``context_limit`` is the context length the model was trained with."""
 
     context_limit: int | None
 
     def encode(self, text: str) -> list[int]:
-        """Ids of ``text``, with BOS in front where the model was trained with one."""
+        """Ids of ``text``, with BOS in front if the model was trained with one."""
 
     def encode_literal(self, text: str) -> list[int]:
-        """The same of a running text, in which ``<s>`` and the like are what they look like and no special tokens."""
+        """The same for a running text, in which ``<s>`` and the like are plain characters, not special tokens."""
 
     def backend(self) -> str | None:
-        """What decodes, as tokenizers writes it; None where there is none, or the class adds something of its own."""
+        """The serialized backend of ``tokenizers`` that decodes; None if there is none, or the class modifies its output."""
 
 
 def encode_prompts(tokenizer: Tokenizer, task: Task) -> list[list[int]]:
-    """Ids of a task's prompts; where it asks for a length, its one prompt is repeated until it is as long, and cut."""
+    """Ids of a task's prompts; if it sets a length, its one prompt is repeated and cut to that length."""
     if not task.tokens:
         return [tokenizer.encode(text) for text in task.prompts]
     (text,) = task.prompts
@@ -53,7 +53,7 @@ def encode_prompts(tokenizer: Tokenizer, task: Task) -> list[list[int]]:
 
 
 def added_text(tokenizer: Tokenizer, before: Sequence[int], token: int) -> str:
-    """The text that ``token`` adds after ``before``; empty for special tokens and for parts of a character."""
+    """The text that ``token`` adds after ``before``; empty for special tokens and for incomplete characters."""
     tail = list(before)[-_TAIL:]
     base = tokenizer.decode(tail)
     whole = tokenizer.decode([*tail, token])
@@ -62,9 +62,9 @@ def added_text(tokenizer: Tokenizer, before: Sequence[int], token: int) -> str:
 
 
 def save_decoder(tokenizer: Tokenizer, said: Iterable[Sequence[int]], folder: Path) -> None:
-    """Write into ``folder`` what ``open_decoder`` reads, where it decodes all that was ``said`` as the tokenizer does.
+    """Write a decoder for ``open_decoder`` into ``folder``, provided it decodes all ids in ``said`` as the tokenizer does.
 
-    It is the backend of transformers' tokenizer as it is in memory. To import transformers takes longer than many an answer.
+    It is the backend of transformers' tokenizer: importing transformers would take longer than many an answer.
     """
     backend = tokenizer.backend()
     if backend is None:
@@ -75,10 +75,10 @@ def save_decoder(tokenizer: Tokenizer, said: Iterable[Sequence[int]], folder: Pa
 
 
 class SavedDecoder:
-    """What ``save_decoder`` wrote."""
+    """The decoder that ``save_decoder`` wrote."""
 
     def __init__(self, ends: frozenset[int], backend: str) -> None:
-        """``backend`` as tokenizers writes it."""
+        """``backend`` is a serialized tokenizer of the package ``tokenizers``."""
         from tokenizers import Tokenizer as Backend
 
         self.ends = ends

@@ -15,7 +15,7 @@ LLAMA: dict[str, Any] = {
     "vocab_size": 64, "max_position_embeddings": 32,
 }  # fmt: skip
 PARAMETERS = 2 * (4 * 24 * 24 + 3 * 24 * 40 + 2 * 24) + 2 * 64 * 24 + 24
-UNKNOWN = "model type 'novel' is not known: counted as if it were a Llama of these dimensions; its weights may take "
+UNKNOWN = "model type 'novel' is not known: counted as a Llama of these dimensions; its weights may take "
 WINDOWS = {"model_type": "qwen3", "num_key_value_heads": 2, "layer_types": ["sliding_attention"] * 2}
 
 
@@ -31,7 +31,7 @@ def test_an_unknown_type_with_llamas_keys_is_counted_and_says_so() -> None:
     )
     assert read.parameters == PARAMETERS
     assert (read.model_type, read.bounds) == ("novel", AS_LLAMA)
-    assert read.note == f"{UNKNOWN}65% less to 25% more, by what so counting other families misses"
+    assert read.note == f"{UNKNOWN}65% less to 25% more, the error of this count on other families"
 
 
 def test_a_known_type_has_no_note() -> None:
@@ -43,7 +43,7 @@ def test_a_checkpoint_that_is_quantized_already_says_so() -> None:
     quantized = {**LLAMA, "quantization_config": {"quant_method": "gptq", "bits": 4}}
     read = architecture.read(quantized, "mine", "mine.json")
     assert read.parameters == PARAMETERS
-    assert read.note == "the checkpoint is quantized already (gptq): sizes are those of the model before that"
+    assert read.note == "the checkpoint is already quantized (gptq): sizes are those of the unquantized model"
     unknown = architecture.read({**quantized, "model_type": "novel"}, "mine", "mine.json")
     assert unknown.note.startswith(UNKNOWN)
     assert unknown.note.endswith(f"; {read.note}")
@@ -57,7 +57,7 @@ def test_keys_that_are_absent_are_those_that_transformers_takes() -> None:
 
 def test_a_checkpoint_whose_quantizer_is_not_named_says_so_too() -> None:
     read = architecture.read({**LLAMA, "quantization_config": {"load_in_4bit": True}}, "mine", "mine.json")
-    assert read.note == "the checkpoint is quantized already: sizes are those of the model before that"
+    assert read.note == "the checkpoint is already quantized: sizes are those of the unquantized model"
 
 
 @pytest.mark.parametrize(("name", "most"), [("num_hidden_layers", 10**4), ("vocab_size", 10**12)])
@@ -84,8 +84,8 @@ def test_a_context_is_no_necessity() -> None:
         ({"type_vocab_size": 2}, "its type_vocab_size says that it is not built like a Llama"),
         ({"add_cross_attention": True}, "its add_cross_attention says that it is not built like a Llama"),
         ({"is_encoder_decoder": True}, "its is_encoder_decoder says that it is not built like a Llama"),
-        ({"text_config": {"hidden_size": 24}}, "model_type 'novel' with a text_config: a model of more than text, of which"),
-        ({"intermediate_size": None}, "its fields do not say its shapes as Llama's do (mine.json has no intermediate_size"),
+        ({"text_config": {"hidden_size": 24}}, "model_type 'novel' with a text_config: a multimodal model"),
+        ({"intermediate_size": None}, "its fields do not give its shapes as Llama's do (mine.json has no intermediate_size"),
         ({"layer_types": ["mamba"] * 2}, "(mine.json has layers of type 'mamba', whose cache quantbench does not know)"),
     ],
 )
@@ -98,12 +98,12 @@ def test_an_unknown_type_that_is_no_llama_is_refused(changes: dict[str, Any], me
 @pytest.mark.parametrize("name", [key for key in LLAMA if key not in ("model_type", "max_position_embeddings")])
 @pytest.mark.parametrize("value", ["24", 24.0, True, 0, -24, [24]])
 def test_what_is_no_size_is_refused(name: str, value: object) -> None:
-    assert _refusal({**LLAMA, name: value}) == f"mine.json has {name} {value!r}; it must be a whole number from 1 on"
+    assert _refusal({**LLAMA, name: value}) == f"mine.json has {name} {value!r}; it must be a whole number of at least 1"
 
 
 @pytest.mark.parametrize("name", [key for key in LLAMA if key not in ("model_type", "max_position_embeddings")])
 def test_what_is_missing_is_named(name: str) -> None:
-    message = f"mine.json has no {name}, which its shapes follow from; give a whole config.json"
+    message = f"mine.json has no {name}, which its shapes depend on; give a complete config.json"
     assert _refusal({key: value for key, value in LLAMA.items() if key != name}) == message
     assert _refusal({**LLAMA, name: None}) == message
 
@@ -111,23 +111,23 @@ def test_what_is_missing_is_named(name: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"hidden_size": 25}, "divides a hidden size of 25 among 4 attention heads; they must divide"),
+        ({"hidden_size": 25}, "has a hidden size of 25 and 4 attention heads"),
         ({"num_key_value_heads": 3}, "gives 4 attention heads 3 key-value heads; they must divide"),
         ({"head_dim": 7}, "has heads of 7 values, which cannot be rotated in pairs; they must be even"),
         ({"tie_word_embeddings": "yes"}, "has tie_word_embeddings 'yes'; it must be true or false"),
         ({"mlp_bias": 1}, "has mlp_bias 1; it must be true or false"),
-        ({"sliding_window": 0}, "has sliding_window 0; it must be a whole number from 1 on"),
+        ({"sliding_window": 0}, "has sliding_window 0; it must be a whole number of at least 1"),
         ({"layer_types": "full_attention"}, "has layer_types 'full_attention'; it must be a list of strings"),
-        ({"layer_types": ["full_attention"]}, "names 1 layer_types for 2 layers; one each is wanted"),
+        ({"layer_types": ["full_attention"]}, "names 1 layer_types for 2 layers"),
         ({"layer_types": ["full_attention", "conv"]}, "has layers of type 'conv', whose cache quantbench does not know"),
-        (WINDOWS, "has layers of sliding_attention and no sliding_window; give it"),
+        (WINDOWS, "has layers of sliding_attention but no sliding_window; add it"),
         ({"rope_scaling": "linear"}, "has rope_scaling 'linear'; it must be a table of keys"),
         ({"rope_scaling": {"rope_type": 3}}, "under rope_scaling has rope_type 3; it must be a string"),
         (
             {"rope_scaling": {"rope_type": "linear"}, "partial_rotary_factor": 1.5},
             "has partial_rotary_factor 1.5; it must be a number above 0",
         ),
-        ({"model_type": "qwen3_moe"}, "has no num_local_experts or num_experts, which its shapes follow from"),
+        ({"model_type": "qwen3_moe"}, "has no num_local_experts or num_experts, which its shapes depend on"),
     ],
 )
 def test_what_no_model_can_be_is_refused(changes: dict[str, Any], message: str) -> None:

@@ -189,7 +189,7 @@ def test_a_gpu_that_is_hidden_is_asked_for_in_vain(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     said = done.stdout + done.stderr
     assert done.returncode == pytest.ExitCode.USAGE_ERROR
-    assert f"quantbench: device {DEVICE!r} was asked for and" in said
+    assert f"quantbench: device {DEVICE!r} was requested, but" in said
     assert "Traceback" not in said
     assert not (tmp_path / "results").exists()
 

@@ -170,7 +170,7 @@ def test_text_is_sampled_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_there_is_nothing_to_sample_from_in_a_quantized_checkpoint(tmp_path: Path) -> None:
     ready = Checkpoint(name="ready", kind="hf", path=tmp_path, revision="local", content_hash="0", quantized="gptq")
-    with pytest.raises(UnsupportedError, match="ready is no unquantized checkpoint folder, so there is nothing to sample"):
+    with pytest.raises(UnsupportedError, match="ready is not an unquantized checkpoint folder, so there is nothing to sample"):
         calibration_ids(asked(), settings(ready))
 
 

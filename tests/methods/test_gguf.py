@@ -216,7 +216,7 @@ def test_a_part_of_a_split_file_is_not_taken_for_the_whole(split: Path, tmp_path
         resolve(str(second))
     shutil.copy(split, tmp_path)
     shutil.copy(second, tmp_path)
-    with pytest.raises(ModelError, match=r"lacks its part canary-f16-00003-of-00003\.gguf; download or copy it again"):
+    with pytest.raises(ModelError, match=r"part canary-f16-00003-of-00003\.gguf is missing; download or copy it again"):
         resolve(str(tmp_path / split.name))
 
 

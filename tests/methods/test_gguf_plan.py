@@ -268,7 +268,7 @@ def test_a_library_that_is_not_installed_is_a_reason_with_the_pip_line(monkeypat
 
     (reason,) = {(each.weight_bytes, each.note) for each in forecast(read_architecture("canary")).values()}
     assert reason == (
-        None, "llama.cpp is asked for the sizes and needs no_such_module, not installed; pip install 'quantbench[gguf]'",
+        None, "the sizes come from llama.cpp, which needs no_such_module, not installed; pip install 'quantbench[gguf]'",
     )  # fmt: skip
     with pytest.raises(MissingDependency, match=r"cannot be read without no_such_module, not installed; pip install"):
         gguf_architecture(Path("x.gguf"))
@@ -322,7 +322,7 @@ def test_a_ready_file_that_is_damaged_is_one_sentence(tmp_path: Path) -> None:
 
     with pytest.raises(ModelError, match=r"cut\.gguf is cut short or damaged; make or download it again"):
         gguf_architecture(cut)
-    with pytest.raises(ModelError, match=r"other\.gguf is no GGUF file"):
+    with pytest.raises(ModelError, match=r"other\.gguf is not a GGUF file"):
         gguf_architecture(other)
 
 

@@ -296,14 +296,14 @@ def test_other_methods_do_not_open_it(elsewhere: Path) -> None:
     config_beside(elsewhere)
     checkpoint = resolve(str(elsewhere))
     for name in ("torch", "awq", "bitsandbytes"):
-        with pytest.raises(UnsupportedError, match=r"cannot open a checkpoint that is quantized already \(gptq\)"):
+        with pytest.raises(UnsupportedError, match=r"cannot open a checkpoint that is already quantized \(gptq\)"):
             METHODS[name].check(checkpoint)
 
 
 def test_packed_weights_that_nothing_explains(elsewhere: Path) -> None:
     """Else the reference would load them as an unquantized model with random layers."""
     _remove_config(elsewhere)
-    with pytest.raises(ModelError, match=r"holds packed weights and nothing says how .* add the quantize_config\.json"):
+    with pytest.raises(ModelError, match=r"holds packed weights, but nothing says how .* add the quantize_config\.json"):
         resolve(str(elsewhere))
 
 

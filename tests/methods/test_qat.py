@@ -350,5 +350,5 @@ def test_a_quantized_checkpoint_is_refused(tiny: str, tmp_path: Path) -> None:
     assert saver
     saver(*asked("int8-wo", tiny, "torchao"), tmp_path / "out")
 
-    with pytest.raises(UnsupportedError, match=r"cannot open a checkpoint that is quantized already \(torchao\)"):
+    with pytest.raises(UnsupportedError, match=r"cannot open a checkpoint that is already quantized \(torchao\)"):
         METHOD.open(*asked("int8", str(tmp_path / "out")))

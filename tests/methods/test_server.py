@@ -634,7 +634,7 @@ class TestMethod:
         with METHODS["server"].open_endpoint(scenario(model=stand_in.url), settings(checkpoint)) as endpoint:
             assert endpoint.answer("Say", 4).pieces == ("Hello", " world")
         twice = METHODS["server"].open_endpoint(scenario("http://other/v1", stand_in.url), settings(checkpoint))
-        with pytest.raises(UnsupportedError, match="is a server already and --server names 'http://other/v1'"), twice:
+        with pytest.raises(UnsupportedError, match="is already a server, and --server names 'http://other/v1'"), twice:
             pass
 
     def test_a_precision_that_gguf_lacks(self) -> None:

@@ -117,7 +117,7 @@ def test_how_a_checkpoint_was_quantized_is_read_from_its_config(
 
 def test_a_folder_without_a_config_is_refused(checkpoint: Path) -> None:
     (checkpoint / "config.json").unlink()
-    expected = f"{checkpoint} has no config.json, so it is no checkpoint; give the folder that save_pretrained wrote"
+    expected = f"{checkpoint} has no config.json, so it is not a checkpoint; give the folder that save_pretrained wrote"
     assert _refusal(checkpoint) == expected
 
 
@@ -127,7 +127,7 @@ def test_a_pickle_only_is_refused_and_never_opened(name: str, checkpoint: Path) 
     (checkpoint / name).write_bytes(b"cos\nsystem\n(S'exit 1'\ntR.")
     assert _refusal(checkpoint) == (
         f"{checkpoint} has only pickled weights ({name}), which can run code when loaded; "
-        "quantbench reads safetensors: save_pretrained writes them"
+        "quantbench reads safetensors, which save_pretrained writes"
     )
 
 
@@ -154,7 +154,7 @@ def test_a_truncated_header_is_refused(kept: int, checkpoint: Path) -> None:
 def test_a_header_that_is_not_json_is_refused(checkpoint: Path) -> None:
     path = checkpoint / "model.safetensors"
     path.write_bytes(struct.pack("<Q", 4) + b"\xff\xfe{}" + bytes(8))
-    assert _refusal(checkpoint) == f"{path} is no safetensors file: its header is not JSON; download or copy it again"
+    assert _refusal(checkpoint) == f"{path} is not a safetensors file: its header is not JSON; download or copy it again"
 
 
 json_but_no_table = st.recursive(st.none() | st.integers() | st.text(max_size=3), st.lists).map(json.dumps).map(str.encode)
@@ -189,7 +189,7 @@ def test_a_file_that_is_no_gguf_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     for content in (b"", b"GG", b"\x80\x04pickle", b"ggml...."):
         path.write_bytes(content)
-        assert _refusal(path) == f"{path} is no GGUF file (its first bytes are not GGUF); download or copy it again"
+        assert _refusal(path) == f"{path} is not a GGUF file (its first bytes are not GGUF); download or copy it again"
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "/nowhere/at/all", "~/nowhere-at-all", "nowhere.gguf"])

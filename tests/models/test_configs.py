@@ -71,10 +71,10 @@ def test_a_file_and_its_folder_are_the_same_model(tmp_path: Path) -> None:
     [
         ("{", "cannot be read as JSON (Expecting property name"),
         ("[" * 100_000, "cannot be read as JSON (maximum recursion depth exceeded"),
-        ("[]", "holds no JSON object; download or copy it again"),
-        ("{}", "names no model_type, so it is no model's config.json; give one that save_pretrained wrote"),
-        ('{"model_type": 3}', "names no model_type, so it is no model's config.json; give one that save_pretrained wrote"),
-        ('{"model_type": "llama"}', "has no hidden_size, which its shapes follow from; give a whole config.json"),
+        ("[]", "does not hold a JSON object; download or copy it again"),
+        ("{}", "names no model_type, so it is not a model's config.json; give one that save_pretrained wrote"),
+        ('{"model_type": 3}', "names no model_type, so it is not a model's config.json; give one that save_pretrained wrote"),
+        ('{"model_type": "llama"}', "has no hidden_size, which its shapes depend on; give a complete config.json"),
     ],
 )
 def test_what_is_no_configuration_is_refused(tmp_path: Path, text: str, message: str) -> None:
@@ -94,7 +94,7 @@ def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
 def test_a_folder_without_a_configuration_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError) as caught:
         read_architecture(str(tmp_path))
-    wanted = f"{tmp_path / 'config.json'} does not exist; a config.json is wanted, as save_pretrained writes it"
+    wanted = f"{tmp_path / 'config.json'} does not exist; give a config.json as save_pretrained writes it"
     assert str(caught.value) == wanted
 
 
@@ -105,7 +105,7 @@ def test_a_folder_without_a_configuration_is_refused(tmp_path: Path) -> None:
         ("llama-2-7", "unknown model 'llama-2-7'; did you mean 'llama-2-7b'"),
         ("canery", "unknown model 'canery'; did you mean 'canary'?"),
         ("org/tiny:Q4_K_M", "unknown model 'org/tiny:Q4_K_M'"),
-        ("lstm", "model 'lstm' is a module without tokens and has no config.json; give a model whose shapes one says"),
+        ("lstm", "model 'lstm' is a module without tokens and has no config.json; give a model that has one"),
         ("http://localhost:8080/v1", "model 'http://localhost:8080/v1' is a server and has no config.json; give a model"),
     ],
 )
@@ -139,7 +139,7 @@ def test_a_hub_out_of_reach_says_how_to_go_without(monkeypatch: pytest.MonkeyPat
         read_architecture("org/tiny")
     assert str(caught.value) == (
         "model 'org/tiny' could not be fetched from the hub (Connection refused); check the name, the network and HF_TOKEN; "
-        "or give the path of its config.json, which is all that is needed"
+        "or give the path of its config.json, which is enough"
     )
 
 

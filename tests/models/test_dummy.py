@@ -265,10 +265,10 @@ def test_a_hub_that_cannot_be_reached_is_one_sentence(monkeypatch: pytest.Monkey
 def test_a_file_that_is_no_configuration_is_refused(refusal: Callable[..., str], tmp_path: Path) -> None:
     assert refusal("{").startswith("PATH cannot be read as JSON (Expecting property name")
     assert refusal({"hidden_size": 1}) == (
-        "PATH names no model_type, so it is no model's config.json; give one that save_pretrained wrote"
+        "PATH names no model_type, so it is not a model's config.json; give one that save_pretrained wrote"
     )
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ModelError, match=r"empty/config.json does not exist; a config.json is wanted"):
+    with pytest.raises(ModelError, match=r"empty/config.json does not exist; give a config.json"):
         resolve(f"dummy:{tmp_path / 'empty'}")
 
 

@@ -142,7 +142,7 @@ def test_lengths_that_lie_are_one_sentence(tmp_path: Path, rest: bytes) -> None:
 def test_versions_and_byte_orders_that_llama_cpp_does_not_read_are_named(tmp_path: Path, version: int, how: str) -> None:
     path = tmp_path / "odd.gguf"
     path.write_bytes(b"GGUF" + struct.pack("<IQQ", version, 0, 0))
-    with pytest.raises(ModelError, match=rf"odd\.gguf is a GGUF file {how}, which llama\.cpp does not read here"):
+    with pytest.raises(ModelError, match=rf"odd\.gguf is a GGUF file {how}, which llama\.cpp cannot read here"):
         GgufHeader(path)
 
 

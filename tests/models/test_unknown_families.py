@@ -226,7 +226,7 @@ def test_a_child_is_asked_once_and_answers_the_same(tmp_path: Path, monkeypatch:
     name = _config(tmp_path, "starcoder2", {**SMALL, "quantization_config": {"quant_method": "novel"}})
     first = read_architecture(name)
     assert first.parameters == sum(each.numel() for each in _model("starcoder2").parameters())
-    assert first.note.endswith("the checkpoint is quantized already (novel): sizes are those of the model before that")
+    assert first.note.endswith("the checkpoint is already quantized (novel): sizes are those of the unquantized model")
     monkeypatch.setattr(meta, "call_transformers", None)
     assert read_architecture(name) == first
     meta._told.cache_clear()
@@ -258,7 +258,7 @@ def test_where_nothing_says_the_shapes_it_is_counted_as_a_llama_with_bounds(
     assert read.bounds == AS_LLAMA
     assert reason in read.note
     assert "is not known (torch and transformers not installed; " in read.note
-    assert "): counted as if it were a Llama of these dimensions; its weights" in read.note
+    assert "): counted as a Llama of these dimensions; its weights" in read.note
 
 
 @pytest.mark.usefixtures("no_transformers")
@@ -304,4 +304,4 @@ def test_a_type_that_nobody_knows_is_planned_within_bounds(tmp_path: Path) -> No
     assert untold.refusal(planner.Device(name="here", memory_bytes=room)) == ""
     refusal = plan(1000).refusal(planner.Device(name="here", memory_bytes=1000))
     assert "at least (weights" in refusal
-    assert "counted as if it were a Llama" in refusal
+    assert "counted as a Llama" in refusal

@@ -1,8 +1,8 @@
-"""Architectures: what a config.json says of a model's tensors, without transformers and without weights.
+"""Architectures: what a config.json says about a model's tensors, without transformers and without weights.
 
-A family turns a configuration into an Architecture whose tensors have transformers' own names and shapes: the fast way for what
-is planned most. Every other model type that transformers knows is counted from its own module (``quantbench.models.meta``) and
-needs no file. A new family is one file in ``families``, or an entry point in the group ``quantbench.architecture``::
+A family turns a configuration into an Architecture whose tensors have transformers' own names and shapes: the fast path for the
+most common models. Every other model type that transformers knows is counted from its own module (``quantbench.models.meta``)
+and needs no file. A new family is one file in ``families``, or an entry point in the group ``quantbench.architecture``::
 
     @family("llama", "mistral")
     def llama(config: Config) -> Architecture: ...
@@ -28,7 +28,7 @@ tensor of all experts [experts, outputs, inputs], ``output`` the untied output l
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """A parameter, under its name and with its shape in transformers' state dict."""
+    """A parameter, with its name and shape in transformers' state dict."""
 
     name: str
     shape: tuple[int, ...]
@@ -36,15 +36,15 @@ class Tensor:
 
     @property
     def elements(self) -> int:
-        """How many values it has."""
+        """The number of its values."""
         return math.prod(self.shape)
 
 
 @dataclass(frozen=True, slots=True)
 class Buffer:
-    """A tensor that is no parameter, such as rotary frequencies, which stay in float32 whatever the model's dtype.
+    """A tensor that is not a parameter, such as rotary frequencies, which stay in float32 whatever the model's dtype.
 
-    ``element_bytes`` is None where it has the dtype that the model is loaded in.
+    ``element_bytes`` is None if it has the dtype that the model is loaded in.
     """
 
     name: str
@@ -52,15 +52,15 @@ class Buffer:
     element_bytes: int | None
 
     def bytes_in(self, model_element_bytes: int) -> int:
-        """Its size in a model of a dtype of so many bytes."""
+        """Its size in a model whose dtype has ``model_element_bytes`` bytes."""
         return math.prod(self.shape) * (model_element_bytes if self.element_bytes is None else self.element_bytes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheLayer:
-    """What a layer keeps per position: a key and a value of ``heads`` x ``head_dim``; of the last ``window`` positions only.
+    """What a layer caches per position: a key and a value of ``heads`` x ``head_dim``, of the last ``window`` positions only.
 
-    ``copies`` is how often transformers keeps each of them, llama.cpp once.
+    ``copies`` is how often transformers keeps each of them; llama.cpp keeps one.
     """
 
     heads: int
@@ -74,10 +74,10 @@ class Architecture:
     """A model without its weights. Tied tensors are listed once.
 
     ``width`` is the hidden size, ``inner_width`` the most values a position has inside a feed-forward layer at once (gate, up
-    and their product, or a layer and its activation; of experts those that one token uses), ``attention_width`` those of
-    queries, keys and values together. ``context`` is the most positions it was made for, None where it says nothing. ``config``
-    is the configuration itself, of a GGUF file its metadata; ``gguf`` that file. ``note`` says what had to be assumed. The
-    model's weights take between ``bounds`` times what is counted of them: 1 and 1 where its shapes are known.
+    and their product, or a layer and its activation; for experts, those that one token uses), ``attention_width`` those of
+    queries, keys and values together. ``context`` is the most positions it was made for, None if it does not say. ``config`` is
+    the configuration, or a GGUF file's metadata; ``gguf`` is that file. ``note`` says what had to be assumed. The true weight
+    bytes are between ``bounds`` times the counted ones: 1 and 1 if the shapes are known.
     """
 
     name: str
@@ -98,7 +98,7 @@ class Architecture:
 
     @cached_property
     def parameters(self) -> int:
-        """Values of all parameters, tied ones once."""
+        """The number of parameters, with tied ones counted once."""
         return sum(tensor.elements for tensor in self.tensors)
 
     @property
@@ -107,45 +107,45 @@ class Architecture:
         return self.buffer_bytes_in(2)
 
     def buffer_bytes_in(self, model_element_bytes: int) -> int:
-        """Bytes of all buffers of a model loaded in a dtype of so many bytes."""
+        """Bytes of all buffers of a model loaded in a dtype of ``model_element_bytes`` bytes."""
         return sum(buffer.bytes_in(model_element_bytes) for buffer in self.buffers)
 
 
 _MOST, _MOST_LAYERS = 10**12, 10**4
-"""Figures beyond these are slips: a tensor is listed for each layer, and sizes are divided as floats."""
+"""Larger figures must be typing errors, and would hang or overflow: tensors are listed per layer, sizes divided as floats."""
 _LAYER_KEYS = ("num_hidden_layers", "num_layers", "n_layer")
 
 
 class Config:
-    """A config.json's keys, each asked for with what it must be; ModelError names what is missing or impossible."""
+    """A config.json's keys, each read as the type it must have; ModelError names what is missing or impossible."""
 
     def __init__(self, body: Mapping[str, Any], source: str) -> None:
-        """``source`` is what messages name."""
+        """``source`` names the configuration in messages."""
         self.body = body
         self.source = source
 
     def count(self, *names: str, default: int | None = None, least: int = 1) -> int:
-        """A whole number, positive unless ``least`` says otherwise, under the first of ``names`` that is there."""
+        """A whole number, positive unless ``least`` says otherwise, under the first of ``names`` that exists."""
         found = self.optional(*names, default=default, least=least)
         if found is None:
             raise ModelError(
-                f"{self.source} has no {' or '.join(names)}, which its shapes follow from; give a whole config.json"
+                f"{self.source} has no {' or '.join(names)}, which its shapes depend on; give a complete config.json"
             )
         return found
 
     def optional(self, *names: str, default: int | None = None, least: int = 1) -> int | None:
-        """Like ``count``, and None where there is neither the key nor a ``default``."""
+        """Like ``count``, but None if there is neither the key nor a ``default``."""
         name = next((each for each in names if self.body.get(each) is not None), names[0])
         found = default if self.body.get(name) is None else self.body[name]
         if found is not None and (isinstance(found, bool) or not isinstance(found, int) or found < least):
-            raise self._wrong(name, f"a whole number from {least} on")
+            raise self._wrong(name, f"a whole number of at least {least}")
         most = _MOST_LAYERS if name in _LAYER_KEYS else _MOST
         if found is not None and found > most:
-            raise ModelError(f"{self.source} has {name} above {most}, which no model has; give a config.json that is whole")
+            raise ModelError(f"{self.source} has {name} above {most}, which no model has; give an intact config.json")
         return found
 
     def flag(self, name: str, *, default: bool) -> bool:
-        """A yes or no."""
+        """True or false."""
         found = self.body.get(name)
         if found is None:
             return default
@@ -159,11 +159,11 @@ class Config:
         if found is None:
             return default
         if isinstance(found, bool) or not isinstance(found, int | float) or not 0 < found <= 1:
-            raise self._wrong(name, "a number above 0 and up to 1")
+            raise self._wrong(name, "a number above 0 and at most 1")
         return float(found)
 
     def counts(self, name: str) -> tuple[int, ...]:
-        """A list of whole numbers; empty where there is none."""
+        """A list of whole numbers; empty if the key is missing."""
         found = self.body.get(name)
         whole = isinstance(found, list) and all(isinstance(each, int) and not isinstance(each, bool) for each in found)
         if found is not None and not whole:
@@ -171,21 +171,21 @@ class Config:
         return tuple(found or ())
 
     def text(self, name: str) -> str:
-        """A word; empty where there is none."""
+        """A string; empty if the key is missing."""
         found = self.body.get(name)
         if found is not None and not isinstance(found, str):
             raise self._wrong(name, "a string")
         return found or ""
 
     def texts(self, name: str) -> tuple[str, ...]:
-        """A list of words; empty where there is none."""
+        """A list of strings; empty if the key is missing."""
         found = self.body.get(name)
         if found is not None and not (isinstance(found, list) and all(isinstance(each, str) for each in found)):
             raise self._wrong(name, "a list of strings")
         return tuple(found or ())
 
     def table(self, name: str) -> Config:
-        """A table of keys of its own; without keys where there is none."""
+        """A nested table; without keys if it is missing."""
         found = self.body.get(name)
         if found is not None and not isinstance(found, Mapping):
             raise self._wrong(name, "a table of keys")
@@ -195,25 +195,25 @@ class Config:
         """Whether it has any keys."""
         return bool(self.body)
 
-    def _wrong(self, name: str, wanted: str) -> ModelError:
-        return ModelError(f"{self.source} has {name} {self.body[name]!r}; it must be {wanted}")
+    def _wrong(self, name: str, requirement: str) -> ModelError:
+        return ModelError(f"{self.source} has {name} {self.body[name]!r}; it must be {requirement}")
 
 
 _NO_PLAIN_DECODER = (
     "is_encoder_decoder", "type_vocab_size", "kv_lora_rank", "state_size", "ssm_cfg", "mamba_d_state", "linear_num_value_heads",
     "layers_block_type", "hybrid_override_pattern", "block_configs", "add_cross_attention",
 )  # fmt: skip
-"""Keys of models with an encoder, latent attention, recurrent layers or layers unlike each other."""
+"""Keys of models with an encoder, latent attention, recurrent layers or layers that differ from each other."""
 
 _MORE_THAN_LLAMA = re.compile("_experts$|^(vision|audio)_config$")
-"""Keys of models that have experts, under whatever name, or parts that see or hear: many times a Llama of such dimensions."""
+"""Keys of models with experts, or with vision or audio parts: they are many times as large as a Llama of those dimensions."""
 
 AS_LLAMA = (0.35, 1.25)
-"""What weights take of a model that is counted as a Llama, as multiples of what is counted; a margin is added above.
+"""True weight bytes of a model that is counted as a Llama, as multiples of the counted ones, with a margin at the top.
 
-``bench/harness/run.py as-llama`` measures it, in fp32, bf16, int8 and nf4: what transformers 5.23 makes of the decoders that
-would be counted so takes between 0.354 (hrm_text, which runs its layers several times) and 1.004 times as much; most of them
-between 0.73 and 1, as no gate or a tied embedding is the usual difference.
+``bench/harness/run.py as-llama`` measures it, in fp32, bf16, int8 and nf4: the decoders of transformers 5.23 that would be
+counted this way take between 0.354 (hrm_text, which runs its layers several times) and 1.004 times as much; most of them
+between 0.73 and 1, as the usual difference is a missing gate or a tied embedding.
 """
 
 Build = Callable[[Config], Architecture]
@@ -248,11 +248,11 @@ def is_known(body: Mapping[str, Any]) -> bool:
 
 
 def read(body: Mapping[str, Any], name: str, source: str, *, why: str = "") -> Architecture:
-    """The architecture that a configuration describes; ``name`` is what the model is called, ``source`` what messages name.
+    """The architecture that a configuration describes; ``name`` is the model's name, ``source`` names the file in messages.
 
-    A model type that no family knows is read as a Llama where its keys allow, with bounds, a note that says so, and ``why``
-    nothing better was to be had. Raises ModelError where fields are missing or impossible, and for models that are more than a
-    decoder of text.
+    A model type that no family knows is read as a Llama if its keys allow, with bounds, a note that says so, and ``why``
+    nothing better was available. Raises ModelError if fields are missing or impossible, and for models that are more than a
+    text decoder.
     """
     config = Config(body, source)
     model_type = config.text("model_type")
@@ -265,33 +265,33 @@ def read(body: Mapping[str, Any], name: str, source: str, *, why: str = "") -> A
         found = FAMILIES["llama"].build(config)
     except ModelError as error:
         raise ModelError(
-            f"{source} has model_type {model_type!r}, which quantbench does not know{reason}, and its fields do not say its "
+            f"{source} has model_type {model_type!r}, which quantbench does not know{reason}, and its fields do not give its "
             f"shapes as Llama's do ({error})"
         ) from error
     least, most = AS_LLAMA
     assumed = (
-        f"model type {model_type!r} is not known{reason}: counted as if it were a Llama of these dimensions; its weights may "
-        f"take {1 - least:.0%} less to {most - 1:.0%} more, by what so counting other families misses"
+        f"model type {model_type!r} is not known{reason}: counted as a Llama of these dimensions; its weights may "
+        f"take {1 - least:.0%} less to {most - 1:.0%} more, the error of this count on other families"
     )
     return replace(found, name=name, note="; ".join(filter(None, (assumed, quantized_note(config)))), bounds=AS_LLAMA)
 
 
 def quantized_note(config: Config) -> str:
-    """A note where the checkpoint is not the plain model."""
+    """A note if the checkpoint is already quantized."""
     table = config.table("quantization_config")
     how = f" ({method})" if (method := table.text("quant_method")) else ""
-    return f"the checkpoint is quantized already{how}: sizes are those of the model before that" if table else ""
+    return f"the checkpoint is already quantized{how}: sizes are those of the unquantized model" if table else ""
 
 
 def require_decoder(config: Config, model_type: str, *, but: Sequence[str] = (), reason: str = "") -> None:
-    """ModelError where a type of no family has keys which say that it is no plain decoder of text, or one of the keys ``but``.
+    """ModelError if the keys of an unknown type say that it is not a plain text decoder; ``but`` are further such keys.
 
-    ``reason`` is why it is not known, in brackets.
+    ``reason`` is why the type is not known, in brackets.
     """
     if config.body.get("text_config"):
         raise ModelError(
-            f"{config.source} has model_type {model_type!r} with a text_config: a model of more than text, of which quantbench "
-            "counts no part; give a config.json that holds what is under text_config to plan its text part alone"
+            f"{config.source} has model_type {model_type!r} with a text_config: a multimodal model, which quantbench "
+            "cannot count; to plan its text part alone, give a config.json with what is under text_config"
         )
     config.optional(*_LAYER_KEYS)
     if marks := [each for each in (*_NO_PLAIN_DECODER, *but) if config.body.get(each)]:

@@ -1,4 +1,4 @@
-"""What families share: heads, windows, rotary frequencies, and blocks of tensors under their usual names."""
+"""What families share: heads, windows, rotary frequencies, and blocks of tensors with their usual names."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SLIDING, _FULL = "sliding_attention", "full_attention"
 
 @dataclass(frozen=True, slots=True)
 class Heads:
-    """Query heads, key and value heads, and the values of each."""
+    """The number of query heads, of key and value heads, and the size of one head."""
 
     count: int
     kept: int
@@ -24,26 +24,26 @@ class Heads:
 
     @property
     def width(self) -> int:
-        """Values of queries, keys and values together."""
+        """The size of queries, keys and values together."""
         return (self.count + 2 * self.kept) * self.size
 
 
 def read_heads(config: Config, hidden: int, *, kept: int | None = None, size: int | None = None) -> Heads:
     """The heads of a ``hidden`` wide model.
 
-    ``kept`` and ``size`` are what transformers takes where the keys num_key_value_heads and head_dim are absent; otherwise, and
-    where they are null, every head has a key and a value of its own, and the hidden size is divided among the heads.
+    ``kept`` and ``size`` are transformers' defaults if the keys num_key_value_heads and head_dim are absent. Without a default,
+    or if the keys are null, every head has its own key and value, and the hidden size is divided among the heads.
     """
     count = config.count("num_attention_heads")
     given = config.body.get("num_key_value_heads", kept)
     found_kept = config.count("num_key_value_heads", default=count if given is None else kept)
     if count % found_kept:
-        raise ModelError(f"{config.source} gives {count} attention heads {found_kept} key-value heads; they must divide")
+        raise ModelError(f"{config.source} has {count} attention heads and {found_kept} key-value heads; they must divide")
     absent_size = size if size and "head_dim" not in config.body else None
     if config.body.get("head_dim") is None and not absent_size:
         if hidden % count:
             raise ModelError(
-                f"{config.source} divides a hidden size of {hidden} among {count} attention heads; they must divide"
+                f"{config.source} has a hidden size of {hidden} and {count} attention heads; the second must divide the first"
             )
         absent_size = hidden // count
     return Heads(count, found_kept, config.count("head_dim", default=absent_size))
@@ -52,15 +52,15 @@ def read_heads(config: Config, hidden: int, *, kept: int | None = None, size: in
 def cache_layers(
     config: Config, heads: Heads, count: int, *, window: int | None = None, kinds: Sequence[str] = ()
 ) -> tuple[CacheLayer, ...]:
-    """What ``count`` layers keep: all of them the last ``window`` positions, or by kind of layer where the model has kinds.
+    """What ``count`` layers cache: the last ``window`` positions in all of them, or by kind of layer if the model has kinds.
 
-    ``kinds`` are those of a family where the configuration names none in layer_types.
+    ``kinds`` are the family's default if the configuration has no layer_types.
     """
     named = config.texts("layer_types") or kinds or (_SLIDING if window else _FULL,) * count
     if len(named) != count:
-        raise ModelError(f"{config.source} names {len(named)} layer_types for {count} layers; one each is wanted")
+        raise ModelError(f"{config.source} names {len(named)} layer_types for {count} layers; it must name one for each")
     if _SLIDING in named and not window:
-        raise ModelError(f"{config.source} has layers of sliding_attention and no sliding_window; give it")
+        raise ModelError(f"{config.source} has layers of sliding_attention but no sliding_window; add it")
     if strange := sorted(set(named) - {_SLIDING, _FULL}):
         raise ModelError(f"{config.source} has layers of type {strange[0]!r}, whose cache quantbench does not know")
     whole = CacheLayer(heads=heads.kept, head_dim=heads.size)
@@ -69,14 +69,14 @@ def cache_layers(
 
 
 def layer_kinds(sliding: Iterable[bool]) -> list[str]:
-    """The names of layer types: of which the cache slides, and of which it keeps all."""
+    """Names of the layer types: those whose cache slides, and those that keep everything."""
     return [_SLIDING if each else _FULL for each in sliding]
 
 
 def rotary(config: Config, module: str, size: int, *, partly: bool = False) -> tuple[Buffer, ...]:
     """The frequencies that rotate ``size`` values of a head: those in use, and a copy of the original ones.
 
-    The plain kind of rotation takes all of them, other kinds, and every kind of a model that rotates ``partly``, a named share.
+    The default rotation uses all values; other kinds, and every kind in a model that rotates ``partly``, use a given share.
     """
     scaling = config.table("rope_scaling") or config.table("rope_parameters")
     kind = scaling.text("rope_type") or scaling.text("type") or "default"
@@ -98,12 +98,12 @@ def layer(name: str, outputs: int, inputs: int, *, bias: bool = False, role: Rol
 
 
 def norm(name: str, size: int) -> list[Tensor]:
-    """A norm, which has a weight and no bias."""
+    """A norm with a weight and no bias."""
     return [Tensor(f"{name}.weight", (size,))]
 
 
 def attention(module: str, heads: Heads, hidden: int, *, qkv_bias: bool = False, out_bias: bool = False) -> list[Tensor]:
-    """Separate projections to queries, keys and values, and the one back."""
+    """Separate query, key and value projections, and the output projection."""
     wide, narrow = heads.count * heads.size, heads.kept * heads.size
     return [
         *layer(f"{module}.q_proj", wide, hidden, bias=qkv_bias),
@@ -132,7 +132,7 @@ def decoder(
     inner_width: int,
     tied: bool,
 ) -> Architecture:
-    """The usual frame: model.embed_tokens, the blocks, a norm, lm_head where it is not the embedding itself."""
+    """The usual frame: model.embed_tokens, the blocks, a norm, and lm_head unless it is tied."""
     hidden, vocabulary = config.count("hidden_size"), config.count("vocab_size")
     tensors = [
         Tensor("model.embed_tokens.weight", (vocabulary, hidden), "embedding"),

@@ -1,4 +1,4 @@
-"""A model of no family of quantbench's own, from the shapes of its tensors: those of transformers' module or of its headers."""
+"""A model outside quantbench's own families, from its tensors' shapes in transformers' module or in safetensors headers."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _ATTENTION = re.compile(r"attn|attention")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shapes:
-    """What is known of a model's parameters without a family of its own, tied ones once.
+    """What is known about a model outside the families; tied parameters are listed once.
 
-    ``buffers`` are None where nobody says them: one module of rotary frequencies is then assumed. ``windows`` are those of
-    each layer's cache, None where the configuration is asked; ``held`` the heads, and the values of each, that it keeps, None
-    where they are not known. ``dimensions`` are what keys of the configuration, of whatever name and given or not, come to.
-    ``source`` says in words where the shapes are from.
+    ``buffers`` is None if they are unknown: one module of rotary frequencies is then assumed. ``windows`` are those of each
+    layer's cache, None if the configuration has to tell; ``held`` is the number of heads that each layer caches and their size,
+    None if unknown. ``dimensions`` are the usual configuration keys with the values that are really in effect. ``source`` says
+    in words where the shapes come from.
     """
 
     tensors: tuple[Tensor, ...]
@@ -34,10 +34,10 @@ class Shapes:
 
 
 def from_shapes(body: Mapping[str, Any], name: str, source: str, shapes: Shapes) -> Architecture:
-    """The architecture of a configuration whose tensors are known; ``name`` and ``source`` as ``architecture.read`` has them.
+    """The architecture of a configuration whose tensors are known; ``name`` and ``source`` as in ``architecture.read``.
 
-    Weights follow from the shapes alone; what the cache keeps from heads of the configuration where the shapes do not say, and
-    the note says so. Raises ModelError where it is no decoder of text or says no heads.
+    Weights follow from the shapes alone; if the shapes do not tell what the cache keeps, the configuration's heads do, and the
+    note says so. Raises ModelError if it is not a text decoder or gives no heads.
     """
     config = Config({**body, **shapes.dimensions}, source)
     kind = config.text("model_type")
@@ -61,21 +61,21 @@ def _layers(config: Config, heads: Heads, count: int, shapes: Shapes) -> tuple[C
     if shapes.windows is None:
         return cache_layers(config, heads, count, window=config.optional("sliding_window"))
     if len(shapes.windows) != count:
-        raise ModelError(f"{config.source} has {count} layers, of which {len(shapes.windows)} keep keys and values")
+        raise ModelError(f"{config.source} has {count} layers, but only {len(shapes.windows)} keep keys and values")
     held = shapes.held or ((heads.kept, heads.size),) * count
     return tuple(_layer(heads, *each, window) for each, window in zip(held, shapes.windows, strict=True))
 
 
 def _layer(heads: Heads, held: int, size: int, window: int | None) -> CacheLayer:
-    """A layer that holds ``held`` heads: those of the configuration, or copies of them, or others."""
+    """A layer that caches ``held`` heads: the configuration's, or copies of them, or others."""
     kept = held if held % heads.kept else heads.kept
     return CacheLayer(heads=kept, head_dim=size, window=window, copies=held // kept)
 
 
 def _inner_width(tensors: Sequence[Tensor], hidden: int, used: int) -> int:
-    """The most values that a position has inside a feed-forward layer at once: what its layers give, and what goes back.
+    """The most values that a position has inside a feed-forward layer at once: the outputs of its layers, and their product.
 
-    With a gate three times the width inside (gate, up and their product), else twice; of experts those of the ``used`` ones.
+    With a gate, three times the inner width (gate, up and their product), else twice; for experts, of the ``used`` ones.
     """
     modules: dict[str, list[Tensor]] = {}
     for tensor in tensors:

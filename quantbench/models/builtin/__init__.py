@@ -1,1 +1,1 @@
-"""Models that come with quantbench: one file or folder each."""
+"""Models that ship with quantbench: one file or folder each."""

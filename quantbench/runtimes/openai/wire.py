@@ -103,7 +103,7 @@ class StreamedAnswer:
             raise ModelError(f"server {self._peer.url} broke off with an error: {self._peer.quote(words)}")
         self._events += 1
         if self._events > 2 * self._most:
-            raise ModelError(f"server {self._peer.url} sends events without end; it is no completions endpoint")
+            raise ModelError(f"server {self._peer.url} sends events without end; it is not a completions endpoint")
         if isinstance(event.get("usage"), dict):
             self._usage = event["usage"]
         choice = first_choice(event)
@@ -147,10 +147,10 @@ def events(response: httpx.Response, peer: Peer) -> Iterator[tuple[bytes, float]
         *lines, rest = (rest + chunk).split(b"\n")
         if max(map(len, (*lines, rest))) > _MAX_EVENT_BYTES:
             raise ModelError(
-                f"server {peer.url} sent an event of more than {_MAX_EVENT_BYTES} bytes; it is no completions endpoint"
+                f"server {peer.url} sent an event of more than {_MAX_EVENT_BYTES} bytes; it is not a completions endpoint"
             )
         if total > _MAX_STREAM_BYTES:
-            raise ModelError(f"server {peer.url} streams more than {_MAX_STREAM_BYTES} bytes; it is no completions endpoint")
+            raise ModelError(f"server {peer.url} streams more than {_MAX_STREAM_BYTES} bytes; it is not a completions endpoint")
         for line in lines:
             if line.startswith(b"data:"):
                 yield line[5:].strip(), arrived
@@ -167,7 +167,7 @@ def body(response: httpx.Response, peer: Peer) -> bytes:
         if len(found) > most:
             if response.status_code != 200:
                 break
-            raise ModelError(f"server {peer.url} sent a body of more than {most} bytes; it is no completions endpoint")
+            raise ModelError(f"server {peer.url} sent a body of more than {most} bytes; it is not a completions endpoint")
     return bytes(found[:most])
 
 

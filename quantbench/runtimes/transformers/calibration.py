@@ -38,7 +38,7 @@ def calibration_ids(spec: Spec, settings: Settings) -> list[list[int]]:
         return _windows(Path(conditions.calibration), settings.checkpoint)
     if settings.checkpoint.kind != "hf" or settings.checkpoint.quantized:
         raise UnsupportedError(
-            f"{settings.checkpoint.name} is no unquantized checkpoint folder, so there is nothing to sample calibration text "
+            f"{settings.checkpoint.name} is not an unquantized checkpoint folder, so there is nothing to sample calibration text "
             "from; give the folder it was made from"
         )
     asked = {

@@ -1,1 +1,1 @@
-"""Families of architectures: one file each, or several that differ little."""
+"""Families of architectures: one file each, or one for several that differ little."""

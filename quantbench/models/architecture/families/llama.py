@@ -1,4 +1,4 @@
-"""Llama and what is built like it: RMS norms, rotary positions, grouped heads, a gated feed-forward layer."""
+"""Llama and models built like it: RMS norms, rotary positions, grouped heads, a gated feed-forward layer."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from quantbench.models.architecture.parts import attention, cache_layers, decode
 _KEPT = {"mistral": 8, "qwen2": 32, "qwen3": 32}
 _WINDOW = 4096
 _UNWINDOWED = 28
-"""What transformers takes for keys that a configuration of these model types lacks."""
+"""transformers' defaults for keys that are missing in configurations of these model types."""
 
 
 @family("llama", "mistral", "qwen2", "qwen3")
@@ -37,9 +37,9 @@ def llama(config: Config) -> Architecture:
 
 
 def sliding_window(config: Config) -> int | None:
-    """The last positions that a layer with a window keeps, None where no layer has one.
+    """How many positions a layer with a window keeps, None if no layer has one.
 
-    Qwen has windows where use_sliding_window says so; Mistral has one of 4096 where its configuration does not say.
+    Qwen has windows only if use_sliding_window says so; Mistral's default is 4096.
     """
     kind = config.text("model_type")
     if kind.startswith("qwen") and not config.flag("use_sliding_window", default=False):

@@ -19,7 +19,7 @@ from quantbench.models.architecture.parts import (
 
 _KEPT = {"mixtral": 8, "qwen2_moe": 16, "qwen3_moe": 4}
 _UNWINDOWED = 28
-"""What transformers takes for keys that a configuration lacks."""
+"""transformers' defaults for keys that are missing in a configuration."""
 
 
 @family(*_KEPT)
@@ -53,7 +53,7 @@ def moe(config: Config) -> Architecture:
 
 
 def _experts(module: str, experts: int, inner: int, hidden: int, shared: int) -> list[Tensor]:
-    """The router, the experts, and the one that every token uses, ``shared`` wide, with its gate."""
+    """The router, the experts, and the expert that every token uses, ``shared`` wide, with its gate."""
     router = Tensor(f"{module}.gate.weight", (experts, hidden))
     own = [
         Tensor(f"{module}.experts.gate_up_proj", (experts, 2 * inner, hidden), "experts"),
@@ -65,7 +65,7 @@ def _experts(module: str, experts: int, inner: int, hidden: int, shared: int) ->
 
 
 def _dense(config: Config, kind: str, count: int) -> set[int]:
-    """The layers of Qwen without experts."""
+    """Qwen's layers without experts."""
     if kind == "mixtral":
         return set()
     step, plain = config.count("decoder_sparse_step", default=1), set(config.counts("mlp_only_layers"))
@@ -73,7 +73,7 @@ def _dense(config: Config, kind: str, count: int) -> set[int]:
 
 
 def _layers(config: Config, kind: str, heads: Heads, count: int) -> tuple[CacheLayer, ...]:
-    """Windows in every second layer of the first ones in Qwen2, in all layers elsewhere, where there are windows at all."""
+    """Windows, if there are any: in every second one of the first layers in Qwen2, in all layers elsewhere."""
     window = sliding_window(config)
     if kind != "qwen2_moe" or not window:
         return cache_layers(config, heads, count, window=window)
