@@ -76,7 +76,7 @@ def test_a_flag_in_an_ini_file_that_is_neither_yes_nor_no_is_refused() -> None:
     ("name", "raw"), [("threads", "two"), ("threads", "2.5"), ("context", "4k"), ("seed", "x"), ("timeout", "soon")]
 )
 def test_what_is_no_number_is_refused_by_the_options_name(name: str, raw: str) -> None:
-    with pytest.raises(UsageError, match=rf"^--{name} '{raw}' is no (int|float); give a number$"):
+    with pytest.raises(UsageError, match=rf"^--{name} '{raw}' is not a valid (int|float); give a number$"):
         convert(BY_NAME[name], raw)
 
 
@@ -189,9 +189,9 @@ def test_a_text_and_inputs_of_a_module_are_never_batched(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("prompts", "batch", "said"),
     [
-        ("ten", "0", "no number of sequences"),
-        ("ten", "-2", "no number of sequences"),
-        ("ten", "many", "no number of sequences"),
+        ("ten", "0", "not a number of sequences"),
+        ("ten", "-2", "not a number of sequences"),
+        ("ten", "many", "not a number of sequences"),
         ("ten@2", "4", "names a batch and --batch 4 another"),
         ("ten", "4,4", "planned twice"),
         ("ten@0", "", "cannot be answered 0 at a time"),
@@ -241,13 +241,13 @@ def test_a_ready_gguf_file_is_planned_as_what_it_holds_and_says_how_it_is_compar
 
     assert [each.id for each in found.scenarios] == ["odd/gguf-q4_k_m/ten"]
     assert found.left_out == ("probes (--probes)",)
-    (told,) = found.told
-    assert told.startswith(f"{path} holds gguf/q4_k_m, and that alone is planned; to compare it with its original, ")
-    assert "--model ORIGINAL --method server --server URL" in told
-    assert "--model ORIGINAL --precision q4_k_m" in told
+    (hint,) = found.hints
+    assert hint.startswith(f"{path} holds gguf/q4_k_m")
+    assert "--model ORIGINAL --method server --server URL" in hint
+    assert "--model ORIGINAL --precision q4_k_m" in hint
     assert _variants(_plan(model=path, precision="q8_0").scenarios) == {"gguf/q8_0"}
     assert _variants(_plan(model=path, method="torch").scenarios) > {"torch/fp32", "torch/bf16"}
-    assert _plan(model=path, precision="q8_0").told == _plan(model="canary").told == _plan(model="org/model").told == ()
+    assert _plan(model=path, precision="q8_0").hints == _plan(model="canary").hints == _plan(model="org/model").hints == ()
 
 
 def test_what_can_be_made_of_an_unquantized_gguf_file_is_offered(tmp_path: Path) -> None:
@@ -255,7 +255,7 @@ def test_what_can_be_made_of_an_unquantized_gguf_file_is_offered(tmp_path: Path)
     found = _plan(model=path)
 
     assert _variants(found.scenarios) == {"gguf/bf16"}
-    assert "add --reference gguf/bf16 --method gguf --precision bf16,q8_0,q4_k_m" in found.told[0]
+    assert "add --reference gguf/bf16 --method gguf --precision bf16,q8_0,q4_k_m" in found.hints[0]
     asked = {"reference": "gguf/bf16", "method": "gguf", "precision": "bf16,q8_0,q4_k_m"}
     named = _plan(model=path, prompts="ten", **asked).scenarios
     assert [each.id.split("/")[1] for each in named] == ["gguf-bf16", "gguf-bf16-control", "gguf-q8_0", "gguf-q4_k_m"]
@@ -297,7 +297,7 @@ def test_a_checkpoint_that_is_quantized_already_is_planned_for_what_opens_it(
 
     assert variants <= _variants(found.scenarios)
     assert {each.split("/")[0] for each in _variants(found.scenarios)} == {each.split("/")[0] for each in variants}
-    assert "quantized already" in found.told[0]
+    assert "quantized already" in found.hints[0]
     assert "bitsandbytes" not in str(found.left_out)
 
 

@@ -381,7 +381,7 @@ class TestWhatFailsFailsAlone:
         ("model", "prompts", "words"),
         [
             ("canary", "odd.txt", "more than the context of 1024 tokens; shorten the prompt"),
-            ("canary", "empty.txt", "has no prompts; write one prompt a line"),
+            ("canary", "empty.txt", "has no prompts"),
             ("./broken", "two", "has no config.json"),
         ],
     )

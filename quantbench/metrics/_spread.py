@@ -1,4 +1,4 @@
-"""What the metrics of timed rounds share: how spreads, percentiles and intervals of medians are documented."""
+"""Shared by the metrics of timed rounds: how spreads, percentiles and intervals of medians are documented."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the variant can do besides answering, as it was tried by the probes."""
+"""What the variant can do besides answering, as tried by the probes."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ PREQUANTIZED = "pre-quantized"
 
 _BY_PROBE = {"runs_on_cpu": "cpu", "runs_on_cuda": "cuda", "finetunes": "finetune", "saves_and_reloads": "save_reload"}
 _LOSSES = {"finetune_loss_first": "loss_first", "finetune_loss_last": "loss_last"}
-_TRIED = "quantbench: tried in a process of its own"
+_TRIED = "quantbench: tried in a separate process"
 _LOSS = "transformers causal LM loss"
-_NOT_PROBED = "only language models opened from files are probed, and none with --no-probes"
+_NOT_PROBED = "not probed: only language models opened from files are, and only without --no-probes"
 
 
 @metric(
@@ -30,7 +30,7 @@ _NOT_PROBED = "only language models opened from files are probed, and none with 
     ),
     Column(
         "conversion", "", kind="string", doc=f"{ON_LOAD}, or {PREQUANTIZED}: loaded from files made beforehand",
-        formula=f"{PREQUANTIZED} if the files that were loaded were quantized ones", source="quantbench",
+        formula=f"{PREQUANTIZED} if the files that were loaded were already quantized", source="quantbench",
     ),
     Column(
         "finetunes", "", kind="bool", doc="five LoRA steps lower the loss, gradients are alive, the adapter reloads",
@@ -58,7 +58,7 @@ def capability(trace: Trace, reference: Reference | None) -> Mapping[str, Value]
     """Devices it runs on, conversion, fine-tuning, saving and reloading"""
     probes = trace.probes
     none = Missing(trace.absent.get("probes", _NOT_PROBED))
-    loaded = trace.load_s is not None or trace.weights is not None  # of a dummy that is made while loading there is no load_s
+    loaded = trace.load_s is not None or trace.weights is not None  # a dummy made while loading has no load_s
     unloaded = Missing(trace.absent.get("load_s", "nothing is loaded here"))
     values: dict[str, Value] = {
         "conversion": unloaded if not loaded else PREQUANTIZED if trace.prequantized else ON_LOAD,

@@ -1,4 +1,4 @@
-"""Clocks of the GPU beside the timings: what was measured while they were held back says little of the variant."""
+"""GPU clocks during the timed rounds: a timing taken while they were throttled says little about the variant."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ _MILLI = 1e-3
 _NANO = 1e-9
 
 _SM, _MEMORY = 1, 2
-"""NVML's numbers of clocks."""
+"""NVML's numbers for the clocks."""
 
 _POWER, _THERMAL = 0, 1
-"""NVML's numbers of policies that hold clocks back."""
+"""NVML's numbers for the policies that throttle clocks."""
 
 _CORE = 0
-"""NVML's number of the sensor on the chip."""
+"""NVML's number for the sensor on the chip."""
 
 _REASONS = {
     0x4: "sw_power_cap", 0x8: "hw_slowdown", 0x10: "sync_boost", 0x20: "sw_thermal", 0x40: "hw_thermal", 0x80: "hw_power_brake",
     0x200: "board_limit", 0x400: "reliability",
 }  # fmt: skip
 _NO_THROTTLING = 0x1 | 0x2 | 0x100
-"""Idle, and clocks that somebody set on purpose."""
+"""Idle, and clocks that were set on purpose."""
 
 _EACH_ROUND: Mapping[str, tuple[tuple[str, ...], tuple[int, ...], Callable[[Iterable[int]], int]]] = {
     "sm_mhz": (("nvmlDeviceGetClockInfo",), (_SM,), min),
@@ -45,9 +45,9 @@ _EACH_ROUND: Mapping[str, tuple[tuple[str, ...], tuple[int, ...], Callable[[Iter
     "memory_mhz": (("nvmlDeviceGetClockInfo",), (_MEMORY,), min),
     "temperature_c": (("nvmlDeviceGetTemperatureV", "nvmlDeviceGetTemperature"), (_CORE,), max),
 }
-"""By figure: calls that tell it (an older driver has the second only), their arguments, and which of several boards counts."""
+"""By figure: the calls that give it (older drivers have only the second), their arguments, which of several boards counts."""
 
-_NO_ROUNDS = "no rounds of answers were timed by a model in this process, and clocks are read after each"
+_NO_ROUNDS = "clocks are read after each timed round, and no model was timed in this process"
 _CLOCK = "NVML nvmlDeviceGetClockInfo"
 _VIOLATION = "NVML nvmlDeviceGetViolationStatus"
 _COLUMNS = (
@@ -59,8 +59,8 @@ _COLUMNS = (
         "gpu_sm_clock_min_mhz", "MHz", doc="the lowest of these", formula="minimum over the rounds", source=_CLOCK,
     ),
     Column(
-        "gpu_sm_clock_max_mhz", "MHz", doc="the highest clock that the GPU is made for, not one that was seen",
-        formula="as told after the last round", source="NVML nvmlDeviceGetMaxClockInfo",
+        "gpu_sm_clock_max_mhz", "MHz", doc="the highest clock that the GPU is rated for, not one that was observed",
+        formula="as NVML gives it after the last round", source="NVML nvmlDeviceGetMaxClockInfo",
     ),
     Column(
         "gpu_memory_clock_mhz", "MHz", doc="clock of the GPU's memory right after the rounds",
@@ -85,18 +85,18 @@ _COLUMNS = (
         formula="violation time of the thermal policy after the last round - before the first", source=_VIOLATION,
     ),
     Column(
-        "gpu_power_limit_w", "W", doc="power that the GPU may take; of several GPUs the least",
-        formula="as told after the last round", source="NVML nvmlDeviceGetEnforcedPowerLimit",
+        "gpu_power_limit_w", "W", doc="power that the GPU may draw; the lowest of several GPUs",
+        formula="as NVML gives it after the last round", source="NVML nvmlDeviceGetEnforcedPowerLimit",
     ),
 )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Clocks:
-    """What the GPU boards in use said after each timed round, one entry a round; of several boards the one worst off.
+    """Readings of the GPU boards in use, one per timed round; of several boards, the worst reading.
 
-    ``throttling`` names why clocks were held back then; ``power_capped_s`` and ``thermal_capped_s`` are how long they were for
-    power or heat, from before the first round until after the last. ``absent`` says why one of these is empty or None.
+    ``throttling`` names why clocks were throttled; ``power_capped_s`` and ``thermal_capped_s`` are for how long, by power or
+    heat, from before the first round until after the last. ``absent`` says why one of these is empty or None.
     """
 
     sm_mhz: tuple[int, ...] = ()
@@ -112,9 +112,9 @@ class Clocks:
 
 @dataclass(slots=True)
 class ClockWatch:
-    """Looks at the boards' clocks between rounds; never while one is timed.
+    """Reads the boards' clocks between rounds, never during a timed one.
 
-    What a board does not tell costs that figure alone.
+    A reading that a board does not offer costs only that figure.
     """
 
     device: str
@@ -124,23 +124,23 @@ class ClockWatch:
     _capped_ns: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Open the boards, and note for how long clocks had been held back before."""
+        """Open the boards, and note how long clocks had been throttled before."""
         self._boards = open_boards(self.device)
         for name, count in self._held_back().items():
             self._capped_ns[name] = count
 
     def look(self) -> None:
-        """Note the clocks as they are now, what may change soonest first; to be called right after a round."""
+        """Record the clocks as they are now, the fastest to change first; call it right after a round."""
         for name, (calls, arguments, of_several) in _EACH_ROUND.items():
             if found := self._asked(name, calls, *arguments):
                 self._seen.setdefault(name, []).append(of_several(found))
 
     def clocks(self) -> Clocks | str:
-        """What was seen; a string says why nothing was."""
+        """The readings; a string says why there are none."""
         if isinstance(self._boards, str):
             return self._boards
         if not self._seen:
-            return f"NVML tells no clocks of this GPU: {next(iter(self._absent.values()), 'nobody looked')}"
+            return f"NVML gives no clocks for this GPU: {next(iter(self._absent.values()), 'no round was timed')}"
         limit = self._asked("power_limit_w", ["nvmlDeviceGetEnforcedPowerLimit"])
         most = self._asked("max_sm_mhz", ["nvmlDeviceGetMaxClockInfo"], _SM)
         after = self._held_back()
@@ -159,7 +159,7 @@ class ClockWatch:
         )
 
     def _held_back(self) -> dict[str, int]:
-        """Nanoseconds for which clocks were held back since the driver was loaded; of several boards the most."""
+        """Nanoseconds of throttling since the driver was loaded; the most of several boards."""
         found = {}
         for name, policy in (("power_capped_s", _POWER), ("thermal_capped_s", _THERMAL)):
             if told := self._asked(name, ["nvmlDeviceGetViolationStatus"], policy):
@@ -167,18 +167,18 @@ class ClockWatch:
         return found
 
     def _asked(self, name: str, calls: Iterable[str], *arguments: int) -> list[Any]:
-        """What is said of each board; nothing, and the reason kept, where NVML refuses it."""
+        """One reading per board; none, with the reason kept, where NVML refuses."""
         if isinstance(self._boards, str) or name in self._absent:
             return []
         try:
             return self._boards.ask(calls, *arguments)
         except OSError as error:
-            self._absent[name] = f"NVML does not tell it of this GPU: {error}"
+            self._absent[name] = f"NVML does not give it for this GPU: {error}"
             return []
 
 
 def throttle_reasons(bits: int) -> tuple[str, ...]:
-    """The names of NVML's reasons for holding clocks back; idleness and clocks set on purpose are none."""
+    """The names of NVML's throttle reasons; idle clocks and clocks set on purpose do not count."""
     left = bits & ~_NO_THROTTLING
     unknown = left & ~reduce(or_, _REASONS)
     return (*(name for bit, name in _REASONS.items() if left & bit), *([f"unknown_{unknown:#x}"] if unknown else []))
@@ -186,7 +186,7 @@ def throttle_reasons(bits: int) -> tuple[str, ...]:
 
 @contextmanager
 def watch_clocks(during: Watched) -> Iterator[None]:
-    """Clocks are read right after each round of answers, never while one is timed."""
+    """Read clocks right after each round of answers, never during a timed one."""
     if during.name != "latency":
         yield
         return
@@ -199,7 +199,7 @@ def watch_clocks(during: Watched) -> Iterator[None]:
 
 @metric(*_COLUMNS, signal=watch_clocks)
 def clocks(trace: Trace, reference: Reference | None) -> Mapping[str, Value]:
-    """Clocks, temperature and power limit of the GPU beside the timed rounds, and why clocks were held back"""
+    """Clocks, temperature and power limit of the GPU during the timed rounds, and why clocks were throttled"""
     told = trace.signals.get("clocks", _NO_ROUNDS)
     if isinstance(told, str):
         return {column.name: Missing(told) for column in _COLUMNS}

@@ -22,7 +22,7 @@ _DELTA_P = ("delta_p_max", *(f"delta_p_{name}" for name in PERCENTILES), "delta_
 
 
 def _place(name: str) -> tuple[str, str]:
-    """What a statistic is, in words and as a formula."""
+    """A statistic in words and as a formula."""
     kind, _, place = name.rpartition("_")
     values = "kld_t" if kind == "kld" else "delta_p_t"
     if place in ("max", "min"):
@@ -36,7 +36,7 @@ def _spread() -> Iterator[Column]:
     for name in (*_KLD, *_DELTA_P):
         words, formula = _place(name)
         if name.startswith("kld"):
-            doc = f"{words} of the KL divergence of a position; a small one may be below 0 by rounding"
+            doc = f"{words} of the KL divergence per position; rounding may put a small one below 0"
             yield Column(name, "nats", "lower" if name in _UPPER else None, doc=doc, formula=formula, source=TOOL)
         else:
             doc = f"{words} of the change of the target token's probability, variant less reference"
@@ -70,7 +70,7 @@ _LEAST: Mapping[str, tuple[str, int]] = {
     **dict.fromkeys(("p99", "p01"), ("a p99 or p01", P99_MIN_SAMPLES)),
     **dict.fromkeys(("p999", "p001"), ("a p99.9 or p0.1", 10 * P99_MIN_SAMPLES)),
 }
-"""Percentiles that take more positions: ten must lie beyond, as of a p99 of 1000."""
+"""Percentiles that need more positions: ten must lie beyond them, as beyond the p99 of 1000."""
 
 
 @metric(*_COLUMNS)
@@ -90,5 +90,5 @@ def distribution(trace: Trace, reference: Reference | None) -> Mapping[str, Valu
     values: dict[str, Value] = {"delta_p_mean": mean, "delta_p_mean_se": standard_error(error)}
     for column in _PRINTED:
         what, least = _LEAST.get(column.name.rpartition("_")[2], ("this, as in llama-perplexity,", LEAST_POSITIONS))
-        values[column.name] = printed[column.name] if count >= least else Missing(f"{what} takes {least} scored tokens")
+        values[column.name] = printed[column.name] if count >= least else Missing(f"{what} needs {least} scored tokens")
     return values

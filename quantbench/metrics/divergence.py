@@ -37,7 +37,7 @@ _ALONE = (
     ),
     Column("ppl_se", "ppl", doc="standard error of ppl", formula=clustered("ppl * nll_t"), source=CLUSTERED),
 )  # fmt: skip
-"""What takes no reference."""
+"""Columns that need no reference."""
 
 _AGAINST_REFERENCE = (
     Column(
@@ -118,7 +118,7 @@ def _distance(columns: Mapping[str, NDArray[Any]], clusters: list[int]) -> dict[
         "kld_mean": kld_mean,
         "kld_mean_se": standard_error(kld_se),
         "kld_median": float(np.median(kld)),
-        "kld_p99": float(np.quantile(kld, 0.99)) if enough else Missing(f"a p99 takes {P99_MIN_SAMPLES} scored tokens"),
+        "kld_p99": float(np.quantile(kld, 0.99)) if enough else Missing(f"a p99 needs {P99_MIN_SAMPLES} scored tokens"),
         "kld_max": float(kld.max()),
         "top1_agreement": top1_mean,
         "top1_agreement_se": standard_error(top1_se),

@@ -1,6 +1,6 @@
 """95 % confidence intervals of the similarity figures' means, clustered by prompt or by the chunk of a text.
 
-Perplexities get theirs on the log, where they are means, and so does their ratio, which is paired by position.
+Perplexities and their ratio (paired by position) get theirs on the log scale, where they are means.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def _columns() -> tuple[Column, ...]:
 _COLUMNS = _columns()
 _ONE = Missing("one prompt has no spread between prompts")
 _BROKEN = Missing("a position has no finite figure: the variant is broken")
-_EQUAL = Missing("every prompt has the same figure, so that there is no spread to make an interval of")
+_EQUAL = Missing("every prompt has the same figure, so there is no spread to make an interval from")
 
 _Bounds = tuple[float, float] | Missing
 
@@ -118,11 +118,11 @@ def _bounds(values: NDArray[np.float64], clusters: Sequence[int]) -> _Bounds:
 
 
 def _within(bounds: _Bounds, least: float, most: float) -> _Bounds:
-    """The interval cut to what the figure can be: it covers the truth as often as before."""
+    """The interval cut to the values that the figure can have, which does not change how often it covers the truth."""
     return bounds if isinstance(bounds, Missing) else (max(bounds[0], least), min(bounds[1], most))
 
 
 def _exponentials(bounds: _Bounds, name: str) -> dict[str, Value]:
-    """The ends of an interval on the log as ends of the figure's."""
+    """The ends of an interval on the log scale as the ends of the figure's own."""
     ends = _filled(bounds, name)
     return {end: exponential(value) if isinstance(value, float) else value for end, value in ends.items()}

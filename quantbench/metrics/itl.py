@@ -1,4 +1,4 @@
-"""The time between tokens as a comparison of runs looks at it: the figure that moves least between fresh processes."""
+"""The time between tokens as comparisons of runs use it: the figure that varies least between fresh processes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _SOURCE = "quantbench; bench/harness/README.md has its spread between processes"
 _COLUMNS = (
     Column(
         "itl_s", "s", "lower", timed=True, gate=Gate(name="decode", ratio="itl_ratio"),
-        doc="inter-token latency: time between two tokens, middle of all",
+        doc="inter-token latency: time between two tokens; median",
         formula="median of t(i+1) - t(i) over all answers", source=_SOURCE,
     ),
     Column(
@@ -31,7 +31,7 @@ def itl(trace: Trace, reference: Reference | None) -> Mapping[str, Value]:
         return dict.fromkeys(("itl_s", "itl_ratio"), none)
     answers = [answer for each in trace.rounds for answer in each.variant]
     if any(answer.tokens != (len(answer.gaps_s) + 1) * answer.batch for answer in answers):
-        return dict.fromkeys(("itl_s", "itl_ratio"), Missing("several tokens came at once, so there is no time between them"))
+        return dict.fromkeys(("itl_s", "itl_ratio"), Missing("several tokens came at once, with no time between them"))
     own = _middle(answers)
     anchors = [answer for each in trace.rounds for answer in each.anchor]
     none = Missing(trace.absent.get("anchor", "no anchor could be had for this runtime here"))

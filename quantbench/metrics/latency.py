@@ -1,4 +1,4 @@
-"""Latency and throughput of fixed-length answers, rates of a whole batch, and their ratio to the anchor of the same process."""
+"""Latency and throughput of fixed-length answers, rates of whole batches, and ratios to the anchor in the same process."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from quantbench.metrics._spread import (
     spread_formula,
 )
 
-_TOO_FEW = Missing(f"a p99 takes {P99_MIN_SAMPLES} answers")
+_TOO_FEW = Missing(f"a p99 needs {P99_MIN_SAMPLES} answers")
 _ONE_EVENT = Missing("every answer came in one piece, so there is no time between tokens")
-_UNCOUNTED = Missing("nobody counted the prompts' tokens: the server does not, and the model has no tokenizer here")
+_UNCOUNTED = Missing("the prompts' tokens were not counted: the server does not, and the model has no tokenizer here")
 _NIM = "NVIDIA NIM LLM benchmarking guide, metrics"
 _PER_ANSWER: Mapping[str, tuple[str, str, str, Callable[[Generation], float]]] = {
     "prefill_s": (
@@ -44,7 +44,7 @@ _PER_ANSWER: Mapping[str, tuple[str, str, str, Callable[[Generation], float]]] =
         lambda answer: answer.e2e_s,
     ),
 }  # fmt: skip
-"""What is taken of each answer: its meaning, its formula over all answers, where it comes from, and how it is taken."""
+"""Figures of each answer: meaning, formula over all answers, source, and how to compute it."""
 
 _RATES = (
     (
@@ -68,7 +68,7 @@ _SHOWN: Mapping[str, Mapping[str, Any]] = {
     "decode_ratio": {"title": "Decode, x anchor", "show": "times", "shown": "report", "place": 22},
     "prefill_tps": {"gate": Gate(name="prefill", ratio="prefill_ratio")},
 }
-"""What is shown of these columns, and what comparisons judge."""
+"""How some of these columns are shown, and which ones comparisons judge."""
 
 
 def _columns() -> tuple[Column, ...]:
@@ -189,7 +189,7 @@ def output_tps(answers: Sequence[Generation]) -> float:
 
 
 def _spread(answer: Generation) -> bool:
-    """Whether time passed between its tokens; a server may send them all in one piece."""
+    """Whether any time passed between its tokens; a server may send them all in one piece."""
     return answer.tokens > answer.first_tokens and any(answer.gaps_s)
 
 
@@ -203,6 +203,6 @@ def _matched_ratio(each: Round, rate: Callable[[Sequence[Generation]], float]) -
 def _with_interval(name: str, numbers: Sequence[float]) -> dict[str, Value]:
     interval: tuple[Value, Value] = (
         median_interval(numbers)
-        or (Missing(f"{len(numbers)} rounds are too few for a 95 % interval of the median; it takes 6"),) * 2
+        or (Missing(f"{len(numbers)} rounds are too few for a 95 % interval of the median, which needs 6"),) * 2
     )
     return {name: median(numbers), f"{name}_low": interval[0], f"{name}_high": interval[1]}

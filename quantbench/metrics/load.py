@@ -1,4 +1,4 @@
-"""How long it takes until the model can be used."""
+"""How long it takes until the model is ready to use."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from quantbench.metrics import metric
 )  # fmt: skip
 def load(trace: Trace, reference: Reference | None) -> Mapping[str, Value]:
     """Import, load and quantization time"""
-    elsewhere = "it was quantized elsewhere or on another device, or not at all: its files were used as they are"
-    at_load = "this method has no separate quantization step: what it does, it does while loading (load_s)"
+    elsewhere = "its files were used as they are: quantized elsewhere, or on another device, or not at all"
+    at_load = "this method has no separate quantization step: it quantizes while loading (load_s)"
     separate = Missing(trace.absent.get("quantize_s", elsewhere if trace.prequantized else at_load))
     return {
         "import_s": trace.import_s,

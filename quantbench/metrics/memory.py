@@ -10,7 +10,7 @@ from quantbench.core.trace import Reference, Trace, WeightMemory
 from quantbench.metrics import metric
 
 EQUAL = "equal"
-"""The note of a footprint that is what the weights take."""
+"""The note where the footprint equals the weight bytes."""
 
 _WALKED = ("parameters", "buffers", "tensor_subclasses")
 """Kinds of weights that ``get_memory_footprint()`` walks over."""
@@ -23,7 +23,7 @@ _NVML_MEMORY = "NVML nvmlDeviceGetMemoryInfo"
 _FOOTPRINT = "transformers PreTrainedModel.get_memory_footprint"
 _WEIGHTS = (
     Column(
-        "parameters", "parameters", kind="int", doc="of the reference",
+        "parameters", "parameters", kind="int", doc="parameter count of the reference",
         formula="elements of all weight tensors in the headers of the files; packed ones as if unpacked",
         source="safetensors and GGUF headers",
     ),
@@ -49,7 +49,7 @@ _WEIGHTS = (
         formula="8 * weight_bytes / parameters", source="llama.cpp prints it as BPW",
     ),
     Column(
-        "footprint_bytes", "bytes", None, "int", title="Footprint", doc="get_memory_footprint() as transformers says it",
+        "footprint_bytes", "bytes", None, "int", title="Footprint", doc="get_memory_footprint() as transformers gives it",
         formula="sum of nelement() * element_size() over parameters and buffers", source=_FOOTPRINT,
     ),
     Column(
@@ -135,9 +135,9 @@ def memory(trace: Trace, reference: Reference | None) -> Mapping[str, Value]:
 
 
 def footprint_note(weights: WeightMemory, footprint_bytes: int) -> str:
-    """Why transformers' figure is not ``weight_bytes``; ``EQUAL`` where nothing sets them apart.
+    """Why transformers' figure differs from ``weight_bytes``; ``EQUAL`` where it does not.
 
-    With several reasons each has its bytes. Any kind that transformers does not walk over is named as it is.
+    Each of several reasons comes with its bytes. Kinds that transformers does not count keep their own names.
     """
     unseen = {kind: count for kind, count in weights.by_kind.items() if count and kind not in _WALKED}
     excess = footprint_bytes - sum(weights.by_kind.get(kind, 0) for kind in _WALKED)
@@ -146,7 +146,7 @@ def footprint_note(weights: WeightMemory, footprint_bytes: int) -> str:
         names = ", ".join(kind.replace("_", " ") for kind in unseen)
         reasons[f"neither parameters nor buffers: {names}"] = -sum(unseen.values())
     if excess > 0 and weights.by_kind.get("tensor_subclasses"):
-        reasons["tensor subclasses say the size of the dense tensors that they stand for"] = excess
+        reasons["tensor subclasses report the size of the dense tensors that they stand for"] = excess
     elif excess > 0:
         reasons["tensors that share storage are counted more than once"] = excess
     elif excess < 0:
@@ -161,7 +161,7 @@ def _weights(trace: Trace) -> dict[str, Value]:
     unknown = trace.absent.get("weights", "the weights cannot be seen from here")
     if weights is None:
         return {column.name: Missing(unknown) for column in _WEIGHTS}
-    dense = "counted for pruned models only, where weights lie as plain values"
+    dense = "counted only for pruned models, whose weights are stored as plain values"
     share = None if weights.nonzero is None or not weights.elements else weights.nonzero / weights.elements
     footprint: Value = _or(weights.footprint_bytes, "this runtime has no get_memory_footprint()")
     return {
@@ -172,7 +172,7 @@ def _weights(trace: Trace) -> dict[str, Value]:
         "bits_per_weight": _or(8 * weights.weight_bytes / trace.parameters if trace.parameters else None, unknown),
         "footprint_bytes": footprint,
         "footprint_note": footprint if isinstance(footprint, Missing) else footprint_note(weights, int(footprint)),
-        "state_dict_bytes": _or(weights.state_dict_bytes, "taken of modules, torch and torch-dynamic only"),
+        "state_dict_bytes": _or(weights.state_dict_bytes, "measured only for modules, torch and torch-dynamic"),
         "nonzero_fraction": _or(share, dense),
         "sparse_bytes": _or(weights.sparse_bytes, dense),
     }
@@ -199,7 +199,7 @@ def _peaks(trace: Trace) -> dict[str, Value]:
 
 def _on_device(count: int | None) -> Value:
     if count == 0:
-        return Missing("torch's allocator held nothing there: this runtime takes device memory by itself, unseen by torch")
+        return Missing("torch's allocator held nothing there: this runtime allocates device memory itself, unseen by torch")
     return _or(count, _ON_CPU)
 
 

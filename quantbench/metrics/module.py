@@ -38,7 +38,7 @@ _OUTPUTS = ("output_cosine", "output_max_abs_error")
     ),
     Column(
         "call_ratio", "ratio", "higher", title="Call, x anchor", show="times", timed=True,
-        doc="the anchor's median call over the variant's, a round; median of rounds",
+        doc="the anchor's median call over the variant's in each round; median over rounds",
         formula="median over rounds of median(anchor's calls) / median(variant's calls)", source="quantbench",
     ),
     *interval_columns("call_ratio", "ratio", "paired rounds"),
@@ -71,7 +71,7 @@ def _ratios(trace: Trace) -> dict[str, Value]:
         why = "no anchor could be had for this module here" if trace.calls else "a model that reads tokens has decode_ratio"
         return dict.fromkeys(_RATIOS, Missing(why))
     ratios = [median(each.anchor) / median(each.variant) for each in paired]
-    too_few = Missing(f"{len(ratios)} rounds are too few for a 95 % interval of the median; it takes 6")
+    too_few = Missing(f"{len(ratios)} rounds are too few for a 95 % interval of the median, which needs 6")
     low, high = median_interval(ratios) or (too_few, too_few)
     return {"call_ratio": median(ratios), "call_ratio_low": low, "call_ratio_high": high}
 

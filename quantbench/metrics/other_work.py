@@ -16,7 +16,7 @@ _NOT_TIMED = "nothing was timed in this process"
 
 @contextmanager
 def watch_other_work(during: Watched) -> Iterator[None]:
-    """Counters are read before the first round and after the last, and of a GPU after each."""
+    """Read counters before the first round and after the last; a GPU's after each round."""
     watch = OtherWorkWatch(during.root, during.device, own_server=during.own_server)
     during.after_round(watch.look)
     yield
@@ -43,14 +43,14 @@ def watch_other_work(during: Watched) -> Iterator[None]:
         source="quantbench",
     ),
     Column(
-        "disturbance", "", kind="string", doc="by what it was disturbed; empty where it was not",
-        formula="the bounds of disturbed that were passed, in words",
+        "disturbance", "", kind="string", doc="what disturbed it; empty where nothing did",
+        formula="the bounds of disturbed that were exceeded, in words",
         source="quantbench",
     ),
     signal=watch_other_work,
 )  # fmt: skip
 def other_work(trace: Trace, reference: Reference | None) -> Mapping[str, Value]:
-    """Work of others beside the timed rounds"""
+    """Work of other processes during the timed rounds"""
     told = trace.signals.get("other_work", trace.absent.get("rounds", _NOT_TIMED))
     if isinstance(told, str):
         names = ("others_cpu_share", "steal_share", "others_gpu_share", "disturbed", "disturbance")

@@ -1,7 +1,7 @@
-"""The reference's perplexity beside the variant's: their difference and correlation, with errors of both kinds.
+"""The reference's perplexity beside the variant's: their difference and correlation, with both kinds of standard error.
 
-``*_se`` are clustered by prompt, or by a text's chunk. ``*_se_iid`` take tokens as independent, as llama-perplexity prints
-them; tokens of one text are not, so these are for comparison with its output and not for decisions.
+``*_se`` are clustered by prompt, or by a text's chunk. ``*_se_iid`` take tokens as independent, as llama-perplexity does;
+tokens of one text are not, so compare these with its output and do not decide by them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def _iid(name: str, unit: str, formula: str) -> Column:
 
 
 _ALONE = (_iid("ppl", "ppl", f"ppl * u(nll), {_U}"),)
-"""What takes no reference."""
+"""Columns that need no reference."""
 
 _AGAINST_REFERENCE = (
     Column(
@@ -88,14 +88,14 @@ def perplexity(trace: Trace, reference: Reference | None) -> Mapping[str, Value]
 
 
 def _printed(columns: tuple[Column, ...] | list[Column], printed: Mapping[str, float]) -> dict[str, Value]:
-    too_few = Missing(f"llama-perplexity's errors take {LEAST_POSITIONS} scored tokens")
+    too_few = Missing(f"llama-perplexity's errors need {LEAST_POSITIONS} scored tokens")
     return {column.name: printed.get(column.name, too_few) for column in columns}
 
 
 def _correlation(printed: Mapping[str, float]) -> Value:
     value = printed.get("nll_correlation", None)
     if value is None:
-        return Missing(f"a correlation takes {LEAST_POSITIONS} scored tokens, as in llama-perplexity")
+        return Missing(f"a correlation needs {LEAST_POSITIONS} scored tokens, as in llama-perplexity")
     return Missing("a likelihood that never varies has no correlation") if math.isnan(value) else value
 
 
@@ -104,7 +104,7 @@ def _paired(columns: Mapping[str, NDArray[Any]]) -> dict[str, Value]:
     nll, nll_reference, clusters = columns["nll"], columns["nll_reference"], columns["prompt"].tolist()
     mean_reference, reference_se = mean_by_cluster(nll_reference.tolist(), clusters)
     ln_ratio, ln_ratio_se = mean_by_cluster((nll - nll_reference).tolist(), clusters)
-    mean, _ = mean_by_cluster(nll.tolist(), clusters)  # summed like the reference's: of itself the difference is exactly 0
+    mean, _ = mean_by_cluster(nll.tolist(), clusters)  # summed like the reference's: against itself exactly 0
     ppl, ppl_reference = exponential(mean), exponential(mean_reference)
     values: dict[str, Value] = {
         "ppl_reference": ppl_reference,

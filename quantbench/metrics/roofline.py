@@ -1,4 +1,4 @@
-"""How near decoding comes to the speed of the memory: a decode step can be no faster than its bytes can be read."""
+"""How close decoding comes to memory bandwidth: a decode step cannot be faster than reading its bytes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from quantbench.metrics.latency import decode_tps, seconds_per_token
 
 _NO_MODEL = "no model decodes in this process"
 _UNKNOWN = (
-    "it is not known which bytes a step of this model reads: its method does not count them, or a step reads only a part, "
+    "the bytes that a step of this model reads are unknown: its method does not count them, or a step reads only some, "
     "as with experts or sliding windows"
 )
 
@@ -31,7 +31,7 @@ _UNKNOWN = (
         "lower",
         "int",
         title="Read a token",
-        doc="what a decode step reads at least: weights, of an input embedding of its own one row, and the KV cache so far",
+        doc="least that a decode step reads: weights (of an untied input embedding one row), and the KV cache so far",
         formula="(weight_bytes_running - untied input embedding + one row of it) / batch + KV bytes a position x mean position",
         source="quantbench, DESIGN section 6",
     ),
@@ -53,7 +53,7 @@ def roofline(trace: Trace, reference: Reference | None) -> Mapping[str, Value]:
 
 
 def _unread(trace: Trace) -> str:
-    """Why the bytes of a step are not known."""
+    """Why the bytes that a step reads are unknown."""
     if trace.weights is None:
         return trace.absent.get("weights", _NO_MODEL)
     return _UNKNOWN if trace.rounds else trace.absent.get("rounds", _NO_MODEL)

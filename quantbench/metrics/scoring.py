@@ -12,7 +12,7 @@ from quantbench.metrics import metric
 @metric(
     Column(
         "scoring_tps", "tokens/s", "higher", timed=True,
-        doc="tokens read while scoring over the seconds that it took, the comparison with the reference included",
+        doc="tokens read while scoring over the seconds it took, comparison with the reference included",
         formula="sum over prompts or chunks of tokens read / sum of score_s",
         source="measured here; llama-perplexity's 'prompt eval time' counts the model alone",
     )

@@ -1,4 +1,4 @@
-"""What only a server has: many requests at once, log-probabilities of its likeliest tokens, timings of its own."""
+"""Figures that only a server has: concurrent requests, log-probabilities of its likeliest tokens, its own timings."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _OLLAMA = "Ollama API, /api/generate"
 _LOAD = (
     Column(
         "concurrency", "requests", kind="int", title="Requests at once", show=".0f",
-        doc="the most requests that the server got at once",
-        formula="as asked with --concurrency", source="quantbench",
+        doc="the most requests that the server was sent at once",
+        formula="as set with --concurrency", source="quantbench",
     ),
     Column(
         "concurrent_tps", "tokens/s", "higher", timed=True, title="Together, tokens/s",
-        doc="tokens of all answers by the time for all, at that concurrency",
+        doc="tokens of all answers over the time for all of them, at that concurrency",
         formula="sum(n) / (last end - first start)", source=_SYSTEM,
     ),
     Column(
@@ -60,7 +60,7 @@ _NATIVE = (
         formula="sum(eval_count) / sum(eval_duration)", source=_OLLAMA,
     ),
     Column(
-        "native_prefill_tps", "tokens/s", "higher", timed=True, doc="the same of prompts",
+        "native_prefill_tps", "tokens/s", "higher", timed=True, doc="prefill speed as the server itself times it",
         formula="sum(prompt_eval_count) / sum(prompt_eval_duration)", source=_OLLAMA,
     ),
 )  # fmt: skip
@@ -70,7 +70,7 @@ _NATIVE = (
 def served(trace: Trace, reference: Reference | None) -> Mapping[str, Value]:
     """Throughput under concurrency, likeliest tokens and the server's own timings"""
     if not trace.load_points and "load_points" not in trace.absent:
-        none = Missing("measured of servers only")
+        none = Missing("measured only for servers")
         return {column.name: none for column in (*_LOAD, *_TOP, *_NATIVE)}
     return {**_load(trace), **_top(trace), **_native(trace)}
 
@@ -106,7 +106,7 @@ def _top(trace: Trace) -> dict[str, Value]:
 def _native(trace: Trace) -> dict[str, Value]:
     native = trace.native
     if not native:
-        none = Missing(trace.absent.get("native", "the server told no timings"))
+        none = Missing(trace.absent.get("native", "the server gave no timings"))
         return {column.name: none for column in _NATIVE}
     return {
         "native_decode_tps": native["tokens"] / native["decode_s"],

@@ -1,4 +1,4 @@
-"""How positions are sliced into forward passes while they are scored, and what another slicing would do to the figures."""
+"""How scored positions are sliced into forward passes, and how much another slicing would change the figures."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _SOURCE = "quantbench: these prompts are scored once more"
 
 _COLUMNS = (
     Column(
-        "score_positions", "tokens", kind="int", doc="positions that a forward pass reads at most while it scores",
+        "score_positions", "tokens", kind="int", doc="most positions that one forward pass reads while scoring",
         formula="one number for all methods, whatever the memory, vocabulary, threads or batch of prompts", source="quantbench",
     ),
     Column(
@@ -29,7 +29,7 @@ _COLUMNS = (
 
 @metric(*_COLUMNS)
 def slicing(trace: Trace, reference: Reference | None) -> Mapping[str, Value]:
-    """Positions of a forward pass, and how KLD and top-1 depend on them"""
+    """Positions per forward pass, and how KLD and top-1 depend on them"""
     seen = trace.slicing
     if seen is None:
         none = Missing(trace.absent.get("columns", trace.absent.get("slicing", NO_REFERENCE)))

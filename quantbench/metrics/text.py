@@ -42,7 +42,7 @@ _COLUMNS = (
     ),
     Column("chrf_se", "chrF", doc="standard error of chrf", formula=_SE, source=_SE_SOURCE),
 )  # fmt: skip
-_NO_IDS = Missing("a server gives text, no token ids")
+_NO_IDS = Missing("a server gives text, not token ids")
 
 
 @metric(*_COLUMNS)
@@ -74,7 +74,7 @@ def compare_answers(
 ) -> tuple[Output, ...]:
     """The rows of the ``outputs`` table: each prompt's two answers with their similarity.
 
-    ``columns`` is the file of scored positions, see ``Trace``; without one nothing is said of them.
+    ``columns`` is the file of scored positions (see ``Trace``); without it their fields stay empty.
     """
     outputs = []
     scores = _scores(columns) if columns else {}
@@ -100,14 +100,14 @@ def compare_answers(
 
 
 def chrf(text: str, other: str) -> float:
-    """Sacrebleu's sentence chrF2 of ``text`` against ``other``, 0 to 100; equal texts, also empty ones, have 100."""
+    """Sacrebleu's sentence chrF2 of ``text`` against ``other``, 0 to 100; equal texts, even empty ones, score 100."""
     from sacrebleu.metrics.chrf import CHRF
 
     return 100.0 if text == other else float(CHRF().sentence_score(text, [other]).score)
 
 
 def _scores(columns: Path) -> dict[int, dict[str, Any]]:
-    """What was seen at the scored positions of each prompt, by its index and as fields of Output."""
+    """Figures of each prompt's scored positions as fields of Output, by the prompt's index."""
     import numpy as np
 
     with np.load(columns, allow_pickle=False) as arrays:
@@ -131,9 +131,9 @@ def _finite_mean(values: NDArray[Any]) -> float | None:
 
 
 def _compare_ids(ours: Answer, theirs: Answer) -> tuple[bool, int | None, float | None]:
-    """Equality, first divergence and share of equal positions; of texts alone, whether they are equal.
+    """Equality, first divergence and share of equal positions; of answers without ids only the equality of their texts.
 
-    White space around a text does not count: a tokenizer drops it where an answer begins, a server sends it.
+    White space around a text does not count: a tokenizer drops it at the start of an answer, a server sends it.
     """
     if ours.tokens is None or theirs.tokens is None:
         return ours.text.strip() == theirs.text.strip(), None, None

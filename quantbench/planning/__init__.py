@@ -1,1 +1,1 @@
-"""From what was asked to what will be measured: options, matrix, prompts, forecasts."""
+"""From a request to a plan: options, matrix, prompts, forecasts."""

@@ -1,4 +1,4 @@
-"""A case: a scenario resolved once, at the edge of the runner. Whoever is given one asks for nothing again."""
+"""A case: a scenario resolved once, at the edge of the runner. What receives one need not look anything up again."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from quantbench.planning import prompts
 from quantbench.planning.outlook import Outlook, Outlooks
 from quantbench.planning.prompts import PromptSet
 
-_NO_LOGITS = "a server gives no logits of a whole vocabulary, so that no text can be scored; name a prompt set such as 'mixed'"
-_NO_LENGTHS = "a server is sent texts, each by itself; name a prompt set such as 'mixed', and --concurrency for several at once"
+_NO_LOGITS = "a server gives no logits over the whole vocabulary, so it cannot score a text; name a prompt set such as 'mixed'"
+_NO_LENGTHS = "a server is sent one text at a time; name a prompt set such as 'mixed', and use --concurrency for several"
 
 Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """A scenario with its prompt set, checkpoint, outlook and key; or why it cannot run, which is its ``failure``.
+    """A scenario with its prompt set, checkpoint, outlook and key; ``failure`` says why it cannot run, if so.
 
-    ``prompts`` and ``checkpoint`` are None where they could not be had.
+    ``prompts`` and ``checkpoint`` are None where they could not be loaded.
     """
 
     scenario: Scenario
@@ -38,7 +38,7 @@ class Case:
     failure: Failure | None = None
 
     def task(self, reference: Path | str | None = None) -> Task:
-        """What a worker is to do; ``reference`` is the folder of the reference's artifact, or why there is none."""
+        """The task for a worker; ``reference`` is the folder of the reference's artifact, or why there is none."""
         assert self.prompts is not None
         return Task(
             prompts_name=self.scenario.prompts,
@@ -52,10 +52,10 @@ class Case:
 
 
 class Cases:
-    """Resolves scenarios; what several share (checkpoints, prompt sets, forecasts) is asked for once."""
+    """Resolves scenarios; what several share (checkpoints, prompt sets, forecasts) is resolved once."""
 
     def __init__(self, *, trust_remote_code: bool = False) -> None:
-        """Nothing is read before the first question."""
+        """Nothing is read before the first scenario is resolved."""
         self._trust = trust_remote_code
         self._outlooks = Outlooks()
         self._checkpoints: dict[str, Checkpoint | QuantbenchError] = {}
@@ -63,7 +63,7 @@ class Cases:
         self._cases: dict[Scenario, Case] = {}
 
     def of(self, scenario: Scenario) -> Case:
-        """The scenario's case. The model is fetched and hashed for what may fit only."""
+        """The scenario's case. A model is fetched and hashed only if it may fit."""
         if scenario not in self._cases:
             self._cases[scenario] = self._resolved(scenario)
         return self._cases[scenario]
@@ -77,7 +77,7 @@ class Cases:
             _require_room(scenario, outlook)
             checkpoint = self._checkpoint(scenario.model)
             METHODS[scenario.variant.method].check(checkpoint)
-            if isinstance(outlook.weight_bytes, Missing):  # its files may say more than its name
+            if isinstance(outlook.weight_bytes, Missing):  # the files may tell more than the name
                 outlook = self._outlooks.by_files(scenario, checkpoint)
                 _require_room(scenario, outlook)
             chosen = self._prompt_set(scenario.prompts)
@@ -97,7 +97,7 @@ class Cases:
         return _once(self._prompts, name, lambda: prompts.load(name))
 
     def _identity(self, scenario: Scenario, checkpoint: Checkpoint | None) -> Mapping[str, str]:
-        """The content behind the names; the name itself where there is nothing behind it."""
+        """Hashes of the content behind the names; a name itself where it has no content."""
         try:
             content = self._prompt_set(scenario.prompts).content_hash(scenario.batch)
         except QuantbenchError:
@@ -113,20 +113,20 @@ class Cases:
 
 
 def _require_room(scenario: Scenario, outlook: Outlook) -> None:
-    """Raise UnsupportedError, with the arithmetic, for what cannot fit here."""
+    """Raise UnsupportedError, with the arithmetic, where the variant cannot fit here."""
     if outlook.refusal:
         smaller = "precision" if scenario.batch == 1 else "precision or batch"
         raise UnsupportedError(f"{outlook.refusal}; choose a smaller {smaller}, or run where there is more memory")
 
 
 def _require_answers(scenario: Scenario, chosen: PromptSet) -> None:
-    """Raise UnsupportedError for what an endpoint cannot be asked."""
+    """Raise UnsupportedError for a prompt set or batch that an endpoint cannot serve."""
     if METHODS[scenario.variant.method].endpoint and (chosen.alone or scenario.batch > 1):
         raise UnsupportedError(_NO_LOGITS if chosen.is_text else _NO_LENGTHS)
 
 
 def _once(known: dict[str, Found | QuantbenchError], name: str, ask: Callable[[], Found]) -> Found:
-    """What ``ask`` gives or raises, asked the first time only."""
+    """What ``ask`` returns or raises, called the first time only."""
     if name not in known:
         try:
             known[name] = ask()

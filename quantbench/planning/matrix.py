@@ -39,8 +39,8 @@ _KEYS = {"models": list, "prompts": list, "control": bool, "methods": dict, "con
 class Matrix:
     """Axes and conditions; ``source`` names the file for messages.
 
-    ``prompts`` as people write them, ``SET`` or ``SET@B``; ``batches``, where there are some, are for all of them.
-    ``for_builtin``: the variants were chosen for built-in models. A model of one's own gets only those that cost little.
+    ``prompts`` are written as on the command line, ``SET`` or ``SET@B``; ``batches``, if any, apply to all of them.
+    ``for_builtin``: the variants were chosen for built-in models, so any other model gets only the cheap ones.
     """
 
     models: tuple[str, ...]
@@ -54,7 +54,7 @@ class Matrix:
 
     @property
     def own(self) -> tuple[str, ...]:
-        """Models that do not come with quantbench, where nobody chose variants for them."""
+        """Models that do not come with quantbench, unless variants were chosen for them."""
         return tuple(name for name in self.models if name not in models.MODELS) if self.for_builtin else ()
 
 
@@ -67,7 +67,7 @@ def default_matrix() -> Matrix:
 
 
 def every_variant(methods: Sequence[str], precisions: Sequence[str]) -> list[Variant]:
-    """Every variant there is, or those of the methods and precisions named. UsageError for what does not exist."""
+    """All variants, or those of the named methods and precisions. UsageError for a name that does not exist."""
     chosen = [METHODS[name] for name in methods] or list(METHODS)
     known = {each.name for method in METHODS for each in method.precisions}
     for name in precisions:
@@ -81,7 +81,7 @@ def every_variant(methods: Sequence[str], precisions: Sequence[str]) -> list[Var
     ]
     if not found:
         have = ", ".join(dict.fromkeys(each.name for method in chosen for each in method.precisions))
-        raise UsageError(f"no method asked for has precision {' or '.join(precisions)}; it would be one of {have}")
+        raise UsageError(f"none of the chosen methods has precision {' or '.join(precisions)}; choose one of {have}")
     return found
 
 
@@ -121,7 +121,7 @@ def select(
     """Narrow a matrix by options.
 
     Models and prompt sets replace the matrix's own. Methods and precisions filter it; a method that the matrix lacks is added
-    with its usual precisions, and a precision that the matrix lacks is added wherever a method (of those asked for) has it.
+    with its usual precisions, and a precision that the matrix lacks is added for every (chosen) method that has it.
     """
     variants, named = matrix.variants, bool(methods or precisions)
     if methods:
@@ -137,7 +137,7 @@ def select(
 
 
 def left_out(matrix: Matrix) -> tuple[str, ...]:
-    """What is left out for models of one's own, as nobody named it and it costs time: methods with the reason, precisions."""
+    """What is left out for the user's own models, since it is slow and was not named: methods with the reason, precisions."""
     if all(settled(name) for name in matrix.own):
         return ()
     device = matrix.conditions.device
@@ -152,8 +152,8 @@ def left_out(matrix: Matrix) -> tuple[str, ...]:
     return (*costly, *more)
 
 
-def told(matrix: Matrix) -> tuple[str, ...]:
-    """A sentence for each model of one's own that is planned as what it holds and nothing else."""
+def hints(matrix: Matrix) -> tuple[str, ...]:
+    """A sentence for each of the user's own models that is planned only at the precision it already has."""
     return tuple(found.sentence for name in matrix.own if (found := settled(name)))
 
 
@@ -165,7 +165,7 @@ def _listed(precisions: Sequence[str]) -> str:
 
 
 def _cost(method: Method, device: str) -> str:
-    """Why a method takes long on a device; empty where it does not."""
+    """Why a method is slow on a device; empty where it is not."""
     return method.costly or (method.costly_on_cpu if device == "cpu" else "")
 
 
@@ -177,7 +177,7 @@ def _is_cheap(variant: Variant, device: str) -> bool:
 
 
 def _usual(method: str) -> list[Variant]:
-    """The variants of a method that is named without precisions: the usual ones, or all where none is."""
+    """The variants of a method named without precisions: the usual ones, or all where none is usual."""
     offered = METHODS[method].precisions
     return [Variant(method=method, precision=each.name) for each in offered if each.usual] or [
         Variant(method=method, precision=each.name) for each in offered
@@ -185,7 +185,7 @@ def _usual(method: str) -> list[Variant]:
 
 
 def _with_precisions(variants: Sequence[Variant], precisions: Sequence[str], methods: Sequence[str]) -> tuple[Variant, ...]:
-    """The variants of the precisions asked for; for one that none has, every variant that ``methods`` offer of it."""
+    """The variants of the chosen precisions; one that no variant has is added for each of ``methods`` that offers it."""
     offered = [Variant(method=name, precision=each.name) for name in methods for each in METHODS[name].precisions]
     known = {each.name for method in METHODS for each in method.precisions}
     chosen: list[Variant] = []
@@ -195,7 +195,7 @@ def _with_precisions(variants: Sequence[Variant], precisions: Sequence[str], met
         chosen += [each for each in variants if each.precision == name] or [each for each in offered if each.precision == name]
     if not chosen:
         have = ", ".join(sorted({each.precision for each in offered}))
-        raise UsageError(f"no method asked for has precision {' or '.join(precisions)}; it would be one of {have}")
+        raise UsageError(f"none of the chosen methods has precision {' or '.join(precisions)}; choose one of {have}")
     return tuple(dict.fromkeys(chosen))
 
 
@@ -208,7 +208,7 @@ def scenarios(matrix: Matrix) -> list[Scenario]:
     method, _, precision = conditions.reference.partition("/")
     METHODS[method].precision(precision)
     if METHODS[method].endpoint:
-        raise UsageError(f"reference {conditions.reference!r} is a server, which gives no logits; name another method")
+        raise UsageError(f"reference {conditions.reference!r} is a server, which gives no logits; choose another method")
     for name in matrix.models:
         models.check_name(name)
     sets = list(_sets(matrix))
@@ -227,7 +227,7 @@ def scenarios(matrix: Matrix) -> list[Scenario]:
     if not planned and ordered and matrix.models and all(map(models.is_module, matrix.models)):
         able = " or ".join(method.name for method in METHODS if _MODULE in method.kinds)
         names = ", ".join(dict.fromkeys(variant.method for variant in ordered))
-        raise UsageError(f"model {matrix.models[0]!r} is a module without tokens, which {names} cannot open; ask for {able}")
+        raise UsageError(f"model {matrix.models[0]!r} is a module without tokens, which {names} cannot open; use {able}")
     if not planned:
         raise UsageError(f"{matrix.source or 'the matrix'} plans no scenario; name at least one model, method and prompt set")
     _check_unique(planned)
@@ -235,7 +235,7 @@ def scenarios(matrix: Matrix) -> list[Scenario]:
 
 
 def _ordered(matrix: Matrix, model: str, reference: Variant) -> Sequence[Variant]:
-    """A model's variants, the reference first and its control after it; of one's own what it holds, or what costs little."""
+    """A model's variants, the reference first, then its control; for the user's own model what it holds, or the cheap ones."""
     variants = matrix.variants
     if model in matrix.own:
         found = settled(model)
@@ -255,7 +255,7 @@ def _sets(matrix: Matrix) -> Iterator[tuple[str, int]]:
             continue
         if batch > 1:
             asked = ",".join(map(str, matrix.batches))
-            raise UsageError(f"prompt set {text!r} names a batch and --batch {asked} another; leave one out")
+            raise UsageError(f"prompt set {text!r} names one batch and --batch {asked} another; drop one of them")
         yield from ((name, each) for each in matrix.batches)
 
 
@@ -266,7 +266,7 @@ def _fitting(
     if models.is_module(model):
         return [(variant, [(SEEDED_INPUTS, 1)]) for variant in variants if _MODULE in METHODS[variant.method].kinds]
     if any(name == SEEDED_INPUTS for name, _ in sets):
-        raise UsageError(f"model {model!r} reads text and takes no {SEEDED_INPUTS!r} inputs; name a prompt set such as 'mixed'")
+        raise UsageError(f"model {model!r} reads text, not {SEEDED_INPUTS!r} inputs; name a prompt set such as 'mixed'")
     return [(variant, sets) for variant in variants]
 
 

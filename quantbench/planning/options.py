@@ -11,16 +11,15 @@ from typing import Any, Literal
 from quantbench.core.errors import UsageError, unknown_name
 from quantbench.core.scenario import PROFILES, Conditions, Effort, Scenario
 from quantbench.models import MODELS
-from quantbench.planning.matrix import Matrix, default_matrix, left_out, read_matrix, scenarios, select, told
+from quantbench.planning.matrix import Matrix, default_matrix, hints, left_out, read_matrix, scenarios, select
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What a session wants measured, and how hard to try.
+    """What a session is to measure, and with how much effort.
 
     ``keep_jobs``: leave job folders there for a rerun by hand. ``probes``: try what each variant can do besides answering.
-    ``left_out`` is what was not planned as nobody named it and it takes long; ``told`` are sentences on how else a model can be
-    measured.
+    ``left_out`` is what was not planned because it is slow and was not named; ``hints`` say how else a model can be measured.
     """
 
     scenarios: tuple[Scenario, ...]
@@ -30,7 +29,7 @@ class Plan:
     trust_remote_code: bool = False
     probes: bool = True
     left_out: tuple[str, ...] = ()
-    told: tuple[str, ...] = ()
+    hints: tuple[str, ...] = ()
 
 
 Kind = Literal["text", "list", "int", "float", "flag"]
@@ -40,7 +39,7 @@ Raw = str | Sequence[str] | bool | None
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One setting. ``kind`` ``list`` is comma-separated or repeated; a default of None means: not given."""
+    """One setting. A ``kind`` of ``list`` is comma-separated or repeated; a default of None means not given."""
 
     name: str
     kind: Kind
@@ -60,9 +59,9 @@ def _option(kind: Kind, metavar: str, about: str, *, default: str | None = None)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOptions:
-    """What a run was asked for: pytest options, ini keys and ``quantbench run`` options are made from these fields.
+    """The settings of a run: pytest options, ini keys and ``quantbench run`` options are made from these fields.
 
-    None, or nothing, stands for what was not given.
+    None, or an empty value, means that the setting was not given.
     """
 
     model: tuple[str, ...] = _option(
@@ -71,12 +70,12 @@ class RunOptions:
     method: tuple[str, ...] = _option("list", "METHOD", "only these methods")
     precision: tuple[str, ...] = _option("list", "PRECISION", "only these precisions")
     prompts: tuple[str, ...] = _option(
-        "list", "SET", "shipped names, files, a prompt a line, tokens:N for one of N, text:FILE to score"
+        "list", "SET", "a shipped name, a file (one prompt per line), tokens:N for one of N tokens, text:FILE to score"
     )
     matrix: str | None = _option("text", "FILE", "TOML file with the scenarios (without one: every method on the canary)")
     reference: str | None = _option("text", "METHOD/PRECISION", "what the variants are compared with (torch/fp32)")
     results: str = _option(
-        "text", "PATH", "where the parquet tables go: a folder or any URI that pyarrow knows", default="results"
+        "text", "PATH", "where the parquet tables go: a folder or any URI that pyarrow supports", default="results"
     )
     device: str | None = _option("text", "DEVICE", "cpu, cuda or cuda:N")
     threads: int | None = _option("int", "N", "worker threads (default: all cores this process may use)")
@@ -84,46 +83,46 @@ class RunOptions:
         "int", "TOKENS", "context length (default: the shortest that holds every prompt with its answer)"
     )
     batch: tuple[str, ...] = _option(
-        "list", "N", "answer so many sequences together, one scenario each: 1,8,32 (1; also SET@N)"
+        "list", "N", "answer N sequences together, one scenario per N: 1,8,32 (1; also SET@N)"
     )
-    chunks: int | None = _option("int", "N", "score at most so many chunks of a text (all)")
+    chunks: int | None = _option("int", "N", "score at most N chunks of a text (all)")
     output_tokens: int | None = _option("int", "TOKENS", "length of the timed answers (32)")
-    seed: int | None = _option("int", "N", "seed of everything that is sampled (0)")
+    seed: int | None = _option("int", "N", "seed for all sampling (0)")
     calibration: str | None = _option(
         "text", "FILE", "text for methods that calibrate or train (default: sampled from the model)"
     )
     server: str | None = _option(
-        "text", "URL", "what method server asks: http(s)://HOST[:PORT]/v1[#MODEL], or gguf/PRECISION here"
+        "text", "URL", "what method server measures: http(s)://HOST[:PORT]/v1[#MODEL], or gguf/PRECISION served here"
     )
-    concurrency: int | None = _option("int", "N", "the most requests that a server gets at once (4)")
+    concurrency: int | None = _option("int", "N", "the most requests sent to a server at once (4)")
     engine: str = _option("text", "ENGINE", "process or inline", default="process")
     profile: str = _option(
-        "text", "PROFILE", "how hard to try: quick (scores 32 tokens a prompt), default or thorough", default="default"
+        "text", "PROFILE", "how much effort: quick (scores 32 tokens per prompt), default or thorough", default="default"
     )
-    repeats: int = _option("int", "N", "measure everything so many times, each time in fresh processes", default="1")
-    timeout: float | None = _option("float", "SECONDS", "limit for one variant with all its prompt sets")
+    repeats: int = _option("int", "N", "measure everything N times, each time in fresh processes", default="1")
+    timeout: float | None = _option("float", "SECONDS", "time limit for one variant with all its prompt sets")
     resume: str | None = _option(
-        "text", "RUN", "go on with a run, by its id or 'last': what it measured well is not measured again"
+        "text", "RUN", "resume a run, by its id or 'last': what succeeded is not measured again"
     )
-    compare: str | None = _option("text", "BASELINE", "compare the run with a results folder, a file or ids of earlier runs")
+    compare: str | None = _option("text", "BASELINE", "compare the run with a results folder, a file, or ids of earlier runs")
     fail_on: str = _option(
-        "text", "WHAT", "what of the comparison fails: worse, insufficient (or worse), or never", default="worse"
+        "text", "WHAT", "comparison outcome that fails the run: worse, insufficient (or worse), or never", default="worse"
     )
     keep_jobs: str | None = _option(
-        "text", "DIR", "keep job folders; python -m quantbench.measuring.worker DIR/RUN/JOB reruns one"
+        "text", "DIR", "keep job folders here; python -m quantbench.measuring.worker DIR/RUN/JOB reruns one"
     )
-    probes: bool = _option("flag", "", "try what a variant can do besides also on a model of one's own: LoRA, saving, devices")
-    no_probes: bool = _option("flag", "", "do not try what a variant can do besides: LoRA, saving, other devices")
+    probes: bool = _option("flag", "", "probe your own models too: do LoRA training, saving and other devices work?")
+    no_probes: bool = _option("flag", "", "do not probe whether LoRA training, saving and other devices work")
     trust_remote_code: bool = _option("flag", "", "let a checkpoint run its own Python code")
 
     @classmethod
     def read(cls, raw: Callable[[Option], Raw]) -> RunOptions:
-        """Each option as its own type, from what ``raw`` gives for it; UsageError where that is none such."""
+        """Each option as its own type, from what ``raw`` gives for it; UsageError where that does not convert."""
         return cls(**{option.key: convert(option, raw(option)) for option in OPTIONS})
 
 
 OPTIONS = tuple(Option(each.name.replace("_", "-"), *each.metadata["option"]) for each in fields(RunOptions))
-"""The same as a table."""
+"""The fields of ``RunOptions`` as a table."""
 
 FAIL_ON = ("worse", "insufficient", "never")
 _TRUE = ("1", "true", "yes", "on")
@@ -132,7 +131,7 @@ _CONVERT: Mapping[str, Callable[[str], Any]] = {"text": str, "int": int, "float"
 
 
 def convert(option: Option, raw: Raw) -> Any:
-    """A raw option or ini value as the option's type; UsageError when it is none such."""
+    """A raw option or ini value as the option's type; UsageError when it does not convert."""
     if option.kind == "flag":
         return _flag(option, str(raw or "no").lower())
     if option.kind == "list":
@@ -143,7 +142,7 @@ def convert(option: Option, raw: Raw) -> Any:
     try:
         return _CONVERT[option.kind](str(raw))
     except ValueError:
-        raise UsageError(f"--{option.name} {raw!r} is no {option.kind}; give a number") from None
+        raise UsageError(f"--{option.name} {raw!r} is not a valid {option.kind}; give a number") from None
 
 
 def _flag(option: Option, raw: str) -> bool:
@@ -153,11 +152,11 @@ def _flag(option: Option, raw: str) -> bool:
 
 
 def plan(options: RunOptions) -> Plan:
-    """The plan that a set of options asks for. UsageError for anything that does not exist or cannot be."""
+    """The plan that a set of options asks for. UsageError for anything that does not exist or cannot be done."""
     if options.fail_on not in FAIL_ON:
         raise unknown_name("--fail-on", options.fail_on, FAIL_ON)
     if options.probes and options.no_probes:
-        raise UsageError("--probes and --no-probes are opposites; leave one out")
+        raise UsageError("--probes and --no-probes are opposites; drop one of them")
     effort = _effort(options)
     matrix = _matrix(options, effort)
     unasked = not options.probes and any(name not in MODELS for name in matrix.models)
@@ -169,7 +168,7 @@ def plan(options: RunOptions) -> Plan:
         trust_remote_code=options.trust_remote_code,
         probes=not (options.no_probes or unasked),
         left_out=(*left_out(matrix), *(["probes (--probes)"] if unasked and not options.no_probes else [])),
-        told=told(matrix),
+        hints=hints(matrix),
     )
 
 
@@ -193,7 +192,7 @@ def _scenarios(matrix: Matrix, repeats: int) -> list[Scenario]:
 
 def _batch(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise UsageError(f"--batch {text!r} is no number of sequences; give whole numbers from 1 on")
+        raise UsageError(f"--batch {text!r} is not a number of sequences; give whole numbers of at least 1")
     return int(text)
 
 

@@ -1,4 +1,4 @@
-"""Before anything is loaded: what a scenario's weights will take, and whether it can run at all."""
+"""Before anything is loaded: how much memory a scenario's weights will take, and whether it can run at all."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from quantbench.planning.planner import Planned, Workload
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outlook:
-    """What was planned of a variant: the bytes of its weights, and why it cannot run; that is empty where it may."""
+    """The forecast of a variant: the bytes of its weights, and why it cannot run (empty where it may)."""
 
     weight_bytes: int | Missing
     refusal: str = ""
@@ -26,16 +26,16 @@ class Outlooks:
     """Plans each variant once. A forecast that fails costs nothing but itself."""
 
     def __init__(self) -> None:
-        """Nothing is read before the first question."""
+        """Nothing is read before the first forecast."""
         self._architectures: dict[str, Architecture | str] = {}
         self._outlooks: dict[tuple[str, str, Conditions, str, int], Outlook] = {}
 
     def by_name(self, scenario: Scenario) -> Outlook:
-        """What is planned of the scenario's variant before its checkpoint is there."""
+        """The forecast of the scenario's variant from the model's name, before its checkpoint is there."""
         return self._of(scenario, scenario.model)
 
     def by_files(self, scenario: Scenario, checkpoint: Checkpoint) -> Outlook:
-        """What is planned of it from the files of its checkpoint."""
+        """The forecast of the scenario's variant from the files of its checkpoint."""
         return self._of(scenario, str(checkpoint.path) if checkpoint.speaks else scenario.model)
 
     def _of(self, scenario: Scenario, place: str) -> Outlook:
@@ -59,7 +59,7 @@ class Outlooks:
 
 def _read(place: str) -> Architecture | str:
     if models.is_module(place) or models.is_server(place):
-        return "shapes are planned of language models whose configuration is known"
+        return "only language models with a known configuration are forecast"
     try:
         return planner.read_architecture(place, any_age=True)
     except QuantbenchError as error:
@@ -76,7 +76,7 @@ def _outlook(architecture: Architecture, scenario: Scenario) -> Outlook:
 
 
 def _least_context(scenario: Scenario, *, fills: bool) -> int:
-    """Tokens that are surely held at once: the context where its runtime ``fills`` it, else a prompt and its answer."""
+    """Tokens certainly held at once: the whole context where the runtime ``fills`` it, else a prompt and its answer."""
     conditions = scenario.conditions
     if length := prompt_tokens(scenario.prompts):
         return max(length + conditions.output_tokens, conditions.context if fills else 0)

@@ -21,10 +21,10 @@ from quantbench.runtimes import RUNTIMES, Runtime, reader_of
 
 DEFAULT_CONTEXT = 4096
 _MOST = 10**12
-_NOT_PREDICTED = "this method says nothing of what its weights will take"
+_NOT_PREDICTED = "this method cannot forecast the size of its weights"
 
 _LONGEST = 2**20
-"""Where a configuration says nothing of how long a context may be."""
+"""Used where a configuration sets no maximum context length."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,9 +37,9 @@ class Device:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """What a model is to hold besides its weights: ``batch`` sequences of ``context`` tokens, keys and values in ``kv_dtype``.
+    """What a model holds besides its weights: ``batch`` sequences of ``context`` tokens, keys and values in ``kv_dtype``.
 
-    An empty ``kv_dtype`` stands for what the method itself uses.
+    An empty ``kv_dtype`` stands for the method's own.
     """
 
     context: int = DEFAULT_CONTEXT
@@ -47,10 +47,10 @@ class Workload:
     kv_dtype: str = ""
 
     def __post_init__(self) -> None:
-        """Raise UsageError for what no model can hold."""
+        """Raise UsageError for sizes that no model can hold."""
         for name in ("context", "batch"):
             if getattr(self, name) < 1:
-                raise UsageError(f"{name} is {getattr(self, name)}; give a whole number from 1 on")
+                raise UsageError(f"{name} is {getattr(self, name)}; give a whole number of at least 1")
             if getattr(self, name) > _MOST:
                 raise UsageError(f"{name} is above {_MOST}, which no model holds; give a smaller one")
         if self.kv_dtype and self.kv_dtype not in ELEMENT_BYTES:
@@ -59,14 +59,14 @@ class Workload:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Planned:
-    """The predicted footprint of one variant. Bytes are None where they cannot be told, with the reason in ``note``.
+    """The predicted footprint of one variant. Bytes are None where they are unknown, with the reason in ``note``.
 
-    ``context`` (tokens), ``batch`` and ``kv_dtype`` are what the cache is planned for. ``model_note`` says what is to be known
-    of all variants of the model, such as that the checkpoint is quantized already.
-    ``least_weight_bytes`` and ``most_weight_bytes`` are ``weight_bytes`` themselves where the shapes are known, and its bounds
-    where they had to be assumed. ``peak_bytes`` is weights, KV cache and activations together. ``fits_on`` says of each device
-    whether that is within its memory, None where that is within the bounds; ``largest_context`` is the longest that surely fits
-    on the largest of them, in tokens.
+    ``context`` (tokens), ``batch`` and ``kv_dtype`` are what the cache is planned for. ``model_note`` applies to all variants
+    of the model: for example, that the checkpoint is quantized already.
+    ``least_weight_bytes`` and ``most_weight_bytes`` equal ``weight_bytes`` where the shapes are known, and bound it where they
+    had to be assumed. ``peak_bytes`` is weights, KV cache and activations together. ``fits_on`` says for each device whether
+    that fits its memory, None where the bounds leave it open; ``largest_context`` is the longest context, in tokens, that
+    certainly fits on the largest of them.
     """
 
     model: str
@@ -104,22 +104,22 @@ class Planned:
 
     @property
     def most_peak_bytes(self) -> int | None:
-        """``peak_bytes`` with as many weights as there may be."""
+        """``peak_bytes`` at the upper bound of the weights."""
         return self._peak(self.most_weight_bytes)
 
     def fits_within(self, memory_bytes: int) -> bool | None:
-        """Whether the peak is within so many bytes; None where nobody can tell."""
+        """Whether the peak is within ``memory_bytes``; None where that is unknown."""
         least, most = self._peak(self.least_weight_bytes), self.most_peak_bytes
         if least is None or most is None or least <= memory_bytes < most:
             return None
         return most <= memory_bytes
 
     def refusal(self, device: Device) -> str:
-        """Why it cannot run on ``device``, with the arithmetic; empty where it fits or nobody can tell."""
+        """Why it cannot run on ``device``, with the arithmetic; empty where it fits or that is unknown."""
         if self.fits_within(device.memory_bytes) is not False or self.peak_bytes is None:
             return ""
         least = f", {format_bytes(self._peak(self.least_weight_bytes) or 0)} at least" if not self.is_exact else ""
-        takes = f"{self.variant} of {self.model} takes {format_bytes(self.peak_bytes)}{least} ({self.arithmetic})"
+        takes = f"{self.variant} of {self.model} needs {format_bytes(self.peak_bytes)}{least} ({self.arithmetic})"
         note = "" if self.is_exact else f"; {self.model_note}"
         return f"{takes} and {device.name} has {format_bytes(device.memory_bytes)}{note}"
 
@@ -138,7 +138,7 @@ class Planned:
 def read_architecture(name: str, *, any_age: bool = False) -> Architecture:
     """The architecture of the model called ``name``: a built-in one, a config.json, a folder, a ``.gguf`` file or a hub id.
 
-    Of a hub repository the config.json is fetched and nothing else; where ``any_age`` will do, it may be an old one. Raises
+    From a hub repository only the config.json is fetched; with ``any_age`` a cached, possibly outdated one will do. Raises
     UsageError or ModelError where there is none.
     """
     reader = reader_of(Path(name))
@@ -182,7 +182,7 @@ def plan(
 
 
 def forecast(architecture: Architecture, method: str, precisions: Sequence[str]) -> Mapping[str, Weights]:
-    """What the weights of each precision of a method will take; a ``.gguf`` file is for methods that open one."""
+    """The size of the weights at each precision of a method; a ``.gguf`` file suits only methods that open one."""
     reason = METHODS[method].cannot_open("gguf") if architecture.gguf else ""
     if reason:
         return {each: Weights(weight_bytes=None, note=reason) for each in precisions}
@@ -201,7 +201,7 @@ def planned(
     cache, busy = _beside_weights(architecture, weights, runtime, context=workload.context, batch=workload.batch, dtype=dtype)
     least, most = (None if loaded is None else math.ceil(loaded * bound) for bound in architecture.bounds)
     room = max((device.memory_bytes for device in devices), default=None)
-    found = Planned(
+    footprint = Planned(
         model=architecture.name, method=variant.method, precision=variant.precision, parameters=architecture.parameters,
         context=workload.context, batch=workload.batch, kv_dtype=dtype, weight_bytes=loaded,
         least_weight_bytes=least, most_weight_bytes=most, file_bytes=weights.file_bytes, kv_cache_bytes=cache,
@@ -215,19 +215,19 @@ def planned(
         ),
         note="; ".join(filter(None, (weights.note, _beyond(architecture, workload)))), model_note=architecture.note,
     )  # fmt: skip
-    fits_on = {} if loaded is None else {device.name: found.fits_within(device.memory_bytes) for device in devices}
-    return replace(found, fits=None if room is None else found.fits_within(room), fits_on=fits_on)
+    fits_on = {} if loaded is None else {device.name: footprint.fits_within(device.memory_bytes) for device in devices}
+    return replace(footprint, fits=None if room is None else footprint.fits_within(room), fits_on=fits_on)
 
 
 def runtime_of(method: str) -> Runtime:
-    """What runs the models of a method."""
+    """The runtime that runs the models of a method."""
     return RUNTIMES[METHODS[method].runtime]
 
 
 def _beside_weights(
     architecture: Architecture, weights: Weights, runtime: Runtime, *, context: int, batch: int, dtype: str
 ) -> tuple[int | None, int | None]:
-    """Bytes of keys and values, and of activations; None where the runtime's memory is not known here."""
+    """Bytes of keys and values, and of activations; None where the runtime cannot forecast them."""
     cache, busy = runtime.kv_cache_bytes, runtime.activation_bytes
     return (
         cache(architecture, context=context, batch=batch, dtype=dtype) if cache else None,
@@ -240,7 +240,7 @@ def largest_context(
 ) -> int | None:
     """The most positions for which weights, KV cache and activations stay within ``budget`` bytes.
 
-    Never more than the model was made for; 0 where not even one fits; None where what it takes is not known.
+    Never more than the model was made for; 0 where not even one fits; None where the memory that it takes is unknown.
     """
     loaded = weights.weight_bytes
     if loaded is None or runtime.kv_cache_bytes is None or runtime.activation_bytes is None:
@@ -261,4 +261,4 @@ def _beyond(architecture: Architecture, workload: Workload) -> str:
     longest = architecture.context
     if longest is None or workload.context <= longest:
         return ""
-    return f"the model was made for {longest} tokens and {workload.context} were asked for"
+    return f"the model was made for {longest} tokens, and {workload.context} were requested"

@@ -20,9 +20,9 @@ _PACKED = ("gptq", "awq")
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """What a model can be measured as, and a sentence that says so and how it is compared with its original.
+    """The variants that a model already is, and a sentence that says so and how to compare it with its original.
 
-    ``is_source``: other files of its kind can be made of it.
+    ``is_source``: other files of its kind can be made from it.
     """
 
     variants: tuple[Variant, ...]
@@ -31,9 +31,9 @@ class Settled:
 
 
 def settled(model: str) -> Settled | None:
-    """What a model holds, from its header, its config.json or the type that its name on the hub ends with; else None.
+    """What a model holds, by its header, its config.json or the type at the end of its hub name; else None.
 
-    None as well for a checkpoint that is damaged, or that no method opens: its rows say why.
+    Also None for a checkpoint that is damaged or that no method opens: its rows say why.
     """
     if is_server(model) or is_dummy(model):
         return None
@@ -50,25 +50,25 @@ def settled(model: str) -> Settled | None:
 
 
 def _precision(path: Path) -> str:
-    """The precision that a GGUF file's header names; empty where what reads it is not installed."""
+    """The precision named in a GGUF file's header; empty where the library that reads it is not installed."""
     return "" if METHODS[_GGUF].missing() else GgufHeader(gguf_parts(path)[0]).precision
 
 
 def _holding(model: str, precision: str) -> Settled | None:
-    """A GGUF model of a precision; None where method gguf has none such."""
+    """A GGUF model of a precision; None where method gguf does not have that precision."""
     from quantbench.runtimes.llama_cpp.files import UNQUANTIZED
 
     if precision not in (each.name for each in METHODS[_GGUF].precisions):
         return None
     variant = Variant(method=_GGUF, precision=precision)
-    start = f"{model} holds {variant.name}, and that alone is planned"
+    start = f"{model} holds {variant.name}, so only that is planned"
     if precision in UNQUANTIZED:
         made = f"--method {_GGUF} --precision {precision},q8_0,q4_k_m"
-        how = f"to compare with it what can be made of it, add --reference {variant.name} {made}"
+        how = f"to compare it with quantizations made from it, add --reference {variant.name} {made}"
     else:
         how = (
-            f"to compare it with its original, serve it and ask --model ORIGINAL --method server --server URL; "
-            f"to compare what quantbench makes of the original, ask --model ORIGINAL --precision {precision}"
+            f"to compare it with its original, serve it and use --model ORIGINAL --method server --server URL; "
+            f"to compare what quantbench makes from the original, use --model ORIGINAL --precision {precision}"
         )
     return Settled((variant,), f"{start}; {how}", is_source=precision in UNQUANTIZED)
 
@@ -83,13 +83,13 @@ def _of_folder(model: str, folder: Path) -> Settled | None:
     names = " or ".join(each.name for each in variants)
     return Settled(
         tuple(variants),
-        f"{model} is quantized already ({kind}), and is planned as {names} alone; to compare what quantbench makes of its "
-        f"original, ask --model ORIGINAL --method {variants[0].method}",
+        f"{model} is quantized already ({kind}), so only {names} is planned; to compare what quantbench makes from its "
+        f"original, use --model ORIGINAL --method {variants[0].method}",
     )
 
 
 def _fitting(method: str, quantization: dict[str, object]) -> Sequence[Variant]:
-    """The variants of a method that a checkpoint may be: of GPTQ and AWQ the one of its bits and groups."""
+    """The variants of a method that a checkpoint may be: for GPTQ and AWQ the one with its bits and group size."""
     offered = METHODS[method].precisions
     if method in _PACKED:
         wanted = (quantization.get("bits"), quantization.get("group_size"))

@@ -1,1 +1,1 @@
-"""What is kept: the schema, the parquet files, and the rows that are read from them. Nothing else touches parquet."""
+"""Stored results: the schema, the parquet files, and the rows read from them. Nothing else touches parquet."""

@@ -1,4 +1,4 @@
-"""Many parquet files of one table as one pyarrow table: files that cannot be read are reported, no column is dropped."""
+"""Many parquet files of one table as one pyarrow table: unreadable files are reported, and no column is dropped."""
 
 from __future__ import annotations
 
@@ -20,14 +20,16 @@ if TYPE_CHECKING:
     Content = tuple[str, pa.Table | Exception]
 
 _REQUESTS = 16
-"""Files of a remote place that are read at a time; of a local one as many as there are CPUs."""
+"""Remote files read at a time; of local ones as many as there are CPUs."""
 
 _BATCH = 32
+"""The most files that one thread reads in one go."""
+
 _FEW = 1000
-"""So many files are read by one thread at a time, and joined there if they have no more rows than this each."""
+"""Files of at most this many rows are joined by the thread that reads them."""
 
 _NAMED = 3
-"""So many columns stand in a sentence."""
+"""Columns named in a sentence."""
 
 
 _MARKS: Mapping[str, frozenset[str]] = {
@@ -36,39 +38,39 @@ _MARKS: Mapping[str, frozenset[str]] = {
     "outputs": frozenset({"run_id", "scenario_id", "index", "prompt"}),
     "runs": frozenset({"run_id", "started_at", "interrupted"}),
 }
-"""Columns by which a file of a table is known, whatever wrote or rewrote it; every version has had them."""
+"""Columns that identify a table's files, whatever wrote or rewrote them; every version has had them."""
 
 
 def read_folder(files: fs.FileSystem, folder: str, table: str, run: str | None = None) -> pa.Table | None:
-    """All rows of ``table`` in the files under ``folder``, in the order of their names; None where there is no such file.
+    """All rows of ``table`` in the files under ``folder``, in the order of the files' names; None where there is no such file.
 
-    Of one ``run`` only its own files are read, which its name tells; where no file has it, they may have been joined, and all
-    are. Columns are those of the schema, nulls where an older file lacks them, then any others that the files have: those of a
-    newer version, or of a metric that is not installed here. Warns of files that are left out, and of newer ones.
+    For one ``run`` only the files named after it are read; where there are none, files may have been merged, and all are read.
+    Columns are those of the schema (null where an older file lacks them), then any others in the files: those of a newer
+    version, or of a metric that is not installed here. Warns about files that are left out, and about newer ones.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    wanted = schema(table)
+    known = schema(table)
     sentences: list[str] = []
-    found: dict[str, pa.Table] = {}
-    whole = wanted
-    for path, content in _contents(files, _paths(files, folder, run), wanted, _MARKS[table]):
+    tables: dict[str, pa.Table] = {}
+    whole = known
+    for path, content in _contents(files, _paths(files, folder, run), known, _MARKS[table]):
         try:
             if isinstance(content, Exception):
                 raise content
             if not content.schema.equals(whole):
                 whole = pa.unify_schemas([whole, content.schema], promote_options="permissive")
-            found[path] = content
+            tables[path] = content
         except (pa.ArrowException, OSError, ValueError) as error:
             sentences.append(f"{path} cannot be read and is left out ({plain(error)})")
     kept = []
-    for path, content in found.items():
+    for path, content in tables.items():
         try:
             kept.append(_conform(content, whole))
-        except pa.ArrowException as error:  # a whole number that the other files' float64 does not hold
+        except pa.ArrowException as error:  # an integer too large for the float64 of other files
             sentences.append(f"{path} cannot be read and is left out ({plain(error)})")
-    sentences += _of_newer(found, wanted)
+    sentences += _of_newer(tables, known)
     for sentence in sentences:
         warnings.warn(sentence, stacklevel=3)
     if not kept:
@@ -78,7 +80,7 @@ def read_folder(files: fs.FileSystem, folder: str, table: str, run: str | None =
 
 
 def highest_run_number(files: fs.FileSystem, folder: str) -> int:
-    """The highest ``run_number`` in the files of runs under ``folder``; 0 where there is none. What cannot be read has none."""
+    """The highest ``run_number`` in the files of runs under ``folder``; 0 where there is none. Unreadable files are ignored."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -103,7 +105,7 @@ def plain(error: Exception) -> str:
 
 
 def _paths(files: fs.FileSystem, folder: str, run: str | None) -> list[str]:
-    """The files under ``folder``, of one run those that are named after it, if there are any."""
+    """The files under ``folder``; for one run only those named after it, if there are any."""
     from pyarrow import fs
 
     selector = fs.FileSelector(folder, recursive=True, allow_not_found=True)
@@ -115,7 +117,7 @@ def _paths(files: fs.FileSystem, folder: str, run: str | None) -> list[str]:
 
 
 def _contents(files: fs.FileSystem, paths: Sequence[str], wanted: pa.Schema, marks: frozenset[str]) -> Iterator[Content]:
-    """Each of the paths with its table, or why it cannot be read; small files are joined."""
+    """Each path with its table, or with the error that keeps it from being read; small files are joined."""
     workers = (os.cpu_count() or 1) if files.type_name == "local" else _REQUESTS
     size = min(max(len(paths) // (4 * workers), 1), _BATCH)
     batches = [paths[start : start + size] for start in range(0, len(paths), size)]
@@ -128,7 +130,7 @@ def _contents(files: fs.FileSystem, paths: Sequence[str], wanted: pa.Schema, mar
 
 
 def _joined(contents: Sequence[Content], wanted: pa.Schema) -> list[Content]:
-    """The same with neighbours of few rows as one table, where there is nothing to tell of them."""
+    """The same, with neighbouring small tables joined unless a warning about one of them is due."""
     import pyarrow as pa
 
     def small(content: Content) -> bool:
@@ -162,21 +164,21 @@ def _content(files: fs.FileSystem, path: str, wanted: pa.Schema, marks: frozense
 
 
 def _require_own(names: Sequence[str], marks: frozenset[str]) -> None:
-    """Raise ValueError for the columns of a file that is none of this table's."""
+    """Raise ValueError for a file whose columns are not this table's."""
     if lacks := sorted(marks.difference(names)):
-        raise ValueError(f"it is no file of this table: it has no column {_some(lacks)}")
+        raise ValueError(f"it is not a file of this table: it has no column {_some(lacks)}")
     if len(names) != len(set(names)):
         twice = sorted({name for name in names if names.count(name) > 1})
-        raise ValueError(f"it holds a column twice: {_some(twice)}")
+        raise ValueError(f"it has a column twice: {_some(twice)}")
 
 
 def _conform(found: pa.Table, wanted: pa.Schema) -> pa.Table:
-    """The columns ``wanted``, nulls for those that an older file lacks, then the others as they are."""
+    """The columns ``wanted``, null where an older file lacks them, then the others unchanged."""
     import pyarrow as pa
 
     if found.schema.equals(wanted):
         return found
-    have = set(found.column_names)  # pyarrow makes the list anew each time it is asked for
+    have = set(found.column_names)  # pyarrow rebuilds the list on every access
     columns: dict[str, Any] = {
         field.name: found.column(field.name).cast(field.type) if field.name in have else pa.nulls(len(found), field.type)
         for field in wanted
@@ -186,18 +188,18 @@ def _conform(found: pa.Table, wanted: pa.Schema) -> pa.Table:
 
 
 def _of_newer(found: Mapping[str, pa.Table], wanted: pa.Schema) -> list[str]:
-    """One sentence on all files of a newer schema; none where there are none."""
+    """One sentence about all files of a newer schema, if there are any."""
     newer = [path for path, table in found.items() if _version(table.schema) > SCHEMA_VERSION]
     if not newer:
         return []
     known = set(wanted.names)
     others = list(dict.fromkeys(name for path in newer for name in found[path].column_names if name not in known))
     more = f" (and {len(newer) - 1} more)" if len(newer) > 1 else ""
-    unknown = f"unknown columns are left as they are: {_some(others)}" if others else "every column of it is known here"
+    unknown = f"unknown columns are kept unchanged: {_some(others)}" if others else "every column of it is known here"
     version = max(_version(found[path].schema) for path in newer)
     sentence = (
         f"{newer[0]}{more} was written with schema version {version}, and this quantbench knows {SCHEMA_VERSION}; {unknown}; "
-        "a newer quantbench says what they mean"
+        "upgrade quantbench to see what they mean"
     )
     return [sentence]
 

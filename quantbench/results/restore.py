@@ -1,4 +1,4 @@
-"""From stored rows back to a record and to what they tell of its trace."""
+"""From stored rows back to a record and to as much of its trace as they hold."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from quantbench.metrics import all_columns
 
 Rows = Sequence[Mapping[str, Any]]
 
-_NOT_KEPT = "the run was resumed: of what was measured before, only what is stored is known"
+_NOT_KEPT = "the run was resumed, and this was not stored when it was measured"
 _FOUND = {
     "kernel": "kernel", "kv_dtype": "kv_dtype", "checkpoint_dtype": "checkpoint_dtype", "anchor": "anchor",
     "threads": "threads", "waiting": "waiting", "context": "context", "device_found": "device",
 }  # fmt: skip
-"""Columns of what are facts in a record."""
+"""Columns that are facts in a record."""
 _PARTS = ("weights", "weight_bytes_running", "peak", "columns", "load_points", "top_logprobs", "native")
 
 
 def restored(scenario: Scenario, row: Mapping[str, Any], samples: Rows, outputs: Rows) -> tuple[Record, Trace] | None:
-    """The record of an ok row with its samples and answers, and its trace; None where these are gone or of something else."""
+    """The record of an ok row with its samples and answers, and its trace; None where these are gone or of another row."""
     gone = not samples or (not outputs and row.get("chrf") is not None)
-    older = any(each.get("tokens") is None for each in samples if each["phase"] == "e2e")  # such files do not say it
+    older = any(each.get("tokens") is None for each in samples if each["phase"] == "e2e")  # such files lack the token count
     if gone or older or any(each["scenario_key"] != row["scenario_key"] for each in (*samples, *outputs)):
         return None
     record = _record(scenario, row, samples, outputs)
@@ -35,7 +35,7 @@ def restored(scenario: Scenario, row: Mapping[str, Any], samples: Rows, outputs:
 
 
 def _made(kind: type[Any], row: Mapping[str, Any]) -> Any:
-    """A Sample or an Output of a stored row; lists become tuples."""
+    """A Sample or an Output from a stored row; lists become tuples."""
     found = {each.name: row.get(each.name) for each in fields(kind)}
     return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in found.items()})
 
@@ -61,12 +61,12 @@ def _record(scenario: Scenario, row: Mapping[str, Any], samples: Rows, outputs: 
 
 
 def _trace(record: Record, row: Mapping[str, Any]) -> Trace:
-    """What the stored numbers tell of the trace; the rest is absent, with the reason."""
+    """As much of the trace as the stored numbers hold; the rest is absent, with the reason."""
     reasons = json.loads(row["null_reasons"])
-    told: dict[str, Any] = {name: row.get(name) for name in ("load_s", "quantize_s", "parameters", "artifact_bytes")}
+    stored: dict[str, Any] = {name: row.get(name) for name in ("load_s", "quantize_s", "parameters", "artifact_bytes")}
     return Trace(
         import_s=row["import_s"],
-        **told,
+        **stored,
         measured_s=math.nan,
         weights=None,
         weight_bytes_running=None,
@@ -82,14 +82,14 @@ def _trace(record: Record, row: Mapping[str, Any]) -> Trace:
         calls=_calls(record.samples),
         absent={
             **dict.fromkeys(_PARTS, _NOT_KEPT),
-            **{name: reasons.get(name, _NOT_KEPT) for name, value in told.items() if value is None},
+            **{name: reasons.get(name, _NOT_KEPT) for name, value in stored.items() if value is None},
         },
         facts=record.facts,
     )  # fmt: skip
 
 
 def _rounds(samples: Sequence[Sample], batch: int) -> tuple[Round, ...]:
-    """Samples were stored answer by answer: its prefill, the whole of it, its gaps."""
+    """Rounds from samples, which were stored answer by answer: prefill, end to end, gaps."""
     sides: dict[str, dict[int, list[Generation]]] = {"": {}, "anchor_": {}}
     for each in samples:
         anchor, phase = each.phase.startswith("anchor_"), each.phase.removeprefix("anchor_")

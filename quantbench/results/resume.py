@@ -1,4 +1,4 @@
-"""What is stored of a run that goes on: which scenarios are finished, and their records without measuring them again."""
+"""The stored part of a run that is resumed: which scenarios are finished, and their records without measuring again."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pyarrow import fs
 
 LAST = "last"
-"""Stands for the run of this machine that started last."""
+"""Stands for the last run that was started on this machine."""
 
 _NAME = re.compile(r"(?P<run>[^.].*)-(?P<number>\d{5,})\.parquet")
 _ROW = "{}-00000.parquet"
@@ -37,7 +37,7 @@ Key = tuple[str, int]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kept:
-    """A stored row: the number of its files, what was asked and how it ended."""
+    """A stored row: the number of its files, the key of what was measured, and how it ended."""
 
     number: int
     scenario_key: str
@@ -45,13 +45,13 @@ class Kept:
 
 
 class Earlier:
-    """A run as it was stored, to go on with. Reads the rows of that run only, and of them what is asked for.
+    """A stored run that is to be resumed. Reads only that run's rows, and only when they are needed.
 
-    Use as a context manager: until its end no other process may go on with the run.
+    Use as a context manager: until it exits, no other process can resume the run.
     """
 
     def __init__(self, root: str, run: Run, planned: int) -> None:
-        """``planned`` counts the scenarios of the run; UsageError when another process is at it."""
+        """``planned`` counts the scenarios of the run; UsageError when another process is measuring it."""
         self._files, self._root = filesystem(root)
         self._folder = f"date={run.started_at:%Y-%m-%d}"
         self._held = hold(root, run)
@@ -59,11 +59,11 @@ class Earlier:
         self.planned = planned
 
     def __enter__(self) -> Self:
-        """Nothing more is to be done."""
+        """Nothing to do: the run is held since it was opened."""
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Let other processes go on with the run."""
+        """Let other processes resume the run."""
         if self._held:
             self._held.close()
 
@@ -74,16 +74,16 @@ class Earlier:
 
     @property
     def numbers(self) -> Mapping[Key, int]:
-        """The number that each scenario's files have."""
+        """The number of each scenario's files."""
         return {key: kept.number for key, kept in self.rows.items()}
 
     def finished(self, scenario: Scenario) -> bool:
-        """Whether a row says that it was measured well; what was asked then may have been something else."""
+        """Whether a row says that it was measured successfully; it may have been under other conditions, see ``find``."""
         kept = self.rows.get((scenario.id, scenario.repeat))
         return kept is not None and kept.status == Status.OK
 
     def find(self, case: Case) -> tuple[Record, Trace] | None:
-        """The record and what is left of the trace; None unless exactly this was asked and measured well."""
+        """The record and what is left of the trace; None unless exactly this was measured successfully."""
         scenario = case.scenario
         kept = self.rows.get((scenario.id, scenario.repeat))
         if kept is None or kept.status != Status.OK or kept.scenario_key != case.key:
@@ -92,7 +92,7 @@ class Earlier:
         return restored(scenario, row, *(self._read(table, kept.number) for table in ("samples", "outputs")))
 
     def clear(self) -> None:
-        """Remove what a killed process left half done: samples and answers without an ok row, and half-written files."""
+        """Remove what a killed process left unfinished: samples and answers without an ok row, and partial files."""
         whole = {kept.number for kept in self.rows.values() if kept.status == Status.OK}
         for table in TABLES:
             for path in _listed(self._files, f"{self._root}/{table}/{self._folder}"):
@@ -113,18 +113,19 @@ class Earlier:
         return _rows(self._files, f"{self._root}/{table}/{self._folder}/{self.run.run_id}-{number:05d}.parquet", columns)
 
 
-def resume(root: str, wanted: str, run: Run) -> Earlier:
-    """The run ``wanted``, an id or ``last``, for a session that would be ``run``.
+def resume(root: str, name_or_last: str, run: Run) -> Earlier:
+    """The stored run ``name_or_last``, an id or ``last``, for a session that would otherwise be the new ``run``.
 
     UsageError when there is none, or when it was started on another machine, with other versions or another effort.
     """
     files, base = filesystem(root)
     runs = {match["run"]: path for path in _listed(files, f"{base}/runs") if (match := _match(path))}
-    if wanted != LAST and wanted not in runs:
-        raise unknown_name("run", wanted, runs) if runs else UsageError(f"no run is under {root!r} to resume; start one")
-    name = _last_of_machine(files, runs, run.machine.fingerprint) if wanted == LAST else wanted
+    if name_or_last != LAST and name_or_last not in runs:
+        nothing = UsageError(f"there is no run to resume under {root!r}; start one without --resume")
+        raise unknown_name("run", name_or_last, runs) if runs else nothing
+    name = _last_of_machine(files, runs, run.machine.fingerprint) if name_or_last == LAST else name_or_last
     if name is None:
-        raise UsageError(f"no run of this machine is under {root!r} to resume; start one without --resume")
+        raise UsageError(f"there is no run of this machine to resume under {root!r}; start one without --resume")
     (row,) = _rows(files, runs[name])
     _require_same(row, run)
     known = row["command"].split("; ")
@@ -134,15 +135,15 @@ def resume(root: str, wanted: str, run: Run) -> Earlier:
         commit=", ".join(dict.fromkeys(filter(None, (*row["commit"].split(", "), run.commit)))),
     )  # fmt: skip
     place = f"{runs[name].rpartition('/')[0]}/{_ROW.format(name)}"
-    if runs[name] != place:  # it had another number once
+    if runs[name] != place:  # older versions gave this file another number
         files.move(runs[name], place)
     return Earlier(root, same, row["planned"])
 
 
 def hold(root: str, run: Run) -> IO[bytes] | None:
-    """Keep other processes from resuming the run until the stream is closed or this process ends.
+    """Lock the run against other processes until the stream is closed or this process ends.
 
-    None where the place knows no locks. UsageError when another process holds it.
+    None where the store does not support locks. UsageError when another process holds the lock.
     """
     files, base = filesystem(root)
     path = Path(base, "runs", f"date={run.started_at:%Y-%m-%d}", _ROW.format(run.run_id))
@@ -158,16 +159,16 @@ def hold(root: str, run: Run) -> IO[bytes] | None:
         raise UsageError(
             f"run {run.run_id} is being measured by another process; wait until it ends, or start one without --resume"
         ) from None
-    except OSError:  # a network's file system, say
+    except OSError:  # such as a network file system without locks
         stream.close()
         return None
     return stream
 
 
 def _last_of_machine(files: fs.FileSystem, runs: Mapping[str, str], machine: str) -> str | None:
-    """The run that began last on this machine: by number, those of before there were numbers first, by start.
+    """The last run of this machine by number; runs from before there were numbers come first, ordered by start.
 
-    A file that cannot be read is no run to go on with.
+    A file that cannot be read does not count.
     """
     found: dict[str, tuple[int, datetime, str]] = {}
     for name, path in runs.items():
@@ -179,7 +180,7 @@ def _last_of_machine(files: fs.FileSystem, runs: Mapping[str, str], machine: str
 
 
 def _require_same(row: Mapping[str, Any], run: Run) -> None:
-    """One run is one machine, one set of versions and one effort: its rows are compared with each other."""
+    """Raise UsageError unless machine, versions and effort are the same: the rows of one run are compared with each other."""
     before, now = json.loads(row["versions"]), run.versions
     changed = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
     differing = {
@@ -188,10 +189,11 @@ def _require_same(row: Mapping[str, Any], run: Run) -> None:
         "with engine": (row["engine"], run.engine),
         **{f"with {name}": (before.get(name, "not installed"), now.get(name, "not installed")) for name in changed},
     }
-    found = [f"{how} {then} and not {here}" for how, (then, here) in differing.items() if then != here]
-    if found:
+    differences = [f"{how} {then} and not {here}" for how, (then, here) in differing.items() if then != here]
+    if differences:
         raise UsageError(
-            f"run {row['run_id']} was measured {', '.join(found)}; resume it as it was started, or start one without --resume"
+            f"run {row['run_id']} was measured {', '.join(differences)}; resume it as it was started, or start a new one "
+            "without --resume"
         )
 
 
@@ -223,5 +225,5 @@ def _rows(files: fs.FileSystem, path: str, columns: list[str] | None = None) -> 
         with files.open_input_file(path) as stream:
             rows: list[dict[str, Any]] = pq.read_table(stream, columns=columns).to_pylist()
     except (pa.ArrowException, OSError) as error:
-        raise StoreError(f"{path} of the run that is resumed cannot be read; remove it, and resume once more") from error
+        raise StoreError(f"{path} of the run to resume cannot be read; remove it and resume again") from error
     return rows

@@ -1,4 +1,4 @@
-"""Rows of ``scenarios`` without pandas: nulls are None, grouped by run, model and prompt set."""
+"""Rows of ``scenarios`` as plain Python values: nulls are None, grouped by run, model and prompt set."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
 REPEATS = "repeats"
-"""Of a row that stands for several processes: how many were measured, and how many were planned."""
+"""In a row that stands for several processes: how many were measured (``PLANNED``: how many were planned)."""
 
 PLANNED = "planned_repeats"
 FAILED = "failed_repeats"
-"""What became of those that were not measured, in words."""
+"""How those that were not measured ended, in words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,27 +58,27 @@ class Row:
 
     @property
     def batch(self) -> int:
-        """Sequences that were answered together; an old file does not say it, and had one."""
+        """Sequences answered together; 1 in old files, which do not store it."""
         return int(self.number("batch") or 1)
 
     @property
     def prompt_set(self) -> str:
-        """The prompt set's name as it was asked for, without the batch that the column shows behind it."""
+        """The prompt set's name as requested, without the batch that the column appends."""
         return self.text("prompts").removesuffix(at_batch("", self.batch))
 
     @property
     def prompts(self) -> str:
-        """The prompt set's name as an id shows it: of a path its last part."""
+        """The prompt set's name as in an id: the last part of a path, with the batch."""
         return at_batch(short_name(self.prompt_set), self.batch)
 
     @property
     def key(self) -> tuple[str, bool]:
-        """The variant, and whether it is the control: one row of a group each. ``label`` is for people only."""
+        """The variant and whether it is the control, unique within a group. ``label`` is for people only."""
         return self.variant, self.flag("control")
 
     @property
     def suffix(self) -> str:
-        """What tells it from another row of its variant: control, and of how many processes it is the middle."""
+        """What distinguishes it from other rows of its variant: control, and how many processes it is the median of."""
         repeats, planned = self.number(REPEATS), self.number(PLANNED)
         some = f"{repeats} of {planned}" if repeats != planned else f"{repeats}"
         return (" (control)" if self.flag("control") else "") + (f" (median of {some})" if repeats else "")
@@ -89,7 +89,7 @@ class Row:
         return self.variant + self.suffix
 
     def null_reason(self, name: str) -> str:
-        """Why a metric of an ok row is null; empty when no reason was kept."""
+        """Why a metric of an ok row is null; empty when no reason was stored."""
         try:
             reasons = json.loads(self.text("null_reasons") or "{}")
         except ValueError:
@@ -104,27 +104,27 @@ class Group:
     rows: tuple[Row, ...]
 
     def fact(self, name: str) -> str:
-        """A text that all rows share, or that those rows share that were measured."""
+        """A text that all rows share, or at least all measured rows."""
         return next((row.text(name) for row in self.rows if row.text(name)), "")
 
     @property
     def model(self) -> str:
-        """The model's name; of a path its last part."""
+        """The model's name; the last part of a path."""
         return short_name(self.fact("model"))
 
     @property
     def prompts(self) -> str:
-        """The prompt set's name as an id shows it; all rows share it."""
+        """The prompt set's name as in an id; all rows share it."""
         return self.rows[0].prompts if self.rows else ""
 
     @property
     def reads(self) -> Reads:
-        """What the model was given."""
+        """The kind of input that the model was given."""
         return reads(self.fact("prompts"))
 
     @property
     def reference(self) -> str:
-        """The variant that the others are compared with; the usual one where there are no rows."""
+        """The variant that the others are compared with; the default one where there are no rows."""
         return self.fact("reference") if self.rows else Conditions().reference
 
     @property
@@ -134,7 +134,7 @@ class Group:
 
     @property
     def instrument_check(self) -> bool:
-        """Whether the model only checks the instrument."""
+        """Whether the model serves only to check the instrument."""
         return any(row.flag("instrument_check") for row in self.rows)
 
     @property
@@ -146,7 +146,7 @@ class Group:
         return ", ".join(part for part in (f"{device}: {name}" if name else device, used) if part)
 
     def version(self, package: str) -> str:
-        """The version of a library that the run used; empty when it was not kept."""
+        """The version of a library that the run used; empty when it was not stored."""
         try:
             found = json.loads(self.fact("versions") or "{}")
         except ValueError:
@@ -155,7 +155,7 @@ class Group:
 
 
 def latest_run(frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the run that began last, see ``in_order``; an empty frame stays empty."""
+    """The rows of the latest run (see ``in_order``); an empty frame stays empty."""
     runs = in_order(frame)
     return frame[frame["run_id"] == runs[-1]] if runs else frame
 
@@ -170,15 +170,15 @@ def groups(frame: pd.DataFrame) -> list[Group]:
 
 
 def rows_of(frame: pd.DataFrame) -> list[Row]:
-    """The rows of ``frame`` as they are."""
+    """The rows of ``frame``, unchanged and in order."""
     records = frame.astype(object).where(frame.notna(), None).to_dict("records")
     return [Row({str(name): value for name, value in values.items()}) for values in records]
 
 
 def _middle(repeats: Sequence[Row]) -> Row:
-    """Repeats of one variant as one row: medians of what was measured well; intervals reach from the lowest to the highest.
+    """Repeats of one variant as one row: medians over the ok rows; intervals span from the lowest to the highest.
 
-    A figure that some of them lack is missing. Where one of them was disturbed, all of it is.
+    A figure that any of them lacks is missing, and one disturbed row marks the whole as disturbed.
     """
     measured = [row for row in repeats if row.ok]
     if not measured or len(repeats) == 1:

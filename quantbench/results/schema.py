@@ -1,4 +1,4 @@
-"""The four tables: their columns with units, and the explicit parquet schema that is made of them.
+"""The four tables: their columns with units, and the explicit parquet schema made from them.
 
 ``python -m quantbench.results.schema FILE`` writes the list of all columns below the marker in FILE, as in
 ``results/README.md``.
@@ -25,51 +25,51 @@ DTYPES: Mapping[str, str] = {
     "float": "float64", "int": "Int64", "string": "str", "bool": "boolean", "time": "datetime64[us, UTC]",
     "ids": "object", "floats": "object",
 }  # fmt: skip
-"""The pandas dtype of each kind of column; of ``ids`` and ``floats`` each value is an array of int32 or float32."""
+"""The pandas dtype of each kind of column; each value of ``ids`` and ``floats`` is an array of int32 or float32."""
 
 MARKER = "<!-- below: written by python -m quantbench.results.schema results/README.md -->"
 
 IDENTITY_COLUMNS = (
     Column("run_id", "", kind="string", doc="one pytest session, or several where it was resumed"),
     Column("started_at", "UTC", kind="time", doc="start of the run"),
-    Column("run_number", "", kind="int", doc="counts the runs of a store, whatever the clock says: the highest is the last"),
+    Column("run_number", "", kind="int", doc="counts the runs of a store, independent of the clock: the highest is the latest"),
     Column("scenario_id", "", kind="string", doc="model/method-precision/prompts: the pytest id"),
-    Column("scenario_key", "", kind="string", doc="sha256 of what was asked and changes what is measured"),
+    Column("scenario_key", "", kind="string", doc="sha256 of all settings that affect the measurement"),
     Column("model", "", kind="string", doc="as asked for"),
     Column("method", "", kind="string", doc="what quantizes and runs it"),
-    Column("precision", "", kind="string", doc="one of the method's"),
+    Column("precision", "", kind="string", doc="one of the method's precisions"),
     Column("prompts", "", kind="string", doc="prompt set"),
     Column("repeat", "", kind="int", doc="counts the fresh processes of a scenario from 0"),
-    Column("attempts", "", kind="int", doc="how often it was measured: again where it was disturbed; the last counts"),
+    Column("attempts", "", kind="int", doc="how many times it was measured: again if disturbed; the last one counts"),
     Column("status", "", kind="string", doc="ok, skipped, oom, timeout, crashed or error"),
     Column("reason", "", kind="string", doc="why the status is not ok"),
     Column("traceback", "", kind="string", doc="of the error, where Python raised one"),
-    Column("control", "", kind="bool", doc="the reference measured once more: the noise floor"),
-    Column("reference", "", kind="string", doc="the variant compared with"),
-    Column("is_reference", "", kind="bool", doc="the others of its model are compared with it"),
-    Column("bits", "bits", doc="nominal"),
+    Column("control", "", kind="bool", doc="the reference measured a second time: the noise floor"),
+    Column("reference", "", kind="string", doc="the variant that this one is compared with"),
+    Column("is_reference", "", kind="bool", doc="the model's other variants are compared with this one"),
+    Column("bits", "bits", doc="nominal bits per weight of the precision"),
     Column("device", "", kind="string", doc="as asked for"),
-    Column("device_found", "", kind="string", doc="where the weights were found: cpu or cuda:N; never another than asked for"),
+    Column("device_found", "", kind="string", doc="where the weights were found: cpu or cuda:N; always the device asked for"),
     Column("threads", "", kind="int", doc="as used"),
-    Column("waiting", "", kind="string", doc="of OpenMP's threads for each other: spins before sleep; (user): as set outside"),
+    Column("waiting", "", kind="string", doc="how OpenMP's threads wait: spins before sleep; (user): set by the user"),
     Column("context", "tokens", kind="int", doc="as used"),
     Column("batch", "sequences", kind="int", doc="answered together while timed; all tokens/s are of all of them"),
     Column("output_tokens", "tokens", kind="int", doc="timed answer length"),
     Column("answer_tokens", "tokens", kind="int", doc="greedy answer length at most"),
     Column("continuation_tokens", "tokens", kind="int", doc="positions scored per prompt at most"),
     Column("answered_prompts", "prompts", kind="int", doc="only the first of a set are timed and answered; 0: all"),
-    Column("seed", "", kind="int", doc="of whatever is sampled"),
+    Column("seed", "", kind="int", doc="seed for all sampling"),
     Column("anchor", "", kind="string", doc="what the rounds alternated with"),
     Column("kernel", "", kind="string", doc="kernel class found in use"),
     Column("kv_dtype", "", kind="string", doc="dtype of the KV cache found in use"),
-    Column("checkpoint_dtype", "", kind="string", doc="a bf16 checkpoint loses nothing in bf16 by construction"),
+    Column("checkpoint_dtype", "", kind="string", doc="dtype of the checkpoint: a bf16 one loses nothing in bf16"),
     Column("predicted_weight_bytes", "bytes", kind="int", doc="weight_bytes as planned from shapes before loading"),
-    Column("instrument_check", "", kind="bool", doc="the model only checks the instrument"),
-    Column("facts", "", kind="string", doc="JSON: whatever else was found rather than asked"),
+    Column("instrument_check", "", kind="bool", doc="the model serves only to check the instrument"),
+    Column("facts", "", kind="string", doc="JSON: whatever else was found rather than set"),
     Column("null_reasons", "", kind="string", doc="JSON: why each null metric of an ok row is null"),
     Column("machine", "", kind="string", doc="fingerprint of the hardware"),
-    Column("cpu", "", kind="string", doc="its model name"),
-    Column("gpus", "", kind="string", doc="their names, joined by commas"),
+    Column("cpu", "", kind="string", doc="model name of the CPU"),
+    Column("gpus", "", kind="string", doc="names of the GPUs, joined by commas"),
     Column("isa", "", kind="string", doc="vector instruction sets of the CPU"),
     Column("versions", "", kind="string", doc="JSON: library versions"),
     Column("schema_version", "", kind="int", doc="of the quantbench that wrote the row"),
@@ -86,12 +86,12 @@ SAMPLE_COLUMNS = (
     Column("round", "", kind="int", doc="counts the timed rounds from 0"),
     Column("index", "", kind="int", doc="prompt; for gaps prompt x (output_tokens - 1) + position"),
     Column("value_s", "s", "lower", doc="how long it took"),
-    Column("tokens", "tokens", kind="int", doc="of e2e those of the answer, of prefill those that came first; else null"),
+    Column("tokens", "tokens", kind="int", doc="for e2e those of the answer, for prefill those that came first; else null"),
 )
 OUTPUT_COLUMNS = (
     *_HANGS_ON,
     Column("index", "", kind="int", doc="counts the prompts from 0"),
-    Column("prompt", "", kind="string", doc="its text"),
+    Column("prompt", "", kind="string", doc="the prompt's text"),
     Column("prompt_tokens", "", kind="ids", doc="the ids that every variant is given"),
     Column("reference_tokens", "", kind="ids", doc="greedy answer of the reference"),
     Column("variant_tokens", "", kind="ids", doc="greedy answer of the variant; null where it comes as text only"),
@@ -111,12 +111,12 @@ RUN_COLUMNS = (
     Column("run_id", "", kind="string", doc="as in the other tables"),
     Column("run_number", "", kind="int", doc="as in scenarios"),
     Column("started_at", "UTC", kind="time", doc="start of the run"),
-    Column("finished_at", "UTC", kind="time", doc="its end; null while it runs, or where the process was killed"),
-    Column("command", "", kind="string", doc="as typed; of a run that was resumed each of them"),
+    Column("finished_at", "UTC", kind="time", doc="end of the run; null while it runs, or where the process was killed"),
+    Column("command", "", kind="string", doc="as typed; every command of a run that was resumed"),
     Column("commit", "", kind="string", doc="checked out where it ran, with -dirty when files differ"),
-    Column("planned", "scenarios", kind="int", doc="how many were asked for, repeats counted"),
-    Column("finished", "scenarios", kind="int", doc="how many have a row; null as finished_at"),
-    Column("ok", "scenarios", kind="int", doc="how many of these were measured; null as finished_at"),
+    Column("planned", "scenarios", kind="int", doc="how many were planned, repeats included"),
+    Column("finished", "scenarios", kind="int", doc="how many have a row; null like finished_at"),
+    Column("ok", "scenarios", kind="int", doc="how many of these were measured; null like finished_at"),
     Column("interrupted", "", kind="bool", doc="whether it stopped early; true where the process was killed"),
     Column("profile", "", kind="string", doc="quick, default or thorough"),
     Column("engine", "", kind="string", doc="what started the workers"),
@@ -144,26 +144,26 @@ def table_columns(table: str) -> tuple[Column, ...]:
 
 @cache
 def timed_columns() -> frozenset[str]:
-    """Columns of ``scenarios`` that rest on timed rounds: rates, latencies and ratios of these."""
+    """Columns of ``scenarios`` that depend on timed rounds: rates, latencies and their ratios."""
     return frozenset(column.name for column in all_columns() if column.timed)
 
 
 @cache
 def shown_columns(where: Literal["report", "overview"]) -> tuple[Column, ...]:
-    """The metrics' columns that are shown in the report's table of all rows, or in the overview of a run, in their order."""
+    """The metrics' columns shown in the report's table of all rows, or in the overview of a run, in their order."""
     shown = [column for column in all_columns() if column.shown and where in ("report", column.shown)]
     return tuple(sorted(shown, key=lambda column: column.place))
 
 
 @cache
 def column_of(name: str) -> Column:
-    """The column of ``scenarios`` of that name; KeyError where there is none."""
+    """The column of ``scenarios`` with that name; KeyError where there is none."""
     return {column.name: column for column in table_columns("scenarios")}[name]
 
 
 @cache
 def schema(table: str) -> pa.Schema:
-    """The explicit parquet schema of a table; each field carries what there is to know of its column as metadata."""
+    """The explicit parquet schema of a table; each field's metadata describes its column."""
     import pyarrow as pa
 
     types = {
@@ -183,12 +183,12 @@ def _described(column: Column) -> dict[str, str]:
 
 
 def as_markdown() -> str:
-    """All columns of the four tables as Markdown, of the metrics those that come with quantbench."""
+    """All columns of the four tables as Markdown; of metrics, only those that come with quantbench."""
     metrics = [each for each in METRICS if each.compute.__module__.startswith("quantbench.")]
     lines = [
         MARKER, "", "## Columns", "",
         f"Schema version {SCHEMA_VERSION}. dtype: as `quantbench.load` gives it; better: the direction of an improvement.", "",
-        *_section("`scenarios`: what was asked, where, and how it ended", IDENTITY_COLUMNS),
+        *_section("`scenarios`: what was measured, where, and how it ended", IDENTITY_COLUMNS),
         *(line for each in metrics for line in _section(f"`scenarios`, metric `{each.name}`: {each.about}", each.columns)),
         *_section("`samples`", SAMPLE_COLUMNS),
         *_section("`outputs`", OUTPUT_COLUMNS),
@@ -223,7 +223,7 @@ def _text(text: str) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Put the columns below the marker in the named file; without a name print them."""
+    """Write the columns below the marker in the named file; without a name, print them."""
     if not arguments:
         print(as_markdown())
         return 0

@@ -1,4 +1,4 @@
-"""Records to parquet and back: one explicit schema, one file per flush, nothing ever rewritten."""
+"""Records to parquet and back: one explicit schema, one file per table and flush, each written atomically."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
 _FOUND = ("kernel", "kv_dtype", "checkpoint_dtype", "anchor", "waiting")
 _ONE_ROW: Mapping[str, Any] = {"compression": "none", "use_dictionary": False, "write_statistics": False}
-"""How one row is written: a codec, a dictionary and statistics for each of 200 values would take longer than all else."""
+"""How one row is written: a codec, dictionary and statistics for each of 200 values would take longer than everything else."""
 _MANY_ROWS: Mapping[str, Any] = {"compression": "zstd"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """What all rows of one session share."""
+    """Facts that all rows of one session share."""
 
     machine: Machine
     versions: Mapping[str, str]
@@ -43,19 +43,19 @@ class Run:
     run_id: str = field(default_factory=lambda: f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid4().hex[:6]}")
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     run_number: int | None = None
-    """Counts the runs of a store from 1, whatever the clock says; the store gives it when the run begins."""
+    """Counts the runs of a store from 1, independent of the clock; the store assigns it when the run begins."""
 
 
 class Store:
-    """Writes ``root/<table>/date=YYYY-MM-DD/<run_id>-<n>.parquet``; ``root`` is a path or any URI pyarrow knows.
+    """Writes ``root/<table>/date=YYYY-MM-DD/<run_id>-<n>.parquet``; ``root`` is a path or any URI that pyarrow supports.
 
-    ``n`` stands for a scenario and repeat: what is measured again in the same run takes the place of what was there.
+    ``n`` stands for a scenario and repeat: a scenario measured again in the same run replaces its earlier files.
     """
 
     def __init__(self, root: str, run: Run, numbers: Mapping[tuple[str, int], int] | None = None) -> None:
-        """Check that the place can be written; StoreError if it cannot.
+        """Check that ``root`` is writable; StoreError if it is not.
 
-        ``numbers`` are those that a run which is resumed gave, by scenario id and repeat.
+        ``numbers`` are those that a resumed run had assigned, by scenario id and repeat.
         """
         self._run = run
         self._resumes = numbers is not None
@@ -69,16 +69,16 @@ class Store:
             self._files.delete_file(probe)
         except OSError as error:
             raise StoreError(
-                f"results cannot be written to {root!r} ({_plain(error)}); choose another place with --results"
+                f"results cannot be written to {root!r} ({_plain(error)}); choose another location with --results"
             ) from error
 
     @property
     def run_id(self) -> str:
-        """The id of the run that is written."""
+        """The id of the run being written."""
         return self._run.run_id
 
     def append(self, record: Record, *, instrument_check: bool) -> None:
-        """Flush one record's rows to the three tables. StoreError when the disk is full or the place went away."""
+        """Flush one record's rows to the three tables. StoreError when the disk is full or the location is gone."""
         shared = {
             "run_id": self._run.run_id,
             "scenario_id": record.scenario.id,
@@ -92,17 +92,17 @@ class Store:
         self._write("scenarios", number, {name: [value] for name, value in row.items()})
 
     def begin(self, *, planned: int) -> None:
-        """Write the run's own row as it stays if the process is killed: interrupted, without an end and counts.
+        """Write the run's own row as it should stay if the process is killed: interrupted, without an end or counts.
 
-        A run that is not resumed gets its number here, one more than the highest of the store. Two that begin at once may get
-        the same; then the later start counts as later.
+        A run that is not resumed gets its number here, one above the highest in the store. Two runs that begin at once may get
+        the same number; ``in_order`` then goes by their start.
         """
         if not self._resumes:
             self._run = replace(self._run, run_number=1 + highest_run_number(self._files, f"{self._root}/runs"))
         self._write_run(planned=planned, finished=None, ok=None, interrupted=True, finished_at=None)
 
     def finish(self, *, planned: int, finished: int, ok: int, interrupted: bool) -> None:
-        """Write the run's own row."""
+        """Write the run's own row with its end and counts."""
         self._write_run(planned=planned, finished=finished, ok=ok, interrupted=interrupted, finished_at=datetime.now(UTC))
 
     def _write_run(
@@ -119,7 +119,7 @@ class Store:
         self._write("runs", 0, {name: [value] for name, value in row.items()})
 
     def _write(self, table: str, number: int, columns: Mapping[str, Sequence[Any]]) -> None:
-        """Put the rows made of ``columns`` where earlier ones of that number are, if any; no columns put nothing there."""
+        """Write ``columns`` as the file of that number, replacing any earlier one; without columns, remove it."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -142,7 +142,7 @@ class Store:
                 self._files.delete_file(partial)
             raise StoreError(
                 f"results of this scenario could not be written to {folder!r} ({_plain(error)}); make room or choose another "
-                "place with --results; rows written before are safe"
+                "location with --results; rows written before are safe"
             ) from error
 
     def _remove(self, path: str) -> None:
@@ -153,11 +153,11 @@ class Store:
 
 
 def load(path: str = "results", table: str = "scenarios", *, run: str | None = None) -> pd.DataFrame:
-    """A table of all runs under ``path``, or of the ``run`` of that id, as a DataFrame with the schema's dtypes.
+    """A table of all runs under ``path``, or only of the ``run`` with that id, as a DataFrame with the schema's dtypes.
 
     Integers and booleans have pandas' nullable dtypes. Columns that an older file lacks are null in its rows; further columns,
-    of a newer version or of a metric that is not installed here, come last. Files that cannot be read (cut short, not parquet,
-    of something else) are left out with a warning. Raises StoreError when there is no such table or no readable file.
+    of a newer version or of a metric that is not installed here, come last. Files that cannot be read (truncated, not parquet,
+    of another table) are skipped with a warning. Raises StoreError when there is no such table or no readable file.
     """
     import pandas as pd
     import pyarrow as pa
@@ -165,18 +165,18 @@ def load(path: str = "results", table: str = "scenarios", *, run: str | None = N
     files, root = filesystem(path)
     whole = read_folder(files, f"{root}/{table}", table, run)
     if whole is None:
-        raise StoreError(f"no results of table {table!r} under {path!r}; run the benchmark first, or give --results")
+        raise StoreError(f"no results of table {table!r} under {path!r}; run the benchmark first, or set --results")
     if run is not None and not len(whole):
-        raise StoreError(f"no row of run {run} is in {path}; nothing of it was finished")
+        raise StoreError(f"{path} has no row of run {run}: no scenario of it was finished; resume it, or choose another run")
     types = {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype(), pa.string(): pd.StringDtype(na_value=float("nan"))}
     frame: pd.DataFrame = whole.to_pandas(types_mapper=types.get, ignore_metadata=True)
     return frame
 
 
 def in_order(frame: pd.DataFrame) -> list[str]:
-    """The ids of the runs in ``frame``, the latest last: by their number in the store, for a clock may have been set back.
+    """The ids of the runs in ``frame``, the latest last: by their number in the store, since a clock may have been set back.
 
-    Runs of before there were numbers come first, by their start; so do runs of one number, then by id.
+    Runs from before there were numbers come first. Runs with the same number are ordered by start, then by id.
     """
     numbered = frame["run_number"].fillna(0) if "run_number" in frame else [0] * len(frame)
     keys: dict[str, tuple[int, Any, str]] = {}
@@ -194,13 +194,13 @@ def _scenario_row(record: Record, run: Run) -> dict[str, Any]:
     values = {name: None if isinstance(value, Missing) else value for name, value in found.items()}
     reasons = {name: value.reason for name, value in found.items() if isinstance(value, Missing)}
     if record.status == Status.OK:
-        reasons |= {name: "the worker found none" for name in (*_FOUND, "threads", "context") if not record.facts.get(name)}
+        reasons |= {name: "the worker reported none" for name in (*_FOUND, "threads", "context") if not record.facts.get(name)}
         if not record.facts.get("device"):
             reasons["device_found"] = "the method does not say where its weights are"
         if run.run_number is None:
-            reasons["run_number"] = "the run began before runs were counted"
+            reasons["run_number"] = "the run began before runs were numbered"
         if _bits(scenario) is None:
-            reasons["bits"] = "this precision promises no number of bits"
+            reasons["bits"] = "this precision has no nominal number of bits"
     conditions = asdict(scenario.conditions)
     facts = dict(record.facts)
     used = {name: facts.pop(name, None) for name in _FOUND}
@@ -249,7 +249,7 @@ def _bits(scenario: Scenario) -> float | None:
 
 
 def _columns(shared: Mapping[str, Any], items: Sequence[Sample] | Sequence[Output]) -> dict[str, list[Any]]:
-    """The columns of a table of ``items``, each with what they share; none where there are no items."""
+    """The columns of a table of ``items``, with the ``shared`` values in every row; none without items."""
     if not items:
         return {}
     columns = {name: [value] * len(items) for name, value in shared.items()}
@@ -265,7 +265,7 @@ def _table(columns: Mapping[str, Sequence[Any]], wanted: pa.Schema) -> pa.Table:
 
 
 def _array(values: Sequence[Any], kind: pa.DataType) -> pa.Array[Any]:
-    """The values; in texts a lone surrogate, of an odd path say, becomes a question mark."""
+    """The values; a lone surrogate in a text (from an odd path, say) becomes a question mark."""
     import pyarrow as pa
 
     try:
@@ -275,7 +275,7 @@ def _array(values: Sequence[Any], kind: pa.DataType) -> pa.Array[Any]:
 
 
 def filesystem(root: str) -> tuple[fs.FileSystem, str]:
-    """Where results lie, and their path in it; StoreError for a URI that pyarrow cannot reach."""
+    """The file system that holds the results, and their path in it; StoreError for a URI that pyarrow cannot reach."""
     from pathlib import Path
 
     from pyarrow import fs
@@ -284,7 +284,7 @@ def filesystem(root: str) -> tuple[fs.FileSystem, str]:
         try:
             found: tuple[fs.FileSystem, str] = fs.FileSystem.from_uri(root)
         except (ValueError, OSError) as error:
-            raise StoreError(f"pyarrow cannot reach {root!r} ({_plain(error)}); give a folder or a URI it knows") from error
+            raise StoreError(f"pyarrow cannot reach {root!r} ({_plain(error)}); give a folder or a URI it supports") from error
         return found
     return fs.LocalFileSystem(), str(Path(root).expanduser().resolve())
 

@@ -176,7 +176,7 @@ class Session:
             expected = estimate.expected(rest, self._plan.effort, machine)
             self.announced += estimate.announced(rest, expected, self._plan.effort.timeout_s, origin)
             self._pace = conditions.device, machine.pace
-        self.announced += [f"quantbench: {sentence}" for sentence in self._plan.told]
+        self.announced += [f"quantbench: {sentence}" for sentence in self._plan.hints]
         if self._plan.left_out:
             self.announced.append(f"quantbench: left out unless named: {'; '.join(self._plan.left_out)}")
         display = None if verbosity is None else open_display(quiet=verbosity < 0)

@@ -116,9 +116,9 @@ def test_without_fit_the_memory_here_counts(monkeypatch: pytest.MonkeyPatch) -> 
     [
         (["llama-9-7b"], "unknown model 'llama-9-7b'; did you mean"),
         (["./nowhere"], "path './nowhere' does not exist"),
-        (["llama-2-7b", "--context", "0"], "context is 0; give a whole number from 1 on"),
-        (["llama-2-7b", "--context", "-4"], "context is -4; give a whole number from 1 on"),
-        (["llama-2-7b", "--batch", "0"], "batch is 0; give a whole number from 1 on"),
+        (["llama-2-7b", "--context", "0"], "context is 0"),
+        (["llama-2-7b", "--context", "-4"], "context is -4"),
+        (["llama-2-7b", "--batch", "0"], "batch is 0"),
         (["llama-2-7b", "--fit", "lots"], "'lots' is not a memory size; write for example 24GiB"),
         (["llama-2-7b", "--fit", "0GiB"], "'0GiB' is not a memory size"),
         (["llama-2-7b", "--fit", "-1GiB"], "'-1GiB' is not a memory size"),
@@ -163,7 +163,7 @@ def test_a_gguf_file_is_planned_for_what_opens_it(tmp_path: Path) -> None:
     assert "is q8_0; ask for gguf/q8_0" in rows["gguf/q4_0"]["note"]
     assert "cannot open a .gguf file" in rows["torch/fp32"]["note"]
     assert set(_rows(str(path))) == {"gguf/q8_0"}
-    assert "holds gguf/q8_0, and that alone is planned" in " ".join(_run("plan", str(path)).stderr.split())
+    assert "holds gguf/q8_0" in " ".join(_run("plan", str(path)).stderr.split())
     assert {"gguf/f16", "gguf/q4_k_m"} < set(_rows(str(f16_file(resolve("canary")))))
     cut = tmp_path / "cut ünd.gguf"
     cut.write_bytes(path.read_bytes()[:100_000])

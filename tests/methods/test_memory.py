@@ -107,7 +107,7 @@ def _tied_subclass(module: Any) -> None:
 
 ELSEWHERE = 12
 SHARED = "tensors that share storage are counted more than once"
-DENSE = "tensor subclasses say the size of the dense tensors that they stand for"
+DENSE = "tensor subclasses report the size of the dense tensors that they stand for"
 PARAMETERS, BUFFERS, HELD = WEIGHT + SMALL, COUNTS, CODES + SCALE
 KNOWN: dict[Callable[[Any], None], tuple[dict[str, int], int, str]] = {
     _plain: ({"parameters": PARAMETERS, "buffers": BUFFERS}, 0, EQUAL),

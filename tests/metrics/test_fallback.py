@@ -18,7 +18,7 @@ def test_counts_are_taken_from_the_facts(trace: Trace) -> None:
 
 
 def test_others_have_a_reason(trace: Trace) -> None:
-    for kernel, reason in (("llama.cpp-cpu", "a ready GGUF file does not say"), ("torch", "only GGUF files have types")):
+    for kernel, reason in (("llama.cpp-cpu", "does not say which"), ("torch", "not a GGUF file")):
         (found,) = set(fallback.compute(replace(trace, facts={"kernel": kernel}), None).values())
         assert isinstance(found, Missing)
         assert found.reason.startswith(reason)

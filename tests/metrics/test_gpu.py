@@ -168,7 +168,7 @@ def test_what_a_board_does_not_tell_costs_that_figure_alone(nvml: FakeNvml) -> N
     assert found.sm_mhz == (1980, 1980)
     assert (found.temperature_c, found.power_limit_w, found.power_capped_s, found.thermal_capped_s) == ((), None, None, None)
     assert set(found.absent) == {"temperature_c", "power_limit_w", "power_capped_s", "thermal_capped_s"}
-    assert set(found.absent.values()) == {"NVML does not tell it of this GPU: Not Supported"}
+    assert set(found.absent.values()) == {"NVML does not give it for this GPU: Not Supported"}
     assert nvml.asked.count("nvmlDeviceGetTemperature") == 1
 
 
@@ -177,7 +177,7 @@ def test_a_part_of_a_board_that_tells_no_clocks_at_all_has_a_reason(nvml: FakeNv
     nvml.refuses |= {f"nvmlDeviceGet{name}": "Not Supported" for name in refused}
     watch = ClockWatch("cuda")
     watch.look()
-    assert watch.clocks() == "NVML tells no clocks of this GPU: NVML does not tell it of this GPU: Not Supported"
+    assert watch.clocks() == "NVML gives no clocks for this GPU: NVML does not give it for this GPU: Not Supported"
 
 
 def test_whether_this_process_has_loaded_cuda_is_read_from_its_mappings(

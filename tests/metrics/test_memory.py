@@ -40,7 +40,7 @@ def test_quantization_state_counts_as_weight(trace: Trace) -> None:
 
 
 SHARED = "tensors that share storage are counted more than once"
-DENSE = "tensor subclasses say the size of the dense tensors that they stand for"
+DENSE = "tensor subclasses report the size of the dense tensors that they stand for"
 LARGER = "storage is larger than the tensors in it"
 
 

@@ -37,7 +37,7 @@ def test_mbu_is_the_share_of_the_bandwidth_that_decoding_reads(known: Trace) -> 
 @pytest.mark.parametrize(
     ("changes", "words", "lacking"),
     [
-        ({"bytes_per_token": None}, "not known which bytes", {"bytes_per_token", "mbu"}),
+        ({"bytes_per_token": None}, "bytes that a step of this model reads", {"bytes_per_token", "mbu"}),
         (
             {"memory_bandwidth_bps": None, "absent": {"memory_bandwidth_bps": "no CUDA"}},
             "no CUDA",
@@ -82,7 +82,7 @@ def test_energy_is_joules_a_token(trace: Trace) -> None:
 def test_energy_that_was_not_counted_says_why(trace: Trace) -> None:
     values = energy.compute(replace(trace, signals={"energy": "no RAPL here"}), None)
     assert set(values.values()) == {Missing("no RAPL here")}
-    assert "no answers were generated" in energy.compute(trace, None)["energy_source"].reason
+    assert "no model generated any" in energy.compute(trace, None)["energy_source"].reason
 
 
 @pytest.mark.parametrize("column", [*roofline.columns, *energy.columns], ids=lambda column: column.name)

@@ -42,7 +42,7 @@ def test_every_column_has_its_figure(answered: Trace) -> None:
 
 
 def test_other_methods_have_none_and_say_why(trace: Trace) -> None:
-    none = Missing("measured of servers only")
+    none = Missing("measured only for servers")
     assert served.compute(trace, None) == {column.name: none for column in served.columns}
 
 

@@ -88,7 +88,7 @@ def test_columns_of_tokens_are_null_for_text_alone(trace: Trace, reference: Refe
     answers = tuple(replace(answer, tokens=None) for answer in reference.answers)
     values = text.compute(replace(trace, answers=answers), reference)
     for name in ("first_divergence", "first_divergence_se", "token_match", "token_match_se"):
-        assert values[name] == Missing("a server gives text, no token ids")
+        assert values[name] == Missing("a server gives text, not token ids")
     assert (values["exact_match"], values["chrf"]) == (1.0, 100.0)
     assert set(values) == {column.name for column in text.columns}
 

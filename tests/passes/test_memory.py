@@ -421,7 +421,7 @@ def test_what_nvml_refuses_costs_that_figure_alone(nvml: FakeNvml) -> None:
     nvml.refuses["nvmlDeviceGetComputeRunningProcesses"] = "Not Supported"
     peak = memory.peak_during(lambda: None, memory.before_loading("cuda").ended())
     assert peak.device_used_bytes == 0
-    assert peak.absent == {"device_process_bytes": "NVML does not tell it of this GPU: Not Supported"}
+    assert peak.absent == {"device_process_bytes": "NVML does not give it for this GPU: Not Supported"}
 
 
 def test_a_peak_that_was_not_watched_to_its_end_is_none(nvml: FakeNvml) -> None:

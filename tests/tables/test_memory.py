@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     Make = Callable[..., Record]
 
 PACKED = "neither parameters nor buffers: packed weights"
-DENSE = "tensor subclasses say the size of the dense tensors that they stand for"
+DENSE = "tensor subclasses report the size of the dense tensors that they stand for"
 
 
 @pytest.fixture

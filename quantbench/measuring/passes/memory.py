@@ -164,7 +164,7 @@ class _BoardPeaks:
             try:
                 found = ask()
             except OSError as error:
-                self.absent[name] = f"NVML does not tell it of this GPU: {error}"
+                self.absent[name] = f"NVML does not give it for this GPU: {error}"
                 self.highest.pop(name, None)
                 del self._ask[name]
             else:
