@@ -40,7 +40,7 @@ class ReplayClock:
         self._samples = iter(samples)
 
     def advance(self) -> None:
-        """What pytest-benchmark believes it is timing."""
+        """The function that pytest-benchmark believes it is timing."""
         self._now += next(self._samples, 0.0)
 
 
@@ -49,19 +49,19 @@ PARAMETER = "quantbench_scenario"
 _READS = "quantbench_reads"
 _PATHS = ("matrix", "results", "keep_jobs", "calibration")
 _COMMAND_LINE_ONLY = ("trust_remote_code",)
-"""Trust is given on the command line, never by a file that lies around."""
+"""Trust must be given on the command line, never by a file that happens to be there."""
 _CLOCK = pytest.StashKey[ReplayClock]()
 _BAD_INPUT = pytest.StashKey[str]()
 FAILED_COMPARISON = pytest.StashKey[str]()
-"""How the comparison ended that alone failed the session: ``regression`` or ``insufficient``."""
+"""The outcome of the comparison, where that alone failed the session: ``regression`` or ``insufficient``."""
 _COMPARISON = pytest.StashKey["Outcome | None"]()
 _SESSION = pytest.StashKey[Session]()
 _REPLAYED = pytest.StashKey[list["Measured"]]()
-"""What was handed to pytest-benchmark, to be renewed where it is measured again."""
+"""Figures handed to pytest-benchmark, to be replaced where a scenario is measured again."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Every setting as ``--quantbench-NAME``, and but for trust as ini key ``quantbench_name``."""
+    """Add every setting as ``--quantbench-NAME``, and all but trust as ini key ``quantbench_name``."""
     group = parser.getgroup("quantbench", "measure quantized models")
     for option in OPTIONS:
         action = {"list": "append", "flag": "store_true"}.get(option.kind, "store")
@@ -82,7 +82,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Register the markers and the fixture, and make the folder that ``--benchmark-json`` will be written to."""
     config.addinivalue_line("markers", "gpu: needs a CUDA device")
-    config.addinivalue_line("markers", f"{_READS}(what): only scenarios that give their model prompts, a text or inputs")
+    config.addinivalue_line("markers", f"{_READS}(what): only scenarios whose model reads that: prompts, text or inputs")
     has_benchmark = config.pluginmanager.hasplugin("benchmark")
     if not has_benchmark:
         config.addinivalue_line("markers", "benchmark: settings of pytest-benchmark, which is not active")
@@ -92,7 +92,7 @@ def pytest_configure(config: pytest.Config) -> None:
         try:
             json_file.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise pytest.UsageError(f"--benchmark-json: {json_file.parent} cannot be made ({error.strerror})") from None
+            raise pytest.UsageError(f"--benchmark-json: {json_file.parent} cannot be created ({error.strerror})") from None
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -110,7 +110,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """End with one sentence when the options asked for something that cannot be."""
+    """End with one sentence when the options ask for something impossible."""
     if _BAD_INPUT in config.stash:
         raise pytest.UsageError(f"quantbench: {config.stash[_BAD_INPUT]}")
     items[:] = [item for item in items if not _has_no_scenario(item)]
@@ -149,7 +149,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, object]:
-    """When all tests were run: measure again what other work disturbed, unless the session was stopped (``-x``, Ctrl-C)."""
+    """After all tests: measure again what other work disturbed, unless the session was stopped (``-x``, Ctrl-C)."""
     result = yield
     state = session.config.stash.get(_SESSION, None)
     if state is not None and not (session.shouldstop or session.shouldfail):
@@ -163,7 +163,7 @@ def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, objec
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """Stop the engine and write the run's row.
 
-    A session in which no test failed fails where nothing was measured of what was selected, and by a regression.
+    A session in which no test failed still fails if nothing that was selected was measured, or by a regression.
     """
     state = session.config.stash.get(_SESSION, None)
     if state is not None:
@@ -204,7 +204,7 @@ def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
 
 
 def benchmark_group(scenario: Scenario, test: str) -> str:
-    """What pytest-benchmark compares in one table: all variants of a model and prompt set in the test of that name."""
+    """The group that pytest-benchmark compares in one table: all variants of a model and prompt set in the same test."""
     return f"{short_name(scenario.model)} {at_batch(short_name(scenario.prompts), scenario.batch)} {test.removeprefix('test_')}"
 
 
@@ -236,7 +236,7 @@ class Measured:
 
     @property
     def trace(self) -> Trace:
-        """What the worker saw of the scenario; skips or fails the test like ``record``."""
+        """The worker's trace of the scenario; skips or fails the test like ``record``."""
         __tracebackhide__ = True
         trace = self._session.runner.trace(self.record.scenario)
         assert trace is not None
@@ -245,7 +245,7 @@ class Measured:
     def replay(self, seconds: Callable[[Trace], Sequence[float]]) -> None:
         """Hand the worker's durations to pytest-benchmark, with the record's figures as ``extra_info``.
 
-        ``seconds`` takes them from the trace; it is asked again where the scenario is measured again.
+        ``seconds`` takes them from the trace; it is called again if the scenario is measured again.
         """
         samples = seconds(self.trace)
         if self._benchmark is None:
@@ -257,7 +257,7 @@ class Measured:
         self._replayed.append(self)
 
     def renew(self) -> None:
-        """Put the figures of the scenario's newest record in place of those that were replayed."""
+        """Replace the replayed figures with those of the scenario's newest record."""
         benched = self._benchmark.stats
         if benched is None or self._seconds is None:  # --benchmark-disable
             return
@@ -293,7 +293,7 @@ class _WithoutBenchmark:
 
 
 def session_of(config: pytest.Config) -> Session:
-    """The session that this pytest is, planned on first use; UsageError where the options ask for what cannot be."""
+    """The session of this pytest, planned on first use; UsageError where the options ask for something impossible."""
     if _SESSION not in config.stash:
         asked = RunOptions.read(lambda option: raw_setting(config, option))
         command = " ".join(["pytest", *config.invocation_params.args])
@@ -302,7 +302,7 @@ def session_of(config: pytest.Config) -> Session:
 
 
 def _compared(state: Session) -> Outcome | None:
-    """The run's own rows beside its baseline, where one was named and something was started."""
+    """The run compared with its baseline, where one was named and something was measured."""
     if not state.baseline or not state.run_id:
         return None
     from quantbench.judge.compare.gate import gate
@@ -312,7 +312,7 @@ def _compared(state: Session) -> Outcome | None:
 
 
 def raw_setting(config: pytest.Config, option: Option) -> Any:
-    """A setting as given; a path on the command line starts where pytest was started, one in an ini file at the root."""
+    """A setting as given; a path is relative to pytest's working directory, or to the root if it is from an ini file."""
     given = config.getoption(f"quantbench_{option.key}")
     if option.key in _COMMAND_LINE_ONLY:
         return given
@@ -326,7 +326,7 @@ def raw_setting(config: pytest.Config, option: Option) -> Any:
 
 
 def _verbosity(config: pytest.Config) -> int | None:
-    """How much pytest says; None where it says nothing at all."""
+    """Pytest's verbosity; None where it has no terminal output at all."""
     verbosity: int = config.option.verbose
     return verbosity if config.pluginmanager.hasplugin("terminalreporter") else None
 
@@ -339,6 +339,6 @@ def _scenario_of(item: pytest.Item) -> str | None:
 
 
 def _has_no_scenario(item: pytest.Item) -> bool:
-    """Whether it is what pytest collects, to skip it, where a test has no scenario at all."""
+    """Whether it is the placeholder that pytest collects, as skipped, for a test without any scenario."""
     callspec = getattr(item, "callspec", None)
     return callspec is not None and PARAMETER in callspec.params and _scenario_of(item) is None

@@ -147,14 +147,14 @@ def test_a_module_is_planned_on_seeded_inputs_with_the_methods_that_open_it() ->
 
 
 def test_a_module_beside_methods_that_cannot_open_it_is_refused_unless_another_model_has_scenarios() -> None:
-    with pytest.raises(UsageError, match=r"^model 'lstm' is a module .* gguf cannot open; ask for torch or torch-dynamic$"):
+    with pytest.raises(UsageError, match=r"^model 'lstm' is a module .* gguf cannot open; use torch or torch-dynamic$"):
         _module_ids("gguf")
     mixed = scenarios(replace(PLAIN, models=("canary", "lstm"), variants=(Q8_0,)))
     assert [scenario.id for scenario in mixed] == ["canary/gguf-q8_0/ten"]
 
 
 def test_a_model_that_reads_text_takes_no_seeded_inputs() -> None:
-    with pytest.raises(UsageError, match=r"^model 'canary' reads text and takes no 'seeded' inputs"):
+    with pytest.raises(UsageError, match=r"^model 'canary' reads text, not 'seeded' inputs"):
         scenarios(replace(PLAIN, models=("lstm", "canary"), prompts=("seeded",)))
 
 
@@ -310,7 +310,7 @@ def test_a_method_that_the_matrix_lacks_comes_with_its_usual_precisions_or_with_
     [
         ({"methods": ("bitsandbites",)}, r"^unknown method 'bitsandbites'; did you mean 'bitsandbytes'\?$"),
         ({"precisions": ("fp33",)}, r"^unknown precision 'fp33'; did you mean"),
-        ({"methods": ("torch",), "precisions": ("q8_0",)}, r"^no method asked for has precision q8_0; .* bf16, fp16, fp32$"),
+        ({"methods": ("torch",), "precisions": ("q8_0",)}, r"^none of the chosen methods has .*q8_0; .* bf16, fp16, fp32$"),
     ],
 )
 def test_a_selection_that_cannot_be_is_refused(asked: dict[str, tuple[str, ...]], sentence: str) -> None:

@@ -192,7 +192,7 @@ def test_a_text_and_inputs_of_a_module_are_never_batched(tmp_path: Path) -> None
         ("ten", "0", "not a number of sequences"),
         ("ten", "-2", "not a number of sequences"),
         ("ten", "many", "not a number of sequences"),
-        ("ten@2", "4", "names a batch and --batch 4 another"),
+        ("ten@2", "4", "--batch 4 another"),
         ("ten", "4,4", "planned twice"),
         ("ten@0", "", "cannot be answered 0 at a time"),
     ],

@@ -142,5 +142,5 @@ def test_variants_are_narrowed_by_name() -> None:
     assert {each.method for each in every_variant([], ["int8"])} >= {"bitsandbytes", "torch-dynamic", "gptq"}
     with pytest.raises(UsageError, match="unknown precision 'q9'"):
         every_variant([], ["q9"])
-    with pytest.raises(UsageError, match="no method asked for has precision int8"):
+    with pytest.raises(UsageError, match="none of the chosen methods has precision int8"):
         every_variant(["torch"], ["int8"])

@@ -242,7 +242,7 @@ def short(started: Mapping[str, Future[dict[str, Ran]]]) -> dict[str, Ran]:
     return started["run_short"].result()
 
 
-NOT_ANSWERED = "a text is scored and not answered; name a prompt set such as 'mixed' besides"
+NOT_ANSWERED = "a text is scored, not answered; name a prompt set such as 'mixed' as well"
 VARIANTS = ("stub-exact", "stub-exact-control", "stub-noisy", "fatal-save")
 
 
@@ -314,7 +314,7 @@ class TestARunThatGoesWell:
             assert reason.startswith("the probe process ended: the worker was ended by SIGSEGV")
             assert not frame.saves_and_reloads["stub", "exact", repeat]
             notes = json.loads(frame.capability_notes["stub", "exact", repeat])
-            assert "no file that can be loaded safely" in notes["save_reload"]
+            assert "cannot save to a file that is safe to load" in notes["save_reload"]
         jobs = Counter(path.name.split("-", 1)[1] for path in sound.folder.glob("jobs/*/*-*"))
         assert jobs["fatal-save-probe"] == jobs["fatal-save-measure"] > 1
         assert jobs["stub-exact-probe"] == jobs["stub-noisy-probe"] == 1 < jobs["stub-exact-measure"]
@@ -395,7 +395,7 @@ class TestWhatFailsFailsAlone:
         assert len(lines) == failing.table().groupby(["model", "precision"]).ngroups
         pattern = r"quantbench: \d+ of 12, \S+ \w+/\w+: [\w, ]+ after \d+ s(, (-|about \d+ (s|min)) left)?"
         assert [line for line in lines if not re.fullmatch(pattern, line)] == []
-        said = [line for line in failing.end.stdout.lines if line.startswith("quantbench: ") and "is busy already" not in line]
+        said = [line for line in failing.end.stdout.lines if line.startswith("quantbench: ") and "is already busy" not in line]
         assert len(said) == 1, said
         assert re.fullmatch(r"quantbench: \d+ scenarios in 12 jobs: about .*; estimated from .*", said[0])
         failing.end.stdout.no_fnmatch_line("* left")
@@ -451,7 +451,7 @@ class TestShortRuns:
         """Though all that was not skipped passed; where no scenario was selected the suite is not quantbench's to judge."""
         assert short["nothing"].end.ret == pytest.ExitCode.TESTS_FAILED
         short["nothing"].end.assert_outcomes(passed=1, skipped=1, deselected=2)
-        said = "nothing was measured (1 skipped), most often because: the stub cannot run here; use another precision"
+        said = "nothing was measured (1 skipped); most frequent reason: the stub cannot run here"
         assert short["nothing"].end.stdout.str().count(said) == 1
         assert short["own"].end.ret == pytest.ExitCode.OK
         short["own"].end.assert_outcomes(passed=1, deselected=3)

@@ -63,7 +63,7 @@ def test_a_reference_that_cannot_fit_costs_similarity_only(tmp_path: Path, monke
     missing = record.values["kld_mean"]
     assert isinstance(missing, Missing)
     assert missing.reason.startswith("the reference does not fit: torch/fp32 of canary takes")
-    assert missing.reason.endswith("name a smaller one with --reference, such as torch/bf16")
+    assert missing.reason.endswith("choose a smaller one with --reference, such as torch/bf16")
 
 
 def test_a_dummy_that_cannot_fit_is_not_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

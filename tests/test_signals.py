@@ -44,12 +44,12 @@ def test_signals_watch_a_pass_and_look_after_each_round_and_what_takes_time_come
     metrics(one=_steps(log, "one"), none=None, two=_steps(log, "two"))
     with Watch(Watched(name="latency", device="cpu")) as watch:
         watch.look()
-        assert watch.found == {}
+        assert watch.signals == {}
     assert log == [
         "one begins beside latency on cpu", "two begins beside latency on cpu",
         "one looks", "two looks", "two ends", "one ends",
     ]  # fmt: skip
-    assert watch.found == {"one": {"after": 6}, "two": {"after": 6}}
+    assert watch.signals == {"one": {"after": 6}, "two": {"after": 6}}
 
 
 @pytest.mark.parametrize("where", ["before", "look", "after", "later"])
@@ -76,7 +76,7 @@ def test_a_signal_that_fails_costs_its_own_figures_only(where: str, metrics: Cal
     with Watch(Watched(name="latency")) as watch:
         watch.look()
         watch.look()
-    assert watch.found == {"broken": "its signal failed: ZeroDivisionError: by nothing", "whole": {"figure": 1}}
+    assert watch.signals == {"broken": "its signal failed: ZeroDivisionError: by nothing", "whole": {"figure": 1}}
 
 
 def test_a_pass_that_fails_is_not_worked_on_afterwards(metrics: Callable[..., None]) -> None:
@@ -85,4 +85,4 @@ def test_a_pass_that_fails_is_not_worked_on_afterwards(metrics: Callable[..., No
     with pytest.raises(MemoryError), Watch(Watched(name="latency")) as watch:
         raise MemoryError
     assert log[-1] == "one ends"
-    assert watch.found == {}
+    assert watch.signals == {}

@@ -1,1 +1,1 @@
-"""What a worker does: subjects, passes, the anchor."""
+"""The work of a worker process: subjects, passes, the anchor."""

@@ -1,7 +1,7 @@
-"""The anchor: what a variant's rounds alternate with, in the same process and runtime.
+"""The anchor: the model whose rounds alternate with a variant's, in the same process and runtime.
 
 It is the model's own unquantized form in that runtime where both fit, else the canary's: either way the same work is timed
-beside every variant, and the ratio of the two is what survives the machine's mood.
+beside every variant, so the ratio of the two stays comparable when the machine's speed varies.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from quantbench.planning import planner
 from quantbench.runtimes.transformers.devices import gpus_of
 
 _MEMORY_SHARE = 0.4
-"""The anchor's weights may take this much of the host's memory that is free."""
+"""The anchor's weights may take at most this share of the host's free memory."""
 
 _PEAK_SHARE = 0.9
-"""All that the anchor holds at once, its cache too, may take this much of the memory that is free, on a GPU or the host."""
+"""The anchor's peak, its cache included, may take at most this share of the free memory, on a GPU or the host."""
 
 _CANARY = "canary"
 _CANARY_VOCABULARY = 2048
@@ -32,7 +32,7 @@ _CANARY_PROMPT_TOKENS = 256
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Anchor:
-    """Which variant of which model, and how it is opened. ``name`` is stored: ``torch/fp32``, or ``canary torch/fp32``."""
+    """The anchor's model and variant, and how to open it. ``name`` is stored: ``torch/fp32``, or ``canary torch/fp32``."""
 
     name: str
     spec: Spec
@@ -40,14 +40,14 @@ class Anchor:
     stands_in: bool = False
 
     def prompts(self, prompts: Sequence[Sequence[int]]) -> Sequence[Sequence[int]]:
-        """The prompts as the anchor can read them: a canary that stands in gets ids of its own, as many or fewer."""
+        """The prompts as the anchor can read them: a canary that stands in gets ids of its own vocabulary, at most as many."""
         if not self.stands_in:
             return prompts
         return [[token % _CANARY_VOCABULARY for token in prompt[:_CANARY_PROMPT_TOKENS]] for prompt in prompts]
 
 
 def choose(spec: Spec, settings: Settings) -> Anchor | None:
-    """The anchor for a variant, its artifact made if the method needs one; None where not even the canary can be had."""
+    """The anchor for a variant, its artifact made if the method needs one; None where not even the canary is available."""
     method, _, precision = METHODS[spec.variant.method].anchor.partition("/")
     variant = replace(spec.variant, method=method, precision=precision, control=False)
     own = Anchor(name=variant.name, spec=replace(spec, variant=variant), settings=settings)
@@ -64,7 +64,7 @@ def choose(spec: Spec, settings: Settings) -> Anchor | None:
 
 
 def _fits(anchor: Anchor) -> bool:
-    """Whether it has room beside what is loaded already."""
+    """Whether it fits in memory beside what is loaded already."""
     variant, device = anchor.spec.variant, anchor.spec.conditions.device
     bits = METHODS[variant.method].precision(variant.precision).bits or 32
     weights = checkpoints.count_parameters(anchor.settings.checkpoint) * bits / 8
@@ -75,7 +75,7 @@ def _fits(anchor: Anchor) -> bool:
 
 
 def _peak_bytes(anchor: Anchor) -> int:
-    """Bytes of its weights, keys, values and activations as planned; 0 where nobody can tell."""
+    """Forecast bytes of its weights, keys, values and activations; 0 where there is no forecast."""
     variant, settings = anchor.spec.variant, anchor.settings
     workload = planner.Workload(context=max(1, settings.context), batch=settings.batch)
     try:
@@ -87,9 +87,9 @@ def _peak_bytes(anchor: Anchor) -> int:
 
 
 def _free_on_gpus(device: str) -> int:
-    """Bytes that are free, after torch gave back what it kept for later; 0 where nobody tells.
+    """Free bytes, after torch has given back its cached blocks; 0 where that is unknown.
 
-    Where torch works on a GPU it is asked, else NVML: torch would open CUDA, and take memory for that, beside llama.cpp.
+    Torch answers if it uses a GPU already, else NVML: beside llama.cpp, torch would initialize CUDA and take memory for it.
     """
     torch = sys.modules.get("torch")
     if torch and torch.cuda.is_initialized():
@@ -107,6 +107,6 @@ def _free_on_gpus(device: str) -> int:
 def _prepared(anchor: Anchor) -> bool:
     try:
         METHODS[anchor.spec.variant.method].prepare(anchor.spec, anchor.settings)
-    except QuantbenchError:  # an anchor is a help: without one there is no ratio, but all else
+    except QuantbenchError:  # an anchor is optional: without one only the ratios are missing
         return False
     return True

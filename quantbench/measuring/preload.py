@@ -1,4 +1,4 @@
-"""Import a library with what it would otherwise import while a model is loaded, so that ``load_s`` times loading."""
+"""Import a library along with what it would import during loading, so that ``load_s`` times only the loading."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ _WITH: Mapping[str, tuple[str, ...]] = {
     "transformers": ("transformers.models.auto.tokenization_auto", "transformers.models.llama.modeling_llama"),
 }
 SHARED = ("numpy", "torch", "transformers")
-"""What the fork server imports once for all workers of runtimes that need torch."""
+"""Imported once by the fork server, for all workers of runtimes that need torch."""
 
 WITHOUT_TORCH: tuple[str, ...] = ()
-"""The same for those that need none, whose workers are no forks: some 320 MB of torch would count as memory of each.
+"""The same for runtimes without torch. Their workers are not forks: torch's 320 MB or so would count as memory of each.
 
-A fork maps only those pages of inherited libraries that it touches. So it would seem 6 MB smaller than a process of its own,
-which is much where a small model is all that such a runtime holds.
+A fork maps only the pages of inherited libraries that it touches. It would look 6 MB smaller than a separate process, which is
+a lot where such a runtime holds only a small model.
 """
 
 
 def import_library(name: str) -> float:
-    """Import ``name`` and what belongs to it; seconds taken (next to none when it was imported before)."""
+    """Import ``name`` and its companions; seconds taken (almost none if they were imported before)."""
     started = time.perf_counter()
     for module in (name, *_WITH.get(name, ())):
         importlib.import_module(module)
@@ -34,9 +34,9 @@ def import_library(name: str) -> float:
 def keep_torch_out() -> None:
     """Keep torch out of this process for good.
 
-    transformers, of which a runtime without torch needs the tokenizers, would import it just because it is installed.
+    A runtime without torch needs transformers for its tokenizers, and transformers imports torch whenever it is installed.
     """
-    sys.modules["torch"] = None  # type: ignore[assignment]  # Python's own way to say that there is no such module
+    sys.modules["torch"] = None  # type: ignore[assignment]  # Python's own way to block an import
 
 
 def is_without_torch() -> bool:

@@ -1,4 +1,4 @@
-"""Runs the signals of all metrics around one pass, and collects what they tell."""
+"""Runs the signals of all metrics around one pass, and collects what they report."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from quantbench.metrics import METRICS
 
 @dataclass(slots=True)
 class Watch:
-    """All signals of one pass. Use as a context manager; what comes afterwards is done before it ends, if the pass did well."""
+    """All signals of one pass. Use as a context manager; deferred work runs before it exits, if the pass succeeded."""
 
     about: Watched
     _watched: dict[str, Watched] = field(default_factory=dict)
     _opened: dict[str, ExitStack] = field(default_factory=dict)
 
     def __enter__(self) -> Self:
-        """Begin to watch."""
+        """Start watching."""
         for metric in METRICS:
             if metric.signal:
                 self._watched[metric.name] = replace(self.about, looks=[], later=[])
@@ -38,24 +38,24 @@ class Watch:
                 self._guarded(name, work)
 
     def look(self) -> None:
-        """To be called after each round, when no clock runs."""
+        """Call it after each round, while nothing is timed."""
         for name, watched in self._watched.items():
             for look in watched.looks:
                 self._guarded(name, look)
 
     @property
-    def found(self) -> Mapping[str, Found]:
-        """What was told, by the metric's name; nothing of those that had nothing to watch."""
+    def signals(self) -> Mapping[str, Found]:
+        """The reports by metric name, without those of metrics that had nothing to watch."""
         return {name: watched.found for name, watched in self._watched.items() if watched.found}
 
     def _enter(self, name: str, signal: Signal) -> None:
         self._guarded(name, lambda: self._opened[name].enter_context(signal(self._watched[name])))
 
     def _guarded(self, name: str, step: Callable[[], object]) -> None:
-        """Do a step of somebody's signal; one that fails is looked at no more."""
+        """Run one step of a signal; a signal that fails is dropped."""
         try:
             step()
-        except Exception as error:  # noqa: BLE001 - a signal may be anybody's; its failure costs its own figures only
+        except Exception as error:  # noqa: BLE001 - a signal may be a plug-in's; its failure costs only its own figures
             watched = self._watched[name]
             watched.looks, watched.later = [], []
             watched.tell(f"its signal failed: {type(error).__name__}: {error}")

@@ -1,7 +1,7 @@
 """Run one job in this process: ``python -m quantbench.measuring.worker DIR`` reads its ``job.json`` and writes the traces.
 
 Everything travels as files: ``job.json`` in; ``trace-N.json`` and ``columns-N.npz`` out, one per prompt set, or
-``failure.json``. So any cell can be run again by hand.
+``failure.json``. So any job can be rerun by hand.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ _OOM_SCORE_ADJ = Path("/proc/self/oom_score_adj")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the job in the folder named on the command line; 0 when its results were written, 1 when it failed.
+    """Run the job in the folder given on the command line; 0 when its results were written, 1 when it failed.
 
-    With ``--without-torch`` behind it torch is kept out of the process.
+    ``--without-torch`` after the folder keeps torch out of the process.
     """
     folder, *rest = sys.argv[1:] if arguments is None else arguments
     if rest == [WITHOUT_TORCH_FLAG]:
@@ -42,11 +42,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run_job(folder: Path) -> int:
-    """Run the job in ``folder``; whatever goes wrong ends up in its ``failure.json``."""
+    """Run the job in ``folder``; any failure is written to its ``failure.json``."""
     try:
         with of_run(folder.absolute().parent):
             _run(Job.load(folder), folder)
-    except Exception as error:  # noqa: BLE001 - the whole point: any failure of one cell becomes its row
+    except Exception as error:  # noqa: BLE001 - the whole point: any failure of a job becomes its rows
         failure = Failure(status=_status(error), reason=_reason(error), traceback=traceback.format_exc())
         write(folder / FAILURE_FILE, failure)
         print(f"{failure.status}: {failure.reason}", file=sys.stderr)
@@ -55,11 +55,11 @@ def run_job(folder: Path) -> int:
 
 
 def _run(job: Job, folder: Path) -> None:
-    """Do the job; where the checkpoint changed meanwhile, that is what went wrong, whatever else did."""
+    """Do the job; a checkpoint that changed meanwhile is reported first, whatever else went wrong."""
     require_unchanged(job.checkpoint)
     try:
         with Rest(settings_of(job).threads) as rest:
-            if job.kind != "measure":  # which knows itself what of it is timed
+            if job.kind != "measure":  # measuring decides for itself when threads rest
                 rest.begin()
             match job.kind:
                 case "prepare":
@@ -75,7 +75,7 @@ def _run(job: Job, folder: Path) -> None:
 
 
 def sacrifice_first() -> None:
-    """Ask the kernel to kill this process first when memory runs out, not the one that keeps the results."""
+    """Ask the kernel to kill this process first when memory runs out, not the one that stores the results."""
     if _OOM_SCORE_ADJ.exists():
         _OOM_SCORE_ADJ.write_text("1000")
 
@@ -88,7 +88,7 @@ def _status(error: Exception) -> Status:
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, QuantbenchError) or (type(error) is MemoryError and str(error)):  # ours too
+    if isinstance(error, QuantbenchError) or (type(error) is MemoryError and str(error)):  # a full sentence of our own
         return str(error)
     first_line = (str(error).strip().splitlines() or [""])[0]
     return f"{type(error).__name__}: {first_line}"
@@ -113,6 +113,6 @@ def _prepare(job: Job) -> None:
 
 if __name__ == "__main__":
     sacrifice_first()
-    os.environ.update(bounded(os.environ))  # before libgomp is loaded, which looks once
+    os.environ.update(bounded(os.environ))  # before libgomp is loaded: it reads the environment only once
     number_gpus_by_bus()
     sys.exit(main())

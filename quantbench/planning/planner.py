@@ -119,7 +119,7 @@ class Planned:
         if self.fits_within(device.memory_bytes) is not False or self.peak_bytes is None:
             return ""
         least = f", {format_bytes(self._peak(self.least_weight_bytes) or 0)} at least" if not self.is_exact else ""
-        takes = f"{self.variant} of {self.model} needs {format_bytes(self.peak_bytes)}{least} ({self.arithmetic})"
+        takes = f"{self.variant} of {self.model} takes {format_bytes(self.peak_bytes)}{least} ({self.arithmetic})"
         note = "" if self.is_exact else f"; {self.model_note}"
         return f"{takes} and {device.name} has {format_bytes(device.memory_bytes)}{note}"
 
@@ -261,4 +261,4 @@ def _beyond(architecture: Architecture, workload: Workload) -> str:
     longest = architecture.context
     if longest is None or workload.context <= longest:
         return ""
-    return f"the model was made for {longest} tokens, and {workload.context} were requested"
+    return f"the model was made for {longest} tokens and {workload.context} were asked for"

@@ -1,4 +1,4 @@
-"""Measuring again, at the end of a run, what other work disturbed: at most twice, and only once the machine is quiet."""
+"""Measures again, at the end of a run, what other work disturbed: at most twice, and only once the machine is quiet."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from quantbench.core.other_work import busy_now
 from quantbench.core.scenario import Scenario
 
 TIMES = 2
-"""So often at most is a variant measured again."""
+"""The most times that a variant is measured again."""
 
 SHARE = 0.5
-"""Of what the run took until then, all of it may take so much."""
+"""Measuring again may take at most this share of the run's time until then."""
 
 QUIET_WITHIN_S = 20.0
-"""So long is waited for a quiet moment, each time: with others at work for longer, measuring again would not help."""
+"""Seconds to wait for a quiet moment, each time: if others work for longer, measuring again would not help."""
 
 _PAUSE_S = 0.5
 
 
 class Measurer(Protocol):
-    """What is asked of a runner."""
+    """The part of a runner that measuring again needs."""
 
     def disturbed(self) -> Sequence[Sequence[Scenario]]:
-        """What other work disturbed, by job."""
+        """The scenarios that other work disturbed, by job."""
 
     def took_s(self, group: Sequence[Scenario]) -> float:
         """Seconds that the job of these scenarios took."""
@@ -37,7 +37,7 @@ class Measurer(Protocol):
 
 @dataclass(slots=True)
 class Again:
-    """What was measured again, and why what is still disturbed was not."""
+    """The scenarios measured again, how many are still disturbed, and why those were left."""
 
     scenarios: list[Scenario] = field(default_factory=list)
     left: int = 0
@@ -45,7 +45,7 @@ class Again:
 
     @property
     def sentences(self) -> Iterator[str]:
-        """What to say of it; nothing where nothing had been disturbed."""
+        """Sentences about it; none where nothing had been disturbed."""
         count = len(set(self.scenarios))
         if count:
             were = "scenario was" if count == 1 else "scenarios were"
@@ -63,12 +63,12 @@ def measure_again(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Again:
-    """Measure again, within ``budget_s`` seconds, what was disturbed; a job that is not expected to fit is left."""
+    """Measure again, within ``budget_s`` seconds, what was disturbed; a job that is not expected to fit is skipped."""
     done = Again()
     deadline = clock() + budget_s
     for group in (group for _ in range(TIMES) for group in runner.disturbed()):
         if clock() + runner.took_s(group) > deadline:
-            done.why = "measuring more again would have taken over half of the run's time"
+            done.why = "measuring more of them again would have taken over half of the run's time"
             continue
         if found := _still_busy(min(deadline, clock() + QUIET_WITHIN_S), busy, clock, sleep):
             done.why = f"the machine stayed busy ({found})"
@@ -80,7 +80,7 @@ def measure_again(
 
 
 def _still_busy(until: float, busy: Callable[[], str], clock: Callable[[], float], sleep: Callable[[float], None]) -> str:
-    """What keeps the machine busy up to that moment; empty as soon as nothing does."""
+    """What still keeps the machine busy at the moment ``until``; empty as soon as nothing does."""
     while found := busy():
         if clock() >= until:
             return found

@@ -1,4 +1,4 @@
-"""Where a run shows how it stands: a line below pytest's own on a terminal, plain lines in a log."""
+"""Displays a run's progress: as a line below pytest's own on a terminal, as plain lines in a log."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ QUIET_S = 30.0
 """The least time between two plain lines about one variant."""
 
 _BELOW = "\x1bD\x1bD\x1b[2A\x1b7\r\x1b[B"
-"""Make room for two lines, for rich ends its own with a line break; note where the cursor is, and go to the line below."""
+"""Make room for two lines (rich ends its own with a line break), save the cursor's position, and go to the line below."""
 
 _BACK = "\x1b8"
-"""To where the cursor was."""
+"""Back to the saved position."""
 
 
 class Screen:
-    """A handle of its own on a stream, which goes on working while pytest captures the stream. Never fails."""
+    """A separate handle on a stream, which keeps working while pytest captures the stream. Never fails."""
 
     def __init__(self, stream: TextIO) -> None:
-        """To be made while nothing is captured."""
+        """Create it while nothing is captured."""
         self._stream = stream
         try:
             self._handle: int | None = os.dup(stream.fileno())
@@ -37,7 +37,7 @@ class Screen:
 
     @property
     def columns(self) -> int:
-        """The width of the terminal; 80 where it is none."""
+        """The width of the terminal; 80 where there is none."""
         try:
             return os.get_terminal_size(self._handle or 0).columns or 80
         except OSError:
@@ -52,7 +52,7 @@ class Screen:
                 os.write(self._handle, text.encode(errors="replace"))
 
     def flush(self) -> None:
-        """Nothing is kept back."""
+        """Nothing is buffered."""
 
     def close(self) -> None:
         """Give the handle back."""
@@ -62,17 +62,17 @@ class Screen:
 
 
 class LiveLine:
-    """One line below that which pytest is writing. The cursor goes back to where pytest left it, and no trace remains."""
+    """One line below the one that pytest is writing. Afterwards the cursor is where pytest left it, and the line is gone."""
 
     def __init__(self, screen: Screen) -> None:
-        """On a terminal."""
+        """``screen`` must be a terminal."""
         self._screen = screen
         self._live: Live | None = None
 
     def show(self, moment: Moment) -> None:
         """See Display."""
         self._live = self._live or self._begun()
-        self._live.console.width = max(1, self._screen.columns - 1)  # anew each time: windows change their size
+        self._live.console.width = max(1, self._screen.columns - 1)  # on every update, since windows are resized
         self._live.update(_rendered(moment), refresh=True)
 
     def done(self, moment: Moment) -> None:
@@ -120,10 +120,10 @@ def _rendered(moment: Moment) -> RenderableType:
 
 
 class PlainLines:
-    """For logs: a line when a variant is done, and now and then one about the stage of a variant that takes long."""
+    """For logs: a line when a variant is done, and an occasional one about the stage of a variant that takes long."""
 
     def __init__(self, screen: Screen, *, shared: bool) -> None:
-        """``shared``: pytest writes to the same place, where a line of its own may have begun."""
+        """``shared``: pytest writes to the same stream, so it may be in the middle of a line."""
         self._screen = screen
         self._shared = shared
         self._about = (0, "")
@@ -150,16 +150,16 @@ class PlainLines:
         self._screen.close()
 
     def _say(self, moment: Moment, what: str) -> None:
-        begun = self._shared and not self._about[1]  # nothing was said of this variant, so what was written last is pytest's
+        begun = self._shared and not self._about[1]  # the first line about this variant: the last text is pytest's
         line = one_line(f"quantbench: {moment.number} of {moment.total}, {moment.variant}: {what}")
         self._screen.write("\n" * begun + line + "\n")
         self._about = (moment.number, moment.stage)
 
 
 def open_display(*, quiet: bool) -> Display | None:
-    """A line on the terminal that pytest writes to, or on that of messages; elsewhere plain messages, unless ``quiet``.
+    """A live line if stdout or stderr is a terminal; else plain lines, unless ``quiet``.
 
-    To be called while nothing is captured.
+    Call it while nothing is captured.
     """
     if os.environ.get("TERM", "dumb") != "dumb":
         for stream in (sys.stdout, sys.stderr):

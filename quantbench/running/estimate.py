@@ -1,4 +1,4 @@
-"""How long a run will take: loads, passes and tokens over the speed that memory bandwidth allows; arithmetic on shapes."""
+"""How long a run will take: loads, passes and tokens at the speed that memory bandwidth allows, computed from shapes."""
 
 from __future__ import annotations
 
@@ -21,31 +21,31 @@ _START_S = 2.0
 
 _LOAD_BPS = 5e8
 _CONVERT_BPS = 5e7
-"""Bytes of 16-bit weights that a converter or quantizer works through in a second."""
+"""Bytes of 16-bit weights that a converter or quantizer processes per second."""
 
 _STEP_S = 2e-4
-"""What a decode step costs for each layer whatever its size: Python and kernel calls."""
+"""Fixed cost of a decode step per layer, in seconds: Python and kernel calls."""
 
 _CORE_FLOPS = 4e10
 _PROMPT_TOKENS = 20
 _TEXT_CHARACTERS = 4
-"""Characters of a token, about; a prompt has about 20 tokens."""
+"""Characters per token, roughly; a prompt has about 20 tokens."""
 
 _TOGETHER = 16
 _TOGETHER_COST = 1.8
-"""The reference samples 16 continuations at once, and such a step takes so many single ones."""
+"""The reference samples 16 continuations at once, and such a step takes as long as 1.8 single ones."""
 
 _ANCHORED = 4 / 3
-"""The timed rounds of a variant and its anchor take so many times the variant's own."""
+"""Time of a variant's and its anchor's rounds over the variant's own: the anchor takes a quarter of the whole."""
 
 
 _ASSUMED_BPS = {"cpu": 1e10, "cuda": 5e11}
-"""Where no run has measured the bandwidth yet."""
+"""Bytes per second, used until a run has measured the bandwidth."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MachineSpeed:
-    """What a machine moves and computes: bytes and operations a second; ``pace`` is how many times as long it took before."""
+    """A machine's bandwidth and cores; ``pace`` is the factor by which earlier runs took longer than estimated."""
 
     bandwidth_bps: float
     cores: int
@@ -54,7 +54,7 @@ class MachineSpeed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """What a variant's job has to do: weights in bytes, parameters, layers, and of its prompt sets the tokens.
+    """The work of a variant's job: weights in bytes, parameters, layers, and the tokens of its prompt sets.
 
     ``answers`` of ``answer_tokens`` are timed; ``scored`` tokens are read at once, prompts and continuations alike.
     """
@@ -69,17 +69,17 @@ class Load:
 
 
 def step_s(weight_bytes: float, layers: int, machine: MachineSpeed) -> float:
-    """Seconds of a decode step: all weights are read once."""
+    """Seconds per decode step: all weights are read once."""
     return weight_bytes / machine.bandwidth_bps + layers * _STEP_S
 
 
 def reading_s(parameters: int, tokens: int, machine: MachineSpeed) -> float:
-    """Seconds to read tokens at once: two operations a parameter and token."""
+    """Seconds to read tokens in one pass: two operations per parameter and token."""
     return 2 * parameters * tokens / (_CORE_FLOPS * machine.cores)
 
 
 def job_s(load: Load, effort: Effort, machine: MachineSpeed) -> float:
-    """Seconds of one variant's job, without what is made once: start, load, memory, similarity and latency passes."""
+    """Seconds of one variant's job, without what is made only once: start, load, memory, similarity and latency passes."""
     answer = load.answer_tokens * step_s(load.weight_bytes, load.layers, machine)
     anchor = load.answer_tokens * step_s(load.anchor_bytes, load.layers, machine)
     timed = max(load.answers * answer, min(effort.budget_s, effort.max_rounds * load.answers * answer)) if load.answers else 0.0
@@ -89,7 +89,7 @@ def job_s(load: Load, effort: Effort, machine: MachineSpeed) -> float:
 
 
 def reference_s(load: Load, sampled: int, steps: int, machine: MachineSpeed) -> float:
-    """Seconds to make the reference of ``sampled`` prompts, ``steps`` tokens after each, answered and scored."""
+    """Seconds to make the reference of ``sampled`` prompts: ``steps`` tokens sampled after each, answered and scored."""
     single = step_s(load.weight_bytes, load.layers, machine)
     sampling = math.ceil(sampled / _TOGETHER) * steps * single * _TOGETHER_COST
     answering = load.answers * load.answer_tokens * single
@@ -97,16 +97,16 @@ def reference_s(load: Load, sampled: int, steps: int, machine: MachineSpeed) -> 
 
 
 def expected(scenarios: Iterable[Scenario], effort: Effort, machine: MachineSpeed) -> dict[JobKey, Expected]:
-    """What each job takes by this arithmetic; those are left out whose model has no shapes that are known beforehand.
+    """The estimate of each job, except for models whose shapes are not known in advance.
 
-    What is made once, the reference and converted or quantized files, is counted for the first job that needs it: a cache may
-    hold it already.
+    What is made only once, the reference and converted or quantized files, is counted for the first job that needs it, even
+    though the cache may have it already.
     """
     groups: dict[JobKey, list[Scenario]] = {}
     for scenario in scenarios:
         groups.setdefault(scenario.job, []).append(scenario)
     referred: set[Scenario] = set()
-    found: dict[JobKey, Expected] = {}
+    estimates: dict[JobKey, Expected] = {}
     for key, group in groups.items():
         first = group[0]
         try:
@@ -117,12 +117,12 @@ def expected(scenarios: Iterable[Scenario], effort: Effort, machine: MachineSpee
         loads = [_load(each, shapes.parameters, len(shapes.layers)) for each in group]
         new = {each.reference(): load for each, load in zip(group, loads, strict=True) if each.reference() not in referred}
         referred |= set(new)
-        found[key] = Expected(
+        estimates[key] = Expected(
             measure_s=machine.pace * sum(job_s(load, effort, machine) for load in loads),
-            reference_s=machine.pace * sum(_reference(wanted, load, machine) for wanted, load in new.items()),
+            reference_s=machine.pace * sum(_reference(reference, load, machine) for reference, load in new.items()),
             prepare_s=2 * shapes.parameters / _CONVERT_BPS if method.preparer else 0.0,
         )
-    return found
+    return estimates
 
 
 def _load(scenario: Scenario, parameters: int, layers: int) -> Load:
@@ -141,7 +141,7 @@ def _load(scenario: Scenario, parameters: int, layers: int) -> Load:
 
 
 def _size(scenario: Scenario) -> tuple[int, int]:
-    """Prompts of the scenario's set, and the tokens of all of them, about."""
+    """The number of prompts in the scenario's set, and roughly their tokens in total."""
     try:
         texts = prompts.load(scenario.prompts).prompts
     except QuantbenchError:
@@ -162,7 +162,7 @@ def _reference(wanted: Scenario, load: Load, machine: MachineSpeed) -> float:
 
 
 def this_machine(device: str, threads: int) -> tuple[MachineSpeed, str]:
-    """What this machine does, by what earlier runs found here, and in words where that is from."""
+    """This machine's speed by the findings of earlier runs here, and in words what it is based on."""
     cores = threads or available_cpus()
     known = remembered_bandwidth(device, cores)
     bandwidth = known or _ASSUMED_BPS[device.partition(":")[0]]
@@ -173,7 +173,7 @@ def this_machine(device: str, threads: int) -> tuple[MachineSpeed, str]:
 
 
 def remember_pace(device: str, before: float, pace: float) -> None:
-    """Keep what measuring took over the estimate, which was made with the pace ``before``, for later runs here."""
+    """Keep for later runs how much longer measuring took than estimated; the estimate was made with the pace ``before``."""
     with suppress(QuantbenchError, OSError):
         remember("pace", _here(device), before * pace)
 
@@ -183,7 +183,7 @@ def _here(device: str) -> dict[str, object]:
 
 
 def announced(scenarios: Sequence[Scenario], forecast: Mapping[JobKey, Expected], timeout_s: float, origin: str) -> list[str]:
-    """What a run says of its length before it starts: nothing where nothing is known of it."""
+    """Sentences about a run's expected length, before it starts; none where nothing is known."""
     if not forecast:
         return []
     jobs = {each.job for each in scenarios}
@@ -199,7 +199,7 @@ def announced(scenarios: Sequence[Scenario], forecast: Mapping[JobKey, Expected]
     longest = max(each.reference_s for each in forecast.values())
     if longest > timeout_s:
         lines.append(
-            f"quantbench: the reference may take {duration(longest)}, and {duration(timeout_s)} are allowed: without it "
-            "similarity is not told; give more with --timeout, or ask for less with --profile quick or --reference torch/bf16"
+            f"quantbench: the reference may take {duration(longest)}, but only {duration(timeout_s)} is allowed; without it "
+            "there are no similarity figures; raise --timeout, or use --profile quick or --reference torch/bf16"
         )
     return lines

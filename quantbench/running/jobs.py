@@ -1,4 +1,4 @@
-"""Jobs of one run: each in a folder of its own, done by the run's engine."""
+"""The jobs of one run: each in its own folder, run by the run's engine."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Jobs:
     """Runs jobs one after the other. Use as a context manager; nothing is started before the first one."""
 
     def __init__(self, plan: Plan, run_id: str, progress: Progress) -> None:
-        """Folders are kept where ``plan`` says so, under the run's id."""
+        """Job folders are kept, under the run's id, if ``plan`` says so."""
         self._plan = plan
         self._run_id = run_id
         self._progress = progress
@@ -38,7 +38,7 @@ class Jobs:
         self._opened: OpenEngine | None = None
         self._last = Path()
         self.notes: Sequence[str] = ()
-        """What workers told while the run went on, such as an entry of the cache that was made again; known at its end."""
+        """What workers reported during the run, such as a cache entry that was made again; known at its end."""
 
     def __enter__(self) -> Self:
         """Nothing is started yet."""
@@ -52,7 +52,7 @@ class Jobs:
 
     @cached_property
     def folder(self) -> Path:
-        """The run's own: runs that keep their jobs in one place do not share it, nor does one with its resumption."""
+        """The run's own folder: runs that keep their jobs in one place do not share it, nor do a run and its resumption."""
         if not self._plan.keep_jobs:
             return self._stack.enter_context(scratch_folder())
         for number in count(1):
@@ -68,16 +68,16 @@ class Jobs:
     def run(
         self, kind: JobKind, case: Case, tasks: Sequence[Task], *, probes: Path | None = None, into: Path | None = None
     ) -> tuple[Path, Failure | None]:
-        """Run one job; the reference that it makes goes right ``into`` its place, which may be on another disk.
+        """Run one job; a reference is written directly ``into`` its final folder, which may be on another disk.
 
-        An engine that breaks costs this job; the next one gets a new engine.
+        An engine that fails costs only this job; the next one gets a new engine.
         """
         assert case.checkpoint is not None
         scenario = case.scenario
         folder = self._last = self.folder / f"{self._count:03d}-{scenario.variant.label}-{kind}"
         self._count += 1
         try:
-            shutil.rmtree(folder, ignore_errors=True)  # of an earlier run that kept its jobs here
+            shutil.rmtree(folder, ignore_errors=True)  # left by an earlier run that kept its jobs here
             folder.mkdir()
             if into:
                 (folder / REFERENCE_FOLDER.format(0)).symlink_to(into)
@@ -100,7 +100,7 @@ class Jobs:
             return folder, Failure(status=Status.CRASHED, reason=str(error))
 
     def left_behind(self, count: int) -> Mapping[int, Trace]:
-        """The traces that the job begun last has written so far, of its ``count`` prompt sets."""
+        """The traces that the latest job has written so far, by the index of its ``count`` prompt sets."""
         found = {index: collected_trace(self._last, index) for index in range(count)}
         return {index: trace for index, trace in found.items() if trace}
 

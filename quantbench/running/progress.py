@@ -1,4 +1,4 @@
-"""How a long run stands: the variant at work, its stage and the time left."""
+"""The progress of a long run: the current variant, its stage and the time left."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from quantbench.core.record import Record
 from quantbench.core.scenario import JobKey, Scenario, short_name
 
 LOOK_S = 1.0
-"""How often a stage is looked up and the line drawn anew; never in the process that is timed."""
+"""Seconds between two updates of the stage and the line; never done in the process that is timed."""
 
 _STAGES: dict[JobKind, str] = {
     "reference": "making the reference", "prepare": "preparing", "probe": "probing", "measure": "starting",
@@ -27,7 +27,7 @@ _STAGES: dict[JobKind, str] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expected:
-    """Seconds that a job was estimated to take: to measure its variant, and to make once what others use too."""
+    """Estimated seconds of a job: to measure its variant, and to make what other jobs share."""
 
     measure_s: float
     reference_s: float = 0.0
@@ -36,7 +36,7 @@ class Expected:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moment:
-    """Where a run stands: the ``number``-th of ``total`` variants. ``left_s`` is None while nothing is known of it."""
+    """Where a run stands: at the ``number``-th of ``total`` variants. ``left_s`` is None while it is unknown."""
 
     number: int
     total: int
@@ -52,23 +52,23 @@ class Moment:
 
 
 class Display(Protocol):
-    """Where a run shows how it stands."""
+    """Shows a run's progress."""
 
     def show(self, moment: Moment) -> None:
-        """A variant is at work; called when it begins, and then about once a second."""
+        """A variant is being measured; called when it begins, then about once a second."""
 
     def done(self, moment: Moment) -> None:
         """A variant is done; its stage says how."""
 
     def clear(self) -> None:
-        """Make room: pytest goes on writing."""
+        """Make room for pytest's own output."""
 
     def close(self) -> None:
         """Nothing more will be shown."""
 
 
 class Progress:
-    """Follows a run job by job, each of which is one variant with its prompt sets; shows nothing without a display."""
+    """Follows a run job by job (one variant with its prompt sets each); shows nothing without a display."""
 
     def __init__(
         self,
@@ -79,10 +79,10 @@ class Progress:
         clock: Callable[[], float] = time.monotonic,
         expected: Mapping[JobKey, Expected] | None = None,
     ) -> None:
-        """``jobs`` are to be done. Without ``polls`` nothing runs beside a job, which may be done in this very process.
+        """``jobs`` is their number. Without ``polls`` nothing runs beside a job, which may run in this very process.
 
-        ``expected`` is what the jobs were estimated to take. The time left follows from it once every job that is left is
-        among them, corrected by what the measured ones really took; else from the mean of those.
+        ``expected`` has the estimates of jobs. If it covers all remaining jobs, the time left follows from it, corrected by
+        what the measured jobs really took; else from the mean of those.
         """
         self._expected = dict(expected or {})
         self._rest = dict(self._expected)
@@ -97,7 +97,7 @@ class Progress:
         self._clock = clock
         self._done = 0
         self._taken: list[float] = []
-        """Seconds of the jobs that measured something: those that failed at once say nothing of the time left."""
+        """Seconds of the jobs that measured something: those that failed at once say nothing about the time left."""
         self._started = 0.0
         self._measured = False
         self._variant = self._stage = ""
@@ -106,7 +106,7 @@ class Progress:
 
     @contextmanager
     def job(self, scenarios: Sequence[Scenario], *, again: bool = False) -> Iterator[None]:
-        """While the job of these scenarios is done, or done ``again``, which is one job more."""
+        """Wrap the job of these scenarios; doing it ``again`` counts as one more job."""
         first = scenarios[0]
         self._jobs += again
         marks = " (again)" * again + " (control)" * first.variant.control + (f" #{first.repeat + 1}" if first.repeat else "")
@@ -131,7 +131,7 @@ class Progress:
             self._display.done(self._moment(self._done, ending or "nothing stored", elapsed, 0.0))
 
     def working(self, kind: JobKind, folder: Path) -> None:
-        """A process begins in ``folder``; one that measures says there itself how far it is."""
+        """A process starts in ``folder``; one that measures writes its stage there."""
         self._note_once(kind)
         self._stage, self._folder = _STAGES[kind], folder if kind == "measure" else None
         self._measured = self._measured or kind == "measure"
@@ -140,12 +140,12 @@ class Progress:
 
     @property
     def pace(self) -> float | None:
-        """What measuring took over what was estimated, so far; None where nothing tells."""
+        """Time taken by measuring over its estimate, so far; None while unknown."""
         took, estimated = map(sum, zip(*self._paces, strict=True)) if self._paces else (0.0, 0.0)
         return took / estimated if took and estimated else None
 
     def _note_once(self, kind: str) -> None:
-        """What is made once for several is timed apart: it says nothing of the variants to come."""
+        """Time shared work separately: it says nothing about the variants to come."""
         now = self._clock()
         if self._once_began:
             before, since = self._once_began
@@ -163,7 +163,7 @@ class Progress:
                 self._prepared.append((self._once.get("prepare", 0.0), estimate.prepare_s))
 
     def _estimated(self, elapsed_s: float, left: int) -> float | None:
-        """Seconds left by the estimate, ``elapsed_s`` into the job at work; None where it lacks one of ``left``."""
+        """Estimated seconds left, ``elapsed_s`` into the current job; None unless all ``left`` jobs have estimates."""
         if not self._paces or len(self._rest) < left:
             return None
         took, estimated = map(sum, zip(*self._prepared, strict=True)) if self._prepared else (1.0, 1.0)
@@ -173,7 +173,7 @@ class Progress:
         return sum(jobs.values()) + max(0.0, here - elapsed_s)
 
     def ended(self, record: Record) -> None:
-        """A scenario of the job has its record."""
+        """A scenario of the job got its record."""
         self._statuses.append(str(record.status))
 
     def close(self) -> None:
@@ -212,7 +212,7 @@ class Progress:
         self._display.show(self._moment(self._done + 1, stage, elapsed, rest))
 
     def _moment(self, number: int, stage: str, elapsed_s: float, rest_s: float) -> Moment:
-        """``rest_s`` is what is left of this very job."""
+        """``rest_s`` is the time left of the current job."""
         total = max(self._jobs, number)
         left = self._estimated(elapsed_s, total - number)
         if left is None and self._taken:
@@ -221,7 +221,7 @@ class Progress:
 
 
 def duration(seconds: float) -> str:
-    """About so long, as people say it."""
+    """A duration rounded for people: ``45 s``, ``12 min`` or ``2 h 05 min``."""
     whole = round(seconds)
     if whole < 90:
         return f"{whole} s"

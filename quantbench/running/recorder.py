@@ -1,4 +1,4 @@
-"""From what a worker saw, or why it saw nothing, to the record of a case."""
+"""From a worker's trace, or the reason why there is none, to the record of a case."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def measured(case: Case, task: Task, trace: Trace) -> Record:
     """The record of a trace; a metric that fails makes it an error."""
     try:
         return _evaluated(case, task, trace)
-    except Exception as error:  # noqa: BLE001 - a metric may be anybody's; its failure costs this row only
+    except Exception as error:  # noqa: BLE001 - a metric may be a plug-in's; its failure costs only this row
         reason = f"a metric failed: {type(error).__name__}: {error}"
         return failed(case, Failure(status=Status.ERROR, reason=reason, traceback=traceback.format_exc()))
 
@@ -52,13 +52,13 @@ def _evaluated(case: Case, task: Task, trace: Trace) -> Record:
 
 
 def _explained(values: Mapping[str, Value], no_reference: str) -> dict[str, Value]:
-    """Where metrics only know that there is no reference: why there is none."""
+    """The values, with the reason why there is no reference where metrics only know that there is none."""
     absent = Missing(NO_REFERENCE)
     return {name: Missing(no_reference) if no_reference and value == absent else value for name, value in values.items()}
 
 
 def raw_samples(trace: Trace, stride: int) -> Iterable[Sample]:
-    """Raw numbers; ``stride`` is the most gaps that an answer can have, so that a gap's index tells prompt and position."""
+    """Raw numbers; ``stride`` is the most gaps that an answer can have, so that a gap's index encodes prompt and position."""
     for number, seconds in enumerate(trace.score_s):
         yield Sample("score", 0, number, seconds)
     for number, calls in enumerate(trace.calls):

@@ -1,4 +1,4 @@
-"""References: what the variants of a model are compared with, made once per prompt set and kept in the cache."""
+"""References, which the variants of a model are compared with: made once per prompt set and kept in the cache."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _MAKERS = (
     "quantbench.models.tokenizer", "quantbench.runtimes.transformers.model", "quantbench.runtimes.llama_cpp.model",
     "quantbench.core.trace",
 )  # fmt: skip
-"""What samples, answers, scores and writes a reference, besides the method's own file."""
+"""The modules that sample, answer, score and write a reference, besides the method's own."""
 
 _NOT_MADE_BY = ("threads", "reference", "output_tokens")
 _NOT_OF_A_TEXT = ("answer_tokens", "answered_prompts", "continuation_tokens", "seed")
@@ -39,7 +39,7 @@ class References:
         self._found: dict[Scenario, Path | str] = {}
 
     def of(self, case: Case) -> Path | str:
-        """The folder of the artifact that the case is compared with; or why there is none, which costs similarity only."""
+        """The folder of the artifact that the case is compared with; or why there is none, which costs only similarity."""
         wanted = case.scenario.reference()
         if wanted not in self._found:
             self._found[wanted] = self._make(wanted, case.checkpoint)
@@ -50,7 +50,7 @@ class References:
             return NO_REFERENCE
         case = self._resolve(wanted)
         if case.outlook.refusal:
-            mend = "name a smaller one with --reference, such as torch/bf16"
+            mend = "choose a smaller one with --reference, such as torch/bf16"
             return f"the reference does not fit: {case.outlook.refusal}; {mend}"
         if case.failure:
             could_not = f"the reference {wanted.variant.name} could not be made: {case.failure.reason}"
@@ -61,7 +61,7 @@ class References:
                 self._jobs.run("prepare", case, [case.task()])
             _, failure = self._jobs.run("reference", case, [case.task()], into=folder)
             if failure:
-                hint = "; --timeout gives it more time, and --profile quick makes a smaller one"
+                hint = "; raise --timeout, or make a smaller one with --profile quick"
                 raise QuantbenchError(failure.reason + hint * (failure.status is Status.TIMEOUT))
 
         try:
@@ -72,7 +72,7 @@ class References:
 
 
 def identity(case: Case) -> dict[str, object]:
-    """All that the artifact of a reference is made from."""
+    """Everything that determines a reference's artifact."""
     assert case.checkpoint is not None
     assert case.prompts is not None
     scenario = case.scenario
@@ -88,6 +88,6 @@ def identity(case: Case) -> dict[str, object]:
 
 
 def _packages(method: str) -> list[str]:
-    """What the references of a method are made by."""
+    """The packages that make the references of a method."""
     own = METHODS.distributions.get(method)
     return [*runtime_of(method).packages, *([own] if own else [])]

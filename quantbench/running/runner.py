@@ -1,4 +1,4 @@
-"""From planned scenarios to records: references first, one job per variant, every row flushed as it is known."""
+"""From planned scenarios to records: references first, one job per variant, every row flushed as soon as it is known."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from quantbench.running.steadiness import unsteady
 
 
 class Runner:
-    """Measures scenarios on demand: asking for one runs its whole job, and the others of that job are answered from it.
+    """Measures scenarios on demand: asking for one runs its whole job, which also yields the records of the others.
 
     Use as a context manager.
     """
 
     def __init__(self, plan: Plan, store: Store, earlier: Earlier | None = None, progress: Progress | None = None) -> None:
-        """Nothing is started before the first scenario is asked for; what ``earlier`` has finished is not measured again."""
+        """Nothing is started before the first scenario is requested; what ``earlier`` has finished is not measured again."""
         self._plan = plan
         self._store = store
         self._earlier = earlier
@@ -43,7 +43,7 @@ class Runner:
         self._records: dict[Scenario, Record] = {}
         self._traces: dict[Scenario, Trace] = {}
         self.resumed: list[Scenario] = []
-        """What was not measured again."""
+        """Scenarios taken from the run that is resumed, not measured again."""
         self._unstored: dict[Scenario, StoreError] = {}
         self._attempts: Counter[Scenario] = Counter()
         self._took_s: dict[JobKey, float] = {}
@@ -65,7 +65,7 @@ class Runner:
 
     @property
     def notes(self) -> Sequence[str]:
-        """What workers told while the run went on; known at its end."""
+        """What workers reported during the run; known at its end."""
         return self._work.notes
 
     @property
@@ -90,7 +90,7 @@ class Runner:
         return self._records[scenario]
 
     def disturbed(self) -> Sequence[Sequence[Scenario]]:
-        """What other work disturbed, by job, in the order it was measured."""
+        """The scenarios that other work disturbed, by job, in the order they were measured."""
         self._judge()
         found: dict[JobKey, list[Scenario]] = {}
         for scenario, record in self._records.items():
@@ -99,11 +99,11 @@ class Runner:
         return list(found.values())
 
     def took_s(self, group: Sequence[Scenario]) -> float:
-        """Seconds that the job of these scenarios took when it was first measured; 0 where a run before this one did it."""
+        """Seconds that the job of these scenarios took when first measured; 0 where an earlier run measured it."""
         return self._took_s.get(group[0].job, 0.0)
 
     def measure_again(self, group: Sequence[Scenario]) -> None:
-        """Measure scenarios of one job once more; their rows are replaced, but where this fails, for what is known stays."""
+        """Measure scenarios of one job once more. Their rows are replaced; where it fails, the earlier ones stay."""
         before = {scenario: (self._records[scenario], self._traces[scenario]) for scenario in group}
         for scenario, (record, _) in before.items():
             self._attempts[scenario] = record.attempts
@@ -116,13 +116,13 @@ class Runner:
                     self._keep(kept)
 
     def _judge(self) -> None:
-        """Mark what only the whole run shows to be disturbed."""
+        """Mark rows that only the run as a whole shows to be disturbed."""
         for scenario, why in unsteady(self.records).items():
             record = self._records[scenario]
             self._store_row(replace(record, values={**record.values, "disturbed": True, "disturbance": why}))
 
     def _unfinished(self, group: Sequence[Scenario]) -> Sequence[Scenario]:
-        """What of a job is to be measured: not what the run that is resumed has finished with equal content."""
+        """The part of a job still to be measured: all but what the resumed run has finished with the same content."""
         earlier = self._earlier
         if earlier is None or not any(map(earlier.finished, group)):
             return group
@@ -133,12 +133,12 @@ class Runner:
         return [scenario for scenario in group if scenario not in self._records]
 
     def _keep(self, record: Record) -> None:
-        """Flush the record's rows, and say so."""
+        """Flush the record's rows, and report the progress."""
         self._store_row(replace(record, attempts=max(1, self._attempts[record.scenario])))
         self._progress.ended(record)
 
     def _store_row(self, record: Record) -> None:
-        """What cannot be stored is an error of its own test, not of its siblings'."""
+        """Store a record; a failure is an error of its own test, not of its siblings."""
         builtin = record.scenario.model in MODELS and MODELS[record.scenario.model].instrument_check
         try:
             self._store.append(record, instrument_check=builtin)
@@ -148,11 +148,11 @@ class Runner:
             self._records[record.scenario] = record
 
     def trace(self, scenario: Scenario) -> Trace | None:
-        """What the worker saw, for a scenario that was measured well."""
+        """The worker's trace of a scenario that was measured successfully."""
         return self._traces.get(scenario)
 
     def _run_job(self, group: Sequence[Scenario]) -> Iterator[Record]:
-        """Records as they are known, so that what is done is kept whatever happens to the rest."""
+        """Yield each record as soon as it is known, so that finished ones are kept whatever happens to the rest."""
         ready: list[tuple[Case, Task]] = []
         self._attempts.update(group)
         for scenario in group:
@@ -161,7 +161,7 @@ class Runner:
                 yield failed(case, case.failure)
             else:
                 ready.append((case, case.task(self._references.of(case))))
-        comparable = all(task.reference for _, task in ready)  # else the worker reads the prompts, and one may not fit
+        comparable = all(task.reference for _, task in ready)  # else the worker tokenizes, and one may be too long
         usual = [each for each in ready if not each[1].alone]
         others = [[each] for each in ready if each[1].alone]
         for together in [usual, *others] if comparable else [[each] for each in ready]:
@@ -180,7 +180,7 @@ class Runner:
             probes = probed(first.scenario.spec, first.checkpoint, lambda: self._work.run("probe", first, tasks))
         try:
             _, failure = self._work.run("measure", first, tasks, probes=probes)
-        except BaseException:  # Ctrl-C: what the worker had finished is kept
+        except BaseException:  # such as Ctrl-C: what the worker had finished is kept
             for index, trace in self._work.left_behind(len(ready)).items():
                 self._keep(measured(*ready[index], trace))
             raise

@@ -1,4 +1,4 @@
-"""What one session plans, measures and stores: from option values to an open runner and the run's own row."""
+"""One session: plans, measures and stores, from option values to an open runner and the run's own row."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Session:
-    """What one pytest session plans and measures."""
+    """Plans and measures for one pytest session."""
 
     def __init__(self, options: RunOptions, *, command: str, root: Path) -> None:
         """Plan what the options ask for; UsageError when they ask for something that does not exist."""
@@ -50,9 +50,9 @@ class Session:
         self._problem = ""
         self._swept: Sequence[str] = ()
         self.nothing = ""
-        """What to say of a run that tried to measure something and measured nothing; empty for any other."""
+        """A sentence about a run that tried to measure something and measured nothing; empty for any other run."""
         self.announced: list[str] = []
-        """What is to be said before anything is measured."""
+        """Lines to print before anything is measured."""
         self._progress_of_run: Progress | None = None
         self._pace: tuple[str, float] | None = None
         self._began = 0.0
@@ -61,7 +61,7 @@ class Session:
     def start(self, selected: Sequence[str], *, verbosity: int | None) -> None:
         """Open the store and the runner for the selected scenarios; progress is shown unless ``verbosity`` is None.
 
-        To be called while nothing is captured.
+        Call it while nothing is captured.
         """
         from quantbench.core.cache import cache_root
         from quantbench.core.gpus import number_gpus_by_bus
@@ -84,8 +84,8 @@ class Session:
             rows = {(scenario.id, scenario.repeat) for scenario in chosen} | set(earlier.rows if earlier else ())
             self._planned = max(len(rows), earlier.planned if earlier else 0)
             self._store.begin(planned=self._planned)
-            # A resumed run is held by ``earlier`` already, but that lock is on the file that ``begin`` has just replaced: this
-            # one is on the new file. Whoever opens the path meanwhile finds one of the two locked but for a moment.
+            # ``earlier`` holds a lock on a resumed run, but on the file that ``begin`` has just replaced; this lock is on the
+            # new file. Between the two only a moment remains in which another process could take it.
             if held := hold(self.results, run):
                 stack.enter_context(held)
             progress = self._progress(chosen, verbosity)
@@ -104,12 +104,12 @@ class Session:
 
     @property
     def records(self) -> Sequence[Record]:
-        """What has been measured so far, or was before in a run that is resumed."""
+        """All records so far, including those of the run that is resumed."""
         return self._runner.records if self._runner else ()
 
     @property
     def notes(self) -> Sequence[str]:
-        """What is to be said besides the results."""
+        """Lines to print after the results."""
         notes = [each for each in (self._problem, self.nothing) if each]
         if self._earlier and self._runner:
             count = len(self._runner.resumed)
@@ -117,7 +117,7 @@ class Session:
         return [*notes, *self._again, *self._swept, *(self._runner.notes if self._runner else ())]
 
     def measure_again(self) -> Sequence[Scenario]:
-        """Measure again what other work disturbed; the scenarios whose records are new."""
+        """Measure again what other work disturbed; returns the scenarios measured again."""
         from quantbench.running.again import SHARE, measure_again
 
         if self._runner is None:
@@ -146,7 +146,7 @@ class Session:
                 self._problem = str(error)
 
     def _run(self, stack: ExitStack) -> Run:
-        """A run of its own, or the one that is resumed, cleared of what was left half done."""
+        """A new run, or the one that is resumed, cleared of unfinished files."""
         from quantbench.core.machine import describe, git_commit
         from quantbench.planning.packages import installed
         from quantbench.results.resume import resume
@@ -185,16 +185,16 @@ class Session:
 
 
 def _nothing_measured(records: Sequence[Record]) -> str:
-    """One sentence on a run without a single figure: how its scenarios ended, and why most of them did."""
+    """One sentence about a run without any figure: how its scenarios ended, and the most frequent reason."""
     ended = Counter(str(record.status) for record in records)
     reasons = Counter(record.reason for record in records if record.reason)
     counted = ", ".join(f"{count} {status}" for status, count in ended.most_common())
-    why = f", most often because: {reasons.most_common(1)[0][0].splitlines()[0]}" if reasons else ""
+    why = f"; most frequent reason: {reasons.most_common(1)[0][0].splitlines()[0]}" if reasons else ""
     return f"nothing was measured ({counted}){why}"
 
 
 def _require_devices(chosen: Sequence[Scenario]) -> None:
-    """Raise UsageError unless every device asked for is there, and torch can use it wherever it has to."""
+    """Raise UsageError unless every requested device exists, and torch can use it where it must."""
     from quantbench.core.machine import require_device
     from quantbench.methods import METHODS
 
@@ -209,4 +209,4 @@ def _busy_already() -> str:
     from quantbench.core.other_work import busy_now
 
     found = busy_now()
-    return f"quantbench: the machine is busy already: {found}; speeds measured beside it are marked" if found else ""
+    return f"quantbench: the machine is already busy: {found}; speeds measured meanwhile are marked" if found else ""

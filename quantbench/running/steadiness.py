@@ -1,8 +1,8 @@
-"""What only a whole run shows: a row beside which the same work as in other rows was slow.
+"""Disturbances that only a whole run shows: a row whose anchor was slower than the same work in other rows.
 
 The anchor does the same work in the process of every row of a runtime, and the reference is its own anchor. So an anchor that
-ran slower than in the other rows, or a variant that was not as fast as itself, tells of something that slowed the machine:
-other work that the kernel's counters missed, a clock that fell, another guest of the host.
+ran slower than in the other rows, or a variant that was slower than itself as the anchor, means that something slowed the
+machine: other work that the kernel's counters missed, a lower clock, another guest on the host.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from quantbench.core.scenario import Scenario
 from quantbench.core.statistics import mad
 
 LEAST = 0.3
-"""Deviations below this are how processes differ: of 26 on two quiet cores the anchors lay within 25 % of their median."""
+"""Processes normally differ by less than this: the anchors of 26 on two quiet cores were within 25 % of their median."""
 
 _SPREADS = 5.0
-"""And as many median absolute deviations (x 1.4826) of the rows of one anchor."""
+"""A slow anchor must also be this many median absolute deviations (x 1.4826) below the median of its rows."""
 
 _OTHERS = 3
-"""As many other rows at least are what an anchor is compared with."""
+"""The least number of other rows to compare an anchor with."""
 
 
 def unsteady(records: Iterable[Record]) -> Mapping[Scenario, str]:
-    """What other work must have disturbed though it was not seen, each with the reason in words."""
+    """Scenarios that unseen other work must have disturbed, each with the reason in words."""
     timed = [each for each in records if each.status is Status.OK and each.values.get("disturbed") is False]
     found: dict[Scenario, str] = {}
     for rows in _alike(timed):
@@ -45,14 +45,14 @@ def _alike(records: Iterable[Record]) -> Iterable[Mapping[Scenario, float]]:
     groups: dict[tuple[str, Scenario], dict[Scenario, float]] = {}
     for record in records:
         if rate := _number(record, "anchor_decode_tps"):
-            # The reference's scenario holds all that is asked of a row but its variant and its repeat.
+            # The reference's scenario has all of a row's settings except its variant and repeat.
             same = replace(record.scenario.reference(), batch=record.scenario.batch)
             groups.setdefault((record.facts.get("anchor", ""), same), {})[record.scenario] = rate
     return groups.values()
 
 
 def _unlike_itself(record: Record) -> str:
-    """Where the variant is its own anchor: its ratio to itself in words, if that is neither 1 nor near it."""
+    """Where the variant is its own anchor: its ratio to itself in words, if that is not near 1."""
     ratio, low, high = (_number(record, f"decode_ratio{end}") for end in ("", "_low", "_high"))
     if record.facts.get("anchor") != record.scenario.variant.name or not ratio:
         return ""
@@ -61,7 +61,7 @@ def _unlike_itself(record: Record) -> str:
 
 
 def _least() -> float:
-    """LEAST of a log ratio."""
+    """LEAST as a log ratio."""
     return -math.log1p(-LEAST)
 
 

@@ -24,7 +24,7 @@ def test_prefill(quantbench: Measured) -> None:
 def test_decode(quantbench: Measured) -> None:
     """Mean time between tokens, one sample a round; pytest-benchmark's OPS is tokens per second."""
     if not _between_tokens(quantbench.trace):
-        pytest.skip("answers came in one piece, so that there is no time between tokens")
+        pytest.skip("answers came in one piece, so there is no time between tokens")
     quantbench.replay(_between_tokens)
 
 

@@ -110,7 +110,7 @@ def test_a_p99_takes_a_thousand_positions(size: int, known: bool, tmp_path: Path
         path, prompt=np.arange(size, dtype=np.int32) % 2, kld=kld, nll=kld, nll_reference=kld, top1=np.ones(size, dtype=bool)
     )
     found = _compute(path)["kld_p99"]
-    assert found == (pytest.approx(float(np.quantile(kld, 0.99))) if known else Missing("a p99 takes 1000 scored tokens"))
+    assert found == (pytest.approx(float(np.quantile(kld, 0.99))) if known else Missing("a p99 needs 1000 scored tokens"))
 
 
 def test_one_prompt_has_figures_without_errors_and_says_why(tmp_path: Path) -> None:

@@ -149,7 +149,7 @@ def test_rounds_without_the_anchor_are_left_out_of_the_ratio_only(trace: Trace) 
     values = latency.compute(sparse, None)
     assert values["rounds"] == 6
     assert values["decode_ratio"] == pytest.approx(2.0)
-    assert values["decode_ratio_low"] == Missing("3 rounds are too few for a 95 % interval of the median; it takes 6")
+    assert values["decode_ratio_low"] == Missing("3 rounds are too few for a 95 % interval of the median, which needs 6")
     assert not isinstance(values["decode_tps_low"], Missing)
 
 
@@ -162,7 +162,7 @@ def test_few_rounds_have_figures_without_intervals_and_say_why(trace: Trace) -> 
         for end in ("low", "high")
     }
     assert {values[name].reason for name in missing} == {  # type: ignore[union-attr]
-        "5 rounds are too few for a 95 % interval of the median; it takes 6"
+        "5 rounds are too few for a 95 % interval of the median, which needs 6"
     }
 
 
@@ -174,7 +174,7 @@ def test_a_p99_takes_a_thousand_answers(trace: Trace) -> None:
     answers = len(trace.rounds[0].variant)
     rounds = tuple(replace(trace.rounds[0], index=index) for index in range(-(-1000 // answers)))
     few, many = latency.compute(trace, None), latency.compute(replace(trace, rounds=rounds), None)
-    assert few["e2e_p99_s"] == Missing("a p99 takes 1000 answers")
+    assert few["e2e_p99_s"] == Missing("a p99 needs 1000 answers")
     assert many["e2e_p99_s"] == pytest.approx(np.quantile([each.e2e_s for each in rounds[0].variant] * len(rounds), 0.99))
 
 

@@ -49,7 +49,7 @@ def test_mbu_is_the_share_of_the_bandwidth_that_decoding_reads(known: Trace) -> 
             {"bytes_per_token", "mbu"},
         ),
         (
-            {"weights": None, "bytes_per_token": None, "absent": {"weights": "a server's memory is not seen from here"}},
+            {"weights": None, "bytes_per_token": None, "absent": {"weights": "a server's memory cannot be seen from here"}},
             "a server's memory",
             {"bytes_per_token", "mbu"},
         ),

@@ -183,7 +183,7 @@ def test_what_few_positions_cannot_say_is_missing(size: int, missing: set[str], 
     assert (found == set()) == (size == 10_000)
     assert not {"ppl_reference", "ln_ppl_ratio_se", "ppl_difference_se", "delta_p_mean", "delta_p_mean_se"} & found
     if size == 100:
-        assert values["kld_p01"] == Missing("a p99 or p01 takes 1000 scored tokens")
+        assert values["kld_p01"] == Missing("a p99 or p01 needs 1000 scored tokens")
 
 
 def test_a_scored_text_without_a_reference_has_its_perplexity(trace: Trace, tmp_path: Path) -> None:

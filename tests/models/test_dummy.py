@@ -185,17 +185,17 @@ def test_similarity_is_null_with_the_reason(kind: str, method: str, records: dic
 
 def test_what_is_made_while_it_is_loaded_has_no_file_and_no_time_of_loading(records: dict[tuple[str, str], Record]) -> None:
     made, written = records["torch", "prompts"].values, records["gguf", "prompts"].values
-    assert made["load_s"] == Missing("its weights are made at random while it is loaded, so loading says nothing")
-    assert made["artifact_bytes"] == Missing("its weights are made at random while it is loaded, and never written")
+    assert made["load_s"] == Missing("its random weights are generated while loading, so the time says nothing about loading")
+    assert made["artifact_bytes"] == Missing("its random weights are generated while loading, and never written to disk")
     assert (made["conversion"], written["conversion"]) == ("on load", "pre-quantized")
     assert not isinstance(written["load_s"], Missing)
     assert int(written["artifact_bytes"]) > int(written["weight_bytes"])
     assert isinstance(made["quantize_s"], Missing)
-    assert written["quantize_s"] == Missing("its file was written with random weights, and no quantizer had any part in it")
+    assert written["quantize_s"] == Missing("its file was written with random weights, without a quantizer")
 
 
 def test_it_is_not_probed_and_says_so(records: dict[tuple[str, str], Record]) -> None:
-    reason = Missing("a dummy is not probed: ask what the real model can do, or the canary")
+    reason = Missing("a dummy is not probed; probe the real model, or the canary")
     assert records["torch", "prompts"].values["finetunes"] == reason
 
 

@@ -85,13 +85,13 @@ def test_a_gguf_file_reloads_and_takes_no_adapter(found: Found) -> None:
     probes = found["gguf/q8_0"]
 
     assert (probes["cpu"].found, probes["save_reload"].found) == (True, True)
-    assert probes["finetune"] == Probe(found=False, note="no torch module, and peft trains nothing else")
+    assert probes["finetune"] == Probe(found=False, note="it is not a torch module, and peft trains nothing else")
 
 
 @pytest.mark.parametrize(
     ("name", "probe", "words"),
     [
-        ("deaf", "finetune", "no gradient passes through the kernel"),
+        ("deaf", "finetune", "the kernel passes no gradient"),
         ("first-layer-dead", "finetune", "no gradient reaches lora_B of the first layer"),
         ("gradients-not-finite", "finetune", "the gradient of lora_B of the first layer is not finite"),
         ("random", "finetune", "of what it learned when it is reloaded"),
@@ -112,10 +112,8 @@ def test_what_is_broken_is_found_out_alone(found: Found, name: str, probe: str, 
 def test_a_kernel_that_takes_no_training_is_named_with_the_way_out(found: Found) -> None:
     note = found["odd/untrainable"]["finetune"].note
 
-    assert note == (
-        "NotImplementedError: this layer takes no training; LlamaDecoderLayer takes no training, "
-        "and the backend auto_trainable of gptqmodel opens one that does"
-    )
+    assert note.startswith("NotImplementedError: this layer takes no training; LlamaDecoderLayer cannot be trained through; ")
+    assert "auto_trainable" in note
 
 
 @pytest.mark.parametrize(("place", "able"), [("cuda:0", True), ("cuda:0+cuda:1", True), ("cpu", False), ("cpu+cuda:0", False)])

@@ -371,5 +371,5 @@ def test_a_method_that_scores_other_positions_than_asked_is_refused(tmp_path: Pa
         def score(self, tokens: Sequence[int], first: int = 0) -> Iterator[NDArray[Any]]:
             return super().score(tokens[:end], first if begin is None else begin)
 
-    with pytest.raises(ModelError, match=f"did not score the {LENGTH} positions asked for"):
+    with pytest.raises(ModelError, match=f"did not score the {LENGTH} requested positions"):
         score_columns(Careless(_table(1)), _scored(reference), tmp_path, tmp_path / "columns.npz")

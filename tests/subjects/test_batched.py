@@ -93,4 +93,4 @@ def test_a_method_that_answers_singly_is_skipped_with_the_reason(tmp_path: Path,
     rows = _rows(tmp_path, [("torch", "bf16")], ["two@2", "two"]).loc["torch"]
     assert rows.loc["two", "status"] == "ok", rows.loc["two", "reason"]
     assert rows.loc["two@2", "status"] == "skipped"
-    assert rows.loc["two@2", "reason"] == "torch/bf16 answers one sequence at a time; ask for prompt sets without @N"
+    assert rows.loc["two@2", "reason"] == "torch/bf16 answers one sequence at a time; use prompt sets without @N"

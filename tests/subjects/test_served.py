@@ -180,9 +180,9 @@ class TestUrlModel:
         values = evaluate(trace, None)
         assert (values["native_decode_tps"], values["decode_tps"]) == (8.0, pytest.approx((22 - 3 * 2) / (8 * 0.25)))
         for name in ("weight_bytes", "peak_rss_bytes"):
-            assert values[name] == Missing("a server's memory is not seen from here")
+            assert values[name] == Missing("a server's memory cannot be seen from here")
         for name in ("exact_match", "chrf", "top1_served"):
-            reason = "the model is known by its server's URL only, so there is no reference to compare with"
+            reason = "the model is known only by its server's URL, so there is no reference to compare with"
             assert values[name] == Missing(reason)
         assert isinstance(values["load_s"], Missing)
 

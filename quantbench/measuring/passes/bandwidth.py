@@ -1,9 +1,9 @@
-"""How near the memory roofline: what the memory can move, and what a decode step must read from it.
+"""The memory roofline: how fast memory can move bytes, and how many a decode step must read.
 
-The bandwidth is that of the fastest of several copies of an array that is larger than most caches; the bytes that are read and
-the bytes that are written both count. Each run measures it once per number of threads, or GPU, in a process of its own before a
-model is opened, and the best figure since the machine was started is remembered in the cache. A GPU is far faster than it can
-be asked to copy, so that there many copies are timed together, on its own clock.
+The bandwidth is that of the fastest of several copies of an array larger than most caches; bytes read and bytes written both
+count. Each run measures it once per number of threads, or per GPU, in a separate process before a model is opened, and the
+best figure since the machine was booted is kept in the cache. A GPU copies far faster than copies can be launched, so there
+several copies are timed together, on its own clock.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from quantbench.core.trace import WeightMemory
 
 BANDWIDTH_FORMAT = 1
 DEVICE_FORMAT = 2
-"""Counts changes in how it is measured, on a CPU and on a GPU; what was remembered before is then measured again."""
+"""Raised whenever the measurement changes, on a CPU and on a GPU, so that cached figures are measured again."""
 
 _ARRAY_BYTES = 256 * 2**20
 _DEVICE_ARRAY_BYTES = 2**30
-"""Some twenty times the largest cache of a GPU."""
+"""About twenty times the largest cache of a GPU."""
 
 _TOGETHER = 10
-"""Copies on a GPU between two marks: to start one takes some microseconds, which hide behind the one before."""
+"""Copies on a GPU between two events: launching one takes some microseconds, hidden behind the copy before it."""
 
 _MEMORY_SHARE = 0.1
-"""Each of the two arrays takes at most this much of the memory that is free."""
+"""Each of the two arrays takes at most this share of the free memory."""
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _LEAST_COPIES = 3
@@ -48,15 +48,15 @@ _TIMEOUT_S = 120
 def memory_bandwidth(device: str, threads: int, run: Path) -> float | str:
     """Bytes per second read and written by a copy on ``device``, on a CPU with that many threads; a string says why not.
 
-    ``cuda`` stands for the first GPU: a model that is spread over several reads from one after the other. It is measured once
-    in a run, whose files are in ``run``; the largest figure since the machine was started counts, as other work only lowers it.
+    ``cuda`` stands for the first GPU: a model spread over several reads from one after the other. It is measured once per run,
+    whose files are in ``run``; the largest figure since the machine was booted counts, since other work can only lower it.
     """
     try:
         asked = _asked_on_cpu(device, threads) if device == "cpu" else _asked_on_device(device)
         of_run = run / f"bandwidth-{digest(asked)}.json"
         if not of_run.is_file():
             known = recall("bandwidth", asked)
-            task = f"the measurement of memory bandwidth on {device}"  # in a process of its own, whose arrays count nowhere
+            task = f"the measurement of memory bandwidth on {device}"  # in its own process, so its arrays count nowhere
             told = call(__name__, {"device": device, "threads": threads}, task, timeout_s=_TIMEOUT_S)
             figure = max(told["bytes_per_second"], known if isinstance(known, float) else 0.0)
             remember("bandwidth", asked, figure)
@@ -64,12 +64,12 @@ def memory_bandwidth(device: str, threads: int, run: Path) -> float | str:
         return float(json.loads(of_run.read_text())["bytes_per_second"])
     except ChildError as error:
         return f"memory bandwidth could not be measured on {device}: {error.reason}"
-    except (QuantbenchError, OSError, ImportError) as error:  # it costs this figure, never the row
+    except (QuantbenchError, OSError, ImportError) as error:  # this costs only this figure, never the row
         return str(error)
 
 
 def remembered_bandwidth(device: str, threads: int) -> float | None:
-    """What an earlier run found on this CPU since it was started, without measuring anything; None where none did."""
+    """The figure of an earlier run on this CPU since it was booted, without measuring anything; None where there is none."""
     if device != "cpu":
         return None
     try:
@@ -87,7 +87,7 @@ def _asked_on_cpu(device: str, threads: int) -> dict[str, object]:
 
 
 def _asked_on_device(device: str) -> dict[str, object]:
-    """What tells this GPU from any other, whatever number it has today."""
+    """What identifies this GPU, whatever its current number."""
     gpu = chosen_gpus(device)[0]
     return {
         "gpu": gpu.name, "uuid": gpu.uuid, "driver": gpu.driver, "with": f"torch {version('torch')}",
@@ -96,15 +96,15 @@ def _asked_on_device(device: str) -> dict[str, object]:
 
 
 def _boot() -> str:
-    """What tells this machine, since it was started, from another of its kind that shares the cache."""
+    """What distinguishes this machine and boot from another of its kind that shares the cache."""
     return _BOOT_ID.read_text().strip() if _BOOT_ID.exists() else platform.node()
 
 
 def bytes_per_token(weights: WeightMemory, prompts: Sequence[Sequence[int]], length: int, batch: int) -> int | None:
-    """Bytes that a decode step reads, mean over the steps of answers of ``length`` tokens, divided by the sequences of a batch.
+    """Bytes that a decode step reads per sequence, mean over the steps of answers of ``length`` tokens.
 
-    Step i after a prompt of n tokens reads the weights, once for all sequences, and of each the keys and values of the
-    n + i - 1 positions before its own. None where it is not known.
+    Step i after a prompt of n tokens reads the weights once for the whole batch and, for each sequence, the keys and values of
+    the n + i - 1 positions before its own. None where the bytes are unknown.
     """
     if weights.step_bytes is None or weights.cache_position_bytes is None:
         return None
@@ -113,7 +113,7 @@ def bytes_per_token(weights: WeightMemory, prompts: Sequence[Sequence[int]], len
 
 
 def copy_on_cpu(threads: int, array_bytes: int) -> float:
-    """The fastest copy's bytes per second; each thread copies its own part, and numpy lets go of Python's lock meanwhile."""
+    """The fastest copy's bytes per second; each thread copies its own part, as numpy releases the GIL meanwhile."""
     import numpy as np
 
     parts = [np.ones(array_bytes // threads, dtype=np.uint8) for _ in range(threads)]  # zeros would all be one page, cached
@@ -124,7 +124,7 @@ def copy_on_cpu(threads: int, array_bytes: int) -> float:
 
 
 def copy_on_device(device: str, array_bytes: int) -> float:
-    """Bytes per second of the fastest of several rows of copies, from one place of the device's memory to another."""
+    """Bytes per second of the fastest of several series of copies, from one place in the device's memory to another."""
     import torch
 
     with torch.cuda.device(device):
@@ -144,7 +144,7 @@ def copy_on_device(device: str, array_bytes: int) -> float:
 
 
 def device_array_bytes(device: str) -> int:
-    """How large each array may be on the device: what its own free memory allows, that of the host is no matter."""
+    """How large each array may be on the device: limited by the device's free memory, not the host's."""
     import torch
 
     free, _ = torch.cuda.mem_get_info(device)
@@ -152,7 +152,7 @@ def device_array_bytes(device: str) -> int:
 
 
 def _fastest(copy: Callable[[], object]) -> float:
-    """Seconds of the fastest of several copies; one goes before, since a first touch is not a copy."""
+    """Seconds of the fastest of several copies; one untimed copy goes first, since it also faults the pages in."""
     copy()
     taken: list[float] = []
     while len(taken) < _LEAST_COPIES or sum(taken) < _COPYING_S:
@@ -163,7 +163,7 @@ def _fastest(copy: Callable[[], object]) -> float:
 
 
 def measure(request: Mapping[str, Any]) -> dict[str, float]:
-    """What the fastest copy on the device and with the threads that are asked for moves, and how large its arrays are."""
+    """Bytes per second of the fastest copy on the requested device and threads, and the size of its arrays."""
     device = request["device"]
     if device == "cpu":
         array_bytes = min(_ARRAY_BYTES, int(available_memory() * _MEMORY_SHARE))

@@ -1,7 +1,7 @@
-"""Who spins when: threads of OpenMP rest in all that is not timed, and in what is timed once others need the CPUs.
+"""When OpenMP's threads spin: never outside timed passes, and not in a timed pass once other processes need the CPUs.
 
-A timed pass runs as is best on a quiet machine until another process is seen to take half of a CPU. Spinning then costs it
-more than it gains, up to a hundred times: threads rest for the remainder of the pass, and its row is ``disturbed``.
+A timed pass runs as is best on a quiet machine until another process is seen to use half a CPU. From then on spinning slows
+the pass down, up to a hundredfold: its threads rest until its end, and its row is ``disturbed``.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from quantbench.measuring.signals import Watch
 
 
 class Courtesy:
-    """How this process behaves beside others, from when it is made, which should be a while before the first timed pass."""
+    """Makes this process yield to others. Create it well before the first timed pass, since it watches others from then on."""
 
     def __init__(self, rest: Rest, root: tuple[int, int] | None, device: str = "cpu") -> None:
-        """Threads rest until something is ``timed``; ``root`` and ``device`` are as OtherWorkWatch takes them."""
+        """Threads rest until something is ``timed``; ``root`` and ``device`` are those of OtherWorkWatch."""
         self._rest, self._root, self._device = rest, root, device
         self._watch = OtherWorkWatch(root, device)
         rest.begin()
 
     def loaded(self) -> None:
-        """To be called when libraries were loaded, whose threads shall rest too."""
+        """Call it after libraries were loaded, so that their threads rest too."""
         self._rest.begin()
 
     @contextmanager
     def timed(self, about: Watched) -> Iterator[Timing]:
-        """What runs within is timed, and watched by the signals of metrics; ``about`` says what it is and where it runs."""
+        """Inside this context a pass is timed and watched by the metrics' signals; ``about`` says what and where it is."""
         device = about.device or self._device
         others, rests = OtherWorkWatch(self._root, device), self._watch.crowded()
         watch = Watch(replace(about, device=device, root=self._root, rested=lambda: self._rest.resting))
@@ -47,21 +47,21 @@ class Timing:
     """One timed pass."""
 
     def __init__(self, rest: Rest, others: OtherWorkWatch, watch: Watch, *, rests: bool) -> None:
-        """Threads spin, unless the machine was found busy before."""
+        """Threads spin, unless the machine was busy before."""
         self._rest, self._others, self.watch = rest, others, watch
         if not rests:
             rest.end()
 
     def look(self) -> None:
-        """To be called after each round, when no clock runs."""
+        """Call it after each round, while nothing is timed."""
         self.watch.look()
         if not self._rest.resting and self._others.crowded():
             self._rest.begin()
 
     def spoilt(self) -> bool:
-        """Whether others worked so much that more rounds would not help."""
+        """Whether other processes used the CPUs so heavily that more rounds would not help."""
         return self._rest.resting or self._others.crowded()
 
     def rested(self) -> bool:
-        """Whether threads rest by now."""
+        """Whether threads are resting."""
         return self._rest.resting

@@ -1,4 +1,4 @@
-"""Five LoRA steps with peft inside a loaded module, and the adapter on disk."""
+"""Five LoRA steps with peft on a loaded module, and saving and loading the adapter."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _SEED = 0
 
 
 def train_adapter(module: Any, ids: Sequence[int], folder: Path) -> tuple[str, dict[str, float]]:
-    """Train LoRA adapters inside ``module`` and save them in ``folder``; what went wrong, and the figures.
+    """Train LoRA adapters inside ``module`` and save them in ``folder``; returns what went wrong (or "") and the figures.
 
-    It seeds torch: for a process of its own.
+    It seeds torch globally, so run it in a separate process.
     """
     import torch
     from peft import get_peft_model
@@ -30,11 +30,11 @@ def train_adapter(module: Any, ids: Sequence[int], folder: Path) -> tuple[str, d
     losses: list[float] = []
     failure, norm = "", 0.0
     for step in range(STEPS + 1):
-        torch.manual_seed(_SEED)  # where the model has dropout, the same at every step: else chance moves the loss as well
+        torch.manual_seed(_SEED)  # the same dropout at every step, or chance would move the loss as well
         loss = adapted(input_ids=batch, labels=batch, use_cache=False).loss
         losses.append(float(loss.detach()))
         if not loss.requires_grad:
-            return "no gradient passes through the kernel", {"loss_first": losses[0]}
+            return "the kernel passes no gradient", {"loss_first": losses[0]}
         if step == STEPS:
             break
         optimizer.zero_grad()
@@ -61,14 +61,14 @@ def load_adapter(module: Any, folder: Path) -> None:
 
 
 def other_kernels(module: Any) -> str:
-    """What to do where a kernel of gptqmodel, which says so itself, takes no training."""
+    """A hint where a gptqmodel kernel declares that it cannot be trained through; empty elsewhere."""
     kernels = {type(each).__name__ for each in module.modules() if getattr(each, "SUPPORTS_TRAINING", None) is False}
     names = "+".join(sorted(kernels))
-    return f"; {names} takes no training, and the backend auto_trainable of gptqmodel opens one that does" if kernels else ""
+    return f"; {names} cannot be trained through; gptqmodel's backend auto_trainable opens one that can" if kernels else ""
 
 
 def _adapter_config(module: Any) -> Any:
-    """LoRA on the query and value projections; else where peft itself puts it for the architecture, else on every layer."""
+    """LoRA on the query and value projections; else where peft puts it by default for the architecture, else on every layer."""
     from peft import LoraConfig
     from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
 
@@ -80,7 +80,7 @@ def _adapter_config(module: Any) -> Any:
 
 
 def _first_layer(weights: Mapping[str, Any], part: str) -> tuple[str, float]:
-    """What is wrong with the gradients of one ``part`` of the first layer's adapters, if anything, and their norm."""
+    """What is wrong with the gradients of ``part`` of the first layer's adapters, if anything, and their norm."""
     import torch
 
     layer = next(iter(weights)).partition(".lora_")[0].rpartition(".")[0]

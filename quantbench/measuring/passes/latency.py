@@ -1,6 +1,6 @@
 """The latency pass: rounds of fixed-length answers, alternating with short rounds of the anchor.
 
-Between fresh processes the raw figure moves more than the ratio to an anchor in the same process: bench/harness/README.md.
+Between fresh processes the raw figure varies more than its ratio to an anchor in the same process: bench/harness/README.md.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ TimedPrompts = Sequence[Sequence[int]]
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """A loaded model with the prompts that it answers, ``batch`` sequences together; ``said`` keeps its last answer to each."""
+    """A loaded model and its prompts, answered ``batch`` sequences together; ``last_answers`` keeps the ids by prompt index."""
 
     model: LoadedModel
     prompts: TimedPrompts
     batch: int = 1
-    said: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    last_answers: dict[int, tuple[int, ...]] = field(default_factory=dict)
 
     def answer(self, index: int, length: int) -> Generation:
         """One timed answer to one of its prompts."""
-        answer, self.said[index] = timed_answer(self.model, index, self.prompts[index], length, self.batch)
+        answer, self.last_answers[index] = timed_answer(self.model, index, self.prompts[index], length, self.batch)
         return answer
 
 
@@ -46,10 +46,10 @@ def measure_rounds(
 ) -> tuple[Round, ...]:
     """Timed rounds, until the median's confidence interval is narrow enough or the budget is spent.
 
-    A round answers every prompt once; where that would take too long for the rounds that an interval takes, a round answers
-    some prompts in rotation, and it ends when every prompt had as many turns. The other passes came before and warmed
-    the variant up; one answer each warms what is left. ``after_round`` is called after each, when no clock runs. Once
-    ``spoilt`` by other work they end with the budget, perhaps before every prompt had a turn.
+    A round answers every prompt once. Where that would leave too few rounds for an interval, each round answers some prompts in
+    rotation, and the pass ends when every prompt had the same number of turns. The earlier passes warmed the variant up; one
+    untimed answer warms the rest. ``after_round`` is called after each round, while nothing is timed. Once ``spoilt`` by other
+    work the rounds end with the budget, perhaps before every prompt had a turn.
     """
     size = _round_size(variant.answer(0, length).e2e_s, len(variant.prompts), effort)
     sweep = len(variant.prompts) // size
@@ -69,18 +69,18 @@ def measure_rounds(
 
 
 def _round_size(answer_s: float, prompts: int, effort: Effort) -> int:
-    """Prompts of one round, such that the fewest rounds take about the budget, the anchor's share included.
+    """Prompts per round, such that the minimum number of rounds takes about the budget, the anchor's share included.
 
-    It divides their number, so that all are answered equally often.
+    The size divides the number of prompts, so that all are answered equally often.
     """
     affordable = max(1, round(effort.budget_s * (1 - ANCHOR_SHARE) / effort.min_rounds / answer_s))
     return max(size for size in range(1, prompts + 1) if prompts % size == 0 and size <= affordable)
 
 
 def together(prompt: Sequence[int], batch: int) -> list[list[int]]:
-    """``batch`` prompts as long as ``prompt``, itself the first: its ids after the first are turned by one place for each.
+    """``batch`` prompts as long as ``prompt``: itself, then copies with the ids after the first rotated by one more place each.
 
-    So the rows differ, and none needs padding.
+    So all rows differ, and none needs padding.
     """
     first, rest = list(prompt[:1]), list(prompt[1:])
     turns = [row % len(rest) if rest else 0 for row in range(batch)]
@@ -88,7 +88,7 @@ def together(prompt: Sequence[int], batch: int) -> list[list[int]]:
 
 
 def answer_tokens(model: LoadedModel, prompt: Sequence[int], length: int, batch: int) -> Iterator[int]:
-    """The answer to ``prompt``, token by token; where ``batch`` is above 1, further sequences are answered together with it."""
+    """The answer to ``prompt``, token by token; with a ``batch`` above 1, other sequences are answered together with it."""
     if batch == 1:
         return model.generate(prompt, length)
     assert isinstance(model, Batched)
@@ -98,7 +98,7 @@ def answer_tokens(model: LoadedModel, prompt: Sequence[int], length: int, batch:
 def timed_answer(
     model: LoadedModel, index: int, prompt: Sequence[int], length: int, batch: int = 1
 ) -> tuple[Generation, tuple[int, ...]]:
-    """One greedy answer and its ids; the clock is read at each token, the device synchronized at the edges of the phases.
+    """One greedy answer and its ids; the clock is read at each token, and the device synchronized only at phase boundaries.
 
     ``batch`` sequences are answered together; the ids are those of the first.
     """
@@ -117,7 +117,7 @@ def timed_answer(
     model.synchronize()
     ended = clock()
     if not stamps[-1]:
-        raise ModelError(f"the method stopped before {length} tokens; its generate() must go on past the end of sequence")
+        raise ModelError(f"the method stopped before {length} tokens; its generate() must continue past the end of sequence")
     answer = Generation(
         prompt=index,
         prompt_tokens=len(prompt) * batch,

@@ -1,8 +1,8 @@
-"""The memory pass: the kernel's high-water mark of resident memory, reset before a round of generation.
+"""The memory pass: the kernel's high-water mark of resident memory, reset before an answer is generated.
 
 ``ru_maxrss`` is inherited through exec and would count the parent; VmHWM, reset through clear_refs, does not. The kernel keeps
-no such mark of the anonymous and the file-backed part alone, so their split is sampled: nothing is timed in this pass. On a GPU
-torch's allocator keeps marks of its own; what the driver says of the whole process and of the boards is sampled too.
+no such mark for the anonymous and file-backed parts, so their split is sampled, which is harmless as nothing is timed here. On
+a GPU torch's allocator keeps its own marks; the driver's figures for the process and the boards are sampled too.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from quantbench.measuring.passes.latency import timed_answer
 from quantbench.methods import LoadedModel
 
 SAMPLE_S = 0.002
-"""The split of resident memory is read once in so many seconds."""
+"""Seconds between two samples of the split of resident memory."""
 
-_UNLISTED = "the driver lists no memory as this process's: in a container it may know the process by another number"
+_UNLISTED = "the driver lists no memory for this process: in a container it may know the process by another number"
 
 STATUS = Path("/proc/self/status")
 CLEAR_REFS = Path("/proc/self/clear_refs")
@@ -35,7 +35,7 @@ _FIELDS = ("VmHWM", "VmRSS", "RssAnon", "RssFile")
 
 
 def resident() -> dict[str, int]:
-    """VmHWM, VmRSS, RssAnon and RssFile of this process in bytes; UnsupportedError where the kernel does not tell them."""
+    """VmHWM, VmRSS, RssAnon and RssFile of this process in bytes; UnsupportedError where the kernel does not report them."""
     text = STATUS.read_text() if STATUS.exists() else ""
     found = {name: int(count) * 1024 for name, count in re.findall(r"^(\w+):\s+(\d+) kB$", text, flags=re.MULTILINE)}
     if lacking := [name for name in _FIELDS if name not in found]:
@@ -45,11 +45,11 @@ def resident() -> dict[str, int]:
 
 
 def reset_high_water() -> None:
-    """Give freed memory back to the kernel, then set VmHWM to what is resident now; UnsupportedError where that cannot be done.
+    """Give freed memory back to the kernel, then set VmHWM to what is resident now; UnsupportedError where that is impossible.
 
-    Of what was freed, glibc keeps up to 64 MiB, which would count as resident now and hide as much of what comes next.
+    glibc keeps up to 64 MiB of freed memory, which would count as resident now and hide as much of the later growth.
     """
-    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # glibc has it
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # only glibc has it
         trim(0)
     try:
         CLEAR_REFS.write_text(_RESET_HIGH_WATER)
@@ -61,7 +61,7 @@ def reset_high_water() -> None:
 
 
 def reset_device(device: str) -> None:
-    """Let torch's allocator give back what it keeps for later, then set its marks to what it holds now."""
+    """Empty the cache of torch's allocator, then reset its marks to what it holds now."""
     if cuda := _cuda_in_use(device):
         cuda.empty_cache()
         for number in _numbers(cuda, device):
@@ -70,10 +70,10 @@ def reset_device(device: str) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loading:
-    """What was held before a model was opened, and at most while it was (0 until ``ended()``), in bytes.
+    """Memory in bytes before a model was opened, and the peak while opening it (0 until ``ended()``).
 
-    ``boards`` are those of the device, or why NVML tells nothing of them; ``stranger`` says that the driver's list names
-    another process by this one's number.
+    ``boards`` are those of the device, or why NVML cannot read them; ``stranger`` means that the driver lists another process
+    under this one's number.
     """
 
     device: str
@@ -91,9 +91,9 @@ class Loading:
 
 
 def before_loading(device: str) -> Loading:
-    """Give back what can be given back and look at what is held, right before a model is opened on ``device``.
+    """Release cached memory and read what is in use, right before a model is opened on ``device``.
 
-    NVML is opened first: its library takes memory of the host, and none of the device.
+    NVML is opened first, since its library takes memory on the host (none on the device).
     """
     boards = open_boards(device)
     reset_device(device)
@@ -143,7 +143,7 @@ def peak_during(work: Callable[[], object], loading: Loading) -> PeakMemory:
 
 
 class _BoardPeaks:
-    """The highest samples of what NVML says, and in ``absent`` why there is none, both by the field of PeakMemory."""
+    """The highest samples of NVML's figures, and in ``absent`` why one is missing, both by the field of PeakMemory."""
 
     def __init__(self, loading: Loading) -> None:
         """Nothing is sampled yet."""
@@ -159,7 +159,7 @@ class _BoardPeaks:
             self.absent = {"device_process_bytes": _UNLISTED}
 
     def look(self) -> None:
-        """Take a sample. What was not watched to its end is no peak."""
+        """Take a sample. A figure that could not be watched to the end has no peak."""
         for name, ask in list(self._ask.items()):
             try:
                 found = ask()
@@ -175,7 +175,7 @@ class _BoardPeaks:
 
 @contextmanager
 def _highest(boards: _BoardPeaks) -> Iterator[dict[str, int]]:
-    """Samples ``resident()`` and ``boards`` until the end; yields what becomes the sample with the most resident memory."""
+    """Sample ``resident()`` and ``boards`` until the end; the yielded dict ends as the sample of most resident memory."""
     highest = resident()
     ended = Event()
 
@@ -200,7 +200,7 @@ def _highest(boards: _BoardPeaks) -> Iterator[dict[str, int]]:
 
 
 def _device_peaks(device: str) -> tuple[int | None, int | None]:
-    """What torch's allocator held and reserved at most since the reset, the sum of each GPU's own peak.
+    """Peaks of what torch's allocator held and reserved since the reset, summed over the GPUs.
 
     0 where it was not used, None on the CPU.
     """
@@ -219,6 +219,6 @@ def _numbers(cuda: Any, device: str) -> Sequence[int]:
 
 
 def _cuda_in_use(device: str) -> Any:
-    """``torch.cuda`` if the model is on a GPU and torch has used one: to ask it otherwise would take device memory itself."""
+    """``torch.cuda`` if the model is on a GPU and torch has used one: otherwise asking would itself take device memory."""
     torch = sys.modules.get("torch") if device != "cpu" else None
     return torch.cuda if torch and torch.cuda.is_initialized() else None

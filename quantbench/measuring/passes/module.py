@@ -15,15 +15,15 @@ from quantbench.measuring.passes.rounds import AnchorTurn, until_steady
 from quantbench.methods import LoadedModule
 
 INPUTS = 10
-"""Timed inputs; a round calls each as often as the others."""
+"""Timed inputs; every round calls all of them equally often."""
 COMPARED_INPUTS = 64
 _ROUND_S = 0.03
-"""A round lasts at least so long, or the scheduler's mood in one call would be the mood of the round."""
+"""The least length of a round, in seconds: in a shorter one, a single delay by the scheduler would decide the figure."""
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """A loaded module with the inputs that it is called on."""
+    """A loaded module and the inputs that it is called on."""
 
     module: LoadedModule
     inputs: Sequence[Any]
@@ -55,8 +55,7 @@ def measure_calls(
 ) -> tuple[Calls, ...]:
     """Timed rounds of calls, alternating with the anchor's; see ``passes.latency`` for when they stop.
 
-    The other passes came before and warmed the variant up; one sweep warms what is left, and another tells how many make a
-    round.
+    The earlier passes warmed the variant up; one sweep warms the rest, and another shows how many sweeps make a round.
     """
     variant.round()
     sweeps = max(1, math.ceil(_ROUND_S / sum(variant.round())))

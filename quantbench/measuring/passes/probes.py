@@ -1,7 +1,7 @@
 """The probes: what a variant can do besides answering. Does it run on each device, can it be fine-tuned, can it be saved?
 
-Each is tried, not looked up. Nothing here is timed; it runs in a process of its own, so that what it leaves behind (imports,
-patched libraries, adapters in the model) touches no measurement.
+Each is tried, not looked up. Nothing here is timed; it all runs in a separate process, so that what it leaves behind (imports,
+patched libraries, adapters in the model) affects no measurement.
 """
 
 from __future__ import annotations
@@ -33,34 +33,34 @@ CONTEXT = 64
 """Tokens of context that the probes need."""
 
 TOLERANCE = 0.0001
-"""Largest rms difference of the logits of a model that was saved and opened again, over their own spread.
+"""Largest rms difference of the logits of a model that was saved and opened again, relative to their own spread.
 
-The same weights in the same kernel give the same bits, so this is room for a kernel that sums in another order. What must be
-seen is a dtype or a scale that changed on the way: the canary rounded to fp16 is 0.0006 away, to bf16 0.005.
+The same weights in the same kernel give the same bits, so this leaves room only for a kernel that sums in another order. It
+must catch a dtype or a scale that changed on the way: the canary rounded to fp16 is 0.0006 away, to bf16 0.005.
 """
 
 ADAPTER_TOLERANCE = 0.05
-"""Largest rms difference of the logits after an adapter was saved and loaded again, over what training had changed.
+"""Largest rms difference of the logits after an adapter was saved and loaded again, relative to the change by training.
 
-A lost adapter differs by all of it. Some kernels take another path once they were trained through, and round differently there.
+A lost adapter differs by all of it. Some kernels take another path once they have been trained through, and round differently.
 """
 
 _LENGTH = 32
 _SEED = 0
 _LINE = 160
-"""Characters of a library's sentence that are kept."""
+"""Characters of a library's message that are kept."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbedVariant:
-    """A variant to probe, and the ids that its text starts with."""
+    """A variant to probe, and the ids that its sampled text starts with."""
 
     spec: Spec
     settings: Settings
     start: Sequence[int]
 
     def open(self, device: str = "") -> AbstractContextManager[LoadedModel]:
-        """A context manager that yields the variant freshly loaded; on another device if one is given."""
+        """A context manager that yields the freshly loaded variant, on another device if one is given."""
         spec = self.spec
         if device:
             spec = replace(spec, conditions=replace(spec.conditions, device=device))
@@ -69,7 +69,7 @@ class ProbedVariant:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
-    """What the variant did when it was opened first: ids sampled from it, its logits for them, and the dtype it ran in."""
+    """The variant's behaviour when it was first opened: ids sampled from it, their logits, and the dtype it ran in."""
 
     ids: tuple[int, ...]
     logits: NDArray[np.float32]
@@ -77,21 +77,21 @@ class Seen:
 
 
 def probe_all(subject: ProbedVariant) -> Iterator[tuple[str, Probe]]:
-    """Every probe by name, as it is done. Raises what opening the variant on its own device raises."""
+    """Yield each probe by name as it finishes. Raises whatever opening the variant on its own device raises."""
     here, other = ("cuda", "cpu") if subject.spec.conditions.device.startswith("cuda") else ("cpu", "cuda")
     seen = _look(subject)
     yield here, Probe(found=True)
     yield "save_reload", _tried(save_reload, subject, seen)
     yield "finetune", _tried(finetune, subject, seen)
-    yield other, _elsewhere(subject, other)  # last: what a device runs out of may end the process
+    yield other, _elsewhere(subject, other)  # last: running out of a device's memory may end the process
 
 
 def save_reload(subject: ProbedVariant, seen: Seen) -> Probe:
     """Whether what the method saves opens again, in its own runtime, with the logits that the variant had."""
     saver = METHODS[subject.spec.variant.method].saver
     if saver is None:
-        return Probe(found=False, note="this method writes no file that can be loaded safely")
-    with scratch_folder(cache_root()) as folder:  # a model may be larger than what holds temporary files
+        return Probe(found=False, note="this method cannot save to a file that is safe to load")
+    with scratch_folder(cache_root()) as folder:  # a model may be too large for the temporary folder
         saver(subject.spec, subject.settings, folder)
         with _reopened(subject, seen.dtype, folder) as model:
             difference = _rms(_logits(model, seen.ids) - seen.logits) / _spread(seen.logits)
@@ -126,14 +126,14 @@ def _look(subject: ProbedVariant) -> Seen:
 
 def _elsewhere(subject: ProbedVariant, device: str) -> Probe:
     if device == "cuda" and not describe().gpus:
-        return Probe(found=None, note="no CUDA device here")
+        return Probe(found=None, note="there is no CUDA device here")
     try:
         with subject.open(device) as model:
             list(model.generate(subject.start, 2))
             model.synchronize()
             places = {place.partition(":")[0] for place in (model.facts.get("device") or "cpu").split("+")}
             if places != {device}:
-                return Probe(found=False, note=f"opened for {device} its weights are on {' and '.join(sorted(places))}")
+                return Probe(found=False, note=f"opened for {device}, but its weights are on {' and '.join(sorted(places))}")
     except Exception as error:  # noqa: BLE001 - any library's refusal is the finding
         return Probe(found=False, note=_sentence(error))
     return Probe(found=True)
@@ -150,9 +150,9 @@ def _tried(probe: Callable[[ProbedVariant, Seen], Probe], subject: ProbedVariant
 
 @contextmanager
 def _reopened(subject: ProbedVariant, dtype: str, folder: Path) -> Iterator[LoadedModel]:
-    """What a method saved: a file of its own kind through the method, any other checkpoint through plain transformers.
+    """The saved model, opened again: the method's own kind of file by the method, any other checkpoint by plain transformers.
 
-    ``dtype`` is the one that the variant ran in: a checkpoint may keep the same weights in fewer bits.
+    ``dtype`` is the one that the variant ran in, since a checkpoint may store the same weights in fewer bits.
     """
     from quantbench.runtimes.transformers.model import TransformersModel, load_pretrained
 
@@ -172,13 +172,13 @@ def _reopened(subject: ProbedVariant, dtype: str, folder: Path) -> Iterator[Load
 
 
 def _learn(subject: ProbedVariant, seen: Seen, folder: Path) -> tuple[Probe, NDArray[np.float32] | None]:
-    """Train an adapter and save it in ``folder``; what was found, and the trained model's logits if it could be trained.
+    """Train an adapter and save it in ``folder``; the finding, and the trained model's logits if it could be trained.
 
-    The variant is opened anew: what ran without gradients may hold tensors that cannot be trained through.
+    The variant is opened anew: after running without gradients it may hold tensors that cannot be trained through.
     """
     with subject.open() as model:
         if not isinstance(model, HasModule):
-            return Probe(found=False, note="no torch module, and peft trains nothing else"), None
+            return Probe(found=False, note="it is not a torch module, and peft trains nothing else"), None
         try:
             failure, figures = train_adapter(model.model, seen.ids, folder)
         except Exception as error:  # noqa: BLE001 - any library's refusal is the finding
@@ -213,7 +213,7 @@ def _spread(logits: NDArray[np.float32]) -> float:
 
 
 def _sentence(error: Exception) -> str:
-    """Our own errors as they are; of a library's, the first sentence, of bounded length."""
+    """Our own errors in full; of a library's, the first sentence, cut to a bounded length."""
     if isinstance(error, QuantbenchError):
         return str(error)
     line = (str(error).strip().splitlines() or [""])[0].partition(". ")[0].rstrip(".")

@@ -1,4 +1,4 @@
-"""Make the artifact that variants are compared with: the reference's ids, continuations, answers and log-probabilities."""
+"""Makes the artifact that variants are compared with: the reference's ids, continuations, answers and log-probabilities."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from quantbench.models.checkpoint import checkpoint_dtype, count_parameters
 from quantbench.models.tokenizer import Tokenizer, encode_prompts, save_decoder
 
 _FREE_SHARE = 0.9
-"""Of the free disk the log-probabilities may take so much."""
+"""The log-probabilities may take at most this share of the free disk."""
 
 _FLOAT32_BYTES = 4
 
@@ -34,9 +34,9 @@ def make_reference(
 ) -> None:
     """Sample, answer and score with the loaded reference; fill ``folder`` with reference.json, logprobs.npy, decoder.json.
 
-    A continuation ends with the first end-of-sequence id: what a model says after it is noise, and nobody reads it. One that
-    ends at once has this one position to score. Of a text nothing is sampled or answered: its own second halves are what is
-    scored. ModelError when the method generates nothing.
+    A continuation ends with the first end-of-sequence id, since what a model says after it is noise. One that ends at once has
+    only that position to score. For a text nothing is sampled or answered: the second halves of its own chunks are scored.
+    ModelError when the method generates nothing.
     """
     scored: Scored
     answers: tuple[Answer, ...] = ()
@@ -47,7 +47,7 @@ def make_reference(
         said = _continued(model, prompts, conditions, tokenizer.ends)
         scored = list(zip(prompts, said, strict=True))
         if not all(continuation for _, continuation in scored):
-            raise ModelError("the reference generated nothing after a prompt; its generate() must give the tokens asked for")
+            raise ModelError("the reference generated nothing after a prompt; its generate() must yield the requested tokens")
         asked = list(zip(task.prompts, prompts, strict=True))[: conditions.answered_prompts or None]
         answers = answer_greedily(model, asked, conditions.answer_tokens, tokenizer)
         save_decoder(tokenizer, (*said, *(each.tokens or () for each in answers)), folder)
@@ -65,7 +65,7 @@ def make_reference(
 def _continued(
     model: LoadedModel, prompts: Sequence[Sequence[int]], conditions: Conditions, ends: frozenset[int]
 ) -> Sequence[tuple[int, ...]]:
-    """What the model says after each prompt, each sampled with a seed of its own."""
+    """The model's continuation of each prompt, each sampled with its own seed."""
     limit, first = conditions.continuation_tokens, conditions.seed * 1000
     samplings = [Sampling(seed=seed) for seed in range(first, first + len(prompts))]
     if isinstance(model, SamplesTogether):
@@ -74,7 +74,7 @@ def _continued(
 
 
 def _write_logprobs(model: LoadedModel, scored: Scored, folder: Path) -> None:
-    """Log-probabilities, float32 [scored positions, vocabulary], written as they stream: memory never holds all of them."""
+    """Write log-probabilities, float32 [scored positions, vocabulary], as they stream: memory never holds all of them."""
     import numpy as np
 
     counts = [len(continuation) for _, continuation in scored]
@@ -107,5 +107,5 @@ def _require_room(folder: Path, counts: list[int], vocabulary: int) -> None:
         raise ModelError(
             f"the reference's log-probabilities take {needed / 1e9:.1f} GB ({sum(counts)} positions x vocabulary of "
             f"{vocabulary} x {_FLOAT32_BYTES} bytes) and {available / 1e9:.1f} GB of disk may be used; "
-            f"score fewer prompts, or of a text at most --chunks {fitting}, or set QUANTBENCH_CACHE to a larger disk"
+            f"score fewer prompts (of a text, at most --chunks {fitting}), or set QUANTBENCH_CACHE to a larger disk"
         )

@@ -1,4 +1,4 @@
-"""What all timed rounds share: when they stop, and how much of the time goes to the anchor."""
+"""Shared by all timed rounds: when they stop, and how much of the time goes to the anchor."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def until_steady(
 ) -> tuple[T, ...]:
     """Rounds until the median's confidence interval is narrow enough or the budget is spent.
 
-    ``take`` makes the round of an index, ``seconds`` says how long the variant's part of it took. It ends
-    after a multiple of ``every`` rounds. Where other work has ``spoilt`` them, the budget alone counts: it ends after the first
-    round that reaches it, with as few as there are. Garbage is collected before.
+    ``take`` runs the round of an index; ``seconds`` says how long the variant's part of it took. The number of rounds is a
+    multiple of ``every``. Where other work has ``spoilt`` them, only the budget counts: the first round that reaches it is the
+    last, however few there are. Garbage is collected before, and not during the rounds.
     """
     rounds: list[T] = []
     deadline = time.perf_counter() + effort.budget_s
@@ -45,10 +45,10 @@ def until_steady(
 
 
 class AnchorTurn(Generic[T]):
-    """The anchor's part of each round: its inputs in rotation, while its total time keeps to its share of all time."""
+    """The anchor's part of each round: its inputs in rotation, with its total time kept to its share of all time."""
 
     def __init__(self, answer: Callable[[int], T], inputs: int, seconds: Callable[[T], float], *, most: int) -> None:
-        """``answer`` takes the number of an input; two answers warm the anchor up. A turn has at most ``most`` answers."""
+        """``answer`` takes the index of an input; two answers warm the anchor up. A turn has at most ``most`` answers."""
         self._answer = answer
         self._inputs = inputs
         self._most = most
@@ -59,9 +59,9 @@ class AnchorTurn(Generic[T]):
         self._balance_s = 0.0
 
     def take(self, variant_s: float, among: Sequence[int] | None = None) -> tuple[T, ...]:
-        """Answers after a variant's round of ``variant_s``, to inputs ``among`` these numbers (default: any).
+        """Answers after a variant's round of ``variant_s``, to the inputs with indices ``among`` these (default: any).
 
-        At least one after the first round, perhaps none later.
+        At least one after the first round, perhaps none after a later one.
         """
         numbers = range(self._inputs) if among is None else among
         most = self._most if among is None else min(self._most, len(among))

@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 LOGPROBS_FILE = "logprobs.npy"
 REFERENCE_FILE = "reference.json"
 
-WRONG_COUNT = "the method did not score the {} positions asked for; its score() must begin at 'first' and end with the last"
+WRONG_COUNT = "the method did not score the {} requested positions; its score() must run from 'first' to the last one"
 
 BLOCK_VALUES = 1 << 16
-"""Values that are compared at once: few enough to stay in a core's cache, so that each step finds them there."""
+"""Values compared at once: few enough to stay in a core's cache from one step to the next."""
 
 
 def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -50,11 +50,11 @@ def _log_softmax(logits: NDArray[np.float32], out: NDArray[np.float32], scratch:
 
 
 Scored = Sequence[tuple[Sequence[int], Sequence[int]]]
-"""What is read and what is scored after it: a prompt with its continuation, or the halves of a text's chunk."""
+"""Ids that are only read, and ids that are scored after them: prompt and continuation, or the halves of a text's chunk."""
 
 
 class Scorer(Protocol):
-    """The part of a LoadedModel that this pass takes."""
+    """The part of a LoadedModel that this pass uses."""
 
     def score(self, tokens: Sequence[int], first: int = 0) -> Iterator[NDArray[np.float32]]:
         """See LoadedModel."""
@@ -72,9 +72,9 @@ def score_columns(
     """Score every continuation, compare with the reference's distribution at every position, and write the columns.
 
     ``reference`` is the folder with the reference's log-probabilities. KLD is KL(reference || variant) in nats over the whole
-    vocabulary, summed in float64, on so many ``threads``, which rest while the model works. Without a reference only ``prompt``
-    and ``nll`` are written. Returns the seconds of each; ``after_each`` is called between them.
-    Raises ModelError when the vocabularies differ.
+    vocabulary, summed in float64, on ``threads`` threads, which rest while the model works. Without a reference only ``prompt``
+    and ``nll`` are written. Returns the seconds of each continuation; ``after_each`` is called after each.
+    Raises ModelError when the reference's vocabulary is the larger one.
     """
     import numpy as np
 
@@ -130,7 +130,7 @@ def _compare(
 def _compare_rows(
     logits: NDArray[np.float32], expected: NDArray[np.float32] | None, targets: NDArray[np.int64], step: int, rows: range
 ) -> dict[str, NDArray[np.generic]]:
-    """The columns of some rows, ``step`` at a time in the same two buffers."""
+    """The columns of some rows, ``step`` rows at a time in the same two buffers."""
     import numpy as np
 
     names = ("nll",) if expected is None else ("nll", "kld", "nll_reference")
@@ -166,7 +166,7 @@ def answer_greedily(
 def answers_of(
     said: Sequence[tuple[int, ...]], prompts: Sequence[tuple[str, Sequence[int]]], tokenizer: Decoder
 ) -> tuple[Answer, ...]:
-    """Greedy ids as answers, cut after the first end-of-sequence id."""
+    """Greedily generated ids as answers, cut after the first end-of-sequence id."""
     answers = []
     for (text, ids), spoken in zip(prompts, said, strict=True):
         tokens = until_end(spoken, tokenizer.ends)

@@ -1,6 +1,6 @@
-"""What the length of a forward pass does to the similarity figures: the first prompts scored once more, in passes half as long.
+"""How the length of a forward pass affects the similarity figures: the first prompts are scored again in passes half as long.
 
-A kernel of low precision rounds by what else is in the pass, its scales and outliers: int8 moved by 2 % of its KLD.
+A low-precision kernel rounds differently with other positions in the pass (scales, outliers): int8's KLD changed by 2 %.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 PROMPTS = 4
-"""Prompts, or chunks of a text, that are scored again: the first of them, as the cost is theirs alone."""
+"""Prompts, or chunks of a text, that are scored again; only the first few, to keep it cheap."""
 
-UNSLICED = "the method does not let the length of its forward passes be chosen: its model has no score_sliced()"
+UNSLICED = "the length of this method's forward passes cannot be chosen: its model has no score_sliced()"
 
 
 @dataclass(frozen=True, slots=True)
 class _Halved:
-    """Reads each sequence in passes half as long as ``score`` does, so in two at least."""
+    """Reads each sequence in passes half as long as those of ``score``, so in at least two."""
 
     model: Sliced
 
@@ -38,10 +38,10 @@ class _Halved:
 def measure_slicing(
     model: LoadedModel, scored: Scored, reference: Path | None, columns: Path, again: Path, *, threads: int = 1
 ) -> Slicing | str:
-    """Score the first prompts again and hold the figures against those of the same positions in ``columns``.
+    """Score the first prompts again and compare the figures with those of the same positions in ``columns``.
 
-    ``reference`` is the folder with the reference's log-probabilities, without which there is nothing to hold against each
-    other; the new columns are written to ``again``. A string says why not even the length of a pass is known.
+    ``reference`` is the folder with the reference's log-probabilities, without which there is nothing to compare; the new
+    columns are written to ``again``. A string says why not even the length of a pass is known.
     """
     import numpy as np
 

@@ -1,4 +1,4 @@
-"""A running text as llama-perplexity reads it: chunks of the context's length, of which the second half is scored."""
+"""A running text as llama-perplexity reads it: chunks as long as the context, with the second half of each scored."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ CHUNK_TOKENS = 512
 
 _LEAST_CHUNKS = 2
 _LEAST_TOKENS = 3
-"""A shorter chunk has nothing to score in its second half."""
+"""A shorter chunk would have nothing to score in its second half."""
 
 Chunks = tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
-"""Of each chunk what is only read, and what is scored after it."""
+"""For each chunk, the ids that are only read, and those that are scored after them."""
 
 
 def chunk_tokens(conditions: Conditions, limit: int | None) -> int:
-    """Tokens of a chunk: the context asked for, else 512 or what the model can read, if that is less."""
+    """Tokens of a chunk: the requested context, else 512 or the model's limit, whichever is less."""
     return conditions.context or min(CHUNK_TOKENS, limit or CHUNK_TOKENS)
 
 
 def read_chunks(tokenizer: Tokenizer, text: str, conditions: Conditions) -> Chunks:
-    """The text's ids cut into chunks of equal length; what is left over is not scored, as by llama-perplexity.
+    """The text's ids cut into chunks of equal length; a shorter rest is not scored, as in llama-perplexity.
 
     Where the model was trained with BOS, it replaces the first id of each chunk. Positions n/2 to n - 2 of a chunk of n are
     scored: those predict ids n/2 + 1 to n - 1. ModelError when the text is shorter than two chunks, or a chunk too short.
@@ -33,11 +33,11 @@ def read_chunks(tokenizer: Tokenizer, text: str, conditions: Conditions) -> Chun
         raise ModelError(f"a chunk of {size} tokens has nothing to score; ask for a --context of at least {_LEAST_TOKENS}")
     ids = tokenizer.encode_literal(text)
     first = tokenizer.encode("")[:1]
-    head = first if ids[:1] == first else []  # what an empty text ends with is no BOS
+    head = first if ids[:1] == first else []  # encode("") may also give EOS: only an id that begins the text too is BOS
     count = len(ids) // size
     if count < _LEAST_CHUNKS:
         raise ModelError(
-            f"the text has {len(ids)} tokens and scoring takes two chunks of {size}; give a longer text or a shorter --context"
+            f"the text has {len(ids)} tokens and scoring needs two chunks of {size}; give a longer text or a shorter --context"
         )
     chunks = [[*(head or ids[start : start + 1]), *ids[start + 1 : start + size]] for start in range(0, count * size, size)]
     split = size // 2 + 1

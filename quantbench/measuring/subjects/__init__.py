@@ -1,4 +1,4 @@
-"""Subjects: one file per kind of thing that is measured; each measures a job's variant and writes a trace per prompt set."""
+"""Subjects: one file per kind of thing to measure; each measures a job's variant and writes one trace per prompt set."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from quantbench.methods import METHODS, Settings
 
 
 def settings_of(job: Job, context: int = 0) -> Settings:
-    """The settings that a job's conditions come to on this machine; ``context`` in tokens."""
+    """A job's conditions as settings for this machine; ``context`` in tokens."""
     return Settings(
         checkpoint=job.checkpoint,
         threads=job.conditions.threads or available_cpus(),
@@ -21,6 +21,6 @@ def settings_of(job: Job, context: int = 0) -> Settings:
 
 
 def import_seconds(job: Job) -> float:
-    """Import what the job's method needs; seconds taken, those of imports inherited from the fork server included."""
+    """Import what the job's method needs; seconds taken, including imports inherited from the fork server."""
     inherited = {name: seconds for name, seconds in job.preloaded.items() if name in sys.modules}
     return sum(import_library(name) + inherited.get(name, 0.0) for name in METHODS[job.variant.method].requires)

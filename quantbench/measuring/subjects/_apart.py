@@ -1,4 +1,4 @@
-"""Work in a fork of this process, whose imports and freed memory are then no part of this one's."""
+"""Work done in a fork, so that its imports and memory do not count as this process's."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _T = TypeVar("_T")
 
 
 def apart(work: Callable[[], _T]) -> _T:
-    """What ``work`` gives, or raises, done in a fork; for processes of one thread.
+    """Run ``work`` in a fork, and return or raise what it does; only for single-threaded processes.
 
-    ModelError where the fork ends before it has said anything: something killed it.
+    ModelError where the fork ends without a result: something killed it.
     """
     reading, writing = os.pipe()
     forked = os.fork()
@@ -31,7 +31,7 @@ def apart(work: Callable[[], _T]) -> _T:
         said = stream.read()
     _, status = os.waitpid(forked, 0)
     if not said:
-        raise ModelError(f"the process that reads the prompts ended with {os.waitstatus_to_exitcode(status)} and said nothing")
+        raise ModelError(f"the process that reads the prompts ended with {os.waitstatus_to_exitcode(status)} and no result")
     found, raised = pickle.loads(said)  # noqa: S301 - our own fork wrote it
     if raised is not None:
         raise raised
@@ -42,5 +42,5 @@ def apart(work: Callable[[], _T]) -> _T:
 def _done(work: Callable[[], _T]) -> bytes:
     try:
         return pickle.dumps((work(), None))
-    except Exception as error:  # noqa: BLE001 - it is raised where the work was asked for
+    except Exception as error:  # noqa: BLE001 - it is raised again in the parent
         return pickle.dumps((None, error))

@@ -44,12 +44,12 @@ from quantbench.runtimes import open_decoder, open_tokenizer, parts_of
 _READ_BYTES = 1 << 22
 
 
-_NOT_ANSWERED = "a text is scored and not answered; name a prompt set such as 'mixed' besides"
+_NOT_ANSWERED = "a text is scored, not answered; name a prompt set such as 'mixed' as well"
 _RANDOM = "random weights say nothing about similarity"
-_MADE = "its weights are made at random while it is loaded, so loading says nothing"
-_UNWRITTEN = "its weights are made at random while it is loaded, and never written"
-_UNQUANTIZED = "its file was written with random weights, and no quantizer had any part in it"
-_UNPROBED = "a dummy is not probed: ask what the real model can do, or the canary"
+_MADE = "its random weights are generated while loading, so the time says nothing about loading"
+_UNWRITTEN = "its random weights are generated while loading, and never written to disk"
+_UNQUANTIZED = "its file was written with random weights, without a quantizer"
+_UNPROBED = "a dummy is not probed; probe the real model, or the canary"
 
 
 def make_references(job: Job, folder: Path) -> None:
@@ -62,9 +62,9 @@ def make_references(job: Job, folder: Path) -> None:
         check_device(job.conditions.device, model.facts, job.variant.name)
         for index, task in enumerate(job.tasks):
             out = folder / REFERENCE_FOLDER.format(index)
-            if out.is_symlink() and not out.exists():  # of a job that was kept: its artifact has long been moved to its place
+            if out.is_symlink() and not out.exists():  # a kept job is rerun: its artifact was moved to its final place
                 out.unlink()
-            out.mkdir(exist_ok=True)  # the runner links it to where it will stay
+            out.mkdir(exist_ok=True)  # the runner may have linked it to its final place
             make_reference(model, tokenizer, checkpoint=job.checkpoint, task=task, conditions=job.conditions, folder=out)
 
 
@@ -90,7 +90,7 @@ def measure(job: Job, folder: Path) -> None:
         require_unchanged(job.checkpoint)
         check_device(job.conditions.device, model.facts, job.variant.name)
         if settings.batch > 1 and not isinstance(model, Batched):
-            raise UnsupportedError(f"{job.variant.name} answers one sequence at a time; ask for prompt sets without @N")
+            raise UnsupportedError(f"{job.variant.name} answers one sequence at a time; use prompt sets without @N")
         weights = model.memory()
         enter_stage(folder, "memory")
         peaks = [measure_peak(model, each.ids, timed_tokens(job, each), loading, each.task.batch) for each in prompts]
@@ -111,13 +111,13 @@ def measure(job: Job, folder: Path) -> None:
             answered = _answer(job, asked, Contender(model, asked.ids, each.task.batch), opposite, context, courtesy=courtesy)
             trace = _trace(job, each, opened, answered, peak=peak, columns=columns, anchor=chosen.name if chosen else "")
             lacking = {"anchor": anchor} if isinstance(anchor, str) else {}
-            require_unchanged(job.checkpoint)  # weights that are mapped are read as long as the model runs
+            require_unchanged(job.checkpoint)  # mapped weights are read from the file as long as the model runs
             replace(trace, absent={**trace.absent, **lacking}).save(folder / TRACE_FILE.format(index))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Opened:
-    """The variant as it was opened: what loading took, its weights before and after it ran, where it was measured."""
+    """The opened variant: what loading took, its weights before and after it ran, where it was measured."""
 
     model: LoadedModel
     artifact: Artifact | None
@@ -134,7 +134,7 @@ class _Opened:
 def _trace(
     job: Job, prompts: Prompts, opened: _Opened, answered: _Answered, *, peak: PeakMemory, columns: _Columns | None, anchor: str
 ) -> Trace:
-    """What was seen of one prompt set."""
+    """The trace of one prompt set."""
     checkpoint, artifact, reference = job.checkpoint, opened.artifact, prompts.reference
     unwritten = _unwritten(checkpoint, artifact)
     length, batch = job.conditions.output_tokens, prompts.task.batch
@@ -172,7 +172,7 @@ def _trace(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Answered:
-    """What the latency pass saw, and the greedy answers."""
+    """The result of the latency pass, and the greedy answers."""
 
     rounds: tuple[Round, ...] = ()
     answers: tuple[Answer, ...] = ()
@@ -183,7 +183,7 @@ class _Answered:
 def _answer(
     job: Job, prompts: Prompts, contender: Contender, opposite: Contender | None, context: int, *, courtesy: Courtesy
 ) -> _Answered:
-    """The latency pass and the greedy answers; nothing of these for a text."""
+    """The latency pass and the greedy answers; neither for a text."""
     if prompts.task.is_text:
         return _Answered()
     model, batch = contender.model, contender.batch
@@ -203,16 +203,16 @@ def _answer(
     if not job.checkpoint.random_weights:
         decoder = open_decoder(job.checkpoint, prompts.task.reference)
         answers = _answers(contender, prompts, decoder, job.conditions.answer_tokens)
-    return _Answered(rounds=rounds, answers=answers, signals=timing.watch.found, rested=rested)
+    return _Answered(rounds=rounds, answers=answers, signals=timing.watch.signals, rested=rested)
 
 
 def _reasons(**seen: object) -> dict[str, str]:
-    """Why parts of a trace are missing: those that are a sentence instead."""
+    """Why parts of a trace are missing: the values that are a sentence instead."""
     return {name: each for name, each in seen.items() if isinstance(each, str)}
 
 
 def _unwritten(checkpoint: Checkpoint, artifact: Artifact | None) -> bool:
-    """Whether a dummy's weights are on no disk, but made while they are loaded."""
+    """Whether a dummy's weights are generated while loading and never written to disk."""
     return checkpoint.random_weights and (artifact is None or artifact.file_bytes is None)
 
 
@@ -229,14 +229,14 @@ def _absent(task: Task, checkpoint: Checkpoint, artifact: Artifact | None) -> di
 
 
 def _files(artifact: Path) -> list[Path]:
-    """The files of a folder, or of a GGUF file all parts."""
+    """The files of a folder, or all parts of a GGUF file."""
     if artifact.is_dir():
         return [each for each in artifact.rglob("*") if each.is_file()]
     return parts_of(artifact)
 
 
 def _read_once(files: Sequence[Path]) -> None:
-    """Bring files into the page cache, so that loading times loading and not the disk."""
+    """Bring files into the page cache, so that ``load_s`` does not time the disk."""
     for path in files:
         with path.open("rb", buffering=0) as stream:
             while stream.read(_READ_BYTES):
@@ -248,12 +248,12 @@ def _probes(job: Job) -> Probes:
 
 
 def _open_anchor(stack: ExitStack, model: LoadedModel, anchor: Anchor, variant: Variant) -> LoadedModel | str:
-    """The anchor in this process; the model itself where it is its own anchor. A string says why it could not be opened."""
+    """The anchor, opened in this process; the model itself where it is its own anchor. A string says why it failed to open."""
     if anchor.name == variant.name:
         return model
     try:
         opened = stack.enter_context(METHODS[anchor.spec.variant.method].open(anchor.spec, anchor.settings))
-    except (QuantbenchError, MemoryError, RuntimeError) as error:  # it is a help: the variant's own figures are kept
+    except (QuantbenchError, MemoryError, RuntimeError) as error:  # an anchor is optional: the variant's own figures are kept
         first = (str(error).strip().splitlines() or ["no message"])[0]
         return f"the anchor {anchor.name} could not be opened beside the variant: {first}"
     check_device(anchor.spec.conditions.device, opened.facts, f"the anchor {anchor.name}")
@@ -262,9 +262,9 @@ def _open_anchor(stack: ExitStack, model: LoadedModel, anchor: Anchor, variant: 
 
 @dataclass(frozen=True, slots=True)
 class _Columns:
-    """Where the per-position columns lie, the seconds that scoring took, by prompt or chunk, and what slicing does to it.
+    """The file of per-position columns, the seconds of scoring by prompt or chunk, and the effect of slicing.
 
-    ``signals`` are what was seen meanwhile; ``rested`` whether threads gave way to other work.
+    ``signals`` are the metrics' reports on this pass; ``rested`` says whether threads gave way to other work.
     """
 
     path: Path
@@ -283,13 +283,13 @@ def _score(job: Job, model: LoadedModel, prompts: Prompts, folder: Path, index: 
         seconds = score_columns(model, prompts.scored, reference, path, threads=threads, after_each=timing.look)
         rested = timing.rested()
     slicing = measure_slicing(model, prompts.scored, reference, path, folder / f"slicing-{index}.npz", threads=threads)
-    return _Columns(path, seconds, slicing, timing.watch.found, rested)
+    return _Columns(path, seconds, slicing, timing.watch.signals, rested)
 
 
 def _answers(contender: Contender, prompts: Prompts, tokenizer: Decoder, length: int) -> tuple[Answer, ...]:
-    """Greedy answers of ``length`` tokens: those that were timed, where they are as long and none was answered beside them."""
+    """Greedy answers of ``length`` tokens: the timed ones, if they are long enough and were not answered in a batch."""
     asked = list(zip(prompts.task.prompts, prompts.ids, strict=True))
-    said = [contender.said.get(index, ())[:length] for index in range(len(asked))]
+    said = [contender.last_answers.get(index, ())[:length] for index in range(len(asked))]
     if contender.batch > 1 or any(len(each) < length for each in said):
         return answer_greedily(contender.model, asked, length, tokenizer)
     return answers_of(said, asked, tokenizer)

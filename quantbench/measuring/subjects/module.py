@@ -76,14 +76,14 @@ def measure(job: Job, folder: Path) -> None:
             columns=None,
             calls=calls,
             distance=distance,
-            signals=timing.watch.found,
+            signals=timing.watch.signals,
             absent={**_ABSENT, **absent},
             facts={**opened.facts, "threads": str(settings.threads), "waiting": waiting(rested=rested)},
         ).save(folder / TRACE_FILE.format(0))
 
 
 def _open_reference(stack: ExitStack, spec: Spec, settings: Settings) -> tuple[LoadedModule | None, dict[str, str]]:
-    """The reference in this process, an instance of its own even where it is the variant; or why there is none."""
+    """The reference, opened in this process (separately even where it is the variant itself), or why there is none."""
     wanted = spec.reference()
     try:
         return stack.enter_context(METHODS[wanted.variant.method].open_module(wanted, settings)), {}
@@ -92,7 +92,7 @@ def _open_reference(stack: ExitStack, spec: Spec, settings: Settings) -> tuple[L
 
 
 def _open_anchor(stack: ExitStack, variant: LoadedModule, anchor: Anchor, asked: Variant) -> LoadedModule:
-    """The anchor in this process; the variant itself where it is its own anchor."""
+    """The anchor, opened in this process; the variant itself where it is its own anchor."""
     if anchor.name == asked.name:
         return variant
     opened = stack.enter_context(METHODS[anchor.spec.variant.method].open_module(anchor.spec, anchor.settings))

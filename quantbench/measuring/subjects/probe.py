@@ -1,7 +1,7 @@
-"""What a job of kind ``probe`` does: try what the variant can do, and write it down as it is found.
+"""A job of kind ``probe``: try what the variant can do, and write down each finding at once.
 
-The result is kept in the cache, so a warm run costs nothing. A process that dies costs the probes it had not done, and is
-tried again next time.
+The result is kept in the cache, so a second run costs nothing. A process that dies loses only the probes it had not finished,
+and the next run tries again.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _MAKERS = ("quantbench.measuring.passes.probes", "quantbench.measuring.passes.fi
 
 
 class Ending(Protocol):
-    """Why a job did not end well."""
+    """Why a job failed."""
 
     @property
     def reason(self) -> str:
@@ -36,7 +36,7 @@ class Ending(Protocol):
 
 
 Work = Callable[[], tuple[Path, Ending | None]]
-"""Runs the probe job in a process of its own; its folder, and why it did not end well, if so."""
+"""Runs the probe job in a separate process; gives its folder, and why it failed, if it did."""
 
 
 def measure(job: Job, folder: Path) -> None:
@@ -51,7 +51,7 @@ def measure(job: Job, folder: Path) -> None:
 
 
 def probed(spec: Spec, checkpoint: Checkpoint, work: Work) -> Path | None:
-    """The file with the variant's probes: from the cache, or by ``work``; what that left undone is noted and not kept.
+    """The file with the variant's probes: from the cache, or made by ``work``; an incomplete one is noted but not cached.
 
     None where nothing can be probed, weights are random, or nothing can be written.
     """
@@ -68,7 +68,7 @@ def probed(spec: Spec, checkpoint: Checkpoint, work: Work) -> Path | None:
 
     try:
         return cache.artifact(_KIND, _asked(spec, checkpoint), make) / PROBES_FILE
-    except (QuantbenchError, OSError):  # probes cost the probes, never the row
+    except (QuantbenchError, OSError):  # a failure here costs the probes, never the row
         return found[0] if found else None
 
 
@@ -87,7 +87,7 @@ def _module(spec: Spec) -> str:
 
 
 def _noted(folder: Path, failure: str) -> Path:
-    """What was found until the process ended, and why the rest was not."""
+    """The findings until the process ended, and why the rest is missing."""
     path = folder / PROBES_FILE
     found = read(path, Probes) if path.is_file() else {}
     undone = Probe(found=None, note=f"the probe process ended: {failure}")

@@ -24,7 +24,7 @@ _CONTEXT_STEP = 64
 class Prompts:
     """A task with its ids; ``reference`` is None where nothing can be compared.
 
-    ``scored`` is what is scored after what: the reference's continuations, or the halves of a text's chunks.
+    ``scored`` pairs ids that are read with those scored after them: the reference's continuations, or a text's chunk halves.
     """
 
     task: Task
@@ -33,7 +33,7 @@ class Prompts:
     scored: Chunks = ()
 
     def answered(self, conditions: Conditions) -> Prompts:
-        """The same with those prompts alone that are timed and answered."""
+        """The same with only the prompts that are timed and answered."""
         count = conditions.answered_prompts or None
         return replace(self, task=replace(self.task, prompts=self.task.prompts[:count]), ids=self.ids[:count])
 
@@ -41,8 +41,8 @@ class Prompts:
 def read_prompts(job: Job) -> tuple[list[Prompts], int]:
     """The job's prompt sets as ids, and the context in tokens that holds them with their answers.
 
-    A tokenizer is opened only where a reference does not tell the ids; where torch is kept out of this process, that is done in
-    a fork of it, so that transformers does not count as memory of the runtime.
+    A tokenizer is opened only where no reference has the ids. Where torch is kept out of this process, that happens in a fork,
+    so that transformers does not count as memory of the runtime.
     """
     if is_without_torch() and any(task.reference is None for task in job.tasks):
         return apart(lambda: _read(job))
@@ -67,14 +67,14 @@ def _read(job: Job) -> tuple[list[Prompts], int]:
 
 
 def read_without_reference(job: Job, tokenizer: Tokenizer, task: Task) -> Prompts:
-    """A task without a reference: of a text there is still something to score."""
+    """A task without a reference; a text can still be scored."""
     chunks = read_chunks(tokenizer, task.prompts[0], job.conditions) if task.is_text else ()
     prompts = [prompt for prompt, _ in chunks] or encode_prompts(tokenizer, task)
     return Prompts(task=task, ids=tuple(map(tuple, prompts)), scored=chunks, reference=None)
 
 
 def context_for(job: Job, prompts: Sequence[Prompts], limit: int | None) -> int:
-    """The context in tokens: what was asked, or the shortest that holds everything. ModelError when a prompt is too long."""
+    """The context in tokens: as requested, or the shortest that holds everything. ModelError when a prompt is too long."""
     conditions = job.conditions
     available = min(bound for bound in (conditions.context or limit, limit or conditions.context, sys.maxsize) if bound)
     needed = 0
@@ -83,7 +83,7 @@ def context_for(job: Job, prompts: Sequence[Prompts], limit: int | None) -> int:
         needed = max([needed, *(len(prompt) + len(scored) for prompt, scored in each.scored)])
         if each.task.is_text and needed > available:
             raise ModelError(
-                f"a chunk of {needed} tokens is more than the {available} that the model was trained at; ask for a shorter "
+                f"a chunk of {needed} tokens is more than the {available} that the model was trained with; use a shorter "
                 "--context"
             )
         for number, ids in enumerate(each.ids, start=1):
@@ -91,7 +91,7 @@ def context_for(job: Job, prompts: Sequence[Prompts], limit: int | None) -> int:
             if len(ids) + after > available:
                 raise ModelError(
                     f"prompt {number} of {each.task.prompts_name!r} has {len(ids)} tokens and its answer {after}, more than "
-                    f"the context of {available} tokens; shorten the prompt or use a model with a longer context"
+                    f"the context of {available} tokens; shorten the prompt, or use a model with a longer context"
                 )
     return conditions.context or min(available, -(-needed // _CONTEXT_STEP) * _CONTEXT_STEP)
 
@@ -101,6 +101,6 @@ def _longest_answer(conditions: Conditions) -> int:
 
 
 def timed_tokens(job: Job, prompts: Prompts) -> int:
-    """Tokens that the memory pass generates: as many as are timed, but no more than a text's chunk has room for."""
+    """Tokens that the memory pass generates: as many as are timed, but no more than fit in a text's chunk."""
     length = job.conditions.output_tokens
     return min(length, len(prompts.scored[0][1])) if prompts.task.is_text else length

@@ -1,6 +1,6 @@
-"""A served model: streamed answers alone and under concurrency, and what it says against the reference.
+"""A served model: streamed answers, alone and under concurrency, and its likeliest tokens against the reference's.
 
-Nothing is known of it but what it sends: text with the time it arrived, at best token counts and log-probabilities.
+Nothing is known about it but what it sends: text with arrival times, at best token counts and log-probabilities.
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ from quantbench.methods import METHODS, Endpoint, StreamDroppedError, Streamed
 from quantbench.models.tokenizer import Tokenizer
 from quantbench.runtimes import open_tokenizer
 
-_UNSEEN = "a server's memory is not seen from here"
-_NO_FILES = "the model is known by its server's URL only, so there is no reference to compare with"
+_UNSEEN = "a server's memory cannot be seen from here"
+_NO_FILES = "the model is known only by its server's URL, so there is no reference to compare with"
 _INTERRUPTS = (
-    "; llama-cpp-python's server cuts off the answer that it is sending when another request comes, unless it is started with "
+    "; llama-cpp-python's server breaks off an answer when another request arrives, unless it is started with "
     "--interrupt_requests false"
 )
 _ABSENT = {
     "weights": _UNSEEN,
     "peak": _UNSEEN,
-    "load_s": "the server had loaded the model before it was asked",
-    "quantize_s": "what is served was quantized elsewhere",
-    "columns": "a server gives no logits of a whole vocabulary: see topk_logprob_error",
-    "anchor": "what is served runs in another process, so no anchor can alternate with it",
-    "native": "the server has no timings of its own to give: it is not Ollama",
+    "load_s": "the server had loaded the model before the first request",
+    "quantize_s": "the served model was quantized elsewhere",
+    "columns": "a server gives no logits over the whole vocabulary: see topk_logprob_error",
+    "anchor": "the served model runs in another process, so no anchor can alternate with it",
+    "native": "the server reports no timings of its own: it is not Ollama",
 }
 
 
 @dataclass(slots=True)
 class Client:
-    """The endpoint with one prompt set; counts tokens, and remembers who did."""
+    """The endpoint with one prompt set; counts tokens, and keeps in ``counted_by`` what they were counted by."""
 
     endpoint: Endpoint
     prompts: Prompts
@@ -59,11 +59,11 @@ class Client:
         return self.prompts.task
 
     def timed(self, index: int, limit: int) -> Generation:
-        """One timed answer to the prompt of that index."""
+        """One timed answer to the prompt with that index."""
         return self.generation(index, self.endpoint.answer(self.task.prompts[index], limit), limit)
 
     def generation(self, index: int, streamed: Streamed, limit: int) -> Generation:
-        """What was streamed as an answer of at most ``limit`` tokens, with the best count of tokens that can be had."""
+        """The streamed answer of at most ``limit`` tokens, with the best token count available."""
         ids = self.prompts.ids[index]
         tokens = self._count(self.task.prompts[index], len(ids), streamed, limit)
         return Generation(
@@ -77,7 +77,7 @@ class Client:
         )
 
     def _count(self, prompt: str, prompt_tokens: int, streamed: Streamed, limit: int) -> int:
-        """Tokens of an answer: as the server says; else encoded here, at most ``limit``; else one an event."""
+        """Tokens of an answer: as the server says; else encoded here, at most ``limit``; else one per event."""
         if streamed.tokens:
             self.counted_by.add("server")
             return streamed.tokens
@@ -90,7 +90,7 @@ class Client:
 
 
 def measure(job: Job, folder: Path) -> None:
-    """Measure what is served; write a trace for each prompt set as soon as it is done."""
+    """Measure the served model; write a trace for each prompt set as soon as it is done."""
     method = METHODS[job.variant.method]
     import_s = import_seconds(job)
     prompts, context, tokenizer = _read(job)
@@ -125,7 +125,7 @@ def measure(job: Job, folder: Path) -> None:
                 answers=answers,
                 columns=None,
                 load_points=points,
-                signals=watch.found,
+                signals=watch.signals,
                 top_logprobs=top if isinstance(top, TopLogprobs) else None,
                 native={} if isinstance(native, str) else native,
                 absent=_ABSENT
@@ -142,7 +142,7 @@ def measure(job: Job, folder: Path) -> None:
 
 
 def levels(most: int) -> list[int]:
-    """How many requests at once: powers of two below ``most``, and ``most``."""
+    """The numbers of concurrent requests to try: powers of two below ``most``, and ``most``."""
     return [*(1 << power for power in range((most - 1).bit_length())), most]
 
 
@@ -155,7 +155,7 @@ def _read(job: Job) -> tuple[list[Prompts], int, Tokenizer | None]:
 
 
 def _compare(endpoint: Endpoint, tokenizer: Tokenizer | None, prompts: Prompts) -> TopLogprobs | str:
-    """The likeliest tokens of server and reference; for all prompt sets first, as a server may load a model for it."""
+    """The likeliest tokens of server and reference. Done first for all prompt sets, as a server may load a model for it."""
     task, reference = prompts.task, prompts.reference
     if tokenizer is None:
         return _NO_FILES
@@ -163,7 +163,7 @@ def _compare(endpoint: Endpoint, tokenizer: Tokenizer | None, prompts: Prompts) 
         return "no reference to compare with: it cannot open this checkpoint here"
     try:
         return compare_top_tokens(endpoint, tokenizer, task.prompts, reference, task.reference)
-    except ModelError as error:  # what it says of likeliest tokens is one thing, how fast it is another
+    except ModelError as error:  # without likeliest tokens its speed can still be measured
         return str(error)
 
 
@@ -173,7 +173,7 @@ def _native(client: Client, limit: int) -> dict[str, float] | str:
     for prompt in client.task.prompts:
         try:
             said = client.endpoint.native(prompt, limit)
-        except ModelError as error:  # timings that cannot be; a server that is down fails what is timed here as well
+        except ModelError as error:  # impossible timings; a server that is down also fails what is timed here
             return str(error)
         if not said:
             return {}
@@ -190,7 +190,7 @@ def _answers(client: Client, limit: int) -> tuple[Answer, ...]:
 
 
 def _rounds(client: Client, job: Job) -> tuple[Round, ...]:
-    """Every prompt alone, again and again; the answers before were the warm-up."""
+    """Every prompt alone, round after round; the answers before were the warm-up."""
     length = job.conditions.output_tokens
 
     def take(index: int) -> Round:
@@ -201,9 +201,9 @@ def _rounds(client: Client, job: Job) -> tuple[Round, ...]:
 
 
 def _load(client: Client, conditions: Conditions) -> tuple[tuple[LoadPoint, ...], str]:
-    """A point for each level, up to the one at which the server failed, with that failure in words; empty where none did.
+    """A point for each level up to the one at which the server failed, and that failure in words (empty where none did).
 
-    What was timed alone before stays, so the failure costs the figures of concurrency only.
+    What was timed alone before is kept, so a failure costs only the figures of concurrency.
     """
     points: list[LoadPoint] = []
     for level in levels(conditions.concurrency):

@@ -1,7 +1,7 @@
-"""A server's likeliest next tokens against the reference's, at places of its continuations that a text can reach.
+"""A server's likeliest next tokens against the reference's, at positions of its continuations that text can reach.
 
-A server takes text, so teacher forcing must go through text: only positions are asked at which prompt and continuation so far,
-written out, are encoded to the very same ids again. Tokens are compared by their text.
+A server takes text, so teacher forcing must go through text: only those positions are requested where the prompt and the
+continuation so far, written out as text, encode to the very same ids again. Tokens are compared by their text.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from quantbench.models.tokenizer import Tokenizer, added_text
 
 K = 5
 POSITIONS = 5
-"""Positions asked of each prompt; each is a request."""
+"""Positions requested per prompt; each is one request."""
 
 NO_LOGPROBS = "the server gives no log-probabilities"
 UNREACHABLE = "no position of the reference's continuations could be reached through text"
 _LOOK_AHEAD = 32
-"""Positions of a continuation that are tried; later ones rarely survive the way through text."""
+"""Positions of a continuation that are tried; later ones rarely survive the round trip through text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +37,10 @@ class Place:
 def compare_top_tokens(
     endpoint: Endpoint, tokenizer: Tokenizer, prompts: Sequence[str], reference: Reference, folder: Path
 ) -> TopLogprobs | str:
-    """Ask the server for its likeliest tokens and compare; a string says why nothing could be.
+    """Ask the server for its likeliest tokens and compare; a string says why nothing could be compared.
 
-    ``prompts`` are all of the reference's, or the first of them. ``folder`` is its artifact: a row for each position of each
-    continuation holds what it predicts there.
+    ``prompts`` are all of the reference's, or the first of them. ``folder`` is its artifact, with one row of log-probabilities
+    for each position of each continuation.
     """
     import numpy as np
 
@@ -55,16 +55,16 @@ def compare_top_tokens(
             logprobs = expected[row + position]
             before = [*ids, *continuation[:position]]
             likeliest = np.argsort(logprobs)[::-1][:K].tolist()
-            wanted = [(added_text(tokenizer, before, token), float(logprobs[token])) for token in likeliest]
-            places.append(Place(wanted, given))
+            expected_tokens = [(added_text(tokenizer, before, token), float(logprobs[token])) for token in likeliest]
+            places.append(Place(expected_tokens, given))
         row += len(continuation)
     return summarize(places) or UNREACHABLE
 
 
 def summarize(places: Sequence[Place]) -> TopLogprobs | None:
-    """How the two agree over all places whose likeliest token has a text of its own; None when there is none such.
+    """How well the two agree over all places whose likeliest token has a text of its own; None without such a place.
 
-    Some servers leave out the space that a token begins with: where no token of theirs has one, it does not count.
+    Some servers drop the space at the start of a token: where none of their tokens has one, spaces are ignored.
     """
     bare = not any(text[:1].isspace() for place in places for text in place.server)
     k = min(K, max((len(place.server) for place in places), default=0))
@@ -90,7 +90,7 @@ def summarize(places: Sequence[Place]) -> TopLogprobs | None:
 
 
 def _reachable(tokenizer: Tokenizer, text: str, ids: Sequence[int], continuation: Sequence[int]) -> Iterator[tuple[int, str]]:
-    """Positions with the text that leads there: prompt and the continuation before it, equal to the ids when encoded."""
+    """Positions with the text that leads there: prompt and continuation so far, which encode to the very same ids."""
     start = tokenizer.decode(ids)
     for position in range(min(_LOOK_AHEAD, len(continuation))):
         wanted = [*ids, *continuation[:position]]
@@ -100,7 +100,7 @@ def _reachable(tokenizer: Tokenizer, text: str, ids: Sequence[int], continuation
 
 
 def _by_text(pairs: Iterable[tuple[str, float]], *, bare: bool) -> dict[str, float]:
-    """Log-probabilities by text; of several tokens with one text the likeliest, and none without a text."""
+    """Log-probabilities by text: of several tokens with the same text the likeliest, and none for an empty text."""
     found: dict[str, float] = {}
     for text, value in sorted(pairs, key=lambda each: -each[1]):
         if plain := _plain(text, bare=bare):

@@ -1,4 +1,4 @@
-"""Engines: one file each. An engine runs a job folder somewhere and says how that ended."""
+"""Engines: one file each. An engine runs a job folder somewhere and reports how that ended."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class OpenEngine(Protocol):
         """Seconds of imports, by package, that a worker of ``job`` inherits instead of doing them itself."""
 
     def run(self, folder: Path, timeout_s: float) -> Failure | None:
-        """Run the job in ``folder``; None when it ended well."""
+        """Run the job in ``folder``; None when it succeeded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ ENGINES: Registry[Engine] = Registry("quantbench.running.engines", Engine, "engi
 
 
 def reported_failure(folder: Path) -> Failure | None:
-    """The failure that the worker itself wrote down, if it did."""
+    """The failure that the worker itself wrote down, if any."""
     path = folder / FAILURE_FILE
     return read(path, Failure) if path.is_file() else None
 

@@ -3,7 +3,7 @@
 Requests and answers are JSON lines on its pipes.
 
 In: ``{"folder": DIR, "fork": true}``. Out: a greeting, then per request ``{"pid": N}`` and ``{"returncode": N}``.
-When its standard input closes it kills the worker it still runs and ends.
+When its standard input closes it kills a worker that is still running, and exits.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from quantbench.measuring.preload import import_shared
 def main() -> None:
     """Serve until standard input closes."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever an import prints must not land between the answers
+    os.dup2(2, 1)  # output of imports must not end up between the answers
     preloaded = import_shared(sys.argv[1:])
     if preloaded:
         _import_own()
@@ -39,13 +39,13 @@ def main() -> None:
         pid = _start(Path(request["folder"]), (answers.fileno(), wake_read, wake_write), fork=request["fork"])
         _answer(answers, {"pid": pid})
         _answer(answers, {"returncode": _wait(pid, wake_read)})
-    os._exit(0)  # nothing is left to say, and taking torch and transformers down takes more than a second
+    os._exit(0)  # a normal exit would take more than a second to tear down torch and transformers
 
 
 def _import_own() -> None:
-    """What every worker that is forked needs of quantbench: 0.2 s in each of them, once here. Plug-ins are left to the workers.
+    """Import once what every forked worker needs of quantbench, which saves each of them 0.2 s.
 
-    They may start threads or a device, which no fork survives.
+    Plug-ins are left to the workers: they may start threads or a device, which do not survive a fork.
     """
     from quantbench.core.wire import converter
     from quantbench.methods import METHODS
@@ -69,7 +69,7 @@ def _cuda_initialized() -> bool:
 
 
 def _start(folder: Path, own: tuple[int, ...], *, fork: bool) -> int:
-    """Fork a worker without ``own``, the server's handles: when the server ends, its pipes must be seen to end."""
+    """Fork a worker that closes ``own``, the server's handles: else the server's pipes would stay open when it ends."""
     ready_read, ready_write = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -79,7 +79,7 @@ def _start(folder: Path, own: tuple[int, ...], *, fork: bool) -> int:
             os.close(handle)
         _become_worker(folder, fork=fork)
     os.close(ready_write)
-    os.read(ready_read, 1)  # the worker leads a group of its own now, so that a kill reaches it and all it starts
+    os.read(ready_read, 1)  # the worker now leads its own process group, so a kill reaches everything it starts
     os.close(ready_read)
     return pid
 
@@ -113,7 +113,7 @@ def _become_worker(folder: Path, *, fork: bool) -> NoReturn:
 
 
 def _wait(pid: int, wake: int) -> int:
-    """The worker's exit code, minus the signal's number if one ended it; kills it when the other side goes away."""
+    """The worker's exit code, or minus the number of the signal that ended it; kills it when the parent goes away."""
     while True:
         done, status = os.waitpid(pid, os.WNOHANG)
         if done:

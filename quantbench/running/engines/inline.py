@@ -1,4 +1,4 @@
-"""The inline engine: no process of its own. For debugging; one crash ends everything."""
+"""The inline engine: no separate process. For debugging; one crash ends everything."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from quantbench.running.engines import Engine, OpenEngine, reported_failure
 
 
 class InlineRunner:
-    """Runs jobs in this process; a timeout cannot be kept here."""
+    """Runs jobs in this process, where a timeout cannot be enforced."""
 
     def preloaded(self, job: Job) -> Mapping[str, float]:
-        """See Runner; nothing is inherited."""
+        """See OpenEngine; nothing is inherited."""
         return {}
 
     def run(self, folder: Path, timeout_s: float) -> Failure | None:
-        """See Runner; ``timeout_s`` is not enforced."""
+        """See OpenEngine; ``timeout_s`` is not enforced."""
         from quantbench.measuring.worker import run_job
 
         failed = run_job(folder)
@@ -29,7 +29,7 @@ class InlineRunner:
 
 
 def _let_go() -> None:
-    """Free what a job left, which may hold a model: the next one must find the memory that it would have alone."""
+    """Free what a job left behind, perhaps a model, so that the next one has as much memory as it would have alone."""
     gc.collect()
     torch = sys.modules.get("torch")
     if torch and torch.cuda.is_initialized():

@@ -1,10 +1,10 @@
 """The process engine: every job in a fresh process, forked from a server that has torch and transformers imported.
 
-Runtimes that need no torch have a server without it, whose workers are started anew and not forked, so that their peak memory
-is their own: all of it, and nothing else.
+Runtimes that do not need torch have a server without it. Its workers are started anew, not forked, so that their peak memory is
+exactly their own.
 
-A worker starts in 0.15 s instead of 5 s and decodes as fast as a spawned one. On a GPU the fork is only safe while nothing
-preloaded has initialized CUDA; the server says so, and otherwise each job is spawned.
+A forked worker starts in 0.15 s instead of 5 s and decodes as fast as a spawned one. With a GPU a fork is safe only while no
+preloaded library has initialized CUDA; the server reports that, and if one has, each job is spawned.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _TORCH_FREE = frozenset(("llama_cpp", "gguf"))
 _LAST_LINES = 60
 _SHOWN = 300
 _ENVIRONMENT = {
-    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # asking whether CUDA is there must not initialize it before the fork
+    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # checking for CUDA must not initialize it before the fork
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TRANSFORMERS_VERBOSITY": "error",
@@ -47,7 +47,7 @@ class _Server:
     """Talks JSON lines with a fork server over pipes; jobs and results travel as files."""
 
     def __init__(self, device: str, libraries: Sequence[str]) -> None:
-        """Start the server; it imports while the caller goes on, and the first job waits for it."""
+        """Start the server; it imports in the background, and the first job waits for it."""
         environment = {**os.environ, **_ENVIRONMENT, **bounded(os.environ)}
         self._forks = bool(libraries)
         self._device = device
@@ -60,14 +60,14 @@ class _Server:
 
     @property
     def preloaded(self) -> Mapping[str, float]:
-        """Seconds of its imports, by package."""
+        """Seconds of the server's imports, by package."""
         seconds: dict[str, float] = self._greeting()["preloaded"]
         return seconds
 
     def run(self, folder: Path, timeout_s: float) -> Failure | None:
-        """See Runner. SIGKILL with a rising count of the kernel's OOM kills is ``oom``, any other signal ``crashed``.
+        """See OpenEngine. SIGKILL with a rising count of the kernel's OOM kills is ``oom``, any other signal ``crashed``.
 
-        So is ``oom`` an end at which the worker said that memory ran out: llama.cpp and bitsandbytes end the process.
+        A worker whose output says that memory ran out is ``oom`` too: llama.cpp and bitsandbytes then end the process.
         """
         killed_before = oom_kills()
         self._send({"folder": str(folder), "fork": self._may_fork()})
@@ -78,16 +78,16 @@ class _Server:
             kill_group(pid)
             self._receive(None)
             return Failure(
-                status=Status.TIMEOUT, reason=f"no result within {timeout_s:g} s; raise the timeout, or ask for less"
+                status=Status.TIMEOUT, reason=f"no result within {timeout_s:g} s; raise --timeout, or measure less"
             )
         except BaseException:
             kill_group(pid)
-            self._receive(None)  # the answer to this job must not be taken for the next one's
+            self._receive(None)  # or the next job would get this one's answer
             raise
         return ending(folder, int(answer["returncode"]), oom_kills() > killed_before)
 
     def close(self) -> None:
-        """Stop the server and whatever it still runs."""
+        """Stop the server and any worker still running."""
         with contextlib.suppress(OSError, ValueError):
             _pipe(self._process.stdin).close()
         try:
@@ -127,7 +127,7 @@ class _Server:
 
 
 class ProcessRunner:
-    """Runs each job in a worker of one of two servers, forked with torch imported or without it, started when first needed."""
+    """Runs each job in a worker of one of two servers, with torch or without it; each is started when first needed."""
 
     def __init__(self, device: str) -> None:
         """Nothing is started before the first job."""
@@ -135,15 +135,15 @@ class ProcessRunner:
         self._servers: dict[Sequence[str], _Server] = {}
 
     def preloaded(self, job: Job) -> Mapping[str, float]:
-        """See Runner."""
+        """See OpenEngine."""
         return self._server(job).preloaded
 
     def run(self, folder: Path, timeout_s: float) -> Failure | None:
-        """See Runner."""
+        """See OpenEngine."""
         return self._server(Job.load(folder)).run(folder, timeout_s)
 
     def close(self) -> None:
-        """Stop the servers and whatever they still run."""
+        """Stop the servers and any workers still running."""
         for server in self._servers.values():
             server.close()
 
@@ -157,8 +157,8 @@ class ProcessRunner:
 def needs_torch(job: Job) -> bool:
     """Whether a job's worker needs torch, or may need it.
 
-    None needs what measures a variant of which all required libraries are known to work without. Preparing and probing may
-    load the original with torch, a reference is scored by it, and a checkpoint's own code may import anything.
+    Only measuring a variant whose required libraries all work without torch does not need it. Preparing and probing may load
+    the original with torch, a reference is scored by it, and a checkpoint's own code may import anything.
     """
     if job.kind != "measure" or job.checkpoint.trust_remote_code or job.variant.method not in METHODS:
         return True
@@ -203,5 +203,5 @@ def ending(folder: Path, returncode: int, oom_killed: bool) -> Failure | None:
 
 
 def _said_last(path: Path) -> list[str]:
-    """The last lines of what a worker printed: a library that gives up says why, then perhaps prints its stack."""
+    """The last lines that a worker printed: a library that aborts says why, then perhaps prints its stack."""
     return path.read_text(errors="replace").strip().splitlines()[-_LAST_LINES:] if path.is_file() else []
