@@ -619,7 +619,7 @@ def test_runs_are_counted_whatever_the_clock_says(results: str, run: Run, ok: Re
     assert in_order(load(results)) == ["a-first", "b-set-back"]
     assert list(tables.latest_run(load(results))["run_id"]) == ["b-set-back"]
     assert list(load_side(results, results)["run_id"]) == ["b-set-back"]
-    assert list(load_side(results, results, but=["b-set-back"])["run_id"]) == ["a-first"]
+    assert list(load_side(results, results, exclude=["b-set-back"])["run_id"]) == ["a-first"]
 
 
 def test_runs_without_a_number_come_before_those_with_one() -> None:

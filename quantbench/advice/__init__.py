@@ -1,1 +1,1 @@
-"""What to ship, and the published figures and words that help to choose."""
+"""What to ship, and the published figures and words that help with the choice."""

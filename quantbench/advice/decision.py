@@ -1,12 +1,12 @@
 """Decision first: which variant to ship, its figures with their intervals, the runner-up, and why not the others.
 
-The rule: of the measured variants that keep every limit, those count than which none is surely faster, and of these the
-smallest is picked, then the one with the lowest KLD. Surely faster is what lies above with all of its 95 % interval of decode
-throughput, by more than processes of one variant differ; without an interval nothing is faster than anything. Where another is
-no larger, no further from the reference and not surely slower than that, it is picked instead. The runner-up is what the same
-rule picks without the first. Unless told otherwise the KLD may reach the upper edge of "Good".
+The rule: of the measured variants that keep every limit, drop those that another is surely faster than. Of the rest, pick the
+smallest, then the one with the lowest KLD. A variant is surely faster if its whole 95 % interval of decode throughput lies
+above the other's, by more than processes of one variant differ; without an interval nothing is surely faster. If another
+variant is no larger, no further from the reference and not surely slower than that pick, it is picked instead. The runner-up is
+the pick of the same rule once the first is removed. By default the KLD may reach the upper edge of "Good".
 
-Speeds measured beside other work are not ordered. Where the pick would depend on one the answer is that it cannot be told.
+Speeds measured beside other work are not ordered. Where the pick depends on one, the answer is that it cannot be told.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
     import pandas as pd
 
 DEFAULT_WORD = "Good"
-"""Without a limit of its own the KLD may go as far as this word of the GGUF scale."""
+"""The default limit of the KLD is the upper edge of this word of the GGUF scale."""
 
 RULE = "rule: smallest, then lowest in KLD, of those within the limits that none is surely faster than"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What a variant must keep. ``max_kld`` in nats, ``min_tps`` in tokens/s of decoding; None is no limit.
+    """Limits that a variant must keep. ``max_kld`` in nats, ``min_tps`` in decoded tokens/s; None means no limit.
 
-    ``memory_bytes`` is held against the weights as they run (or as loaded, where that is more). KV cache and activations come
-    on top: leave room for them.
+    ``memory_bytes`` limits the weights while running (or as loaded, if that is more). KV cache and activations come on top:
+    leave room for them.
     """
 
     memory_bytes: int | None
@@ -53,7 +53,7 @@ class Limits:
         return ", ".join(parts)
 
     def broken(self, candidate: Candidate) -> list[tuple[str, float]]:
-        """The limits that ``candidate`` breaks: in words, and by which factor."""
+        """The limits that ``candidate`` breaks: each in words, and by what factor."""
         found = []
         room = self.memory_bytes
         if room is not None and candidate.need_bytes > room:
@@ -66,7 +66,7 @@ class Limits:
         return found
 
     def too_slow(self, candidate: Candidate) -> bool:
-        """Whether it decodes more slowly than asked for, as measured."""
+        """Whether it decodes more slowly than ``min_tps``, as measured."""
         return self.min_tps is not None and candidate.tps < self.min_tps
 
 
@@ -83,7 +83,7 @@ class Rejection:
 class Choice:
     """What to ship of one model, as measured in one run with one prompt set.
 
-    ``pick`` is None when nothing keeps the limits, and when one of ``undecided`` is it, but other work kept from telling which.
+    ``pick`` is None when nothing keeps the limits, or when it is one of ``undecided`` and other work hid which.
     """
 
     model: str
@@ -94,11 +94,11 @@ class Choice:
     pick: Candidate | None
     undecided: tuple[Candidate, ...]
     disturbed: tuple[str, ...]
-    """Names of those within the limits that were measured beside other work."""
+    """Names of the variants within the limits that were measured beside other work."""
     runner_up: Rejection | None
     rejected: tuple[Rejection, ...]
     nearest: Rejection | None
-    """Without a pick: the variant that breaks the limits by the smallest factor, and which it breaks."""
+    """Without a pick: the variant that breaks the limits by the smallest factor, and which limits those are."""
 
     @property
     def sentence(self) -> str:
@@ -129,7 +129,7 @@ class Choice:
         start = f"Ship none of the variants measured on {self.model} (prompts {self.prompts})"
         near = self.nearest
         if near is None or near.candidate is None:
-            return "; ".join([f"{start}: none has all the figures that a pick takes", *self._why_not()])
+            return "; ".join([f"{start}: none has all the figures that a pick needs", *self._why_not()])
         return f"{start}: none keeps {self.limits.described}; nearest is {near.name}, {near.reason}: {_figures(near.candidate)}"
 
     def _why_not(self) -> list[str]:
@@ -144,9 +144,9 @@ def decide(
 ) -> list[Choice]:
     """One Choice per run, model and prompt set of ``frame``, which holds rows of ``scenarios``. See the module for the rule.
 
-    Of a module without tokens there is none: it has neither decode speed nor KLD.
+    A module without tokens gets none: it has neither decode speed nor KLD.
 
-    ``memory_bytes`` and ``min_tps`` None are no limit; ``max_kld`` None is the upper edge of "Good".
+    ``memory_bytes`` and ``min_tps`` None mean no limit; ``max_kld`` None means the upper edge of "Good".
     """
     kld = words().quality.upper_edge(DEFAULT_WORD) if max_kld is None else max_kld
     limits = Limits(memory_bytes=memory_bytes, max_kld=kld, min_tps=min_tps)
@@ -158,10 +158,10 @@ def _decide(group: Group, limits: Limits) -> Choice:
     judged = [(each, limits.broken(each)) for each in found if isinstance(each, Candidate)]
     feasible = [each for each, broken in judged if not broken]
     excluded = [(each, broken) for each, broken in judged if broken]
-    told, undecided = _pick(feasible, limits)
-    named = [told] if told else list(undecided)
+    pick, undecided = _pick(feasible, limits)
+    named = [pick] if pick else list(undecided)
     rest = [each for each in feasible if each not in named]
-    second = choose(rest) if told else None
+    second = choose(rest) if pick else None
     beaten = [_beaten(each, named, feasible) for each in rest]
     closest = min(excluded, key=lambda each: max(factor for _, factor in each[1]), default=None)
     return Choice(
@@ -170,7 +170,7 @@ def _decide(group: Group, limits: Limits) -> Choice:
         run_id=group.fact("run_id"),
         instrument_check=group.instrument_check,
         limits=limits,
-        pick=told,
+        pick=pick,
         undecided=undecided,
         disturbed=tuple(each.name for each in feasible if each.disturbed),
         runner_up=next((each for each in beaten if each.candidate is second), None),
@@ -184,7 +184,7 @@ def _decide(group: Group, limits: Limits) -> Choice:
 
 
 def _pick(feasible: Sequence[Candidate], limits: Limits) -> tuple[Candidate | None, tuple[Candidate, ...]]:
-    """The pick; or, where a speed measured beside other work has a say in it, None and those that it may be."""
+    """The pick; or, where it depends on a speed measured beside other work, None and the possible picks."""
     found = possible(feasible)
     if len(found) == 1 and not (found[0].disturbed and limits.too_slow(found[0])):
         return found[0], ()
@@ -220,7 +220,7 @@ def _excluded(candidate: Candidate, broken: Sequence[tuple[str, float]]) -> Reje
 
 
 def _beaten(candidate: Candidate, named: Sequence[Candidate], feasible: Sequence[Candidate]) -> Rejection:
-    """Why a variant that keeps the limits is none of the ``named``; these are what it is held against first."""
+    """Why a variant that keeps the limits is not one of the ``named``, which it is compared with first."""
     others = [*named, *(each for each in feasible if each not in named)]
     better = [other for other in others if dominates(other, candidate)]
     faster = [other for other in others if other.surely_faster(candidate)]
@@ -234,7 +234,7 @@ def _beaten(candidate: Candidate, named: Sequence[Candidate], feasible: Sequence
 
 
 def _tied(candidate: Candidate, pick: Candidate, feasible: Sequence[Candidate]) -> str:
-    """In which way the pick is as fast as far as can be told, and what decided then."""
+    """Why neither is known to be faster, and what decided instead."""
     decided = "larger" if candidate.weight_bytes > pick.weight_bytes else "KLD higher"
     unknown = [each for each in (candidate, pick) if each.tps_interval is None]
     if unknown:
@@ -244,7 +244,7 @@ def _tied(candidate: Candidate, pick: Candidate, feasible: Sequence[Candidate]) 
 
 
 def _undetected(pick: Candidate, feasible: Sequence[Candidate]) -> float:
-    """The largest relative difference in speed to the pick that intervals, and processes, could hide in one as fast."""
+    """The largest relative difference in speed from the pick that intervals, and the spread of processes, could hide."""
     hidden = [
         (each.tps_interval[1] - each.tps_interval[0] + pick.tps_interval[1] - pick.tps_interval[0]) / 2 / pick.tps
         + pick.spread(each)
@@ -257,6 +257,7 @@ def _undetected(pick: Candidate, feasible: Sequence[Candidate]) -> float:
 
 def _figures(candidate: Candidate) -> str:
     bits = "" if candidate.bits_per_weight is None else f" ({candidate.bits_per_weight:.2f} bits/weight)"
+    # Growth up to 1 % is not worth a clause of the sentence.
     grows = f", {format_bytes(candidate.need_bytes)} running" if candidate.need_bytes > 1.01 * candidate.weight_bytes else ""
     rate = with_interval(candidate.tps, candidate.tps_low, candidate.tps_high, "tokens/s")
     beside = " beside other work" if candidate.disturbed else ""

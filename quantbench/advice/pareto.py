@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 PROCESS_SPREAD = 0.10
-"""Speeds of one process each differ for certain only beyond this, besides their intervals.
+"""Speeds measured in one process each surely differ only beyond this, on top of their intervals.
 
-Those come from the rounds of one process, and processes of one variant differ by more: decode speeds have a standard deviation
-of 3 to 7 % on a machine left alone (bench/harness/README.md, the decision rule), a difference of two of them 1.4 times that.
-Where a variant was measured in several processes its interval reaches from the lowest to the highest, and holds that already.
+An interval comes from the rounds of one process, and processes of one variant differ by more: decode speeds have a standard
+deviation of 3 to 7 % on an idle machine (bench/harness/README.md, the decision rule), and the difference of two of them 1.4
+times that. Where a variant was measured in several processes, its interval spans them all and includes that already.
 """
 
 Place = tuple[float, float]
@@ -21,8 +21,8 @@ Place = tuple[float, float]
 class Candidate:
     """A measured variant. ``weight_bytes`` as loaded, ``need_bytes`` at most while running; rates in tokens/s; KLD in nats.
 
-    ``processes`` are how many were measured; ``disturbed`` says that it was measured beside other work, so that its speed is
-    not to be held against others.
+    ``processes`` counts the processes measured; ``disturbed`` says that it was measured beside other work, so that its speed
+    must not be compared with others.
     """
 
     name: str
@@ -53,20 +53,20 @@ class Candidate:
     def surely_faster(self, other: Candidate) -> bool:
         """Whether its interval of decode throughput lies above the other's, by ``spread``. A strict order.
 
-        Without an interval nothing is faster than anything, and neither is what was measured beside other work.
+        Nothing is surely faster without an interval, nor when it was measured beside other work.
         """
         mine, theirs = self.tps_interval, other.tps_interval
         return bool(mine and theirs) and mine[0] > theirs[1] * (1 + self.spread(other))  # type: ignore[index]
 
     def spread(self, other: Candidate) -> float:
-        """By how much the speeds of two processes may differ besides their intervals; 0 where both had several processes."""
+        """How far the speeds of two processes may differ beyond their intervals; 0 where both had several processes."""
         return 0.0 if min(self.processes, other.processes) > 1 else PROCESS_SPREAD
 
 
 def dominates(one: Candidate, other: Candidate) -> bool:
     """Whether ``one`` is no larger, no further from the reference and not surely slower, and better in one of them.
 
-    Without cycles: sizes and KLD of a cycle would be equal, and being surely faster has none.
+    There are no cycles: size and KLD would be equal all round a cycle, and being surely faster is a strict order.
     """
     if other.surely_faster(one):
         return False
@@ -76,8 +76,8 @@ def dominates(one: Candidate, other: Candidate) -> bool:
 def choose(candidates: Sequence[Candidate]) -> Candidate | None:
     """The smallest, then the lowest in KLD, of those that none is surely faster than; or what dominates that, if anything does.
 
-    A tie goes to fewer bytes and not to the lower KLD: fewer bytes mostly are the faster as well, so that the pick stays where
-    intervals overlap in one run and do not in the next; KLD is what the limit is for.
+    A tie in speed goes to fewer bytes, not to the lower KLD: fewer bytes are usually faster as well, so the pick stays the same
+    when intervals overlap in one run and not in the next. The limit takes care of the KLD.
     """
     fastest = [each for each in candidates if not any(other.surely_faster(each) for other in candidates)]
     pick = min(fastest, key=_order, default=None)
@@ -87,9 +87,9 @@ def choose(candidates: Sequence[Candidate]) -> Candidate | None:
 
 
 def possible(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """What might be the pick on a quiet machine: one only, where size and KLD decide without a disturbed speed; in their order.
+    """The possible picks on a quiet machine, in their order; just one where size and KLD decide without a disturbed speed.
 
-    Any speed is possible of what was disturbed, but what is no smaller and no closer than the pick is not held against it.
+    A disturbed variant may have any speed, but one that is no smaller and no closer than the pick does not count against it.
     """
     pick = choose(candidates)
     if pick is None:
@@ -102,7 +102,7 @@ def possible(candidates: Sequence[Candidate]) -> list[Candidate]:
 
 
 def beats(one: Place, other: Place) -> bool:
-    """Whether ``one`` is no larger, no further from the reference, and better in one of them: what none beats is the front."""
+    """Whether ``one`` is no larger, no further from the reference, and better in one of them. What none beats is the front."""
     return one != other and _no_worse(one, other)
 
 

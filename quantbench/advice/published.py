@@ -1,4 +1,4 @@
-"""Quality that others published, for what nobody has measured here yet: ``published.toml``, each figure with its source."""
+"""Published quality of variants not measured here yet: ``published.toml``, each figure with its source."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from importlib.resources import files
 class PublishedQuality:
     """The mean KLD in nats that was published of a variant (``method/precision``) of ``model``.
 
-    ``published`` is the source's own name of the variant, ``note`` what is to be known of all its figures.
+    ``published`` is the source's own name for the variant, ``note`` what readers must know about all figures of that source.
     """
 
     variant: str
@@ -28,7 +28,7 @@ class PublishedQuality:
 
 @cache
 def published() -> Mapping[str, PublishedQuality]:
-    """All published figures by variant; what is not there, nobody published."""
+    """All published figures by variant; a variant without one is missing."""
     body = tomllib.loads((files("quantbench.advice") / "published.toml").read_text(encoding="utf-8"))
     return {each["variant"]: _quality(each, body["sources"][each["source"]]) for each in body["quality"]}
 

@@ -1,8 +1,8 @@
-"""Which one fits, before anything is measured: planned bytes beside published quality.
+"""Which variant fits, before anything is measured: planned bytes beside published quality.
 
 The rule follows the one for measured rows: of the variants whose peak is within the memory and whose published KLD keeps the
-limit, the smallest, since a decode step reads every weight once and the smaller is the faster where memory bandwidth limits.
-What nobody published a KLD of is named, and never picked.
+limit, the smallest, since a decode step reads every weight once and smaller is faster where memory bandwidth limits.
+A variant without a published KLD is named but never picked.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from quantbench.core.units import format_bytes, format_limit, short
 from quantbench.planning.planner import Planned, Workload
 
 DEFAULT_WORD = "Good"
-"""Without a limit of its own the published KLD may go as far as this word of the GGUF scale."""
+"""The default limit of the published KLD is the upper edge of this word of the GGUF scale."""
 _NAMED = 6
-"""Variants that a sentence names; more are counted."""
+"""How many variants a sentence names; the rest are counted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Suggestion:
     """What to try first. ``pick`` is None when nothing keeps the limits; ``best`` has the lowest published KLD that fits.
 
-    ``unpublished`` fit, but no KLD of theirs was published; ``nearest`` misses the memory by the least. ``model_note`` is
-    that of the plan. Nothing here was measured.
+    ``unpublished`` fit, but have no published KLD; ``nearest`` misses the memory by the least. ``model_note`` comes from the
+    plan. Nothing here was measured.
     """
 
     model: str
@@ -47,8 +47,8 @@ class Suggestion:
         if self.unpublished and not (self.pick or self.best or self.nearest):
             names = [each.variant for each in self.unpublished]
             more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-            told = f"{', '.join(names[:_NAMED])}{more} of {self.model}"
-            parts = [f"{start} nobody published a KLD of what fits: {told} at {size} tokens", self.model_note]
+            listed = f"{', '.join(names[:_NAMED])}{more} of {self.model}"
+            parts = [f"{start} nobody published a KLD of what fits: {listed} at {size} tokens", self.model_note]
             return "; ".join(filter(None, parts))
         if self.pick:
             parts = [f"{start} try {self.pick.variant} of {self.model} at {size} tokens first: {_figures(self.pick)}"]
@@ -58,7 +58,7 @@ class Suggestion:
         if self.nearest:
             parts.append(f"nearest is {self.nearest.variant}: {_figures(self.nearest)}")
         if self.best and self.best is not self.pick:
-            parts.append(f"the lowest published KLD that fits has {self.best.variant}: {_figures(self.best)}")
+            parts.append(f"the lowest published KLD that fits is that of {self.best.variant}: {_figures(self.best)}")
         if self.unpublished:
             methods = ", ".join(dict.fromkeys(each.method for each in self.unpublished))
             parts.append(f"nobody published a KLD of {len(self.unpublished)} more that fit ({methods})")
@@ -70,7 +70,7 @@ class Suggestion:
 def suggest(planned: Sequence[Planned], *, memory_bytes: int, workload: Workload, max_kld: float | None = None) -> Suggestion:
     """What to try first of the variants planned for one model; see the module for the rule.
 
-    ``max_kld`` in nats; None is the upper edge of "Good".
+    ``max_kld`` in nats; None means the upper edge of "Good".
     """
     limit = words().quality.upper_edge(DEFAULT_WORD) if max_kld is None else max_kld
     known = published()

@@ -1,7 +1,7 @@
 """The rule that turns a measured figure into a word.
 
 The words are anchored on published figures of 7-8B models (``anchors.toml`` holds each with its source and date), so that the
-model that was published gets exactly the word that tutorials give it. The edge between two words is the geometric mean of
+published model gets exactly the word that tutorials give it. The edge between two words is the geometric mean of
 their anchors. A figure of a small model gets its word by the same edges; the canary is an instrument check, and its words say
 whether the instrument works, not how a real model fares.
 """
@@ -28,7 +28,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WordAnchor:
-    """A word with the published figure it stands for, in the unit of the column that the scale is for."""
+    """A word with the published figure it stands for, in the unit of the scale's column."""
 
     word: str
     value: float
@@ -39,7 +39,7 @@ class WordAnchor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scale:
-    """Words by rising figure; ``figure`` names the column that they are the words for."""
+    """Words by rising figure; ``figure`` names the column that they describe."""
 
     figure: str
     anchors: tuple[WordAnchor, ...]
@@ -65,7 +65,7 @@ class Scale:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Words:
-    """All scales: ``quality`` of a GGUF level, ``quality_loss`` of a precision, ``inference_speed`` over the reference's."""
+    """All scales: ``quality`` of a GGUF level, ``quality_loss`` of a precision, ``inference_speed`` over the reference."""
 
     quality: Scale
     quality_loss: Scale

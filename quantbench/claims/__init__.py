@@ -1,1 +1,1 @@
-"""What tutorials claim, audited against what was measured and planned."""
+"""What tutorials claim, checked against what was measured and planned."""

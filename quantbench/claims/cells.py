@@ -1,4 +1,4 @@
-"""The rules that the cells of claimed tables are held to."""
+"""The rules by which the cells of claimed tables are judged."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from quantbench.tables.lines import Line
 _BILLION = 1e9
 INSTRUMENT_CHECK = "an instrument check"
 _RANKS = ("No", "Limited", "Yes")
-"""How far something is supported."""
+"""Degrees of support, from none to full."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,23 +37,23 @@ class ClaimedCell:
 
     @property
     def subject(self) -> str:
-        """What its row is called."""
+        """The title of its row."""
         return self.row.cells[self.table.first]
 
     @property
     def heading(self) -> str:
-        """What its column is called."""
+        """The title of its column."""
         return self.table.headings[self.key]
 
     @property
     def model(self) -> str:
-        """The model whose sizes are planned; of a column that names none the table's first."""
+        """The model whose sizes are planned; where the column names none, the table's first."""
         models = self.table.models
         return models.get(self.key) or next(iter(models.values()))
 
 
 def _size(cell: ClaimedCell, evidence: Evidence) -> Judgement:
-    """A size in GB: as planned or measured of the model that is meant, rounded like the claim."""
+    """A size in GB: as planned or measured for the model in question, rounded like the claim."""
     claimed, variant = m.amount(cell.text), cell.row.variant
     weights = sizes.planned_weights(cell.model, [variant])[variant]
     line = evidence.of_model(variant, cell.model)
@@ -72,7 +72,7 @@ def _size(cell: ClaimedCell, evidence: Evidence) -> Judgement:
 
 
 def _idealised(cell: ClaimedCell, claimed: m.Amount, found: float) -> str:
-    """Whether the claim's own arithmetic holds, values x bits, and what the real model has instead."""
+    """The claim's own arithmetic (values x bits) where it explains the claim, and what the real model has instead."""
     values = m.amount(cell.heading.split(maxsplit=1)[0]).value
     bits = sizes.nominal_bits(cell.row.variant)
     parameters = sizes.architecture_of(cell.model).parameters
@@ -83,7 +83,7 @@ def _idealised(cell: ClaimedCell, claimed: m.Amount, found: float) -> str:
 
 
 def _bits(cell: ClaimedCell, evidence: Evidence) -> Judgement:
-    """Bits of a value: those of the whole model over its parameters."""
+    """Bits per value: those of the whole model over its parameters."""
     claimed, variant = m.amount(cell.text), cell.row.variant
     weights = sizes.planned_weights(cell.model, [variant])[variant]
     planned = sizes.bits_per_weight(cell.model, weights)
@@ -99,7 +99,7 @@ def _bits(cell: ClaimedCell, evidence: Evidence) -> Judgement:
 
 
 def _word(name: Literal["quality", "quality_loss"], pick: Callable[[Scale, float], str]) -> CellCheck:
-    """A word of a scale, as the figure of a real model gets it."""
+    """A word of a scale, compared with the word that a real model's figure gets."""
 
     def check(cell: ClaimedCell, evidence: Evidence) -> Judgement:
         scale: Scale = getattr(words(), name)
@@ -113,7 +113,7 @@ def _word(name: Literal["quality", "quality_loss"], pick: Callable[[Scale, float
 
 
 def _inference_speed(cell: ClaimedCell, evidence: Evidence) -> Judgement:
-    """The word for the speed over the reference's; planned is what memory bandwidth alone would give."""
+    """The word for the speed over the reference's; planned is what memory bandwidth alone would allow."""
     scale = words().inference_speed
     variant, reference = cell.row.variant, cell.table.rows[0].variant
     weights = sizes.planned_weights(cell.model, [variant, reference])
@@ -127,7 +127,7 @@ def _inference_speed(cell: ClaimedCell, evidence: Evidence) -> Judgement:
 
 
 def _of_model(line: Line, claimed: str, found: str, value: float) -> Judgement:
-    """A word found of a real model is compared with the claim; of an instrument check it only stands there."""
+    """A word found for a real model is compared with the claim; one found for an instrument check is only shown."""
     measured = Figure(value, f"{found}, {line.group.model}")
     if line.group.instrument_check:
         return Judgement(mark=m.NOT_YET, why=INSTRUMENT_CHECK, measured=measured)
@@ -144,7 +144,7 @@ def _conversion(cell: ClaimedCell, evidence: Evidence) -> Judgement:
 
 
 def capability(claimed: str, key: str, line: Line) -> Judgement:
-    """Something that works or not: not true today where more works than was claimed, does not hold where less does."""
+    """Something that works or not: outdated where more works than was claimed, failing where less does."""
     finding = FINDINGS[key](line)
     if finding.word not in _RANKS:
         return Judgement(mark=m.NOT_YET, why=finding.reason)
@@ -170,7 +170,7 @@ def _method_speed(cell: ClaimedCell, evidence: Evidence) -> Judgement:
 
 
 def _tried(cell: ClaimedCell, evidence: Evidence) -> tuple[Line | None, str]:
-    """The method's row where it was measured, and what stands in the way where it was not."""
+    """The method's row where it was measured, else None and the reason."""
     line = evidence.of_method(cell.row.variant)
     if line is None:
         return None, ""
@@ -199,4 +199,4 @@ CELL_CHECKS: Mapping[str, CellCheck] = {
     "capability": _capability,
     "method_speed": _method_speed,
 }
-"""By the name that ``claims.toml`` gives to a column."""
+"""By the rule that ``claims.toml`` names for a column."""

@@ -1,4 +1,4 @@
-"""The claims of the tutorials, each with its verdict: what was planned and measured of it, and its mark.
+"""The claims of the tutorials, each with its verdict: the planned figure, the measured one, and the mark.
 
 Every mark follows from a rule on figures (``cells``, ``prose``); none is written down with its claim.
 """
@@ -18,7 +18,7 @@ from quantbench.claims.prose import PROSE_CHECKS
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checked:
-    """A claim with its verdict; ``subject`` and ``heading`` say where in a table it stands."""
+    """A claim with its verdict; ``subject`` and ``heading`` name its row and column in a table."""
 
     text: str
     source: str
@@ -30,7 +30,7 @@ class Checked:
 
 
 def judge_table(name: str, evidence: Evidence, model: str = "") -> Iterator[Checked]:
-    """Every cell of a claimed table, or of those columns only that are sizes of ``model``."""
+    """Every cell of a claimed table, or only those of columns that give sizes of ``model``."""
     claimed = claims()[name]
     for key, check in claimed.checks.items():
         if model and claimed.models.get(key) != model:
@@ -44,18 +44,18 @@ def judge_table(name: str, evidence: Evidence, model: str = "") -> Iterator[Chec
 
 
 def size_notes(model: str) -> list[str]:
-    """What was claimed of a model's sizes, with what is planned and the mark: one sentence a claimed table."""
+    """The claimed sizes of a model with the planned ones and their marks: one sentence per claimed table."""
     notes = []
     for name in claims():
         found = list(judge_table(name, Evidence(), model))
-        told = [
+        parts = [
             f"{each.variant} {each.text}, {each.verdict.planned.text} {each.verdict.mark}"
             + (f" ({each.verdict.why})" if each.verdict.why else "")
             for each in found
             if each.verdict.planned
         ]
-        if told:
-            notes.append(f"claimed ({found[0].source}), planned, and what that makes of the claim: {'; '.join(told)}")
+        if parts:
+            notes.append(f"claimed ({found[0].source}), planned, and the verdict on the claim: {'; '.join(parts)}")
     return notes
 
 
@@ -67,7 +67,7 @@ def judge_prose(evidence: Evidence) -> Iterator[Checked]:
 
 
 def mark_notes(name: str, evidence: Evidence) -> list[str]:
-    """The marks of a claimed table's cells, one sentence a mark."""
+    """The marks of a claimed table's cells, one sentence per mark."""
     found: dict[str, dict[str, list[str]]] = {}
     rows = len(claims()[name].rows)
     for each in judge_table(name, evidence):
@@ -79,4 +79,4 @@ def mark_notes(name: str, evidence: Evidence) -> list[str]:
             for heading, subjects in found[mark].items()
         ]
         notes.append(f"claims, {mark}: {'; '.join(cells)}")
-    return [*notes, "quantbench tables claims has the figures behind each mark"]
+    return [*notes, "quantbench tables claims shows the figures behind each mark"]

@@ -12,7 +12,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EarlierText:
-    """A size that was published of an earlier recipe."""
+    """A size that was published for an earlier recipe."""
 
     size: str
     date: str
@@ -21,7 +21,7 @@ class EarlierText:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClaimRow:
-    """The claimed cells of one row, word for word, and the variant (``method/precision``) planned and measured against them."""
+    """The claimed cells of one row, word for word, and the variant (``method/precision``) that is compared with them."""
 
     variant: str
     cells: Mapping[str, str]
@@ -32,7 +32,7 @@ class ClaimRow:
 class ClaimTable:
     """A claimed table; ``headings`` maps the key of each cell to the text's own heading, in its order.
 
-    ``models`` names the model that a column of sizes speaks of, ``checks`` the rule that a column's cells are held to.
+    ``models`` names the model that a column of sizes is about, ``checks`` the rule by which a column's cells are judged.
     """
 
     source: str
@@ -50,7 +50,7 @@ class ClaimTable:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prose:
-    """A claim outside tables, word for word; ``check`` is the rule that it is held to, ``facts`` what the rule takes."""
+    """A claim outside tables, word for word; ``check`` names the rule that judges it, ``facts`` its arguments."""
 
     text: str
     source: str
@@ -67,7 +67,7 @@ def claims() -> Mapping[str, ClaimTable]:
 
 @cache
 def prose() -> tuple[Prose, ...]:
-    """All claims outside tables, text by text in their order."""
+    """All claims outside tables, text by text, in order."""
     own = ("text", "source", "date", "check")
     return tuple(
         Prose(**{key: each[key] for key in own}, facts={key: value for key, value in each.items() if key not in own})

@@ -1,4 +1,4 @@
-"""What was measured, as the rules on claims ask for it."""
+"""What was measured, in the form that the rules on claims need."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Evidence:
     groups: Sequence[Group] = ()
 
     def lines(self, variant: str) -> list[Line]:
-        """The measured rows of a variant, of real models before instrument checks, of large ones before small ones."""
+        """The measured rows of a variant: real models before instrument checks, large models before small ones."""
         found = [
             Line(group=group, label=row.label, variant=variant, row=row, claims={})
             for group in self.groups
@@ -29,12 +29,12 @@ class Evidence:
         return sorted(found, key=lambda line: (line.group.instrument_check, -(line.number("parameters") or 0)))
 
     def of_model(self, variant: str, model: str) -> Line | None:
-        """The row of a variant of the model planned with: one with as many parameters."""
-        wanted = architecture_of(model).parameters
-        return next((line for line in self.lines(variant) if line.number("parameters") == wanted), None)
+        """The row of a variant of the planned model: one with as many parameters."""
+        parameters = architecture_of(model).parameters
+        return next((line for line in self.lines(variant) if line.number("parameters") == parameters), None)
 
     def of_method(self, variant: str) -> Line | None:
-        """The row that stands for a method, in the first group that tried it: ``variant`` itself where it is there."""
+        """The row that stands for a method, in the first group that tried it: ``variant`` itself if present."""
         method = variant.partition("/")[0]
         for group in self.groups:
             rows = [row for row in group.rows if row.text("method") == method and not row.flag("control")]
@@ -44,11 +44,11 @@ class Evidence:
         return None
 
     def pairs(self, variant: str, than: str) -> list[tuple[Line, Line]]:
-        """Rows of two variants from one group each."""
+        """Rows of two variants, both from the same group."""
         others = {id(line.group): line for line in self.lines(than)}
         return [(line, others[id(line.group)]) for line in self.lines(variant) if id(line.group) in others]
 
 
 def no_gpu() -> str:
     """Why nothing can be measured on a GPU here; empty where something can."""
-    return f"it takes a GPU, and {why}" if (why := gpus.no_gpu()) else ""
+    return f"it needs a GPU, and {why}" if (why := gpus.no_gpu()) else ""

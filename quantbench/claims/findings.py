@@ -1,4 +1,4 @@
-"""What the probes and timings of one method found: a word, and what stands behind it."""
+"""What the probes and timings of one method found: a word, and the details behind it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from quantbench.tables.lines import Line
 
 _USUAL_BITS = 4
 _LONGEST = 48
-"""Characters of a reason that stand in a cell; a longer one is a footnote."""
+"""Characters of a reason, at most, that a cell shows; a longer one becomes a footnote."""
 
 _ON_LOAD = "On-load conversion"
 _PREQUANTIZED = "Pre-quantized"
@@ -23,7 +23,7 @@ _CONVERSIONS: Mapping[str, str] = {"on load": _ON_LOAD, "pre-quantized": _PREQUA
 
 @dataclass(frozen=True, slots=True)
 class ProbeFinding:
-    """What was found: a word, what stands behind it in brackets, and a reason that goes to the footnotes if it is long."""
+    """What was found: a word, a detail shown in brackets, and a reason that becomes a footnote if it is long."""
 
     word: str
     detail: str = ""
@@ -37,7 +37,7 @@ class ProbeFinding:
 
     @property
     def note(self) -> str:
-        """The footnote; empty where the cell says it all."""
+        """The footnote; empty where the cell says everything."""
         return self.reason if len(self.reason) > _LONGEST else ""
 
 
@@ -45,7 +45,7 @@ Find = Callable[[Line], ProbeFinding]
 
 
 def representative(rows: list[Row], preferred: str) -> Row:
-    """The row that stands for a method: ``preferred``, else one that worked, of 4 bits, else of the fewest."""
+    """The row that stands for a method: ``preferred``, else one that worked, of 4 bits if there is one, else of the fewest."""
 
     def order(row: Row) -> tuple[bool, bool, bool, float, str]:
         bits = row.number("bits") or 0
@@ -55,13 +55,13 @@ def representative(rows: list[Row], preferred: str) -> Row:
 
 
 def truth(line: Line, name: str) -> bool | None:
-    """A yes or no of the line's row; None where it is null or there is no row."""
+    """A flag of the line's row; None where it is null or there is no row."""
     value = line.row.values.get(name) if line.row else None
     return None if value is None else bool(value)
 
 
 def absent(line: Line) -> ProbeFinding | None:
-    """What stands in every cell of a line that was not measured."""
+    """What every cell of a line shows that was not measured; None for a measured one."""
     if line.row is None:
         return ProbeFinding("not run")
     return None if line.row.ok else ProbeFinding("not measured", detail=line.status)
@@ -89,7 +89,7 @@ def _note(line: Line, probe: str) -> str:
 
 
 def _speed(line: Line) -> ProbeFinding:
-    """When it is quantized, and how long that and loading take."""
+    """When the method quantizes, and how long quantizing and loading take."""
     word = _CONVERSIONS.get(line.row.text("conversion") if line.row else "")
     load_s, quantize_s = line.number("load_s"), line.number("quantize_s")
     if word is None:
@@ -134,4 +134,4 @@ FINDINGS: Mapping[str, Find] = {
     "finetuning": _finetuning,
     "saves_and_reloads": _probed("saves_and_reloads", "save_reload"),
 }
-"""By the key of the column that they fill."""
+"""By the key of the column that each fills."""

@@ -1,4 +1,4 @@
-"""The marks of claims, and the rules that give them to figures."""
+"""The marks of claims, and the rules that derive them from figures."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ FAILS = "does not hold"
 NOT_YET = "not measured yet"
 NOT_HERE = "not measurable here"
 MARKS = (HOLDS, ROUNDED, RECIPE, OUTDATED, FAILS, NOT_YET, NOT_HERE)
-"""From the best to the worst, then those that say nothing of the claim."""
+"""From best to worst, then those that say nothing about the claim."""
 
 _MORE_DECIMALS = 2
-"""A figure that is the claimed one with so many more decimals than the claim has is no rounding of it."""
+"""A figure that still equals the claim with this many more decimals holds exactly, not just when rounded."""
 
 _AMOUNT = re.compile(r"(\d+(?:\.(\d+))?)\s*(\w*)")
 
@@ -35,7 +35,7 @@ class Figure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judgement:
-    """The mark of a claim, the figures that it follows from, and why where the figures do not say it."""
+    """The mark of a claim, the figures it follows from, and the reason where the figures do not show it."""
 
     mark: str
     why: str = ""
@@ -52,13 +52,13 @@ class Amount:
     decimals: int
 
     def mark(self, found: float) -> str:
-        """HOLDS, ROUNDED where ``found`` is the claimed number only with as many decimals, else FAILS."""
+        """HOLDS; ROUNDED where ``found`` matches only when rounded to the claim's decimals; else FAILS."""
         if self.is_rounded(found, _MORE_DECIMALS):
             return HOLDS
         return ROUNDED if self.is_rounded(found) else FAILS
 
     def is_rounded(self, found: float, more: int = 0) -> bool:
-        """Whether ``found`` written with as many decimals, or with so many ``more``, is the claimed number."""
+        """Whether ``found`` rounded to the claim's decimals, plus ``more``, is the claimed number."""
         step = Decimal(1).scaleb(-self.decimals - more)
         return Decimal(found).quantize(step, ROUND_HALF_UP) == Decimal(str(self.value))
 
@@ -67,7 +67,7 @@ def amount(text: str) -> Amount:
     """The number and unit of a text such as ``3.5GB`` or ``32bit``."""
     found = _AMOUNT.fullmatch(text.strip())
     if found is None:
-        raise ValueError(f"{text!r} is no number with a unit")
+        raise ValueError(f"{text!r} is not a number with a unit")
     return Amount(float(found[1]), found[3], len(found[2] or ""))
 
 

@@ -1,4 +1,4 @@
-"""The rules that claims outside tables are held to."""
+"""The rules by which claims outside tables are judged."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ProseCheck = Callable[[Prose, Evidence], Judgement]
 
 
 def _typed(judge: Callable[[Prose, Mapping[str, TypeFacts]], Judgement]) -> ProseCheck:
-    """A rule on what libraries say of their number types."""
+    """A rule on what libraries say about their number types."""
 
     def check(claim: Prose, _: Evidence) -> Judgement:
         try:
@@ -38,14 +38,14 @@ def _typed(judge: Callable[[Prose, Mapping[str, TypeFacts]], Judgement]) -> Pros
 
 
 def _type_parts(claim: Prose, facts: Mapping[str, TypeFacts]) -> Judgement:
-    """Bits of sign, exponent and mantissa."""
+    """The bits of sign, exponent and mantissa."""
     mine = facts[claim.facts["type"]]
     parts = f"{mine.sign_bits}+{mine.exponent_bits}+{mine.mantissa_bits}"
     return Judgement(mark=_truth(parts == claim.facts["parts"]), planned=Figure(parts, parts))
 
 
 def _same_range(claim: Prose, facts: Mapping[str, TypeFacts]) -> Judgement:
-    """As many bits of exponent, so the same smallest normal value and as many powers of two up to the largest."""
+    """The same bits of exponent, hence the same smallest normal value and the same powers of two up to the largest."""
     mine, other = facts[claim.facts["type"]], facts[claim.facts["than"]]
     figure = Figure(mine.exponent_bits, f"{mine.exponent_bits} and {other.exponent_bits} bits")
     same = mine.exponent_bits == other.exponent_bits and mine.smallest_normal == other.smallest_normal
@@ -63,7 +63,7 @@ def _wider_steps(claim: Prose, facts: Mapping[str, TypeFacts]) -> Judgement:
 
 
 def _size_ratio(claim: Prose, _: Evidence) -> Judgement:
-    """How many times smaller a model gets, against the ratio of the bits in the types' names."""
+    """How many times smaller a model gets, compared with the ratio of the bits in the types' names."""
     than, variants = claim.facts["than"], claim.facts["variants"]
     weights = sizes.planned_weights(claim.facts["model"], [than, *variants])
     whole = weights[than].weight_bytes
@@ -83,7 +83,7 @@ def _size_ratio(claim: Prose, _: Evidence) -> Judgement:
 
 
 def _scaled_size(claim: Prose, _: Evidence) -> Judgement:
-    """A size as it shrinks by the ratio of the planned model that is nearest in size."""
+    """A size scaled by the ratio of the planned model that is nearest in size."""
     before, after = m.amount(claim.facts["before"]), m.amount(claim.facts["after"])
 
     def distance(name: str) -> float:
@@ -101,7 +101,7 @@ def _scaled_size(claim: Prose, _: Evidence) -> Judgement:
 
 
 def _smaller(claim: Prose, evidence: Evidence) -> Judgement:
-    """Whether one variant's weights take less than another's, as planned and as loaded."""
+    """Whether one variant's weights take less memory than another's, as planned and as loaded."""
     model, variant, than = (claim.facts[key] for key in ("model", "variant", "than"))
     weights = sizes.planned_weights(model, [variant, than])
     figures: list[tuple[float | None, float | None]] = [(weights[variant].weight_bytes, weights[than].weight_bytes)]
@@ -119,7 +119,7 @@ def _smaller(claim: Prose, evidence: Evidence) -> Judgement:
 
 
 def _fits(claim: Prose, _: Evidence) -> Judgement:
-    """Whether one of the text's variants runs within a memory: weights, a KV cache of 4096 tokens and activations."""
+    """Whether one of the text's variants fits a memory: weights, a KV cache of 4096 tokens and activations."""
     model, memory, variants = claim.facts["model"], parse_bytes(claim.facts["memory"]), claim.facts["variants"]
     plans = sizes.planned_on(model, tuple(sorted({variant.partition("/")[0] for variant in variants})), memory)
     named = [plans[variant] for variant in variants if variant in plans]
@@ -149,7 +149,7 @@ def _smaller_state_dict(claim: Prose, evidence: Evidence) -> Judgement:
 
 
 def _faster(claim: Prose, evidence: Evidence) -> Judgement:
-    """Whether decoding is so much faster that it gets another word."""
+    """Whether decoding is faster by enough to get another word."""
     scale = words().inference_speed
 
     def judge(line: Line, _: Line) -> tuple[bool, Figure] | None:
@@ -160,7 +160,7 @@ def _faster(claim: Prose, evidence: Evidence) -> Judgement:
 
 
 def _less_energy(claim: Prose, evidence: Evidence) -> Judgement:
-    """Joules a token."""
+    """Joules per token."""
 
     def judge(line: Line, other: Line) -> tuple[bool, Figure] | None:
         mine, theirs = line.number("energy_per_token_j"), other.number("energy_per_token_j")
@@ -186,7 +186,7 @@ def _closer(claim: Prose, evidence: Evidence) -> Judgement:
 def _measured(
     claim: Prose, evidence: Evidence, judge: Callable[[Line, Line], tuple[bool, Figure] | None], column: str
 ) -> Judgement:
-    """What a comparison of two measured variants says; of an instrument check it only stands there."""
+    """The verdict of comparing two measured variants; figures of an instrument check are only shown."""
     compared = f"{claim.facts['variant']} against {claim.facts['than']}"
     absent = ""
     for line, other in evidence.pairs(claim.facts["variant"], claim.facts["than"]):
@@ -209,7 +209,7 @@ def _runs_on_cpu(claim: Prose, evidence: Evidence) -> Judgement:
 
 
 def _before_version(claim: Prose, _: Evidence) -> Judgement:
-    """Something that a library took until some version, against the version installed."""
+    """Something that a library supported before some version, against the version installed."""
     package = claim.facts["package"]
     try:
         installed = version(package)
@@ -245,4 +245,4 @@ PROSE_CHECKS: Mapping[str, ProseCheck] = {
     "runs_on_cpu": _runs_on_cpu,
     "before_version": _before_version,
 }
-"""By the name that ``claims.toml`` gives to a claim's rule."""
+"""By the rule that ``claims.toml`` names for a claim."""

@@ -1,4 +1,4 @@
-"""Planned sizes for the tables: what the weights of a variant of a well-known model will take, asked for once."""
+"""Planned sizes for the tables: what the weights of a well-known model's variants will take, computed once."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ def architecture_of(model: str) -> Architecture:
 
 
 def planned_weights(model: str, variants: Iterable[str]) -> dict[str, Weights]:
-    """The forecast for each ``method/precision``; of one that cannot be planned the bytes are None, with the reason."""
-    strange = Weights(weight_bytes=None, note="no method has such a precision")
+    """The forecast for each ``method/precision``; one that cannot be planned has None for its bytes, and the reason."""
+    unknown = Weights(weight_bytes=None, note="no method has such a precision")
     found = {}
     for variant in variants:
         method, _, precision = variant.partition("/")
-        found[variant] = _forecast(model, method).get(precision, strange)
+        found[variant] = _forecast(model, method).get(precision, unknown)
     return found
 
 
 @cache
 def planned_on(model: str, methods: Sequence[str], memory_bytes: int) -> dict[str, Planned]:
-    """The plan of every variant of some methods for one memory, of those whose peak can be told; 4096 tokens, one sequence."""
+    """The plan of every variant of some methods for one memory, where its peak is known; 4096 tokens, one sequence."""
     architecture = architecture_of(model)
     device = Device(name=format_limit(memory_bytes), memory_bytes=memory_bytes)
     workload = planner.workload(architecture, context=None)
@@ -44,36 +44,36 @@ def planned_on(model: str, methods: Sequence[str], memory_bytes: int) -> dict[st
 
 
 def nominal_bits(variant: str) -> float:
-    """The bits in the name of a precision, 0 where there are none."""
+    """The bits in the name of a precision; 0 where it names none."""
     method, _, precision = variant.partition("/")
     known = METHODS[method].precisions if method in METHODS else ()
     return next((each.bits for each in known if each.name == precision), None) or 0
 
 
 def ideal_bytes(values: float, bits: float) -> float:
-    """Bytes of so many values at so many bits, as tutorials count."""
+    """Bytes of ``values`` values of ``bits`` bits each, as tutorials count."""
     return values * bits / _BYTE_BITS
 
 
 def bits_of(count: float, values: int) -> float:
-    """Bits of a value where so many take so many bytes."""
+    """Bits per value where ``values`` values take ``count`` bytes."""
     return _BYTE_BITS * count / values
 
 
 def bits_per_weight(model: str, weights: Weights) -> float | None:
-    """Bits of a model's weights over its parameters."""
+    """Bits of a model's weights over its parameters; None where they cannot be planned."""
     known = weights.weight_bytes
     return None if known is None else bits_of(known, architecture_of(model).parameters)
 
 
 def gigabytes(count: float) -> str:
-    """A size with two decimals, so that its rounding shows."""
+    """A size with two decimals, which shows how a claim was rounded."""
     return f"{count / GB:.2f} GB"
 
 
 @cache
 def _forecast(model: str, method: str) -> Mapping[str, Weights]:
-    """All precisions of a method at once: llama.cpp is asked for all of its file types in one go."""
+    """All precisions of a method at once, as one dry run of llama.cpp covers all of its file types."""
     if method not in METHODS:
         return {}
     names = [each.name for each in METHODS[method].precisions]

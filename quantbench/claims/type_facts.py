@@ -1,6 +1,6 @@
-"""What torch, torchao, bitsandbytes and llama.cpp say of their number types, read once per set of versions.
+"""What torch, torchao, bitsandbytes and llama.cpp say about their number types, read once per set of versions.
 
-Importing them takes seconds and prints to the terminal, so a process of its own reads them, and the cache keeps what it says.
+Importing them takes seconds and prints to the terminal, so a separate process reads them, and the cache keeps the answer.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ _BYTE_BITS = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TypeFacts:
-    """A number type as its library describes it; None where it has no such thing, or where the library is missing.
+    """A number type as its library describes it; None where it has no such property, or the library is missing.
 
-    ``bits`` are those of one value; ``minimum``, ``maximum``, ``smallest_normal`` (of codes: the smallest that is not 0)
-    and the steps to the next larger value at 1 and at 1000 are times the scale of the value's block where it is ``scaled``.
-    A block of ``block_values`` takes ``block_bytes``, scales included. ``missing`` says why there is nothing.
+    ``bits`` are those of one value. ``minimum``, ``maximum``, ``smallest_normal`` (for codes: the smallest that is not 0) and
+    the steps to the next larger value at 1 and at 1000 are multiples of the block's scale if the type is ``scaled``.
+    A block of ``block_values`` takes ``block_bytes``, scales included. ``missing`` says why there are no facts.
     """
 
     name: str
@@ -64,17 +64,17 @@ class TypeFacts:
 @cache
 def type_facts() -> tuple[TypeFacts, ...]:
     """All types: floating-point by falling bits, integers, NF4, then llama.cpp's block types by falling bits per value."""
-    asked = {"versions": package_versions(), "reader": Path(__file__).read_text(encoding="utf-8")}
-    told = recall("number-types", asked)
-    if not isinstance(told, list):
+    identity = {"versions": package_versions(), "reader": Path(__file__).read_text(encoding="utf-8")}
+    answers = recall("number-types", identity)
+    if not isinstance(answers, list):
         try:
-            told = call("quantbench.claims.type_facts", None, "the reading of number types")
+            answers = call("quantbench.claims.type_facts", None, "the reading of number types")
         except ChildError as error:
             raise QuantbenchError(
-                f"the installed libraries did not tell their number types ({error.reason}); see quantbench doctor"
+                f"the installed libraries did not describe their number types ({error.reason}); see quantbench doctor"
             ) from error
-        remember("number-types", asked, told)
-    return made(told, tuple[TypeFacts, ...], "what the libraries tell of their number types")
+        remember("number-types", identity, answers)
+    return made(answers, tuple[TypeFacts, ...], "what the libraries say about their number types")
 
 
 def package_versions() -> dict[str, str]:
@@ -89,7 +89,7 @@ def package_versions() -> dict[str, str]:
 
 
 def read_types() -> list[TypeFacts]:
-    """Ask the libraries; imports them all."""
+    """Ask the libraries for their types; imports them all."""
     return [
         *_read("torch", _FLOATS, _floats),
         *_read("torch", ["INT8"], _int8),
@@ -100,12 +100,12 @@ def read_types() -> list[TypeFacts]:
 
 
 def _read(package: str, names: Sequence[str] | dict[str, str], ask: Callable[[], Iterator[TypeFacts]]) -> list[TypeFacts]:
-    """What ``ask`` finds; where the library cannot be had the bare names with the reason."""
+    """What ``ask`` finds; where the library cannot be used, the bare names with the reason."""
     try:
         return list(ask())
     except (ImportError, AttributeError, KeyError, OSError, RuntimeError) as error:
         installed = package_versions().get(package)
-        why = f"{package} {installed} does not tell: {error}" if installed else f"{package} is not installed"
+        why = f"{package} {installed} does not describe it: {error}" if installed else f"{package} is not installed"
         return [TypeFacts(name=name, package=package, missing=why) for name in names]
 
 
@@ -157,7 +157,7 @@ def _nf4() -> Iterator[TypeFacts]:
     from bitsandbytes.functional import get_4bit_type, quantize_4bit
 
     codes = sorted(get_4bit_type("nf4", device="cpu").tolist())
-    gaps = dict(pairwise(reversed(codes)))  # 1 is the largest code: its step is the one below it
+    gaps = dict(pairwise(reversed(codes)))  # 1 is the largest code, so its step is the one below
     some = torch.ones(2**12)
     packed, state = quantize_4bit(some, quant_type="nf4")
     blocks = state.absmax.numel()
@@ -169,7 +169,7 @@ def _nf4() -> Iterator[TypeFacts]:
 
 
 def _blocks() -> Iterator[TypeFacts]:
-    """Of the library that runs the models; the package gguf has had other sizes for types that no file holds."""
+    """From the library that runs the models, as the package gguf has had other sizes for types that no file holds."""
     from llama_cpp import GGML_TYPE_COUNT
     from llama_cpp._ggml import libggml
 

@@ -1,4 +1,4 @@
-"""``quantbench methods``, ``metrics`` and ``models``: what there is to choose from."""
+"""``quantbench methods``, ``metrics`` and ``models``: list what can be chosen."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from quantbench.core.record import Column
 from quantbench.methods import METHODS, Method
 from quantbench.metrics import METRICS, Metric, all_columns
 
-FormatOption = Annotated[Format, typer.Option("--format", help="how to print it")]
+FormatOption = Annotated[Format, typer.Option("--format", help="output format")]
 
 
 def method_facts(method: Method) -> dict[str, Any]:
-    """What there is to know of a method without importing what it needs."""
+    """What is known about a method without importing the packages it needs."""
     missing = list(method.missing())
     return {
         "method": method.name,
@@ -36,7 +36,7 @@ def method_facts(method: Method) -> dict[str, Any]:
 
 
 def methods(output: FormatOption = "text") -> None:
-    """List methods, precisions and missing packages."""
+    """List methods with their precisions and missing packages."""
     facts = [method_facts(method) for method in METHODS]
     if output == "json":
         return print_json(facts)
@@ -57,7 +57,7 @@ def metrics(
     names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="only these metrics or columns")] = None,
     output: FormatOption = "text",
 ) -> None:
-    """List columns with unit, formula and source."""
+    """List columns with their units, formulas and sources."""
     known = [*(each.name for each in METRICS), *(column.name for column in all_columns())]
     if unknown := [name for name in names or () if name not in known]:
         raise unknown_name("metric or column", unknown[0], known)
@@ -92,7 +92,7 @@ def column_lines(column: Column) -> list[str]:
 
 
 def _indented(text: str, blanks: int) -> str:
-    """``text`` after so many blanks: wrapped between words on a terminal, one line elsewhere."""
+    """``text`` indented by ``blanks`` spaces: wrapped between words on a terminal, one line elsewhere."""
     start = " " * blanks
     if not sys.stdout.isatty():
         return start + text
@@ -121,7 +121,7 @@ def _model_forms() -> list[tuple[str, str]]:
 
 
 def models(output: FormatOption = "text") -> None:
-    """List the built-in models and other ways to name one."""
+    """List the built-in models and the other ways to name one."""
     from quantbench.models import MODELS
 
     built_in = [

@@ -15,31 +15,31 @@ from quantbench.judge.compare import compare as compared
 from quantbench.judge.compare.sides import is_whole, load_side
 from quantbench.tables.render import render
 
-_SIDE = "a results folder or URI (its last run), a .parquet file, a .json of pytest-benchmark, or run ids"
+_SIDE = "a results folder or URI (its last run), a .parquet file, a pytest-benchmark .json file, or run ids"
 
 
 def compare(
     baseline: Annotated[str, typer.Argument(metavar="BASELINE", help=_SIDE)],
-    candidate: Annotated[str, typer.Argument(metavar="CANDIDATE", help="the same")],
+    candidate: Annotated[str, typer.Argument(metavar="CANDIDATE", help="named in the same ways")],
     *,
-    again: Annotated[str | None, typer.Option("--again", metavar="SIDE", help="the candidate measured once more")] = None,
-    window: Annotated[int, typer.Option("--window", metavar="N", help="of a baseline folder the last N runs")] = 1,
+    again: Annotated[str | None, typer.Option("--again", metavar="SIDE", help="a second measurement of the candidate")] = None,
+    window: Annotated[int, typer.Option("--window", metavar="N", help="use the last N runs of a baseline folder")] = 1,
     threshold: Annotated[
         list[str] | None,
-        typer.Option("--threshold", metavar="METRIC=PCT", help="the least change that counts, such as decode=5"),
+        typer.Option("--threshold", metavar="METRIC=PCT", help="smallest change that counts, in percent, such as decode=5"),
     ] = None,
-    everything: Annotated[bool, typer.Option("--all", help="show also what stayed the same")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="also show what stayed the same")] = False,
     results: ResultsOption = "results",
-    output: Annotated[Literal["text", "md", "json", "junit"], typer.Option("--format", help="how to print it")] = "text",
+    output: Annotated[Literal["text", "md", "json", "junit"], typer.Option("--format", help="output format")] = "text",
 ) -> None:
     """Compare a candidate with a baseline."""
     if window < 1:
-        raise UsageError(f"--window {window} holds no run; give a whole number from 1 on")
+        raise UsageError(f"--window {window} holds no run; give a whole number of at least 1")
     thresholds = dict(map(parse_threshold, threshold or ()))
     try:
         with warnings_as_messages():
             after = load_side(candidate, results)
-            before = load_side(baseline, results, window=window, but=tuple(after["run_id"].unique()))
+            before = load_side(baseline, results, window=window, exclude=tuple(after["run_id"].unique()))
             whole = is_whole(after, candidate, results)
             further = load_side(again, results) if again else None
     except StoreError as error:

@@ -1,4 +1,4 @@
-"""``quantbench contrast``: two variants' answers to the same prompts, and whether their distance to the reference differs."""
+"""``quantbench contrast``: two variants' answers to the same prompts, and whether their distances from the reference differ."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _FACTS = [
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Asked:
-    """What the command line asks for; None is: whatever there is."""
+    """The request on the command line; None means any."""
 
     variants: tuple[Variant, Variant]
     results: str
@@ -43,7 +43,7 @@ class _Asked:
     model: str | None
 
     def command(self, models: Sequence[str]) -> str:
-        """The command line that measures both; ``models`` are those that it may mean, as they were asked for."""
+        """The command line that measures both variants; ``models`` are those that it may mean, as first named."""
         default = default_matrix()
         options = {
             "--model": models[0] if len(models) == 1 else self.model or default.models[0],
@@ -57,7 +57,7 @@ class _Asked:
         return shlex.join(["quantbench", "run", *given])
 
     def holds(self, row: Row) -> bool:
-        """Whether a row is of the run, the model and the prompt set."""
+        """Whether a row belongs to the run, the model and the prompt set requested."""
         models = None, row.text("model"), short_name(row.text("model"))
         named = self.model in models and self.prompts in (None, row.text("prompts"), row.prompts)
         return named and self.run_id in (None, row.text("run_id"))
@@ -65,22 +65,22 @@ class _Asked:
 
 def contrast(
     first: Annotated[str, typer.Argument(metavar="VARIANT", help="METHOD-PRECISION, such as gguf-q4_k_m")],
-    second: Annotated[str, typer.Argument(metavar="VARIANT", help="the other one, such as gguf-q8_0")],
+    second: Annotated[str, typer.Argument(metavar="VARIANT", help="the variant to compare it with, such as gguf-q8_0")],
     *,
     prompts: Annotated[str | None, typer.Option("--prompts", metavar="NAME", help="prompt set (default: all)")] = None,
     results: ResultsOption = "results",
-    run_id: Annotated[str | None, typer.Option("--run", metavar="ID", help="a run (default: the last with both)")] = None,
+    run_id: Annotated[str | None, typer.Option("--run", metavar="ID", help="run id (default: the last with both)")] = None,
     model: Annotated[str | None, typer.Option("--model", metavar="NAME", help="model (default: all)")] = None,
-    output: Annotated[Literal["text", "md", "json"], typer.Option("--format", help="how to print it")] = "text",
+    output: Annotated[Literal["text", "md", "json"], typer.Option("--format", help="output format")] = "text",
 ) -> None:
     """Compare the answers of two variants."""
     from quantbench.cli.side_by_side import as_data, render
 
     variants = _variant(first), _variant(second)
     if variants[0] == variants[1]:
-        raise UsageError(f"{first} and {second} are one variant; name two, such as gguf-q4_k_m gguf-q8_0")
+        raise UsageError(f"{first} and {second} are the same variant; name two, such as gguf-q4_k_m gguf-q8_0")
     if prompts is not None and reads(prompts) != "prompts":
-        unanswered = f"{prompts} is scored and not answered, so there are no answers to compare"
+        unanswered = f"{prompts} is scored, not answered, so there are no answers to compare"
         raise UsageError(f"{unanswered}; name a set such as 'mixed'")
     asked = _Asked(variants=variants, results=results, prompts=prompts, run_id=run_id, model=model)
     found = _contrasts(asked)
@@ -105,7 +105,7 @@ def _variant(text: str) -> Variant:
 
 
 def _contrasts(asked: _Asked) -> list[Contrast]:
-    """The contrast of every model and prompt set that the chosen run has of both; else a sentence and exit code 4."""
+    """The contrast of every model and prompt set that the chosen run has of both; else a message and exit code 4."""
     frame = stored(asked.results)
     if asked.run_id is not None and asked.run_id not in set(frame["run_id"]):
         raise unknown_name("run", asked.run_id, frame["run_id"].unique())
@@ -121,7 +121,7 @@ def _contrasts(asked: _Asked) -> list[Contrast]:
 
 
 def _measured(asked: _Asked, rows: Sequence[Row]) -> list[tuple[Row, Row]]:
-    """The rows of both variants in the latest run that measured both, a pair for each model and prompt set; first repeats."""
+    """The rows of both variants in the latest run that measured both, a pair per model and prompt set; first repeats only."""
     groups: dict[tuple[str, str, str], dict[Variant, Row]] = {}
     for row in sorted(rows, key=lambda row: row.number("repeat") or 0):
         if row.ok and reads(row.text("prompts")) == "prompts":
@@ -134,7 +134,7 @@ def _measured(asked: _Asked, rows: Sequence[Row]) -> list[tuple[Row, Row]]:
 
 
 def _unmeasured(asked: _Asked, rows: Sequence[Row]) -> str:
-    """Which of the two is not measured where, and the command that measures both."""
+    """Which of the two was not measured, and where; then the command that measures both."""
     answered = [row for row in rows if reads(row.text("prompts")) == "prompts"]
     missing = [each for each in asked.variants if not any(row.ok and _variant_of(row) == each for row in answered)]
     named = " and ".join(_name(each) + _failure(each, answered) for each in missing or asked.variants)
@@ -142,13 +142,13 @@ def _unmeasured(asked: _Asked, rows: Sequence[Row]) -> str:
     where = [f"on prompts {asked.prompts}"] if asked.prompts else []
     where += [f"for {asked.model}"] if asked.model else []
     where += [f"in run {asked.run_id}"] if asked.run_id else []
-    scored = "; a text is scored and not answered" if rows and not answered else ""
+    scored = "; a text is scored, not answered" if rows and not answered else ""
     command = asked.command(list(dict.fromkeys(row.text("model") for row in rows if reads(row.text("prompts")) != "inputs")))
     return f"{named} {' '.join([what, *where])} under {asked.results!r}{scored}; to measure both: {command}"
 
 
 def _failure(variant: Variant, rows: Sequence[Row]) -> str:
-    """How the variant's last row ended, in brackets; empty where there is none that failed."""
+    """How the variant's last failed row ended, in brackets; empty where none failed."""
     failed = [row for row in rows if _variant_of(row) == variant and not row.ok]
     if not failed:
         return ""
@@ -171,30 +171,30 @@ def _contrast(first: Row, second: Row, outputs: pd.DataFrame) -> Contrast:
 
 
 def _outputs(row: Row, outputs: pd.DataFrame) -> list[Output]:
-    """The row's answers; where none were kept, a sentence and exit code 4."""
+    """The row's answers; where none were kept, a message and exit code 4."""
     same = [outputs[name] == row.values[name] for name in ("run_id", "scenario_id", "repeat")]
     names = [each.name for each in fields(Output)]
     found = rows_of(outputs.loc[same[0] & same[1] & same[2], names])
     if not found:
         reason = row.null_reason("exact_match") or "the rows of table 'outputs' are gone"
         message(
-            f"run {row.text('run_id')} kept no answers of {row.label} to prompts {row.prompts} ({reason}); "
-            "measure it with a --reference that can open the model"
+            f"run {row.text('run_id')} kept no answers from {row.label} to prompts {row.prompts} ({reason}); "
+            "measure again with a --reference that can open the model"
         )
         raise typer.Exit(INSUFFICIENT)
     return [Output(**{name: _plain(value) for name, value in each.values.items()}) for each in found]
 
 
 def _plain(value: Any) -> Any:
-    """A list of parquet as a tuple."""
+    """A list column's value as a tuple, any other value unchanged."""
     return tuple(value.tolist()) if hasattr(value, "tolist") else value
 
 
 def _unscored(first: Row, second: Row) -> str:
-    """Why there is no KLD, if there is none."""
+    """Why there is no KLD; read only where there is none."""
     reasons = {row.label: row.null_reason("kld_mean") for row in (first, second)}
     found = [f"{label}: {reason}" for label, reason in reasons.items() if reason]
-    return " and ".join(found) or f"run {first.text('run_id')} kept none for single prompts, so measure again"
+    return " and ".join(found) or f"run {first.text('run_id')} kept none for each prompt, so measure again"
 
 
 def _variant_of(row: Row) -> Variant:

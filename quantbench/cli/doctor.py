@@ -37,7 +37,7 @@ Diagnosis = TypeVar("Diagnosis")
 
 
 def doctor(output: FormatOption = "text") -> None:
-    """Show what is installed and missing, devices, cache."""
+    """Show what is installed, what is missing, devices and cache."""
     problems: list[str] = []
     facts: dict[str, Any] = {
         "python": platform.python_version(),
@@ -59,12 +59,12 @@ def doctor(output: FormatOption = "text") -> None:
 
 
 def _asked(problems: list[str], what: str, answer: Callable[[], Diagnosis]) -> Diagnosis | None:
-    """The answer; None, and one more of ``problems``, where it cannot be had: the others are still wanted then."""
+    """The answer; where it fails, None and one more entry in ``problems``, so that the other checks still run."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of plug-ins that are broken, which are listed
+            warnings.simplefilter("ignore")  # broken plug-ins warn; they are listed as problems instead
             return answer()
-    except Exception as error:  # noqa: BLE001 - what is broken is what this command is there to report
+    except Exception as error:  # noqa: BLE001 - this command exists to report whatever is broken
         problems.append(f"{what}: {type(error).__name__}: {' '.join(str(error).split())}")
         return None
 
@@ -98,7 +98,7 @@ def _cache() -> dict[str, Any]:
 
 
 def _extra_buffers() -> dict[str, Any]:
-    """Whether llama.cpp's AMX and repacking buffers work; the answer is probed once and then remembered in the cache."""
+    """Whether llama.cpp's AMX and repacking buffers work; probed once, then remembered in the cache."""
     missing = [module for module in ("llama_cpp", "gguf") if find_spec(module) is None]
     if missing:
         return {"work": None, "note": f"not probed: {', '.join(missing)} not installed"}
@@ -106,9 +106,9 @@ def _extra_buffers() -> dict[str, Any]:
 
     try:
         works = extra_buffers_work()
-    except Exception as error:  # noqa: BLE001 - a broken library is what this command is there to report
+    except Exception as error:  # noqa: BLE001 - this command exists to report a broken library
         return {"work": None, "note": f"not probed: {type(error).__name__}: {' '.join(str(error).split())}"}
-    crashes = "this build crashes with them, so quantbench turns them off; a build by another compiler may have them work"
+    crashes = "this build crashes with them, so quantbench turns them off; they may work in a build from another compiler"
     return {"work": works, "note": "" if works else crashes}
 
 
@@ -147,7 +147,7 @@ def _print(facts: dict[str, Any]) -> None:
 def _hardware_lines(hardware: dict[str, Any]) -> list[list[str]]:
     return [
         ["CPU", f"{hardware['cpu']}, {hardware['cpus']} cores for this process"],
-        ["ISA", hardware["isa"] or "none of those that matter"],
+        ["ISA", hardware["isa"] or "no extension that matters here"],
         ["memory", f"{hardware['memory_bytes'] / GIB:.1f} GiB"],
     ]
 

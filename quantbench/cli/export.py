@@ -32,15 +32,15 @@ def export(
     ],
     *,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="a file, replaced whole (default: stdout)")
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="file to write or replace (default: stdout)")
     ] = None,
     results: ResultsOption = "results",
     run_id: Annotated[str | None, typer.Option("--run", metavar="ID", help="a run's id (default: the latest run)")] = None,
     table: Annotated[
-        Literal["scenarios", "samples", "outputs", "runs"], typer.Option("--table", help="which table; csv and jsonl take any")
+        Literal["scenarios", "samples", "outputs", "runs"], typer.Option("--table", help="table; csv and jsonl take any")
     ] = "scenarios",
     better: Annotated[
-        Literal["lower", "higher"] | None, typer.Option("--better", help="only metrics that are better so")
+        Literal["lower", "higher"] | None, typer.Option("--better", help="only metrics of which this direction is better")
     ] = None,
     metric: Annotated[
         list[str] | None,
@@ -54,7 +54,7 @@ def export(
     pieces = exported(form, rows, table, better=better, metrics=metrics)
     first = next(pieces, None)
     if first is None:
-        message(f"run {rows['run_id'].iloc[0]} measured nothing that {form} takes; {_unmeasured(rows) or 'name other metrics'}")
+        message(f"run {rows['run_id'].iloc[0]} measured nothing for {form}; {_unmeasured(rows) or 'name other metrics'}")
         raise typer.Exit(INSUFFICIENT)
     if output is None:
         _print(chain([first], pieces))
@@ -65,15 +65,15 @@ def export(
 
 
 def _rows(results: str, table: str, run_id: str | None) -> pd.DataFrame:
-    """The rows of one run, the latest unless told otherwise; without any: a sentence and exit code 4."""
+    """The rows of one run (the latest if ``run_id`` is None); where there are none, a message and exit code 4."""
     scenarios = stored(results)
     if run_id is not None and run_id not in set(scenarios["run_id"]):
         raise unknown_name("run", run_id, scenarios["run_id"].unique())
-    wanted = run_id or latest_run(scenarios)["run_id"].iloc[0]
+    chosen = run_id or latest_run(scenarios)["run_id"].iloc[0]
     frame = scenarios if table == "scenarios" else stored(results, table)
-    rows: pd.DataFrame = frame[frame["run_id"] == wanted]
+    rows: pd.DataFrame = frame[frame["run_id"] == chosen]
     if rows.empty:
-        message(f"run {wanted} kept no rows in table {table!r} under {results!r}; --table scenarios has its scenarios")
+        message(f"run {chosen} kept no rows in table {table!r} under {results!r}; --table scenarios exports its scenarios")
         raise typer.Exit(INSUFFICIENT)
     return rows
 
@@ -86,20 +86,20 @@ def _unmeasured(rows: pd.DataFrame) -> str:
 
 
 def _print(pieces: Iterable[str]) -> None:
-    """The text as it is, not through typer, which takes escapes out; on a terminal without what it would obey."""
+    """Write the text unchanged, past typer, which strips escapes; on a terminal, show control characters as escapes."""
     on_terminal = sys.stdout.isatty()
     for piece in pieces:
         sys.stdout.write(visible(piece, "\t\n") if on_terminal else piece)
 
 
 def _write(path: Path, pieces: Iterable[str], results: str) -> None:
-    """Replace the file by the text in UTF-8, or leave it as it is; UsageError where it cannot be written."""
+    """Replace the file with the text in UTF-8, whole or not at all; UsageError where it cannot be written."""
     place = path.resolve()
     if "://" not in results and any(place.is_relative_to(Path(results).resolve() / each) for each in TABLES):
-        raise UsageError(f"{path} lies among the results, which only runs write; name another file")
+        raise UsageError(f"{path} is inside the results, which only runs write to; name another file")
     if place.exists() and not place.is_file():
-        raise UsageError(f"{path} is no regular file; name another, or leave -o out to write to stdout")
+        raise UsageError(f"{path} is not a regular file; name another, or omit -o to write to stdout")
     try:
         write_atomically(place, pieces)
     except OSError as error:
-        raise UsageError(f"{path} cannot be written ({error.strerror}); name a file in a folder that takes one") from error
+        raise UsageError(f"{path} cannot be written ({error.strerror}); name a file in a writable folder") from error

@@ -1,4 +1,4 @@
-"""From an exception to one sentence on stderr and an exit code."""
+"""Turn an exception into one sentence on stderr and an exit code."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ P = ParamSpec("P")
 
 
 def guarded(command: Callable[P, None]) -> Callable[P, None]:
-    """``command`` with each error as one sentence and its exit code; the traceback comes with ``--debug`` only."""
+    """``command`` with each error as one sentence and its exit code; tracebacks are shown with ``--debug`` only."""
 
     @functools.wraps(command)
     def guard(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
             command(*args, **kwargs)
-        except (typer.Exit, typer.Abort, BrokenPipeError):  # these are typer's own to end
+        except (typer.Exit, typer.Abort, BrokenPipeError):  # typer handles these itself
             raise
         except KeyboardInterrupt:
             message("interrupted")
             raise typer.Exit(INTERRUPTED) from None
-        except Exception as error:  # noqa: BLE001 - whatever it is, a person reads one sentence
+        except Exception as error:  # noqa: BLE001 - whatever it is, the user gets one sentence
             if DEBUG.get():
                 traceback.print_exception(error)
             sentence, code = _explain(error)

@@ -18,6 +18,7 @@ from quantbench.core.text import one_line
 Format = Literal["text", "json"]
 
 _UNLIMITED = 10_000
+"""Columns of output that goes to no terminal: more than any table has, so that rich wraps nothing."""
 
 
 def message(text: str) -> None:
@@ -35,7 +36,7 @@ def counted(count: int, noun: str) -> str:
 
 @contextmanager
 def warnings_as_messages() -> Iterator[None]:
-    """What is warned of meanwhile is said as messages, each once and whatever the process does with warnings."""
+    """Warnings raised inside become messages, each shown once, whatever filters the process has set."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
@@ -46,7 +47,7 @@ def warnings_as_messages() -> Iterator[None]:
 
 
 def paragraph(text: str) -> str:
-    """``text`` wrapped between words on a terminal, and as one line elsewhere; nothing in it commands a terminal."""
+    """``text`` wrapped between words on a terminal, and as one line elsewhere, without control characters."""
     line = one_line(text)
     return textwrap.fill(line, shutil.get_terminal_size().columns) if sys.stdout.isatty() else line
 
@@ -57,7 +58,7 @@ def print_json(value: Any) -> None:
 
 
 def print_table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Aligned columns to stdout; lines are wrapped on a terminal and as long as they need to be elsewhere."""
+    """Aligned columns to stdout; lines are wrapped on a terminal and never elsewhere."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

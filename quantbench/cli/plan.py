@@ -25,9 +25,9 @@ _LISTS = [option for option in OPTIONS if option.name in ("method", "precision")
 
 ContextOption = Annotated[
     int | None,
-    typer.Option("--context", metavar="TOKENS", help="of each sequence (default: 4096, or what the model was made for)"),
+    typer.Option("--context", metavar="TOKENS", help="tokens per sequence (default: 4096, or the model's own limit if less)"),
 ]
-BatchOption = Annotated[int, typer.Option("--batch", metavar="N", help="sequences at once")]
+BatchOption = Annotated[int, typer.Option("--batch", metavar="N", help="sequences decoded at once")]
 
 
 def plan(
@@ -45,7 +45,7 @@ def plan(
     precision: Annotated[
         list[str] | None, typer.Option("--precision", metavar="PRECISION", help="only these precisions")
     ] = None,
-    output: Annotated[Literal["table", "md", "csv", "json"], typer.Option("--format", help="how to print it")] = "table",
+    output: Annotated[Literal["table", "md", "csv", "json"], typer.Option("--format", help="output format")] = "table",
 ) -> None:
     """Predict sizes and what fits; needs no weights."""
     devices = [Device(name=format_limit(parse_bytes(fit)), memory_bytes=parse_bytes(fit))] if fit is not None else _here()
@@ -66,18 +66,18 @@ def plan(
 
 
 def planned_for(model: str, *, context: int | None, batch: int) -> tuple[Sequence[Planned], Workload]:
-    """Every variant of a model, planned with nothing to fit."""
+    """Every variant of a model, planned without a memory limit."""
     architecture = planner.read_architecture(model)
     workload = planner.workload(architecture, context=context, batch=batch)
     return planner.plan(architecture, every_variant((), ()), workload, ()), workload
 
 
 def _here() -> list[Device]:
-    """The memory of this machine, and that of its GPUs, equal ones once."""
+    """This machine's memory and that of its GPUs; equal GPUs are listed once."""
     gpus = dict.fromkeys((name, count) for name, count in gpu_memory() if count is not None)
     names = [name for name, _ in gpus]
-    told = {(name, count): name if names.count(name) == 1 else f"{name} {format_bytes(count)}" for name, count in gpus}
-    found = [Device(name=name, memory_bytes=count) for (_, count), name in told.items()]
+    labels = {(name, count): name if names.count(name) == 1 else f"{name} {format_bytes(count)}" for name, count in gpus}
+    found = [Device(name=name, memory_bytes=count) for (_, count), name in labels.items()]
     return [Device(name="this machine", memory_bytes=memory_limit()), *found]
 
 

@@ -1,4 +1,4 @@
-"""``quantbench quantize``: the quantized model as files of one's own."""
+"""``quantbench quantize``: write a quantized model to a folder."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def quantize(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="as for run --model")],
     method: Annotated[str, typer.Option("--method", metavar="METHOD", help="see quantbench methods")],
     precision: Annotated[str, typer.Option("--precision", metavar="PRECISION", help="one of the method's precisions")],
-    out: Annotated[Path, typer.Option("-o", "--out", metavar="OUT", help="folder to write; must be empty or not there yet")],
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="OUT", help="folder to write; must be empty or not exist yet")],
 ) -> None:
     """Quantize a model and write it to a folder."""
     chosen = METHODS[method]
@@ -59,7 +59,7 @@ def _check_free(out: Path) -> None:
 
 
 def _write(saver: Saver, spec: Spec, settings: Settings, out: Path) -> None:
-    """Fill a folder beside ``out`` and rename it when all is written, so that a half-written model is never found."""
+    """Fill a folder beside ``out`` and rename it once complete, so that nobody ever opens a half-written model."""
     target = out.absolute()
     target.parent.mkdir(parents=True, exist_ok=True)
     with folder_beside(target) as partial:
@@ -69,7 +69,7 @@ def _write(saver: Saver, spec: Spec, settings: Settings, out: Path) -> None:
 
 
 def _copy_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
-    """A checkpoint is of use only with its tokenizer, which is the same for every method."""
+    """A checkpoint is useless without its tokenizer, and quantizing leaves that unchanged."""
     for pattern in _TOKENIZER_FILES:
         for path in checkpoint.path.glob(pattern):
             if path.is_file() and not (folder / path.name).exists():

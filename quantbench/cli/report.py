@@ -1,4 +1,4 @@
-"""``quantbench report``: a run as one page that works without a network, or as a picture."""
+"""``quantbench report``: a run as one page that works offline, or as a picture."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ def report(
 
 
 def _write(output: Path, found: Results, form: str) -> int:
-    """Bytes written; a sentence and exit code 4 where a picture has nothing to show."""
+    """Write the file and return its size in bytes; a message and exit code 4 where a picture has nothing to show."""
     from quantbench.report import page, picture
 
     if form in _PAGES:
         return output.write_bytes(page(found).encode())
     drawn = picture(found, form)
     if drawn is None:
-        message(f"run {found.run_id} has no variant with weights, decode speed and KLD to draw; the page shows what there is")
+        message(f"run {found.run_id} has no variant with weights, decode speed and KLD to draw; a .html page shows the rest")
         raise typer.Exit(INSUFFICIENT)
     return output.write_bytes(drawn)

@@ -21,19 +21,19 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-ResultsOption = Annotated[str, typer.Option("--results", metavar="PATH", help="where the parquet tables are")]
+ResultsOption = Annotated[str, typer.Option("--results", metavar="PATH", help="folder or URI of the parquet tables")]
 
 
 def tables(
     kind: Annotated[
         str,
         typer.Argument(
-            metavar="TABLE", help="formats, precision, gguf, methods, claims, another kind that is installed, or all"
+            metavar="TABLE", help="formats, precision, gguf, methods, claims, any other installed kind, or all"
         ),
     ] = ALL,
     results: ResultsOption = "results",
     run_id: Annotated[str | None, typer.Option("--run", metavar="ID", help="a run's id (default: the latest run)")] = None,
-    output: Annotated[Literal["text", "md", "csv", "json"], typer.Option("--format", help="how to print them")] = "text",
+    output: Annotated[Literal["text", "md", "csv", "json"], typer.Option("--format", help="output format")] = "text",
 ) -> None:
     """Print the tables of a run, the decision first."""
     from quantbench.tables.render import render
@@ -49,13 +49,13 @@ def tables(
 
 
 def recommend(
-    memory: Annotated[str, typer.Option("--memory", metavar="SIZE", help="what there is, such as 24GiB or 16GB")],
+    memory: Annotated[str, typer.Option("--memory", metavar="SIZE", help="memory available, such as 24GiB or 16GB")],
     *,
     model: Annotated[str | None, typer.Option("--model", metavar="MODEL", help="this model; planned if not measured")] = None,
     context: ContextOption = None,
     batch: BatchOption = 1,
-    max_kld: Annotated[float | None, typer.Option("--max-kld", metavar="NATS", help="limit of the mean KL divergence")] = None,
-    min_tps: Annotated[float | None, typer.Option("--min-tps", metavar="TPS", help="least decode speed in tokens/s")] = None,
+    max_kld: Annotated[float | None, typer.Option("--max-kld", metavar="NATS", help="largest mean KL divergence")] = None,
+    min_tps: Annotated[float | None, typer.Option("--min-tps", metavar="TPS", help="lowest decode speed, tokens/s")] = None,
     results: ResultsOption = "results",
     output: FormatOption = "text",
 ) -> None:
@@ -69,10 +69,10 @@ def recommend(
     from quantbench.advice.decision import decide
 
     if context is not None or batch != 1:
-        raise UsageError("--context and --batch are for planning, and what is measured has its own; name another --model")
+        raise UsageError("--context and --batch are for planning only, and this was measured; omit them or name a --model")
     choices = decide(rows, memory_bytes=memory_bytes, **limits)
     if not choices:
-        message("the last run answered no prompts, and a pick takes decode speed and KLD; run one with prompts such as mixed")
+        message("the last run answered no prompts, and a pick needs decode speed and KLD; run one with prompts such as mixed")
         raise typer.Exit(INSUFFICIENT)
     if output == "json":
         print_json([{"sentence": choice.sentence, "measured": True, **asdict(choice)} for choice in choices])
@@ -83,7 +83,7 @@ def recommend(
 
 
 def _measured_of(results: str, model: str | None) -> pd.DataFrame | None:
-    """Rows of the latest run, or of the latest that measured ``model``; None where that model was never measured."""
+    """Rows of the latest run, or of the latest one that measured ``model``; None where that model was never measured."""
     if model is None:
         return _rows(results, None, "or name a --model, to plan it before anything is measured")
     frame, _ = read(results, "scenarios")
@@ -104,7 +104,7 @@ def _suggest(
     from quantbench.advice.suggest import suggest
 
     if limits["min_tps"] is not None:
-        raise UsageError(f"model {model!r} was not measured and a speed cannot be planned; leave --min-tps out, or run it")
+        raise UsageError(f"model {model!r} was not measured, and speed cannot be planned; omit --min-tps, or measure it first")
     planned, workload = planned_for(model, context=context, batch=batch)
     found = suggest(planned, memory_bytes=memory_bytes, workload=workload, max_kld=limits["max_kld"])
     if output == "json":
@@ -116,7 +116,7 @@ def _suggest(
 
 
 def stored(results: str, table: str = "scenarios", *, hint: str = "") -> pd.DataFrame:
-    """The rows of a stored table; without any: a sentence, with a ``hint`` what else to do, and exit code 4."""
+    """The rows of a stored table; where there are none, a message that ends in ``hint``, and exit code 4."""
     frame, reason = read(results, table)
     if frame is None:
         message("; ".join(filter(None, (reason, hint))))
@@ -125,7 +125,7 @@ def stored(results: str, table: str = "scenarios", *, hint: str = "") -> pd.Data
 
 
 def read(results: str, table: str, run: str | None = None) -> tuple[pd.DataFrame | None, str]:
-    """The rows of a stored table, of all runs or of one, or why there are none."""
+    """The rows of a stored table, of all runs or of one; otherwise None and the reason."""
     from quantbench.results.store import load
 
     with warnings_as_messages():
@@ -136,7 +136,7 @@ def read(results: str, table: str, run: str | None = None) -> tuple[pd.DataFrame
 
 
 def _rows_if_any(kind: str, results: str, run_id: str | None) -> pd.DataFrame | None:
-    """The rows of one run, the latest unless told otherwise; None, and a sentence, where nothing was measured."""
+    """The rows of one run, the latest unless ``run_id`` is given; None, and a message, where nothing was measured."""
     if kind != ALL and KINDS[kind].build is None:
         return None
     if run_id is not None:
@@ -150,7 +150,7 @@ def _rows_if_any(kind: str, results: str, run_id: str | None) -> pd.DataFrame | 
 
 
 def _rows(results: str, run_id: str | None, hint: str = "") -> pd.DataFrame:
-    """The rows of one run, the latest unless told otherwise; without any: a sentence and exit code 4."""
+    """The rows of one run, the latest unless ``run_id`` is given; where there are none, a message and exit code 4."""
     frame = stored(results, hint=hint)
     if run_id is None:
         return latest_run(frame)
@@ -167,6 +167,6 @@ def _decision(rows: pd.DataFrame, output: str) -> Sequence[str]:
 
 
 def _limit(name: str, value: float | None) -> float | None:
-    if value is not None and not value >= 0:  # so that nan is refused as well
-        raise UsageError(f"{name} {value:g} is no limit; give a number from 0 on")
+    if value is not None and not value >= 0:  # written so that nan is refused as well
+        raise UsageError(f"{name} {value:g} is not a limit; give a number of at least 0")
     return value

@@ -1,4 +1,4 @@
-"""``quantbench run``: the shipped benchmarks through pytest, with the options of the one table of settings."""
+"""``quantbench run``: run the shipped benchmarks through pytest; its options come from the one table of settings."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _TYPES: Mapping[str, Any] = {
     "text": str | None, "list": list[str] | None, "int": int | None, "float": float | None, "flag": bool,
 }  # fmt: skip
 
-# The settings of a project that lies around are for its own tests; only its quantbench_* keys count here.
+# A surrounding project's pytest settings are meant for its own tests; only its quantbench_* keys count here.
 _ISOLATED = (
     "--noconftest", "--import-mode=importlib", "--assert=plain", "-p", "no:cacheprovider", "-o", "addopts=",
     "-o", "filterwarnings=default", "-o", "python_files=test_*.py", "-o", "python_functions=test_*",
@@ -28,7 +28,7 @@ _ISOLATED = (
 
 
 class _Watch:
-    """Plans before pytest says a word, and sees at the end of a session whether the comparison alone failed it."""
+    """Plans before pytest prints anything, and notes at the end of the session whether only the comparison failed it."""
 
     failed = ""
     error: QuantbenchError | None = None
@@ -43,7 +43,7 @@ class _Watch:
             self.planned = [scenario.id for scenario in session_of(config).planned.values()]
         except QuantbenchError as error:
             self.error = error
-            raise pytest.UsageError from None  # without a word: the sentence is this command's to say
+            raise pytest.UsageError from None  # no text: this command prints the message itself
 
     def pytest_unconfigure(self, config: Any) -> None:
         from quantbench.plugin import FAILED_COMPARISON
@@ -63,13 +63,13 @@ def run(expression: str | None, benchmark_json: Path | None, **values: Any) -> N
     if watch.failed:
         raise typer.Exit(REGRESSION if watch.failed == "regression" else INSUFFICIENT)
     if code == pytest.ExitCode.NO_TESTS_COLLECTED:
-        example = f"; a scenario's name is for example {watch.planned[0]}" if watch.planned else ""
+        example = f"; an example of a scenario's name is {watch.planned[0]}" if watch.planned else ""
         message(f"nothing was selected by -k {expression!r}{example}" if expression else "there is nothing to measure")
     raise typer.Exit(_exit_code(code))
 
 
 def _arguments(given: Mapping[str, Any], expression: str | None, benchmark_json: Path | None) -> list[str]:
-    """The command line for pytest: what was not given stays out, so that ini keys hold."""
+    """The command line for pytest: options not given are left out, so that ini keys apply."""
     installed = [point.name for point in entry_points(group="pytest11") if point.value == _PLUGIN]
     arguments = ["--pyargs", "quantbench.suite", "-p", *(installed[:1] or [_PLUGIN]), *_ISOLATED]
     for option in OPTIONS:
@@ -93,12 +93,12 @@ def _spelled(name: str, value: Any) -> list[str]:
 
 
 def _exit_code(code: int) -> int:
-    """Pytest's exit code as this command's: 1 for what failed, 2 for what was asked wrongly, 130 for Ctrl-C."""
+    """Pytest's exit code as this command's: 1 for failures, 2 for usage errors, 130 for Ctrl-C."""
     return {0: 0, 1: FAILED, 2: INTERRUPTED, 3: FAILED, 4: USAGE, 5: USAGE}.get(code, FAILED)
 
 
 def _parameter(option: Option) -> inspect.Parameter:
-    """A setting as a parameter that typer makes an option of; its default is shown but not passed on."""
+    """A setting as a parameter that typer turns into an option; its default is shown but not passed on."""
     default_text = f" (default: {option.default})" if option.default else ""
     info = typer.Option(f"--{option.name}", metavar=option.metavar or None, help=option.help + default_text)
     default = False if option.kind == "flag" else None

@@ -1,4 +1,4 @@
-"""A contrast as text for a terminal, as Markdown and as data. What models say is untrusted and never reaches either raw."""
+"""A contrast as text for a terminal, as Markdown and as data. Model output is untrusted and always escaped."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 MARK = "▶"
 _NEWLINE = "↵"
 _MARKDOWN_WIDTH = 110
+"""Columns of a text block in Markdown, where no terminal sets a width."""
 _NARROWEST = 24
-"""No column of texts is narrower."""
+"""Least width of a text column, in terminal cells."""
 
 
 def render(contrast: Contrast, form: Literal["text", "md"]) -> str:
@@ -58,12 +59,12 @@ def as_data(contrast: Contrast) -> dict[str, Any]:
 
 
 def _pair_data(pair: AnswerPair) -> dict[str, Any]:
-    asked = pair.first
+    prompted = pair.first
     return {
-        "index": asked.index,
-        "prompt": asked.prompt,
-        "prompt_tokens": asked.prompt_tokens,
-        "reference": {"text": asked.reference_text, "tokens": asked.reference_tokens},
+        "index": prompted.index,
+        "prompt": prompted.prompt,
+        "prompt_tokens": prompted.prompt_tokens,
+        "reference": {"text": prompted.reference_text, "tokens": prompted.reference_tokens},
         "first": _answer_data(pair.first),
         "second": _answer_data(pair.second),
         "same": pair.same,
@@ -151,22 +152,22 @@ def _notes(contrast: Contrast) -> list[str]:
     about = contrast.about
     tested = sum(pair.p_adjusted is not None for pair in contrast.pairs)
     notes = [
-        f"equal tokens: before the greedy answers part; {MARK} stands where the texts differ first, {_NEWLINE} at a newline",
-        f"chrF and top-1 are against {about.reference}; chrF between is of the two answers",
+        f"equal tokens: before the greedy answers diverge; {MARK} marks where the texts first differ, {_NEWLINE} a newline",
+        f"chrF and top-1 are against {about.reference}; chrF between compares the two answers",
     ]
     if tested:
         notes.append(
             f"difference: KLD of {about.first} minus that of {about.second}, paired by position, in blocks of at least "
-            f"{BLOCK_POSITIONS} consecutive positions; p is of a t test on them, Holm-corrected for {tested} prompts"
+            f"{BLOCK_POSITIONS} consecutive positions; p is from a t test on these, Holm-corrected for {tested} prompts"
         )
     if any(pair.verdict == "no difference" for pair in contrast.pairs):
         notes.append(
-            "no difference: none is found; the minimum detectable effect (MDE, in nats) would be found four times in five"
+            "no difference: none found; one of the minimum detectable effect (MDE, in nats) is found four times in five"
         )
     if any(pair.verdict == "not tested" for pair in contrast.pairs):
         notes.append(f"not tested: no KLD, or fewer than {2 * BLOCK_POSITIONS} positions")
     if contrast.kld and contrast.kld.few_clusters:
-        notes.append(f"over all prompts: a t test on {contrast.kld.clusters} prompts, which are few (less than 30)")
+        notes.append(f"over all prompts: a t test on {contrast.kld.clusters} prompts, which is few (fewer than 30)")
     return notes
 
 
@@ -210,7 +211,7 @@ def _block(contrast: Contrast, pair: AnswerPair, width: int, *, styled: bool) ->
 
 
 def _marked(text: str, at: int | None) -> Text:
-    """``text`` with a mark in front of the character ``at``."""
+    """``text`` with a mark before the character at index ``at``."""
     from rich.text import Text
 
     if at is None:
@@ -219,10 +220,10 @@ def _marked(text: str, at: int | None) -> Text:
 
 
 def shown(text: str) -> str:
-    """``text`` to its end, where no empty line follows."""
+    """``text`` with visible newlines, and no empty line after the last one."""
     return _signed(text).removesuffix("\n")
 
 
 def _signed(text: str) -> str:
-    """``text`` with a sign at each newline."""
+    """``text`` with a visible sign at each newline."""
     return visible(text).replace("\n", f"{_NEWLINE}\n")

@@ -29,18 +29,18 @@ __all__ = ["EXPORTERS", "Direction", "Exporter", "Row", "export"]
 Direction = Literal["lower", "higher"]
 
 ExportRow = Mapping[str, Any]
-"""A stored row in Python's own types: nulls of any kind are None, times are aware, lists are lists."""
+"""A stored row in Python's own types: every null is None, times know their zone, lists are lists."""
 
 _BATCH = 10_000
-"""Rows that are turned into Python's types at a time."""
+"""Rows converted to Python's types at a time, so that memory stays small."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exporter:
-    """A format. ``write`` makes pieces of text of rows and of the columns that are wanted; none where it has nothing to say.
+    """A format. ``write`` turns rows and the chosen columns into pieces of text; it yields none where nothing can be exported.
 
-    One that takes ``figures`` reads the table ``scenarios`` and gets only metric columns with a direction; any other gets a
-    whole table. One of ``one_direction`` can say of a file only as a whole whether lower or higher is better.
+    A format of ``figures`` reads the table ``scenarios`` and gets only metric columns with a direction; any other gets a whole
+    table. A format of ``one_direction`` can only say of a whole file whether lower or higher is better.
     """
 
     name: str
@@ -62,8 +62,8 @@ def export(
 ) -> Iterator[str]:
     """Pieces of the text of ``frame``, rows of ``table`` as ``quantbench.load`` returns them, in the format called ``name``.
 
-    Of a format of figures, ``better`` takes only metrics of that direction, and ``metrics`` only those of these names.
-    UsageError for an unknown name, and for what does not go with the format.
+    For a format of figures, ``better`` keeps only metrics of that direction, and ``metrics`` only those named.
+    UsageError for an unknown name, and for an option that does not apply to the format.
     """
     exporter = EXPORTERS[name]
     columns = table_columns(table)
@@ -72,14 +72,14 @@ def export(
     if exporter.figures:
         columns = _wanted(exporter, table, columns, better, metrics)
     elif better or metrics:
-        raise UsageError(f"{name} writes a table as it is; leave --better and --metric out")
+        raise UsageError(f"{name} writes a table as it is; omit --better and --metric")
     else:
-        columns += tuple(Column(column, "", doc="of a version or a metric that is not installed here") for column in extra)
+        columns += tuple(Column(column, "", doc="from a version or a metric that is not installed here") for column in extra)
     return exporter.write(_rows(frame, schema(table), extra), columns)
 
 
 def json_value(value: Any) -> Any:
-    """``value`` with times in ISO 8601 and None for what is no finite number, inside lists too."""
+    """``value`` with times in ISO 8601 and None for numbers that are not finite, inside lists too."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, datetime):
@@ -92,28 +92,28 @@ def json_value(value: Any) -> Any:
 def _wanted(
     exporter: Exporter, table: str, columns: Sequence[Column], better: Direction | None, metrics: Sequence[str]
 ) -> tuple[Column, ...]:
-    """The metric columns that were asked for."""
+    """The metric columns to export. UsageError where there are none, or they do not suit the format."""
     if table != "scenarios":
-        raise UsageError(f"{exporter.name} takes figures of the table 'scenarios' and not of {table!r}; csv and jsonl take any")
+        raise UsageError(f"{exporter.name} takes figures of the table 'scenarios', not of {table!r}; csv and jsonl take any")
     known = {column.name: column for column in columns if column.better}
     if unknown := [metric for metric in metrics if metric not in known]:
         raise unknown_name("metric with a direction", unknown[0], known)
-    wanted = [known[metric] for metric in dict.fromkeys(metrics)] if metrics else list(known.values())
-    wanted = [column for column in wanted if better in (None, column.better)]
-    if not wanted:
-        raise UsageError(f"of {', '.join(metrics)} none is better when it is {better}; leave --better or --metric out")
-    if exporter.one_direction and len({column.better for column in wanted}) > 1:
+    chosen = [known[metric] for metric in dict.fromkeys(metrics)] if metrics else list(known.values())
+    chosen = [column for column in chosen if better in (None, column.better)]
+    if not chosen:
+        raise UsageError(f"none of {', '.join(metrics)} is better when {better}; omit --better or --metric")
+    if exporter.one_direction and len({column.better for column in chosen}) > 1:
         raise UsageError(
             f"{exporter.name} reads one direction per file; write two, one with --better lower and one with --better higher"
         )
-    return tuple(wanted)
+    return tuple(chosen)
 
 
 def _rows(frame: pd.DataFrame, known: pa.Schema, extra: Sequence[str]) -> Iterator[ExportRow]:
-    """The rows of ``frame`` in Python's own types; what columns beyond the ``known`` hold is seen from their values."""
+    """The rows of ``frame`` in Python's own types; the type of ``extra`` columns follows from their values."""
     import pyarrow as pa
 
-    wanted = pa.schema([*known, *pa.Schema.from_pandas(frame[list(extra)], preserve_index=False)])
+    types = pa.schema([*known, *pa.Schema.from_pandas(frame[list(extra)], preserve_index=False)])
     for start in range(0, len(frame), _BATCH):
-        batch = pa.Table.from_pandas(frame.iloc[start : start + _BATCH], schema=wanted, preserve_index=False)
+        batch = pa.Table.from_pandas(frame.iloc[start : start + _BATCH], schema=types, preserve_index=False)
         yield from batch.to_pylist()

@@ -1,4 +1,4 @@
-"""One figure for each scenario and metric: the middle of its processes, with the interval where there is one."""
+"""One figure for each scenario and metric: the median of its processes, with the interval where there is one."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class ExportedFigure:
     values: tuple[float, ...]
     interval: tuple[float, float] | None
     disturbed: str = ""
-    """By what other work a speed was disturbed, in words."""
+    """The other work that disturbed a speed, in words; empty where none did."""
 
     @property
     def value(self) -> float:
-        """The middle one, as the tables show it."""
+        """The median, as the tables show it."""
         return self.values[0] if len(set(self.values)) == 1 else median(self.values)
 
 
@@ -47,7 +47,7 @@ class ExportedScenario:
         return next((row for row in self.rows if row["status"] == "ok"), self.rows[0])
 
     def figures(self, columns: Iterable[Column]) -> list[ExportedFigure]:
-        """Its figures; one that a measured process lacks is left out, as the middle of the others would hide that."""
+        """Its figures; one that a measured process lacks is left out, as the median of the others would hide that."""
         rows = [row for row in self.rows if row["status"] == "ok"]
         beside = next((row.get("disturbance") or "other work" for row in rows if row.get("disturbed") is True), "")
         found = []
@@ -61,9 +61,9 @@ class ExportedScenario:
 
 
 def by_scenario(rows: Iterable[ExportRow]) -> list[ExportedScenario]:
-    """The scenarios of a run in the order of their first rows: a run has none of the same id twice.
+    """The scenarios of a run in the order of their first rows; within a run an id names one scenario.
 
-    Names show the last part of a path only, and are the same from one machine to another.
+    Names show only the last part of a path, and so are the same on every machine.
     """
     found: dict[str, list[ExportRow]] = {}
     for row in rows:

@@ -1,7 +1,7 @@
 """Bencher Metric Format, version 0: what ``bencher run --adapter json`` reads.
 
-What was measured beside other work is left out: a metric has no place for a mark, and Bencher would raise an alarm.
-Bencher refuses a whole report for one name that is too long, so such a name is cut and told apart by a digest.
+Speeds measured beside other work are left out: a metric has no field to mark them, and Bencher would raise an alarm.
+Bencher refuses a whole report for one name that is too long, so such a name is cut and made unique by a digest.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from quantbench.export import Exporter, ExportRow
 from quantbench.export._figures import ExportedFigure, by_scenario
 
 _LONGEST = 1024
-"""Bytes of a benchmark's name."""
+"""Bytes of a benchmark's name, at most."""
 
 
 def write(rows: Iterable[ExportRow], columns: Sequence[Column]) -> Iterator[str]:

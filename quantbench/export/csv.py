@@ -1,13 +1,13 @@
 """Comma-separated values: a table as it is, every column; nulls are empty, lists are JSON, times are ISO 8601.
 
-What models and errors say is untrusted, and a spreadsheet runs a cell that starts with = + - @ as a formula. So a text that
-could be read so, or starts with an apostrophe, gets one more apostrophe in front; take one off and the text is back::
+Model output and error messages are untrusted, and a spreadsheet runs a cell that starts with = + - @ as a formula. So a text
+that could be read as one, or starts with an apostrophe, gets an apostrophe in front; removing one restores the text::
 
     frame = pd.read_csv(path, keep_default_na=False, na_values=[""])
     frame["variant_text"] = frame["variant_text"].str.removeprefix("'")
 
 A column of texts that all look like numbers is read as numbers, unless ``dtype={"variant_text": "string"}`` names it. An empty
-text and a null are one in this format, and a NUL character is left out; jsonl keeps both.
+text and a null look alike in this format, and NUL characters are dropped; jsonl keeps both.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from quantbench.core.text import csv_lines, guarded
 from quantbench.export import Exporter, ExportRow, json_value
 
 _LINES = 1000
+"""Rows that make one piece of text."""
 
 
 def write(rows: Iterable[ExportRow], columns: Sequence[Column]) -> Iterator[str]:

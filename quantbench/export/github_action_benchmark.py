@@ -1,7 +1,7 @@
 """The list that github-action-benchmark reads as customSmallerIsBetter or customBiggerIsBetter.
 
-The action compares by ratio, which says nothing below zero, so negative figures (of log ratios and differences) stay out. It
-knows a figure by its name and takes the first of that name, and it stops on an empty list, so none is written.
+The action compares by ratio, which means nothing below zero, so negative figures (log ratios, differences) are left out. It
+identifies a figure by its name and takes the first of that name. It fails on an empty list, so none is written.
 """
 
 from __future__ import annotations

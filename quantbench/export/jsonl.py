@@ -1,4 +1,4 @@
-"""JSON Lines: a table as it is, an object per row with every column; nulls are null, and so is what is no finite number.
+"""JSON Lines: a table as it is, an object per row with every column; nulls are null, and so are numbers that are not finite.
 
 Characters beyond ASCII are escaped, so that no reader takes one of them for the end of a line.
 """

@@ -1,8 +1,8 @@
 """Records of the PyTorch HUD's benchmark database (schema v3), one metric each, for upload_benchmark_results.py.
 
-The uploader adds repository, commit, workflow and time, and skips a record without a metric. The HUD shows a scenario that
-failed by a record of the metric FAILURE_REPORT, whose values it does not look at: it has none here. A skipped scenario did
-not fail and has no record. Its maps hold text only. Repeats are one record with a value per process.
+The uploader adds repository, commit, workflow and time, and skips a record without a metric. The HUD shows a failed
+scenario through a record of the metric FAILURE_REPORT and ignores its values, so it has none here. A skipped scenario did not
+fail and has no record. Maps hold text only. Repeats share one record with a value per process.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from quantbench.export import Exporter, ExportRow
 from quantbench.export._figures import ExportedFigure, ExportedScenario, by_scenario, json_array
 
 _SAME = ("scenario_key", "reference", "instrument_check", "kernel", "kv_dtype", "threads", "context")
-"""Facts of the scenario that a later run of it shares."""
+"""Facts that stay the same when the scenario is run again."""
 
 _FAILURE = "FAILURE_REPORT"
 _ELSEWHERE = "elsewhere"
@@ -65,13 +65,13 @@ def _metric(row: ExportRow, figure: ExportedFigure) -> dict[str, Any]:
 
 
 def _named(name: str, values: Sequence[float], row: ExportRow, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """A metric; what differs from run to run stands here, so that the HUD knows the benchmark again."""
+    """A metric; what differs between runs stands here, so that the HUD recognizes the benchmark itself."""
     run = {"run_id": row["run_id"], "started_at": row["started_at"].isoformat(), "status": row["status"]}
     return {"name": name, "benchmark_values": list(values), "extra_info": _texts({**run, **facts})}
 
 
 def _runners(row: ExportRow) -> list[dict[str, Any]]:
-    """Where it was measured; empty where that was elsewhere, or the uploader would name the machine that it runs on."""
+    """The machine it ran on; empty for a server elsewhere, as the uploader would otherwise name its own machine."""
     device = row["device_found"] or row["device"]
     if not device:
         return []

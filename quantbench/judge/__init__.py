@@ -1,1 +1,1 @@
-"""Judgements of results: runs against a baseline, and two variants on one model."""
+"""Judging results: runs against a baseline, and two variants of one model against each other."""

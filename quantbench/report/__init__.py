@@ -1,4 +1,4 @@
-"""A run as one file: a page that works without a network, or its two main charts as a picture.
+"""A run as one file: a page that works offline, or its two main charts as a picture.
 
 From Python::
 
@@ -6,7 +6,7 @@ From Python::
     results = report.select(load("results"), samples=load("results", "samples"), outputs=load("results", "outputs"))
     Path("report.html").write_text(report.page(results), encoding="utf-8")
 
-What models and errors say is untrusted and stays text everywhere: see ``markup``.
+Model output and error messages are untrusted and stay plain text everywhere: see ``markup``.
 """
 
 from __future__ import annotations

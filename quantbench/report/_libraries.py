@@ -1,4 +1,4 @@
-"""The libraries of the extra ``report``: asked for before any work, and the JavaScript that they carry."""
+"""The libraries of the extra ``report``: checked before any work starts, and the JavaScript that they ship."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _NEEDED: Mapping[str, str] = {"altair": "altair", "vl_convert": "vl-convert-pyth
 
 
 def require() -> None:
-    """Raise MissingDependency unless everything is installed that a report takes."""
+    """Raise MissingDependency unless everything that a report needs is installed."""
     missing = [package for module, package in _NEEDED.items() if not find_spec(module)]
     if missing:
         raise MissingDependency(f"a report needs {', '.join(missing)}, not installed; pip install 'quantbench[report]'")
@@ -43,7 +43,7 @@ def picture(spec: Mapping[str, Any], form: str) -> bytes:
 
 @contextmanager
 def neutral() -> Iterator[None]:
-    """Altair without the theme or the limit on rows that someone may have set in this process."""
+    """Altair without a theme or a limit on rows, whatever other code in this process has set."""
     import altair as alt
 
     with alt.theme.enable("none"), alt.data_transformers.enable("default", max_rows=None):

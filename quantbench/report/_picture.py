@@ -1,4 +1,4 @@
-"""The two main charts of a run as one picture, by the page's own charts."""
+"""The two main charts of a run as one picture, drawn by the same code as those of the page."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from quantbench.report._results import Results
 
 _WIDTH, _LEAST_HEIGHT = 600, 430
-"""Pixels of a chart."""
+"""Pixels of a chart: the width, and the height that it has at least."""
 
 
 def picture(results: Results, form: str) -> bytes | None:
-    """Size against KLD beside decode speed as ``png`` or ``svg``, of the first model with both; None where none has."""
+    """Size against KLD beside decode speed as ``png`` or ``svg``, of the first model that has both; None where none has."""
     _libraries.require()
     import altair as alt
 

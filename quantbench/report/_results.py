@@ -1,4 +1,4 @@
-"""What a report is made of: the rows of one run, what hangs on them, and the rows of every run for its history."""
+"""What a report is made from: the rows of one run, their samples and answers, and every run's rows for the history."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _ORDER = {"prompts": 0, "text": 1, "inputs": 2}
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
-    """One run of one or all models. ``samples`` and ``outputs`` are None where none were kept, ``run`` where its row is gone.
+    """One run of one or all models. ``samples`` and ``outputs`` are None where none were kept, ``run`` if its row is gone.
 
     ``history`` holds the rows of the same models in every run.
     """
@@ -33,21 +33,21 @@ class Results:
 
     @cached_property
     def groups(self) -> list[Group]:
-        """The rows by model and prompt set: real models before instrument checks, those that answer before others."""
+        """The rows by model and prompt set: real models before instrument checks, then prompts, texts, inputs."""
         return sorted(groups(self.rows), key=lambda group: (group.instrument_check, _ORDER[group.reads]))
 
     @cached_property
     def every_row(self) -> list[Row]:
-        """The rows as they are, repeats apart, in the order of the groups."""
+        """The rows as stored, with repeats kept apart, in the order of the groups."""
         return sorted(rows_of(self.rows), key=lambda row: (row.flag("instrument_check"), _ORDER[reads(row.text("prompts"))]))
 
     def choice(self, group: Group) -> Choice | None:
-        """The decision on a group; None where there is none to take."""
+        """The decision on a group; None where none can be made."""
         return self._choices.get((group.fact("model"), group.fact("prompts")))
 
     @property
     def run_id(self) -> str:
-        """The run that is reported."""
+        """The id of the run in this report."""
         return str(self.rows["run_id"].iloc[0])
 
     @cached_property
@@ -68,7 +68,7 @@ def select(
 ) -> Results:
     """The results of a run (the latest, unless named) and of a model (all, unless named), from the stored tables.
 
-    A model is named as it was asked for or as ids show it. UsageError for a run or a model that is not there.
+    A model may be named as it was on the command line, or as ids show it. UsageError for an unknown run or model.
     """
     if run_id is not None and run_id not in set(scenarios["run_id"]):
         raise unknown_name("run", run_id, scenarios["run_id"].unique())
@@ -86,10 +86,10 @@ def select(
 
 def _of_model(scenarios: pd.DataFrame, model: str) -> pd.DataFrame:
     named = {name: short_name(name) for name in scenarios["model"].unique()}
-    asked = [name for name, short in named.items() if model in (name, short)]
-    if not asked:
+    matching = [name for name, short in named.items() if model in (name, short)]
+    if not matching:
         raise unknown_name("model", model, set(named.values()))
-    return scenarios[scenarios["model"].isin(asked)]
+    return scenarios[scenarios["model"].isin(matching)]
 
 
 def _belonging(frame: pd.DataFrame | None, rows: pd.DataFrame) -> pd.DataFrame | None:

@@ -1,4 +1,4 @@
-"""The page: every section's content, the libraries and the policy that lets nothing else run or load."""
+"""The page: the content of every section, the libraries, and the policy that lets nothing else run or load."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from quantbench.results.rows import Row
 
 LARGEST = 3_000_000
-"""Bytes of a page at most, where leaving things out can do it."""
+"""Bytes of a page, at most, as far as leaving details out can achieve it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Detail:
-    """How much of what can grow without end is shown: bytes of answers, rows, samples a variant, points of a history."""
+    """How much of what grows with the run is shown: bytes of answers, rows, samples per variant, points of a history."""
 
     answers: int
     rows: int
@@ -44,9 +44,9 @@ DETAILS = (
 
 
 def page(results: Results) -> str:
-    """A self-contained page: nothing is loaded from anywhere, and equal results make an equal page.
+    """A self-contained page: nothing is loaded from elsewhere, and equal results give equal pages.
 
-    Where there is too much for LARGEST bytes, less of it is shown, and the page says so. MissingDependency without the
+    Where the page would exceed LARGEST bytes, it shows less and says so. MissingDependency without the
     libraries of the extra ``report``.
     """
     _libraries.require()

@@ -1,7 +1,7 @@
-"""From untrusted text to markup: everything that a report shows passes here, and stays text.
+"""From untrusted text to markup: everything that a report shows passes through here and stays text.
 
-What models say, errors, names of models: characters that would not be seen or would steer the reader's eye (NUL, escapes,
-direction overrides, U+2028) are shown as their escapes, and markup is escaped by jinja2.
+This holds for model output, errors and model names. Characters that are invisible or mislead the eye (NUL, escapes, direction
+overrides, U+2028) are shown as escapes, and markup is escaped by jinja2.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 
 def data_block(value: Any) -> Markup:
-    """``value`` as JSON inside a script element: ASCII only, and without a sign that could end the element."""
+    """``value`` as JSON inside a script element: ASCII only, and without a character that could end the element."""
     from jinja2.utils import htmlsafe_json_dumps
 
     return htmlsafe_json_dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
 
 
 def script(text: str) -> Markup:
-    """A program of ours inside a script element."""
+    """A script or style of this package or its libraries, so that it cannot end its own element."""
     from markupsafe import Markup
 
     safe = text.replace("\r\n", "\n").replace("\r", "\n").replace("</script", "<\\/script").replace("<!--", "\\x3c!--")

@@ -64,7 +64,7 @@ def test_one_process_a_side_is_not_enough_and_says_how_many_more(tmp_path: Path)
     result = _run(str(tmp_path / "before"), str(tmp_path / "after"))
     assert result.exit_code == 4
     sentence = " ".join(result.stdout.split())
-    assert "Not enough data: 4 figures: the rule takes 5 processes a side: 4 more of the baseline and 4 more of the" in sentence
+    assert "4 figures: the rule needs 5 processes per side: 4 more of the baseline and 4 more of the" in sentence
 
 
 def test_a_slowdown_and_a_worse_quantization_are_regressions(tmp_path: Path) -> None:
@@ -146,9 +146,9 @@ def test_reports_of_pytest_benchmark_are_sides_too(tmp_path: Path) -> None:
         (["./nowhere", "a"], 2, "no run 'a' in"),
         (["before", "nothing.json"], 2, "'nothing.json' does not exist; give a results folder, a file, or the id of a run"),
         (["before", "before", "--window", "0"], 2, "--window 0 holds no run"),
-        (["before", "before", "--threshold", "decode"], 2, "threshold 'decode' is no METRIC=PCT"),
+        (["before", "before", "--threshold", "decode"], 2, "threshold 'decode' is not METRIC=PCT"),
         (["before", "before", "--threshold", "dekode=3"], 2, "unknown figure or column with a direction 'dekode'"),
-        (["before", "bad.json"], 4, "is no report of pytest-benchmark"),
+        (["before", "bad.json"], 4, "is not a report of pytest-benchmark"),
         (["before", "empty.json"], 4, "holds no scenario of quantbench"),
         (["before", "bad.parquet"], 4, "cannot be read as parquet"),
     ],

@@ -89,7 +89,7 @@ def test_what_was_flagged_once_only_is_not_believed() -> None:
     once = compare(side(), side(run_id="b", itl_s=slow))
     flagged = entry(once, SCENARIOS[1], "decode")
     assert flagged.verdict is Change.INSUFFICIENT
-    assert flagged.reason == "flagged, and believed only if found again: 5 more processes of the candidate"
+    assert flagged.reason == "flagged, and believed only if found again: measure 5 more processes of the candidate"
     twice = compare(side(), side(run_id="b", itl_s=slow), again=side(run_id="c"))
     assert entry(twice, SCENARIOS[1], "decode").verdict is Change.SAME
 
@@ -102,10 +102,10 @@ def test_too_few_processes_say_how_many_more(first: int, second: int, says: str)
     found = compare(side(first), side(second, run_id="b"))
     decode = entry(found, SCENARIOS[0], "decode")
     assert (decode.verdict, decode.mde, decode.change) == (Change.INSUFFICIENT, None, None)
-    assert decode.reason == f"the rule takes 5 processes a side: {says}"
+    assert decode.reason == f"the rule needs 5 processes per side: {says}"
     assert entry(found, SCENARIOS[0], "weight_bytes").verdict is Change.SAME
     assert not found.conclusive
-    assert show.sentence(found).startswith(f"Not enough data: 8 figures: the rule takes 5 processes a side: {says}")
+    assert show.sentence(found).startswith(f"Not enough data: 8 figures: {decode.reason}")
 
 
 def test_deterministic_figures_go_by_threshold_alone() -> None:
@@ -165,7 +165,7 @@ def test_what_was_left_out_of_the_selection_is_named_and_no_regression() -> None
     assert found.conclusive
     assert found.left_out == SCENARIOS[:2]
     assert show.sentence(found).endswith(
-        f"; 2 scenarios of the baseline left out of the candidate's selection: {SCENARIOS[0]}, {SCENARIOS[1]}"
+        f"; 2 scenarios of the baseline not selected for the candidate: {SCENARIOS[0]}, {SCENARIOS[1]}"
     )
     assert show.as_data(found)["left_out"] == list(SCENARIOS[:2])
 
@@ -173,7 +173,7 @@ def test_what_was_left_out_of_the_selection_is_named_and_no_regression() -> None
 def test_a_scenario_that_is_skipped_now_is_worse() -> None:
     skipped = {"status": {SCENARIOS[0]: "skipped"}, "reason": {SCENARIOS[0]: "it needs torch"}}
     (worse,) = compare(side(), side(run_id="b", **skipped)).of(Change.WORSE)
-    assert (worse.scenario_id, worse.reason) == (SCENARIOS[0], "was ok, is skipped, it needs torch")
+    assert (worse.scenario_id, worse.reason) == (SCENARIOS[0], "was ok, now skipped, it needs torch")
 
 
 @pytest.mark.parametrize(
@@ -224,7 +224,7 @@ def test_processes_that_were_quiet_are_judged_where_they_are_enough() -> None:
     assert (decode.verdict, decode.processes) == (Change.SAME, (5, 5))
     few = entry(compare(side(), after[after["repeat"] > 0]), SCENARIOS[0], "decode")
     assert (few.verdict, few.processes) == (Change.INSUFFICIENT, (5, 4))
-    assert few.reason.startswith("the rule takes 5 processes a side: 1 more of the candidate; measured beside other work: ")
+    assert few.reason.startswith("the rule needs 5 processes per side: 1 more of the candidate; measured beside other work: ")
 
 
 def test_how_forward_passes_are_sliced_is_the_floor_of_what_they_score() -> None:
@@ -251,7 +251,7 @@ def test_a_scenario_that_fails_now_is_worse_and_one_that_works_now_better() -> N
     broken = {"status": {SCENARIOS[0]: "oom"}, "reason": {SCENARIOS[0]: "killed: out of memory"}}
     found = compare(side(), side(run_id="b", **broken))
     assert entry(found, SCENARIOS[0], "status").verdict is Change.WORSE
-    assert entry(found, SCENARIOS[0], "status").reason == "was ok, is oom, killed: out of memory"
+    assert entry(found, SCENARIOS[0], "status").reason == "was ok, now oom, killed: out of memory"
     assert entry(compare(side(**broken), side(run_id="b")), SCENARIOS[0], "status").verdict is Change.BETTER
 
 
@@ -262,7 +262,7 @@ def test_processes_that_fail_where_none_did_are_worse_beside_the_figures_of_the_
     found = compare(side(), mixed)
     assert [(each.scenario_id, each.metric) for each in found.of(Change.WORSE)] == [(SCENARIOS[0], "status")]
     assert entry(found, SCENARIOS[0], "status").reason == (
-        "4 of 10 processes failed, none did before: crashed, killed by signal 11"
+        "4 of 10 processes failed, where none did before: crashed, killed by signal 11"
     )
     assert entry(found, SCENARIOS[0], "decode").processes == (5, 6)
     assert not compare(mixed, mixed.assign(run_id="c")).of(Change.WORSE)
@@ -276,7 +276,7 @@ def test_how_a_side_ended_is_said_of_that_side() -> None:
     assert (one.verdict, one.reason) == (Change.INCOMPARABLE, "baseline skipped, no CUDA")
     before.loc[before["repeat"] == 1, ["status", "reason"]] = ["oom", "no room"]
     (one,) = compare(before, after).entries
-    assert (one.verdict, one.reason) == (Change.BETTER, "was oom, no room; is ok")
+    assert (one.verdict, one.reason) == (Change.BETTER, "was oom, no room; now ok")
 
 
 @pytest.mark.parametrize("changes", [{"machine": "n"}, {"scenario_key": "l"}, {"kernel": "gemm"}])
@@ -327,13 +327,13 @@ def test_a_side_that_was_slowed_is_noted_with_its_reasons() -> None:
     """Empty where nothing held the clocks back, null where there are none."""
     slowed = {"gpu_throttle_reasons": {SCENARIOS[1]: "sw_power_cap,hw_thermal", SCENARIOS[2]: "hw_thermal", SCENARIOS[3]: ""}}
     found = compare(side(), side(run_id="b", **slowed))
-    note = f"the GPU held its clocks back (hw_thermal, sw_power_cap) under the candidate in 2 scenarios, such as {SCENARIOS[1]}"
+    note = f"the GPU throttled its clocks (hw_thermal, sw_power_cap) in 2 scenarios of the candidate, such as {SCENARIOS[1]}"
     assert found.throttled == (note,)
     assert f"clocks: {note}" in show.table(found, everything=False).notes
     assert show.as_data(found)["throttled"] == [note]
     both = compare(side(of=SCENARIOS[:1], gpu_throttle_reasons="hw_slowdown"), side(run_id="b", of=SCENARIOS[:1]))
     assert both.throttled == (
-        f"the GPU held its clocks back (hw_slowdown) under the baseline in 1 scenario, such as {SCENARIOS[0]}",
+        f"the GPU throttled its clocks (hw_slowdown) in 1 scenario of the baseline, such as {SCENARIOS[0]}",
     )
     assert compare(side(), side(run_id="b")).throttled == ()
 
@@ -373,7 +373,7 @@ def test_junit_has_a_case_a_figure_with_its_values() -> None:
 
 @pytest.mark.parametrize("text", ["decode", "decode=", "decode=x", "=5", "decode=-1", "decode=inf", "decode=nan", ""])
 def test_a_threshold_that_is_none_is_refused(text: str) -> None:
-    with pytest.raises(UsageError, match=r"is no METRIC=PCT; write for example decode=5"):
+    with pytest.raises(UsageError, match=r"is not METRIC=PCT; write for example decode=5"):
         parse_threshold(text)
 
 

@@ -79,7 +79,7 @@ def ends(tmp_path_factory: pytest.TempPathFactory, stub_path: Path) -> dict[str,
 def test_a_single_run_says_how_many_more_it_takes_and_passes(ends: dict[str, tuple[int, str]]) -> None:
     code, out = ends["once"]
     assert code == 0
-    assert "Not enough data: 4 figures: the rule takes 5 processes a side: 4 more of the candidate" in out
+    assert "Not enough data: 4 figures: the rule needs 5 processes per side: 4 more of the candidate" in out
 
 
 def test_a_lack_of_data_fails_where_that_was_asked_for(ends: dict[str, tuple[int, str]]) -> None:
@@ -131,7 +131,7 @@ def test_a_baseline_file_that_was_cut_short_is_said_and_ends_nothing(tmp_path: P
         warnings.simplefilter("error")
         found = gate(str(tmp_path / "base"), str(tmp_path / "now"), "now", fail_on="worse", width=500)
     assert (found.ended, found.fails) == ("insufficient", False)
-    assert found.sentence[0].startswith("Not enough data: 2 figures: the rule takes 5 processes a side")
+    assert found.sentence[0].startswith("Not enough data: 2 figures: the rule needs 5 processes per side")
     assert found.sentence[1].startswith("warning: ")
     assert "cut.parquet cannot be read and is left out" in found.sentence[1]
 

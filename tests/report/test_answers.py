@@ -70,7 +70,7 @@ def test_each_variant_stands_beside_the_reference(everything_results: Results) -
     assert names[0] == "torch/fp32 (control)"
     assert "torch/fp32" not in names
     assert len(names) == 12
-    assert (shown.numbers, shown.asked, shown.cut) == ((1, 2), 2, False)
+    assert (shown.numbers, shown.total, shown.cut) == ((1, 2), 2, False)
     by_name = {each.name: each for each in shown.variants}
     assert [answer.same for answer in by_name["gguf/q8_0"].answers] == [True, True]
     assert not by_name["gguf/q2_k"].answers[0].same
@@ -82,7 +82,7 @@ def test_each_variant_stands_beside_the_reference(everything_results: Results) -
 
 def test_of_too_many_prompts_the_first_are_shown(everything_results: Results) -> None:
     shown = _shown(everything_results, 1)
-    assert (shown.numbers, shown.asked) == ((1,), 2)
+    assert (shown.numbers, shown.total) == ((1,), 2)
 
 
 def test_of_a_long_text_the_beginning_is_shown(write: Any, record: Callable[..., Any]) -> None:

@@ -204,7 +204,7 @@ def test_the_control_is_no_candidate(write: Write, record: Make) -> None:
     [choice] = decide(write([record("torch/fp32", control=True)]))
 
     assert choice.sentence == (
-        "Ship none of the variants measured on canary (prompts ten): none has all the figures that a pick takes"
+        "Ship none of the variants measured on canary (prompts ten): none has all the figures that a pick needs"
     )
 
 

@@ -138,7 +138,7 @@ def test_a_library_that_is_missing_leaves_nulls_with_the_reason(monkeypatch: pyt
         "FP32", "FP16", "BF16", "FP8 E4M3", "FP8 E5M2", "INT8", "INT4", "NF4", "GGUF",
     ]  # fmt: skip
     assert {each.missing for each in read[:6]} == {"torch is not installed"}
-    assert read[-1].missing.startswith("llama-cpp-python 0.3.36 does not tell: ")
+    assert read[-1].missing.startswith("llama-cpp-python 0.3.36 does not describe it: ")
     assert {each.bits for each in read} == {each.maximum for each in read} == {None}
 
     monkeypatch.setattr(formats, "type_facts", lambda: tuple(read))
@@ -161,12 +161,12 @@ def unread() -> Any:
 def test_libraries_that_cannot_be_asked_make_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "false")
 
-    with pytest.raises(QuantbenchError, match=r"did not tell their number types \(ended with exit code 1\); see quantbench"):
+    with pytest.raises(QuantbenchError, match=r"did not describe .* \(ended with exit code 1\); see quantbench"):
         type_facts()
     [table] = formats.table()
     assert table.rows == ()
-    assert "did not tell" in table.notes[0]
-    assert "did not tell" in as_text([table], 100)
+    assert "did not describe" in table.notes[0]
+    assert "did not describe" in as_text([table], 100)
 
 
 @pytest.mark.usefixtures("artifacts")

@@ -1,11 +1,12 @@
-"""A candidate against a baseline: what became better, worse or stayed the same, per scenario and figure.
+"""A candidate against a baseline: what got better, got worse or stayed the same, per scenario and figure.
 
 Speeds are judged by the decision rule (``quantbench.core.verdict``), whose unit is a fresh process. Figures that are the same
-each time they are measured (bytes, and KLD at an equal seed and kernel) go by a threshold alone. What was asked differently,
-was measured on another machine or by another kernel, or is kept under another schema is incomparable, and says why. A process
-that fails where none did before makes its scenario worse, whatever the others measured; so does a scenario that is gone, unless
-it was left out of the selection, and a figure that is null or not finite where it was a number. Speeds measured beside other
-work are left out, and how positions are sliced into forward passes is the floor of KLD and top-1.
+each time they are measured (bytes, and KLD at an equal seed and kernel) are judged by a threshold alone. Rows that were asked
+differently, measured on another machine, run by another kernel or stored under another schema are incomparable, and say why.
+A process that fails where none did before makes its scenario worse, whatever the others measured. So does a scenario that is
+gone, unless it was left out of the selection, and a figure that is null or not finite where it was a number. Speeds measured
+beside other work are left out. A change of KLD or top-1 below the effect of slicing positions into other forward passes counts
+as none.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ if TYPE_CHECKING:
 __all__ = ["STATUS", "Comparison", "Entry", "Verdict", "compare", "parse_threshold"]
 
 STATUS = "status"
-"""The figure of a scenario that ended differently."""
+"""The figure that stands for how a scenario ended."""
 
 
 class Change(StrEnum):
-    """What became of a figure."""
+    """How a figure changed."""
 
     BETTER = "better"
     WORSE = "worse"
@@ -46,10 +47,10 @@ class Change(StrEnum):
 class Entry:
     """One figure of one scenario.
 
-    ``baseline`` and ``candidate`` are medians over processes, in ``unit``. ``change`` is relative, 0.05 stands for 5 % more; of
-    timed figures it is that of the speed, by the gate that decided (``ratio`` to the anchor, or ``raw``). ``mde`` is the least
-    change that would have been found and would have counted. None where there is no such figure. ``processes`` are those of
-    baseline and candidate.
+    ``baseline`` and ``candidate`` are medians over processes, in ``unit``. ``change`` is relative: 0.05 means 5 % more. For
+    timed figures it is the change in speed, by the gate that decided (``ratio`` to the anchor, or ``raw``). ``mde`` is the
+    least change that would have been found and would have counted. Each is None where there is no such figure. ``processes``
+    counts those of baseline and candidate.
     """
 
     scenario_id: str
@@ -68,7 +69,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """All entries, scenario by scenario; ``notes`` say what else changed between the sides, ``throttled`` which was slowed.
+    """All entries, scenario by scenario; ``notes`` say what else changed between the sides, ``throttled`` what the GPU slowed.
 
     ``left_out`` are scenarios of the baseline that the candidate's runs were not asked for.
     """
@@ -82,7 +83,7 @@ class Comparison:
     left_out: tuple[str, ...] = ()
 
     def of(self, verdict: Change) -> tuple[Entry, ...]:
-        """The entries with that verdict."""
+        """The entries with this verdict."""
         return tuple(each for each in self.entries if each.verdict is verdict)
 
     @property
@@ -103,42 +104,43 @@ def compare(
 ) -> Comparison:
     """Compare rows of ``scenarios``; each side may hold several runs and repeats, whose rows are its processes.
 
-    ``again`` are rows that were measured after something was flagged; without them a candidate of at least twice the processes
-    that the rule takes is its own second measurement. ``thresholds`` are the least relative changes that count, by figure or
-    column; a column with a direction that is no figure by itself becomes one. ``whole``: the candidate's runs have a row of all
-    that they were asked for, so that what is missing was left out of the selection. UsageError for a threshold of no such
-    column.
+    ``again`` holds rows measured after something was flagged; without them, a candidate with at least twice the processes that
+    the rule needs serves as its own second measurement. ``thresholds`` are the least relative changes that count, by figure or
+    column; a column with a direction that is not judged by default is judged as well. ``whole`` says that the candidate's runs
+    have a row for every scenario they selected, so that a missing one was not selected. UsageError for a threshold of an
+    unknown column.
     """
     rule = rule or Rule()
-    asked = dict(thresholds or {})
-    exact = [*(replace(each, least=asked.get(each.column, each.least)) for each in figures.exact()), *exact_of(asked)]
-    found = list(pairs(baseline, candidate, again, rule.min_processes))
-    left_out = tuple(pair.scenario_id for pair in found if pair.gone) if whole else ()
-    found = _without_gone(found) if whole or not any(pair.comparable for pair in found) else found
+    least_changes = dict(thresholds or {})
+    exact = [replace(each, least=least_changes.get(each.column, each.least)) for each in figures.exact()]
+    exact += exact_of(least_changes)
+    matched = list(pairs(baseline, candidate, again, rule.min_processes))
+    left_out = tuple(pair.scenario_id for pair in matched if pair.gone) if whole else ()
+    matched = _without_gone(matched) if whole or not any(pair.comparable for pair in matched) else matched
     cells = {
         _name(pair, timed): (timed, pair, cell)
-        for pair in found
+        for pair in matched
         for timed in figures.timed()
         if (cell := _cell(pair, timed)) is not None
     }
     findings = {each.name: each for each in judge([cell for _, _, cell in cells.values()], rule)}
     timed = {
-        name: _timed(figure, pair, cell, findings[name], rule=rule, least=asked.get(figure.name, 0.0))
+        name: _timed(figure, pair, cell, findings[name], rule=rule, least=least_changes.get(figure.name, 0.0))
         for name, (figure, pair, cell) in cells.items()
     }
     return Comparison(
-        entries=tuple(entry for pair in found for entry in _of_pair(pair, timed, exact)),
+        entries=tuple(entry for pair in matched for entry in _of_pair(pair, timed, exact)),
         baseline_runs=_runs(baseline),
         candidate_runs=_runs(candidate),
         rule=rule,
-        notes=tuple(_changed_versions(found)),
-        throttled=tuple(_throttled(found)),
+        notes=tuple(_changed_versions(matched)),
+        throttled=tuple(_throttled(matched)),
         left_out=left_out,
     )
 
 
 def _without_gone(found: Sequence[ScenarioPair]) -> list[ScenarioPair]:
-    """The pairs; what is gone from the candidate is only incomparable, not worse."""
+    """The pairs, with scenarios gone from the candidate as incomparable, not worse."""
     return [replace(pair, gone=False, incomparable=GONE) if pair.gone else pair for pair in found]
 
 
@@ -167,7 +169,7 @@ def _of_pair(pair: ScenarioPair, timed: Mapping[str, Entry], exact: Sequence[Exa
 
 
 def _cell(pair: ScenarioPair, timed: Timed) -> Comparand | None:
-    """The figure's values on both sides, all of them the higher the better; None where a side has none."""
+    """The figure's values on both sides, as speeds (higher is better); None where a side has none."""
     if not pair.comparable or pair.ended:
         return None
     sides = [_values(rows, timed) for rows in (pair.baseline, pair.candidate)]
@@ -182,7 +184,7 @@ def _name(pair: ScenarioPair, timed: Timed) -> str:
 
 
 def _values(rows: Sequence[Row], timed: Timed, *, quiet: bool = True) -> Side:
-    """The values of the processes; unless told otherwise of those that were not disturbed by other work."""
+    """The values of the processes; if ``quiet``, only of those that other work did not disturb."""
     used = [row for row in rows if not (quiet and row.flag("disturbed"))]
     raws, ratios = (
         [value for row in used if (value := row.number(name)) is not None and value > 0] for name in (timed.raw, timed.ratio)
@@ -226,7 +228,7 @@ def _timed(timed: Timed, pair: ScenarioPair, cell: Comparand, finding: Finding, 
 
 
 def _one_sided(pair: ScenarioPair, timed: Timed) -> Entry | None:
-    """The entry of a speed that cannot be judged, as a side lacks it or has it only beside other work; None where both do."""
+    """The entry of a speed that a side lacks, or has only beside other work; None where both sides lack it."""
     sides = pair.baseline, pair.candidate
     counts = tuple(len(_values(rows, timed, quiet=False).raws) for rows in sides)
     if all(counts):
@@ -238,7 +240,7 @@ def _one_sided(pair: ScenarioPair, timed: Timed) -> Entry | None:
 
 
 def _disturbed(pair: ScenarioPair) -> str:
-    """How many processes of each side were disturbed, for example by what; empty where none was."""
+    """How many processes of each side were disturbed, with an example of the cause; empty where none was."""
     said = []
     for side in ("baseline", "candidate"):
         rows: tuple[Row, ...] = getattr(pair, side)
@@ -249,7 +251,7 @@ def _disturbed(pair: ScenarioPair) -> str:
 
 
 def _lost(pair: ScenarioPair, metric: str, unit: str, counts: tuple[int, int], column: str) -> Entry:
-    """The entry of a figure that only one side has: worse where it is gone, and why it is."""
+    """The entry of a figure that only one side has: worse where the candidate lost it, with the reason."""
     if not counts[0]:
         return Entry(
             scenario_id=pair.scenario_id, metric=metric, verdict=Change.INCOMPARABLE, unit=unit, processes=counts,
@@ -267,15 +269,15 @@ def _lost(pair: ScenarioPair, metric: str, unit: str, counts: tuple[int, int], c
 
 
 def _lacking(finding: Finding, counts: tuple[int, int], rule: Rule) -> str:
-    """What more it takes to say; empty where enough was measured."""
+    """What is missing for a verdict; empty where enough was measured."""
     if finding.common is not None:
-        return f"all speeds moved together, by {finding.common:+.0%} in the middle, as runs may: measure in more runs"
+        return f"all speeds moved together, by {finding.common:+.0%} in the median, as runs may: measure in more runs"
     if finding.verdict is Verdict.INSUFFICIENT:
         sides = zip(("baseline", "candidate"), counts, strict=True)
         short = [f"{rule.min_processes - count} more of the {side}" for side, count in sides if count < rule.min_processes]
-        return f"the rule takes {rule.min_processes} processes a side: {' and '.join(short)}"
+        return f"the rule needs {rule.min_processes} processes per side: {' and '.join(short)}"
     if finding.verdict in (Verdict.SUSPECT_BETTER, Verdict.SUSPECT_WORSE) and finding.change is not None:
-        return f"flagged, and believed only if found again: {rule.min_processes} more processes of the candidate"
+        return f"flagged, and believed only if found again: measure {rule.min_processes} more processes of the candidate"
     return ""
 
 
@@ -301,7 +303,7 @@ def _exact(pair: ScenarioPair, exact: Exact) -> Entry | None:
 
 
 def _slicing(pair: ScenarioPair, exact: Exact) -> float:
-    """What the figure differs by where the same positions are sliced into forward passes otherwise, on either side."""
+    """How much the figure changes when the same positions are sliced into other forward passes: the larger of both sides."""
     rows = (*pair.baseline, *pair.candidate)
     return max((abs(row.number(exact.slicing) or 0.0) for row in rows), default=0.0) if exact.slicing else 0.0
 
@@ -311,7 +313,7 @@ def _runs(frame: pd.DataFrame) -> tuple[str, ...]:
 
 
 def _changed_versions(found: Sequence[ScenarioPair]) -> list[str]:
-    """Library versions that both sides name and that differ."""
+    """The library versions named by both sides that differ."""
     changed: dict[str, tuple[str, str]] = {}
     for pair in found:
         changed |= pair.changed_versions()
@@ -319,13 +321,13 @@ def _changed_versions(found: Sequence[ScenarioPair]) -> list[str]:
 
 
 def _throttled(found: Sequence[ScenarioPair]) -> Iterator[str]:
-    """Of each side what was measured while the GPU held its clocks back, and why it did."""
+    """For each side, what was measured while the GPU throttled its clocks, and why it did."""
     for side in ("baseline", "candidate"):
         slowed = {pair.scenario_id: why for pair in found if (why := _reasons(getattr(pair, side)))}
         if slowed:
             reasons = ", ".join(sorted(set().union(*slowed.values())))
             counted = "1 scenario" if len(slowed) == 1 else f"{len(slowed)} scenarios"
-            yield f"the GPU held its clocks back ({reasons}) under the {side} in {counted}, such as {next(iter(slowed))}"
+            yield f"the GPU throttled its clocks ({reasons}) in {counted} of the {side}, such as {next(iter(slowed))}"
 
 
 def _reasons(rows: Sequence[Row]) -> set[str]:

@@ -27,7 +27,7 @@ class Timed:
 class Exact:
     """A column judged by threshold: a change counts above ``least`` (relative) and above ``floor`` (in its unit).
 
-    ``slicing`` is the column with a floor of the row's own: how the figure depends on the length of forward passes.
+    ``slicing`` names the column that holds the row's own floor: how much the figure depends on the length of forward passes.
     """
 
     column: str
@@ -53,7 +53,7 @@ def timed() -> tuple[Timed, ...]:
 
 @cache
 def exact() -> tuple[Exact, ...]:
-    """The columns that comparisons judge by a threshold, unasked."""
+    """The columns that comparisons judge by a threshold by default."""
     return tuple(_exact(column) for column in all_columns() if column.gate and not column.gate.ratio)
 
 
@@ -66,7 +66,7 @@ def _exact(column: Column) -> Exact:
 
 
 def exact_of(columns: Iterable[str]) -> list[Exact]:
-    """Further columns to judge, those of ``columns`` that are no figure by themselves, to be given their thresholds.
+    """The further columns to judge: those of ``columns`` that are not judged by default.
 
     UsageError for a column that does not exist or has no direction.
     """
@@ -90,5 +90,5 @@ def parse_threshold(text: str) -> tuple[str, float]:
     except ValueError:
         value = -1.0
     if not name.strip() or not 0 <= value < float("inf"):
-        raise UsageError(f"threshold {text!r} is no METRIC=PCT; write for example decode=5 or kld_mean=10")
+        raise UsageError(f"threshold {text!r} is not METRIC=PCT; write for example decode=5 or kld_mean=10")
     return name.strip(), value / 100

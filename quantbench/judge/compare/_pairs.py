@@ -1,4 +1,4 @@
-"""Which rows may be compared: those of one scenario that were asked alike, on one machine, by one kernel."""
+"""Which rows may be compared: those of one scenario with the same settings, on one machine, by one kernel."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _SAME: Mapping[str, str] = {
-    "schema_version": "kept under another schema version",
+    "schema_version": "stored under another schema version",
     "scenario_key": "asked differently",
     "machine": "measured on another machine",
     "kernel": "run by another kernel",
 }
-"""What must agree, in this order, and what to say where it does not."""
+"""What must agree, checked in this order, and what to say where it does not."""
 
 GONE = "missing from the candidate"
 _ASKED = (
@@ -27,7 +27,7 @@ _ASKED = (
     "device",
 )  # fmt: skip
 _SHOWN = 12
-"""Characters of a hash that stand in a sentence."""
+"""Characters of a hash that a sentence shows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,8 +35,7 @@ class ScenarioPair:
     """The rows of one scenario on both sides; ``again`` are the candidate's second measurement.
 
     ``incomparable`` says why they cannot be compared, ``gone`` that the candidate has none, ``ended`` how the candidate ended
-    where one side was not measured well, ``failing`` what became of some of the candidate's processes where none of the
-    baseline's failed.
+    where one side has no ok row, ``failing`` how some of the candidate's processes failed where none of the baseline's did.
     """
 
     scenario_id: str
@@ -67,7 +66,7 @@ def pairs(
 ) -> Iterator[ScenarioPair]:
     """Every scenario of either side, the candidate's first in its order.
 
-    Without ``again`` a candidate of at least twice as many ``processes`` is split: the later half is its second measurement.
+    Without ``again``, a candidate with at least twice ``processes`` rows is split: the later half is its second measurement.
     """
     first, second = _by_scenario(baseline), _by_scenario(candidate)
     further = _by_scenario(again) if again is not None else {}
@@ -114,7 +113,7 @@ def _pair(name: str, first: Sequence[Row], second: Sequence[Row], again: Sequenc
 
 
 def _agreeing(rows: Sequence[Row], column: str, wanted: object) -> list[Row]:
-    """Those that have the value ``wanted``, or that do not say."""
+    """The rows with the value ``wanted``, or with none at all."""
     return [row for row in rows if wanted is None or row.values.get(column) in (wanted, None)]
 
 
@@ -125,7 +124,7 @@ def _failed(row: Row) -> bool:
 def _failing(rows: Sequence[Row]) -> str:
     """How many of the rows failed, and how the first of them did; empty where none did."""
     failed = [row for row in rows if _failed(row)]
-    return f"{len(failed)} of {len(rows)} processes failed, none did before: {_said(failed[0])}" if failed else ""
+    return f"{len(failed)} of {len(rows)} processes failed, where none did before: {_said(failed[0])}" if failed else ""
 
 
 def _said(row: Row) -> str:
@@ -133,18 +132,18 @@ def _said(row: Row) -> str:
 
 
 def _ended(name: str, first: Sequence[Row], second: Sequence[Row]) -> ScenarioPair:
-    """One side was measured and the other was not: a skip of the baseline says nothing, all else does."""
+    """Only one side was measured: that counts, unless the baseline was merely skipped."""
     worse = not any(row.ok for row in second)
     failed = next(filter(_failed, second if worse else first), (second if worse else first)[-1])
     said = _said(failed)
     if not worse and not _failed(failed):
         return ScenarioPair(scenario_id=name, incomparable=f"baseline {said}")
-    ended = f"was ok, is {said}" if worse else f"was {said}; is ok"
+    ended = f"was ok, now {said}" if worse else f"was {said}; now ok"
     return ScenarioPair(scenario_id=name, baseline=tuple(first), candidate=tuple(second), ended=ended, worse_end=worse)
 
 
 def _difference(column: str, first: Row, second: Row) -> str:
-    """What differs, as far as columns tell."""
+    """What differs, as far as the columns show."""
     if column == "scenario_key":
         parts = [
             f"{name} {first.values.get(name)} became {second.values.get(name)}"

@@ -26,16 +26,16 @@ class Outcome:
 
 
 def gate(baseline: str, results: str, run_id: str, *, fail_on: str, width: int) -> Outcome:
-    """Compare the stored rows of ``run_id`` with ``baseline``, see load_side; lines are for a terminal of ``width`` columns.
+    """Compare the stored rows of ``run_id`` with ``baseline`` (see load_side); lines are for a terminal of ``width`` columns.
 
-    ``fail_on`` is ``worse``, ``insufficient`` (worse, or not enough data) or ``never``. A baseline that cannot be read lacks
-    data: the run itself is over.
+    ``fail_on`` is ``worse``, ``insufficient`` (worse, or not enough data) or ``never``. A baseline that cannot be read counts
+    as not enough data, not as an error: the run itself is over.
     """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
             after = load_side(run_id, results)
-            before = load_side(baseline, results, but=[run_id])
+            before = load_side(baseline, results, exclude=[run_id])
             found = compare(before, after, whole=is_whole(after, run_id, results))
             opening, table, ended = show.sentence(found), as_text([show.table(found, everything=False)], width), _ended(found)
         except QuantbenchError as error:

@@ -14,7 +14,7 @@ from quantbench.tables.render import render
 from quantbench.tables.table import Cell, Heading, Table
 
 MARKDOWN_LIMIT = 1_000_000
-"""Bytes of a Markdown summary at most; a job page takes less than 1 MiB."""
+"""Bytes of a Markdown summary, at most: GitHub takes up to 1 MiB for a job's page."""
 
 _NAMED = 5
 _LONGEST = 500
@@ -24,7 +24,7 @@ _UNITS: Mapping[str, Callable[[float], str]] = {"bytes": format_bytes, "s": form
 
 
 def sentence(comparison: Comparison) -> str:
-    """The outcome, with what it rests on, as one line: names and reasons are untrusted."""
+    """The outcome and its grounds as one line without control characters, as names and reasons are untrusted."""
     counts = Counter(each.verdict for each in comparison.entries)
     worse = comparison.of(Change.WORSE)
     if worse:
@@ -33,12 +33,12 @@ def sentence(comparison: Comparison) -> str:
         start = f"Not enough data: {_lacking(comparison)}"
     else:
         start = "No regression"
-    told = ", ".join(f"{counts[verdict]} {verdict}" for verdict in _ORDER if counts[verdict]) or "nothing to compare"
-    return one_line(f"{start}; {told}{_detectable(comparison)}{_left_out(comparison)}")
+    tally = ", ".join(f"{counts[verdict]} {verdict}" for verdict in _ORDER if counts[verdict]) or "nothing to compare"
+    return one_line(f"{start}; {tally}{_detectable(comparison)}{_left_out(comparison)}")
 
 
 def table(comparison: Comparison, *, everything: bool) -> Table:
-    """One line a figure; figures that stayed the same are left out unless ``everything`` is asked for."""
+    """One line per figure; with ``everything``, also the figures that stayed the same."""
     shown = [each for each in _ordered(comparison.entries) if everything or each.verdict is not Change.SAME]
     headings = (
         Heading(key="scenario_id", title="Scenario"),
@@ -70,14 +70,14 @@ def table(comparison: Comparison, *, everything: bool) -> Table:
 
 
 def as_markdown(comparison: Comparison, *, everything: bool) -> str:
-    """The sentence and the table for a job's page, less than 1 MiB: the best news is left out first."""
-    made = table(comparison, everything=everything)
+    """The sentence and the table for a job's page, less than 1 MiB: the least urgent lines are left out first."""
+    full = table(comparison, everything=everything)
     opening = escape_markdown(sentence(comparison)) + "\n\n"
-    rows = made.rows
+    rows = full.rows
     while True:
-        left = len(made.rows) - len(rows)
-        notes = (*made.notes, *([f"{left} more lines do not fit here; --format json has all"] if left else []))
-        kept = replace(made, rows=rows, notes=notes)
+        left = len(full.rows) - len(rows)
+        notes = (*full.notes, *([f"{left} more lines do not fit here; --format json has all"] if left else []))
+        kept = replace(full, rows=rows, notes=notes)
         text = opening + render([kept], "md")
         if len(text.encode()) <= MARKDOWN_LIMIT or not rows:
             return text
@@ -101,7 +101,7 @@ def as_data(comparison: Comparison) -> dict[str, object]:
 
 
 def as_junit(comparison: Comparison) -> str:
-    """JUnit XML: a test case a figure with its values as properties; worse is a failure, what cannot be told is skipped."""
+    """JUnit XML: one test case per figure, its values as properties; worse is a failure, no verdict is a skip."""
     from xml.etree import ElementTree as ET
 
     failures, skipped = (
@@ -153,7 +153,7 @@ def _listed(parts: Sequence[str]) -> str:
 
 
 def _lacking(comparison: Comparison) -> str:
-    """Each reason with how many figures it is of."""
+    """Each reason, with the number of figures it applies to."""
     reasons = Counter(each.reason for each in comparison.of(Change.INSUFFICIENT))
     if not reasons:
         first = next((each.reason for each in comparison.of(Change.INCOMPARABLE)), "no scenario is on both sides")
@@ -162,18 +162,18 @@ def _lacking(comparison: Comparison) -> str:
 
 
 def _detectable(comparison: Comparison) -> str:
-    """The middle of the least changes in speed that would have been found."""
+    """The median of the least changes in speed that would have been found."""
     effects = [each.mde for each in comparison.of(Change.SAME) if each.mde is not None and each.gate]
-    return f"; of the same speeds a change of {median(effects):.0%} would have shown (median)" if effects else ""
+    return f"; among the same speeds a change of {median(effects):.0%} would have shown (median)" if effects else ""
 
 
 def _left_out(comparison: Comparison) -> str:
-    """What the baseline has and the candidate was not asked for."""
+    """What the baseline has and the candidate did not select."""
     names = comparison.left_out
     counted = "1 scenario" if len(names) == 1 else f"{len(names)} scenarios"
-    return f"; {counted} of the baseline left out of the candidate's selection: {_listed(names)}" if names else ""
+    return f"; {counted} of the baseline not selected for the candidate: {_listed(names)}" if names else ""
 
 
 def _cut(reason: str) -> str:
-    """The beginning of a reason that is too long for a sentence."""
+    """``reason``, cut where it is too long for a sentence."""
     return reason if len(reason) <= _LONGEST else f"{reason[:_LONGEST]} …"

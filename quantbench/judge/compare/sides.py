@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 _REPEAT = re.compile(r"#(\d+)\]$")
 
 
-def load_side(text: str, results: str, *, window: int = 1, but: Sequence[str] = ()) -> pd.DataFrame:
-    """Rows of ``scenarios``: of a folder or URI the last ``window`` runs that are not in ``but``, else all that is named.
+def load_side(text: str, results: str, *, window: int = 1, exclude: Sequence[str] = ()) -> pd.DataFrame:
+    """Rows of ``scenarios``: of a folder or URI the last ``window`` runs except ``exclude``, else all that is named.
 
     ``text`` is a folder, a URI, a ``.parquet`` file, a ``.json`` file of pytest-benchmark, or ids of runs in the folder
-    ``results``, joined by commas. Raises UsageError for what is none of these, StoreError for what cannot be read.
+    ``results``, joined by commas. UsageError for anything else, StoreError for what cannot be read.
     """
     from quantbench.results.store import load
 
@@ -29,7 +29,7 @@ def load_side(text: str, results: str, *, window: int = 1, but: Sequence[str] = 
     if text.endswith(".parquet") and Path(text).is_file():
         return _of_file(Path(text))
     if "://" in text or (text and Path(text).is_dir()):
-        return _last_runs(load(text), window, but, text)
+        return _last_runs(load(text), window, exclude, text)
     if text.endswith((".json", ".parquet")) or "/" in text or not text.strip(", "):
         raise UsageError(f"{text!r} does not exist; give a results folder, a file, or the id of a run in {results!r}")
     frame = load(results)
@@ -37,14 +37,14 @@ def load_side(text: str, results: str, *, window: int = 1, but: Sequence[str] = 
     known = set(frame["run_id"])
     if missing := [run for run in wanted if run not in known]:
         first = min(known, default="")
-        raise UsageError(f"no run {missing[0]!r} in {results!r} and no such file; its runs begin with {first!r}")
+        raise UsageError(f"no run {missing[0]!r} in {results!r} and no such file; the first run there is {first!r}")
     return frame[frame["run_id"].isin(wanted)]
 
 
 def is_whole(side: pd.DataFrame, text: str, results: str) -> bool:
-    """Whether the runs of ``side`` have a row of each scenario that they were asked for, as far as is stored.
+    """Whether the runs of ``side`` have a row for every scenario they planned, as far as is stored.
 
-    What a whole run lacks was left out of its selection. False where the runs' own rows cannot be had, as of a single file.
+    What a whole run lacks was not selected. False where the runs' own rows cannot be read, such as for a single file.
     """
     from quantbench.results.store import load
 
@@ -60,12 +60,12 @@ def is_whole(side: pd.DataFrame, text: str, results: str) -> bool:
     return all(run in planned and int(count) >= int(planned[run]) for run, count in counts.items())
 
 
-def _last_runs(frame: pd.DataFrame, window: int, but: Sequence[str], text: str) -> pd.DataFrame:
+def _last_runs(frame: pd.DataFrame, window: int, exclude: Sequence[str], text: str) -> pd.DataFrame:
     from quantbench.results.store import in_order
 
-    others = frame[~frame["run_id"].isin(list(but))]
+    others = frame[~frame["run_id"].isin(list(exclude))]
     if others.empty:
-        raise StoreError(f"{text!r} holds no run but the one compared; measure a baseline first, or name another one")
+        raise StoreError(f"{text!r} holds no run but the one compared; measure a baseline first, or name another")
     return others[others["run_id"].isin(in_order(others)[-window:])]
 
 
@@ -77,7 +77,7 @@ def _of_file(path: Path) -> pd.DataFrame:
     except (OSError, ValueError) as error:
         raise StoreError(f"{path} cannot be read as parquet ({error}); give a file of the table scenarios") from error
     if not {"scenario_id", "status", "run_id", "started_at"} <= set(frame):
-        raise StoreError(f"{path} is no file of the table scenarios; give one from the folder of that name")
+        raise StoreError(f"{path} is not a file of the table scenarios; give one from the folder of that name")
     return frame
 
 
@@ -91,7 +91,7 @@ def _of_benchmark(path: Path) -> pd.DataFrame:
         started = str(body.get("datetime", ""))
         rows = dict(_row(each, machine, started) for each in body["benchmarks"] if "scenario_id" in each["extra_info"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise StoreError(f"{path} is no report of pytest-benchmark ({error!r}); --benchmark-json writes one") from error
+        raise StoreError(f"{path} is not a report of pytest-benchmark ({error!r}); --benchmark-json writes one") from error
     if not rows:
         raise StoreError(f"{path} holds no scenario of quantbench; give a report that pytest bench/ --benchmark-json wrote")
     return pd.DataFrame(list(rows.values()))

@@ -1,6 +1,6 @@
-"""Two variants on the same prompts: where their answers part, how far each is from the reference, and whether that differs.
+"""Two variants on the same prompts: where their answers diverge, how far each is from the reference, and which is further.
 
-Differences of KLD are paired. Over all prompts the prompts are the clusters; within a prompt blocks of consecutive positions
+Differences of KLD are paired. Over all prompts, the prompts are the clusters. Within a prompt, blocks of consecutive positions
 are, because neighbours are correlated, and the p values are corrected for the number of prompts (Holm).
 """
 
@@ -18,10 +18,10 @@ from quantbench.core.statistics import Difference, blocks, holm, paired_differen
 from quantbench.metrics.text import chrf
 
 ALPHA = 0.05
-"""A difference with a smaller p value is called one; within prompts, with a smaller corrected one."""
+"""A difference counts where its p value is smaller; within prompts, where its corrected p value is."""
 
 BLOCK_POSITIONS = 16
-"""Least positions of a block: from here on longer blocks hardly raise the standard error of the mean any more.
+"""Least positions of a block: beyond this, longer blocks hardly raise the standard error of the mean.
 
 On the canary (gguf/q4_k_m minus gguf/q8_0, 128 positions a prompt) it is 1.3e-3 nats for single positions, 1.7e-3 for blocks of
 8, 1.9e-3 of 16 and 2.0e-3 of 32.
@@ -57,8 +57,8 @@ class About:
 class AnswerPair:
     """The two answers to one prompt.
 
-    ``parts_at_token`` is how many token ids are equal before the answers part, None where they do not part or have no ids;
-    ``parts_at_character`` the same of the texts. ``chrf`` is between the two texts, the mean of both directions. ``kld`` is
+    ``parts_at_token`` is how many token ids are equal before the answers diverge, None where they do not or have no ids;
+    ``parts_at_character`` is the same for the texts. ``chrf`` is between the two texts, the mean of both directions. ``kld`` is
     the first's KLD minus the second's in nats, None where it was not scored or there are too few positions; its ``mde`` is at
     the level that Holm's correction starts with.
     """
@@ -99,7 +99,7 @@ class AnswerPair:
         return fmean(self.first.kld or ()) - fmean(self.second.kld or ())
 
     def left(self, answer: Output) -> bool:
-        """Whether that answer had left the reference's where the two part."""
+        """Whether that answer had already left the reference's where the two diverge."""
         parts, left = self.parts_at_token, answer.first_divergence
         return parts is not None and left is not None and left <= parts
 
@@ -151,13 +151,13 @@ class Contrast:
 
     @property
     def median_parting(self) -> float | None:
-        """Median number of equal tokens before the answers part, over the prompts where they do."""
+        """Median number of equal tokens before the answers diverge, over the prompts where they do."""
         found = [pair.parts_at_token for pair in self.pairs if pair.parts_at_token is not None]
         return median(found) if found else None
 
 
 def contrast(first: Sequence[Output], second: Sequence[Output], about: About) -> Contrast:
-    """The answers of two variants to one prompt set, prompt by prompt. IncomparableError where they are not to the same."""
+    """The answers of two variants to one prompt set, prompt by prompt. IncomparableError if the prompts differ."""
     pairs = tuple(_pair(*each) for each in _matched(first, second, about))
     scored = [pair for pair in pairs if pair.scored]
     clusters = [number for number, pair in enumerate(scored) for _ in pair.first.kld or ()]
@@ -185,7 +185,7 @@ def _matched(first: Sequence[Output], second: Sequence[Output], about: About) ->
 def _pair(first: Output, second: Output) -> AnswerPair:
     texts = [first.variant_text, second.variant_text]
     ids, others = first.variant_tokens, second.variant_tokens
-    if ids is None or others is None:  # the white space around a server's text is not the answer's
+    if ids is None or others is None:  # a server may trim or add white space around the answer
         texts = [text.strip() for text in texts]
         first, second = replace(first, variant_text=texts[0]), replace(second, variant_text=texts[1])
     return AnswerPair(
@@ -198,7 +198,7 @@ def _pair(first: Output, second: Output) -> AnswerPair:
 
 
 def _parting(first: Sequence[object], second: Sequence[object]) -> int | None:
-    """Where two sequences part; None where they are equal."""
+    """Where two sequences diverge; None where they are equal."""
     if first == second:
         return None
     equal = (position for position, (one, other) in enumerate(zip(first, second, strict=False)) if one != other)

@@ -1,4 +1,4 @@
-"""The conclusion of a contrast in one sentence, whatever the figures are."""
+"""The conclusion of a contrast in one sentence, for every outcome."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def conclusion(contrast: Contrast) -> str:
-    """Which of the two is further from the reference, by how much and on which prompts, and where their answers part."""
+    """Which of the two is further from the reference, by how much and on which prompts, and where their answers diverge."""
     about = contrast.about
     parts = [f"On {about.model} (prompts {about.prompts}) {_distance(contrast)}", _answers(contrast)]
     if about.instrument_check:
@@ -44,7 +44,7 @@ def _distance(contrast: Contrast) -> str:
 
 
 def _further(contrast: Contrast, kld: Difference, distances: tuple[Distance, Distance]) -> str:
-    """Over all prompts one is further: figures stand in that order, the further first."""
+    """One is further over all prompts; its figures come first."""
     further, closer = contrast.about.first, contrast.about.second
     sign = 1
     if contrast.verdict == "second further":
@@ -61,7 +61,7 @@ def _further(contrast: Contrast, kld: Difference, distances: tuple[Distance, Dis
 
 
 def _exceptions(contrast: Contrast) -> str:
-    """Prompts that differ significantly, but not as all of them do."""
+    """Prompts whose significant verdict differs from that over all prompts."""
     names: dict[Direction, str] = {"first further": contrast.about.first, "second further": contrast.about.second}
     found = []
     for verdict, name in names.items():

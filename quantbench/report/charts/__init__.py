@@ -1,1 +1,1 @@
-"""Pictures of the report."""
+"""Charts of the report."""

@@ -37,7 +37,7 @@ def bars(found: Sequence[Point], look: Look) -> Layered | None:
     base = alt.Chart({"values": rows}).encode(
         y=alt.Y("label:N", sort=None, title=None).axis(ticks=False, domain=False, labelLimit=170, labelColor=ink("ink")),
     )
-    where: Any = "top" if look.width == "container" else "bottom"  # of charts side by side the legends are below
+    where: Any = "top" if look.width == "container" else "bottom"  # in a picture charts stand side by side, with legends below
     legend = alt.Legend(title=None, orient=where, symbolType="square", columns=look.from_width(320, 4, 2), rowPadding=4)
     colour = alt.Color("role:N", legend=legend).scale(domain=list(roles), range=list(roles.values()))
     axis = alt.X("tps:Q", title="Decode, tokens/s").scale(domain=[0, widest * 1.2], nice=False).axis(tickCount=5, format="~f")

@@ -1,4 +1,4 @@
-"""The charts of a page with their titles and captions, one list a subject, each with its specification as data."""
+"""The charts of a page, one list per topic; each has its title, its caption and its specification as data."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LOOK = Look(width="container", ink=on_page)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Picture:
-    """A chart: what it is of, what its marks mean, and its Vega-Lite specification as data in a page."""
+    """A chart: what it shows, what its marks mean, and its Vega-Lite specification as data in a page."""
 
     title: str
     caption: str
@@ -40,7 +40,7 @@ class Picture:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Course:
-    """The history of one model and prompt set: a chart a metric, and the variants that can be picked."""
+    """The history of one model and prompt set: one chart per metric, and the variants to pick from."""
 
     title: str
     names: tuple[str, ...]
@@ -50,7 +50,7 @@ class Course:
 
 
 def sizes(results: Results) -> list[Picture]:
-    """Size against KLD, of each group that was compared with a reference."""
+    """Size against KLD, for each group that was compared with a reference."""
     return list(_sizes(results))
 
 
@@ -71,17 +71,17 @@ def _pareto_caption(group: Group, choice: Choice | None, limit: float) -> str:
         if row.ok and not row.flag("control") and not (row.number("weight_bytes") and (row.number("kld_mean") or 0) > 0)
     ]
     picked = f"Ringed: the pick, {choice.pick.name}. " if choice and choice.pick else ""
-    missing = f" Not drawn, for want of a size or of a KLD above 0: {', '.join(left_out)}." if left_out else ""
+    missing = f" Not drawn, without a size or without a KLD above 0: {', '.join(left_out)}." if left_out else ""
     return (
-        "Left and low is better; both scales are logarithmic. Filled and joined: the front, which no other variant beats in "
-        f"both size and KLD (the decision counts speed as well). {picked}Vertical lines, where there are some: 95 % intervals. "
+        "Further left and lower is better; both scales are logarithmic. Filled and joined: the front, which no other variant "
+        f"beats in both size and KLD (the decision counts speed as well). {picked}Vertical lines, where drawn: 95 % intervals. "
         f'Dashed: the limit of {short(limit)} nats, the upper edge of "{DEFAULT_WORD}". '
-        f"A point says its name when pointed at.{missing}"
+        f"Hover over a point for its name.{missing}"
     )
 
 
 def speeds(results: Results) -> list[Picture]:
-    """Decode throughput, of each group that answered prompts."""
+    """Decode throughput, for each group that answered prompts."""
     found = []
     for group in results.groups:
         shown = points(group, results.choice(group))
@@ -101,25 +101,25 @@ def _bars_caption(shown: Sequence[Point]) -> str:
     return f"Longer is better. Lines: 95 % intervals.{lacking}"
 
 
-def latencies(results: Results, most: int) -> list[Picture]:
-    """Distributions of durations by phase, of each group with samples."""
+def latencies(results: Results, max_samples: int) -> list[Picture]:
+    """Distributions of durations by phase, for each group with samples; at most ``max_samples`` dots per variant."""
     if results.samples is None:
         return []
     found = []
     for group in results.groups:
         for phase, title in latency.PHASES.items():
-            measured = latency.distributions(group, results.samples, phase, most)
+            measured = latency.distributions(group, results.samples, phase, max_samples)
             if measured:
                 with neutral():
                     chart = latency.chart(measured, title, LOOK)
-                    found.append(_figure(f"{title}: {subject(group)}", latency.how_shown(measured, most), chart))
+                    found.append(_figure(f"{title}: {subject(group)}", latency.how_shown(measured, max_samples), chart))
     return found
 
 
-def courses(results: Results, most: int) -> list[Course]:
-    """What was measured in several runs, over their starts."""
+def courses(results: Results, max_points: int) -> list[Course]:
+    """What was measured in several runs, over the times they started; at most about ``max_points`` points a history."""
     found = []
-    for each in history.histories(results.history, most):
+    for each in history.histories(results.history, max_points):
         with neutral():
             charts = [(title, history.chart(each, metric, title, LOOK)) for metric, title in each.metrics]
             found.append(

@@ -1,4 +1,4 @@
-"""A scenario over the runs that measured it: speed over the anchor, KLD and weights, with intervals where there are some."""
+"""A scenario over the runs that measured it: speed over the anchor, KLD and weights, with intervals where there are any."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _METRICS = {
     "text": ("ppl_ratio", "kld_mean", "weight_bytes"),
     "inputs": ("call_ratio", "output_max_abs_error", "weight_bytes"),
 }
-"""What is followed, by what a model is given. A ratio to the anchor moves far less between processes than a raw figure."""
+"""The metrics followed, by the kind of prompts. A ratio to the anchor moves far less between processes than a raw figure."""
 
 _IDENTITY = (
     "run_id", "started_at", "scenario_key", "model", "method", "precision", "prompts", "repeat", "status", "reason", "control",
@@ -42,25 +42,25 @@ class History:
 
     @property
     def metrics(self) -> tuple[tuple[str, str], ...]:
-        """The columns that are followed, with their titles; only those that were measured."""
+        """The metrics followed, with their titles; only those that were measured."""
         known = (name for name in _METRICS[self.group.reads] if any(row.get(name) is not None for row in self.rows))
         return tuple((name, column_of(name).title + _SCALED.get(name, "")) for name in known)
 
 
-def histories(frame: pd.DataFrame, most: int) -> list[History]:
-    """One for each model and prompt set that several runs measured; at most the latest runs that make up ``most`` points."""
+def histories(frame: pd.DataFrame, max_points: int) -> list[History]:
+    """One for each model and prompt set that several runs measured: the latest runs, up to ``max_points`` points."""
     by_subject: dict[tuple[str, str], list[Group]] = {}
     for group in groups(frame[_columns()]):
         by_subject.setdefault((group.fact("model"), group.fact("prompts")), []).append(group)
-    found = [_history(sorted(each, key=lambda group: group.fact("started_at")), most) for each in by_subject.values()]
+    found = [_history(sorted(each, key=lambda group: group.fact("started_at")), max_points) for each in by_subject.values()]
     found.sort(key=lambda each: each.group.instrument_check)
     return [each for each in found if each.runs > 1 and each.metrics]
 
 
-def _history(of_runs: Sequence[Group], most: int) -> History:
+def _history(of_runs: Sequence[Group], max_points: int) -> History:
     kept: list[Group] = []
     for group in reversed(of_runs):
-        if len(kept) > 1 and sum(len(each.rows) for each in kept) + len(group.rows) > most:
+        if len(kept) > 1 and sum(len(each.rows) for each in kept) + len(group.rows) > max_points:
             break
         kept.insert(0, group)
     rows = [_point(row) for group in kept for row in group.rows if row.ok and not row.flag("control")]
@@ -71,7 +71,7 @@ def _history(of_runs: Sequence[Group], most: int) -> History:
 
 
 def _columns() -> list[str]:
-    """What of a row it takes to follow it."""
+    """The columns that a history needs."""
     names = dict.fromkeys(name for of in _METRICS.values() for name in of)
     known = {column.name for column in table_columns("scenarios")}
     ends = [f"{name}_{end}" for name in names for end in ("low", "high")]
@@ -94,9 +94,9 @@ def _point(row: Row) -> dict[str, Any]:
 
 
 def chart(history: History, metric: str, title: str, look: Look) -> Layered:
-    """One metric over the start of the runs, of the variant that the signal ``picked`` names.
+    """One metric over the start of the runs, for the variant that the signal ``picked`` names.
 
-    Points are joined where the same was asked (``scenario_key``) on the same machine.
+    Points are joined where the request (``scenario_key``) and the machine are the same.
     """
     import altair as alt
 

@@ -1,4 +1,4 @@
-"""Where labels stand beside their points without touching a point or each other. Arithmetic only."""
+"""Where labels go beside their points so that they touch neither a point nor each other. Arithmetic only."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ TextAnchor = tuple[float, float]
 """A place in a chart as shares of its width, from the left, and of its height, from the top."""
 
 _CHARACTER = 6.8
-"""Pixels of a character of an 11 px label, at most on average."""
+"""Pixels per character of an 11 px label: an upper bound of the average."""
 
+# Pixels: half the height of a label, the radius of a point, and from a point to its label.
 _HALF_LINE = 7
 _RADIUS = 5
 _GAP = 9
@@ -18,7 +19,7 @@ _GAP = 9
 
 @dataclass(frozen=True, slots=True)
 class LabelPlace:
-    """Where a label stands: its offset from the point in pixels, and which end of it stands there."""
+    """Where a label goes: its offset from the point in pixels, and which end of it is placed there."""
 
     dx: int
     dy: int
@@ -42,7 +43,7 @@ _PLACES = {
     **dict.fromkeys((LabelPlace(_GAP, -_GAP, "left"), LabelPlace(_GAP, _GAP, "left"), LabelPlace(-_GAP, _GAP, "right")), 13),
     LabelPlace(-_GAP, -_GAP, "right"): 13,
 }
-"""Where a label may stand, the best first, and how many pixels it is then apart from other points: more than from its own."""
+"""Where a label may go, best first, with its least distance in pixels from other points: more than from its own."""
 
 
 def place(
@@ -50,8 +51,8 @@ def place(
 ) -> dict[int, LabelPlace]:
     """Places for the ``labels`` of points, by their number in ``anchors``, the first before the later ones.
 
-    A label that fits nowhere is left out, one that is ``settled`` keeps its place. What fits a width fits every larger one:
-    labels keep their size while the points move apart.
+    A label that fits nowhere is left out; one that is ``settled`` keeps its place. What fits one width fits every larger one,
+    as labels keep their size while the points move apart.
     """
     points = [(x * width, y * height) for x, y in anchors]
     taken: list[_Box] = []
@@ -71,14 +72,14 @@ def place(
 def is_free(
     anchors: Sequence[TextAnchor], label: tuple[LabelPlace, TextAnchor], length: int, *, width: float, height: float
 ) -> bool:
-    """Whether a label of so many characters at its place touches none of the points."""
+    """Whether a label of ``length`` characters at its place touches none of the points."""
     at, (x, y) = label
     box = _box(at, x * width, y * height, length)
     return not any(box.touches(_dot(each[0] * width, each[1] * height, _RADIUS)) for each in anchors)
 
 
 def _box(at: LabelPlace, x: float, y: float, characters: int) -> _Box:
-    """What a label takes, with the gap to its point: else another point in the gap could move under the label."""
+    """The box of a label and of the gap to its point: else another point in the gap could end up under the label."""
     length = characters * _CHARACTER
     left, right = {
         "left": (x, x + at.dx + length), "right": (x + at.dx - length, x), "center": (x - length / 2, x + length / 2),

@@ -1,4 +1,4 @@
-"""Where the single durations lie: of each variant the exact quantiles of all samples, and some of the samples themselves."""
+"""How single durations are distributed: for each variant the exact quantiles of all samples, and some samples as dots."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PHASES: Mapping[str, str] = {
     "gap": "Gaps between tokens",
     "call": "One call",
 }
-"""The phases shown, with their titles; the anchor's own rounds are not."""
+"""The phases shown, with their titles; the anchor's own rounds are not shown."""
 
 _SHARES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 _KEYS = ("least", "low", "first", "middle", "third", "high", "most")
@@ -41,14 +41,14 @@ class Distribution:
 
     @property
     def median(self) -> float:
-        """The middle one."""
+        """The middle quantile, in seconds."""
         return self.quantiles[_SHARES.index(0.5)]
 
 
-def distributions(group: Group, samples: pd.DataFrame, phase: str, most: int) -> list[Distribution]:
-    """One for each measured variant with samples of ``phase`` that took time, the fastest first; repeats are taken together.
+def distributions(group: Group, samples: pd.DataFrame, phase: str, max_samples: int) -> list[Distribution]:
+    """One for each measured variant with samples of ``phase`` that took time, the fastest first; repeats are pooled.
 
-    Of more than ``most`` samples those at that many even ranks are shown, the least and the largest among them.
+    Of more than ``max_samples`` samples that many are shown, at evenly spaced ranks that include the smallest and the largest.
     """
     chosen = samples[samples["phase"] == phase]
     by_scenario = {str(name): part for name, part in chosen.groupby("scenario_id", sort=False)["value_s"]}
@@ -56,7 +56,7 @@ def distributions(group: Group, samples: pd.DataFrame, phase: str, most: int) ->
     for row in group.rows:
         values = by_scenario.get(row.text("scenario_id")) if row.ok else None
         if values is not None and values.max() > 0:
-            shown = values.sort_values().iloc[_even_ranks(len(values), most)]
+            shown = values.sort_values().iloc[_even_ranks(len(values), max_samples)]
             quantiles = tuple(values.quantile(list(_SHARES)).tolist())
             name = row.label + (BESIDE_OTHER_WORK if row.flag("disturbed") else "")
             found.append(Distribution(name=name, count=len(values), quantiles=quantiles, shown=tuple(shown.tolist())))
@@ -64,36 +64,36 @@ def distributions(group: Group, samples: pd.DataFrame, phase: str, most: int) ->
 
 
 def _even_ranks(count: int, most: int) -> list[int]:
-    """At most so many of the ranks from 0 on: all, or with the first and the last at even steps; fewer than 2 are none."""
+    """At most ``most`` ranks from 0: all, or evenly spaced ones that include the first and last; none if that is below 2."""
     if count <= most:
         return list(range(count))
     return [round(step * (count - 1) / (most - 1)) for step in range(most)] if most > 1 else []
 
 
-def how_shown(found: Sequence[Distribution], most: int) -> str:
+def how_shown(measured: Sequence[Distribution], max_samples: int) -> str:
     """What the marks mean, and what was left out."""
-    counts = [each.count for each in found]
+    counts = [each.count for each in measured]
     every = f"{min(counts)} to {max(counts)}" if min(counts) != max(counts) else f"{counts[0]}"
-    marks = f"Line: 5 to 95 %; box: the middle half; tick: the median; all exact, of {every} samples a variant."
-    if not any(each.shown for each in found):
+    marks = f"Line: 5 to 95 %; box: the middle half; tick: the median; all exact, from {every} samples per variant."
+    if not any(each.shown for each in measured):
         return f"{marks} Single samples are not drawn: there are too many."
-    if max(counts) <= most:
+    if max(counts) <= max_samples:
         return f"{marks} Dots: every sample."
-    return f"{marks} Dots: samples at {most} even ranks of each variant, the least and the largest among them."
+    return f"{marks} Dots: {max_samples} samples of each variant at evenly spaced ranks, from the smallest to the largest."
 
 
-def chart(found: Sequence[Distribution], title: str, look: Look) -> Layered:
+def chart(measured: Sequence[Distribution], title: str, look: Look) -> Layered:
     """Boxes of quantiles on a log scale in milliseconds, the fastest variant first."""
     import altair as alt
 
-    rows = [_row(each) for each in found]
-    dots = [{"label": visible(each.name), "ms": _ms(value)} for each in found for value in each.shown]
+    rows = [_row(each) for each in measured]
+    dots = [{"label": visible(each.name), "ms": _ms(value)} for each in measured for value in each.shown]
     ink = look.ink
     order = [row["label"] for row in rows]
     y = alt.Y("label:N", sort=order, title=None).axis(ticks=False, domain=False, labelLimit=170, labelColor=ink("ink"))
-    above = [value for each in found for value in (*each.quantiles, *each.shown) if value > 0]
+    above = [value for each in measured for value in (*each.quantiles, *each.shown) if value > 0]
     ends = (min(above) * _MS / 1.1, max(above) * _MS * 1.1)
-    scale = alt.Scale(type="log", domain=ends, nice=False, clamp=True)  # a duration of 0, of what came at once, is at the edge
+    scale = alt.Scale(type="log", domain=ends, nice=False, clamp=True)  # tokens that arrive together last 0: at the edge
     axis = alt.Axis(format="~g", values=log_ticks(*ends), labelOverlap="greedy")
     tips = {"label:N": "Variant", "text:N": title, "n:Q": "Samples"}
     base = alt.Chart({"values": rows}).encode(

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     """What altair's ``layer`` gives."""
 
 Ink = Callable[[str], str]
-"""From the name of a colour to what a chart writes."""
+"""Turns the name of a colour into what a chart's specification holds."""
 
 LIGHT: Mapping[str, str] = {
     "page": "#ffffff", "panel": "#f5f7fa", "ink": "#171b22", "muted": "#566072", "line": "#d8dee8", "faint": "#c3cbd8",
@@ -43,17 +43,17 @@ SHAPES = (
     "circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "triangle-left",
     "M0,-1L0.95,-0.31L0.59,0.81L-0.59,0.81L-0.95,-0.31Z", "M-1,-0.35L1,-0.35L1,0.35L-1,0.35Z",
 )  # fmt: skip
-"""Told apart without colours; the last two are a pentagon and a bar."""
+"""Distinct without colours too; the last two are a pentagon and a bar."""
 _SERIES = 10
 _STEPS = {0.7: (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0), 1.5: (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0), 3.0: (1.0, 2.0, 5.0)}
-"""Ticks of a log scale within a power of ten, by how many powers of ten the scale has at most; of a longer one the powers."""
+"""Ticks of a log scale within a power of ten, by how many powers of ten the scale has at most; beyond that only the powers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Look:
-    """How a chart is drawn: its width in pixels or that of its place, and where its colours come from.
+    """How a chart is drawn: its width in pixels or that of its container, and where its colours come from.
 
-    ``height`` in pixels is that of size against KLD; other charts are as high as their variants need.
+    ``height`` in pixels applies to size against KLD; other charts are as tall as their variants need.
     """
 
     width: int | Literal["container"]
@@ -61,7 +61,7 @@ class Look:
     height: int = 430
 
     def from_width(self, least: int, wide: int, narrow: int) -> Any:
-        """``wide`` where the chart has at least so many pixels, else ``narrow``; of its place that is known when drawn."""
+        """``wide`` if the chart is at least ``least`` pixels wide, else ``narrow``; in a container known only once drawn."""
         import altair as alt
 
         if self.width == "container":
@@ -79,7 +79,7 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 def subject(group: Group) -> str:
-    """What the figures of a group are of; an instrument check is called one."""
+    """The model and prompts of a group as a title; an instrument check is called one."""
     check = " (an instrument check)" if group.instrument_check else ""
     return visible(f"{group.model}{check}, prompts {group.prompts}")
 

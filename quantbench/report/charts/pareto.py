@@ -1,4 +1,4 @@
-"""Size against KLD: a point a variant, the front joined, the pick ringed, the limit a line."""
+"""Size against KLD: one point per variant, the front joined, the pick ringed, the limit a line."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
     from quantbench.report.charts.look import Layered
 
 _NARROW, _WIDE = 270, 760
-"""Widths in pixels that labels are placed for: of the front and the pick on a phone, of the others on a desk."""
+"""Widths in pixels for which labels are placed: a phone for the front and the pick, a desktop for the others."""
 
 _LIMIT = "limit {:.2g} nats"
 _LIMIT_PLACES = ((LabelPlace(2, -9, "left"), 0.0), (LabelPlace(-2, -9, "right"), 1.0))
-"""Where the limit's label may stand, and at which end of its line."""
+"""Where the limit's label may go, and at which end of its line."""
 
 
 @dataclass(frozen=True, slots=True)
 class Spot:
-    """A point that a log scale can show: its size in the chart's unit, its KLD and the ends of that in nats."""
+    """A point that a log scale can show: its size in the chart's unit, its KLD and the interval of that, in nats."""
 
     point: Point
     size: float
@@ -49,12 +49,12 @@ class Plot:
 
     @cached_property
     def across(self) -> tuple[float, float]:
-        """Ends of the scale of sizes."""
+        """Ends of the scale of sizes, with a margin of 15 %."""
         return min(spot.size for spot in self.spots) / 1.15, max(spot.size for spot in self.spots) * 1.15
 
     @cached_property
     def up(self) -> tuple[float, float]:
-        """Ends of the scale of KLD."""
+        """Ends of the scale of KLD, with a margin of a factor of 2."""
         limits = [self.limit] if self.limit else []
         return min([*limits, *(spot.low for spot in self.spots)]) / 2, max([*limits, *(spot.high for spot in self.spots)]) * 2
 
@@ -65,7 +65,7 @@ class Plot:
 
     @cached_property
     def limit_place(self) -> tuple[LabelPlace, TextAnchor] | None:
-        """Where the label of the limit stands, at the end of its line where no point is in its way; None without a limit."""
+        """Where the label of the limit stands, at the end of its line where no point is in the way; None without a limit."""
         if not self.limit:
             return None
         level, length = 1 - _share(self.limit, self.up), len(_LIMIT.format(self.limit))
@@ -94,7 +94,7 @@ class Plot:
 
 
 def pareto(found: Sequence[Point], limit: float | None, look: Look) -> Layered | None:
-    """KLD over weights, both on log scales, with ``limit`` as a line; None without any point that a log scale can show."""
+    """KLD over weights, both on log scales, with ``limit`` as a line; None where no point fits a log scale."""
     import altair as alt
 
     spots = _spots(found)
@@ -112,7 +112,7 @@ def pareto(found: Sequence[Point], limit: float | None, look: Look) -> Layered |
     )  # fmt: skip
     layers = [*_limit_line(plot), *_points(base, rows, look), *_labels(base, look)]
     return alt.layer(*layers).properties(
-        width=look.width, height=look.height, description="Mean KL divergence over the size of the weights, a point a variant"
+        width=look.width, height=look.height, description="Mean KL divergence over the size of the weights, one point each"
     )
 
 
@@ -130,7 +130,7 @@ def _spots(found: Sequence[Point]) -> list[Spot]:
 
 
 def _rows(plot: Plot) -> list[dict[str, Any]]:
-    """One row a spot, with the place of its label."""
+    """One row per spot, with the place of its label."""
     narrow, wide = plot.places()
     best = on_front([spot.point for spot in plot.spots])
     rows = []
@@ -203,5 +203,5 @@ def _labels(base: alt.Chart, look: Look) -> list[alt.Chart]:
 
 
 def _halo(look: Look) -> dict[str, Any]:
-    """What keeps a text apart from lines behind it."""
+    """A halo that keeps text legible over lines."""
     return {"stroke": look.ink("page"), "strokeWidth": 3.5, "strokeJoin": "round", "fill": look.ink("page")}

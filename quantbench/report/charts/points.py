@@ -1,4 +1,4 @@
-"""The measured variants of a group as points of its charts: figures in base units, and what marks them."""
+"""The measured variants of a group as points of its charts: figures in base units, and their marks."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from quantbench.results.rows import Group, Row
 
 _TOOLTIP = {"variant": "Variant", "weights": "Weights", "nats": "KLD, nats", "decode": "Decode, tokens/s"}
-"""What a tooltip says of a point: keys and titles."""
+"""What a tooltip says about a point: keys and titles."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
-    """A measured variant: figures in bytes, nats and tokens/s, None where not measured; ``role`` its part in the decision.
+    """A measured variant: figures in bytes, nats and tokens/s, None where not measured; ``role`` is its part in the decision.
 
     Its speed was ``disturbed`` where it was measured beside other work.
     """
@@ -43,7 +43,7 @@ class Point:
 
     @property
     def mark(self) -> str:
-        """What marks its speed."""
+        """The mark behind its speed; empty where nothing disturbed it."""
         return BESIDE_OTHER_WORK if self.disturbed else ""
 
     @property
@@ -58,7 +58,7 @@ class Point:
 
 
 def points(group: Group, choice: Choice | None) -> list[Point]:
-    """The measured rows of a group but for the control."""
+    """The measured rows of a group, except the control."""
     return [_point(row, _role(row, group, choice)) for row in group.rows if row.ok and not row.flag("control")]
 
 
@@ -71,7 +71,7 @@ def on_front(found: Sequence[Point]) -> set[str]:
 
 
 def tooltip() -> list[alt.Tooltip]:
-    """What a chart says of a point."""
+    """What a chart says about a point."""
     import altair as alt
 
     return [alt.Tooltip(f"{key}:N", title=title) for key, title in _TOOLTIP.items()]

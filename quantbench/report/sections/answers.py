@@ -1,4 +1,4 @@
-"""The reference's answers and each variant's side by side, with what differs marked word by word. Model output is untrusted."""
+"""The reference's answers and each variant's side by side, with differences marked word by word. Model output is untrusted."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
 MOST_CHARACTERS = 1000
-"""Of a longer text the beginning is shown."""
+"""Only the beginning of a longer text is shown."""
 
 _TEXTS = ["prompt", "reference_text", "variant_text"]
 _FIGURES = ["exact_match", "first_divergence", "token_match", "chrf", "kld_mean"]
 _PIECE = re.compile(r"\w+|[^\w\s]|\n|[^\S\n]+")
-"""A word, a sign, a newline or blanks."""
+"""A word, a punctuation mark, a newline, or other white space."""
 
 _MARKUP_BYTES = 600
-"""What a pair of answers takes on the page besides its texts."""
+"""What a pair of answers takes on the page beyond its texts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,14 +42,14 @@ class ShownAnswer:
 
     @property
     def size(self) -> int:
-        """Bytes of it on the page, about."""
+        """About how many bytes it takes on the page."""
         shown = self.variant if self.same else self.reference + self.variant
         return len((self.prompt + shown).encode()) + _MARKUP_BYTES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answers:
-    """The answers of one variant; ``opened`` shows them at once."""
+    """The answers of one variant; ``opened`` shows them unfolded."""
 
     name: str
     figures: str
@@ -59,12 +59,12 @@ class Answers:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SideBySide:
-    """The answers of a group's variants to its first prompts; ``asked`` counts all prompts, ``cut`` says that texts are."""
+    """The answers of a group's variants to its first prompts; ``total`` counts all prompts, ``cut``: texts were cut."""
 
     group: Group
     variants: tuple[Answers, ...]
     numbers: tuple[int, ...]
-    asked: int
+    total: int
     cut: bool
 
 
@@ -75,25 +75,25 @@ _Said = Sequence[tuple[Row, Mapping[int, Row]]]
 def side_by_side(group: Group, outputs: pd.DataFrame, *, room: int, opened: str) -> SideBySide | None:
     """The answers that fit ``room`` bytes, prompt by prompt; None where none were kept.
 
-    Of repeats the first is shown, and the reference itself not at all: its answers are what the others stand beside.
+    Of repeats only the first is shown. The reference has no list of its own, as its answers stand beside all others.
     """
     said = _said(group, outputs)
     indices = sorted({index for _, answers in said for index in answers})
     if not indices:
         return None
-    made = dict(_affordable(indices, said, room))
+    shown = dict(_affordable(indices, said, room))
     variants = [
         Answers(
             name=row.label,
             figures=_summary(row, answers),
-            answers=tuple(answer for by_name in made.values() if (answer := by_name.get(row.label))),
+            answers=tuple(answer for by_name in shown.values() if (answer := by_name.get(row.label))),
             opened=row.label == opened,
         )
         for row, answers in said
     ]
     cut = any(len(output.text(key)) > MOST_CHARACTERS for _, answers in said for output in answers.values() for key in _TEXTS)
-    numbers = tuple(index + 1 for index in made)
-    return SideBySide(group=group, variants=tuple(variants), numbers=numbers, asked=len(indices), cut=cut)
+    numbers = tuple(index + 1 for index in shown)
+    return SideBySide(group=group, variants=tuple(variants), numbers=numbers, total=len(indices), cut=cut)
 
 
 def _said(group: Group, outputs: pd.DataFrame) -> _Said:
@@ -107,7 +107,7 @@ def _said(group: Group, outputs: pd.DataFrame) -> _Said:
 
 
 def _affordable(indices: Sequence[int], said: _Said, room: int) -> Iterator[tuple[int, dict[str, ShownAnswer]]]:
-    """Answers by variant, prompt by prompt while there is room for all variants'; at least those to the first."""
+    """Answers by variant, prompt by prompt while those of all variants fit; at least those to the first prompt."""
     used = 0
     for index in indices:
         made = {row.label: _answer(answers[index], index + 1) for row, answers in said if index in answers}
@@ -138,7 +138,7 @@ def differences(reference: str, variant: str) -> tuple[Markup, Markup]:
 
     first, second = _PIECE.findall(reference), _PIECE.findall(variant)
     left, right = Markup(), Markup()
-    matcher = SequenceMatcher(str.isspace, first, second, autojunk=False)  # blanks are equal beside equal words only
+    matcher = SequenceMatcher(str.isspace, first, second, autojunk=False)  # white space matches only beside matching words
     for kind, a, b, c, d in matcher.get_opcodes():
         gone, came = _shown("".join(first[a:b])), _shown("".join(second[c:d]))
         if kind == "equal":
@@ -150,7 +150,7 @@ def differences(reference: str, variant: str) -> tuple[Markup, Markup]:
 
 
 def _shown(text: str) -> Markup:
-    """``text`` escaped, with a sign at each newline."""
+    """``text`` escaped, with a visible sign at each newline."""
     from markupsafe import Markup, escape
 
     sign = Markup('<span class="nl" aria-hidden="true">↵</span>\n')

@@ -1,4 +1,4 @@
-"""The decision as a page opens with it: its first part large, the pick beside runner-up and reference, then the rest."""
+"""The decision that opens the page: its first part large, the pick beside runner-up and reference, then the rest."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from quantbench.results.rows import Group, Row
 
 _SHOWN = ("weight_bytes", "bits_per_weight", "decode_tps", "kld_mean")
-"""What a decision rests on."""
+"""The figures that a decision rests on."""
 _NOT = "not "
 
 
@@ -40,7 +40,7 @@ class ShownColumn:
 class Decision:
     """What to ship of one model; ``lead``, ``rest`` and ``others`` are the parts of the decision's sentence.
 
-    Of these ``others`` say why not the variants that are neither the pick nor the runner-up.
+    ``others`` say why the variants other than the pick and the runner-up were rejected.
     """
 
     model: str

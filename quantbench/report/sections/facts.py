@@ -1,4 +1,4 @@
-"""What a run was made on and with: machine, versions, conditions."""
+"""What a run was measured on and with: machine, versions, conditions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _RUN = {"command": "Command", "commit": "Commit", "profile": "Profile", "engine"
 
 
 def machine(results: Results, rows: Sequence[Row]) -> Pairs:
-    """The machine; of a run without a row of its own what its other rows say."""
+    """The machine; where the run's own row is gone, what its scenarios say."""
     found = _decoded(results.run, "machine_facts") or {name: rows[0].text(name) for name in ("cpu", "isa", "gpus")}
     facts = [(title, _text(name, found[name])) for name, title in _MACHINE.items() if found.get(name)]
     devices = dict.fromkeys(used for row in rows if (used := row.text("device_found") or row.text("device")))
@@ -46,8 +46,8 @@ def run_facts(results: Results, rows: Sequence[Row]) -> Pairs:
     ended = f"{run.text('finished_at')[:19]} UTC" + (", interrupted" if run.flag("interrupted") else "")
     counts = f"{run.text('planned')} planned, {run.text('finished')} finished, {run.text('ok')} ok"
     if not run.text("finished_at"):
-        ended = "not recorded: the run was killed, or it goes on"
-        counts = f"{run.text('planned')} planned; of the {len(rows)} shown here {sum(row.ok for row in rows)} ok"
+        ended = "not recorded: the run was killed, or is still going"
+        counts = f"{run.text('planned')} planned; {sum(row.ok for row in rows)} of the {len(rows)} shown here ok"
     more = [(title, run.text(name)) for name, title in _RUN.items() if run.text(name)]
     return [*facts, ("Ended", ended), ("Scenarios", counts), *more]
 

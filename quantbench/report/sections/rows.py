@@ -1,4 +1,4 @@
-"""All rows of a run in one table that can be sorted and filtered; whatever is not there says why."""
+"""All rows of a run in one table that can be sorted and filtered; every missing figure has its reason."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from quantbench.results.schema import shown_columns
 from quantbench.tables.fields import sign_of
 
 NO_REASON = "no reason was kept"
+# Characters shown: a failure of a library can bring pages of text.
 _MOST_REASON = 1500
 _MOST_TRACEBACK = 3000
 
 
 @dataclass(frozen=True, slots=True)
 class RowEntry:
-    """A cell: its text, and what it is sorted by (empty sorts last). Of a dash the reason, with its number where it has one."""
+    """A cell: its text and its sort key (empty sorts last); for a dash, the reason and its number where it has one."""
 
     text: str
     key: str = ""
@@ -28,7 +29,7 @@ class RowEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowLine:
-    """A row: what it is filtered by, and its cells."""
+    """A row: what the filters match, and its cells."""
 
     method: str
     status: str
@@ -38,7 +39,7 @@ class RowLine:
 
 @dataclass(frozen=True, slots=True)
 class Title:
-    """Of a column: its heading, and whether it holds numbers."""
+    """A column's heading, and whether it holds numbers."""
 
     text: str
     numeric: bool = False
@@ -46,7 +47,7 @@ class Title:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listing:
-    """The table of all rows; ``reasons`` are numbered from 1, ``total`` counts rows that are not shown as well."""
+    """The table of all rows; ``reasons`` are numbered from 1, ``total`` includes rows that are not shown."""
 
     titles: tuple[Title, ...]
     lines: tuple[RowLine, ...]
@@ -58,7 +59,7 @@ class Listing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NotMeasured:
-    """A scenario that was not measured: why, and of a failure the end of its traceback where one was kept."""
+    """A scenario that was not measured: why, and the end of a failure's traceback where one was kept."""
 
     scenario: str
     status: str
@@ -76,12 +77,12 @@ class _Reasons:
         return self.numbers.setdefault(reason, len(self.numbers) + 1)
 
 
-def listing(rows: Sequence[Row], most: int) -> Listing:
-    """At most so many rows; figures that no row has are left out."""
+def listing(rows: Sequence[Row], max_rows: int) -> Listing:
+    """At most ``max_rows`` rows; figures that no row has are left out."""
     figures = [each for each in shown_columns("report") if any(row.number(each.name) is not None for row in rows)]
     repeated = len({row.text("repeat") for row in rows}) > 1
     reasons = _Reasons()
-    lines = [_line(row, figures, reasons, repeated=repeated) for row in rows[:most]]
+    lines = [_line(row, figures, reasons, repeated=repeated) for row in rows[:max_rows]]
     return Listing(
         titles=(
             *map(Title, ("Variant", "Model", "Prompts", "Status")),
@@ -96,8 +97,8 @@ def listing(rows: Sequence[Row], most: int) -> Listing:
     )
 
 
-def failures(rows: Sequence[Row], most: int) -> list[NotMeasured]:
-    """At most so many rows that are not ok: failures before skips."""
+def failures(rows: Sequence[Row], max_rows: int) -> list[NotMeasured]:
+    """At most ``max_rows`` rows that are not ok, failures before skips."""
     bad = sorted((row for row in rows if not row.ok), key=lambda row: row.text("status") == "skipped")
     return [
         NotMeasured(
@@ -106,7 +107,7 @@ def failures(rows: Sequence[Row], most: int) -> list[NotMeasured]:
             reason=_reason(row),
             traceback="" if row.text("status") == "skipped" else row.text("traceback")[-_MOST_TRACEBACK:],
         )
-        for row in bad[:most]
+        for row in bad[:max_rows]
     ]
 
 
@@ -136,7 +137,7 @@ def _entry(row: Row, figure: Column, reasons: _Reasons) -> RowEntry:
 
 
 def _absent(row: Row, name: str, reasons: _Reasons) -> RowEntry:
-    """A dash: in an ok row with the number of its reason; of another row the reason stands in its last column."""
+    """A dash: in an ok row with the number of its reason; any other row has its reason in the last column."""
     if not row.ok:
         return RowEntry("", reason=_reason(row))
     reason = row.null_reason(name) or NO_REASON

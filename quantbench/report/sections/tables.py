@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SEEDS = ("precision", "gguf", "methods")
-"""The kinds whose tables a report shows at once; the others are folded."""
+"""The kinds whose tables a report shows unfolded; the others are folded."""
 
 _LONG = 26
-"""Characters of a text from which on it may take several lines."""
+"""Characters; a column with a longer text may wrap."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ def sheets(frame: pd.DataFrame) -> tuple[list[Sheet], list[Sheet]]:
 
 
 def sheet(table: Table) -> Sheet:
-    """One table."""
+    """One table, ready for the page."""
     columns = table.shown_columns()
     headings = [heading for heading, _ in columns]
     single = [Head(heading.title, numeric=heading.numeric) for heading in headings]
@@ -79,7 +79,7 @@ def sheet(table: Table) -> Sheet:
 
 
 def _looks(heading: Heading, texts: list[str], *, starts: bool) -> str:
-    """Classes of a column's cells: numbers to the right, long texts on several lines, a line where a group starts."""
+    """Classes of a column's cells: numbers to the right, long texts wrapped, a rule where a group starts."""
     long = not heading.numeric and max(map(len, texts), default=0) > _LONG
     return " ".join(name for name, holds in (("number", heading.numeric), ("long", long), ("starts", starts)) if holds)
 
