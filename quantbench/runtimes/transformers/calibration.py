@@ -38,8 +38,8 @@ def calibration_ids(spec: Spec, settings: Settings) -> list[list[int]]:
         return _windows(Path(conditions.calibration), settings.checkpoint)
     if settings.checkpoint.kind != "hf" or settings.checkpoint.quantized:
         raise UnsupportedError(
-            f"{settings.checkpoint.name} is not an unquantized checkpoint folder, so there is nothing to sample calibration text "
-            "from; give the folder it was made from"
+            f"{settings.checkpoint.name} is not an unquantized checkpoint folder, so there is nothing to sample calibration "
+            "text from; give the folder it was made from"
         )
     asked = {
         "content": settings.checkpoint.content_hash, "seed": conditions.seed, **_shape(),
