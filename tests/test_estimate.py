@@ -62,7 +62,7 @@ def test_a_run_says_its_length_and_a_reference_that_takes_too_long() -> None:
     assert "2 scenarios in 2 jobs: about 20 min" in first
     assert "references 17 min and converting 40 s" in first
     assert first.endswith("estimated from a guess")
-    assert "the reference may take 17 min, and 15 min are allowed" in second
+    assert "the reference may take 17 min, but only 15 min is allowed" in second
     assert len(announced(jobs, forecast, 2000.0, "a guess")) == 1
     assert announced(jobs, {}, 900.0, "a guess") == []
 

@@ -340,7 +340,7 @@ def test_of_many_files_only_the_broken_are_left_out_and_the_order_stays(
     paths[7].write_bytes(paths[7].read_bytes()[:-9])
     [old, _] = sorted((WRITTEN_BEFORE[-1] / "scenarios").rglob("*.parquet"))
     shutil.copy(old, paths[21])
-    with pytest.warns(UserWarning, match="left out|newer quantbench") as caught:
+    with pytest.warns(UserWarning, match="left out|upgrade quantbench") as caught:
         frame = load(str(tmp_path))
     assert [str(each.message).split()[0] for each in caught] == [str(paths[7]), str(paths[39])]
     expected = ["old-run" if number == 21 else f"m-{number:02}" for number in range(40) if number != 7]

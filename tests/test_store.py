@@ -586,7 +586,7 @@ def test_one_run_is_read_from_its_own_files_only(results: str, run: Run, ok: Rec
     (folder / "of-somebody-else-00000.parquet").write_bytes(b"not parquet: would be warned of if it were opened")
     assert list(load(results, run=run.run_id)["run_id"]) == [run.run_id]
     assert list(load(results, "runs", run="other-run")["run_id"]) == ["other-run"]
-    with pytest.warns(UserWarning, match="left out"), pytest.raises(StoreError, match="no row of run gone is in"):
+    with pytest.warns(UserWarning, match="left out"), pytest.raises(StoreError, match="no row of run gone"):
         load(results, run="gone")
 
 

@@ -147,7 +147,7 @@ def test_a_variant_that_stays_elsewhere_does_not_run_on_the_device(
     found = probing._elsewhere(subject, "cuda")
     assert found.found is able
     there = "cpu" if place == "cpu" else "cpu and cuda"
-    assert found.note == ("" if able else f"opened for cuda its weights are on {there}")
+    assert found.note == ("" if able else f"opened for cuda, but its weights are on {there}")
 
 
 def test_a_device_that_is_not_there_is_not_tried(found: Found) -> None:

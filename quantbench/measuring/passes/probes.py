@@ -126,7 +126,7 @@ def _look(subject: ProbedVariant) -> Seen:
 
 def _elsewhere(subject: ProbedVariant, device: str) -> Probe:
     if device == "cuda" and not describe().gpus:
-        return Probe(found=None, note="there is no CUDA device here")
+        return Probe(found=None, note="no CUDA device here")
     try:
         with subject.open(device) as model:
             list(model.generate(subject.start, 2))
