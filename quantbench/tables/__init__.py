@@ -1,7 +1,7 @@
 """Tables: a table kind turns rows of ``scenarios`` into Tables, one per run, model and prompt set.
 
-Some kinds have something to say without results: what a type library, a plan or a text says. From Python each kind is a
-function that gives a DataFrame::
+Some kinds need no results: they show what a type library, a plan or a text says. From Python each kind is a function that
+returns a DataFrame::
 
     from quantbench import load, tables
     tables.gguf(tables.latest_run(load("results")))
@@ -33,10 +33,10 @@ ALL = "all"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableKind:
-    """A kind of table. ``place`` orders the kinds where all are shown.
+    """A kind of table. ``place`` orders the kinds when all are shown.
 
-    ``build`` makes its tables of rows of ``scenarios``, None for a kind that takes none; ``unmeasured`` makes those that it
-    has where there are no such rows, None for a kind that has nothing to say then.
+    ``build`` makes its tables from rows of ``scenarios``; None for a kind that reads no rows. ``unmeasured`` makes those it
+    shows without such rows; None for a kind that then has nothing to show.
     """
 
     name: str
@@ -46,12 +46,12 @@ class TableKind:
     unmeasured: Callable[[], list[Table]] | None = None
 
     def tables(self, frame: pd.DataFrame | None) -> list[Table]:
-        """Its tables of ``frame``; of none, and where none of its rows are in it, what it says unmeasured."""
-        made = self.build(frame) if self.build and frame is not None else []
-        return made or (self.unmeasured() if self.unmeasured else [])
+        """Its tables of ``frame``; where that is None or holds no rows for it, those it shows unmeasured."""
+        tables = self.build(frame) if self.build and frame is not None else []
+        return tables or (self.unmeasured() if self.unmeasured else [])
 
     def __call__(self, frame: pd.DataFrame | None = None) -> pd.DataFrame:
-        """The same tables as one DataFrame of raw values in base units, see ``frames.as_frame``."""
+        """The same tables as one DataFrame of raw values in base units; see ``frames.as_frame``."""
         from quantbench.tables.frames import as_frame
 
         return as_frame(self.tables(frame))
@@ -63,7 +63,7 @@ KINDS: Registry[TableKind] = Registry("quantbench.tables.kinds", TableKind, "tab
 def build(name: str, frame: pd.DataFrame | None) -> list[Table]:
     """The tables of the kind called ``name``, or of all kinds; ``frame`` holds rows of ``scenarios``, if there are any.
 
-    A kind of which a run planned no row shows what can be said unmeasured. UsageError when there is no such kind.
+    A kind for which the run planned no row shows what needs no measuring. UsageError for an unknown kind.
     """
     kinds = sorted(KINDS, key=lambda kind: kind.place) if name == ALL else [KINDS[name]]
     return [table for kind in kinds for table in kind.tables(frame)]
@@ -71,7 +71,7 @@ def build(name: str, frame: pd.DataFrame | None) -> list[Table]:
 
 def __getattr__(name: str) -> TableKind:
     """The kind of that name: ``quantbench.tables.precision(rows)``."""
-    # ``from quantbench.tables import fields`` asks here first, also while the kinds are being imported.
+    # ``from quantbench.tables import fields`` comes here first, even while the kinds are being imported.
     if not name.startswith("_") and name not in _modules() and name in KINDS:
         return KINDS[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

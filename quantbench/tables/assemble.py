@@ -13,18 +13,18 @@ from quantbench.tables.fields import BESIDE_OTHER_WORK, BETWEEN_PROCESSES, NEAR_
 from quantbench.tables.lines import Line, failures
 from quantbench.tables.table import Table
 
-_REPEATED = "median of N: of as many fresh processes; intervals reach from the lowest to the highest end of theirs"
+_REPEATED = "median of N: over N fresh processes; intervals reach from their lowest to their highest end"
 
 
 def assemble(name: str, title: str, lines: Sequence[Line], fields: Sequence[Field], notes: Sequence[str]) -> Table:
-    """A Table of ``lines``; to ``notes`` are added those on signs in use, on failures and on missing figures."""
+    """A Table of ``lines``; after ``notes`` come those on signs in use, on failures and on missing figures."""
     group = lines[0].group
     fields = fields if group.rows else _paired(fields)
     rows = tuple(tuple(field.marked(line) for field in fields) for line in lines)
     shown = "".join(cell.shown for row in rows for cell in row)
     signs = {
-        BETWEEN_PROCESSES: "between processes, where figures move more; others alternated with the reference in one process",
-        BESIDE_OTHER_WORK: "measured beside other work, which slowed it: not to be compared with others",
+        BETWEEN_PROCESSES: "between processes, where figures vary more; others alternated with the reference in one process",
+        BESIDE_OTHER_WORK: "measured beside other work, which slowed it: do not compare it with others",
         NEAR_EDGE: "the 95 % interval of the KLD reaches another word",
     }
     return Table(
@@ -55,18 +55,18 @@ def assemble(name: str, title: str, lines: Sequence[Line], fields: Sequence[Fiel
 
 def _caption(group: Group) -> str:
     if not group.rows:
-        return "Nothing of this was measured; quantbench run --model MODEL fills the measured columns"
+        return "Nothing was measured here; quantbench run --model MODEL fills the measured columns"
     check = " (an instrument check)" if group.instrument_check else ""
     parts = (
         f"Measured on {group.model}{check} against {group.reference}",
-        group.hardware,  # empty where a server did not say what it runs on
+        group.hardware,  # empty where a server did not report its hardware
         f"run {group.fact('run_id')}, started {group.fact('started_at')[:16]} UTC",
     )
     return "; ".join(filter(None, parts))
 
 
 def _paired(fields: Sequence[Field]) -> list[Field]:
-    """Of the measured columns only those are shown that stand beside a claimed one."""
+    """The fields, with measured columns hidden unless they stand beside a claimed one."""
     claimed = {field.heading.title for field in fields if field.heading.source == "claimed"}
     return [
         replace(field, heading=replace(field.heading, shown=False))
@@ -87,12 +87,12 @@ def claim_notes(claims: ClaimTable, scale: Scale, group: Group) -> list[str]:
     notes = [
         f"claimed: {claims.source} ({claims.date}), of 7B and larger models; {planned}; {measured}MB = 10^6 bytes",
         f"words follow from the mean KLD: {bands}",
-        f"in brackets the published 7-8B figures that the words are anchored on ({sources}); edges are their geometric means",
+        f"in brackets: the published 7-8B figures that anchor the words ({sources}); edges are their geometric means",
     ]
     if not group.rows:
         return notes
     measuring = [
-        "published KLD is of wikitext-2, measured KLD of continuations sampled from the reference",
+        "published KLD is on wikitext-2, measured KLD on continuations sampled from the reference",
         "± is one standard error, clustered by prompt",
     ]
     return [*notes, *measuring, *instrument_note(group)]
@@ -107,8 +107,8 @@ def speed_note(reference: str) -> str:
 
 
 def instrument_note(group: Group) -> list[str]:
-    """What the figures of an instrument check are worth; empty for other models."""
-    check = f"{group.model} is an instrument check: its figures show that the instrument works and say nothing of a real model"
+    """What the figures of an instrument check are good for; empty for other models."""
+    check = f"{group.model} is an instrument check: its figures show that it works, and say nothing about a real model"
     return [check] if group.instrument_check else []
 
 

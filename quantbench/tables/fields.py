@@ -1,4 +1,4 @@
-"""The columns that tables share: each a heading and the cell it makes of a line."""
+"""The columns that tables share: each is a heading, and a function from a line to a cell."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _TIMED = ("decode_speed_ratio", "inference_speed")
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """A column: its heading, and its cell for a line."""
+    """A column: its heading, and the function that makes its cell for a line."""
 
     heading: Heading
     cell: Callable[[Line], Cell]
 
     def marked(self, line: Line) -> Cell:
-        """The cell, with a sign where it holds what was timed beside other work."""
+        """The cell, with a sign where its figure was timed beside other work."""
         cell = self.cell(line)
         if line.row is None or cell.value is None:
             return cell
@@ -38,18 +38,18 @@ class Field:
 
 
 def sign_of(row: Row, name: str) -> str:
-    """The sign behind the row's figure of that column where it was timed beside other work; else nothing."""
+    """The sign behind the row's figure in column ``name`` if it was timed beside other work; else empty."""
     return BESIDE_OTHER_WORK if row.flag("disturbed") and name in timed_keys() else ""
 
 
 @cache
 def timed_keys() -> frozenset[str]:
-    """Keys of columns that rest on timed rounds: those of ``scenarios``, and what tables make of them."""
+    """Keys of columns that rest on timed rounds: those of ``scenarios``, and those that tables derive from them."""
     return timed_columns().union(_TIMED)
 
 
 def identity(title: str) -> list[Field]:
-    """What people call the line, and the variant measured."""
+    """The common name of the line, and the variant measured."""
     return [
         Field(Heading(key="name", title=title), lambda line: Cell(line.label)),
         Field(Heading(key="variant", title="Variant"), lambda line: Cell(line.variant)),
@@ -63,7 +63,7 @@ def claimed(claims: ClaimTable, key: str) -> Field:
 
 
 def planned(claims: ClaimTable, key: str, lines: Sequence[Line]) -> list[Field]:
-    """The planned counterpart of a claimed size; for machines also the values x nominal bits that tutorials count."""
+    """The planned counterpart of a claimed size; CSV and JSON also get parameters x nominal bits, as tutorials count."""
     model, title = claims.models[key], claims.headings[key]
     weights = sizes.planned_weights(model, (line.variant for line in lines))
     heading = Heading(key=f"planned_{key}", title=title, unit="bytes", source="planned", numeric=True)
@@ -81,7 +81,7 @@ def planned(claims: ClaimTable, key: str, lines: Sequence[Line]) -> list[Field]:
 
 
 def planned_bits(claims: ClaimTable, lines: Sequence[Line]) -> Field:
-    """Bits of a value of the first model that the claimed table names."""
+    """Bits per value of the first model that the claimed table names."""
     size, model = next(iter(claims.models.items()))
     title = f"{claims.headings['bits']}, {claims.headings[size].split(maxsplit=1)[0]}"
     weights = sizes.planned_weights(model, (line.variant for line in lines))
@@ -90,7 +90,7 @@ def planned_bits(claims: ClaimTable, lines: Sequence[Line]) -> Field:
 
 
 def planned_notes(claims: ClaimTable, lines: Sequence[Line]) -> list[str]:
-    """What has to be known of the planned sizes, each sentence once with the lines that it is of."""
+    """What readers must know about the planned sizes: each sentence once, with the lines it applies to."""
     weights = sizes.planned_weights(next(iter(claims.models.values())), (line.variant for line in lines))
     found: dict[str, dict[str, None]] = {}
     for line in lines:
@@ -107,7 +107,7 @@ def metric_heading(name: str, title: str = "") -> Heading:
 
 
 def measured(name: str, title: str = "", show: Callable[[float], str] | None = None) -> Field:
-    """A metric's column as the column says, unless it is shown otherwise here."""
+    """A metric's column with its own title and format, unless others are given."""
     column = column_of(name)
 
     def text(line: Line) -> Callable[[float], str]:
@@ -137,7 +137,7 @@ def divergence() -> list[Field]:
 
 
 def word(scale: Scale, key: str, title: str, pick: Callable[[Scale, float], str] = Scale.word) -> Field:
-    """What ``pick`` says of the scale's figure, with a sign where the figure's 95 % interval reaches another word."""
+    """What ``pick`` makes of the scale's figure, with a sign where the figure's 95 % interval reaches another word."""
 
     def cell(line: Line) -> Cell:
         value = line.number(scale.figure)
@@ -150,7 +150,7 @@ def word(scale: Scale, key: str, title: str, pick: Callable[[Scale, float], str]
 
 
 def speed(reference: str) -> list[Field]:
-    """Decode throughput over the reference's: of the same process where the reference is the row's anchor."""
+    """Decode throughput over the reference's, from the same process where the reference is the row's anchor."""
     heading = Heading(key="decode_speed_ratio", title=f"Speed, x {reference}", unit="ratio", source="measured", numeric=True)
     alternated = Heading(key="decode_speed_alternated", title="Alternated in one process", shown=False)
 

@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 _FACTS = ("run_id", "started_at", "model", "prompts", "reference", "instrument_check", "machine", "hardware")
 _KINDS: Mapping[str, type] = {"bool": bool, "int": Integral, "float": Real, "string": str}
-"""From the narrowest: each is a kind of column, with the values that it takes."""
+"""Kinds of column from the narrowest on, with the type of the values that each holds."""
 
 
 def as_frame(tables: Sequence[Table]) -> pd.DataFrame:
-    """One row per row of ``tables``: what it was measured on, then every column, also those that only machines get.
+    """One row per row of ``tables``: what it was measured on, then every column, including those hidden from people.
 
-    What was not measured has a ``title`` instead. A null is what ``isna`` finds. ``attrs`` hold ``caption`` (a line a table),
-    ``notes``, and by column ``titles``, ``units`` and ``sources``: claimed, planned or measured. No tables make no columns.
+    Unmeasured tables have a ``title`` instead. ``isna`` finds every null. ``attrs`` hold ``caption`` (a line per table),
+    ``notes``, and by column ``titles``, ``units`` and ``sources``: claimed, planned or measured. No tables give no columns.
     """
     import pandas as pd
 
@@ -58,7 +58,7 @@ def _identity(tables: Sequence[Table]) -> Iterable[str]:
 
 
 def _dtype(values: Sequence[Scalar], kind: str | None, otherwise: str) -> str:
-    """That of the schema's ``kind`` where it holds all of ``values``, else the narrowest that does; of nulls ``otherwise``."""
+    """The dtype of ``kind`` if it holds all ``values``, else of the narrowest that does; if all are null, of ``otherwise``."""
     known = [value for value in values if value is not None]
     if not known or kind == "time":
         return DTYPES[kind or otherwise]

@@ -1,4 +1,4 @@
-"""Lines of a table before they are cells: the rows of one group beside what is claimed of them."""
+"""Lines of a table before they become cells: the rows of one group beside the claims about them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _MOST_NAMED = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Line:
-    """The measured row, None where nothing was planned, and the claimed cells."""
+    """The measured row (None where nothing was planned) and the claimed cells."""
 
     group: Group
     label: str
@@ -33,7 +33,7 @@ class Line:
 
     @property
     def trouble(self) -> str:
-        """The same without the line's label: what may stand for many lines."""
+        """The same without the line's label, so that it can stand for many lines."""
         if self.row is None:
             return ""
         if self.row.ok:
@@ -49,7 +49,7 @@ class Line:
 
     @property
     def speed_ratio(self) -> float | None:
-        """Decode throughput over the reference's, from alternating rounds where there are some."""
+        """Decode throughput over the reference's, from alternating rounds where there are any."""
         return self.number("decode_ratio") if self.alternated else self.over_reference("decode_tps")
 
     def number(self, name: str) -> int | float | None:
@@ -67,7 +67,7 @@ class Line:
 def lines_of(group: Group, claims: ClaimTable, belongs: Callable[[Row], bool]) -> list[Line]:
     """The claimed rows in the text's order, measured or not, then every other row of the group that ``belongs``.
 
-    Empty where the group planned none that belongs.
+    Empty where no row of the group ``belongs``.
     """
     rows = [row for row in group.rows if belongs(row)]
     if not rows:
@@ -98,7 +98,7 @@ def plain_lines(group: Group) -> list[Line]:
 
 
 def failures(lines: Iterable[Line], named: Callable[[Line], str] = lambda line: line.label) -> list[str]:
-    """What went wrong, each sentence once: with the line that it is of as it is ``named``, or with how many it stands for."""
+    """What went wrong, each sentence once, after the line as ``named``, or after the number of lines it applies to."""
     found: dict[str, list[str]] = {}
     for line in lines:
         if line.trouble:

@@ -1,4 +1,4 @@
-"""The plan as a table: one line a variant, with what each device can hold."""
+"""The plan as a table: one line per variant, with what each device can hold."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from quantbench.planning.planner import Device, Planned, Workload
 from quantbench.tables.table import Cell, Heading, Table
 
 _ASSUMED = ("weight_bytes", "peak_bytes")
-"""Columns that are marked where the shapes had to be assumed."""
+"""Columns that get a mark where shapes had to be assumed."""
 
 _HIDDEN = ("method", "precision", "parameters", "context", "batch", "kv_dtype", "file_bytes", "note", "model_note")
 _NAMED = 6
-"""Precisions of one method that a note names; more are counted."""
+"""How many precisions of one method a note names; where there are more, they are counted."""
 
 
 def plan_table(architecture: Architecture, planned: Sequence[Planned], workload: Workload, devices: Sequence[Device]) -> Table:
-    """What was planned of one architecture; bytes are decimal, a device's memory is shown as it was given."""
+    """The plan of one architecture; bytes are decimal, a device's memory is shown as it was given."""
     headings, rows = _columns(planned, devices)
     longest = f", made for {architecture.context} tokens" if architecture.context else ""
     keys = f", keys and values in {workload.kv_dtype}" if workload.kv_dtype else ""
@@ -77,7 +77,7 @@ def _bytes(count: int | None, *, about: bool) -> Cell:
 
 
 def _notes(architecture: Architecture, planned: Sequence[Planned], devices: Sequence[Device]) -> list[str]:
-    """What the columns mean, then each note with the variants that it is of."""
+    """What the columns mean, then each note with the variants it applies to."""
     rooms = ", ".join(f"{device.name} {format_bytes(device.memory_bytes)}" for device in devices)
     least, most = architecture.bounds
     known = (
@@ -89,7 +89,7 @@ def _notes(architecture: Architecture, planned: Sequence[Planned], devices: Sequ
         f"MB = 10^6 bytes; {known}; bits/w: of all parameters; ÷: how many times smaller; peak: weights, KV cache, and the "
         "activations of one prefill, which are an estimate"
     )
-    untold = "" if least == most else ", empty where nobody can tell"
+    untold = "" if least == most else ", empty where it cannot be told"
     fits = (
         f"fits: the peak is within the memory ({rooms}){untold}; longest: the context in tokens that the largest of these "
         "holds, at most what the model was made for"
@@ -103,7 +103,7 @@ def _notes(architecture: Architecture, planned: Sequence[Planned], devices: Sequ
 
 
 def _names(rows: Sequence[Planned], planned: Sequence[Planned]) -> str:
-    """The variants, by the name of their method alone where it is all of that method's, and counted where they are many."""
+    """The variants: a method's name alone stands for all of its variants, and a number for many of them."""
     names = []
     for method in dict.fromkeys(each.method for each in rows):
         mine = [each.precision for each in rows if each.method == method]

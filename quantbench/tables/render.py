@@ -1,4 +1,4 @@
-"""Tables as Markdown, CSV, JSON and text for a terminal. What models and errors say is escaped on the way."""
+"""Tables as Markdown, CSV, JSON and text for a terminal. Model output and error messages are escaped on the way."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from quantbench.core.text import csv_lines, escape_markdown, guarded, one_line
 from quantbench.tables.table import DASH, Table
 
 _FALLBACK_SIZE = (120, 24)
+"""Columns and lines, where there is no terminal."""
 _NARROWEST = 20
 _GAP = 2
 """Blanks between two columns of a text table."""
 _SQUEEZED = 12
-"""Cells of a terminal that a column which wraps has at least."""
+"""Least width of a column that wraps, in terminal cells."""
 _SEPARATOR = " · "
 
 
 def render(tables: Sequence[Table], form: str) -> str:
-    """The tables in one of FORMATS; UsageError for another."""
+    """The tables in one of FORMATS; UsageError for any other."""
     if form not in FORMATS:
         raise unknown_name("format", form, FORMATS)
     return FORMATS[form](tables)
@@ -36,10 +37,10 @@ def as_markdown(tables: Sequence[Table]) -> str:
 
 
 def as_csv(tables: Sequence[Table]) -> str:
-    """One CSV for all tables: raw values in base units, nulls empty, a row's table, model, prompts and run first.
+    """One CSV for all tables: raw values in base units, nulls empty; each row starts with its table, model, prompts and run.
 
-    Texts keep no control characters but line breaks; what a spreadsheet would run is guarded, see ``quantbench.core.text``.
-    "None" is a word here (no quality loss): ``pandas.read_csv`` wants ``keep_default_na=False, na_values=[""]``.
+    Texts keep no control characters except line breaks; text that a spreadsheet would run is guarded (``core.text``).
+    "None" is a word here (no quality loss), so pass ``pandas.read_csv`` ``keep_default_na=False, na_values=[""]``.
     """
     facts = ("model", "instrument_check", "prompts", "reference", "run_id")
     records = [
@@ -54,7 +55,7 @@ def as_csv(tables: Sequence[Table]) -> str:
 def as_json(tables: Sequence[Table]) -> str:
     """A list of objects with facts, columns (with units), rows of raw values in base units, and notes.
 
-    Characters beyond ASCII are escaped: among them are those that turn the direction of a line or command a terminal.
+    Characters beyond ASCII are escaped, as some of them reverse the direction of a line or control a terminal.
     """
     body = [
         {
@@ -73,7 +74,7 @@ def as_json(tables: Sequence[Table]) -> str:
 
 
 def as_text(tables: Sequence[Table], width: int | None = None) -> str:
-    """For a terminal of ``width`` columns (default: this one's). A wider table continues below, its first column repeated."""
+    """For a terminal of ``width`` columns (default: this one's). A wider table continues below, first column repeated."""
     columns = width or terminal_width()
     return "\n".join(line for table in tables for line in _text(table, columns))
 
@@ -95,7 +96,7 @@ def wrap(text: str, width: int, indent: str = "") -> list[str]:
 
 
 def _csv_cell(value: object) -> str:
-    """A raw value; of a text line breaks stay, and other control characters become blanks."""
+    """A raw value; a text keeps its line breaks, and its other control characters become blanks."""
     if value is None:
         return ""
     return guarded("\n".join(map(one_line, value.splitlines()))) if isinstance(value, str) else str(value)
@@ -133,7 +134,7 @@ def _text(table: Table, width: int) -> list[str]:
 
 
 def _listed(table: Table, width: int) -> list[str]:
-    """Rows below each other, cells that are not there left out."""
+    """Rows below each other, without their empty cells."""
     (_, firsts), *others = table.shown_columns()
     lines = []
     for index, first in enumerate(firsts):
@@ -165,18 +166,18 @@ class _Block:
     texts: Sequence[str]
     wraps: bool
     limit: int | None = None
-    """Cells that it was squeezed to."""
+    """The width it was squeezed to, in terminal cells."""
 
     @property
     def width(self) -> int:
-        """Cells of a terminal that it takes."""
+        """Its width in terminal cells."""
         from rich.cells import cell_len
 
         return self.limit or max(cell_len(text) for text in (*self.title.splitlines(), *self.texts))
 
 
 def _squeeze(columns: Sequence[_Block], width: int) -> list[_Block]:
-    """Columns that wrap made so narrow that all fit ``width``, the widest first; as they are where that leaves too little."""
+    """The columns, the wrapping ones narrowed to fit ``width``, widest first; unchanged if that leaves too little."""
     wide = [column for column in columns if column.wraps]
     others = sum(column.width for column in columns) - sum(column.width for column in wide)
     room = width - others - _GAP * (len(columns) - 1)
@@ -190,7 +191,7 @@ def _squeeze(columns: Sequence[_Block], width: int) -> list[_Block]:
 
 
 def _panels(columns: Sequence[_Block], width: int) -> list[list[_Block]]:
-    """Columns in groups that fit ``width``, each led by the first column; those of one title stay together where they can."""
+    """Columns in groups that fit ``width``, each led by the first column; those of one title stay together where possible."""
     first, *others = columns
     panels = [[first]]
     used = first.width

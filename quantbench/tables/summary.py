@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 
 def run_summary(results: str, run_id: str, width: int | None = None, *, brief: bool = False) -> list[str]:
-    """Lines on the run ``run_id`` stored under ``results``, for a terminal of ``width`` columns (default: this one's).
+    """Lines about the run ``run_id`` stored under ``results``, for a terminal of ``width`` columns (default: this one's).
 
-    Decisions come first. A ``brief`` summary has failures in place of the tables. Results that cannot be read make a line,
+    Decisions come first. A ``brief`` summary lists failures instead of tables. Results that cannot be read give a line,
     not an exception: the run itself is over.
     """
     columns = width or terminal_width()
@@ -38,7 +38,7 @@ def run_summary(results: str, run_id: str, width: int | None = None, *, brief: b
 
 
 def _failures(frame: pd.DataFrame, columns: int) -> list[str]:
-    """Every row that was not measured, with its reason; rows of one reason together."""
+    """Every row that was not measured, with its reason; rows with the same reason together."""
     lines = [line for group in groups(frame) for line in plain_lines(group)]
     said = failures(lines, lambda line: f"{line.group.model}, prompts {line.group.prompts}, {line.label}")
     return [part for each in said for part in wrap(f"- {each}", columns, "  ")]

@@ -10,7 +10,7 @@ Scalar = str | int | float | bool | None
 _Value = TypeVar("_Value", bound=str | int | float | bool)
 
 DASH = "–"
-"""Stands for a figure that is not there."""
+"""Stands for a missing figure."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +31,7 @@ class Heading:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A raw value in base units (None: not there), the text that people see instead, and a sign of a footnote."""
+    """A raw value in base units (None if missing), the text that people see instead, and a footnote sign."""
 
     value: Scalar
     text: str = ""
@@ -39,7 +39,7 @@ class Cell:
 
     @classmethod
     def of(cls, value: _Value | None, show: Callable[[_Value], str]) -> Self:
-        """A value and how it is written, which is asked only where there is a value."""
+        """A value and its text; ``show`` is called only where there is a value."""
         return cls(None) if value is None else cls(value, show(value))
 
     @property
@@ -62,15 +62,15 @@ class Table:
     rows: tuple[tuple[Cell, ...], ...]
     notes: tuple[str, ...] = ()
     listed: bool = False
-    """Whether a terminal shows a row as its first cell with the others below it, for cells that are sentences."""
+    """Whether a terminal shows each row as its first cell with the others below, for cells that are sentences."""
 
     @property
     def compares(self) -> bool:
-        """Whether claims stand beside measurements, so that each column must say which it is."""
+        """Whether claims stand beside measurements, so that each column must say which of them it is."""
         return any(heading.source == "claimed" for heading in self.headings)
 
     def shown_columns(self) -> list[tuple[Heading, list[str]]]:
-        """The columns that people see, each with its texts."""
+        """The columns shown to people, each with its texts."""
         return [
             (heading, [row[index].shown for row in self.rows]) for index, heading in enumerate(self.headings) if heading.shown
         ]

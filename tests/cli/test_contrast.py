@@ -212,7 +212,7 @@ def test_results_from_before_kld_was_kept_by_prompt(root: Path) -> None:
     for path in (root / "outputs").rglob("both-*.parquet"):
         pq.write_table(pq.read_table(path, partitioning=None).drop_columns(["kld", "kld_mean", "scored_tokens"]), path)
     (found,) = _data(root)
-    assert found["unscored"] == "run both kept none for single prompts, so measure again"
+    assert found["unscored"] == "run both kept none for each prompt, so measure again"
     assert f"was not measured: {found['unscored']}; their answers differ on 3 of 3 prompts" in found["sentence"]
 
 
@@ -273,10 +273,10 @@ def test_a_text_is_not_answered(tmp_path: Path) -> None:
     _measure(tmp_path, "r", "gguf/q4_k_m", "gguf/q8_0", prompts="text:book.txt")
     code, _, stderr = _run(tmp_path)
     assert code == 4
-    assert "; a text is scored and not answered; to measure both: quantbench run --method gguf" in stderr
+    assert "; a text is scored, not answered; to measure both: quantbench run --method gguf" in stderr
     code, _, stderr = _run(tmp_path, "--prompts", "text:book.txt")
     assert code == 2
-    assert stderr.startswith("quantbench: text:book.txt is scored and not answered, so there are no answers to compare; ")
+    assert stderr.startswith("quantbench: text:book.txt is scored, not answered, ")
 
 
 def test_rows_without_answers_say_why(tmp_path: Path) -> None:
@@ -285,7 +285,7 @@ def test_rows_without_answers_say_why(tmp_path: Path) -> None:
     _measure(tmp_path, "r", "gguf/q2_k", outputs=(), values=values)
     code, stdout, stderr = _run(tmp_path, of=("gguf-q2_k", "gguf-q8_0"))
     assert (code, stdout) == (4, "")
-    assert "run r kept no answers of gguf/q2_k to prompts ten (no reference to compare with); measure" in stderr
+    assert "run r kept no answers from gguf/q2_k to prompts ten (no reference to compare with); measure" in stderr
 
 
 def test_other_answers_of_the_reference_are_incomparable(tmp_path: Path) -> None:
@@ -307,7 +307,7 @@ def test_no_results_at_all(tmp_path: Path) -> None:
     ("of", "options", "said"),
     [
         (("gguf-q4_k_x", "gguf-q8_0"), [], "unknown variant 'gguf-q4_k_x'; did you mean 'gguf-q4_k_"),
-        (("gguf-q8_0", "gguf/q8_0"), [], "gguf-q8_0 and gguf/q8_0 are one variant; name two"),
+        (("gguf-q8_0", "gguf/q8_0"), [], "gguf-q8_0 and gguf/q8_0 are the same variant; name two"),
         (PAIR, ["--run", "bot"], "unknown run 'bot'; did you mean 'both'?"),
         (PAIR, ["--prompts", "tenn"], "unknown prompt set 'tenn'; did you mean 'ten'?"),
     ],

@@ -222,7 +222,7 @@ def test_recommend_says_what_comes_nearest_where_nothing_fits(tmp_path: Path) ->
 def test_recommend_plans_no_speed(tmp_path: Path) -> None:
     result = _run("recommend", "--model", "canary", "--memory", "8GiB", "--min-tps", "3", "--results", str(tmp_path / "none"))
     assert result.exit_code == 2
-    assert "was not measured and a speed cannot be planned" in " ".join(result.stderr.split())
+    assert "was not measured, and speed cannot be planned" in " ".join(result.stderr.split())
 
 
 def test_without_results_the_hint_is_to_name_a_model(tmp_path: Path) -> None:

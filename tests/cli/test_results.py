@@ -131,7 +131,7 @@ def test_a_run_without_rows_of_that_table(results: Path) -> None:
 def test_a_run_without_rows_of_a_planned_table_leaves_the_plan(results: Path) -> None:
     code, stdout, stderr = _run("tables", "gguf", "--results", str(results))
     assert (code, stderr) == (0, "")
-    assert "Nothing of this was measured" in stdout
+    assert "Nothing was measured here" in stdout
     assert "2.53 GB" in stdout
 
 

@@ -112,7 +112,7 @@ def _run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 def test_nothing_selected_is_said_with_an_example(tmp_path: Path) -> None:
     done = _run(tmp_path, "-k", "nonesuch")
     assert done.returncode == 2
-    example = "a scenario's name is for example canary/torch-fp32/mixed"
+    example = "an example of a scenario's name is canary/torch-fp32/mixed"
     assert done.stderr == f"quantbench: nothing was selected by -k 'nonesuch'; {example}\n"
 
 

@@ -137,7 +137,7 @@ def test_thresholds_widen_what_counts_and_add_columns() -> None:
         ({"machine": "n", "cpu": "another CPU"}, "measured on another machine: a CPU became another CPU"),
         ({"machine": "n"}, "measured on another machine: m became n"),
         ({"kernel": "gemm"}, "run by another kernel: aten became gemm"),
-        ({"schema_version": 2}, "kept under another schema version: 1 became 2"),
+        ({"schema_version": 2}, "stored under another schema version: 1 became 2"),
         ({"scenario_key": "l", "threads": 4}, "asked differently: threads 2 became 4"),
         ({"scenario_key": "l"}, "asked differently: the files of the model, the prompts or the calibration"),
     ],

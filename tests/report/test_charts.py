@@ -149,7 +149,7 @@ def test_how_many_samples_are_drawn_is_said(everything_results: Results, most: i
     titles = ["Prefill (the first token)", "Gaps between tokens", "One call"]
     assert [figure.title.partition(":")[0] for figure in figures] == titles
     assert all(said in figure.caption for figure in figures)
-    assert all("all exact, of 12 samples a variant" in figure.caption for figure in figures)
+    assert all("from 12 samples per variant" in figure.caption for figure in figures)
 
 
 def test_what_took_no_time_at_all_is_drawn_at_the_edge_of_the_scale(write: Any, record: Callable[..., Any]) -> None:

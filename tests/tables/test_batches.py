@@ -42,7 +42,7 @@ def test_throughput_stands_beside_the_ratio_to_what_is_not_quantized(write: Writ
     cells = _cells(table)
     assert [cells["gguf/q4_k_m"][key] for key in keys] == ["500 (0.500 x)", "150 (3.00 x)", "400 (1.11 x)"]
     assert [cells["torch/bf16"][key] for key in keys] == ["1000 (1.00 x)", "50 (1.00 x)", "360 (1.00 x)"]
-    assert any("over torch/bf16's" in note for note in table.notes)
+    assert any("ratio to torch/bf16" in note for note in table.notes)
 
 
 def test_without_a_model_in_16_bits_the_reference_is_compared_with(write: Write, record: Make) -> None:
@@ -80,7 +80,7 @@ def test_repeats_keep_their_ratios_and_their_baseline(write: Write, record: Make
     assert len(table.rows) == 2
     (gguf,) = (cells for label, cells in _cells(table).items() if label.startswith("gguf/q4_k_m (median of"))
     assert (gguf["decode_tps tokens:512"], gguf["decode_tps tokens:512@8"]) == ("151 (2.96 x)", "400 (1.11 x)")
-    assert any("over torch/bf16's" in note for note in table.notes)
+    assert any("ratio to torch/bf16" in note for note in table.notes)
 
 
 @pytest.mark.parametrize("sets", [["ten"], ["ten", "two"], ["tokens:512"]])

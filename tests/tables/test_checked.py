@@ -92,7 +92,7 @@ def test_a_figure_is_rounded_as_the_claim_is_written(text: str, figure: float, m
 
 
 def test_what_is_no_amount_is_refused() -> None:
-    with pytest.raises(ValueError, match="'a lot' is no number"):
+    with pytest.raises(ValueError, match="'a lot' is not a number"):
         amount("a lot")
 
 
@@ -261,7 +261,7 @@ def test_less_than_claimed_does_not_hold(write: Write, record: Make) -> None:
     assert (verdict.mark, verdict.why) == (NOT_YET, "bitsandbytes/nf4-dq: oom")
 
 
-@pytest.mark.parametrize(("gpus", "mark"), [("it takes a GPU, and nvidia-smi lists none here", NOT_HERE), ("", NOT_YET)])
+@pytest.mark.parametrize(("gpus", "mark"), [("it needs a GPU, and nvidia-smi lists none here", NOT_HERE), ("", NOT_YET)])
 def test_speed_on_a_gpu_takes_one(monkeypatch: pytest.MonkeyPatch, write: Write, record: Make, gpus: str, mark: str) -> None:
     monkeypatch.setattr(cell_checks, "no_gpu", lambda: gpus)
     evidence = _evidence_of(write([record("awq/int4-g128", decode_ratio=2.0)]))
@@ -275,7 +275,7 @@ def test_a_gpu_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine_gpus, "no_gpu", lambda: "")
     assert evidences.no_gpu() == ""
     monkeypatch.setattr(machine_gpus, "no_gpu", lambda: "no GPU was found")
-    assert evidences.no_gpu() == "it takes a GPU, and no GPU was found"
+    assert evidences.no_gpu() == "it needs a GPU, and no GPU was found"
 
 
 def test_number_types_are_those_of_their_libraries(monkeypatch: pytest.MonkeyPatch) -> None:

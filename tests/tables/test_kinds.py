@@ -201,7 +201,7 @@ def test_without_results_there_are_the_formats_the_plans_and_the_claims() -> Non
     assert list(dict.fromkeys(table.name for table in made)) == ["formats", "precision", "gguf", "claims"]
     assert tables.build("methods", None) == []
     for table in made[2:4]:
-        assert table.caption.startswith("Nothing of this was measured; quantbench run")
+        assert table.caption.startswith("Nothing was measured here; quantbench run")
         measured = [heading.key for heading in table.headings if heading.source == "measured"]
         assert len(measured) > 4
         assert {value for key in measured for value in _column(table, key)} == {None}

@@ -1,1 +1,1 @@
-"""The kinds of table: one file each, that holds a TableKind; ``quantbench.tables`` finds them."""
+"""The kinds of table: one file each, holding a TableKind that ``quantbench.tables`` finds."""

@@ -1,6 +1,6 @@
-"""Where quantization pays: decode throughput by length of the prompt and batch, and over the unquantized model's.
+"""Where quantization pays off: decode throughput by prompt length and batch, and over the unquantized model's.
 
-One sequence reads all weights for each token, so fewer bytes are faster; many sequences share a reading, and what remains is
+One sequence reads all weights for each token, so fewer bytes are faster. Many sequences share one read, and what remains is
 arithmetic and the keys and values of all of them.
 """
 
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from quantbench.tables.table import Table
 
 _UNQUANTIZED = ("torch/bf16", "torch/fp16")
-"""What is quantized in practice; the first that was measured is what the others are compared with, else the reference."""
+"""What is quantized in practice; the first of these that was measured is the baseline, else the reference is."""
 
 
 def table(frame: pd.DataFrame) -> list[Table]:
-    """One table per run and model that was measured at several lengths or batches; ``frame`` holds rows of ``scenarios``."""
+    """One table per run and model measured at several lengths or batches; ``frame`` holds rows of ``scenarios``."""
     found: dict[tuple[str, str], list[Group]] = {}
     for group in groups(frame):
         if group.reads == "prompts":
@@ -38,7 +38,7 @@ def table(frame: pd.DataFrame) -> list[Table]:
 
 
 def _differ(sets: Sequence[Group]) -> bool:
-    """Whether prompt sets differ in their batch, or in a length that they are named for."""
+    """Whether prompt sets differ in their batch, or in the length in their names."""
     return len({(prompt_tokens(group.rows[0].prompt_set), group.rows[0].batch) for group in sets}) > 1
 
 
@@ -59,7 +59,7 @@ def _table(sets: Sequence[Group]) -> Table:
         *(_speed_field(name, rows[name], baseline) for name in rows),
     ]
     notes = (
-        f"decode, tokens/s of all sequences together, and over {baseline}'s at the same length and batch",
+        f"decode: tokens/s of all sequences together, and the ratio to {baseline} at the same length and batch",
         "tokens:N: a prompt of N tokens; @B: B sequences answered together",
         *(
             f"{row.label} on {name}: {row.text('status')}, {row.text('reason')}"

@@ -1,4 +1,4 @@
-"""The claims of the tutorials, one line each: what was claimed word for word, what was planned and measured, and its mark."""
+"""The claims of the tutorials, one line each: the claim word for word, what was planned and measured, and the mark."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _NOTES = (
-    "planned: from shapes and llama.cpp's dry run, and of number types what their libraries say; MB = 10^6 bytes",
-    "a size that does not hold: the sum that the text made, then what the real model has",
-    f"{m.HOLDS}: with two decimals more than the claim has, the figure is still the claimed one",
-    f"{m.ROUNDED}: with as many decimals as the claim has, it is the claimed one",
+    "planned: from shapes and llama.cpp's dry run; for number types, what their libraries say; MB = 10^6 bytes",
+    "why a size does not hold: the arithmetic of the text, then the figures of the real model",
+    f"{m.HOLDS}: with two more decimals than the claim, the figure is still the claimed one",
+    f"{m.ROUNDED}: only with as many decimals as the claim is it the claimed one",
     f"{m.RECIPE}: the claim is the size of an earlier recipe",
-    f"{m.OUTDATED}: more works than was claimed, or a library takes it no more",
+    f"{m.OUTDATED}: more works than was claimed, or a library no longer supports it",
     f"{m.NOT_YET}: quantbench run --model MODEL measures it; words on quality and speed are judged on real models only",
 )
 _HEADINGS = (
@@ -39,16 +39,16 @@ _HEADINGS = (
         for key in ("planned_value", "measured_value", "subject", "heading", "variant", "source", "date")
     ),
 )  # fmt: skip
-"""A column that has nothing in it is left out for people."""
+"""An empty column is hidden from people."""
 
 
 def table(frame: pd.DataFrame) -> list[Table]:
-    """One table per text and claimed table, judged by the rows of ``frame`` too, which holds rows of ``scenarios``."""
+    """One table per text and claimed table, judged also by the rows of ``scenarios`` in ``frame``."""
     return _tables(Evidence(groups(frame)))
 
 
 def unmeasured() -> list[Table]:
-    """The same, judged by what was planned only."""
+    """The same, judged only by what was planned."""
     return _tables(Evidence())
 
 
@@ -64,7 +64,7 @@ def _tables(evidence: Evidence) -> list[Table]:
 def _table(checked: Sequence[Checked], text: str = "") -> Table:
     """The claims of one table, or of the prose of one ``text``."""
     counts = Counter(each.verdict.mark for each in checked)
-    told = ", ".join(f"{mark} {counts[mark]}" for mark in m.MARKS if counts[mark])
+    tally = ", ".join(f"{mark} {counts[mark]}" for mark in m.MARKS if counts[mark])
     source, date = text or checked[0].source, checked[0].date
     rows = [_row(each) for each in checked]
     used = {key for row in rows for key, cell in row.items() if cell.value}
@@ -72,7 +72,7 @@ def _table(checked: Sequence[Checked], text: str = "") -> Table:
         name="claims",
         title=f"Claims of '{source}'" + (", outside tables" if text else ""),
         facts={"source": source, "date": date, **{mark.replace(" ", "_"): counts[mark] for mark in m.MARKS}},
-        caption=f"{len(checked)} claims ({date}): {told}",
+        caption=f"{len(checked)} claims ({date}): {tally}",
         headings=tuple(replace(each, shown=each.shown and each.key in used) for each in _HEADINGS),
         rows=tuple(tuple(row[each.key] for each in _HEADINGS) for row in rows),
         listed=bool(text),

@@ -1,4 +1,4 @@
-"""Number formats as the installed libraries define them: what a value can be, how far it is to the next, and what it takes."""
+"""Number formats as the installed libraries define them: the range of a value, the step to the next one, and its size."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ SCALED = "×s"
 _BYTE_BITS = 8
 _WIDEST = "FP32"
 _NOTES = (
-    "s+e+m: bits of sign, exponent and mantissa; integers have no exponent, and NF4's codes are places in a table",
-    "step: from a value to the next larger one (from NF4's largest to the next smaller); a dash: 1000 is beyond the format",
-    f"{SCALED}: times a scale that is stored beside the values, one a row or block, and not counted in bits and bytes",
+    "s+e+m: bits of sign, exponent and mantissa; integers have no exponent, and NF4's codes are indices into a table",
+    "step: from a value to the next larger one (for NF4's largest, to the next smaller); a dash: 1000 is beyond the format",
+    f"{SCALED}: times a scale stored beside the values, one per row or block, and not counted in bits and bytes",
 )
 _BLOCK_NOTES = (
-    "a block holds small integers, or places in a table, with its scales; range and step follow from the weights",
-    "bits include the scales; a file such as Q4_K_M mixes types, so its bits a weight are others (quantbench plan MODEL)",
+    "a block holds small integers, or indices into a table, with its scales; range and step depend on the weights",
+    "bits include the scales; a file such as Q4_K_M mixes types, so its bits per weight differ (see quantbench plan MODEL)",
 )
 
 Show = Callable[[TypeFacts], Cell]
@@ -40,19 +40,19 @@ def table() -> list[Table]:
 
 
 def _with_scale(each: TypeFacts) -> str:
-    """What a value takes together with its share of the block's scale; empty for a type that has no blocks."""
+    """The size of a value with its share of the block's scale; empty for a type without blocks."""
     if not each.block_values:
         return ""
     return (
         f"{each.name} of {each.package}: a block of {each.block_values} values takes {each.block_bytes} bytes with its scale, "
-        f"{each.stored_bits:g} bits a value; double quantization makes that less"
+        f"{each.stored_bits:g} bits per value; double quantization lowers that"
     )
 
 
 def _table(title: str, facts: Sequence[TypeFacts], columns: Mapping[Heading, Show], notes: Sequence[str]) -> Table:
     versions = package_versions()
-    asked = {each.package for each in facts}
-    used = ", ".join(f"{name} {versions[name]}" for name in PACKAGES if name in asked and name in versions)
+    packages = {each.package for each in facts}
+    used = ", ".join(f"{name} {versions[name]}" for name in PACKAGES if name in packages and name in versions)
     missing = [f"{each.name}: {each.missing}" for each in facts if each.missing]
     return Table(
         name="formats",
@@ -83,15 +83,15 @@ def _formats(facts: Sequence[TypeFacts]) -> dict[Heading, Show]:
 def _blocks(facts: Sequence[TypeFacts]) -> dict[Heading, Show]:
     return {
         Heading(key="name", title="Type"): lambda each: Cell(each.name),
-        _numeric("block_values", "Values a block"): _field("block_values"),
-        _numeric("block_bytes", "Bytes a block", "bytes"): _field("block_bytes"),
+        _numeric("block_values", "Values per block"): _field("block_values"),
+        _numeric("block_bytes", "Bytes per block", "bytes"): _field("block_bytes"),
         _numeric("stored_bits", "Bits/value", "bits"): lambda each: Cell.of(each.stored_bits, "{:.4f}".format),
         **_size(facts),
     }
 
 
 def _size(facts: Sequence[TypeFacts]) -> dict[Heading, Show]:
-    """Bytes of a value, and their ratio to those of FP32."""
+    """Bytes per value, and their ratio to those of FP32."""
     widest = next((each.bits for each in facts if each.name == _WIDEST), None)
 
     def bits(each: TypeFacts) -> float | None:
@@ -147,6 +147,6 @@ def _limit(key: str) -> Show:
 
 
 FORMATS = TableKind(
-    name="formats", about="number formats: bits, range, step, bytes a value; llama.cpp's block types", place=10,
+    name="formats", about="number formats: bits, range, step, bytes per value; llama.cpp's block types", place=10,
     unmeasured=table,
 )  # fmt: skip

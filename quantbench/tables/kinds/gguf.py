@@ -1,8 +1,7 @@
-"""The GGUF table: Q2_K to Q8_0 as claimed, as llama.cpp's dry run plans a 7B, and as measured of one model.
+"""The GGUF table: Q2_K to Q8_0 as claimed, as llama.cpp's dry run plans a 7B, and as measured on one model.
 
-Every other GGUF level that was planned follows without claims. The words are anchored on published 7-8B figures (see
-``words``), and what is recommended follows from the quality word; a canary is an instrument check, and its table shows that the
-instrument works.
+Every other planned GGUF level follows without claims. The words are anchored on published 7-8B figures (see ``words``), and the
+recommendation follows from the quality word. A canary is an instrument check: its table shows that the instrument works.
 """
 
 from __future__ import annotations
@@ -71,11 +70,11 @@ def _assemble(lines: list[Line]) -> Table:
 
 def _notes(group: Group) -> list[str]:
     build = group.version("llama-cpp-python")
-    drift = f"files were made and run by the llama.cpp of llama-cpp-python {build}; its recipes change from build to build"
+    drift = f"files were made and run by the llama.cpp of llama-cpp-python {build}; its recipes change between builds"
     return ["recommended follows from the quality word", *([drift] if build else [])]
 
 
 GGUF = TableKind(
-    name="gguf", about="Q2_K to Q8_0: bits, size, quality, what it is good for, speed", place=30, build=table,
+    name="gguf", about="Q2_K to Q8_0: bits, size, quality, recommended use, speed", place=30, build=table,
     unmeasured=unmeasured,
 )  # fmt: skip

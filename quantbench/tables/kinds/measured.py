@@ -1,4 +1,4 @@
-"""All rows of a run with their main figures: those of the columns that say so themselves."""
+"""All rows of a run with their main figures: the columns that declare themselves part of the overview."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _table(group: Group) -> Table:
 
 
 def _figures(group: Group) -> list[f.Field]:
-    """The columns of an overview; of a text or a module those that some row has, and what is told of these alone."""
+    """The columns of an overview; for a text or a module, those that some row has, then those of that kind alone."""
     columns = shown_columns("overview")
     own = {"prompts": [], "text": scores(), "inputs": calls(group.reference)}[group.reads]
     taken = {field.heading.key for field in own}

@@ -1,4 +1,4 @@
-"""Memory: what the weights take, what transformers says they take and why that differs, and what the process held."""
+"""Memory: what the weights take, what transformers reports and why that differs, and what the process held."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 
 _SIGNS = "¹²³⁴⁵⁶⁷⁸⁹"
 _NOTES = (
-    "weights: all that stores them, as loaded; running: the same after answering, where kernels may have repacked them",
-    "footprint: transformers' get_memory_footprint(); difference: footprint less weights",
-    "growth: the most that was resident while opening, or while answering the longest prompt, less what was resident before",
-    "code of libraries that a method uses first is part of its growth: of a small model it is most of it",
-    "anonymous, file: the parts of all that the process held when it held most, with what it had before the model was opened",
+    "weights: everything that stores them, as loaded; running: the same after answering, when kernels may have repacked them",
+    "footprint: transformers' get_memory_footprint(); difference: footprint minus weights",
+    "growth: the peak resident size while opening, or while answering the longest prompt, minus the resident size before",
+    "library code that a method loads counts as growth; for a small model it is most of it",
+    "anonymous, file: the parts of the process's resident memory at its peak, with what it held before opening the model",
     "MB = 10^6 bytes",
 )
 
 
 def table(frame: pd.DataFrame) -> list[Table]:
-    """One table per run, model and prompt set of ``frame`` in which some process's memory was measured."""
+    """One table per run, model and prompt set of ``frame`` in which the memory of some process was measured."""
     return [made for group in groups(frame) if (made := _table(group))]
 
 
@@ -62,7 +62,7 @@ def _table(group: Group) -> Table | None:
 
 
 def _signs(lines: Sequence[Line]) -> Mapping[str, str]:
-    """A sign for each reason why a footprint differs, in order of appearance."""
+    """A sign for each reason why a footprint differs from the weights, in order of appearance."""
     reasons = dict.fromkeys(reason for line in lines if (reason := _reason(line)))
     return {reason: _SIGNS[index] if index < len(_SIGNS) else f"({index + 1})" for index, reason in enumerate(reasons)}
 
@@ -87,7 +87,7 @@ def _difference(signs: Mapping[str, str]) -> f.Field:
 
 
 def _load_growth() -> f.Field:
-    """The most that was resident while the model was opened, less what was resident before."""
+    """The peak resident size while the model was opened, minus the resident size before."""
     heading = Heading(key="load_growth_bytes", title="Growth, opening", unit="bytes", source="measured", numeric=True)
 
     def cell(line: Line) -> Cell:
@@ -102,14 +102,14 @@ def _load_growth() -> f.Field:
 
 
 def _on_device(lines: Sequence[Line]) -> list[f.Field]:
-    """Peaks on a device, shown where there are some."""
+    """Peaks on a device, where there are any."""
     names = {"peak_device_allocated_bytes": "On device", "peak_device_reserved_bytes": "Reserved there"}
     found = [name for name in names if any(line.number(name) is not None for line in lines)]
     return [f.measured(name, names[name], format_bytes) for name in found]
 
 
 def _hidden(name: str) -> f.Field:
-    """A text for CSV and JSON."""
+    """A text for CSV and JSON only."""
     heading = Heading(key=name, title=name, source="measured", shown=False)
     return f.Field(heading, lambda line: Cell((line.row.text(name) if line.row else "") or None))
 

@@ -1,7 +1,7 @@
-"""The methods table: bitsandbytes, GGUF, AWQ and GPTQ as claimed, beside what the probes found of one model.
+"""The methods table: bitsandbytes, GGUF, AWQ and GPTQ as claimed, beside what the probes found on one model.
 
-One line a method: the variant that the claim is measured by, else the method's 4-bit variant, else its lowest bits; of the
-reference's method the reference. Other methods follow without claims. Every finding is a text: what was not tried says why.
+One line per method: the variant that the claim is measured by, else the method's 4-bit variant, else its lowest bits; for the
+reference's own method, the reference. Other methods follow without claims. Every finding is a text; a missing one says why.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from quantbench.tables.table import Table
 
 _DEVICES: Mapping[str, str] = {"CPU": "cpu", "GPU": "cuda"}
-"""How the claims name a device, and how a device is asked for."""
+"""The claims' names of devices, and those of ``--device``."""
 
 
 def table(frame: pd.DataFrame) -> list[Table]:
@@ -54,9 +54,9 @@ def _table(group: Group) -> Table | None:
         f"{line.label}, {title}: {find(line).note}" for line in lines for title, find in found.values() if find(line).note
     ]
     notes = [
-        f"claimed: {claim.source} ({claim.date}); found: tried on {group.model}, each in a process of its own",
+        f"claimed: {claim.source} ({claim.date}); found: tried on {group.model}, each in its own process",
         "fine-tuning: five LoRA steps with peft on text sampled from the variant itself; loss in nats before and after",
-        "saves and reloads: opened again from safetensors or GGUF, with the same logits",
+        "saves and reloads: reopened from safetensors or GGUF, with the same logits",
         speed_note(group.reference),
         *instrument_note(group),
         *mark_notes("methods", Evidence([group])),
@@ -90,7 +90,7 @@ def _field(key: str, title: str, find: Find) -> f.Field:
 
 
 def _raw(group: Group) -> list[f.Field]:
-    """Figures and flags for CSV and JSON."""
+    """Figures and flags for CSV and JSON only."""
     flags = ("runs_on_cpu", "runs_on_cuda", "finetunes", "saves_and_reloads")
     hidden = [f.Field(Heading(key=f"{name}_raw", title=name, shown=False), _flag(name)) for name in flags]
     notes = f.Field(
@@ -107,7 +107,7 @@ def _flag(name: str) -> Callable[[Line], Cell]:
 
 
 def _differences(line: Line, claim: ClaimTable, found: Mapping[str, tuple[str, Find]]) -> list[str]:
-    """A sentence for every claim that the finding does not bear out."""
+    """A sentence for every claim that the finding contradicts."""
     if absent(line):
         return []
     pairs = [(key, line.claims[key], find(line)) for key, (_, find) in found.items() if key in line.claims]

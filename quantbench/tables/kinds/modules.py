@@ -1,4 +1,4 @@
-"""Dynamic quantization as the tutorial shows it: the state dict in KB and its reduction; then speed and output similarity."""
+"""Dynamic quantization as the tutorial shows it: the state dict in KB and its reduction, then speed and output similarity."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ _METHOD = "torch-dynamic"
 _KB = 1024
 """The tutorial's KB."""
 _NOTES = (
-    "state dict: the bytes that torch.save writes for it, KB = 1024 bytes; it is never loaded",
-    "reduction: the reference's state dict over the variant's",
+    "state dict: the bytes that torch.save writes for it (KB = 1024 bytes); the file is never loaded",
+    "reduction: size of the reference's state dict over the variant's",
 )
 _CALL_NOTES = (
     "call: median time of one call on a seeded input, MAD its median absolute deviation x 1.4826",
-    "cosine and largest error are of all outputs on the same seeded inputs, against the reference's",
+    "cosine and largest error: all outputs on the same seeded inputs, compared with the reference's",
 )
 
 
 def table(frame: pd.DataFrame) -> list[Table]:
-    """One table per run and module of ``frame``, and per language model that the method was measured on."""
+    """One table per run and module of ``frame``, and per language model on which the method was measured."""
     return [made for group in groups(frame) if group.reads != "text" and (made := _table(group))]
 
 
@@ -61,13 +61,13 @@ def _table(group: Group) -> Table | None:
         *(_answers(group.reference) if group.reads != "inputs" else calls(group.reference)),
         *f.status(shown=any(line.status != "ok" for line in lines)),
     ]
-    check = f"{group.model} is an instrument check: its figures show that the instrument works and say nothing of a real model"
+    check = f"{group.model} is an instrument check: its figures show that it works, and say nothing about a real model"
     notes = [*_NOTES, *(() if group.reads != "inputs" else _CALL_NOTES), *([check] if group.instrument_check else [])]
     return assemble("modules", "Dynamic quantization", lines, fields, notes)
 
 
 def _language_model_lines(group: Group) -> Sequence[Line]:
-    """The reference and the method's rows, where both were planned and the reference's state dict is known."""
+    """The reference and the method's rows; empty unless both were planned and the reference's state dict is known."""
     reference = group.reference_row
     known = reference is not None and reference.number("state_dict_bytes") is not None
     lines = [line for line in plain_lines(group) if line.row and (line.row is reference or line.row.text("method") == _METHOD)]

@@ -1,4 +1,4 @@
-"""The noise floor: what moves although nothing changed. Fresh processes of one variant, and the reference against itself."""
+"""The noise floor: what varies although nothing changed. Fresh processes of one variant, and the reference against itself."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ _FIGURES = (
     ("peak_rss_bytes", "Peak RSS"),
 )  # fmt: skip
 _NOTES = (
-    "spread: standard deviation over the mean between fresh processes, in brackets the largest over the smallest",
+    "spread: standard deviation between fresh processes over their mean; in brackets, the largest over the smallest",
     "the KLD of the control is the instrument's own floor; x anchor: over the anchor's figure of the same process",
 )
 
 
 def table(frame: pd.DataFrame) -> list[Table]:
-    """One table per run, model and prompt set that was measured in more than one process per variant."""
+    """One table per run, model and prompt set measured in more than one process per variant."""
     rows = rows_of(frame)
     return [made for group in groups(frame) if (made := _table(group, rows))]
 

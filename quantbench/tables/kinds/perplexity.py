@@ -1,4 +1,4 @@
-"""Perplexity and divergence on a running text, as llama-perplexity prints them, for every method alike."""
+"""Perplexity and divergence on a running text, as llama-perplexity prints them, the same for every method."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _NOTES = (
     "scored as llama-perplexity scores: chunks of n tokens, BOS first, positions n/2 to n - 2 of each",
-    "± is one standard error, clustered by chunk; llama-perplexity takes tokens as independent, which the columns *_se_iid do",
+    "± is one standard error, clustered by chunk; llama-perplexity assumes independent tokens, as the columns *_se_iid do",
 )
 
 

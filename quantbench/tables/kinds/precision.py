@@ -1,8 +1,8 @@
-"""The precision table: FP32, FP16, INT8 and INT4 as claimed, as planned of a 7B, 13B and 70B, and as measured of one model.
+"""The precision table: FP32, FP16, INT8 and INT4 as claimed, as planned for a 7B, 13B and 70B, and as measured on one model.
 
 Rows: FP32 and FP16 are torch, INT8 is bitsandbytes LLM.int8(), INT4 is bitsandbytes NF4 with double quantization; every other
-variant that is no GGUF level follows without claims. The words are anchored on published 7-8B figures (see ``words``); a canary
-is an instrument check, and its table shows that the instrument works.
+variant outside GGUF follows without claims. The words are anchored on published 7-8B figures (see ``words``). A canary is an
+instrument check: its table shows that the instrument works.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Quantized after training (PTQ) against trained with the quantization simulated (QAT), at the same number format.
+"""Quantized after training (PTQ) against trained with simulated quantization (QAT), in the same number format.
 
-One line a pair: torchao's precision beside that of ``qat`` which is stored alike. Every finding is a text, and what is not
-there says why; the figures behind them go to CSV and JSON.
+One line per pair: a precision of torchao beside that of ``qat`` with the same storage. Every finding is a text, and a missing
+one says why; the figures behind them go to CSV and JSON.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ NO_DIFFERENCE = "no difference found"
 _QAT, _PTQ = "qat", "torchao"
 _LOSSES = "qat_losses"
 _NOTES = (
-    "PTQ: quantized without training; QAT: trained by self-distillation with the quantization simulated, then quantized alike",
-    "difference: KLD of QAT less that of PTQ, negative where QAT is closer to the reference",
-    "its standard error takes the two for independent (root of the sum of squares): conservative, both saw the same tokens",
+    "PTQ: quantized without training; QAT: self-distilled with simulated quantization, then quantized the same way",
+    "difference: KLD of QAT minus that of PTQ, negative where QAT is closer to the reference",
+    "its standard error treats the two as independent (root of the sum of squares): conservative, as both saw the same tokens",
     "verdict: a two-sided t test of the difference at 5 %, prompts - 1 degrees of freedom",
     "detectable: the least true difference that this test would have found with 80 % power",
-    "loss: mean KL(reference || model) in nats on the text trained on, each end an average over some steps",
+    "loss: mean KL(reference || model) in nats on the training text, each end averaged over several steps",
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedPair(Line):
-    """The line of QAT beside that of PTQ; each is the middle of its own repeats."""
+    """The line of QAT beside that of PTQ; each is the median of its own repeats."""
 
     ptq: Line
 
@@ -57,7 +57,7 @@ class TrainedPair(Line):
 
     @cached_property
     def difference(self) -> tuple[float, float | None] | None:
-        """KLD of QAT less that of PTQ, and its standard error; None where one of them is not there."""
+        """KLD of QAT minus that of PTQ, and its standard error; None where one of them is missing."""
         (before, before_se), (after, after_se) = ((side.number("kld_mean"), side.number("kld_mean_se")) for side in self.sides)
         if before is None or after is None:
             return None
@@ -66,7 +66,7 @@ class TrainedPair(Line):
 
     @cached_property
     def tested(self) -> tuple[float, float, int] | None:
-        """The difference, its standard error and degrees of freedom: the prompts of the side with fewer, less one."""
+        """The difference, its standard error and degrees of freedom: the prompts of the side with fewer, minus one."""
         counts = [side.number("clusters") for side in self.sides]
         known = [int(count) for count in counts if count is not None]
         if self.difference is None or len(known) < len(counts):
@@ -154,7 +154,7 @@ def _hidden(key: str, unit: str, value: Callable[[TrainedPair], Scalar]) -> Fiel
 
 
 def _raw() -> list[Field]:
-    """Figures for CSV and JSON."""
+    """Figures for CSV and JSON only."""
     of_both = {"kld_mean": "nats", "kld_mean_se": "nats", "top1_agreement": "ratio", "top1_agreement_se": "ratio"}
     sides: dict[str, Callable[[TrainedPair], Line]] = {"ptq": lambda pair: pair.ptq, "qat": lambda pair: pair}
 
@@ -176,7 +176,7 @@ def _raw() -> list[Field]:
 
 
 def _status(line: Line) -> str:
-    """What stands in the place of a figure: not run, how the run ended, or that there is none."""
+    """What replaces a figure: not run, how the run ended, or not measured."""
     return line.status if line.status != "ok" else "not measured"
 
 
@@ -211,11 +211,11 @@ def _loss(pair: TrainedPair) -> str:
 
 def _absent(pair: TrainedPair) -> list[str]:
     """Why figures of sides that were measured are missing."""
-    wanted = {"kld_mean": "KLD", "kld_mean_se": "standard error", "clusters": "number of prompts", "top1_agreement": "top-1"}
-    asked = [(side, name, what) for side in pair.sides for name, what in wanted.items()]
-    asked.append((pair, "quantize_s", "training time"))
+    figures = {"kld_mean": "KLD", "kld_mean_se": "standard error", "clusters": "number of prompts", "top1_agreement": "top-1"}
+    expected = [(side, name, what) for side in pair.sides for name, what in figures.items()]
+    expected.append((pair, "quantize_s", "training time"))
     found: dict[tuple[str, str], list[str]] = {}
-    for side, name, what in asked:
+    for side, name, what in expected:
         if side.row and side.row.ok and side.number(name) is None:
             found.setdefault((side.label, side.row.null_reason(name) or "no reason kept"), []).append(f"no {what}")
     if pair.row and pair.row.ok and not pair.losses:
@@ -224,10 +224,10 @@ def _absent(pair: TrainedPair) -> list[str]:
 
 
 def _curve(pair: TrainedPair) -> list[str]:
-    """The whole course of the loss, where training did not bring the model measurably closer."""
+    """The whole course of the loss, if training did not bring the model measurably closer."""
     if pair.verdict in (None, QAT_CLOSER) or not pair.losses:
         return []
     return [f"{pair.label}, {pair.verdict}: the loss went {', '.join(short(each) for each in pair.losses)} nats"]
 
 
-QAT = TableKind(name="qat", about="trained with the quantization simulated, against quantized untrained", place=60, build=table)
+QAT = TableKind(name="qat", about="trained with simulated quantization, against quantized untrained", place=60, build=table)

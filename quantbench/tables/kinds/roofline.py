@@ -1,4 +1,4 @@
-"""The roofline table: how much of the memory's speed decoding uses, and what a token costs in energy."""
+"""The roofline table: how much of the memory bandwidth decoding uses, and the energy per token."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 _FIGURES = ("mbu", "energy_per_token_j")
 _NOTES = (
-    "MBU: bytes a token x decode rate over the bandwidth; the bandwidth is a copy's, bytes read and written both counted",
-    "above 1 a CPU's caches hold the model, or memory is read faster than copied; GB = 10^9 bytes",
-    "J/token: of the whole GPU board or of all CPU packages, prompt passes included, idle power not subtracted",
+    "MBU: bytes per token x decode rate over the bandwidth, which is that of a copy, counting bytes read and written",
+    "MBU above 1: a CPU's caches hold the model, or memory is read faster than copied; GB = 10^9 bytes",
+    "J/token: the whole GPU board or all CPU packages, prompt passes included, idle power not subtracted",
 )
 
 
 def table(frame: pd.DataFrame) -> list[Table]:
-    """One table per run, model and prompt set of ``frame`` with a figure of it; ``frame`` holds rows of ``scenarios``."""
+    """One table per run, model and prompt set of ``frame`` that has such a figure; ``frame`` holds rows of ``scenarios``."""
     return [made for group in groups(frame) if (made := _table(group))]
 
 
@@ -46,7 +46,7 @@ def _table(group: Group) -> Table | None:
         f.Field(Heading(key="kernel", title="Kernel", source="measured"), _text("kernel")),
         f.Field(Heading(key="device_found", title="Device", source="measured"), _text("device_found")),
         *f.background("energy_window_s"),
-        f.Field(Heading(key="energy_source", title="Counter of energy", shown=False), _text("energy_source")),
+        f.Field(Heading(key="energy_source", title="Energy counter", shown=False), _text("energy_source")),
         *f.status(shown=any(line.status != "ok" for line in lines)),
     ]
     return assemble("roofline", "Memory roofline and energy", lines, fields, _NOTES)
@@ -57,6 +57,6 @@ def _text(name: str) -> Callable[[Line], Cell]:
 
 
 ROOFLINE = TableKind(
-    name="roofline", about="bytes read a token, share of the memory's bandwidth, energy a token, device found", place=65,
+    name="roofline", about="bytes read per token, share of the memory bandwidth, energy per token, device found", place=65,
     build=table,
 )  # fmt: skip

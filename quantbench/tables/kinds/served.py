@@ -1,4 +1,4 @@
-"""What only a server has: many requests at once, its likeliest tokens, and timings of its own, beside one request at a time."""
+"""What only a server has: many requests at once, its likeliest tokens and its own timings, beside one request at a time."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
     from quantbench.tables.table import Table
 
 _NOTES = (
-    "alone: one request at a time; together: as many at once as asked for, tokens/s of all answers, TTFT with the queue",
-    "by requests at once: tokens/s of all answers at each level up to the most",
-    "chrF: of the answers against the reference's, 100 where equal; top-1: share of places with the same likeliest token",
-    "own timings: as the server itself counts and times them",
+    "alone: one request at a time; together: several at once, tokens/s of all answers, TTFT including the queue",
+    "by requests at once: tokens/s of all answers at each level up to that number",
+    "chrF: the answers against the reference's, 100 where equal; top-1: share of positions with the same likeliest token",
+    "own timings: as counted and timed by the server itself",
 )
 
 
 def table(frame: pd.DataFrame) -> list[Table]:
-    """One table per run, model and prompt set of ``frame`` in which a server was asked."""
+    """One table per run, model and prompt set of ``frame`` in which a server was measured."""
     return [made for group in groups(frame) if group.reads == "prompts" and (made := _table(group))]
 
 
