@@ -24,7 +24,7 @@ from quantbench.core.machine import require_device
 from quantbench.core.registry import Named, Registry
 from quantbench.models import meta
 
-WORKER = os.environ.pop("PYTEST_XDIST_WORKER", "")  # a run that a test starts is no worker: pytest-benchmark would write nothing
+WORKER = os.environ.pop("PYTEST_XDIST_WORKER", "")  # what a test starts is no worker
 if WORKER and hasattr(os, "sched_setaffinity"):
     # A CPU for each worker and all that it starts: threads that wait spin, and slow those of another 10 to 100 times. Work of
     # another worker is then also no work of others on the CPUs that a test may use.
