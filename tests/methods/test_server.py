@@ -562,7 +562,7 @@ class TestKeys:
 
     def test_a_broken_key_is_not_repeated(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("QUANTBENCH_SERVER_KEY", f"{SECRET}\r\nX-Other: 1")
-        with pytest.raises(UsageError, match="QUANTBENCH_SERVER_KEY holds signs") as caught:
+        with pytest.raises(UsageError, match="QUANTBENCH_SERVER_KEY holds characters") as caught:
             bearer_key(parse_server("http://h/v1"))
         assert SECRET not in str(caught.value)
 
