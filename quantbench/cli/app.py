@@ -27,9 +27,9 @@ for command in (plan, run, tables, recommend, compare, contrast, report, export,
     app.command(command.__name__)(guarded(command))
 
 
-def _show(asked: bool) -> None:
+def _show(requested: bool) -> None:
     """Print the version and exit."""
-    if asked:
+    if requested:
         typer.echo(f"quantbench {version('quantbench')}")
         raise typer.Exit
 

@@ -82,8 +82,8 @@ def contrast(
     if prompts is not None and reads(prompts) != "prompts":
         unanswered = f"{prompts} is scored, not answered, so there are no answers to compare"
         raise UsageError(f"{unanswered}; name a set such as 'mixed'")
-    asked = _Asked(variants=variants, results=results, prompts=prompts, run_id=run_id, model=model)
-    found = _contrasts(asked)
+    request = _Asked(variants=variants, results=results, prompts=prompts, run_id=run_id, model=model)
+    found = _contrasts(request)
     if output == "json":
         print_json([as_data(each) for each in found])
     else:
@@ -104,47 +104,47 @@ def _variant(text: str) -> Variant:
     return replace(known[plain], control=label != plain)
 
 
-def _contrasts(asked: _Asked) -> list[Contrast]:
+def _contrasts(request: _Asked) -> list[Contrast]:
     """The contrast of every model and prompt set that the chosen run has of both; else a message and exit code 4."""
-    frame = stored(asked.results)
-    if asked.run_id is not None and asked.run_id not in set(frame["run_id"]):
-        raise unknown_name("run", asked.run_id, frame["run_id"].unique())
-    rows = [row for row in rows_of(frame[_FACTS]) if asked.holds(row)]
-    pairs = _measured(asked, rows)
+    frame = stored(request.results)
+    if request.run_id is not None and request.run_id not in set(frame["run_id"]):
+        raise unknown_name("run", request.run_id, frame["run_id"].unique())
+    rows = [row for row in rows_of(frame[_FACTS]) if request.holds(row)]
+    pairs = _measured(request, rows)
     if not pairs:
-        if asked.prompts is not None and not rows:
-            check_name(parse(asked.prompts)[0])
-        message(_unmeasured(asked, rows))
+        if request.prompts is not None and not rows:
+            check_name(parse(request.prompts)[0])
+        message(_unmeasured(request, rows))
         raise typer.Exit(INSUFFICIENT)
-    outputs = stored(asked.results, "outputs")
+    outputs = stored(request.results, "outputs")
     return [_contrast(*pair, outputs) for pair in pairs]
 
 
-def _measured(asked: _Asked, rows: Sequence[Row]) -> list[tuple[Row, Row]]:
+def _measured(request: _Asked, rows: Sequence[Row]) -> list[tuple[Row, Row]]:
     """The rows of both variants in the latest run that measured both, a pair per model and prompt set; first repeats only."""
     groups: dict[tuple[str, str, str], dict[Variant, Row]] = {}
     for row in sorted(rows, key=lambda row: row.number("repeat") or 0):
         if row.ok and reads(row.text("prompts")) == "prompts":
             group = groups.setdefault((row.text("run_id"), row.text("model"), row.text("prompts")), {})
             group.setdefault(_variant_of(row), row)
-    first, second = asked.variants
+    first, second = request.variants
     pairs = [(group[first], group[second]) for group in groups.values() if first in group and second in group]
     latest = max((pair[0].values["started_at"] for pair in pairs), default=None)
     return [pair for pair in pairs if pair[0].values["started_at"] == latest]
 
 
-def _unmeasured(asked: _Asked, rows: Sequence[Row]) -> str:
+def _unmeasured(request: _Asked, rows: Sequence[Row]) -> str:
     """Which of the two was not measured, and where; then the command that measures both."""
     answered = [row for row in rows if reads(row.text("prompts")) == "prompts"]
-    missing = [each for each in asked.variants if not any(row.ok and _variant_of(row) == each for row in answered)]
-    named = " and ".join(_name(each) + _failure(each, answered) for each in missing or asked.variants)
+    missing = [each for each in request.variants if not any(row.ok and _variant_of(row) == each for row in answered)]
+    named = " and ".join(_name(each) + _failure(each, answered) for each in missing or request.variants)
     what = "is not measured" if len(missing) == 1 else "are not measured" if missing else "were not measured in one run"
-    where = [f"on prompts {asked.prompts}"] if asked.prompts else []
-    where += [f"for {asked.model}"] if asked.model else []
-    where += [f"in run {asked.run_id}"] if asked.run_id else []
+    where = [f"on prompts {request.prompts}"] if request.prompts else []
+    where += [f"for {request.model}"] if request.model else []
+    where += [f"in run {request.run_id}"] if request.run_id else []
     scored = "; a text is scored, not answered" if rows and not answered else ""
-    command = asked.command(list(dict.fromkeys(row.text("model") for row in rows if reads(row.text("prompts")) != "inputs")))
-    return f"{named} {' '.join([what, *where])} under {asked.results!r}{scored}; to measure both: {command}"
+    command = request.command(list(dict.fromkeys(row.text("model") for row in rows if reads(row.text("prompts")) != "inputs")))
+    return f"{named} {' '.join([what, *where])} under {request.results!r}{scored}; to measure both: {command}"
 
 
 def _failure(variant: Variant, rows: Sequence[Row]) -> str:

@@ -42,23 +42,23 @@ def doctor(output: FormatOption = "text") -> None:
     facts: dict[str, Any] = {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "machine": _asked(problems, "machine", _machine),
-        "other_work": _asked(problems, "other work", busy_now),
-        "packages": _asked(problems, "packages", _packages) or {},
-        "methods": _asked(problems, "methods", _methods) or [],
-        "cache": _asked(problems, "cache", lambda: {"swept": sweep(cache_root())._asdict(), **_cache()}),
-        "llama_cpp_extra_buffers": _asked(problems, "llama.cpp extra buffers", _extra_buffers),
-        "cuda": _asked(problems, "CUDA", _cuda),
+        "machine": _attempt(problems, "machine", _machine),
+        "other_work": _attempt(problems, "other work", busy_now),
+        "packages": _attempt(problems, "packages", _packages) or {},
+        "methods": _attempt(problems, "methods", _methods) or [],
+        "cache": _attempt(problems, "cache", lambda: {"swept": sweep(cache_root())._asdict(), **_cache()}),
+        "llama_cpp_extra_buffers": _attempt(problems, "llama.cpp extra buffers", _extra_buffers),
+        "cuda": _attempt(problems, "CUDA", _cuda),
     }
     for registry in (RUNTIMES, METHODS, METRICS, ENGINES, MODELS, FAMILIES, KINDS, EXPORTERS):
-        problems += _asked(problems, "plug-ins", partial(_broken, registry)) or []
+        problems += _attempt(problems, "plug-ins", partial(_broken, registry)) or []
     facts["problems"] = list(dict.fromkeys(problems))
     if output == "json":
         return print_json(facts)
     return _print(facts)
 
 
-def _asked(problems: list[str], what: str, answer: Callable[[], Diagnosis]) -> Diagnosis | None:
+def _attempt(problems: list[str], what: str, answer: Callable[[], Diagnosis]) -> Diagnosis | None:
     """The answer; where it fails, None and one more entry in ``problems``, so that the other checks still run."""
     try:
         with warnings.catch_warnings():

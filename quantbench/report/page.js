@@ -3,8 +3,8 @@
   const all = (selector, root = document) => [...root.querySelectorAll(selector)];
   const views = new Map();
 
-  // The interpreter (ast) spares the page eval; nothing is loaded, so the loader may refuse everything. Errors only are
-  // logged: a variant without a figure makes an empty chart, and Vega warns of its axes.
+  // The interpreter (ast) avoids eval, which the policy forbids; nothing is loaded, so the loader refuses everything. Only
+  // errors are logged, as Vega warns about the axes of an empty chart, which a variant without a figure makes.
   const options = {
     ast: true, logLevel: 1, renderer: "svg", actions: false, defaultStyle: false,
     tooltip: { disableDefaultStyle: true, theme: "plain" },
@@ -63,7 +63,7 @@
     apply();
   };
 
-  // What is missing stays last in both directions.
+  // Missing figures stay last in both directions.
   const compare = (index, numeric, sign) => (one, other) => {
     const [a, b] = [one, other].map((row) => row.cells[index].dataset.key);
     if (!a || !b) return !a - !b;

@@ -54,7 +54,7 @@ def test_equal_runs_have_no_regression(tmp_path: Path) -> None:
         _write(tmp_path / name, name, number, processes=5)
     result = _run(str(tmp_path / "before"), str(tmp_path / "after"))
     assert result.exit_code == 0, result.output
-    assert result.stdout.startswith("No regression; 12 same; of the same speeds a change of ")
+    assert result.stdout.startswith("No regression; 12 same; among the same speeds a change of ")
     assert "12 figures stayed the same and are not shown; --all shows them" in " ".join(result.stdout.split())
 
 

@@ -57,7 +57,7 @@ def test_equal_sides_are_the_same_with_the_effect_that_would_have_shown() -> Non
     assert 0.0 < decode.mde < 0.1
     assert decode.processes == (5, 5)
     assert found.conclusive
-    assert show.sentence(found).startswith("No regression; 20 same; of the same speeds a change of ")
+    assert show.sentence(found).startswith("No regression; 20 same; among the same speeds a change of ")
 
 
 def test_a_slowdown_that_is_found_again_is_worse_and_named() -> None:

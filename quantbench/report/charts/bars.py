@@ -16,11 +16,11 @@ STEP = 19
 """Pixels from bar to bar."""
 
 
-def bars(found: Sequence[Point], look: Look) -> Layered | None:
+def bars(variants: Sequence[Point], look: Look) -> Layered | None:
     """Decode throughput, the fastest first, with its 95 % interval where there is one; None where no speed was measured."""
     import altair as alt
 
-    shown = sorted(((each.tps, each) for each in found if each.tps is not None), key=lambda pair: (-pair[0], pair[1].name))
+    shown = sorted(((each.tps, each) for each in variants if each.tps is not None), key=lambda pair: (-pair[0], pair[1].name))
     if not shown:
         return None
     rows = [

@@ -93,14 +93,14 @@ class Plot:
         return narrow, wide
 
 
-def pareto(found: Sequence[Point], limit: float | None, look: Look) -> Layered | None:
+def pareto(variants: Sequence[Point], limit: float | None, look: Look) -> Layered | None:
     """KLD over weights, both on log scales, with ``limit`` as a line; None where no point fits a log scale."""
     import altair as alt
 
-    spots = _spots(found)
+    spots = _spots(variants)
     if not spots:
         return None
-    plot = Plot(spots=spots, unit="GB" if _scale(found) == GB else "MB", limit=limit, look=look)
+    plot = Plot(spots=spots, unit="GB" if _scale(variants) == GB else "MB", limit=limit, look=look)
     rows = _rows(plot)
     base = alt.Chart({"values": rows}).encode(
         x=alt.X("x:Q", title=f"Weights as loaded, {plot.unit}").scale(type="log", domain=plot.across, nice=False).axis(
@@ -116,16 +116,16 @@ def pareto(found: Sequence[Point], limit: float | None, look: Look) -> Layered |
     )
 
 
-def _scale(found: Sequence[Point]) -> int:
-    return GB if max(each.weight_bytes or 0 for each in found) >= GB else 10**6
+def _scale(variants: Sequence[Point]) -> int:
+    return GB if max(each.weight_bytes or 0 for each in variants) >= GB else 10**6
 
 
-def _spots(found: Sequence[Point]) -> list[Spot]:
+def _spots(variants: Sequence[Point]) -> list[Spot]:
     spots = []
-    for each in found:
+    for each in variants:
         size, kld, low, high = each.weight_bytes, each.kld, each.kld_low, each.kld_high
         if size and kld is not None and kld > 0:
-            spots.append(Spot(each, size / _scale(found), kld, low if low and low > 0 else kld, high or kld))
+            spots.append(Spot(each, size / _scale(variants), kld, low if low and low > 0 else kld, high or kld))
     return spots
 
 

@@ -62,10 +62,12 @@ def points(group: Group, choice: Choice | None) -> list[Point]:
     return [_point(row, _role(row, group, choice)) for row in group.rows if row.ok and not row.flag("control")]
 
 
-def on_front(found: Sequence[Point]) -> set[str]:
+def on_front(variants: Sequence[Point]) -> set[str]:
     """Names of the points that no other beats in both size and KLD; only of those with both figures."""
     known = [
-        (each.name, (each.weight_bytes, each.kld)) for each in found if each.weight_bytes is not None and each.kld is not None
+        (each.name, (each.weight_bytes, each.kld))
+        for each in variants
+        if each.weight_bytes is not None and each.kld is not None
     ]
     return {name for name, here in known if not any(beats(there, here) for _, there in known)}
 
