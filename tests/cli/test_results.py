@@ -160,8 +160,8 @@ def test_formats_need_no_results_and_say_nothing_of_them(tmp_path: Path) -> None
         (["tables", "ggfu"], "unknown table 'ggfu'; did you mean 'gguf'?"),
         (["tables", "--run", "earl"], "unknown run 'earl'; did you mean 'early'?"),
         (["recommend", "--memory", "much"], "'much' is not a memory size; write for example 24GiB, 16GB or 512MiB"),
-        (["recommend", "--memory", "1GB", "--max-kld", "-1"], "--max-kld -1 is not a limit"),
-        (["recommend", "--memory", "1GB", "--min-tps", "nan"], "--min-tps nan is not a limit"),
+        (["recommend", "--memory", "1GB", "--max-kld", "-1"], "--max-kld -1 is not a limit; give a number of at least 0"),
+        (["recommend", "--memory", "1GB", "--min-tps", "nan"], "--min-tps nan is not a limit; give a number of at least 0"),
     ],
 )
 def test_what_cannot_be_asked(results: Path, arguments: list[str], said: str) -> None:
