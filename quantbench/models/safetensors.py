@@ -50,7 +50,7 @@ def safetensors_header(path: Path) -> dict[str, Any]:
         if 8 + length > size:
             raise ModelError(f"{path} is truncated: its header is incomplete; download or copy it again")
         if length > _LONGEST_HEADER:
-            raise ModelError(f"{path} is not a safetensors file: its header claims {length} bytes; download or copy it again")
+            raise ModelError(f"{path} is not a safetensors file: its header would take {length} bytes; download it again")
         raw = stream.read(length)
     try:
         header: dict[str, Any] = json.loads(raw)

@@ -1,6 +1,6 @@
 """Runtimes: one folder each. A runtime runs models; methods quantize for one, and open a LoadedModel on it.
 
-A runtime of one's own is a Runtime that an entry point in the group ``quantbench.runtimes`` names; methods say its name.
+To add a runtime, name a Runtime in the entry point group ``quantbench.runtimes``; methods refer to it by name.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from quantbench.models.architecture import Architecture
 from quantbench.models.tokenizer import DECODER_FILE, Decoder, SavedDecoder, Tokenizer
 
 _KERNEL_SAYS = ("out of memory", "cannot allocate memory", "can't allocate memory")
-"""What an operating system says when memory ran out, in small letters."""
+"""What an operating system says when memory has run out, in lower case."""
 
 
 class Bytes(Protocol):
@@ -30,17 +30,17 @@ class Bytes(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Runtime:
-    """What differs between what runs models.
+    """What differs between runtimes.
 
-    ``packages`` are distributions whose versions belong to whatever it measured. ``kv_cache_bytes`` and ``activation_bytes``
-    are None where its memory is not known here; ``kv_dtype`` is that of its keys and values, empty where it is the weights'
-    own; one that ``fills_context`` takes room for the whole context when a model is opened.
+    ``packages`` are the distributions whose versions are recorded with every measurement. ``kv_cache_bytes`` and
+    ``activation_bytes`` are None if its memory cannot be predicted; ``kv_dtype`` is that of keys and values, empty if it is the
+    weights' own; with ``fills_context`` it allocates the whole context when a model is opened.
 
-    ``out_of_memory`` are words by which it, or a library below it, says that memory ran out, in small letters.
+    ``out_of_memory`` are phrases, in lower case, by which it or a library below it reports that memory has run out.
 
-    ``opens`` is the kind of checkpoint that it reads itself, empty for one that reads none; ``suffix`` is what such a file's
-    name ends with, empty for a folder. ``read_architecture`` is what the file's header says of its model, ``files`` all
-    files of a model in several parts, ``tokenizer`` the checkpoint's own.
+    ``opens`` is the kind of checkpoint that it reads itself, empty if none; ``suffix`` is the ending of such a file's name,
+    empty for a folder. ``read_architecture`` reads the architecture from a file's header, ``files`` lists all parts of a model,
+    ``tokenizer`` opens the checkpoint's own.
     """
 
     name: str
@@ -68,18 +68,18 @@ def says_out_of_memory(text: str) -> bool:
 
 
 def reader_of(path: Path) -> Runtime | None:
-    """The runtime whose files end like ``path``; None for a folder, and for what none knows."""
+    """The runtime whose files have the suffix of ``path``; None for a folder or an unknown suffix."""
     return next((each for each in RUNTIMES if each.suffix and path.name.endswith(each.suffix)), None)
 
 
 def parts_of(path: Path) -> list[Path]:
-    """All files of a model that is one file, or several of which ``path`` is the first."""
+    """All files of a model whose only or first file is ``path``."""
     reader = reader_of(path)
     return reader.files(path) if reader and reader.files else [path]
 
 
 def open_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
-    """The tokenizer of a checkpoint, opened by the runtime that reads its kind; UnsupportedError where none does."""
+    """The tokenizer of a checkpoint, opened by the runtime that reads its kind; UnsupportedError if none does."""
     for each in RUNTIMES:
         if each.opens == checkpoint.kind and each.tokenizer:
             return each.tokenizer(checkpoint)
@@ -87,7 +87,7 @@ def open_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
 
 
 def open_decoder(checkpoint: Checkpoint, reference: Path | None) -> Decoder:
-    """What a ``reference`` of the checkpoint saved, or else the checkpoint's tokenizer."""
+    """The decoder that a ``reference`` of the checkpoint saved, or else the checkpoint's tokenizer."""
     saved = reference / DECODER_FILE if reference else None
     if saved is None or not saved.is_file():
         return open_tokenizer(checkpoint)
@@ -96,5 +96,5 @@ def open_decoder(checkpoint: Checkpoint, reference: Path | None) -> Decoder:
 
 
 def packages() -> Iterable[str]:
-    """Distributions that the runtimes are made of, each once."""
+    """The distributions of all runtimes, each once."""
     return dict.fromkeys(name for each in RUNTIMES for name in each.packages)

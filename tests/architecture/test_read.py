@@ -50,7 +50,7 @@ def test_a_checkpoint_that_is_quantized_already_says_so() -> None:
 
 
 def test_keys_that_are_absent_are_those_that_transformers_takes() -> None:
-    assert "gives 4 attention heads 32 key-value heads" in _refusal({**LLAMA, "model_type": "qwen2"})
+    assert "has 4 attention heads and 32 key-value heads" in _refusal({**LLAMA, "model_type": "qwen2"})
     null = architecture.read({**LLAMA, "model_type": "qwen2", "num_key_value_heads": None}, "mine", "mine.json")
     assert {each.heads for each in null.layers} == {4}
 
@@ -112,7 +112,7 @@ def test_what_is_missing_is_named(name: str) -> None:
     ("changes", "message"),
     [
         ({"hidden_size": 25}, "has a hidden size of 25 and 4 attention heads"),
-        ({"num_key_value_heads": 3}, "gives 4 attention heads 3 key-value heads; they must divide"),
+        ({"num_key_value_heads": 3}, "has 4 attention heads and 3 key-value heads; they must divide"),
         ({"head_dim": 7}, "has heads of 7 values, which cannot be rotated in pairs; they must be even"),
         ({"tie_word_embeddings": "yes"}, "has tie_word_embeddings 'yes'; it must be true or false"),
         ({"mlp_bias": 1}, "has mlp_bias 1; it must be true or false"),

@@ -160,7 +160,7 @@ def test_a_gguf_file_is_planned_for_what_opens_it(tmp_path: Path) -> None:
     rows = _rows(str(path), "--method", "gguf,torch", "--precision", "q8_0,q4_0,fp32", "--fit", "1GiB")
     assert [key for key, row in rows.items() if row["weight_bytes"]] == ["gguf/q8_0"]
     assert rows["gguf/q8_0"]["weight_bytes"] == tensor_bytes(path)
-    assert "is q8_0; ask for gguf/q8_0" in rows["gguf/q4_0"]["note"]
+    assert "is already quantized to q8_0; use gguf/q8_0" in rows["gguf/q4_0"]["note"]
     assert "cannot open a .gguf file" in rows["torch/fp32"]["note"]
     assert set(_rows(str(path))) == {"gguf/q8_0"}
     assert "holds gguf/q8_0" in " ".join(_run("plan", str(path)).stderr.split())

@@ -81,11 +81,11 @@ def test_windows_are_spread_evenly_over_the_whole_text(
     ("content", "sentence"),
     [
         (None, "calibration file {} does not exist; give a text file with --calibration"),
-        (b"", "calibration file {} is empty; write text into it that is like what the model will read"),
-        (b" \n\t", "calibration file {} is empty; write text into it that is like what the model will read"),
+        (b"", "calibration file {} is empty; give a text like those that the model will read"),
+        (b" \n\t", "calibration file {} is empty; give a text like those that the model will read"),
         (b"caf\xe9 " * 100, "calibration file {} is not UTF-8 text ("),
         ("directory", "calibration file {} cannot be read (Is a directory); give a text file"),
-        (b"word " * 100, "calibration file {} has 201 tokens and 2040 are needed; give a longer text, or none to sample from"),
+        (b"word " * 100, "calibration file {} has 201 tokens, but 2040 are needed; give a longer text, or none to sample from"),
     ],
 )
 def test_files_that_are_no_use(content: bytes | str | None, sentence: str, tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_a_file_just_long_enough_will_do(tmp_path: Path, monkeypatch: pytest.Mon
     path.write_text("x" * needed)
     assert len(calibration_ids(asked(str(path)), settings())) == MIN_SEQUENCES
     path.write_text("x" * (needed - 1))  # the same name: the text as it is now counts
-    with pytest.raises(UsageError, match=rf"has {needed - 1} tokens and {needed} are needed"):
+    with pytest.raises(UsageError, match=rf"has {needed - 1} tokens, but {needed} are needed"):
         calibration_ids(asked(str(path)), settings())
 
 
@@ -170,7 +170,7 @@ def test_text_is_sampled_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_there_is_nothing_to_sample_from_in_a_quantized_checkpoint(tmp_path: Path) -> None:
     ready = Checkpoint(name="ready", kind="hf", path=tmp_path, revision="local", content_hash="0", quantized="gptq")
-    with pytest.raises(UnsupportedError, match="ready is not an unquantized checkpoint folder, so there is nothing to sample"):
+    with pytest.raises(UnsupportedError, match="ready is not an unquantized checkpoint folder, so no calibration text"):
         calibration_ids(asked(), settings(ready))
 
 

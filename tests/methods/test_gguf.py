@@ -115,14 +115,14 @@ def test_a_ready_file_is_used_as_it_is() -> None:
 def test_a_quantized_file_is_not_quantized_again() -> None:
     made = quantized_file(resolve("canary"), "q8_0").path
 
-    with pytest.raises(UnsupportedError, match=r"is q8_0; ask for gguf/q8_0, or give an F16 file"):
+    with pytest.raises(UnsupportedError, match=r"is already quantized to q8_0; use gguf/q8_0, or give an F16 file"):
         prepared(scenario(str(made), "q4_k_m"), resolve(str(made)))
 
 
 def test_a_ready_file_without_an_importance_matrix_is_no_imatrix_variant() -> None:
     made = quantized_file(resolve("canary"), "q4_0").path
 
-    with pytest.raises(UnsupportedError, match=r"does not say that it was made with an importance matrix; ask for gguf/q4_0"):
+    with pytest.raises(UnsupportedError, match=r"does not say that it was made with an importance matrix; use gguf/q4_0"):
         prepared(scenario(str(made), "q4_0-imat"), resolve(str(made)))
 
 
@@ -268,6 +268,6 @@ def test_types_that_fill_blocks_fall_back_nowhere(odd: Checkpoint) -> None:
 
 def test_what_llama_cpp_knows_no_fallback_for_has_its_reason(odd: Checkpoint) -> None:
     with pytest.raises(
-        UnsupportedError, match=r"does not make q1_0 at this model's row sizes \(.*no tensor type fallback is defined"
+        UnsupportedError, match=r"cannot make q1_0 at this model's row sizes \(.*no tensor type fallback is defined"
     ):
         quantized_file(odd, "q1_0")

@@ -345,7 +345,7 @@ def test_a_disk_without_room_is_told_with_the_arithmetic(dummy: Make, monkeypatc
 def test_shapes_that_llama_cpp_refuses_are_refused_as_they_are_planned(dummy: Make) -> None:
     checkpoint = dummy("llama", hidden_size=96, num_attention_heads=4, intermediate_size=160)
 
-    with pytest.raises(UnsupportedError, match=r"llama\.cpp does not make q1_0 at this model's row sizes") as caught:
+    with pytest.raises(UnsupportedError, match=r"llama\.cpp cannot make q1_0 at this model's row sizes") as caught:
         prepared(checkpoint, "q1_0")
 
     assert str(caught.value) == forecast(checkpoint, "q1_0").note

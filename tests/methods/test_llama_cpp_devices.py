@@ -170,7 +170,7 @@ def test_tables_that_are_read_row_by_row_may_stay_on_the_host(tmp_path: Path) ->
 
 def test_memory_that_may_be_the_hosts_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GGML_CUDA_ENABLE_UNIFIED_MEMORY", "1")
-    with pytest.raises(ModelError, match="moves what has no room on a GPU to the host, and nothing says so; unset it"):
+    with pytest.raises(ModelError, match="silently moves to the host what does not fit on a GPU; unset it"):
         devices_for(TWO, "cuda")
     assert list(devices_for(TWO, "cpu")) == [None]
 

@@ -48,7 +48,7 @@ OPENED = [
 ]
 TOKENS = [1, *range(300, 332)]
 SPREAD = 0.02
-UNKNOWN = "gptqmodel is not known to make {} of model type '{}' that loads again; use another method"
+UNKNOWN = "gptqmodel is not known to write loadable {} of model type '{}'; use another method"
 AWQ_ORDER = [0, 4, 1, 5, 2, 6, 3, 7]
 """Which nibble of a word each of eight neighbouring outputs stands in."""
 

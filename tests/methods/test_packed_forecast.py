@@ -202,7 +202,7 @@ def test_a_family_that_does_not_load_again_is_not_foretold(method: str, model_ty
     for found in forecast(architecture, method, [each.name for each in METHODS[method].precisions]).values():
         assert found.weight_bytes is None
         assert found.note == (
-            f"gptqmodel is not known to make {method.upper()} of model type {model_type!r} that loads again; use another method"
+            f"gptqmodel is not known to write loadable {method.upper()} of model type {model_type!r}; use another method"
         )
 
 

@@ -312,5 +312,5 @@ def test_semi_structured_storage_is_counted_as_it_lies(monkeypatch: pytest.Monke
 
 def test_shapes_that_the_sparse_kernels_refuse_are_one_sentence() -> None:
     """On the CPU torch refuses any; the sentence carries torch's own reason."""
-    with pytest.raises(UnsupportedError, match=r"torch cannot store these weights .* \(.*device.*\); prune/2-4 runs"):
+    with pytest.raises(UnsupportedError, match=r"torch cannot store these weights .* \(.*device.*\); use prune/2-4"):
         prune._to_sparse(Blocks(torch.zeros(64, 64, dtype=torch.bfloat16)))

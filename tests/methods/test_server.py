@@ -238,8 +238,8 @@ FAILURES: dict[str, tuple[Callable[[Any], None], str]] = {
     "drops the stream": (streams(WHOLE[0], cut=True), "dropped the connection"),
     "ends the stream early": (streams(WHOLE[0], DONE), r"dropped the stream after 1 events"),
     "fails in the stream": (streams(WHOLE[0], b'data: {"error": {"message": "out of\\nmemory"}}\n\n'), "error: out of memory"),
-    "401": (fails(401), r"wants a key and none was sent \(401\); set QUANTBENCH_SERVER_KEY"),
-    "403": (fails(403), r"wants a key and none was sent \(403\)"),
+    "401": (fails(401), r"requires a key, but none was sent \(401\); set QUANTBENCH_SERVER_KEY"),
+    "403": (fails(403), r"requires a key, but none was sent \(403\)"),
     "404": (fails(404), r"\(404: as told\); check that the URL ends in /v1 and that it serves 'm'"),
     "400": (fails(400), r"refused the request \(400: as told\)"),
     "429": (fails(429), r"limits its requests \(429: as told\)"),
@@ -250,8 +250,8 @@ FAILURES: dict[str, tuple[Callable[[Any], None], str]] = {
     "redirects": (fails(307, location="http://127.0.0.1:9/v1"), r"redirects elsewhere \(307\), which is not followed"),
     "is a web page": (says(b"<html>", kind="text/html"), r"does not stream: it answered with text/html"),
     "does not stream": (says({"choices": [{"text": "x"}]}), r"does not stream: it answered with application/json"),
-    "no JSON": (streams(b"data: hello\n\n"), r"sent no JSON object but 'hello'"),
-    "no object": (streams(b"data: [1]\n\n"), r"sent no JSON object but '\[1\]'"),
+    "no JSON": (streams(b"data: hello\n\n"), r"sent 'hello' instead of a JSON object"),
+    "no object": (streams(b"data: [1]\n\n"), r"sent '\[1\]' instead of a JSON object"),
     "never stops": (streams(*[event("x")] * 200, DONE), "ignores max_tokens"),
 }
 
@@ -325,12 +325,12 @@ HOSTILE: dict[str, tuple[Callable[[Any], None], str]] = {
     "a long comment": (floods(b":" + b"x" * (1 << 18), 8), "sent an event of more than 1048576 bytes"),
     "comments without end": (floods((b":" + b"x" * 1022 + b"\n") * 512, 200), "streams more than 67108864 bytes"),
     "events without end": (streams(event() * 2000, DONE), "sends events without end"),
-    "brackets without end": (streams(b"data: " + b"[" * 100_000 + b"\n\n"), "sent no JSON object but"),
+    "brackets without end": (streams(b"data: " + b"[" * 100_000 + b"\n\n"), "instead of a JSON object"),
     "compressed": (says(b"x", kind="text/event-stream", **{"content-encoding": "gzip"}), r"compresses its answer \(gzip\)"),
     "a long error": (says(b"x" * (1 << 20), 500), r"failed \(500: x{200}\)"),
-    "slow, a byte now and then": (drips, f"had not ended its answer after {2 * SILENCE_S:g} s"),
+    "slow, a byte now and then": (drips, f"had not finished its answer after {2 * SILENCE_S:g} s"),
     "slow, an event now and then": (
-        streams(*[event("x")] * 20, pause_s=SILENCE_S / 2), f"had not ended its answer after {2 * SILENCE_S:g} s",
+        streams(*[event("x")] * 20, pause_s=SILENCE_S / 2), f"had not finished its answer after {2 * SILENCE_S:g} s",
     ),
 }  # fmt: skip
 
@@ -579,7 +579,7 @@ class TestKeys:
                     endpoint.answer("Say", 4)
                 told.append(str(caught.value))
         assert [headers["Authorization"] for _, headers, _ in stand_in.asked] == [f"Bearer {SECRET}"] * len(stand_in.asked)
-        assert "refused the key that was sent" in told[2]
+        assert "rejected the key" in told[2]
         assert "bad key ***" in told[3]
         assert SECRET not in " ".join([*told, repr(METHODS["server"].recipe(wanted))])
 

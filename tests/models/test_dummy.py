@@ -276,7 +276,7 @@ def test_a_vocabulary_that_is_too_small_for_prompts_is_refused(refusal: Callable
     config = {key: value for key, value in CONFIG.items() if key != "quantization_config"}
     found = refusal({**config, "vocab_size": 2047}, lambda folder: write_shapes(folder, "SOURCE"))
     assert found == (
-        "SOURCE has a vocabulary of 2047 and a dummy's prompts are encoded with 2048 ids; set vocab_size to 2048 or more"
+        "SOURCE has a vocabulary of 2047, but a dummy's prompts are encoded with 2048 ids; set vocab_size to 2048 or more"
     )
 
 

@@ -267,7 +267,7 @@ def test_a_header_longer_than_any_is_not_read(tmp_path: Path) -> None:
     with (tmp_path / "model.safetensors").open("wb") as file:
         file.write(struct.pack("<Q", 200_000_000))
         file.truncate(300_000_000)  # a hole
-    assert "its header claims 200000000 bytes" in read_architecture(str(tmp_path)).note
+    assert "its header would take 200000000 bytes" in read_architecture(str(tmp_path)).note
 
 
 @pytest.mark.usefixtures("no_transformers")

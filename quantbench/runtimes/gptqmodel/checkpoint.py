@@ -1,6 +1,6 @@
-"""GPTQ and AWQ checkpoints, also those that auto-gptq and AutoAWQ wrote: what they are, and how they are loaded.
+"""Loads GPTQ and AWQ checkpoints, including those that auto-gptq and AutoAWQ wrote.
 
-transformers reads one spelling of them. Older ones get a folder of links in the cache, with a config.json that it reads.
+transformers reads only one layout. Older ones get a folder of links in the cache, with a config.json that it understands.
 """
 
 from __future__ import annotations
@@ -55,10 +55,9 @@ def grouping(precision: str) -> tuple[int, int]:
 
 
 def ready(checkpoint: Checkpoint, variant: Variant) -> Path:
-    """The folder to load a checkpoint from that was quantized elsewhere.
+    """The folder from which to load a checkpoint that was quantized elsewhere.
 
-    Raises UnsupportedError when it was quantized to something else than ``variant``, ModelError when it is no checkpoint that
-    can be loaded.
+    Raises UnsupportedError if it was not quantized to ``variant``, ModelError if it cannot be loaded.
     """
     quantization = quantization_config(checkpoint.path, packed=True)
     _check_agrees(checkpoint.name, quantization, variant)
@@ -105,9 +104,9 @@ def load_packed(folder: Path, settings: Settings, device: str) -> TransformersMo
 
 
 def kernel_class(model: Any, stored: int) -> str:
-    """The class names of the quantized layers, as found, and how many layers were left.
+    """The class names of the quantized layers, and how many layers stayed unquantized.
 
-    Raises ModelError when they are not as many as are ``stored``: the others hold random weights.
+    Raises ModelError if there are not ``stored`` quantized layers: the others would hold random weights.
     """
     from torch.nn import Linear
 
@@ -143,7 +142,7 @@ def _check_agrees(name: str, quantization: Mapping[str, Any], variant: Variant) 
     try:
         found = int(quantization["bits"]), int(quantization["group_size"])
     except (KeyError, TypeError, ValueError) as error:
-        raise ModelError(f"{name} does not say to how many bits, in groups of how many, it is quantized") from error
+        raise ModelError(f"the configuration of {name} lacks bits or group_size; give a complete checkpoint") from error
     if found == grouping(variant.precision):
         return
     offered = {grouping(each.name): each.name for each in PRECISIONS[variant.method]}

@@ -1,4 +1,4 @@
-"""Dummies of GPTQ and AWQ: random weights written straight in the packed format, at the disk's speed; nothing is quantized."""
+"""GPTQ and AWQ dummies: random weights written directly in the packed format at the disk's speed; nothing is quantized."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _WEIGHTS = "model.safetensors"
 _WRITER = "quantbench"
 _SCALES = 0.8, 1.2
 _POOL = 2**20 - 3
-"""Values of which tensors are cut, a prime."""
+"""Size of the pools that tensors are cut from: a prime, so that rows of a matrix start at different values."""
 
 _WORD_BITS = 32
 _WORD_MASK = 2**_WORD_BITS - 1
@@ -68,9 +68,9 @@ class PackedValues:
     """Seeded values of packed layers and of the tensors beside them, zero on average."""
 
     def __init__(self, method: str, bits: int, group_size: int) -> None:
-        """The lowest code is left out, as symmetric quantizers do: the others lie evenly about the zero point.
+        """The lowest code is not used, as in symmetric quantizers, so that codes are centred on the zero point.
 
-        Were they not, wide layers would add up what is over, and activations leave the range of float16.
+        Otherwise wide layers would add up the offset, and activations would leave the range of float16.
         """
         import numpy as np
 

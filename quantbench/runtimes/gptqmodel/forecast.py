@@ -1,4 +1,4 @@
-"""What GPTQ and AWQ checkpoints of an architecture take, by arithmetic on its shapes: as gptqmodel writes and loads them."""
+"""The size of an architecture's GPTQ and AWQ checkpoints, by arithmetic on its shapes, as gptqmodel writes and loads them."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ fused experts (mixtral), Conv1D (gpt2), subclasses of Linear (falcon), names tha
 positions that differ between layers (gemma3_text, in AWQ's search only)."""
 
 BLOCKS = (".layers.", ".h.", ".blocks.")
-"""What the names of all weights inside the blocks contain one of."""
+"""Every name of a weight inside the blocks contains one of these."""
 
 _AWQ_OUTPUTS = 64
-"""gptqmodel searches a layer's clipping in steps of so many outputs, and asserts that they divide it."""
+"""gptqmodel searches a layer's clipping in steps of this many outputs, and asserts that they divide its outputs."""
 
 _WORD_BITS = 32
 _SHIFT_TABLE_BYTES = {2: 64, 3: 144, 4: 32, 8: 16}
@@ -52,13 +52,13 @@ def forecast(method: str, architecture: Architecture, precisions: Sequence[str])
 
 
 def refusal(method: str, precision: str, architecture: Architecture) -> str:
-    """Why no checkpoint of an architecture can be foretold; empty where one can."""
+    """Why the checkpoint of an architecture cannot be predicted; empty if it can."""
     layers = {tensor.name: tensor.shape for tensor in architecture.tensors if _packed(tensor)}
     return _unknown(method, architecture) or misfit(method, precision, layers)
 
 
 def misfit(method: str, precision: str, layers: Mapping[str, Sequence[int]]) -> str:
-    """Why gptqmodel cannot make ``precision`` of layers of these shapes [outputs, inputs]; empty where it can."""
+    """Why gptqmodel cannot make ``precision`` of layers of these shapes [outputs, inputs]; empty if it can."""
     fits = [
         each.name for each in PRECISIONS[method] if all(row % grouping(each.name)[1] == 0 for _, row in layers.values())
     ]
@@ -133,7 +133,7 @@ def _unknown(method: str, architecture: Architecture) -> str:
     """Why nothing can be said of an architecture; empty where something can."""
     if architecture.model_type not in FAMILIES[method]:
         return (
-            f"gptqmodel is not known to make {method.upper()} of model type {architecture.model_type!r} that loads again; "
+            f"gptqmodel is not known to write loadable {method.upper()} of model type {architecture.model_type!r}; "
             "use another method"
         )
     outside = [tensor.name for tensor in architecture.tensors if tensor.role == "linear" and not _packed(tensor)]

@@ -1,7 +1,7 @@
-"""Which kernels gptqmodel may take on a GPU: those whose CUDA code is compiled, which happens before anything is timed.
+"""Limits gptqmodel on a GPU to kernels whose CUDA code compiles, and compiles them before anything is timed.
 
-gptqmodel 7.6 compiles a kernel when a model is loaded, and takes some without asking whether that can be done: loading would
-then fail, or take minutes that count as loading. For the kernels made of CUTLASS it fetches those sources first.
+gptqmodel 7.6 compiles a kernel when a model is loaded, and chooses some without checking that they compile: loading would then
+fail, or take minutes that count as load time. For its CUTLASS kernels it downloads the sources first.
 """
 
 from __future__ import annotations

@@ -13,10 +13,10 @@ from quantbench.models.tokenizer import Tokenizer
 from quantbench.runtimes import Runtime
 
 _CELL_PADDING = 256
-"""The cache is kept in multiples of so many positions."""
+"""llama.cpp rounds the cache up to a multiple of this many positions."""
 
 _BATCH = 512
-"""Positions that are worked on at once, the default."""
+"""Positions that are processed at once, llama.cpp's default."""
 
 _FLOAT32 = 4
 

@@ -1,4 +1,4 @@
-"""Which devices llama.cpp may use: none but the GPUs asked for, by the numbers that CUDA gives those a process may see."""
+"""The devices that llama.cpp may use: only the requested GPUs, by CUDA's numbers in this process."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Any
 from quantbench.core.errors import ModelError
 
 _SPILLS = "GGML_CUDA_ENABLE_UNIFIED_MEMORY"
+"""The environment variable with which llama.cpp moves weights to host memory instead of running out."""
+
 _CUDA = re.compile(r"CUDA(\d+)")
 
 
@@ -22,7 +24,7 @@ def devices_for(library: Any, device: str) -> ctypes.Array[ctypes.c_void_p]:
     if device == "cpu":
         return (ctypes.c_void_p * 1)()
     if os.environ.get(_SPILLS):
-        raise ModelError(f"with {_SPILLS} llama.cpp moves what has no room on a GPU to the host, and nothing says so; unset it")
+        raise ModelError(f"with {_SPILLS} llama.cpp silently moves to the host what does not fit on a GPU; unset it")
     found = {int(match[1]): pointer for name, pointer in _devices(library) if (match := _CUDA.fullmatch(name))}
     number = device.partition(":")[2]
     wanted = [int(number)] if number else sorted(found)

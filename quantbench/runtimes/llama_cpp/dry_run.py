@@ -1,4 +1,4 @@
-"""llama.cpp's dry run of a quantization in a process of its own, since an assertion of llama.cpp ends the process."""
+"""llama.cpp's dry run of a quantization, in a child process because a failed assertion in llama.cpp ends the process."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _HEADER, _OTHER = "header.gguf", "other.json"
 _SHARES = 2
 
 _EPSILON = 1e-5
-"""llama.cpp wants one in the header; no type depends on it."""
+"""llama.cpp requires one in the header; no type depends on it."""
 
 _TENSOR_LINE = re.compile(r"^\[[ \d/]+\] (\S+) .*, type = +(\w+), [^(\n]*(?:\((\w+)\))?$", re.MULTILINE)
 
@@ -68,7 +68,7 @@ class DryRun:
     """llama.cpp's quantization of one source file to one type after another, without reading a weight or writing one."""
 
     def __init__(self, source: Path) -> None:
-        """Take llama.cpp's log over: it is where the types are told."""
+        """Redirect llama.cpp's log, the only place that names the types."""
         from quantbench.runtimes.llama_cpp.model import library
 
         self._source = str(source).encode()
@@ -98,7 +98,7 @@ class DryRun:
             last = (log.strip().splitlines() or [b"it gave no reason"])[-1].decode("utf-8", "replace")
             if NO_FALLBACK in last:
                 raise UnsupportedError(refused_type(precision, last))
-            raise UnsupportedError(f"llama.cpp cannot tell the types of {precision} ({last})")
+            raise UnsupportedError(f"llama.cpp's dry run of {precision} failed ({last}); use another precision")
         text = log.decode("utf-8", "replace")
         self.fallen_back = fallen_back(text)
         return {name: after or before for name, before, after in _TENSOR_LINE.findall(text)}

@@ -1,6 +1,6 @@
-"""GGUF files of dummies: llama.cpp's header and types, and random blocks that it quantized, tiled over every tensor.
+"""GGUF files of dummies: llama.cpp's header and types, and random blocks that it quantized, repeated over every tensor.
 
-No weight is converted and no model quantized: a file is written at the speed of the disk, and memory holds a few MB of it.
+No weights are converted or quantized: a file is written at the speed of the disk, and memory holds only a few MB of it.
 """
 
 from __future__ import annotations
@@ -184,5 +184,5 @@ def random_blocks(kind: str) -> bytes:
     pointers = (weights.ctypes.data, packed.ctypes.data)
     written = ggml.ggml_quantize_chunk(number, *pointers, 0, _ROWS, _ROW, importance.ctypes.data)
     if written != packed.size:
-        raise ModelError(f"ggml wrote {written} bytes of {kind} where {packed.size} were due; reinstall llama-cpp-python")
+        raise ModelError(f"ggml wrote {written} bytes of {kind} instead of {packed.size}; reinstall llama-cpp-python")
     return packed.tobytes()

@@ -1,4 +1,4 @@
-"""What llama.cpp tells only in passing: where it put the weights, and what one decode step reads of them."""
+"""Facts that llama.cpp only logs or implies: where it put the weights, and how much of them a decode step reads."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _CUDA = re.compile(r"CUDA(\d+)$")
 _EMBEDDING = b"token_embd.weight"
 _OUTPUT = b"output.weight"
 _INPUT = (_EMBEDDING, b"position_embd.weight", b"token_types.weight", b"per_layer_token_embd.weight")
-"""What llama.cpp keeps on the host whatever it is told: tables of which a step reads a row."""
+"""Tables that llama.cpp always keeps on the host; a step reads only one row of them."""
 
 _SLACK_BYTES = 2**20
 _CELL_BYTES = 2

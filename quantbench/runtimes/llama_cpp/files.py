@@ -41,7 +41,7 @@ _MATRIX_NOTE = "quantize.imatrix.entries_count"
 """Where llama.cpp notes in a file's header that it was quantized with an importance matrix."""
 
 SOURCE_SHA256 = {"0.3.36": "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"}
-"""Source distributions of llama-cpp-python that were looked at; of any other version the package index vouches for the hash."""
+"""Hashes of reviewed source distributions of llama-cpp-python; any other version is trusted as the package index serves it."""
 
 _UNTRUSTED = (".py", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _CONVERTER_PARTS = ("convert_hf_to_gguf.py", "conversion/", "gguf-py/", "LICENSE")
@@ -139,7 +139,7 @@ def _quantize(source: Path, target: Path, precision: str, matrix: Path | None) -
 def refused_type(precision: str, reason: str) -> str:
     """The sentence for a type that llama.cpp does not make at a model's shapes, with its own words."""
     words = reason.rpartition("failed to quantize: ")[2]
-    return f"llama.cpp does not make {precision} at this model's row sizes ({words}); ask for another precision"
+    return f"llama.cpp cannot make {precision} at this model's row sizes ({words}); use another precision"
 
 
 def fallback_facts(found: Mapping[str, Any] = _NOTHING_FELL_BACK) -> dict[str, str]:
@@ -243,7 +243,7 @@ def _fetch_converter(folder: Path, installed: str) -> None:
     if reason or not archives:
         raise QuantbenchError(
             f"the source distribution of llama-cpp-python {installed}, which holds the GGUF converter, could not be "
-            f"downloaded ({reason or 'no message'}); or set {CHECKOUT_VARIABLE} to a llama.cpp checkout"
+            f"downloaded ({reason or 'no message'}); check the network, or set {CHECKOUT_VARIABLE} to a llama.cpp checkout"
         )
     with tarfile.open(archives[0]) as archive:
         for member in archive.getmembers():

@@ -1,6 +1,6 @@
-"""The header of a dummy's F16 file by llama.cpp's own converter, in a process of its own: it brings its own gguf package.
+"""Writes the header of a dummy's F16 file with llama.cpp's converter, in a child process as that has its own gguf package.
 
-It has the metadata that the converter writes and the canary's vocabulary; what the converter computes itself is the answer.
+The header has the converter's metadata and the canary's vocabulary; the answer is the tensors that the converter computes.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ def library() -> Any:
 
 
 def require_offload(device: str) -> None:
-    """Raise ModelError when a GPU is asked of a build of llama.cpp without CUDA, or one that it does not see."""
+    """Raise ModelError if a GPU is requested and llama.cpp was built without CUDA, or does not see that GPU."""
     _devices(device)
 
 
@@ -92,7 +92,7 @@ def open_gguf_file(
         context_params.n_ctx = context * batch
         context_params.n_seq_max = batch
         context_params.n_batch = context_params.n_ubatch = PREFILL_BATCH
-        context_params.op_offload = context_params.offload_kqv = device != "cpu"  # else a GPU build uses the GPU all the same
+        context_params.op_offload = context_params.offload_kqv = device != "cpu"  # otherwise a GPU build would still use it
         context_params.n_threads = context_params.n_threads_batch = threads
         llama_context = lib.llama_init_from_model(model, context_params)
         if not llama_context:

@@ -28,9 +28,9 @@ _CHILD = "quantbench.runtimes.llama_cpp.dry_run"
 _RESULT = "result.json"
 TIMEOUT_S = 60
 _LEAN = {"GGML_NO_BACKTRACE": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-"""A dry run needs no GPU and no threads, and where it ends in an assertion no debugger to say so."""
+"""A dry run needs no GPU and no threads, and no debugger's backtrace if it ends in an assertion."""
 
-_DROPS_ROWS = "the converter leaves out rows of the embedding beyond the tokenizer's entries, which a config.json does not tell"
+_DROPS_ROWS = "the converter drops embedding rows beyond the tokenizer's entries, whose number is not in a config.json"
 
 _MAKERS = (
     "quantbench.runtimes.llama_cpp.plan", "quantbench.runtimes.llama_cpp.dry_run", "quantbench.runtimes.llama_cpp.tensors",
@@ -115,7 +115,7 @@ def _described(path: Path, found: Mapping[str, Any], value: Callable[..., Any]) 
         attention_width=max(first + 2 * second for first, second in zip(heads, kept, strict=True)) * size,
         vocabulary=rows["token_embd.weight"] if "token_embd.weight" in rows else int(value("vocab_size")),
         context=int(value("context_length")), tied="output.weight" not in rows, gguf=path,
-        note="" if all(kept) else "what layers without attention keep is not counted",
+        note="" if all(kept) else "the state of layers without attention is not counted",
     )  # fmt: skip
 
 

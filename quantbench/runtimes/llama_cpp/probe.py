@@ -1,4 +1,4 @@
-"""Do llama.cpp's extra weight buffers (AMX, repacking) work in this build? Tried once in a process of its own.
+"""Whether llama.cpp's extra weight buffers (AMX, repacking) work in this build: tried once, in a child process.
 
 Some compilers (GCC 12 among them) drop stores that ggml's AMX tile configuration depends on: the first batch through a
 quantized matrix then dies of a general protection fault. A build like that still works with the extra buffers off.
@@ -77,7 +77,7 @@ def write_model(path: Path) -> None:
 
 
 def score(model_path: str) -> None:
-    """Score a batch with a model; dying is the answer."""
+    """Score a batch with a model; if the build is broken, this process dies."""
     from quantbench.runtimes.llama_cpp.model import open_gguf_file
 
     with open_gguf_file(Path(model_path), threads=1, context=_TOKENS, device="cpu", extra_buffers=True) as model:

@@ -45,7 +45,7 @@ _POLL_S = 0.05
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocalServer:
-    """A running server: where it is, the key it wants, its name, and its process."""
+    """A running server: its address, the key it requires, its name, and its process."""
 
     address: ServerAddress
     key: str
@@ -65,7 +65,7 @@ def serve(
     missing = [module for module in _NEEDS if find_spec(module) is None]
     if missing:
         raise MissingDependency(
-            f"a server of one's own needs {', '.join(missing)}, not installed; pip install 'llama-cpp-python[server]'"
+            f"starting a server needs {', '.join(missing)}, not installed; pip install 'llama-cpp-python[server]'"
         )
     require_offload(device)
     with scratch_folder() as folder:

@@ -210,11 +210,11 @@ class CompletionsEndpoint:
         head = f"server {self._url}"
         said = self._said(content)
         if status in (401, 403):
-            sent = "refused the key that was sent" if self._peer.key else "wants a key and none was sent"
+            sent = "rejected the key" if self._peer.key else "requires a key, but none was sent"
             raise ModelError(f"{head} {sent} ({status}); set QUANTBENCH_SERVER_KEY")
         if status == 404:
             model = f" and that it serves {self._peer.quote(self._model)!r}" if self._model else ""
-            raise ModelError(f"{head} has no such place (404{said}); check that the URL ends in /v1{model}")
+            raise ModelError(f"{head} does not have this address (404{said}); check that the URL ends in /v1{model}")
         if 300 <= status < 400:
             raise ModelError(f"{head} redirects elsewhere ({status}), which is not followed; give the final URL")
         if status in _REFUSALS:
@@ -229,9 +229,9 @@ class CompletionsEndpoint:
         return f": {self._peer.quote(words)}" if words.strip() else ""
 
     def _late(self) -> str:
-        """Which of the two times ran out."""
+        """Which of the two timeouts expired."""
         if is_over():
-            return f"had not ended its answer after {self._request_s:g} s"
+            return f"had not finished its answer after {self._request_s:g} s"
         return f"sent nothing for {self._client.timeout.read or 0.0:g} s"
 
     @contextmanager

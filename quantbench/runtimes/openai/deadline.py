@@ -1,4 +1,4 @@
-"""A request of httpx ends at a moment, however slowly its bytes come.
+"""Gives an httpx request a deadline, however slowly its bytes arrive.
 
 httpx's read timeout starts anew with each byte received, in headers and body alike, so a server that sends one byte a second
 would hold a request for hours. Here every read of a socket waits no longer than what is left of the request's time.

@@ -21,13 +21,13 @@ _MAX_BODY_BYTES = 1 << 24
 _MAX_EVENT_BYTES = 1 << 20
 _MAX_STREAM_BYTES = 1 << 26
 _MAX_ERROR_BYTES = 1 << 16
-"""Of an answer that is an error no more than this is read."""
+"""At most this much of an error response is read."""
 
 _SECRET_CHARACTERS = 8
 """A key with fewer is a placeholder such as ``none``, and is not looked for in what a model says."""
 
 _LEAST_LOGPROB = -1000.0
-"""Below is none of a model: float32 logits do not differ by this, and servers write -9999 for "no value"."""
+"""No model gives a lower one: float32 logits do not differ by this, and servers write -9999 for "no value"."""
 
 _ROUNDING = 1e-3
 _MOST_TPS = 1e7
@@ -62,7 +62,7 @@ class Peer:
         if not isinstance(found, dict):
             quoted = self.quote(content[: 8 * MAX_QUOTED].decode("utf-8", "replace"))
             raise ModelError(
-                f"server {self.url} sent no JSON object but {quoted!r}; give the /v1 of an OpenAI-compatible server"
+                f"server {self.url} sent {quoted!r} instead of a JSON object; give the /v1 of an OpenAI-compatible server"
             )
         return found
 
@@ -199,7 +199,7 @@ def timings(said: Mapping[str, Any], peer: Peer, prompt: str, limit: int, elapse
     prefill_s, decode_s = prompt_ns / 1e9, decode_ns / 1e9
     if prefill_s + decode_s > 1.1 * elapsed_s + 0.1 or max(prompt_tokens / prefill_s, tokens / decode_s) > _MOST_TPS:
         raise ModelError(
-            f"server {peer.url} tells timings of its own that cannot be: {prompt_tokens} tokens read in {prefill_s:.3g} s and "
+            f"server {peer.url} reports impossible timings: {prompt_tokens} tokens read in {prefill_s:.3g} s and "
             f"{tokens} written in {decode_s:.3g} s, in a request of {elapsed_s:.3g} s; its timings cannot be used"
         )
     return {"prompt_tokens": prompt_tokens, "prefill_s": prefill_s, "tokens": tokens, "decode_s": decode_s}

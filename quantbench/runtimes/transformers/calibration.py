@@ -38,8 +38,8 @@ def calibration_ids(spec: Spec, settings: Settings) -> list[list[int]]:
         return _windows(Path(conditions.calibration), settings.checkpoint)
     if settings.checkpoint.kind != "hf" or settings.checkpoint.quantized:
         raise UnsupportedError(
-            f"{settings.checkpoint.name} is not an unquantized checkpoint folder, so there is nothing to sample calibration "
-            "text from; give the folder it was made from"
+            f"{settings.checkpoint.name} is not an unquantized checkpoint folder, so no calibration text can be sampled "
+            "from it; give the folder it was made from"
         )
     asked = {
         "content": settings.checkpoint.content_hash, "seed": conditions.seed, **_shape(),
@@ -66,7 +66,7 @@ def calibration_identity(conditions: Conditions) -> str:
 
 
 def device_family(device: str) -> str:
-    """What tells text and calibration made on one device from another's: a GPU's arithmetic draws other text."""
+    """The kind of device: text sampled on a GPU differs from that of a CPU, as their arithmetic differs."""
     return device.partition(":")[0]
 
 
@@ -112,7 +112,7 @@ def _windows(path: Path, checkpoint: Checkpoint) -> list[list[int]]:
     except UnicodeDecodeError as error:
         raise UsageError(f"calibration file {path} is not UTF-8 text ({error}); save it as UTF-8") from error
     if not text.strip():
-        raise UsageError(f"calibration file {path} is empty; write text into it that is like what the model will read")
+        raise UsageError(f"calibration file {path} is empty; give a text like those that the model will read")
     tokenizer = open_tokenizer(checkpoint)
     opening = tokenizer.encode("")
     ids = tokenizer.encode(text)[len(opening) :]
@@ -122,7 +122,7 @@ def _windows(path: Path, checkpoint: Checkpoint) -> list[list[int]]:
     found = len(ids) // body
     if found < MIN_SEQUENCES:
         raise UsageError(
-            f"calibration file {path} has {len(ids)} tokens and {MIN_SEQUENCES * body} are needed; "
+            f"calibration file {path} has {len(ids)} tokens, but {MIN_SEQUENCES * body} are needed; "
             "give a longer text, or none to sample from the model"
         )
     count = min(found, SEQUENCES)

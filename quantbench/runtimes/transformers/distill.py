@@ -1,4 +1,4 @@
-"""Quantization-aware training by self-distillation: the model learns to say, quantized, what it said before."""
+"""Quantization-aware training by self-distillation: the quantized model learns to reproduce the original's outputs."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def distill(model: Any, teacher: Any, sequences: Sequence[Sequence[int]], traini
         loss = kl_div(found.flatten(0, 1), wanted.flatten(0, 1), log_target=True, reduction="batchmean")
         losses.append(float(loss.detach()))
         if not isfinite(losses[-1]):
-            raise ModelError(f"the loss of quantization-aware training is {losses[-1]} at step {len(losses)}; it diverged")
+            raise ModelError(f"the loss of quantization-aware training is {losses[-1]} at step {len(losses)}: it diverged")
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)

@@ -209,8 +209,8 @@ def _check_one(found: Sequence[object], name: str) -> None:
 
 def _uneven(name: str) -> UnsupportedError:
     return UnsupportedError(
-        f"structured pruning shrinks all FFNs alike through one figure of the config, and that of {name} has none such; use an "
-        "unstructured precision"
+        f"structured pruning shrinks all FFNs alike through one figure of the config, and that of {name} has no such figure; "
+        "use an unstructured precision"
     )
 
 

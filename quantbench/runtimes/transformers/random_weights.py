@@ -1,6 +1,6 @@
-"""Random weights of a dummy: each tensor is made on its device when transformers wants it, so no file and no second copy is.
+"""Random weights of a dummy: each tensor is made on its device when transformers needs it, without a file or a second copy.
 
-What quantizes while loading quantizes it before the next one is made.
+A method that quantizes on load quantizes each tensor before the next one is made.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class NormalValues:
         return made.view(tuple(shape))
 
     def free(self) -> None:
-        """Let go of the pools; what was made stays."""
+        """Release the pools; tensors already made stay."""
         self._pools.clear()
 
     def _pool(self, device: Any) -> Any:

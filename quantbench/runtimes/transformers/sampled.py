@@ -11,7 +11,7 @@ TOGETHER = 16
 """Sequences of one pass: their caches take memory."""
 
 _SAME_NATS = 1e-3
-"""Log-probabilities of a padded row may differ so much from those of the same row alone; float32 differs by 1e-5."""
+"""Log-probabilities of a padded row may differ by this much from those of the same row alone; float32 differs by 1e-5."""
 
 
 def sample_together(

@@ -155,7 +155,7 @@ def base_config(precision: str) -> Any:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence what torchao says at import of GPU libraries that it could not load: nothing here asked for them."""
+    """Silence torchao's warnings at import about GPU libraries that it could not load: nothing here needs them."""
     import logging
     import warnings
 
