@@ -171,7 +171,7 @@ def test_without_results_there_is_a_sentence_and_code_4(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--to", "bmf"], "run late measured nothing that bmf takes; 2 of 2 rows have no figures: 1 oom, 1 skipped"),
+        (["--to", "bmf"], "run late measured nothing for bmf; 2 of 2 rows have no figures: 1 oom, 1 skipped"),
         (["--to", "bmf", "--run", "early", "--metric", "kld_mean"], "2 of 4 rows have no figures"),
         (["--to", "csv", "--table", "samples"], "run late kept no rows in table 'samples'"),
         (["--to", "csv", "--table", "outputs"], "no results of table 'outputs'"),

@@ -102,7 +102,7 @@ def test_what_is_saved_decodes_as_the_tokenizer_does_special_tokens_and_torn_cha
 def test_what_is_saved_is_read_without_transformers(tmp_path: Path) -> None:
     save_decoder(open_tokenizer(resolve("canary")), [], tmp_path)
     code = (
-        "import sys; from pathlib import Path; from quantbench.models.tokenizer import open_decoder; "
+        "import sys; from pathlib import Path; from quantbench.runtimes import open_decoder; "
         "from quantbench.models.checkpoint import resolve; "
         "text = open_decoder(resolve('canary'), Path(sys.argv[1])).decode([300, 301, 302]); "
         "print(bool(text), 'transformers' in sys.modules)"
