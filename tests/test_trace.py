@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from quantbench.core.errors import QuantbenchError
+from quantbench.core.signals import Found
 from quantbench.core.trace import (
     Answer,
+    Calls,
     Generation,
     LoadPoint,
+    OutputDistance,
     PeakMemory,
+    Probe,
     Reference,
     Round,
     Slicing,
@@ -22,6 +29,7 @@ from quantbench.core.trace import (
     Trace,
     WeightMemory,
 )
+from quantbench.core.wire import made, read, write
 
 if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy
@@ -77,6 +85,8 @@ traces = st.builds(
     rounds=_tuples(st.builds(Round, index=counts, variant=_tuples(generations), anchor=_tuples(generations))),
     answers=answers,
     columns=st.none() | st.sampled_from([Path("columns-0.npz"), Path("/tmp/with space/columns-1.npz")]),  # noqa: S108 - only a name
+    calls=_tuples(st.builds(Calls, variant=_tuples(seconds), anchor=_tuples(seconds))),
+    distance=st.none() | st.builds(OutputDistance, inputs=counts, cosine=seconds, max_abs_error=seconds),
     load_points=_tuples(
         st.builds(
             LoadPoint, concurrency=counts, tokens=counts, seconds=seconds, ttft_s=st.lists(seconds, max_size=4).map(tuple)
@@ -88,6 +98,11 @@ traces = st.builds(
     bytes_per_token=st.none() | counts,
     signals=st.dictionaries(texts, texts | st.dictionaries(texts, st.none() | seconds | texts, max_size=3), max_size=3),
     native=st.dictionaries(texts, seconds, max_size=3),
+    probes=st.dictionaries(
+        texts,
+        st.builds(Probe, found=st.none() | st.booleans(), note=texts, figures=st.dictionaries(texts, seconds, max_size=2)),
+        max_size=2,
+    ),
     absent=st.dictionaries(texts, texts, max_size=3),
     facts=st.dictionaries(texts, texts, max_size=3),
 )
@@ -130,3 +145,30 @@ def test_the_file_is_plain_json_and_nothing_half_written_is_left(trace: Trace) -
         trace.save(path)
         assert json.loads(path.read_text(encoding="ascii"))["anchor"] == trace.anchor
         assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("figure", [math.nan, math.inf, -math.inf])
+def test_what_is_no_finite_number_survives(figure: float, tmp_path: Path) -> None:
+    generation = Generation(prompt=0, prompt_tokens=None, prefill_s=figure, gaps_s=(figure,), e2e_s=figure)
+    write(tmp_path / "generation.json", generation)
+    again = read(tmp_path / "generation.json", Generation)
+
+    assert repr(again) == repr(generation)  # a NaN is not equal to itself
+
+
+@given(traces, st.sampled_from(["anchor", "rounds", "weights", "peak"]))
+def test_a_field_that_nobody_wrote_is_named(trace: Trace, name: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace-0.json"
+        trace.save(path)
+        body = json.loads(path.read_text())
+        del body[name]
+        path.write_text(json.dumps(body))
+        with pytest.raises(QuantbenchError, match=f"required field missing @ it.{name}"):
+            Trace.load(path)
+
+
+@pytest.mark.parametrize("told", [None, 1, ["a"]])
+def test_what_a_signal_tells_is_figures_or_a_sentence(told: object, tmp_path: Path) -> None:
+    with pytest.raises(QuantbenchError, match=r"@ it\['mine'\]"):
+        made({"mine": told}, dict[str, Found], "trace-0.json")
