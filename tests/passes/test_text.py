@@ -91,7 +91,7 @@ def test_a_short_text_names_its_length_and_the_mend() -> None:
     with pytest.raises(ModelError) as caught:
         read_chunks(Letters(bos=True), "x" * 1000, Conditions())
     assert str(caught.value) == (
-        "the text has 1001 tokens and scoring takes two chunks of 512; give a longer text or a shorter --context"
+        "the text has 1001 tokens and scoring needs two chunks of 512; give a longer text or a shorter --context"
     )
 
 
