@@ -139,7 +139,7 @@ def test_other_groups_are_named(made: Path, tmp_path: Path, change_config: Calla
     change_config(folder, quantization_config={**AUTO_AWQ, "group_size": 256})
     with pytest.raises(UnsupportedError, match=r"groups of 256 .* awq offers int4-g128, int4-g64, int4-g32, so give the unq"):
         opened(folder, "int4-g64").__enter__()
-    with pytest.raises(UnsupportedError, match=r"quantized already \(awq\)"):
+    with pytest.raises(UnsupportedError, match=r"already quantized \(awq\)"):
         opened(folder, "int4-g128", "gptq")
 
 

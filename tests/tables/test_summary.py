@@ -85,7 +85,7 @@ def test_odd_rows_never_raise(write: Write, record: Make, folder: str, missing: 
 def test_results_that_are_not_there_make_a_line(write: Write, record: Make, folder: str) -> None:
     assert "no results of table 'scenarios'" in " ".join(run_summary(folder, "run-1"))
     write([record()])
-    assert "no row of run other is in" in " ".join(run_summary(folder, "other"))
+    assert "has no row of run other" in " ".join(run_summary(folder, "other"))
 
 
 def test_a_corrupt_file_is_reported_and_left_out(write: Write, record: Make, folder: str, tmp_path: Path) -> None:
