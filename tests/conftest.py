@@ -25,6 +25,8 @@ from quantbench.core.registry import Named, Registry
 from quantbench.models import meta
 
 WORKER = os.environ.pop("PYTEST_XDIST_WORKER", "")  # what a test starts is no worker
+if WORKER:
+    os.environ.pop("COLUMNS", None)  # which a worker has, though it has no terminal
 if WORKER and hasattr(os, "sched_setaffinity"):
     # A CPU for each worker and all that it starts: threads that wait spin, and slow those of another 10 to 100 times. Work of
     # another worker is then also no work of others on the CPUs that a test may use.

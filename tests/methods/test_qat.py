@@ -236,7 +236,7 @@ def test_a_loss_that_diverges_is_an_error_and_leaves_no_artifact(tiny: str, monk
     wild = Training(rate=1e30, steps=6, batch=2, length=16, warmup=2)
     monkeypatch.setattr(qat, "TRAINING", dict.fromkeys(BOTH, wild))
 
-    with pytest.raises(ModelError, match=r"the loss of quantization-aware training is (nan|inf) at step \d; it diverged"):
+    with pytest.raises(ModelError, match=r"the loss of quantization-aware training is (nan|inf) at step \d"):
         prepared("int4", tiny)
     assert not list((cache_root() / "qat").iterdir())
 
