@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from quantbench.core.job import TRACE_FILE, Job, Task
+from quantbench.core.other_work import OtherWorkWatch
 from quantbench.core.scenario import SEEDED_INPUTS, Conditions, Effort, Variant
 from quantbench.core.trace import Trace
 from quantbench.measuring.subjects import module
@@ -17,15 +18,17 @@ from quantbench.models.checkpoint import resolve
 from quantbench.planning.prompts import load
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 INT8 = Variant(method="torch-dynamic", precision="int8")
 FP32 = Variant(method="torch", precision="fp32")
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Trace]:
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Trace]]:
     """Measure ``lstm`` in this process; what was measured once is not measured again."""
+    quiet = pytest.MonkeyPatch()  # what is tested is what is measured, not the machine that tests run on
+    quiet.setattr(OtherWorkWatch, "crowded", lambda _: False)
 
     @cache
     def measure(variant: Variant, **conditions: object) -> Trace:
@@ -41,7 +44,8 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Trace]:
         module.measure(job, folder)
         return Trace.load(folder / TRACE_FILE.format(0))
 
-    return measure
+    yield measure
+    quiet.undo()
 
 
 def test_a_quantized_module_is_timed_beside_its_reference_and_compared_with_it(measured: Callable[..., Trace]) -> None:
