@@ -1,4 +1,4 @@
-"""The module of PyTorch's tutorial on dynamic quantization: two LSTM layers and a Linear, untrained, built at each load."""
+"""The tutorial's module for dynamic quantization: two LSTM layers and a Linear, untrained, made anew at each load."""
 
 from __future__ import annotations
 
