@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from quantbench.core import other_work
-from quantbench.core.gpu_others import OthersOnGpu
+from quantbench.core.boards import OthersOnGpu
 from quantbench.core.other_work import OtherWorkWatch, this_process
 
 if TYPE_CHECKING:

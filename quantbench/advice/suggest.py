@@ -7,10 +7,12 @@ A variant without a published KLD is named but never picked.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import tomllib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
 
-from quantbench.advice.published import PublishedQuality, published
 from quantbench.advice.words import words
 from quantbench.core.units import format_bytes, format_limit, short
 from quantbench.planning.planner import Planned, Workload
@@ -19,6 +21,37 @@ DEFAULT_WORD = "Good"
 """The default limit of the published KLD is the upper edge of this word of the GGUF scale."""
 _NAMED = 6
 """How many variants a sentence names; the rest are counted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublishedQuality:
+    """The mean KLD in nats that was published of a variant (``method/precision``) of ``model``.
+
+    ``published`` is the source's own name for the variant, ``note`` what readers must know about all figures of that source.
+    """
+
+    variant: str
+    kld_mean: float
+    published: str
+    model: str
+    source: str
+    url: str
+    date: str
+    note: str
+
+
+@cache
+def published() -> Mapping[str, PublishedQuality]:
+    """All figures of ``published.toml``, each with its source, by variant; a variant without one is missing."""
+    body = tomllib.loads((files("quantbench.advice") / "published.toml").read_text(encoding="utf-8"))
+    return {each["variant"]: _quality(each, body["sources"][each["source"]]) for each in body["quality"]}
+
+
+def _quality(figure: Mapping[str, str | float], source: Mapping[str, str]) -> PublishedQuality:
+    return PublishedQuality(
+        variant=str(figure["variant"]), kld_mean=float(figure["kld_mean"]), published=str(figure["published"]),
+        model=source["model"], source=source["title"], url=source["url"], date=source["date"], note=source["note"],
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

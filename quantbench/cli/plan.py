@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -18,6 +19,7 @@ from quantbench.planning.matrix import every_variant
 from quantbench.planning.options import OPTIONS, convert
 from quantbench.planning.planner import Device, Planned, Workload
 from quantbench.planning.settled import settled
+from quantbench.runtimes import reader_of
 from quantbench.tables.plan import plan_table
 from quantbench.tables.render import render
 
@@ -50,8 +52,8 @@ def plan(
     """Predict sizes and what fits; needs no weights."""
     devices = [Device(name=format_limit(parse_bytes(fit)), memory_bytes=parse_bytes(fit))] if fit is not None else _here()
     variants = every_variant(*(convert(option, given) for option, given in zip(_LISTS, (method, precision), strict=True)))
-    if model.endswith(".gguf") and not (method or precision) and (found := settled(model)):
-        variants = [each for each in variants if each in found.variants or (found.is_source and each.method == "gguf")]
+    if reader_of(Path(model)) and not (method or precision) and (found := settled(model)):
+        variants = [each for each in variants if found.offers(each)]
         if not found.is_source:
             typer.echo(f"quantbench: {found.sentence}", err=True)
     architecture = planner.read_architecture(model)

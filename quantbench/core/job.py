@@ -39,13 +39,13 @@ class Failure:
 class Checkpoint:
     """A model's files.
 
-    ``kind`` is ``hf`` (a folder with config.json), ``gguf`` (one file), ``module`` (a built-in module without tokens) or
-    ``server`` (a URL; no files). ``quantized`` is the ``quant_method`` of a checkpoint that was quantized elsewhere.
-    ``random_weights``: the weights are random, so comparing its outputs is meaningless.
+    ``kind`` is ``hf`` (a folder with config.json), ``gguf`` (one file), ``module`` (a built-in module without tokens),
+    ``server`` (a URL; no files) or what another runtime opens. ``quantized`` is the ``quant_method`` of a checkpoint that was
+    quantized elsewhere. ``random_weights``: the weights are random, so comparing its outputs is meaningless.
     """
 
     name: str
-    kind: Literal["hf", "gguf", "module", "server"]
+    kind: str
     path: Path
     revision: str
     content_hash: str
@@ -58,7 +58,7 @@ class Checkpoint:
     @property
     def speaks(self) -> bool:
         """Whether it is a language model in files, which can be opened locally and gives logits."""
-        return self.kind in ("hf", "gguf")
+        return self.kind not in ("module", "server")
 
     @property
     def comparable(self) -> bool:

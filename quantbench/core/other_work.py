@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from quantbench.core.gpu_others import OthersOnGpu
+from quantbench.core.boards import OthersOnGpu
 
 PROC = Path("/proc")
 

@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from quantbench.core.errors import MissingDependency, UnsupportedError, unknown_name
 from quantbench.core.job import Checkpoint
@@ -38,7 +38,7 @@ from quantbench.core.protocols import (
     until_end,
 )
 from quantbench.core.registry import Registry
-from quantbench.core.scenario import Precision, Spec
+from quantbench.core.scenario import Precision, Spec, Variant
 from quantbench.models.architecture import Architecture
 from quantbench.models.footprint import Weights
 
@@ -57,6 +57,8 @@ Saver = Callable[[Spec, Settings, Path], None]
 Forecaster = Callable[[Architecture, Sequence[str]], Mapping[str, Weights]]
 """Predicts the weight bytes of each named precision from an architecture; reads no weights and does not import torch."""
 
+Holder = Callable[[Mapping[str, Any]], Sequence[str]]
+"""The precisions that a checkpoint with a ``quantization_config`` may have."""
 
 _KINDS: Mapping[str, str] = {
     "hf": "a checkpoint folder", "gguf": "a .gguf file", "module": "a module without tokens", "server": "a server's URL",
@@ -85,6 +87,7 @@ class Method:
     saver: Saver | None = field(default=None, init=False)
     forecaster: Forecaster | None = field(default=None, init=False)
     recipe: Recipe = field(default=lambda _: {}, init=False)
+    holder: Holder | None = field(default=None, init=False)
 
     def precision(self, name: str) -> Precision:
         """The precision of that name; UsageError with the nearest names if the method has no such precision."""
@@ -124,6 +127,13 @@ class Method:
                 + (f"use {able}, or give the unquantized checkpoint" if able else "give the unquantized checkpoint")
             )
 
+    def held(self, quantization: Mapping[str, Any]) -> Sequence[Variant]:
+        """The variants of this method that a checkpoint quantized elsewhere may be, by its ``quantization_config``."""
+        if quantization.get("quant_method") not in self.reads:
+            return ()
+        names = self.holder(quantization) if self.holder else [each.name for each in self.precisions]
+        return tuple(Variant(method=self.name, precision=name) for name in names)
+
     def prepare(self, spec: Spec, settings: Settings) -> Artifact | None:
         """The artifact that the spec's variant is opened from, made or taken from the cache; None if it needs none."""
         self.check(settings.checkpoint)
@@ -148,6 +158,11 @@ class Method:
         """Decorator: ``recipe`` returns what else, besides the spec, changes what is measured; it becomes part of the key."""
         self.recipe = recipe
         return recipe
+
+    def holds(self, holder: Holder) -> Holder:
+        """Decorator: ``holder`` narrows the precisions that a checkpoint may have which was quantized elsewhere."""
+        self.holder = holder
+        return holder
 
     def prepares(self, preparer: Preparer) -> Preparer:
         """Decorator: ``preparer`` makes the quantized artifact outside any timing, or takes it from the cache."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from quantbench.core.scenario import Spec
 from quantbench.methods import Artifact, LoadedModel, Settings, method
 from quantbench.models.architecture import Architecture
 from quantbench.models.footprint import Weights
 from quantbench.runtimes.gptqmodel import quantize as gptqmodel
-from quantbench.runtimes.gptqmodel.checkpoint import PRECISIONS, load_packed
+from quantbench.runtimes.gptqmodel.checkpoint import PRECISIONS, held, load_packed
 from quantbench.runtimes.gptqmodel.forecast import forecast
 
 
@@ -45,6 +46,12 @@ def forecast_gptq(architecture: Architecture, precisions: Sequence[str]) -> Mapp
 def gptq_recipe(spec: Spec) -> Mapping[str, str]:
     """Calibration and kernel."""
     return gptqmodel.recipe(spec)
+
+
+@open_gptq.holds
+def held_gptq(quantization: Mapping[str, Any]) -> Sequence[str]:
+    """The precision with the checkpoint's bits and group size."""
+    return held("gptq", quantization)
 
 
 @open_gptq.saves

@@ -1,8 +1,7 @@
-"""Models whose precision is settled already: a ready GGUF file, and a checkpoint that was quantized elsewhere."""
+"""Models whose precision is settled already: a ready file of a runtime, and a checkpoint that was quantized elsewhere."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,23 +10,26 @@ from quantbench.core.scenario import Variant
 from quantbench.methods import METHODS
 from quantbench.models import is_dummy, is_hub_id, is_server
 from quantbench.models.checkpoint import quantized_as
-from quantbench.models.gguf import GgufHeader, gguf_parts
-from quantbench.runtimes.gptqmodel.checkpoint import grouping
+from quantbench.runtimes import RUNTIMES, Runtime, reader_of
 
-_GGUF = "gguf"
-_PACKED = ("gptq", "awq")
+_UNQUANTIZED_BITS = 16
+"""Other files can be made from weights of at least so many."""
 
 
 @dataclass(frozen=True, slots=True)
 class Settled:
     """The variants that a model already is, and a sentence that says so and how to compare it with its original.
 
-    ``is_source``: other files of its kind can be made from it.
+    ``is_source``: other precisions of the same method can be made from it.
     """
 
     variants: tuple[Variant, ...]
     sentence: str
     is_source: bool = False
+
+    def offers(self, variant: Variant) -> bool:
+        """Whether the model is, or can be made, the variant."""
+        return variant in self.variants or (self.is_source and variant.method == self.variants[0].method)
 
 
 def settled(model: str) -> Settled | None:
@@ -41,57 +43,48 @@ def settled(model: str) -> Settled | None:
     repository, _, kind = model.rpartition(":")
     try:
         if path.is_file():
-            return _holding(model, _precision(path))
+            reader = reader_of(path)
+            return _holding(model, reader, reader.read_precision(path)) if reader and reader.read_precision else None
         if (path / "config.json").is_file():
             return _of_folder(model, path)
     except ModelError:
         return None
-    return _holding(model, kind.lower()) if is_hub_id(repository) else None
-
-
-def _precision(path: Path) -> str:
-    """The precision named in a GGUF file's header; empty where the library that reads it is not installed."""
-    return "" if METHODS[_GGUF].missing() else GgufHeader(gguf_parts(path)[0]).precision
-
-
-def _holding(model: str, precision: str) -> Settled | None:
-    """A GGUF model of a precision; None where method gguf does not have that precision."""
-    from quantbench.runtimes.llama_cpp.files import UNQUANTIZED
-
-    if precision not in (each.name for each in METHODS[_GGUF].precisions):
+    if not is_hub_id(repository):
         return None
-    variant = Variant(method=_GGUF, precision=precision)
-    start = f"{model} holds {variant.name}, so only that is planned"
-    if precision in UNQUANTIZED:
-        made = f"--method {_GGUF} --precision {precision},q8_0,q4_k_m"
+    named = (_holding(model, each, kind.lower()) for each in RUNTIMES if each.suffix)
+    return next(filter(None, named), None)
+
+
+def _holding(model: str, reader: Runtime, precision: str) -> Settled | None:
+    """A file of a runtime's kind in a precision; None where no method that opens such files has that precision."""
+    for method in METHODS:
+        found = next((each for each in method.precisions if each.name == precision), None)
+        if found and reader.opens in method.kinds:
+            break
+    else:
+        return None
+    variant = Variant(method=method.name, precision=precision)
+    is_source = (found.bits or 0) >= _UNQUANTIZED_BITS
+    if is_source:
+        others = [each.name for each in method.precisions if each.first][::3]  # a large and a small one are enough to show how
+        made = f"--method {method.name} --precision {','.join([precision, *others])}"
         how = f"to compare it with quantizations made from it, add --reference {variant.name} {made}"
     else:
         how = (
             f"to compare it with its original, serve it and use --model ORIGINAL --method server --server URL; "
             f"to compare what quantbench makes from the original, use --model ORIGINAL --precision {precision}"
         )
-    return Settled((variant,), f"{start}; {how}", is_source=precision in UNQUANTIZED)
+    return Settled((variant,), f"{model} holds {variant.name}, so only that is planned; {how}", is_source=is_source)
 
 
 def _of_folder(model: str, folder: Path) -> Settled | None:
     quantization = quantized_as(folder)
-    kind = str(quantization.get("quant_method", ""))
-    able = [method.name for method in METHODS if kind in method.reads]
-    variants = [variant for name in able for variant in _fitting(name, quantization)]
+    variants = [variant for method in METHODS for variant in method.held(quantization)]
     if not variants:
         return None
     names = " or ".join(each.name for each in variants)
     return Settled(
         tuple(variants),
-        f"{model} is quantized already ({kind}), so only {names} is planned; to compare what quantbench makes from its "
-        f"original, use --model ORIGINAL --method {variants[0].method}",
+        f"{model} is quantized already ({quantization['quant_method']}), so only {names} is planned; to compare what "
+        f"quantbench makes from its original, use --model ORIGINAL --method {variants[0].method}",
     )
-
-
-def _fitting(method: str, quantization: dict[str, object]) -> Sequence[Variant]:
-    """The variants of a method that a checkpoint may be: for GPTQ and AWQ the one with its bits and group size."""
-    offered = METHODS[method].precisions
-    if method in _PACKED:
-        wanted = (quantization.get("bits"), quantization.get("group_size"))
-        offered = tuple(each for each in offered if grouping(each.name) == wanted)
-    return [Variant(method=method, precision=each.name) for each in offered]

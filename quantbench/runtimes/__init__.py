@@ -39,8 +39,10 @@ class Runtime:
     ``out_of_memory`` are phrases, in lower case, by which it or a library below it reports that memory has run out.
 
     ``opens`` is the kind of checkpoint that it reads itself, empty if none; ``suffix`` is the ending of such a file's name,
-    empty for a folder. ``read_architecture`` reads the architecture from a file's header, ``files`` lists all parts of a model,
-    ``tokenizer`` opens the checkpoint's own.
+    empty for a folder. ``read_architecture`` and ``read_precision`` read a file's header (the precision is empty where that
+    cannot be told), ``files`` lists all parts of a model, ``tokenizer`` opens the checkpoint's own.
+
+    With ``torch_free`` none of its libraries imports torch.
     """
 
     name: str
@@ -54,8 +56,10 @@ class Runtime:
     opens: str = ""
     suffix: str = ""
     read_architecture: Callable[[Path], Architecture] | None = None
+    read_precision: Callable[[Path], str] | None = None
     files: Callable[[Path], list[Path]] | None = None
     tokenizer: Callable[[Checkpoint], Tokenizer] | None = None
+    torch_free: bool = False
 
 
 RUNTIMES: Registry[Runtime] = Registry("quantbench.runtimes", Runtime, "runtime")
@@ -70,6 +74,14 @@ def says_out_of_memory(text: str) -> bool:
 def reader_of(path: Path) -> Runtime | None:
     """The runtime whose files have the suffix of ``path``; None for a folder or an unknown suffix."""
     return next((each for each in RUNTIMES if each.suffix and path.name.endswith(each.suffix)), None)
+
+
+def model_file(folder: Path) -> tuple[Runtime, Path] | None:
+    """The first model in ``folder`` that is a file of a runtime's own kind, and that runtime; None if there is none."""
+    for each in RUNTIMES:
+        if each.suffix and (found := sorted(folder.glob(f"*{each.suffix}"))):
+            return each, found[0]
+    return None
 
 
 def parts_of(path: Path) -> list[Path]:

@@ -12,8 +12,7 @@ from quantbench.core.errors import ModelError
 from quantbench.core.job import FAILURE_FILE, Job, Task
 from quantbench.core.scenario import SEEDED_INPUTS, Conditions, Effort, Precision, Scenario, Spec, Variant
 from quantbench.measuring.anchor import Anchor
-from quantbench.measuring.subjects import causal, module
-from quantbench.measuring.subjects.device import check_device
+from quantbench.measuring.subjects import causal, check_device, module
 from quantbench.measuring.worker import run_job
 from quantbench.methods import METHODS, Settings, method
 from quantbench.models.checkpoint import resolve

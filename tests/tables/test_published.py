@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-from quantbench.advice.published import published
+from quantbench.advice.suggest import published
 from quantbench.advice.words import words
 from quantbench.methods import METHODS
 from quantbench.methods.gguf import uses_matrix

@@ -22,6 +22,7 @@ from quantbench.core.trace import Probe
 from quantbench.measuring.passes.finetune import load_adapter, other_kernels, train_adapter
 from quantbench.methods import METHODS, HasModule, LoadedModel, Sampling, Settings
 from quantbench.models.config import read_config
+from quantbench.runtimes import model_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -158,12 +159,12 @@ def _reopened(subject: ProbedVariant, dtype: str, folder: Path) -> Iterator[Load
 
     checkpoint = replace(subject.settings.checkpoint, path=folder)
     method = METHODS[subject.spec.variant.method]
-    files = sorted(folder.glob("*.gguf"))
-    quantized = "" if files else str((read_config(folder).get("quantization_config") or {}).get("quant_method", ""))
-    if files:
-        checkpoint = replace(checkpoint, kind="gguf", path=files[0], quantized="")
+    saved = model_file(folder)
+    quantized = "" if saved else str((read_config(folder).get("quantization_config") or {}).get("quant_method", ""))
+    if saved:
+        checkpoint = replace(checkpoint, kind=saved[0].opens, path=saved[1])
     settings = replace(subject.settings, checkpoint=replace(checkpoint, quantized=quantized))
-    if files or quantized in method.reads:
+    if saved or quantized in method.reads:
         with method.open(subject.spec, settings) as model:
             yield model
     else:

@@ -32,8 +32,7 @@ from quantbench.measuring.passes.memory import before_loading, measure_peak
 from quantbench.measuring.passes.reference import make_reference
 from quantbench.measuring.passes.similarity import answer_greedily, answers_of, score_columns
 from quantbench.measuring.passes.slicing import measure_slicing
-from quantbench.measuring.subjects import import_seconds, settings_of
-from quantbench.measuring.subjects.device import check_device
+from quantbench.measuring.subjects import check_device, import_seconds, settings_of
 from quantbench.measuring.subjects.prompts import Prompts, context_for, read_prompts, read_without_reference, timed_tokens
 from quantbench.methods import METHODS, Artifact, Batched, LoadedModel
 from quantbench.models.checkpoint import count_parameters, require_unchanged

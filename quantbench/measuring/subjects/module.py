@@ -16,8 +16,7 @@ from quantbench.measuring.anchor import Anchor, choose
 from quantbench.measuring.passes.courtesy import Courtesy
 from quantbench.measuring.passes.memory import before_loading, peak_during
 from quantbench.measuring.passes.module import Caller, compare_outputs, measure_calls
-from quantbench.measuring.subjects import import_seconds, settings_of
-from quantbench.measuring.subjects.device import check_device
+from quantbench.measuring.subjects import check_device, import_seconds, settings_of
 from quantbench.methods import METHODS, LoadedModule, Settings
 from quantbench.models.checkpoint import require_unchanged
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import pickle
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from quantbench.core.errors import ModelError
 from quantbench.core.job import Job, Task
@@ -13,11 +16,12 @@ from quantbench.core.trace import Reference
 from quantbench.measuring.passes.similarity import REFERENCE_FILE
 from quantbench.measuring.passes.text import Chunks, read_chunks
 from quantbench.measuring.preload import is_without_torch
-from quantbench.measuring.subjects._apart import apart
 from quantbench.models.tokenizer import Tokenizer, encode_prompts
 from quantbench.runtimes import open_tokenizer
 
 _CONTEXT_STEP = 64
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +49,7 @@ def read_prompts(job: Job) -> tuple[list[Prompts], int]:
     so that transformers does not count as memory of the runtime.
     """
     if is_without_torch() and any(task.reference is None for task in job.tasks):
-        return apart(lambda: _read(job))
+        return _apart(lambda: _read(job))
     return _read(job)
 
 
@@ -104,3 +108,37 @@ def timed_tokens(job: Job, prompts: Prompts) -> int:
     """Tokens that the memory pass generates: as many as are timed, but no more than fit in a text's chunk."""
     length = job.conditions.output_tokens
     return min(length, len(prompts.scored[0][1])) if prompts.task.is_text else length
+
+
+def _apart(work: Callable[[], _T]) -> _T:
+    """Run ``work`` in a fork, whose imports and memory do not count as this process's; return or raise what it does.
+
+    Only for single-threaded processes. ModelError where the fork ends without a result: something killed it.
+    """
+    reading, writing = os.pipe()
+    forked = os.fork()
+    if not forked:
+        try:
+            os.close(reading)
+            with os.fdopen(writing, "wb") as stream:
+                stream.write(_pickled(work))
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as stream:
+        said = stream.read()
+    _, status = os.waitpid(forked, 0)
+    if not said:
+        raise ModelError(f"the process that reads the prompts ended with {os.waitstatus_to_exitcode(status)} and no result")
+    found, raised = pickle.loads(said)  # noqa: S301 - our own fork wrote it
+    if raised is not None:
+        raise raised
+    result: _T = found
+    return result
+
+
+def _pickled(work: Callable[[], _T]) -> bytes:
+    try:
+        return pickle.dumps((work(), None))
+    except Exception as error:  # noqa: BLE001 - it is raised again in the parent
+        return pickle.dumps((None, error))

@@ -28,10 +28,7 @@ from quantbench.core.waiting import bounded
 from quantbench.measuring.preload import SHARED, WITHOUT_TORCH
 from quantbench.methods import METHODS
 from quantbench.running.engines import Engine, OpenEngine, reported_failure
-from quantbench.runtimes import says_out_of_memory
-
-_TORCH_FREE = frozenset(("llama_cpp", "gguf"))
-"""Libraries that never import torch."""
+from quantbench.runtimes import RUNTIMES, says_out_of_memory
 
 _LAST_LINES = 60
 _SHOWN = 300
@@ -157,13 +154,13 @@ class ProcessRunner:
 def needs_torch(job: Job) -> bool:
     """Whether a job's worker needs torch, or may need it.
 
-    Only measuring a variant whose required libraries all work without torch does not need it. Preparing and probing may load
+    Only measuring a variant of a method whose runtime works without torch does not need it. Preparing and probing may load
     the original with torch, a reference is scored by it, and a checkpoint's own code may import anything.
     """
     if job.kind != "measure" or job.checkpoint.trust_remote_code or job.variant.method not in METHODS:
         return True
-    requires = METHODS[job.variant.method].requires
-    return not requires or not _TORCH_FREE.issuperset(requires)
+    method = METHODS[job.variant.method]
+    return not RUNTIMES[method.runtime].torch_free or "torch" in method.requires
 
 
 @contextmanager

@@ -54,6 +54,12 @@ def grouping(precision: str) -> tuple[int, int]:
     return int(name.removeprefix("int")), int(group or _DEFAULT_GROUP)
 
 
+def held(method: str, quantization: Mapping[str, Any]) -> list[str]:
+    """The precisions of a method that a checkpoint with this ``quantization_config`` has: the one with its bits and groups."""
+    wanted = quantization.get("bits"), quantization.get("group_size")
+    return [each.name for each in PRECISIONS[method] if grouping(each.name) == wanted]
+
+
 def ready(checkpoint: Checkpoint, variant: Variant) -> Path:
     """The folder from which to load a checkpoint that was quantized elsewhere.
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from importlib.util import find_spec
 from pathlib import Path
 
 from quantbench.core.job import Checkpoint
 from quantbench.models.architecture import Architecture
 from quantbench.models.footprint import ELEMENT_BYTES
-from quantbench.models.gguf import gguf_parts
+from quantbench.models.gguf import GgufHeader, gguf_parts
 from quantbench.models.tokenizer import Tokenizer
 from quantbench.runtimes import Runtime
 
@@ -46,6 +47,10 @@ def _architecture(path: Path) -> Architecture:
     return gguf_architecture(path)
 
 
+def _precision(path: Path) -> str:
+    return GgufHeader(gguf_parts(path)[0]).precision if find_spec("gguf") else ""
+
+
 def _tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     from quantbench.runtimes.llama_cpp.tokenizer import GgufTokenizer
 
@@ -64,6 +69,8 @@ LLAMA_CPP = Runtime(
     opens="gguf",
     suffix=".gguf",
     read_architecture=_architecture,
+    read_precision=_precision,
     files=gguf_parts,
     tokenizer=_tokenizer,
+    torch_free=True,
 )
