@@ -24,7 +24,7 @@ from quantbench.models.safetensors import safetensors_header, weight_files, weig
 from quantbench.runtimes.transformers.model import TransformersModel, load_pretrained
 
 BELONGS = (".json", ".model", ".txt", ".jinja", ".py")
-"""Endings of what makes a checkpoint besides its weights."""
+"""Suffixes of the files that belong to a checkpoint besides its weights."""
 
 _INT4 = (
     Precision(name="int4-g128", bits=4, title="INT4, groups of 128"),
@@ -49,7 +49,7 @@ _NO_KERNEL = "No valid quant linear"
 
 
 def grouping(precision: str) -> tuple[int, int]:
-    """Bits of a weight, and weights of a group, that a precision's name stands for."""
+    """Bits per weight and weights per group of a precision, by its name."""
     name, _, group = precision.partition("-g")
     return int(name.removeprefix("int")), int(group or _DEFAULT_GROUP)
 
@@ -87,7 +87,7 @@ def ready(checkpoint: Checkpoint, variant: Variant) -> Path:
 def load_packed(folder: Path, settings: Settings, device: str) -> TransformersModel:
     """A packed checkpoint through transformers, which lets gptqmodel choose the kernel for the device.
 
-    Raises UnsupportedError where there is none for it, ModelError where layers would be left with random weights.
+    Raises UnsupportedError if there is none for it, ModelError if layers would be left with random weights.
     """
     checkpoint = replace(settings.checkpoint, path=folder, random_weights=False)  # a dummy's are in its files
     try:
@@ -130,7 +130,7 @@ def kernel_class(model: Any, stored: int) -> str:
 
 
 def _state_bytes(model: Any) -> int:
-    """Bytes of what kernels keep beside parameters and buffers: some repack on first use, into plain attributes."""
+    """Bytes that kernels keep outside parameters and buffers: some repack weights on first use into plain attributes."""
     import torch
 
     counted = {tensor.data_ptr() for tensors in (model.parameters(), model.buffers()) for tensor in tensors}

@@ -42,7 +42,7 @@ _LAYOUTS: Mapping[str, Mapping[str, object]] = {
 def dummy_folder(checkpoint: Checkpoint, variant: Variant) -> Path:
     """The packed checkpoint of a dummy, written once, as gptqmodel would write one of a model of that architecture.
 
-    Raises UnsupportedError where gptqmodel would make none that loads, ModelError where the disk cannot hold it.
+    Raises UnsupportedError if gptqmodel could not make one that loads, ModelError if the disk cannot hold it.
     """
     architecture = read_architecture(str(checkpoint.path))
     if why := refusal(variant.method, variant.precision, architecture):
@@ -65,7 +65,7 @@ def dummy_folder(checkpoint: Checkpoint, variant: Variant) -> Path:
 
 
 class PackedValues:
-    """Seeded values of packed layers and of the tensors beside them, zero on average."""
+    """Seeded values, zero on average, for packed layers and the tensors beside them."""
 
     def __init__(self, method: str, bits: int, group_size: int) -> None:
         """The lowest code is not used, as in symmetric quantizers, so that codes are centred on the zero point.
@@ -151,7 +151,7 @@ def _cut(pool: Array, name: str, count: int) -> Iterator[Array]:
 
 
 def _write_weights(place: Path, files: Sequence[Sequence[Stored]], values: PackedValues) -> None:
-    """The files under gptqmodel's names, with an index where there are several; memory holds one tensor."""
+    """The files under gptqmodel's names, with an index if there are several; only one tensor is in memory at a time."""
     weight_map: dict[str, str] = {}
     total = 0
     for number, tensors in enumerate(files, 1):

@@ -20,7 +20,7 @@ fused experts (mixtral), Conv1D (gpt2), subclasses of Linear (falcon), names tha
 positions that differ between layers (gemma3_text, in AWQ's search only)."""
 
 BLOCKS = (".layers.", ".h.", ".blocks.")
-"""Every name of a weight inside the blocks contains one of these."""
+"""The name of every weight inside the blocks contains one of these."""
 
 _AWQ_OUTPUTS = 64
 """gptqmodel searches a layer's clipping in steps of this many outputs, and asserts that they divide its outputs."""
@@ -86,7 +86,7 @@ def packed_tensors(method: str, precision: str, architecture: Architecture) -> I
 
 
 def shards(tensors: Sequence[Stored]) -> Iterator[list[Stored]]:
-    """The files of a checkpoint: each is filled in order up to 4 GiB; what is larger has one for itself."""
+    """The files of a checkpoint, each filled in order up to 4 GiB; a larger tensor gets a file of its own."""
     shard: list[Stored] = []
     filled = 0
     for stored in tensors:
@@ -100,7 +100,7 @@ def shards(tensors: Sequence[Stored]) -> Iterator[list[Stored]]:
 
 
 def header(tensors: Sequence[Stored]) -> bytes:
-    """What a file begins with: the length of the header, and the header in JSON without a space, padded to a multiple of 8."""
+    """The start of a file: the header's length, then the header as JSON without spaces, padded to a multiple of 8."""
     entries: dict[str, object] = {**_METADATA}
     offset = 0
     for stored in tensors:
@@ -130,7 +130,7 @@ def _packed(tensor: Tensor) -> bool:
 
 
 def _unknown(method: str, architecture: Architecture) -> str:
-    """Why nothing can be said of an architecture; empty where something can."""
+    """Why nothing can be predicted for an architecture; empty if it can."""
     if architecture.model_type not in FAMILIES[method]:
         return (
             f"gptqmodel is not known to write loadable {method.upper()} of model type {architecture.model_type!r}; "

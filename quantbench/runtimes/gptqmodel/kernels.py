@@ -12,12 +12,12 @@ from functools import cache
 from typing import Any
 
 COMPILED: Mapping[str, str] = {"gptq_marlin": "marlin_fp16", "awq_marlin": "marlin_fp16"}
-"""By gptqmodel's name of a kernel the extension that holds its code, in the dtype that models are loaded in."""
+"""The extension that holds a kernel's code for the dtype that models are loaded in, by gptqmodel's name of the kernel."""
 
 OF_CUTLASS: Mapping[str, str] = {
     "gptq_machete": "machete", "awq_machete": "machete", "gptq_swordfish": "swordfish", "awq_swordfish": "swordfish",
 }  # fmt: skip
-"""The same of those that are left out unless their sources are here."""
+"""The same for kernels that are left out unless their sources are on this machine."""
 
 _SOURCES = "GPTQMODEL_CUTLASS_DIR"
 """Where gptqmodel looks for them."""
@@ -25,9 +25,9 @@ _SOURCES = "GPTQMODEL_CUTLASS_DIR"
 
 @cache
 def compile_kernels(method: str) -> None:
-    """Compile what gptqmodel may choose of a method's kernels in this process; what cannot be compiled is left out.
+    """Compile the kernels that gptqmodel may choose for a method, in this process; those that do not compile are left out.
 
-    The choice is its own otherwise: the first that suits the device, at last one in plain torch.
+    Otherwise the choice is gptqmodel's: the first kernel that suits the device, or in the end plain torch.
     """
     from gptqmodel import extension
     from gptqmodel.utils.importer import AUTO_BACKEND_KERNEL_MAPPING

@@ -46,7 +46,7 @@ _MAKERS = (
 
 
 def recipe(spec: Spec) -> dict[str, str]:
-    """What stands in the scenario's key besides: the calibration and the kernel asked for."""
+    """What else is part of the scenario's key: the calibration and the requested kernel."""
     return {"calibration": calibration_identity(spec.conditions), "kernel": "auto", "quantizer": "gptqmodel"}
 
 
@@ -135,14 +135,14 @@ def _run(folder: Path, request: Mapping[str, Any]) -> Any:
     shutil.rmtree(temporary)
     for path in (folder / CHECKPOINT).glob("*config.json"):
         body = json.loads(path.read_text())
-        body.get("quantization_config", body).get("meta", {}).pop("offload_to_disk_path", None)  # nobody else's business
+        body.get("quantization_config", body).get("meta", {}).pop("offload_to_disk_path", None)  # for this process only
         path.write_text(json.dumps(body, indent=2))
     return made
 
 
 @contextmanager
 def wide_products() -> Iterator[None]:
-    """While it lasts, Linear layers multiply bfloat16 on a CPU as float32 and round the result to bfloat16.
+    """Inside this context, Linear layers multiply bfloat16 on a CPU as float32 and round the result to bfloat16.
 
     That is the arithmetic of torch's own products (terms in float32, one rounding), which a CPU without bfloat16 runs several
     times slower; only the order of the sum differs. It changes torch for all threads: for a process of its own.
@@ -165,7 +165,7 @@ def wide_products() -> Iterator[None]:
 
 
 def quantize(request: Mapping[str, Any]) -> dict[str, Any]:
-    """Quantize and save the checkpoint that is asked for; its seconds."""
+    """Quantize and save the requested checkpoint; returns the seconds it took."""
     import torch
     from gptqmodel import BACKEND, GPTQModel, QuantizeConfig
     from gptqmodel.quantization import FORMAT, METHOD

@@ -11,7 +11,7 @@ from quantbench.runtimes import says_out_of_memory
 
 
 def decode_error(lib: Any, full: str) -> ModelError | MemoryError:
-    """What a failed ``llama_decode`` is: memory that ran out where llama.cpp says so, else ``full``."""
+    """The error behind a failed ``llama_decode``: out of memory if llama.cpp says so, else ``full``."""
     said = next(filter(says_out_of_memory, reversed(lib.quantbench_errors)), "")
     return MemoryError(f"llama.cpp ran out of memory while it computed ({said})") if said else ModelError(full)
 
@@ -62,7 +62,7 @@ class SequenceBatch:
             raise decode_error(self._lib, full)
 
     def sample(self, sampler: Any, context: Any) -> list[int]:
-        """The next id of each sequence, after rows that were the last."""
+        """The next id of each sequence, after the last rows."""
         ends = range(self._length - 1, self._length * self._sequences, self._length)
         return [self._lib.llama_sampler_sample(sampler, context, index) for index in ends]
 

@@ -10,7 +10,7 @@ from typing import Any
 from quantbench.core.errors import ModelError
 
 _SPILLS = "GGML_CUDA_ENABLE_UNIFIED_MEMORY"
-"""The environment variable with which llama.cpp moves weights to host memory instead of running out."""
+"""The environment variable that lets llama.cpp move weights to host memory instead of running out."""
 
 _CUDA = re.compile(r"CUDA(\d+)")
 
@@ -19,7 +19,7 @@ def devices_for(library: Any, device: str) -> ctypes.Array[ctypes.c_void_p]:
     """llama.cpp's own list of the devices that ``device`` stands for, ended by a null; it is empty for the CPU.
 
     ``library`` is ggml. With no list llama.cpp would take every GPU there is, and move large batches there even for the CPU.
-    Raises ModelError where there is no such GPU, this build has no CUDA, or it may use the host's memory instead.
+    Raises ModelError if there is no such GPU, this build has no CUDA, or it may use the host's memory instead.
     """
     if device == "cpu":
         return (ctypes.c_void_p * 1)()

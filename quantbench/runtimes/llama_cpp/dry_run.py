@@ -105,11 +105,11 @@ class DryRun:
 
 
 Told = dict[str, Any]
-"""What is said of a file: ``bytes`` of its tensors, or their ``types`` in the order of the tensors, and its ``fallback``."""
+"""What is reported of a file: ``bytes`` of its tensors, or their ``types`` in order, and its ``fallback``."""
 
 
 def tell(source: Path, tensors: Sequence[TypedTensor], request: Mapping[str, Any], folder: Path) -> dict[str, Told | str]:
-    """What each quantized file asked for holds, or why there is none. A fork takes every other one given a second core."""
+    """What each requested quantized file holds, or why there is none. Given a second core, a fork takes every other one."""
     import gguf  # noqa: F401 - before the fork, so that it is imported once
     import llama_cpp  # noqa: F401
 
@@ -124,7 +124,7 @@ def tell(source: Path, tensors: Sequence[TypedTensor], request: Mapping[str, Any
     found = _share(source, tensors, request, wanted[::_SHARES])
     code = os.waitstatus_to_exitcode(os.waitpid(forked, 0)[1])
     if code < 0:
-        os.kill(os.getpid(), -code)  # what ended the fork would have ended this process
+        os.kill(os.getpid(), -code)  # whatever ended the fork would have ended this process too
     found |= json.loads(other.read_text())
     other.unlink()
     return found
@@ -146,7 +146,7 @@ def _share(
 
 
 def _told(tensors: Sequence[TypedTensor], request: Mapping[str, Any], fallen: Collection[str] = ()) -> Told:
-    """The tensors' bytes, or their types where those are asked for; and what fell back."""
+    """The tensors' bytes, or their types if those are wanted; and what fell back."""
     sizes = [(name, tensor_bytes(shape, kind), kind) for name, shape, kind in tensors]
     told = {"types": [kind for _, _, kind in sizes]} if request.get("types") else {"bytes": sum(size for _, size, _ in sizes)}
     return {**told, "fallback": fallback(sizes, fallen)}
@@ -155,7 +155,7 @@ def _told(tensors: Sequence[TypedTensor], request: Mapping[str, Any], fallen: Co
 def quantized(run: DryRun, tensors: Sequence[TypedTensor], kind: str, *, matrix: bool, model: object) -> list[TypedTensor]:
     """The tensors with the types that they have in a file of type ``kind``.
 
-    Raises UnsupportedError where llama.cpp refuses their shapes, or does not tell all types. Messages name ``model``.
+    Raises UnsupportedError if llama.cpp refuses their shapes, or does not report all types. Messages name ``model``.
     """
     from quantbench.runtimes.llama_cpp.files import require_experts
 
@@ -167,12 +167,12 @@ def quantized(run: DryRun, tensors: Sequence[TypedTensor], kind: str, *, matrix:
 
 
 def unquantized(tensors: Sequence[TypedTensor], precision: str) -> list[TypedTensor]:
-    """The tensors in a file that the converter writes itself: matrices in the type asked for, the rest in float32."""
+    """The tensors in a file that the converter writes itself: matrices in the requested type, the rest in float32."""
     return [(name, shape, "F32" if kind == "F32" else precision.upper()) for name, shape, kind in tensors]
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """What a GGUF file's header says: metadata of its architecture, tensors with their types, precision, matrix or none."""
+    """What a GGUF file's header says: architecture, tensors with types, precision, and whether a matrix was used."""
     from quantbench.runtimes.llama_cpp.files import notes_matrix
 
     tensors = all_tensors(path)
@@ -191,7 +191,7 @@ def describe(path: Path) -> dict[str, Any]:
 
 
 def answer(request: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What is asked for: a file described, or what the files hold that can be made of it or of an architecture."""
+    """The answer to a request: a file described, or what files made from it or from an architecture would hold."""
     folder = Path(request["folder"])
     if "describe" in request:
         return describe(Path(request["describe"]))
@@ -210,7 +210,7 @@ def answer(request: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def answer_or_refuse(request: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The same; a refusal is an answer too, and kept as such."""
+    """The same; a refusal is an answer too, and is kept."""
     try:
         return answer(request)
     except QuantbenchError as error:

@@ -50,7 +50,7 @@ def dummy_file(checkpoint: Checkpoint, precision: str, files: Sequence[File]) ->
 
     Where that is made with an importance matrix, the types are those that llama.cpp gives with one; none is computed.
 
-    Raises UnsupportedError where llama.cpp refuses the type at these shapes or has no such architecture, ModelError where
+    Raises UnsupportedError if llama.cpp refuses the type for these shapes or has no such architecture, ModelError if
     the disk has no room or the converter does not take the configuration.
     """
     asked = {
@@ -76,7 +76,7 @@ def dummy_file(checkpoint: Checkpoint, precision: str, files: Sequence[File]) ->
 
 
 def _architecture(checkpoint: Checkpoint) -> Architecture:
-    """What the dummy's configuration describes; UnsupportedError where transformers makes other tensors of it."""
+    """What the dummy's configuration describes; UnsupportedError if transformers makes other tensors of it."""
     found = read_architecture(str(checkpoint.path))
     if {tensor.name: tuple(tensor.shape) for tensor in found.tensors} != read_shapes(checkpoint.path):
         raise UnsupportedError(
@@ -163,14 +163,14 @@ def _fill(target: Path, tensors: Sequence[TypedTensor], values: Mapping[str, Seq
 
 
 def _tile(stream: BinaryIO, name: str, count: int, kind: str) -> None:
-    """Fill a tensor of so many bytes with whole blocks of the pool."""
+    """Fill a tensor with whole blocks of the pool."""
     pool, block = memoryview(random_blocks(kind)), block_of(kind)[1]
     stream.writelines(pool[piece.start * block : piece.stop * block] for piece in cut(name, count // block, len(pool) // block))
 
 
 @cache
 def random_blocks(kind: str) -> bytes:
-    """Normal random weights in blocks of a type, quantized by ggml itself where there is something to quantize."""
+    """Normal random weights in blocks of a type, quantized by ggml itself if that type is quantized."""
     import numpy as np
     from gguf import GGMLQuantizationType
 

@@ -12,13 +12,13 @@ from typing import Any
 from quantbench.models.gguf import gguf_parts
 
 REQUIRES = ("llama_cpp", "gguf")
-"""Modules that running and making GGUF files needs."""
+"""Modules needed to make and run GGUF files."""
 
 BUFFER_LINE = b"model buffer size"
-"""Of what llama.cpp logs while it loads, the lines that say how much went into which kind of memory."""
+"""Marks the lines of llama.cpp's log, while it loads, that say how much went into which kind of memory."""
 
 FALLBACK_LINE = b"not divisible by"
-"""Of what llama.cpp logs while it quantizes, what it says of a tensor whose rows do not fill blocks of its type."""
+"""Marks the lines of its log, while it quantizes, about a tensor whose rows do not fill blocks of its type."""
 
 _FALLBACK = re.compile(r"warning: (\S+) +- ncols [^\n]*not divisible by")
 _BUFFER = re.compile(r"(\S+) model buffer size =\s*([0-9.]+) MiB")
@@ -41,7 +41,7 @@ class _HeaderOnly(ctypes.Structure):
 
 
 def fallen_back(log: str) -> set[str]:
-    """Names of the tensors that llama.cpp says it gave a type other than its recipe's, as their rows do not fill its blocks."""
+    """Names of the tensors that llama.cpp says it did not give its recipe's type, as their rows do not fill its blocks."""
     return set(_FALLBACK.findall(log))
 
 
@@ -63,7 +63,7 @@ def found_device(lines: Iterable[str], path: Path) -> str:
 
 
 def step_counts(lib: Any, model: Any, path: Path) -> dict[str, int | None]:
-    """What a decode step reads; nothing is said of experts, of which it reads some, nor of caches that keep less than all."""
+    """What a decode step reads; unknown for experts, of which it reads some, and for caches that do not keep everything."""
     arch = _meta(lib, model, "general.architecture")
     tensors = tensor_bytes(path)
     embedding = tensors.get(_EMBEDDING)
@@ -87,7 +87,7 @@ def step_counts(lib: Any, model: Any, path: Path) -> dict[str, int | None]:
 
 @cache
 def tensor_bytes(path: Path) -> dict[bytes, int]:
-    """Bytes of the input embeddings and of the output layer, where the file and its parts have them.
+    """Bytes of the input embeddings and of the output layer, if the file and its parts have them.
 
     ggml itself reads the header: the gguf package makes Python objects of a whole vocabulary, which would count as memory.
     """
@@ -115,7 +115,7 @@ def tensor_bytes(path: Path) -> dict[bytes, int]:
 
 
 def _meta(lib: Any, model: Any, key: str) -> str:
-    """A value of the file's header as text; empty where it has none of that name."""
+    """A value of the file's header as text; empty if it has none of that name."""
     text = ctypes.create_string_buffer(256)
     length = lib.llama_model_meta_val_str(model, key.encode(), text, len(text))
     return text.value.decode("utf-8", "replace") if length > 0 else ""

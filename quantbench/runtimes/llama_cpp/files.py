@@ -31,7 +31,7 @@ UNQUANTIZED = ("f16", "bf16", "f32")
 """Precisions that llama.cpp's converter writes itself, and whose files can still be quantized."""
 
 NO_FALLBACK = "no tensor type fallback is defined"
-"""What llama.cpp says of a type for which its table of fallbacks has none."""
+"""What llama.cpp says about a type that its table of fallbacks lacks."""
 
 _NOTHING_FELL_BACK: Mapping[str, Any] = {"tensors": 0, "bytes": 0}
 _LARGEST_BLOCK = 256
@@ -72,7 +72,7 @@ def _converted(checkpoint: Checkpoint, outtype: str) -> Path:
 
 
 def _without_code(checkpoint: Checkpoint, view: Path) -> Path:
-    """A view of the checkpoint without Python files and pickles, which the converter would trust; itself if we do too."""
+    """A view of the checkpoint without Python files and pickles, which the converter would trust; itself if it is trusted."""
     if checkpoint.trust_remote_code:
         return checkpoint.path
     view.mkdir()
@@ -108,7 +108,7 @@ def quantized_file(checkpoint: Checkpoint, precision: str, matrix: Path | None =
     folder = artifact("gguf", asked, watched(checkpoint, make))
     path = folder / MODEL_FILE
     made = json.loads((folder / "quantize.json").read_text())
-    facts = fallback_facts(made.get("fallback", _NOTHING_FELL_BACK))  # files of before had none: such shapes were refused
+    facts = fallback_facts(made.get("fallback", _NOTHING_FELL_BACK))  # older files lack it: such shapes were refused
     return Artifact(path=path, file_bytes=path.stat().st_size, quantize_s=made["quantize_s"], facts=facts)
 
 
@@ -137,7 +137,7 @@ def _quantize(source: Path, target: Path, precision: str, matrix: Path | None) -
 
 
 def refused_type(precision: str, reason: str) -> str:
-    """The sentence for a type that llama.cpp does not make at a model's shapes, with its own words."""
+    """The message for a type that llama.cpp cannot make for a model's shapes, with its own words."""
     words = reason.rpartition("failed to quantize: ")[2]
     return f"llama.cpp cannot make {precision} at this model's row sizes ({words}); use another precision"
 
@@ -184,7 +184,7 @@ def has_matrix(path: Path) -> bool:
 
 
 def notes_matrix(header: GgufHeader) -> bool:
-    """Whether a header says so."""
+    """Whether a header, read already, says so."""
     return header.get(_MATRIX_NOTE) is not None
 
 
@@ -256,6 +256,6 @@ def _fetch_converter(folder: Path, installed: str) -> None:
 
 
 def require_experts(source: object, dimensions: Iterable[int], precision: str) -> None:
-    """Raise UnsupportedError where a file type for experts is asked for a model whose tensors have no third dimension."""
+    """Raise UnsupportedError if a file type for experts is asked of a model whose tensors have no third dimension."""
     if precision == "mxfp4_moe" and max(dimensions, default=0) < 3:
         raise UnsupportedError(f"mxfp4_moe is for experts and {source} has none, so it would be Q8_0; ask for gguf/q8_0")

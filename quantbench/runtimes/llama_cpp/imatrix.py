@@ -37,7 +37,7 @@ _MAKERS = (
 def importance_matrix(spec: Spec, settings: Settings) -> Path:
     """The checkpoint's importance matrix as an ``.npz`` with an array per tensor of the GGUF file, computed on first use.
 
-    Raises UnsupportedError for a ``.gguf`` model and for matrices whose inputs transformers does not show.
+    Raises UnsupportedError for a ``.gguf`` model and for matrices whose inputs transformers does not expose.
     """
     checkpoint, conditions = settings.checkpoint, spec.conditions
     if checkpoint.kind == "gguf":
@@ -66,7 +66,7 @@ def importance_matrix(spec: Spec, settings: Settings) -> Path:
 
 
 def no_matrix(variant: str, path: Path) -> str:
-    """Why there is no importance matrix of a GGUF file."""
+    """Why no importance matrix can be computed for a GGUF file."""
     return (
         f"{variant} needs an importance matrix, which is computed on a checkpoint folder, and {path} is a GGUF file; "
         "give the folder it was made from"
@@ -76,7 +76,7 @@ def no_matrix(variant: str, path: Path) -> str:
 def mean_squares(
     model: Any, names: Mapping[str, str], sequences: Sequence[Sequence[int]]
 ) -> dict[str, tuple[str, NDArray[np.float32]]]:
-    """Mean of the squared inputs of the modules in ``names``, by input column: tensor name to module name and means."""
+    """Mean squared inputs of the modules in ``names`` by input column: from tensor name to module name and means."""
     import torch
 
     sums: dict[str, Any] = {}

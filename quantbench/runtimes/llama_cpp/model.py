@@ -73,7 +73,7 @@ def open_gguf_file(
     The context holds ``batch`` sequences of ``context`` tokens.
     ``extra_buffers``: let llama.cpp repack weights for AMX and wide vector units, its own default.
 
-    Raises ModelError when llama.cpp cannot load the file or has no such GPU, MemoryError where there is too little memory.
+    Raises ModelError when llama.cpp cannot load the file or has no such GPU, MemoryError if there is too little memory.
     """
     lib = library()
     devices = _devices(device)
@@ -92,7 +92,7 @@ def open_gguf_file(
         context_params.n_ctx = context * batch
         context_params.n_seq_max = batch
         context_params.n_batch = context_params.n_ubatch = PREFILL_BATCH
-        context_params.op_offload = context_params.offload_kqv = device != "cpu"  # otherwise a GPU build would still use it
+        context_params.op_offload = context_params.offload_kqv = device != "cpu"  # else a GPU build would still use the GPU
         context_params.n_threads = context_params.n_threads_batch = threads
         llama_context = lib.llama_init_from_model(model, context_params)
         if not llama_context:
@@ -106,7 +106,7 @@ def open_gguf_file(
 
 
 def _refused(what: str, mend: str) -> Exception:
-    """One sentence with llama.cpp's own words: a MemoryError with those that name the bytes, else its last error."""
+    """An error with llama.cpp's own words: a MemoryError if they name bytes, else a ModelError with its last error."""
     said = library().quantbench_errors
     if memory := next(filter(says_out_of_memory, said), ""):
         return MemoryError(f"{what} ({memory}); {mend}")
@@ -158,7 +158,7 @@ class LlamaCppModel:
             lib.llama_sampler_free(sampler)
 
     def generate_batch(self, prompts: Sequence[Sequence[int]], limit: int) -> Iterator[Sequence[int]]:
-        """See Batched. The prompts are read in slices of all of them, as many tokens at once as of a single one."""
+        """See Batched. The prompts are read in slices of all of them, with as many tokens at once as for a single one."""
         width, length = len(prompts), len(prompts[0])
         piece = max(1, PREFILL_BATCH // width)
         sampler = self._sampler(None)

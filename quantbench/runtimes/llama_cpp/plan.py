@@ -37,18 +37,18 @@ _MAKERS = (
     "quantbench.models.gguf",
 )  # fmt: skip
 _CONTEXT = 4096
-"""What the header says where a configuration does not; no size depends on it."""
+"""Used in the header if a configuration gives none; no size depends on it."""
 
 
 def forecast(architecture: Architecture, files: Sequence[File]) -> dict[str, Weights]:
-    """What each of ``files`` will take, made of a checkpoint of this architecture."""
+    """What each of ``files`` will take, made from a checkpoint of this architecture."""
     return _weights(_request(architecture, files), files, _DROPS_ROWS if architecture.model_type.startswith("gemma3") else "")
 
 
 def tensors_of(architecture: Architecture, precision: str, files: Sequence[File]) -> tuple[list[TypedTensor], dict[str, Any]]:
-    """The tensors, with their types, of the one of ``files`` that is of this precision; and what of it fell back.
+    """The tensors, with their types, of the one of ``files`` that is of this precision, and what fell back in it.
 
-    Their bytes add up to what ``forecast`` says; UnsupportedError with its reason where it says nothing.
+    Their bytes add up to what ``forecast`` says; UnsupportedError with its reason if it has none.
     """
     found = _asked({**_request(architecture, files), "types": True})  # of all files: llama.cpp is started once
     told = found.get("error") or found["files"][precision]
@@ -71,7 +71,7 @@ def forecast_from(path: Path, files: Sequence[File]) -> dict[str, Weights]:
 def header(path: Path) -> Mapping[str, Any]:
     """What a ready GGUF file's header says: ``architecture``, ``metadata``, ``tensors``, ``bytes``, ``precision``, ``matrix``.
 
-    ModelError where it is cut short, damaged or no GGUF file.
+    ModelError if it is cut short, damaged or not a GGUF file.
     """
     if missing := [name for name in REQUIRES if find_spec(name) is None]:
         names = ", ".join(missing)
@@ -82,7 +82,7 @@ def header(path: Path) -> Mapping[str, Any]:
 def gguf_architecture(path: Path) -> Architecture:
     """The architecture that a GGUF file's header describes, its tensors under their GGUF names.
 
-    ModelError where the file is cut short, damaged, or says too little of its shapes.
+    ModelError if the file is cut short, damaged, or says too little about its shapes.
     """
     found = header(path)
 
@@ -194,7 +194,7 @@ def _weights(request: Mapping[str, Any], files: Sequence[File], note: str = "") 
 
 
 def _fell_back(found: Mapping[str, Any], count: int) -> str:
-    """What does not have the type that the precision's name promises."""
+    """A note on what does not have the type that the precision's name promises."""
     if not found["tensors"]:
         return ""
     size, types = format_bytes(found["bytes"]), ", ".join(found["types"])
@@ -206,14 +206,14 @@ def _versions() -> dict[str, str]:
 
 
 def _stamp(path: Path) -> list[list[int]]:
-    """What the disk says of a file's parts: which content it is, without reading it."""
+    """The identity of a file's parts on disk: which content they are, without reading it."""
     return [list(identify(part)) for part in gguf_parts(path)]
 
 
 def _asked(request: Mapping[str, Any]) -> dict[str, Any]:
-    """The child's answer to a request, from the cache where it was asked before.
+    """The child's answer to a request, from the cache if it was asked before.
 
-    ModelError where a file cannot be described, UnsupportedError where llama.cpp ended the child or took too long.
+    ModelError if a file cannot be described, UnsupportedError if llama.cpp ended the child or took too long.
     """
 
     def make(folder: Path) -> None:

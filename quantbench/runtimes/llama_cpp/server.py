@@ -30,7 +30,7 @@ from quantbench.runtimes.llama_cpp.model import require_offload
 
 TIMED = "timed"
 SCORING = "scoring"
-"""The same file once more, for log-probabilities: they take logits of every position, which would slow the timed prompts."""
+"""The same file, loaded again for log-probabilities: these need logits of every position, which would slow timed prompts."""
 
 _NEEDS = ("llama_cpp", "fastapi", "uvicorn", "sse_starlette", "starlette_context", "pydantic_settings")
 _WHOLE = 0
@@ -91,9 +91,9 @@ def serve(
 
 
 def _settings(path: Path, *, threads: int, context: int, device: str) -> dict[str, Any]:
-    """The server's configuration: its own defaults but for what the conditions ask, and requests that wait for each other.
+    """The server's configuration: its own defaults but for what the conditions ask, and requests that queue.
 
-    By default it would cut the answer that it is sending as soon as another request comes.
+    By default it cuts off the answer that it is sending as soon as another request arrives.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -131,7 +131,7 @@ def _last(log: Path) -> str:
 
 
 def main() -> None:
-    """Run the server; end when the process that holds the other end of standard input does."""
+    """Run the server until the process that holds the other end of standard input ends."""
     config, buffers = sys.argv[1:]
     threading.Thread(target=_end_with_parent, daemon=True).start()
     import llama_cpp.llama_cpp as library

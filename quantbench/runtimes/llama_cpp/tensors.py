@@ -11,7 +11,7 @@ from quantbench.core.errors import UnsupportedError
 _ALIASES = {
     "mistral": "llama", "mixtral": "llama", "phi": "phi2", "gemma3_text": "gemma3", "cohere": "command-r",
 }  # fmt: skip
-"""Model types of transformers that gguf calls otherwise."""
+"""Model types of transformers that have another name in gguf."""
 
 _LLAMA_CONVERTER = frozenset(("llama", "arcee", "llama-embed", "smollm3", "apertus"))
 """Architectures whose converter is Llama's or derived from it: it writes the factors of Llama 3's rotary scaling."""
@@ -24,7 +24,7 @@ TypedTensor = tuple[str, Sequence[int], str]
 
 
 def architecture_of(model_type: str) -> Any:
-    """What gguf calls the architecture of a model type of transformers, from its own enumeration."""
+    """The name in gguf, from its own enumeration, for the architecture of a model type of transformers."""
     import gguf
 
     wanted = _plain(_ALIASES.get(model_type, model_type))
@@ -60,7 +60,7 @@ def converted(request: Mapping[str, Any]) -> list[TypedTensor]:
 
 
 def _parts(name: str, shape: Sequence[int], role: str) -> Iterator[tuple[str, Sequence[int]]]:
-    """What the converter makes of one tensor of transformers: GPT-2's are transposed, experts' fused ones taken apart."""
+    """What the converter makes of one tensor of transformers: GPT-2's are transposed, fused experts split."""
     if role == "conv1d":
         yield name, shape[::-1]
     elif role == "experts" and name.endswith("gate_up_proj"):

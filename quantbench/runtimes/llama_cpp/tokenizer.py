@@ -13,7 +13,7 @@ class GgufTokenizer:
     """A Tokenizer by the vocabulary of a file."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        """ModelError where it has none that can be read."""
+        """ModelError if it has no vocabulary that can be read."""
         from llama_cpp import Llama, llama_model_get_vocab, llama_vocab_is_eog
 
         header = GgufHeader(checkpoint.path)
@@ -32,7 +32,7 @@ class GgufTokenizer:
         return list(self._llama.tokenize(text.encode(), add_bos=True, special=True))
 
     def encode_literal(self, text: str) -> list[int]:
-        """The same of a running text, in which nothing is a special token."""
+        """The same for a running text, in which nothing is a special token."""
         return list(self._llama.tokenize(text.encode(), add_bos=True, special=False))
 
     def decode(self, tokens: Sequence[int]) -> str:

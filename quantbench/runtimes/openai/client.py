@@ -34,7 +34,7 @@ SILENCE_TIMEOUT_S = 300.0
 """A server may load a large model before it answers the first request."""
 
 REQUEST_TIMEOUT_S = 600.0
-"""A request with its whole answer ends then, however slowly bytes come."""
+"""A request and its whole answer end by then, however slowly the bytes arrive."""
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _REFUSALS = (400, 422)
@@ -43,7 +43,7 @@ _USAGE = {"stream_options": {"include_usage": True}}
 _OWN = {"cache_prompt": False, "repeat_penalty": 1.0}
 _ELSEWHERE = "the server runs where its URL points, on hardware that it does not name"
 _EXTRAS = ("asked for: usage, no prompt cache, no repeat penalty", "asked for: usage", "none")
-"""Asked besides the standard, most first: the next less where a server refuses; one that knows no such field ignores it."""
+"""Fields beyond the standard, most first: where a server refuses one set, the next smaller one is sent. Most ignore them."""
 
 
 class _RefusedError(ModelError):
@@ -61,11 +61,11 @@ def connect(
     silence_s: float = SILENCE_TIMEOUT_S,
     request_s: float = REQUEST_TIMEOUT_S,
 ) -> Iterator[CompletionsEndpoint]:
-    """Find out what ``server`` is and serves, unless ``facts`` say so already; raises ModelError where it cannot be used.
+    """Find out what ``server`` is and what it serves, unless ``facts`` say so already; ModelError if it cannot be used.
 
-    ``key`` is sent as a bearer token and kept nowhere; redirects are not followed, for they would carry it elsewhere. A request
+    ``key`` is sent as a bearer token and never stored; redirects are not followed, as they would carry it elsewhere. A request
     fails after ``silence_s`` without a byte, and after ``request_s`` in all.
-    ``scoring_model`` is the name to ask for log-probabilities, where it is another.
+    ``scoring_model`` is the name to use for log-probabilities, if it is a different one.
     """
     import httpx
 
@@ -88,7 +88,7 @@ class CompletionsEndpoint:
     def __init__(
         self, client: httpx.Client, server: ServerAddress, key: str, artifact: Artifact | None, request_s: float
     ) -> None:
-        """``introduce`` must follow."""
+        """Call ``introduce`` before anything else."""
         self._client = client
         self._url = server.url
         self._peer = Peer(server.url, key)
@@ -100,7 +100,7 @@ class CompletionsEndpoint:
         self._level = 0
 
     def introduce(self, facts: Mapping[str, str] | None, scoring_model: str) -> None:
-        """Learn the server's name and its model, unless ``facts`` tell them."""
+        """Find out the server's name and its model, unless ``facts`` give them."""
         if facts is None:
             facts = {**self._discover(), "elsewhere": _ELSEWHERE}
         self._scoring_model = scoring_model or self._model
@@ -117,7 +117,7 @@ class CompletionsEndpoint:
         return self._artifact
 
     def answer(self, prompt: str, limit: int) -> Streamed:
-        """See Endpoint. Fields beyond the standard are asked for, and left out from then on where the server refuses them."""
+        """See Endpoint. Fields beyond the standard are sent, and left out from then on if the server refuses them."""
         standard = {"model": self._model, "prompt": prompt, "max_tokens": limit, "temperature": 0, "stream": True}
         extras: tuple[dict[str, Any], ...] = ({**_USAGE, **_OWN, "cache_salt": uuid4().hex}, _USAGE, {})
         for level in range(self._level, len(extras)):
@@ -160,7 +160,7 @@ class CompletionsEndpoint:
         return self._url.removesuffix("/v1")
 
     def _discover(self) -> dict[str, str]:
-        """Ask for the model where none was named, and for the server's own name."""
+        """Ask for the model if none was named, and for the server's own name."""
         status, content, headers = self._exchange("GET", f"{self._url}/models")
         listed: object = None
         if status not in (404, 405) or not self._model:
@@ -182,12 +182,12 @@ class CompletionsEndpoint:
         return {"kernel": self._peer.quote(owner or headers.get("server", ""))}
 
     def _exchange(self, verb: str, url: str, asked: Mapping[str, Any] | None = None) -> tuple[int, bytes, Mapping[str, str]]:
-        """Status, body and headers of an answer that comes whole."""
+        """Status, body and headers of an answer that is not streamed."""
         with self._plain_errors(), self._client.stream(verb, url, json=asked) as response:
             return response.status_code, body(response, self._peer), response.headers
 
     def _stream(self, asked: Mapping[str, Any], prompt: str, limit: int) -> Streamed:
-        """One streamed answer. Reads on after ``[DONE]``, so that the connection can be used again."""
+        """One streamed answer. Reads past ``[DONE]``, so that the connection can be used again."""
         answer = StreamedAnswer(self._peer, prompt, limit)
         started = time.perf_counter()
         with self._plain_errors(), self._client.stream("POST", f"{self._url}/completions", json=asked) as response:
@@ -204,7 +204,7 @@ class CompletionsEndpoint:
         return answer.finish()
 
     def _check(self, status: int, content: bytes) -> None:
-        """Raise ModelError, in words, for any status but 200."""
+        """Raise ModelError, saying why, for any status but 200."""
         if status == 200:
             return
         head = f"server {self._url}"
@@ -224,7 +224,7 @@ class CompletionsEndpoint:
         raise ModelError(f"{head} failed ({status}{said}); look at the server's log")
 
     def _said(self, content: bytes) -> str:
-        """The error's own words, without the key in case they repeat it."""
+        """The error's own words, without the key if they repeat it."""
         words = error_text(json_or_none(content)) or content.decode("utf-8", "replace")
         return f": {self._peer.quote(words)}" if words.strip() else ""
 

@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     import httpx
 
 _ENDS: ContextVar[float | None] = ContextVar("ends", default=None)
-"""Moment by ``time.monotonic`` at which the request of this thread must be over."""
+"""When this thread's request must be over, by ``time.monotonic``."""
 
 
 @contextmanager
 def within(seconds: float) -> Iterator[None]:
-    """Requests made inside, in this thread, by a client that ``bound`` was called with, end after ``seconds`` at the latest."""
+    """A request made in this block and thread, by a client passed to ``bound``, ends after at most ``seconds``."""
     token = _ENDS.set(time.monotonic() + seconds)
     try:
         yield
@@ -38,7 +38,7 @@ def is_over() -> bool:
 def bound(client: httpx.Client) -> None:
     """Make the client's connections, through proxies too, keep to the time of ``within``.
 
-    httpx has no public way to hand its pools another network backend; a pool that keeps none under this name stays as it is.
+    httpx has no public way to hand its pools another network backend; a pool without one of this name is left as it is.
     """
     for transport in (client._transport, *client._mounts.values()):  # noqa: SLF001 - see above
         pool: Any = getattr(transport, "_pool", None)
@@ -47,7 +47,7 @@ def bound(client: httpx.Client) -> None:
 
 
 class _Backend:
-    """An httpcore.NetworkBackend whose streams keep to the time left."""
+    """An httpcore.NetworkBackend whose streams keep to the time that is left."""
 
     def __init__(self, inner: Any) -> None:
         self._inner = inner
@@ -63,7 +63,7 @@ class _Backend:
 
 
 class _Stream:
-    """An httpcore.NetworkStream whose reads keep to the time left."""
+    """An httpcore.NetworkStream whose reads keep to the time that is left."""
 
     def __init__(self, inner: Any) -> None:
         self._inner = inner
@@ -86,7 +86,7 @@ class _Stream:
 
 
 def _left(timeout: float | None) -> float | None:
-    """Seconds that one read or write may take; raises httpcore's timeout where the request's time is over."""
+    """Seconds that one read or write may take; raises httpcore's timeout if the request's time is over."""
     import httpcore
 
     ends = _ENDS.get()

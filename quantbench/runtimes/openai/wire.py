@@ -1,4 +1,4 @@
-"""What OpenAI-compatible servers send, read with care: it is untrusted, so it is bounded, and quoted as one printable line."""
+"""What OpenAI-compatible servers send, read with care: being untrusted, it is bounded, and quoted as one printable line."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ _MAX_ERROR_BYTES = 1 << 16
 """At most this much of an error response is read."""
 
 _SECRET_CHARACTERS = 8
-"""A key with fewer is a placeholder such as ``none``, and is not looked for in what a model says."""
+"""A shorter key is a placeholder such as ``none``, and is not looked for in a model's answers."""
 
 _LEAST_LOGPROB = -1000.0
 """No model gives a lower one: float32 logits do not differ by this, and servers write -9999 for "no value"."""
 
 _ROUNDING = 1e-3
 _MOST_TPS = 1e7
-"""Tokens/s that one request cannot reach, in reading a prompt either."""
+"""Tokens/s that no request can reach, not even while its prompt is read."""
 
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """The server that is asked: how a sentence names it, and the key that its words must not repeat."""
+    """A server: how a sentence names it, and the key that must not be repeated from its words."""
 
     url: str
     key: str = ""
@@ -46,7 +46,7 @@ class Peer:
         return text.replace(self.key, "***") if self.key else text
 
     def hide_in_answer(self, pieces: Sequence[str]) -> tuple[str, ...]:
-        """The pieces, or, where together they hold the key, as many of which the first has all the text, without it."""
+        """The pieces; if their text contains the key, all of it without the key in the first piece, and the others empty."""
         whole = "".join(pieces)
         if len(self.key) < _SECRET_CHARACTERS or self.key not in whole:
             return tuple(pieces)
@@ -67,7 +67,7 @@ class Peer:
         return found
 
     def count(self, value: object, most: int, what: str) -> int | None:
-        """A count of tokens; None for what is none, ModelError above ``most``."""
+        """A count of tokens; None if ``value`` is not a count, ModelError if it is above ``most``."""
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:
             return None
         if value > most:
@@ -80,14 +80,14 @@ class Peer:
 
 
 class StreamedAnswer:
-    """An answer while its events arrive."""
+    """An answer whose events are still arriving."""
 
     def __init__(self, peer: Peer, prompt: str, limit: int) -> None:
         """Nothing has arrived yet; at most ``limit`` tokens are read."""
         self._peer = peer
         self._prompt = prompt
         self._limit = limit
-        self._most = 8 * limit + 64  # pieces: a server may cut tokens into bytes, but not without end
+        self._most = 8 * limit + 64  # pieces: a server may split tokens into bytes, but not for ever
         self._pieces: list[str] = []
         self._arrivals_s: list[float] = []
         self._usage: Mapping[str, Any] = {}
@@ -95,7 +95,7 @@ class StreamedAnswer:
         self._events = 0
 
     def take(self, data: bytes, arrived_s: float) -> None:
-        """Add an event. ModelError when it is an error, or is none of the protocol."""
+        """Add an event. ModelError if it reports an error, or does not follow the protocol."""
         if data == b"[DONE]":
             return
         event = self._peer.parse(data)
@@ -118,7 +118,7 @@ class StreamedAnswer:
             raise ModelError(f"server {self._peer.url} goes on after the tokens it was asked for; it ignores max_tokens")
 
     def finish(self) -> Streamed:
-        """The whole answer; ModelError when the stream ended before it did, or counts what cannot be."""
+        """The whole answer; ModelError if the stream ended too early, or if its counts are impossible."""
         if not self._finished:
             raise StreamDroppedError(
                 f"server {self._peer.url} dropped the stream after {self._events} events, without a finish_reason; see its log"
@@ -134,9 +134,9 @@ class StreamedAnswer:
 
 
 def events(response: httpx.Response, peer: Peer) -> Iterator[tuple[bytes, float]]:
-    """The data of each server-sent event and when it arrived; lines end with a newline byte, never with U+2028 in a text.
+    """The data of each server-sent event and when it arrived. Only a newline byte ends a line, not U+2028 in a text.
 
-    ModelError beyond what any answer takes: the bytes of a line, whether data or not, and of the whole stream.
+    ModelError if a line, data or not, or the whole stream is longer than any answer could be.
     """
     rest = b""
     total = 0
@@ -159,7 +159,7 @@ def events(response: httpx.Response, peer: Peer) -> Iterator[tuple[bytes, float]
 
 
 def body(response: httpx.Response, peer: Peer) -> bytes:
-    """The whole body of an answer, of an error the first part of it; ModelError where it is too long."""
+    """The whole body of an answer, or the first part of an error's; ModelError if it is too long."""
     most = _MAX_BODY_BYTES if response.status_code == 200 else _MAX_ERROR_BYTES
     found = bytearray()
     for chunk in _raw(response, peer):
@@ -172,7 +172,7 @@ def body(response: httpx.Response, peer: Peer) -> bytes:
 
 
 def _raw(response: httpx.Response, peer: Peer) -> Iterator[bytes]:
-    """The bytes as sent. They were asked for uncompressed: a few compressed ones could stand for gigabytes."""
+    """The bytes as sent. Compression was declined: a few compressed bytes could stand for gigabytes."""
     coding = response.headers.get("content-encoding", "identity")
     if coding.strip().lower() not in ("", "identity"):
         raise ModelError(f"server {peer.url} compresses its answer ({peer.quote(coding)}), which was asked for as it is")
@@ -181,7 +181,7 @@ def _raw(response: httpx.Response, peer: Peer) -> Iterator[bytes]:
 
 
 def most_prompt_tokens(prompt: str) -> int:
-    """More tokens than any tokenizer makes of a prompt: two a byte, and some for what stands around it."""
+    """More tokens than any tokenizer makes of a prompt: two per byte, and some for a template around it."""
     return 2 * len(prompt.encode("utf-8", "replace")) + 64
 
 
@@ -206,13 +206,13 @@ def timings(said: Mapping[str, Any], peer: Peer, prompt: str, limit: int, elapse
 
 
 def _nanoseconds(value: object) -> int | None:
-    """A whole number of nanoseconds up to a century, whose quotient a float holds."""
+    """A whole number of nanoseconds, at most a century, so that a float can hold the quotient."""
     most = 10**9 * 3600 * 24 * 36525
     return min(value, most) if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
 
 
 def top_logprobs(logprobs: object, peer: Peer) -> dict[str, float]:
-    """Log-probabilities by token text at the first position; empty where there are none. ModelError where they are none."""
+    """Log-probabilities by token text at the first position; empty if there are none, ModelError if they are not valid."""
     if not isinstance(logprobs, dict):
         return {}
     if isinstance(content := logprobs.get("content"), list):  # llama-server
@@ -241,7 +241,7 @@ def top_logprobs(logprobs: object, peer: Peer) -> dict[str, float]:
 
 
 def _shown(value: float) -> str:
-    """A number however large."""
+    """A number, however large."""
     try:
         return f"{float(value):g}"
     except OverflowError:
@@ -249,22 +249,22 @@ def _shown(value: float) -> str:
 
 
 def first_choice(event: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The first choice of a completion; None where there is none."""
+    """The first choice of a completion; None if it has none."""
     choices = event.get("choices")
     return choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else None
 
 
 def json_or_none(content: bytes) -> object:
-    """What the JSON says; None for what is none."""
+    """The decoded JSON; None if it is not JSON."""
     try:
         found: object = json.loads(content)
-    except (ValueError, RecursionError):  # thousands of brackets in one another
+    except (ValueError, RecursionError):  # thousands of nested brackets
         return None
     return found
 
 
 def error_text(said: object) -> str:
-    """What an error body says, in the forms that servers use; empty for a body that is no error."""
+    """The message of an error body, in any of the forms that servers use; empty if the body is not an error."""
     if not isinstance(said, dict):
         return ""
     error = said.get("error", said.get("detail", ""))

@@ -55,7 +55,7 @@ def calibration_ids(spec: Spec, settings: Settings) -> list[list[int]]:
 
 
 def calibration_identity(conditions: Conditions) -> str:
-    """What stands in a scenario's key for its calibration: the file's hash, or how the text is sampled."""
+    """The calibration as part of a scenario's key: the file's hash, or how the text is sampled."""
     if not conditions.calibration:
         return f"sampled {SEQUENCES} x {LENGTH}"
     path = Path(conditions.calibration)
@@ -66,7 +66,7 @@ def calibration_identity(conditions: Conditions) -> str:
 
 
 def device_family(device: str) -> str:
-    """The kind of device: text sampled on a GPU differs from that of a CPU, as their arithmetic differs."""
+    """The kind of device: text sampled on a GPU differs from that of a CPU, since their arithmetic differs."""
     return device.partition(":")[0]
 
 

@@ -11,13 +11,13 @@ from quantbench.core.units import format_bytes
 from quantbench.runtimes import says_out_of_memory
 
 _LEFT_OFF = ("dispatched on the CPU or the disk", "perform disk offload", "weights offloaded to the disk")
-"""What transformers and its quantizers say of a device map that puts something elsewhere than on a GPU."""
+"""What transformers and its quantizers say about a device map that puts something anywhere but on a GPU."""
 
 
 def gpus_of(device: str) -> list[int]:
     """CUDA's numbers of the GPUs that ``cuda`` (all that this process may see) or ``cuda:N`` stands for.
 
-    Raises ModelError where this torch sees none, or not that one.
+    Raises ModelError if this torch sees no GPU, or not that one.
     """
     import torch
 
@@ -65,7 +65,7 @@ def places_of(device: str) -> list[str]:
 
 
 def wait_for(gpus: Sequence[str]) -> None:
-    """Wait until these GPUs have finished what was asked of them; nothing else works behind Python's back."""
+    """Wait until these GPUs have finished; nothing else works asynchronously."""
     if gpus:
         import torch
 

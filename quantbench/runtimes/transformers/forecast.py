@@ -1,4 +1,4 @@
-"""Arithmetic that forecasts of several methods share: which layers a library takes, and the bytes of all that it leaves."""
+"""Arithmetic that forecasts of several methods share: which layers a library quantizes, and the bytes of all others."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from quantbench.models.architecture import Architecture, Role, Tensor
 from quantbench.models.footprint import ELEMENT_BYTES
 
 _OWN_LINEAR = frozenset({"falcon"})
-"""Model types whose blocks have a Linear class of their own: a library that asks for exactly torch's class passes it by."""
+"""Model types whose blocks have a Linear class of their own: a library that looks for exactly torch's class skips it."""
 
 _LEFT: Mapping[str, str] = {"linear": "Linear layers", "conv1d": "Conv1D layers", "experts": "fused experts"}
 _BLOCK = re.compile(r".+?\.\d+(?=\.)")
@@ -51,7 +51,7 @@ def left_note(architecture: Architecture, dtype: str, taken: Collection[str], *,
 
 
 def joined(*notes: str) -> str:
-    """One note of all that are not empty."""
+    """All notes that are not empty, as one."""
     return "; ".join(filter(None, notes))
 
 

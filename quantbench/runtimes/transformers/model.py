@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def load_pretrained(settings: Settings, device: str, **options: Any) -> Any:
-    """``AutoModelForCausalLM.from_pretrained`` with what every method here wants: safetensors, eval mode, nothing offloaded.
+    """``AutoModelForCausalLM.from_pretrained`` with what every method here needs: safetensors, eval mode, nothing offloaded.
 
     A dummy's weights are made meanwhile.
     """
@@ -141,7 +141,7 @@ class TransformersModel:
 
     @cached_property
     def _gpus(self) -> list[str]:
-        """Looked for once: to ask every parameter takes longer than a step of a small model."""
+        """Determined once: asking every parameter takes longer than a step of a small model."""
         return places_of(found_device(self.model))
 
 
@@ -168,7 +168,7 @@ def distinct_bytes(tensors: Any, seen: set[int] | None = None) -> Iterator[int]:
 
 
 def found_device(module: Any) -> str:
-    """Where a module's parameters and saved buffers lie: ``cuda:0``, several places joined by ``+``; empty if it has none."""
+    """Where a module's parameters and saved buffers are: ``cuda:0``, several places joined by ``+``; empty if it has none."""
     saved = (
         buffer
         for each in module.modules()
@@ -179,7 +179,7 @@ def found_device(module: Any) -> str:
 
 
 def _step_counts(model: Any, weight_bytes: int) -> dict[str, int | None]:
-    """What a decode step reads; nothing is said of experts, of which it reads some, nor of caches that keep less than all."""
+    """What a decode step reads; unknown for experts, of which it reads some, and for caches that do not keep everything."""
     config = model.config.get_text_config()
     experts = any("expert" in name and isinstance(count, int) and count > 1 for name, count in config.to_dict().items())
     step = None if experts else weight_bytes - _unread_rows(model)

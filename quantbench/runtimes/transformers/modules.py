@@ -1,4 +1,4 @@
-"""What methods that open a torch module without tokens share, and how many bytes ``torch.save`` writes."""
+"""What methods for torch modules without tokens share, and how many bytes ``torch.save`` writes."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class TorchModule:
 
     @property
     def facts(self) -> Mapping[str, str]:
-        """The kernel, and the device; packed weights of torch-dynamic are no tensors and lie on the CPU."""
+        """The kernel, and the device; the packed weights of torch-dynamic are not tensors, and are on the CPU."""
         return {"kernel": self._kernel, "device": found_device(self.module) or self._device}
 
     def example(self, seed: int, index: int) -> Any:

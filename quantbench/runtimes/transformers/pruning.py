@@ -39,7 +39,7 @@ def prunable_layers(model: Any) -> list[Any]:
 
 
 def check_prunable(architecture: Architecture, *, in_fours: bool = False) -> None:
-    """Raise UnsupportedError where prunable_layers would of such a model, or zero_two_of_four where it is ``in_fours``."""
+    """Raise UnsupportedError if prunable_layers would for such a model, or zero_two_of_four if ``in_fours``."""
     inside = [tensor for tensor in architecture.tensors if block_of(tensor.name)]
     layers, name = [tensor for tensor in inside if tensor.role == "linear"], class_name(architecture)
     _check_held(sum(layer.elements for layer in layers), sum(tensor.elements for tensor in inside), name)
@@ -92,7 +92,7 @@ def remove_neurons(model: Any, share: float) -> None:
 
 
 def shrink(architecture: Architecture, share: float) -> Architecture:
-    """What remove_neurons leaves of such a model; UnsupportedError where it finds no neurons to remove."""
+    """What remove_neurons leaves of such a model; UnsupportedError if it finds no neurons to remove."""
     name = class_name(architecture)
     networks = _networks_by_block(architecture)
     for found in networks.values():

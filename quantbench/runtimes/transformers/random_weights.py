@@ -28,7 +28,7 @@ _PIECE = 2**20
 def load_random(checkpoint: Checkpoint, **options: Any) -> Any:
     """A dummy's model through transformers' ``from_pretrained`` with ``options``; buffers are as its architecture has them.
 
-    Raises ModelError where a parameter was left without weights.
+    Raises ModelError if a parameter was left without weights.
     """
     import transformers
 
@@ -86,7 +86,7 @@ class NormalValues:
 
 
 class Unmade:
-    """Stands in a state dict for a tensor. transformers reads one with ``[...]`` and then moves it: only that makes it."""
+    """Takes a tensor's place in a state dict. transformers reads it with ``[...]`` and then moves it: only then is it made."""
 
     def __init__(self, name: str, shape: Sequence[int], values: NormalValues) -> None:
         """Nothing is made yet."""
@@ -96,7 +96,7 @@ class Unmade:
         self._values = values
 
     def __getitem__(self, _: object) -> Unmade:
-        """All of it."""
+        """The whole tensor."""
         return self
 
     def to(self, device: Any, dtype: Any) -> Any:
@@ -127,7 +127,7 @@ def _constant(name: str, shape: Sequence[int]) -> float | None:
 
 
 def _check_complete(model: Any, unmade: Mapping[str, Unmade], told: Mapping[str, Any], name: str) -> None:
-    """ModelError where transformers left a parameter out, whatever it said of it: it would hold anything."""
+    """ModelError if transformers left a parameter out, whatever it reported: its memory would hold anything."""
     named = dict(model.named_parameters(remove_duplicate=False))
     left = {each for each, tensor in unmade.items() if not tensor.made} | {each for each in named if named[each].is_meta}
     left |= set(told["missing_keys"]) & set(named) | set(told["unexpected_keys"])

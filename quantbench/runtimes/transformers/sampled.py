@@ -1,4 +1,4 @@
-"""Continuations of several prompts sampled in one forward pass a step: on a CPU as many weights are read for 16 as for one."""
+"""Continuations of several prompts sampled together, a forward pass per step: a CPU reads the weights once for all."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def sample_together(
 ) -> list[tuple[int, ...]] | None:
     """At most ``limit`` tokens after each prompt, up to and with the first of ``ends``, each drawn by its own seed.
 
-    Shorter prompts are padded on the left. None where the transformers model ``model`` says something else of a padded row
-    than of the same row alone, as one with a recurrent state does.
+    Shorter prompts are padded on the left. None if the transformers model ``model`` gives other logits for a padded row
+    than for the same row alone, as one with a recurrent state does.
     """
     found: list[tuple[int, ...]] = []
     for start in range(0, len(prompts), TOGETHER):

@@ -25,7 +25,7 @@ class FolderTokenizer:
     """A Tokenizer by AutoTokenizer."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        """ModelError where it has none that can be read."""
+        """ModelError if it has no tokenizer that can be read."""
         from transformers import AutoTokenizer
 
         try:
@@ -49,7 +49,7 @@ class FolderTokenizer:
         return self._encode(text)
 
     def encode_literal(self, text: str) -> list[int]:
-        """The same of a running text, in which nothing is a special token."""
+        """The same for a running text, in which nothing is a special token."""
         return self._encode(text, split_special_tokens=True, verbose=False)  # a text is longer than any context
 
     def _encode(self, text: str, **how: bool) -> list[int]:
@@ -64,7 +64,7 @@ class FolderTokenizer:
         return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def backend(self) -> str | None:
-        """What decodes, as tokenizers writes it; None where the tokenizer's class adds something of its own."""
+        """The serialized backend that decodes; None if the tokenizer's class adds something of its own."""
         found = getattr(self._tokenizer, "backend_tokenizer", None)
         own = (getattr(type(self._tokenizer), name, None) for name in ("decode", "_decode"))
         if found is None or not all(getattr(each, "__module__", "").startswith(_COMMON) for each in own):

@@ -29,10 +29,10 @@ _NEEDS_CUDA = {"int4-wo": (8, 0), "fp8": (8, 9)}
 """Least compute capability of the only kernels that these precisions have."""
 
 _TILE = (8, 1024)
-"""Outputs and inputs of which torch's INT4 kernels take multiples; torchao pads to them."""
+"""torch's INT4 kernels take multiples of these outputs and inputs; torchao pads to them."""
 
 _FP8_MULTIPLE = 16
-"""What both sides of a layer must be a multiple of for torchao to quantize it to FP8."""
+"""Both sides of a layer must be a multiple of this for torchao to quantize it to FP8."""
 
 
 def require_kernel(precision: str, device: str) -> None:
@@ -85,7 +85,7 @@ def forecast(architecture: Architecture, precision: str) -> Weights:
 
 
 def _refusal(precision: str, layers: Mapping[str, tuple[int, int]], name: str) -> str:
-    """Why torchao cannot quantize Linear layers of these outputs and inputs, of a model class; empty where it can."""
+    """Why torchao cannot quantize a model class's Linear layers of these outputs and inputs; empty if it can."""
     if not layers:
         return f"torchao quantizes Linear layers, and {name} has none but its output layer; use another method"
     odd, length = next(((layer, inputs) for layer, (_, inputs) in layers.items() if inputs % GROUP_SIZE), ("", 0))
@@ -103,7 +103,7 @@ def _refusal(precision: str, layers: Mapping[str, tuple[int, int]], name: str) -
 
 
 def _taken(precision: str, outputs: int, inputs: int) -> bool:
-    """Whether torchao quantizes a layer at all; one that it passes by stays as it is."""
+    """Whether torchao quantizes a layer at all; one that it skips stays as it is."""
     return precision != "fp8" or not (outputs % _FP8_MULTIPLE or inputs % _FP8_MULTIPLE)
 
 
@@ -146,7 +146,7 @@ def base_config(precision: str) -> Any:
         case "intx8-dyn":
             return ao.Int8DynamicActivationIntxWeightConfig(weight_dtype=torch.int8, weight_granularity=PerAxis(0))
         case "int4-wo":
-            tiled = "tile_packed_to_4d"  # torch's own kernels; the default packing needs a library more
+            tiled = "tile_packed_to_4d"  # torch's own kernels; the default packing needs another library
             return ao.Int4WeightOnlyConfig(group_size=GROUP_SIZE, int4_packing_format=tiled)
         case "fp8":
             return ao.Float8DynamicActivationFloat8WeightConfig()
@@ -236,5 +236,5 @@ def _check_agrees(checkpoint: Checkpoint, precision: str) -> str:
 
 
 def _kind(config: Mapping[str, Any]) -> tuple[str, str]:
-    """What tells precisions apart in a configuration: its class, and the dtype of the weights where it has a choice."""
+    """What distinguishes precisions in a configuration: its class, and the dtype of the weights if it has a choice."""
     return str(config.get("_type")), json.dumps(config.get("_data", {}).get("weight_dtype"), sort_keys=True)
