@@ -57,6 +57,21 @@ def stub_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def stub_cache(stub_path: Path) -> Callable[[Path], Path]:
+    """Make the cache of a run in a folder: its own, but for the stubs' references, as one costs seconds of imports."""
+    references = stub_path / "references"
+    references.mkdir()
+
+    def make(folder: Path) -> Path:
+        cache = folder / "cache"
+        cache.mkdir()
+        (cache / "reference").symlink_to(references)
+        return cache
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One cache for the session, so that references and GGUF files are made once, whichever worker asks first."""
     base = tmp_path_factory.getbasetemp()

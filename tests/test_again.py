@@ -15,7 +15,7 @@ from quantbench.results.store import load
 from quantbench.running.again import QUIET_WITHIN_S, TIMES, Again, measure_again
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
 BUSY = "other processes took 50% of the CPU time"
@@ -118,7 +118,9 @@ again.SHARE = 100.0
 
 
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory: pytest.TempPathFactory, stub_path: Path) -> tuple[Path, str]:
+def ran(
+    tmp_path_factory: pytest.TempPathFactory, stub_path: Path, stub_cache: Callable[[Path], Path]
+) -> tuple[Path, str]:
     """A run of two variants of the stub; one of them is disturbed when it is measured first."""
     folder = tmp_path_factory.mktemp("again")
     (folder / "conftest.py").write_text(DISTURBED_ONCE)
@@ -130,7 +132,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory, stub_path: Path) -> tuple[Path
         "--benchmark-json=benchmark.json",
     ]  # fmt: skip
     kept = {name: value for name, value in os.environ.items() if name != "PYTEST_ADDOPTS"}
-    variables = {**kept, "PYTHONPATH": str(stub_path), "QUANTBENCH_CACHE": str(folder / "cache"), "STUB_UNWATCHED": "1"}
+    variables = {**kept, "PYTHONPATH": str(stub_path), "QUANTBENCH_CACHE": str(stub_cache(folder)), "STUB_UNWATCHED": "1"}
     done = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder, done.stdout + done.stderr

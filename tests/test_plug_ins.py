@@ -24,7 +24,8 @@ POINTS = (
 class Owner:
     """Whoever installed the examples, as a distribution of some version."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, cache: Path) -> None:
+        self._cache = cache
         self._site = folder / "site"
         self._folder = folder
         self._site.mkdir()
@@ -46,22 +47,22 @@ class Owner:
     def run(self, *arguments: str, code: int = 0) -> str:
         """What ``quantbench`` prints."""
         command = [sys.executable, "-c", "from quantbench.cli import main; main()", *arguments]
-        environment = {**os.environ, "PYTHONPATH": str(self._site), "QUANTBENCH_CACHE": str(self._folder / "cache")}
+        environment = {**os.environ, "PYTHONPATH": str(self._site), "QUANTBENCH_CACHE": str(self._cache)}
         done = subprocess.run(command, cwd=self._folder, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == code, done.stdout + done.stderr
         return done.stdout + done.stderr
 
 
 MEASURE = (
-    "run", "--method", "torch,rounded,parrot", "--precision", "fp32,m7,m3,int8", "--prompts", "two", "--profile", "quick",
+    "run", "--method", "rounded,parrot", "--precision", "m7,m3,int8", "--prompts", "two", "--profile", "quick",
     "--no-probes", "--output-tokens", "4", "--engine", "inline", "-k", "decode and not control",
 )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def owner(tmp_path_factory: pytest.TempPathFactory) -> Owner:
+def owner(tmp_path_factory: pytest.TempPathFactory, shared_cache: Path) -> Owner:
     """The examples, installed, and measured twice: the second time beside a newer engine."""
-    made = Owner(tmp_path_factory.mktemp("own"))
+    made = Owner(tmp_path_factory.mktemp("own"), shared_cache)
     made.run(*MEASURE)
     made.install("own-things", "1.1", POINTS)
     made.run(*MEASURE)

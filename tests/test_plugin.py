@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -211,12 +211,16 @@ def run_short(sound: Ran, stub_path: Path) -> dict[str, Ran]:
 
 
 @pytest.fixture(scope="module")
-def started(stub_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str, Future[Any]]]:
+def started(
+    stub_path: Path, stub_cache: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Mapping[str, Future[Any]]]:
     """All runs; while one waits for what is stuck, two others work."""
     pool = ThreadPoolExecutor(3)
     runs: dict[str, Future[Any]] = {}
     for each in (run_sound, run_failing, run_interrupted):
-        runs[each.__name__] = pool.submit(each, tmp_path_factory.mktemp(each.__name__), stub_path)
+        folder = tmp_path_factory.mktemp(each.__name__)
+        stub_cache(folder)
+        runs[each.__name__] = pool.submit(each, folder, stub_path)
     for after in (run_by_hand, run_short):
         runs[after.__name__] = pool.submit(lambda do: do(runs["run_sound"].result(), stub_path), after)
     runs["run_resumed"] = pool.submit(lambda: run_resumed(runs["run_interrupted"].result(), stub_path))

@@ -329,7 +329,7 @@ class TestWhereItIsShown:
 
 
 @pytest.fixture(scope="module")
-def seen(stub_path: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+def seen(stub_path: Path, stub_cache: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """What a terminal gets from a run with one variant that is stuck for a while."""
     folder = tmp_path_factory.mktemp("terminal")
     (folder / "test_load.py").write_text("from quantbench.suite.test_load import test_load\n")
@@ -346,7 +346,7 @@ def seen(stub_path: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     own, other = pty.openpty()
     process = subprocess.Popen(
         command, cwd=folder, stdin=other, stdout=other, stderr=other, close_fds=True,
-        env={**kept, "PYTHONPATH": str(stub_path), "QUANTBENCH_CACHE": str(folder / "cache"), "TERM": "xterm"},
+        env={**kept, "PYTHONPATH": str(stub_path), "QUANTBENCH_CACHE": str(stub_cache(folder)), "TERM": "xterm"},
     )  # fmt: skip
     os.close(other)
     chunks: list[bytes] = []

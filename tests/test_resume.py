@@ -28,7 +28,7 @@ from quantbench.results.store import Run, Store, load
 from quantbench.running.recorder import raw_samples
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 MACHINE = Machine(cpu="Xeon", cpus=2, memory_bytes=2**34, isa="avx2", system="Linux x86_64")
 CONDITIONS = Conditions(output_tokens=4)
@@ -338,7 +338,9 @@ SAME = (
 
 
 @pytest.fixture(scope="module")
-def ends(stub_path: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, int]]:
+def ends(
+    stub_path: Path, stub_cache: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, int]]:
     """Sessions that were killed and resumed, and one that was not: their folder and what they returned."""
     folder = tmp_path_factory.mktemp("resume")
     for name, tests in {"latency": "test_decode, test_prefill", "load": "test_load"}.items():
@@ -354,7 +356,7 @@ def ends(stub_path: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     kept = {name: value for name, value in os.environ.items() if name != "PYTEST_ADDOPTS"} | {"STUB_UNWATCHED": "1"}
     subprocess.run(
         [sys.executable, "-c", DRIVER], cwd=folder, input=json.dumps({"arguments": arguments, "points": POINTS}), text=True,
-        env={**kept, "PYTHONPATH": str(stub_path), "QUANTBENCH_CACHE": str(folder / "cache")}, check=True, timeout=300,
+        env={**kept, "PYTHONPATH": str(stub_path), "QUANTBENCH_CACHE": str(stub_cache(folder))}, check=True, timeout=300,
     )  # fmt: skip
     returned: dict[str, int] = json.loads((folder / "ends.json").read_text())
     return folder, returned
