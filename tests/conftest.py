@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import sys
@@ -125,6 +126,13 @@ def _no_gpu() -> str:
     except UsageError as error:
         return f"needs a GPU: {error}"
     return ""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _settled() -> None:
+    """What was imported so far is no garbage: else the collections before timed rounds go through millions of objects."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -77,22 +77,20 @@ def measure(
     """All ways of one variant at all batch sizes, or ``compiled`` at batch 1 alone."""
     import torch
 
-    from quantbench.core.scenario import Conditions, Scenario, Variant
+    from quantbench.core.scenario import Conditions, Spec, Variant
     from quantbench.methods import METHODS, Settings
     from quantbench.models.checkpoint import resolve
 
     name, _, precision = variant.partition("/")
-    scenario = Scenario(model=asked.model, variant=Variant(method=name, precision=precision), prompts="ten",
-                        conditions=Conditions(device=asked.device))  # fmt: skip
+    spec = Spec(model=asked.model, variant=Variant(method=name, precision=precision), conditions=Conditions(device=asked.device))
     batches = [int(each) for each in asked.batches.split(",")]
     settings = Settings(checkpoint=resolve(asked.model), threads=torch.get_num_threads(), context=asked.prompt + STEPS + 32,
                         batch=max(batches))  # fmt: skip
     method = METHODS[name]
-    if method.preparer:
-        method.preparer(scenario, settings)
+    method.prepare(spec, settings)
     with ExitStack() as stack:
         started = time.perf_counter()
-        model = stack.enter_context(method.open(scenario, settings))
+        model = stack.enter_context(method.open(spec, settings))
         model.synchronize()
         opened_s = time.perf_counter() - started
         memory = model.memory()

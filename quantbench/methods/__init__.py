@@ -1,4 +1,4 @@
-"""Methods: one file each. A method opens a LoadedModel for a scenario.
+"""Methods: one file each. A method opens a LoadedModel for a spec.
 
 A new method is one file here (or an entry point in the group ``quantbench.methods``)::
 
@@ -140,17 +140,17 @@ class Method:
         return self.preparer(spec, settings) if self.preparer else None
 
     def open(self, spec: Spec, settings: Settings) -> AbstractContextManager[LoadedModel]:
-        """Open the scenario's variant of a language model."""
+        """Open the spec's variant of a language model."""
         self.check(settings.checkpoint)
         return cast("AbstractContextManager[LoadedModel]", self.opener(spec, settings))
 
     def open_module(self, spec: Spec, settings: Settings) -> AbstractContextManager[LoadedModule]:
-        """Open the scenario's variant of a module without tokens."""
+        """Open the spec's variant of a module without tokens."""
         self.check(settings.checkpoint)
         return cast("AbstractContextManager[LoadedModule]", self.opener(spec, settings))
 
     def open_endpoint(self, spec: Spec, settings: Settings) -> AbstractContextManager[Endpoint]:
-        """Open the endpoint that serves the scenario's model."""
+        """Open the endpoint that serves the spec's model."""
         self.check(settings.checkpoint)
         return cast("AbstractContextManager[Endpoint]", self.opener(spec, settings))
 

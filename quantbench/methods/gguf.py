@@ -100,7 +100,7 @@ def gguf_recipe(spec: Spec) -> Mapping[str, str]:
 @open_gguf.prepares
 @cache  # so that a ready file's header is not read again while loading is timed
 def prepare_gguf(spec: Spec, settings: Settings) -> Artifact:
-    """The scenario's GGUF file; a ready ``.gguf`` model is used as it is if it already has the requested precision.
+    """The spec's GGUF file; a ready ``.gguf`` model is used as it is if it already has the requested precision.
 
     A dummy's file is written without converting or quantizing anything.
     """

@@ -18,7 +18,7 @@ import pytest
 from quantbench.core.job import REFERENCE_FOLDER, Job, Task
 from quantbench.core.machine import gpu_memory
 from quantbench.core.record import Status
-from quantbench.core.scenario import PROFILES, SEEDED_INPUTS, Conditions, Scenario, Variant
+from quantbench.core.scenario import PROFILES, SEEDED_INPUTS, Conditions, Spec, Variant
 from quantbench.methods import METHODS, Settings
 from quantbench.models.checkpoint import resolve
 from quantbench.planning.planner import forecast, read_architecture
@@ -43,10 +43,10 @@ from quantbench.core.scenario import Precision
 
 @method("greedy", precisions=[Precision(name="absurd", bits=8), Precision(name="all", bits=8)], requires=["torch"])
 @contextmanager
-def open_greedy(scenario, settings):
+def open_greedy(spec, settings):
     """Takes more memory of the GPU than there is"""
     import torch
-    if scenario.variant.precision == "absurd":
+    if spec.variant.precision == "absurd":
         torch.empty(2**50, dtype=torch.uint8, device="cuda")
     kept = []
     while True:
@@ -199,10 +199,8 @@ def test_the_clock_waits_until_the_gpu_is_done() -> None:
     import torch
 
     settings = Settings(checkpoint=resolve("canary"), threads=1, context=64)
-    scenario = Scenario(
-        model="canary", variant=Variant(method="torch", precision="fp16"), prompts="two", conditions=Conditions(device=DEVICE)
-    )
-    with METHODS["torch"].open(scenario, settings) as model:
+    spec = Spec(model="canary", variant=Variant(method="torch", precision="fp16"), conditions=Conditions(device=DEVICE))
+    with METHODS["torch"].open(spec, settings) as model:
         model.synchronize()
         matrix = torch.ones((8192, 8192), device="cuda:0", dtype=torch.float32)
         done = torch.cuda.Event()

@@ -16,7 +16,7 @@ import pytest
 from numpy.typing import NDArray
 
 from quantbench.core.job import Checkpoint
-from quantbench.core.scenario import Scenario, Variant
+from quantbench.core.scenario import Spec, Variant
 from quantbench.methods import METHODS, Settings
 from quantbench.models.checkpoint import resolve
 from quantbench.runtimes.gptqmodel import quantize as gptqmodel
@@ -139,8 +139,8 @@ def quantize_packed() -> None:
         for method, precision in PACKED:
             preparer = METHODS[method].preparer
             assert preparer
-            scenario = Scenario(model="canary", variant=Variant(method=method, precision=precision), prompts="two")
-            preparer(scenario, Settings(checkpoint=resolve("canary"), threads=1, context=256))
+            spec = Spec(model="canary", variant=Variant(method=method, precision=precision))
+            preparer(spec, Settings(checkpoint=resolve("canary"), threads=1, context=256))
 
 
 @cache

@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from quantbench.core.errors import UnsupportedError
-from quantbench.core.scenario import Scenario, Variant
+from quantbench.core.scenario import Spec, Variant
 from quantbench.methods import METHODS, LoadedModel, Settings
 from quantbench.models.checkpoint import count_parameters, resolve
 from quantbench.runtimes.gptqmodel import quantize
@@ -35,8 +35,8 @@ pytestmark = pytest.mark.usefixtures("artifacts", "short_search")
 
 
 def opened(model: Path | str, precision: str, method: str = "awq") -> AbstractContextManager[LoadedModel]:
-    scenario = Scenario(model=str(model), variant=Variant(method=method, precision=precision), prompts="two")
-    return METHODS[method].open(scenario, Settings(checkpoint=resolve(str(model)), threads=1, context=256))
+    spec = Spec(model=str(model), variant=Variant(method=method, precision=precision))
+    return METHODS[method].open(spec, Settings(checkpoint=resolve(str(model)), threads=1, context=256))
 
 
 def logits(model: LoadedModel) -> Array:
@@ -64,12 +64,12 @@ def made(users_cache: Path) -> Path:
     """The canary in int4-g128 as this package makes it, of a short search."""
     preparer = METHODS["awq"].preparer
     assert preparer
-    scenario = Scenario(model="canary", variant=Variant(method="awq", precision="int4-g128"), prompts="two")
+    spec = Spec(model="canary", variant=Variant(method="awq", precision="int4-g128"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("QUANTBENCH_CACHE", str(users_cache))
         patch.setattr(quantize, "CALIBRATION_SEQUENCES", SHORT_SEARCH)
         packed_are_made()
-        return preparer(scenario, Settings(checkpoint=resolve("canary"), threads=1, context=256)).path
+        return preparer(spec, Settings(checkpoint=resolve("canary"), threads=1, context=256)).path
 
 
 @pytest.mark.parametrize("precision", [each.name for each in METHODS["awq"].precisions])

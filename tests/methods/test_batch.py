@@ -7,7 +7,7 @@ from contextlib import ExitStack
 import pytest
 
 from quantbench.core.job import Task
-from quantbench.core.scenario import Scenario, Variant
+from quantbench.core.scenario import Spec, Variant
 from quantbench.measuring.passes.latency import together
 from quantbench.methods import METHODS, Batched, LoadedModel, Settings
 from quantbench.models.checkpoint import resolve
@@ -22,12 +22,12 @@ pytestmark = pytest.mark.usefixtures("artifacts")
 
 
 def _open(stack: ExitStack, method: str, precision: str, batch: int, context: int = 64) -> LoadedModel:
-    scenario = Scenario(model="canary", variant=Variant(method=method, precision=precision), prompts="two")
+    spec = Spec(model="canary", variant=Variant(method=method, precision=precision))
     settings = Settings(checkpoint=resolve("canary"), threads=1, context=context, batch=batch)
     preparer = METHODS[method].preparer
     if preparer:
-        preparer(scenario, settings)
-    return stack.enter_context(METHODS[method].open(scenario, settings))
+        preparer(spec, settings)
+    return stack.enter_context(METHODS[method].open(spec, settings))
 
 
 @pytest.mark.parametrize(("method", "precision"), [("torch", "fp32"), ("gguf", "f32")])

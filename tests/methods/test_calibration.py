@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from quantbench.core.errors import UnsupportedError, UsageError
 from quantbench.core.job import Checkpoint
-from quantbench.core.scenario import Conditions, Scenario, Variant
+from quantbench.core.scenario import Conditions, Scenario, Spec, Variant
 from quantbench.methods import METHODS, Settings
 from quantbench.models.checkpoint import resolve
 from quantbench.runtimes.transformers import calibration as texts
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 BOS, VOCABULARY = 1, 2048
 
 
-def asked(calibration: str = "", seed: int = 0, variant: str = "gptq/int4-g128") -> Scenario:
+def asked(calibration: str = "", seed: int = 0, variant: str = "gptq/int4-g128") -> Spec:
     method, _, precision = variant.partition("/")
     conditions = Conditions(calibration=calibration, seed=seed)
-    return Scenario(model="canary", variant=Variant(method=method, precision=precision), prompts="two", conditions=conditions)
+    return Spec(model="canary", variant=Variant(method=method, precision=precision), conditions=conditions)
 
 
 def settings(checkpoint: Checkpoint | None = None) -> Settings:
@@ -176,8 +176,9 @@ def test_there_is_nothing_to_sample_from_in_a_quantized_checkpoint(tmp_path: Pat
 
 def test_the_files_content_is_in_the_key_and_its_name_is_not(tmp_path: Path) -> None:
     def key(path: str, variant: str = "gptq/int4-g128") -> str:
-        scenario = asked(path, variant=variant)
-        return scenario.key(METHODS[scenario.variant.method].recipe(scenario))
+        spec = asked(path, variant=variant)
+        scenario = Scenario(model=spec.model, variant=spec.variant, prompts="two", conditions=spec.conditions)
+        return scenario.key(METHODS[spec.variant.method].recipe(spec))
 
     one, same, other = (tmp_path / name for name in ("one.txt", "same.txt", "other.txt"))
     one.write_text("text")

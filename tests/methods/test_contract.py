@@ -16,7 +16,7 @@ import pytest
 
 from quantbench.core.errors import UnsupportedError
 from quantbench.core.job import Checkpoint
-from quantbench.core.scenario import Conditions, Scenario, Variant
+from quantbench.core.scenario import Conditions, Spec, Variant
 from quantbench.core.trace import WeightMemory
 from quantbench.measuring.passes.similarity import log_softmax
 from quantbench.methods import METHODS, LoadedModel, Sampling, Settings, qat
@@ -70,10 +70,10 @@ def short_text(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
-def asked(method: str, precision: str, calibration: str = "", model: str = "canary") -> tuple[Scenario, Settings]:
+def asked(method: str, precision: str, calibration: str = "", model: str = "canary") -> tuple[Spec, Settings]:
     variant = Variant(method=method, precision=precision)
-    scenario = Scenario(model=model, variant=variant, prompts="two", conditions=Conditions(calibration=calibration))
-    return scenario, Settings(checkpoint=resolve(model), threads=1, context=256)
+    spec = Spec(model=model, variant=variant, conditions=Conditions(calibration=calibration))
+    return spec, Settings(checkpoint=resolve(model), threads=1, context=256)
 
 
 def opened(method: str, precision: str, calibration: str = "", model: str = "canary") -> AbstractContextManager[LoadedModel]:

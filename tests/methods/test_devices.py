@@ -14,7 +14,7 @@ from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from quantbench.core.errors import ModelError
 from quantbench.core.job import FAILURE_FILE, Job, Task
-from quantbench.core.scenario import Conditions, Effort, Scenario, Variant
+from quantbench.core.scenario import Conditions, Effort, Spec, Variant
 from quantbench.measuring.worker import run_job
 from quantbench.methods import METHODS, Settings
 from quantbench.models.checkpoint import resolve
@@ -82,12 +82,12 @@ def test_where_torch_sees_a_gpu_the_cpu_is_named(gpus: list[Any], monkeypatch: p
 def test_a_cpu_that_is_named_is_the_same_cpu(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from quantbench.runtimes.transformers import devices
 
-    scenario = Scenario(model="canary", variant=Variant(method="bitsandbytes", precision=precision), prompts="two")
+    spec = Spec(model="canary", variant=Variant(method="bitsandbytes", precision=precision))
     settings = Settings(checkpoint=resolve("canary"), threads=1, context=64)
     said = []
     for named in (None, "cpu"):
         monkeypatch.setattr(devices, "_arguments", lambda _, named=named: ({"device_map": named}, {}))
-        with METHODS["bitsandbytes"].open(scenario, settings) as model:
+        with METHODS["bitsandbytes"].open(spec, settings) as model:
             said.append((model.facts, model.memory(), list(model.generate([1, 300, 301], 8))))
     assert said[0] == said[1]
     assert said[0][0]["device"] == "cpu"
@@ -210,9 +210,9 @@ def test_other_errors_of_the_conversion_are_named(monkeypatch: pytest.MonkeyPatc
     from transformers.integrations.bitsandbytes import Bnb4bitQuantize
 
     monkeypatch.setattr(Bnb4bitQuantize, "convert", lambda *_, **__: _fail(ValueError("blocks of 63 are too odd")))
-    scenario = Scenario(model="canary", variant=Variant(method="bitsandbytes", precision="nf4"), prompts="one")
+    spec = Spec(model="canary", variant=Variant(method="bitsandbytes", precision="nf4"))
     settings = Settings(checkpoint=resolve("canary"), threads=1, context=64)
-    with pytest.raises(ModelError) as error, METHODS["bitsandbytes"].open(scenario, settings):
+    with pytest.raises(ModelError) as error, METHODS["bitsandbytes"].open(spec, settings):
         raise AssertionError("it must not be loaded")
     assert str(error.value) == "transformers could not convert the weights: blocks of 63 are too odd"
 

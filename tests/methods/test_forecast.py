@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from quantbench.core.errors import UnsupportedError
-from quantbench.core.scenario import Conditions, Scenario, Variant
+from quantbench.core.scenario import Conditions, Spec, Variant
 from quantbench.methods import METHODS, LoadedModel, Settings, qat
 from quantbench.models.architecture import Architecture, Tensor
 from quantbench.models.checkpoint import resolve
@@ -87,10 +87,8 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, str]:
 
 def opened(model: str, variant: str) -> AbstractContextManager[LoadedModel]:
     method, _, precision = variant.partition("/")
-    scenario = Scenario(
-        model=model, variant=Variant(method=method, precision=precision), prompts="two", conditions=Conditions()
-    )
-    return METHODS[method].open(scenario, Settings(checkpoint=resolve(model), threads=1, context=64))
+    spec = Spec(model=model, variant=Variant(method=method, precision=precision), conditions=Conditions())
+    return METHODS[method].open(spec, Settings(checkpoint=resolve(model), threads=1, context=64))
 
 
 def forecast(architecture: Architecture, variant: str) -> Weights:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from quantbench.core.scenario import Conditions, Scenario, Variant
+from quantbench.core.scenario import Conditions, Spec, Variant
 from quantbench.methods import METHODS, Settings
 from quantbench.models import meta
 from quantbench.models.architecture.shapes import from_shapes
@@ -51,9 +51,7 @@ def test_headers_and_transformers_module_foretell_what_is_loaded(saved: Mapping[
     from_headers = read_architecture(str(folder))
     described = meta.describe(meta.build(AutoConfig.from_pretrained(folder)))
     from_module = from_shapes(body, kind, kind, meta.as_shapes(described))
-    scenario = Scenario(
-        model=str(folder), variant=Variant(method=method, precision=precision), prompts="two", conditions=Conditions()
-    )
-    with METHODS[method].open(scenario, Settings(checkpoint=resolve(str(folder)), threads=1, context=64)) as loaded:
+    spec = Spec(model=str(folder), variant=Variant(method=method, precision=precision), conditions=Conditions())
+    with METHODS[method].open(spec, Settings(checkpoint=resolve(str(folder)), threads=1, context=64)) as loaded:
         held = loaded.memory().weight_bytes
     assert [forecaster(each, [precision])[precision].weight_bytes for each in (from_headers, from_module)] == [held, held]

@@ -11,7 +11,7 @@ from gguf import GGUFReader
 
 from quantbench.core.errors import ModelError, UnsupportedError
 from quantbench.core.job import Checkpoint
-from quantbench.core.scenario import Scenario, Variant
+from quantbench.core.scenario import Spec, Variant
 from quantbench.methods import METHODS, Artifact, Settings
 from quantbench.methods.gguf import MAY_USE_MATRIX, NEED_MATRIX, TYPES
 from quantbench.models.checkpoint import count_parameters, resolve
@@ -33,11 +33,11 @@ def settings(checkpoint: Checkpoint) -> Settings:
     return Settings(checkpoint=checkpoint, threads=1, context=64)
 
 
-def scenario(model: str, precision: str) -> Scenario:
-    return Scenario(model=model, variant=Variant(method="gguf", precision=precision), prompts="two")
+def spec(model: str, precision: str) -> Spec:
+    return Spec(model=model, variant=Variant(method="gguf", precision=precision))
 
 
-def prepared(asked: Scenario, checkpoint: Checkpoint) -> Artifact:
+def prepared(asked: Spec, checkpoint: Checkpoint) -> Artifact:
     prepare = METHODS["gguf"].preparer
     assert prepare
     return prepare(asked, settings(checkpoint))
@@ -86,7 +86,7 @@ def test_unquantized_files_hold_the_checkpoints_own_weights(precision: str) -> N
     from safetensors.torch import load_file
 
     canary = resolve("canary")
-    artifact = prepared(scenario("canary", precision), canary)
+    artifact = prepared(spec("canary", precision), canary)
     expected = load_file(canary.path / "model.safetensors")["model.layers.2.mlp.up_proj.weight"].float().numpy()
     (tensor,) = (each for each in GGUFReader(artifact.path).tensors if each.name == "blk.2.ffn_up.weight")
 
@@ -99,13 +99,13 @@ def test_unquantized_files_hold_the_checkpoints_own_weights(precision: str) -> N
 
 def test_experts_are_needed_for_mxfp4_moe() -> None:
     with pytest.raises(UnsupportedError, match=r"mxfp4_moe is for experts .* has none, so it would be Q8_0; ask for gguf/q8_0"):
-        prepared(scenario("canary", "mxfp4_moe"), resolve("canary"))
+        prepared(spec("canary", "mxfp4_moe"), resolve("canary"))
 
 
 def test_a_ready_file_is_used_as_it_is() -> None:
     made = quantized_file(resolve("canary"), "q8_0").path
 
-    artifact = prepared(scenario(str(made), "q8_0"), resolve(str(made)))
+    artifact = prepared(spec(str(made), "q8_0"), resolve(str(made)))
 
     assert artifact.path == made
     assert artifact.quantize_s is None
@@ -116,14 +116,14 @@ def test_a_quantized_file_is_not_quantized_again() -> None:
     made = quantized_file(resolve("canary"), "q8_0").path
 
     with pytest.raises(UnsupportedError, match=r"is already quantized to q8_0; use gguf/q8_0, or give an F16 file"):
-        prepared(scenario(str(made), "q4_k_m"), resolve(str(made)))
+        prepared(spec(str(made), "q4_k_m"), resolve(str(made)))
 
 
 def test_a_ready_file_without_an_importance_matrix_is_no_imatrix_variant() -> None:
     made = quantized_file(resolve("canary"), "q4_0").path
 
     with pytest.raises(UnsupportedError, match=r"does not say that it was made with an importance matrix; use gguf/q4_0"):
-        prepared(scenario(str(made), "q4_0-imat"), resolve(str(made)))
+        prepared(spec(str(made), "q4_0-imat"), resolve(str(made)))
 
 
 def test_a_type_that_the_reader_does_not_know_is_not_called_damage(tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_a_type_that_the_reader_does_not_know_is_not_called_damage(tmp_path: Pat
 def test_an_f16_file_can_be_quantized() -> None:
     source = resolve(str(f16_file(resolve("canary"))))
 
-    artifact = prepared(scenario("x.gguf", "q4_k_m"), source)
+    artifact = prepared(spec("x.gguf", "q4_k_m"), source)
 
     assert file_precision(artifact.path) == "q4_k_m"
     assert tensor_bytes(artifact.path) == tensor_bytes(quantized_file(resolve("canary"), "q4_k_m").path)
@@ -152,7 +152,7 @@ def test_a_file_cut_short_is_one_sentence(tmp_path: Path) -> None:
     cut.write_bytes(whole[: len(whole) // 2])
 
     with pytest.raises(ModelError, match=r"cut\.gguf is cut short or damaged; make or download it again"):
-        prepared(scenario(str(cut), "q8_0"), resolve(str(cut)))
+        prepared(spec(str(cut), "q8_0"), resolve(str(cut)))
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +181,7 @@ def split(tmp_path_factory: pytest.TempPathFactory, users_cache: Path) -> Path:
 def test_all_parts_of_a_split_file_count(split: Path) -> None:
     whole = f16_file(resolve("canary"))
     checkpoint = resolve(str(split))
-    artifact = prepared(scenario(str(split), "f16"), checkpoint)
+    artifact = prepared(spec(str(split), "f16"), checkpoint)
 
     assert len(list(split.parent.iterdir())) == 3
     assert artifact.path == split
@@ -192,7 +192,7 @@ def test_all_parts_of_a_split_file_count(split: Path) -> None:
     prompt = [1, 300, 400]
     answers = []
     for path in (split, whole):
-        with METHODS["gguf"].open(scenario(str(path), "f16"), settings(resolve(str(path)))) as model:
+        with METHODS["gguf"].open(spec(str(path), "f16"), settings(resolve(str(path)))) as model:
             answers.append((model.memory().weight_bytes, list(model.generate(prompt, 8))))
     assert answers[0] == answers[1]
 
@@ -200,10 +200,10 @@ def test_all_parts_of_a_split_file_count(split: Path) -> None:
 def test_a_split_file_can_be_quantized_and_saved(split: Path, tmp_path: Path) -> None:
     save = METHODS["gguf"].saver
     assert save
-    quantized = prepared(scenario(str(split), "q8_0"), resolve(str(split)))
+    quantized = prepared(spec(str(split), "q8_0"), resolve(str(split)))
     assert tensor_bytes(quantized.path) == tensor_bytes(quantized_file(resolve("canary"), "q8_0").path)
 
-    save(scenario(str(split), "f16"), settings(resolve(str(split))), tmp_path)
+    save(spec(str(split), "f16"), settings(resolve(str(split))), tmp_path)
 
     names = [f"model-f16-0000{part}-of-00003.gguf" for part in (1, 2, 3)]
     assert sorted(path.name for path in tmp_path.glob("*.gguf")) == names

@@ -20,7 +20,7 @@ from quantbench.core import children
 from quantbench.core.cache import file_sha256
 from quantbench.core.errors import ModelError, UnsupportedError
 from quantbench.core.job import Checkpoint
-from quantbench.core.scenario import Scenario, Variant
+from quantbench.core.scenario import Spec, Variant
 from quantbench.core.units import format_bytes
 from quantbench.methods import METHODS, Artifact, Settings, gguf
 from quantbench.models import MODELS
@@ -124,8 +124,8 @@ def write_dummy(folder: Path, family: str, options: Mapping[str, Any]) -> Checkp
     return Checkpoint(name="dummy:x", kind="hf", path=folder, revision="seed 0", content_hash=content, random_weights=True)
 
 
-def scenario(precision: str) -> Scenario:
-    return Scenario(model="dummy:x", variant=Variant(method="gguf", precision=precision), prompts="two")
+def spec(precision: str) -> Spec:
+    return Spec(model="dummy:x", variant=Variant(method="gguf", precision=precision))
 
 
 def settings(checkpoint: Checkpoint) -> Settings:
@@ -134,7 +134,7 @@ def settings(checkpoint: Checkpoint) -> Settings:
 
 def prepared(checkpoint: Checkpoint, precision: str) -> Artifact:
     assert METHOD.preparer
-    return METHOD.preparer(scenario(precision), settings(checkpoint))
+    return METHOD.preparer(spec(precision), settings(checkpoint))
 
 
 def written(checkpoint: Checkpoint, precision: str) -> Artifact:
@@ -174,7 +174,7 @@ def values(path: Path, name: str) -> Any:
 
 def runs(checkpoint: Checkpoint, precision: str) -> int:
     """Let llama.cpp load and run the file; the bytes of the weights as it counts them."""
-    with METHOD.open(scenario(precision), settings(checkpoint)) as model:
+    with METHOD.open(spec(precision), settings(checkpoint)) as model:
         logits = np.concatenate([chunk.copy() for chunk in model.score([1, 300, 400])])
         answer = list(model.generate([1, 300, 400], 4))
         assert np.isfinite(logits).all()
@@ -287,8 +287,8 @@ def test_the_converter_is_asked_once_for_all_precisions(dummy: Make, monkeypatch
 
 
 def test_calibration_does_not_stand_in_a_dummys_key() -> None:
-    assert METHOD.recipe(scenario("iq2_m")) == {}
-    real = Scenario(model="canary", variant=Variant(method="gguf", precision="iq2_m"), prompts="two")
+    assert METHOD.recipe(spec("iq2_m")) == {}
+    real = Spec(model="canary", variant=Variant(method="gguf", precision="iq2_m"))
     assert set(METHOD.recipe(real)) == {"calibration"}
 
 
@@ -322,7 +322,7 @@ def test_it_is_saved_as_a_real_model_is(dummy: Make, tmp_path: Path) -> None:
     checkpoint = dummy("llama", **LLAMA3)
     assert METHOD.saver
 
-    METHOD.saver(scenario("q4_0"), settings(checkpoint), tmp_path)
+    METHOD.saver(spec("q4_0"), settings(checkpoint), tmp_path)
 
     (saved,) = tmp_path.iterdir()
     assert saved.name == "model-q4_0.gguf"

@@ -14,7 +14,7 @@ from gguf import GGUFReader
 
 from quantbench.core.errors import MissingDependency, ModelError, UnsupportedError
 from quantbench.core.job import Checkpoint
-from quantbench.core.scenario import Scenario, Variant
+from quantbench.core.scenario import Spec, Variant
 from quantbench.methods import METHODS, Settings
 from quantbench.models.architecture import FAMILIES, Architecture, read
 from quantbench.models.architecture.shapes import from_shapes
@@ -59,11 +59,11 @@ def forecast(architecture: Architecture, precisions: Sequence[str] = ALL) -> Map
     return METHOD.forecaster(architecture, precisions)
 
 
-def prepared(scenario: Scenario, checkpoint: Checkpoint) -> tuple[int | None, str]:
+def prepared(spec: Spec, checkpoint: Checkpoint) -> tuple[int | None, str]:
     """Tensor bytes of the file that a run uses, or why it has none."""
     assert METHOD.preparer
     try:
-        made = METHOD.preparer(scenario, Settings(checkpoint=checkpoint, threads=1, context=64))
+        made = METHOD.preparer(spec, Settings(checkpoint=checkpoint, threads=1, context=64))
     except UnsupportedError as error:
         return None, str(error)
     return tensor_bytes(made.path), ""
@@ -304,11 +304,11 @@ def test_an_unquantized_file_is_forecast_by_a_dry_run_on_itself(canary: Mapping[
 def test_what_cannot_be_made_of_a_ready_file_has_the_reason_that_a_run_gives(own: str, precision: str) -> None:
     path = quantized_file(resolve("canary"), own).path
     checkpoint = resolve(str(path))
-    scenario = Scenario(model=str(path), variant=Variant(method="gguf", precision=precision), prompts="two")
+    spec = Spec(model=str(path), variant=Variant(method="gguf", precision=precision))
 
     found = forecast(gguf_architecture(checkpoint.path), [precision])[precision]
 
-    size, refusal = prepared(scenario, checkpoint)
+    size, refusal = prepared(spec, checkpoint)
     assert found.weight_bytes == size
     assert refusal in ("", found.note)
     assert (size is None) == bool(refusal)

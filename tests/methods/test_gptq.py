@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from quantbench.cli.app import app
 from quantbench.core import children
 from quantbench.core.errors import ModelError, UnsupportedError
-from quantbench.core.scenario import Conditions, Scenario, Variant
+from quantbench.core.scenario import Conditions, Spec, Variant
 from quantbench.methods import METHODS, Artifact, LoadedModel, Settings
 from quantbench.models.checkpoint import count_parameters, resolve
 from quantbench.models.safetensors import weight_files
@@ -44,11 +44,11 @@ SHORT_TEXT = textwrap.__file__
 pytestmark = pytest.mark.usefixtures("artifacts")
 
 
-def asked(model: Path | str, precision: str, calibration: str = "") -> tuple[Scenario, Settings]:
-    """A scenario of method gptq, and settings for it."""
+def asked(model: Path | str, precision: str, calibration: str = "") -> tuple[Spec, Settings]:
+    """A spec of method gptq, and settings for it."""
     variant = Variant(method="gptq", precision=precision)
-    scenario = Scenario(model=str(model), variant=variant, prompts="two", conditions=Conditions(calibration=calibration))
-    return scenario, Settings(checkpoint=resolve(str(model)), threads=1, context=256)
+    spec = Spec(model=str(model), variant=variant, conditions=Conditions(calibration=calibration))
+    return spec, Settings(checkpoint=resolve(str(model)), threads=1, context=256)
 
 
 def opened(model: Path | str, precision: str) -> AbstractContextManager[LoadedModel]:
@@ -153,7 +153,7 @@ def test_layers_packed_by_auto_gptqs_rules_are_what_they_stand_for(
     with opened(packed, precision) as model:
         found = logits(model)
         kernel = model.facts["kernel"]
-    reference = Scenario(model=str(plain), variant=Variant(method="torch", precision="fp32"), prompts="two")
+    reference = Spec(model=str(plain), variant=Variant(method="torch", precision="fp32"))
     with METHODS["torch"].open(reference, Settings(checkpoint=resolve(str(plain)), threads=1, context=256)) as model:
         exact = logits(model)
     assert "-Torch" in kernel
@@ -344,11 +344,11 @@ def test_shapes_that_do_not_fit_are_refused_before_anything_is_quantized(
 ) -> None:
     folder = odd_llama(hidden, ffn)
     method, _, precision = variant.partition("/")
-    scenario = Scenario(model=str(folder), variant=Variant(method=method, precision=precision), prompts="two")
+    spec = Spec(model=str(folder), variant=Variant(method=method, precision=precision))
     preparer = METHODS[method].preparer
     assert preparer
     with pytest.raises(UnsupportedError) as caught:
-        preparer(scenario, Settings(checkpoint=resolve(str(folder)), threads=1, context=0))
+        preparer(spec, Settings(checkpoint=resolve(str(folder)), threads=1, context=0))
     before, _, after = sentence.partition("{}")
     assert str(caught.value).startswith(f"{before}model.layers.0.")
     assert str(caught.value).endswith(after)

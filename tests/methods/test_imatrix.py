@@ -13,7 +13,7 @@ import pytest
 
 from quantbench.core.errors import UnsupportedError, UsageError
 from quantbench.core.job import Checkpoint
-from quantbench.core.scenario import Conditions, Scenario, Variant
+from quantbench.core.scenario import Conditions, Scenario, Spec, Variant
 from quantbench.methods import METHODS, Settings
 from quantbench.models.checkpoint import resolve
 from quantbench.runtimes import open_tokenizer
@@ -35,9 +35,9 @@ MATRICES = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "
 pytestmark = pytest.mark.usefixtures("artifacts")
 
 
-def scenario(precision: str, calibration: str, model: str = "canary") -> Scenario:
+def spec(precision: str, calibration: str, model: str = "canary") -> Spec:
     variant = Variant(method="gguf", precision=precision)
-    return Scenario(model=model, variant=variant, prompts="two", conditions=Conditions(calibration=calibration))
+    return Spec(model=model, variant=variant, conditions=Conditions(calibration=calibration))
 
 
 def settings(checkpoint: Checkpoint) -> Settings:
@@ -59,7 +59,7 @@ def text(tmp_path: Path) -> str:
 
 @pytest.fixture
 def matrix(text: str) -> Path:
-    return importance_matrix(scenario("q2_k-imat", text), settings(resolve("canary")))
+    return importance_matrix(spec("q2_k-imat", text), settings(resolve("canary")))
 
 
 class GgmlTensor(ctypes.Structure):
@@ -119,7 +119,7 @@ def test_the_matrix_is_what_llama_cpp_sees(matrix: Path, text: str) -> None:
 
     ours = read(matrix)
     checkpoint = resolve("canary")
-    sequences = calibration_ids(scenario("q2_k-imat", text), settings(checkpoint))
+    sequences = calibration_ids(spec("q2_k-imat", text), settings(checkpoint))
     ids = open_tokenizer(checkpoint).encode(Path(text).read_text())
     assert sequences[0] == ids[:LENGTH]
     assert {len(each) for each in sequences} == {LENGTH}
@@ -174,14 +174,15 @@ def test_quantizing_with_a_matrix_lowers_the_error_that_it_weighs(matrix: Path) 
 def test_plain_and_imatrix_files_are_different_variants_with_different_keys(text: str) -> None:
     recipe = METHODS["gguf"].recipe
 
-    assert recipe(scenario("q4_k_m", text)) == {}
-    assert set(recipe(scenario("q4_k_m-imat", text))) == set(recipe(scenario("iq2_xxs", text))) == {"calibration"}
-    sampled = recipe(scenario("q4_k_m-imat", ""))
-    assert sampled != recipe(scenario("q4_k_m-imat", text))
+    assert recipe(spec("q4_k_m", text)) == {}
+    assert set(recipe(spec("q4_k_m-imat", text))) == set(recipe(spec("iq2_xxs", text))) == {"calibration"}
+    sampled = recipe(spec("q4_k_m-imat", ""))
+    assert sampled != recipe(spec("q4_k_m-imat", text))
 
     def key(precision: str) -> str:
-        asked = scenario(precision, text)
-        return asked.key({"model": "canary", **recipe(asked)})
+        asked = spec(precision, text)
+        scenario = Scenario(model="canary", variant=asked.variant, prompts="two", conditions=asked.conditions)
+        return scenario.key({"model": "canary", **recipe(asked)})
 
     assert key("q4_k_m") != key("q4_k_m-imat")
 
@@ -192,7 +193,7 @@ def test_another_text_gives_another_file(text: str, tmp_path: Path) -> None:
     prepare = METHODS["gguf"].preparer
     assert prepare
 
-    first, second = (prepare(scenario("q4_0-imat", each), settings(resolve("canary"))) for each in (text, str(other)))
+    first, second = (prepare(spec("q4_0-imat", each), settings(resolve("canary"))) for each in (text, str(other)))
 
     assert first.path != second.path
     assert first.path.read_bytes() != second.path.read_bytes()
@@ -202,7 +203,7 @@ def test_another_text_gives_another_file(text: str, tmp_path: Path) -> None:
 
 def test_a_calibration_file_that_is_missing_is_named() -> None:
     with pytest.raises(UsageError, match=r"calibration file nowhere\.txt does not exist"):
-        importance_matrix(scenario("iq2_xxs", "nowhere.txt"), settings(resolve("canary")))
+        importance_matrix(spec("iq2_xxs", "nowhere.txt"), settings(resolve("canary")))
 
 
 @pytest.mark.parametrize("precision", ["iq2_xxs", "q4_k_m-imat"])
@@ -212,7 +213,7 @@ def test_a_gguf_file_has_no_model_to_compute_it_on(precision: str) -> None:
     assert prepare
 
     with pytest.raises(UnsupportedError, match=rf"gguf/{precision} needs an importance matrix.* is a GGUF file; give"):
-        prepare(scenario(precision, "", model="x.gguf"), settings(ready))
+        prepare(spec(precision, "", model="x.gguf"), settings(ready))
 
 
 def test_columns_in_another_order_are_refused(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,7 +233,7 @@ def test_columns_in_another_order_are_refused(text: str, tmp_path: Path, monkeyp
     monkeypatch.setenv("QUANTBENCH_CACHE", str(tmp_path / "empty"))  # or the matrix is there already
 
     with pytest.raises(UnsupportedError, match=r"importance matrix of blk\.3\.ffn_down\.weight cannot be computed"):
-        importance_matrix(scenario("iq2_xxs", text), settings(resolve("canary")))
+        importance_matrix(spec("iq2_xxs", text), settings(resolve("canary")))
 
 
 def test_experts_have_no_matrix_but_their_own_type(small_checkpoint: Callable[..., Checkpoint], text: str) -> None:
@@ -246,4 +247,4 @@ def test_experts_have_no_matrix_but_their_own_type(small_checkpoint: Callable[..
     assert kinds["blk.0.ffn_up_exps.weight"] == "MXFP4"
     assert kinds["blk.0.attn_q.weight"] == "Q8_0"
     with pytest.raises(UnsupportedError, match=r"importance matrix of blk\.0\.ffn_\w+_exps\.weight cannot be computed"):
-        importance_matrix(scenario("q4_k_m-imat", text, model=str(checkpoint.path)), settings(checkpoint))
+        importance_matrix(spec("q4_k_m-imat", text, model=str(checkpoint.path)), settings(checkpoint))

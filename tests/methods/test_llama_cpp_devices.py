@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from quantbench.core.errors import ModelError
-from quantbench.core.scenario import Conditions, Scenario, Variant
+from quantbench.core.scenario import Conditions, Spec, Variant
 from quantbench.methods import METHODS, Batched, Settings
 from quantbench.models.checkpoint import resolve
 from quantbench.runtimes.llama_cpp import model as llama_cpp_model
@@ -81,13 +81,11 @@ def test_a_wheel_without_cuda_is_an_error_before_any_file_is_made(tmp_path: Path
     require_offload("cpu")
     canary = Settings(checkpoint=resolve("canary"), threads=1, context=64)
     monkeypatch.setenv("QUANTBENCH_CACHE", str(tmp_path / "empty"))
-    scenario = Scenario(
-        model="canary", variant=Variant(method="gguf", precision="q8_0"), prompts="two", conditions=Conditions(device="cuda")
-    )
+    spec = Spec(model="canary", variant=Variant(method="gguf", precision="q8_0"), conditions=Conditions(device="cuda"))
     prepare = METHODS["gguf"].preparer
     assert prepare
     with pytest.raises(ModelError, match="was built without CUDA"):
-        prepare(scenario, canary)
+        prepare(spec, canary)
     assert not (tmp_path / "empty").exists()
 
 
@@ -191,9 +189,9 @@ def test_a_failed_step_is_memory_or_a_full_context(said: list[str], kind: type[E
 
 @pytest.mark.usefixtures("artifacts")
 def test_a_batch_beyond_its_context_is_a_full_context() -> None:
-    scenario = Scenario(model="canary", variant=Variant(method="gguf", precision="f16"), prompts="two")
+    spec = Spec(model="canary", variant=Variant(method="gguf", precision="f16"))
     settings = Settings(checkpoint=resolve("canary"), threads=1, context=256, batch=2)
-    with METHODS["gguf"].open(scenario, settings) as model:
+    with METHODS["gguf"].open(spec, settings) as model:
         assert isinstance(model, Batched)
         with pytest.raises(ModelError, match=r"2 sequences to position \d+; ask for a smaller batch"):
             list(model.generate_batch([[1] * 300] * 2, 2))

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from quantbench.core.errors import ModelError, UnsupportedError
 from quantbench.core.job import Checkpoint
-from quantbench.core.scenario import Scenario, Variant
+from quantbench.core.scenario import Spec, Variant
 from quantbench.methods import METHODS, Artifact, LoadedModel, Settings
 from quantbench.models.checkpoint import resolve
 from quantbench.models.config import read_architecture
@@ -91,10 +91,10 @@ def dummy(tmp_path: Path) -> Callable[..., Checkpoint]:
     return make
 
 
-def asked(checkpoint: Checkpoint, variant: str) -> tuple[Scenario, Settings]:
+def asked(checkpoint: Checkpoint, variant: str) -> tuple[Spec, Settings]:
     method, _, precision = variant.partition("/")
-    scenario = Scenario(model=checkpoint.name, variant=Variant(method=method, precision=precision), prompts="two")
-    return scenario, Settings(checkpoint=checkpoint, threads=1, context=64)
+    spec = Spec(model=checkpoint.name, variant=Variant(method=method, precision=precision))
+    return spec, Settings(checkpoint=checkpoint, threads=1, context=64)
 
 
 def prepare(checkpoint: Checkpoint, variant: str) -> Artifact:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from quantbench.core.errors import ModelError, UnsupportedError
-from quantbench.core.scenario import Scenario, Variant
+from quantbench.core.scenario import Spec, Variant
 from quantbench.methods import METHODS, Artifact, Settings
 from quantbench.models.checkpoint import resolve
 from quantbench.models.config import read_architecture
@@ -49,10 +49,10 @@ def foretold(variant: str, model: str | Path) -> Weights:
     return forecast(read_architecture(str(model)), method, [precision])[precision]
 
 
-def asked(variant: str, model: str | Path) -> tuple[Scenario, Settings]:
+def asked(variant: str, model: str | Path) -> tuple[Spec, Settings]:
     method, _, precision = variant.partition("/")
-    scenario = Scenario(model=str(model), variant=Variant(method=method, precision=precision), prompts="two")
-    return scenario, Settings(checkpoint=resolve(str(model)), threads=1, context=64)
+    spec = Spec(model=str(model), variant=Variant(method=method, precision=precision))
+    return spec, Settings(checkpoint=resolve(str(model)), threads=1, context=64)
 
 
 def loaded_bytes(variant: str, model: str | Path) -> int:

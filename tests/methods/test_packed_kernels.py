@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from quantbench.core.scenario import Conditions, Scenario, Variant
+from quantbench.core.scenario import Conditions, Spec, Variant
 from quantbench.methods import Settings
 from quantbench.models.checkpoint import resolve
 from quantbench.runtimes.gptqmodel import kernels as packed_kernels
@@ -99,7 +99,7 @@ def test_they_are_compiled_on_a_gpu_before_the_checkpoint_is_wanted(method: str,
     settings = Settings(checkpoint=resolve("canary"), threads=1, context=64)
     for device in ("cpu", "cuda", "cuda:1"):
         variant = Variant(method=method, precision="int4-g128")
-        scenario = Scenario(model="canary", variant=variant, prompts="two", conditions=Conditions(device=device))
+        spec = Spec(model="canary", variant=variant, conditions=Conditions(device=device))
         with pytest.raises(InterruptedError):
-            quantize.prepared(scenario, settings)
+            quantize.prepared(spec, settings)
     assert calls == [method, method]

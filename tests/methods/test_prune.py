@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from quantbench.core.errors import MissingDependency, UnsupportedError
-from quantbench.core.scenario import Scenario, Variant
+from quantbench.core.scenario import Spec, Variant
 from quantbench.core.trace import WeightMemory
 from quantbench.methods import METHODS, Artifact, Settings, prune
 from quantbench.models.checkpoint import checkpoint_dtype, resolve
@@ -33,9 +33,9 @@ Tensors = Mapping[str, torch.Tensor]
 MakeModel = Callable[[], Any]
 
 
-def asked(precision: str, model: str = "canary") -> tuple[Scenario, Settings]:
-    scenario = Scenario(model=model, variant=Variant(method="prune", precision=precision), prompts="two")
-    return scenario, Settings(checkpoint=resolve(model), threads=1, context=64)
+def asked(precision: str, model: str = "canary") -> tuple[Spec, Settings]:
+    spec = Spec(model=model, variant=Variant(method="prune", precision=precision))
+    return spec, Settings(checkpoint=resolve(model), threads=1, context=64)
 
 
 def prepared(precision: str, model: str = "canary") -> Artifact:

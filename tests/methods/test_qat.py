@@ -16,7 +16,7 @@ from torch import nn
 
 from quantbench.core.cache import cache_root
 from quantbench.core.errors import ModelError, UnsupportedError
-from quantbench.core.scenario import Conditions, Scenario, Variant
+from quantbench.core.scenario import Conditions, Spec, Variant
 from quantbench.measuring.passes.similarity import log_softmax
 from quantbench.methods import METHODS, Artifact, Settings, qat
 from quantbench.models.checkpoint import resolve
@@ -88,10 +88,10 @@ def tiny(saved: Callable[[Any], str], monkeypatch: pytest.MonkeyPatch) -> str:
     return saved(llama())
 
 
-def asked(precision: str, model: str, method: str = "qat", seed: int = 0) -> tuple[Scenario, Settings]:
+def asked(precision: str, model: str, method: str = "qat", seed: int = 0) -> tuple[Spec, Settings]:
     variant = Variant(method=method, precision=precision)
-    scenario = Scenario(model=model, variant=variant, prompts="two", conditions=Conditions(seed=seed))
-    return scenario, Settings(checkpoint=resolve(model), threads=1, context=64)
+    spec = Spec(model=model, variant=variant, conditions=Conditions(seed=seed))
+    return spec, Settings(checkpoint=resolve(model), threads=1, context=64)
 
 
 def prepared(precision: str, model: str, seed: int = 0) -> Artifact:
@@ -99,8 +99,8 @@ def prepared(precision: str, model: str, seed: int = 0) -> Artifact:
     return METHOD.preparer(*asked(precision, model, seed=seed))
 
 
-def logits(scenario: Scenario, settings: Settings) -> np.ndarray[Any, Any]:
-    with METHODS[scenario.variant.method].open(scenario, settings) as model:
+def logits(spec: Spec, settings: Settings) -> np.ndarray[Any, Any]:
+    with METHODS[spec.variant.method].open(spec, settings) as model:
         return np.concatenate([chunk.copy() for chunk in model.score(IDS[0].tolist())])
 
 

@@ -16,7 +16,7 @@ import torch
 
 from quantbench.core.errors import ModelError
 from quantbench.core.job import Checkpoint
-from quantbench.core.scenario import Scenario, Variant
+from quantbench.core.scenario import Spec, Variant
 from quantbench.methods import METHODS, Settings, qat
 from quantbench.models import dummy as dummies
 from quantbench.models.architecture import FAMILIES
@@ -79,10 +79,10 @@ def dummy(tmp_path: Path) -> Callable[..., Checkpoint]:
     return make
 
 
-def asked(checkpoint: Checkpoint, variant: str, threads: int = 1) -> tuple[Scenario, Settings]:
+def asked(checkpoint: Checkpoint, variant: str, threads: int = 1) -> tuple[Spec, Settings]:
     method, precision = variant.split("/")
-    scenario = Scenario(model=checkpoint.name, variant=Variant(method=method, precision=precision), prompts="two")
-    return scenario, Settings(checkpoint=checkpoint, threads=threads, context=64)
+    spec = Spec(model=checkpoint.name, variant=Variant(method=method, precision=precision))
+    return spec, Settings(checkpoint=checkpoint, threads=threads, context=64)
 
 
 def opened(checkpoint: Checkpoint, variant: str, threads: int = 1) -> Any:
@@ -313,7 +313,7 @@ import torch
 from quantbench.methods import METHODS, Settings
 from quantbench.runtimes.transformers.random_weights import NormalValues
 from quantbench.models.checkpoint import count_parameters, resolve
-from quantbench.core.scenario import Conditions, Scenario, Variant
+from quantbench.core.scenario import Conditions, Spec, Variant
 checkpoint = resolve("dummy:tinyllama-1.1b")
 made = [NormalValues(0.02).make("a.weight", (5000, 4096), device, torch.bfloat16) for device in ("cpu", "cuda:0")]
 alike = torch.equal(made[0], made[1].cpu())
@@ -321,8 +321,8 @@ del made
 torch.cuda.empty_cache()
 torch.cuda.reset_peak_memory_stats(0)
 variant = Variant(method="bitsandbytes", precision="nf4")
-scenario = Scenario(model=checkpoint.name, variant=variant, prompts="ten", conditions=Conditions(device="cuda:0"))
-with METHODS["bitsandbytes"].open(scenario, Settings(checkpoint=checkpoint, threads=2, context=64)) as model:
+spec = Spec(model=checkpoint.name, variant=variant, conditions=Conditions(device="cuda:0"))
+with METHODS["bitsandbytes"].open(spec, Settings(checkpoint=checkpoint, threads=2, context=64)) as model:
     told = {
         "alike": alike, "device": model.facts["device"], "bf16": 2 * count_parameters(checkpoint),
         "peak": torch.cuda.max_memory_allocated(0), "kept": torch.cuda.memory_allocated(0),

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from quantbench.core.scenario import Scenario, Variant
+from quantbench.core.scenario import Spec, Variant
 from quantbench.methods import METHODS, LoadedModel, SamplesTogether, Sampling, Settings, until_end
 from quantbench.models.checkpoint import resolve
 from quantbench.runtimes.transformers import sampled
@@ -20,8 +20,8 @@ SAMPLINGS = [Sampling(seed=seed) for seed in range(4)]
 
 @pytest.fixture(scope="module")
 def model() -> Iterator[LoadedModel]:
-    scenario = Scenario(model="canary", variant=Variant(method="torch", precision="fp32"), prompts="two")
-    with METHODS["torch"].open(scenario, Settings(checkpoint=resolve("canary"), threads=1, context=128)) as opened:
+    spec = Spec(model="canary", variant=Variant(method="torch", precision="fp32"))
+    with METHODS["torch"].open(spec, Settings(checkpoint=resolve("canary"), threads=1, context=128)) as opened:
         yield opened
 
 

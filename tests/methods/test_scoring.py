@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from quantbench.core.scenario import Scenario, Variant
+from quantbench.core.scenario import Spec, Variant
 from quantbench.measuring.passes.similarity import log_softmax
 from quantbench.methods import METHODS, SCORE_POSITIONS, Settings, Sliced
 from quantbench.models.checkpoint import resolve
@@ -48,9 +48,9 @@ LENGTHS = {
 def test_passes_are_as_long_as_stated_and_no_longer(method: str, precision: str) -> None:
     """Whatever the vocabulary and the position at which scoring begins; passes of another length give nearly the same."""
     tokens = [1, *(300 + 7 * number % 1500 for number in range(999))]
-    scenario = Scenario(model="canary", variant=Variant(method=method, precision=precision), prompts="ten")
+    spec = Spec(model="canary", variant=Variant(method=method, precision=precision))
     settings = Settings(checkpoint=resolve("canary"), threads=2, context=1024)
-    with METHODS[method].open(scenario, settings) as model:
+    with METHODS[method].open(spec, settings) as model:
         assert isinstance(model, Sliced)
         whole = [chunk.copy() for chunk in model.score(tokens, first=300)]
         again = [chunk.copy() for chunk in model.score_sliced(tokens, 300, 256)]

@@ -22,7 +22,7 @@ import pytest
 
 from quantbench.core.errors import ModelError, UnsupportedError, UsageError
 from quantbench.core.job import Checkpoint
-from quantbench.core.scenario import Conditions, Scenario, ServerAddress, Variant, parse_server
+from quantbench.core.scenario import Conditions, ServerAddress, Spec, Variant, parse_server
 from quantbench.methods import METHODS, Endpoint, Settings
 from quantbench.methods.server import bearer_key
 from quantbench.models import check_name
@@ -147,9 +147,9 @@ def connected(
         yield endpoint
 
 
-def scenario(server: str = "", model: str = "canary") -> Scenario:
+def spec(server: str = "", model: str = "canary") -> Spec:
     variant = Variant(method="server", precision="as-served")
-    return Scenario(model=model, variant=variant, prompts="two", conditions=Conditions(server=server))
+    return Spec(model=model, variant=variant, conditions=Conditions(server=server))
 
 
 class TestStream:
@@ -273,7 +273,7 @@ class TestFailures:
         with socket.socket() as taken:
             taken.bind(("127.0.0.1", 0))
             url = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
-        opened = METHODS["server"].open_endpoint(scenario(url), settings())
+        opened = METHODS["server"].open_endpoint(spec(url), settings())
         with pytest.raises(ModelError, match=rf"server {url} cannot be reached \(.*refused.*\); start it"), opened:
             pass
 
@@ -569,7 +569,7 @@ class TestKeys:
     def test_the_key_is_sent_and_never_told(self, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("QUANTBENCH_SERVER_KEY", SECRET)
         stand_in.routes["/v1/completions"] = streams(*WHOLE)
-        wanted = scenario(stand_in.url)
+        wanted = spec(stand_in.url)
         with METHODS["server"].open_endpoint(wanted, settings()) as endpoint:
             answer = endpoint.answer("Say", 4)
             told = [repr(endpoint.facts), repr(answer)]
@@ -611,7 +611,7 @@ class TestKeys:
 
     def test_the_recipe_names_server_and_concurrency(self) -> None:
         keys = {
-            json.dumps(dict(METHODS["server"].recipe(replace(scenario(server), conditions=conditions))))
+            json.dumps(dict(METHODS["server"].recipe(replace(spec(server), conditions=conditions))))
             for server in ("http://a/v1", "http://b/v1", "gguf/q8_0")
             for conditions in (Conditions(server=server), Conditions(server=server, concurrency=8))
         }
@@ -624,21 +624,21 @@ def settings(checkpoint: Checkpoint | None = None) -> Settings:
 
 class TestMethod:
     def test_without_a_server_it_is_skipped(self) -> None:
-        opened = METHODS["server"].open_endpoint(scenario(), settings())
+        opened = METHODS["server"].open_endpoint(spec(), settings())
         with pytest.raises(UnsupportedError, match="no server was named; give --server URL"), opened:
             pass
 
     def test_a_model_that_is_a_server_names_it(self, stand_in: StandIn) -> None:
         stand_in.routes["/v1/completions"] = streams(*WHOLE)
         checkpoint = resolve(stand_in.url)
-        with METHODS["server"].open_endpoint(scenario(model=stand_in.url), settings(checkpoint)) as endpoint:
+        with METHODS["server"].open_endpoint(spec(model=stand_in.url), settings(checkpoint)) as endpoint:
             assert endpoint.answer("Say", 4).pieces == ("Hello", " world")
-        twice = METHODS["server"].open_endpoint(scenario("http://other/v1", stand_in.url), settings(checkpoint))
+        twice = METHODS["server"].open_endpoint(spec("http://other/v1", stand_in.url), settings(checkpoint))
         with pytest.raises(UnsupportedError, match="is already a server, and --server names 'http://other/v1'"), twice:
             pass
 
     def test_a_precision_that_gguf_lacks(self) -> None:
-        opened = METHODS["server"].open_endpoint(scenario("gguf/q9_9"), settings())
+        opened = METHODS["server"].open_endpoint(spec("gguf/q9_9"), settings())
         with pytest.raises(UsageError, match="unknown precision of gguf 'q9_9'"), opened:
             pass
 
@@ -657,11 +657,11 @@ class TestLlamaCppServer:
         tokenizer = open_tokenizer(resolve("canary"))
         prompt = "The function returns"
         ids = tokenizer.encode(prompt)
-        direct = Scenario(model="canary", variant=Variant(method="gguf", precision="q8_0"), prompts="two")
+        direct = Spec(model="canary", variant=Variant(method="gguf", precision="q8_0"))
         with METHODS["gguf"].open(direct, settings()) as model:
             expected = tokenizer.decode(list(model.generate(ids, 12)))
             (logprobs,) = log_softmax(np.concatenate([chunk.copy() for chunk in model.score(ids, first=len(ids) - 1)]))
-        with METHODS["server"].open_endpoint(scenario("gguf/q8_0"), settings()) as endpoint:
+        with METHODS["server"].open_endpoint(spec("gguf/q8_0"), settings()) as endpoint:
             given = endpoint.top_tokens(prompt, 5)
             answers = [endpoint.answer(prompt, 12) for _ in range(2)]
             short = endpoint.answer(prompt, 3)

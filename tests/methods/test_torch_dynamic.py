@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from quantbench.core.errors import UnsupportedError
-from quantbench.core.scenario import Conditions, Scenario, Variant
+from quantbench.core.scenario import Conditions, Spec, Variant
 from quantbench.methods import METHODS, Settings
 from quantbench.models import MODELS, BuiltinModel, ModuleRecipe
 from quantbench.models.checkpoint import resolve
@@ -37,16 +37,16 @@ def _settings(model: str) -> Settings:
     return Settings(checkpoint=resolve(model), threads=1, context=64)
 
 
-def _scenario(model: str, variant: Variant, **conditions: Any) -> Scenario:
-    return Scenario(model=model, variant=variant, prompts="two", conditions=Conditions(**conditions))
+def _spec(model: str, variant: Variant, **conditions: Any) -> Spec:
+    return Spec(model=model, variant=variant, conditions=Conditions(**conditions))
 
 
 def _module(variant: Variant, model: str = "lstm", **conditions: Any) -> AbstractContextManager[LoadedModule]:
-    return METHODS[variant.method].open_module(_scenario(model, variant, **conditions), _settings(model))
+    return METHODS[variant.method].open_module(_spec(model, variant, **conditions), _settings(model))
 
 
 def _canary(variant: Variant) -> AbstractContextManager[LoadedModel]:
-    return METHODS[variant.method].open(_scenario("canary", variant), _settings("canary"))
+    return METHODS[variant.method].open(_spec("canary", variant), _settings("canary"))
 
 
 def _quantize_dynamic(model: Any) -> Any:
@@ -164,7 +164,7 @@ def test_a_module_is_not_written(tmp_path: Path) -> None:
     saver = METHODS["torch"].saver
     assert saver
     with pytest.raises(UnsupportedError, match="'lstm' is made from code and has no checkpoint to write"):
-        saver(_scenario("lstm", FP32), _settings("lstm"), tmp_path / "out")
+        saver(_spec("lstm", FP32), _settings("lstm"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from quantbench.core.errors import ModelError, UnsupportedError
-from quantbench.core.scenario import Conditions, Scenario, Variant
+from quantbench.core.scenario import Conditions, Spec, Variant
 from quantbench.methods import METHODS, Settings
 from quantbench.models.checkpoint import resolve
 from quantbench.runtimes.transformers import torchao as ao
@@ -48,10 +48,10 @@ METHOD = METHODS["torchao"]
 Save = Callable[..., str]
 
 
-def asked(precision: str, model: str = "canary", device: str = "cpu") -> tuple[Scenario, Settings]:
+def asked(precision: str, model: str = "canary", device: str = "cpu") -> tuple[Spec, Settings]:
     variant = Variant(method="torchao", precision=precision)
-    scenario = Scenario(model=model, variant=variant, prompts="two", conditions=Conditions(device=device))
-    return scenario, Settings(checkpoint=resolve(model), threads=1, context=64)
+    spec = Spec(model=model, variant=variant, conditions=Conditions(device=device))
+    return spec, Settings(checkpoint=resolve(model), threads=1, context=64)
 
 
 def opened(precision: str, model: str = "canary") -> AbstractContextManager[LoadedModel]:
@@ -232,11 +232,11 @@ def test_a_model_without_linear_layers_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("precision", ANYWHERE)
 def test_what_is_saved_opens_as_it_is_with_equal_logits(precision: str, saved: Save, tmp_path: Path) -> None:
-    scenario, settings = asked(precision, saved())
-    with METHOD.open(scenario, settings) as model:
+    spec, settings = asked(precision, saved())
+    with METHOD.open(spec, settings) as model:
         before, memory = logits(model, TINY_PROMPT), model.memory()
     assert METHOD.saver
-    METHOD.saver(scenario, settings, tmp_path / "out")
+    METHOD.saver(spec, settings, tmp_path / "out")
 
     again = asked(precision, str(tmp_path / "out"))
     assert again[1].checkpoint.quantized == "torchao"

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from quantbench.core.job import Job, Task
-from quantbench.core.scenario import Conditions, Effort, Precision, Scenario, Spec, Variant
+from quantbench.core.scenario import Conditions, Effort, Precision, Spec, Variant
 from quantbench.core.trace import Probe, Probes
 from quantbench.core.wire import read
 from quantbench.measuring.passes import probes as probing
@@ -72,8 +72,8 @@ def test_what_works_is_found_to_work(found: Found, name: str) -> None:
 
 def test_the_first_loss_is_that_of_the_untrained_variant(found: Found) -> None:
     """Adapters start as nothing: the loss equals the negative log-likelihood that scoring gives for the sampled text."""
-    scenario = Scenario(model="canary", variant=Variant(method="torch", precision="fp32"), prompts="two")
-    with METHODS["torch"].open(scenario, Settings(checkpoint=resolve("canary"), threads=1, context=64)) as model:
+    spec = Spec(model="canary", variant=Variant(method="torch", precision="fp32"))
+    with METHODS["torch"].open(spec, Settings(checkpoint=resolve("canary"), threads=1, context=64)) as model:
         ids = [1, *model.generate([1], 32, Sampling(seed=0))]
         logprobs = log_softmax(np.concatenate([chunk.copy() for chunk in model.score(ids)]))
 
@@ -133,8 +133,8 @@ def test_a_variant_that_stays_elsewhere_does_not_run_on_the_device(
 
     @method("placed", precisions=[Precision(name="w8", bits=8)], requires=[])
     @contextmanager
-    def open_placed(scenario: Scenario, settings: Settings) -> Iterator[Any]:
-        assert scenario.conditions.device == "cuda"
+    def open_placed(spec: Spec, settings: Settings) -> Iterator[Any]:
+        assert spec.conditions.device == "cuda"
         yield Placed()
 
     plug_in(METHODS, open_placed)

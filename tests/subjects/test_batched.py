@@ -9,7 +9,7 @@ import pytest
 
 from quantbench import load
 from quantbench.core.machine import describe
-from quantbench.core.scenario import PROFILES, Conditions, Scenario, Variant
+from quantbench.core.scenario import PROFILES, Conditions, Scenario, Spec, Variant
 from quantbench.methods import METHODS
 from quantbench.planning.options import Plan
 from quantbench.planning.prompts import parse
@@ -85,8 +85,8 @@ def test_a_method_that_answers_singly_is_skipped_with_the_reason(tmp_path: Path,
     opener = METHODS["torch"].opener
 
     @contextmanager
-    def open_single(scenario: Scenario, settings: Settings) -> Iterator[Single]:
-        with opener(scenario, settings) as model:
+    def open_single(spec: Spec, settings: Settings) -> Iterator[Single]:
+        with opener(spec, settings) as model:
             yield Single(model)
 
     monkeypatch.setattr(METHODS["torch"], "opener", open_single)

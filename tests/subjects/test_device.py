@@ -10,7 +10,7 @@ import pytest
 
 from quantbench.core.errors import ModelError
 from quantbench.core.job import FAILURE_FILE, Job, Task
-from quantbench.core.scenario import SEEDED_INPUTS, Conditions, Effort, Precision, Scenario, Spec, Variant
+from quantbench.core.scenario import SEEDED_INPUTS, Conditions, Effort, Precision, Spec, Variant
 from quantbench.measuring.anchor import Anchor
 from quantbench.measuring.subjects import causal, check_device, module
 from quantbench.measuring.worker import run_job
@@ -80,8 +80,8 @@ def run(
         kinds=("hf", "module"),
     )  # fmt: skip
     @contextmanager
-    def open_placed(scenario: Scenario, settings: Settings) -> Iterator[Any]:
-        yield Placed(PLACES[scenario.variant.precision])
+    def open_placed(spec: Spec, settings: Settings) -> Iterator[Any]:
+        yield Placed(PLACES[spec.variant.precision])
 
     plug_in(METHODS, open_placed)
     for subject in (causal, module):

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from quantbench.core.errors import ModelError
 from quantbench.core.job import TRACE_FILE, Checkpoint, Job, Task
 from quantbench.core.record import Missing
-from quantbench.core.scenario import Conditions, Effort, Scenario, Variant
+from quantbench.core.scenario import Conditions, Effort, Spec, Variant
 from quantbench.core.trace import LoadPoint, Reference, TopLogprobs, Trace
 from quantbench.measuring.passes.similarity import LOGPROBS_FILE, REFERENCE_FILE
 from quantbench.measuring.subjects import causal, served
@@ -150,7 +150,7 @@ def endpoint(monkeypatch: pytest.MonkeyPatch) -> Scripted:
     scripted = Scripted()
 
     @contextmanager
-    def opened(scenario: Scenario, settings: Settings) -> Iterator[Scripted]:
+    def opened(spec: Spec, settings: Settings) -> Iterator[Scripted]:
         yield scripted
 
     monkeypatch.setattr(METHODS["server"], "opener", opened)
