@@ -16,7 +16,7 @@ import torch
 
 from quantbench.core.errors import ModelError
 from quantbench.core.job import Checkpoint
-from quantbench.core.scenario import Spec, Variant
+from quantbench.core.scenario import Scenario, Spec, Variant
 from quantbench.methods import METHODS, Settings, qat
 from quantbench.models import dummy as dummies
 from quantbench.models.architecture import FAMILIES
@@ -165,8 +165,9 @@ def test_rows_of_a_matrix_larger_than_the_pool_differ() -> None:
 @pytest.mark.parametrize(("family", "variant"), PLANNED)
 def test_weights_take_what_was_planned(family: str, variant: str, dummy: Callable[..., Checkpoint]) -> None:
     checkpoint = dummy(family)
+    scenario = Scenario(model=checkpoint.name, variant=asked(checkpoint, variant)[0].variant, prompts="two")
     with opened(checkpoint, variant) as model:
-        assert model.memory().weight_bytes == Outlooks().by_files(asked(checkpoint, variant)[0], checkpoint).weight_bytes
+        assert model.memory().weight_bytes == Outlooks().by_files(scenario, checkpoint).weight_bytes
 
 
 def test_an_architecture_that_only_transformers_knows(dummy: Callable[..., Checkpoint]) -> None:
