@@ -395,10 +395,13 @@ class TestWhatFailsFailsAlone:
         assert words in row.reason
 
     def test_progress_is_told_in_lines_beside_pytests_own_output(self, failing: Ran) -> None:
-        lines = [line for line in failing.end.stderr.lines if " after " in line]  # a job that takes long says so meanwhile
+        left = r", (-|about \d+ (s|min)) left"
+        about = r"quantbench: \d+ of 12, \S+ \w+/\w+: "
+        # a job that takes long tells its stages, too
+        meanwhile = [line for line in failing.end.stderr.lines if re.fullmatch(rf"{about}(?!.* after )[\w ]+{left}", line)]
+        lines = [line for line in failing.end.stderr.lines if line not in meanwhile]
         assert len(lines) == failing.table().groupby(["model", "precision"]).ngroups
-        pattern = r"quantbench: \d+ of 12, \S+ \w+/\w+: [\w, ]+ after \d+ s(, (-|about \d+ (s|min)) left)?"
-        assert [line for line in lines if not re.fullmatch(pattern, line)] == []
+        assert [line for line in lines if not re.fullmatch(rf"{about}[\w, ]+ after \d+ s({left})?", line)] == []
         said = [line for line in failing.end.stdout.lines if line.startswith("quantbench: ") and "is already busy" not in line]
         assert len(said) == 1, said
         assert re.fullmatch(r"quantbench: \d+ scenarios in 12 jobs: about .*; estimated from .*", said[0])

@@ -39,7 +39,7 @@ json.dump(ends, sys.stdout)
 """
 BASE = ("--quantbench-matrix=matrix.toml", "--quantbench-engine=inline", "--quantbench-profile=quick", "--quantbench-no-probes")
 NORMAL, SLOW, WORSE = (
-    {"STUB_DELAY_S": delay, "STUB_NOISE": noise} for delay, noise in (("0", "0.3"), ("0.004", "0.3"), ("0", "0.6"))
+    {"STUB_DELAY_S": delay, "STUB_NOISE": noise} for delay, noise in (("0", "0.3"), ("0.01", "0.3"), ("0", "0.6"))
 )
 
 
