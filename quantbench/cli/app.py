@@ -20,10 +20,13 @@ from quantbench.cli.plan import plan
 from quantbench.cli.quantize import quantize
 from quantbench.cli.report import report
 from quantbench.cli.results import recommend, tables
-from quantbench.cli.run import run
+from quantbench.cli.run import demo, run
 
 app = typer.Typer(name="quantbench", no_args_is_help=True, add_completion=False, rich_markup_mode=None)
-for command in (plan, run, tables, recommend, compare, contrast, report, export, methods, metrics, models, quantize, doctor):
+_COMMANDS = (
+    demo, plan, run, tables, recommend, compare, contrast, report, export, methods, metrics, models, quantize, doctor,
+)  # fmt: skip
+for command in _COMMANDS:
     app.command(command.__name__)(guarded(command))
 
 

@@ -1,4 +1,4 @@
-"""``quantbench run``: run the shipped benchmarks through pytest; its options come from the one table of settings."""
+"""``quantbench run`` and ``demo``: the shipped benchmarks through pytest; the options come from the one table of settings."""
 
 from __future__ import annotations
 
@@ -25,6 +25,13 @@ _ISOLATED = (
     "--noconftest", "--import-mode=importlib", "--assert=plain", "-p", "no:cacheprovider", "-o", "addopts=",
     "-o", "filterwarnings=default", "-o", "python_files=test_*.py", "-o", "python_functions=test_*",
 )  # fmt: skip
+
+
+_DEMO: Mapping[str, Any] = {
+    "method": ["torch,torch-dynamic,gguf"], "precision": ["fp32,int8,q8_0,q4_k_m"], "prompts": ["ten"], "profile": "quick",
+    "no_probes": True,
+}  # fmt: skip
+"""What takes little time to make: nothing is calibrated or trained."""
 
 
 class _Watch:
@@ -66,6 +73,16 @@ def run(expression: str | None, benchmark_json: Path | None, **values: Any) -> N
         example = f"; an example of a scenario's name is {watch.planned[0]}" if watch.planned else ""
         message(f"nothing was selected by -k {expression!r}{example}" if expression else "there is nothing to measure")
     raise typer.Exit(_exit_code(code))
+
+
+def demo(
+    *,
+    model: Annotated[str, typer.Option("--model", metavar="MODEL", help="another model than the built-in canary")] = "canary",
+    results: Annotated[str, typer.Option("--results", metavar="PATH", help="folder or URI of the parquet tables")] = "results",
+) -> None:
+    """Measure four variants in about a minute, to see what the figures look like."""
+    asked = {"model": [model], "results": results, **_DEMO}
+    run(None, None, **{option.key: asked.get(option.key) for option in OPTIONS})
 
 
 def _arguments(given: Mapping[str, Any], expression: str | None, benchmark_json: Path | None) -> list[str]:

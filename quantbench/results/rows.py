@@ -88,6 +88,11 @@ class Row:
         """``method/precision`` with its suffix."""
         return self.variant + self.suffix
 
+    @property
+    def alternated(self) -> bool:
+        """Whether its timed rounds alternated with the reference's in one process."""
+        return self.text("anchor") == self.text("reference") and self.number("decode_ratio") is not None
+
     def null_reason(self, name: str) -> str:
         """Why a metric of an ok row is null; empty when no reason was stored."""
         try:
@@ -131,6 +136,16 @@ class Group:
     def reference_row(self) -> Row | None:
         """The reference's own row, when it was measured."""
         return next((row for row in self.rows if row.ok and row.variant == self.reference and not row.flag("control")), None)
+
+    def over_reference(self, row: Row, name: str) -> float | None:
+        """A figure of ``row`` over that of the reference's own row."""
+        mine, reference = row.number(name), self.reference_row
+        theirs = reference.number(name) if reference else None
+        return mine / theirs if mine is not None and theirs else None
+
+    def speed_ratio(self, row: Row) -> float | None:
+        """Decode throughput of ``row`` over the reference's, from alternating rounds where there are any."""
+        return row.number("decode_ratio") if row.alternated else self.over_reference(row, "decode_tps")
 
     @property
     def instrument_check(self) -> bool:
