@@ -41,7 +41,7 @@ def tables(
     everything: Annotated[bool, typer.Option("--all", help="every row beside the decision, not only ten")] = False,
     output: Annotated[Literal["text", "md", "csv", "json"], typer.Option("--format", help="output format")] = "text",
 ) -> None:
-    """What to ship of a run and the rows behind it; with a name, the table of that name."""
+    """Say what to ship and show its rows, or one table."""
     if kind is None:
         _short(_rows_if_any(ALL, results, run_id), output, everything=everything)
         return

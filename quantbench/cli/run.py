@@ -80,7 +80,7 @@ def demo(
     model: Annotated[str, typer.Option("--model", metavar="MODEL", help="another model than the built-in canary")] = "canary",
     results: Annotated[str, typer.Option("--results", metavar="PATH", help="folder or URI of the parquet tables")] = "results",
 ) -> None:
-    """Measure four variants in about a minute, to see what the figures look like."""
+    """Measure four variants in about a minute."""
     asked = {"model": [model], "results": results, **_DEMO}
     run(None, None, **{option.key: asked.get(option.key) for option in OPTIONS})
 
