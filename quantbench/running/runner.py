@@ -176,7 +176,7 @@ class Runner:
                 yield from (failed(case, failure) for case, _ in ready)
                 return
         probes = None
-        if self._plan.probes and first.checkpoint:
+        if first.scenario.variant.name in self._plan.probed and first.checkpoint:
             probes = probed(first.scenario.spec, first.checkpoint, lambda: self._work.run("probe", first, tasks))
         try:
             _, failure = self._work.run("measure", first, tasks, probes=probes)
