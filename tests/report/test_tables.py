@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from quantbench.report.sections.tables import SEEDS, Sheet, sheet, sheets
+from quantbench.report.sections.tables import SEEDS, Sheet, served, sheet, sheets
 from quantbench.tables import KINDS
 from quantbench.tables.table import Cell, Heading, Table
 
@@ -30,7 +30,9 @@ def test_the_three_of_the_tutorials_come_first_and_every_other_follows(
         "Precision levels", "GGUF quantization levels", "Quantization methods",
     ]  # fmt: skip
     made = [table for kind in KINDS for table in kind.tables(everything_results.rows) if kind.name not in SEEDS]
-    assert sorted(each.title for each in others) == sorted(table.title for table in made)
+    of_servers = served(everything_results.rows)
+    assert [each.title for each in of_servers] == ["Served: some/served, prompts ten"]
+    assert sorted(each.title for each in [*others, *of_servers]) == sorted(table.title for table in made)
     assert others
 
 
