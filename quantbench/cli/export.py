@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 def export(
     form: Annotated[
         str,
-        typer.Option("--to", metavar="FORMAT", help="model-card, github-action-benchmark, bmf, pytorch-hud, csv, jsonl, or a plug-in's"),
+        typer.Option(
+            "--to", metavar="FORMAT", help="model-card, csv, jsonl, github-action-benchmark, bmf, pytorch-hud, or a plug-in's"
+        ),
     ],
     *,
     output: Annotated[

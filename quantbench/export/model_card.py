@@ -121,7 +121,8 @@ def _others(group: Group) -> Iterator[str]:
     control = next((row for row in group.rows if row.ok and row.flag("control")), None)
     kld = control.number("kld_mean") if control else None
     if kld is not None:
-        yield f"noise floor: the reference, measured a second time, has a KLD of {column_of('kld_mean').write(kld)} nats from itself"
+        shown = column_of("kld_mean").write(kld)
+        yield f"noise floor: the reference, measured a second time, has a KLD of {shown} nats from itself"
     if missing := [row.text("status") for row in group.rows if not row.ok]:
         counts = ", ".join(f"{missing.count(status)} {status}" for status in dict.fromkeys(missing))
         yield f"{len(missing)} of {len(group.rows)} variants planned have no figures: {counts}"

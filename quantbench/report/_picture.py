@@ -1,4 +1,4 @@
-"""A run as one picture to share: the decision above size against KLD and decode speed, drawn by the code of the page's charts."""
+"""A run as one picture to share: the decision above size against KLD and decode speed, drawn as on the page."""
 
 from __future__ import annotations
 

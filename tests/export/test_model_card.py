@@ -27,7 +27,8 @@ ONE = "one prompt has no spread between prompts"
 
 
 def _figures(size: int, kld: float, tps: float, **changes: Any) -> dict[str, Any]:
-    spread = {"kld_mean_low": kld * 0.9, "kld_mean_high": kld * 1.1, "decode_tps_low": tps * 0.98, "decode_tps_high": tps * 1.02}
+    ends = (("low", 0.9, 0.98), ("high", 1.1, 1.02))
+    spread = {f"{name}_{end}": value for end, a, b in ends for name, value in (("kld_mean", kld * a), ("decode_tps", tps * b))}
     figures = {"weight_bytes": size, "bits_per_weight": size / 125_000, "kld_mean": kld, "decode_tps": tps}
     return {**figures, **spread, "top1_agreement": 1 - kld / 2, "clusters": 10, **changes}
 
@@ -77,7 +78,8 @@ def test_what_it_was_measured_on_and_what_to_know_stand_beside_it(store: Store, 
     for said in (
         "Ship gguf/q4_k_m", "against torch/fp32", "Example CPU, 2 threads", "2026-01-02", "quantbench 0.1.0, torch 2.13.0",
         "prompts ten", "canary is an instrument check", "others took 40% of the CPU time (gguf/q5_k_m)", f"{ONE} (gguf/q8_0)",
-        f"no Decode, tokens/s: {NO_GAP}", "has a KLD of 3.0e-06 nats from itself", "1 of 8 variants planned have no figures: 1 oom",
+        f"no Decode, tokens/s: {NO_GAP}", "has a KLD of 3.0e-06 nats from itself",
+        "1 of 8 variants planned have no figures: 1 oom",
     ):  # fmt: skip
         assert said in text, said
 
@@ -92,7 +94,8 @@ def test_the_command_plans_every_variant_of_the_table(store: Store, rows: list[R
     command = shlex.split(re.findall(r"```console\n(.*)\n```", text)[0])
     assert command[:2] == ["quantbench", "run"]
     given = dict(zip((name.removeprefix("--") for name in command[2::2]), command[3::2], strict=True))
-    planned = {scenario.id for scenario in plan(RunOptions.read(lambda option: given.get(option.name, option.default))).scenarios}
+    options = RunOptions.read(lambda option: given.get(option.name, option.default))
+    planned = {scenario.id for scenario in plan(options).scenarios}
     assert {f"canary/{cells[0].replace('/', '-')}/ten" for cells in _cells(text)[1:]} <= planned
 
 

@@ -100,7 +100,8 @@ def module(name: str, call_s: float) -> Record:
 
 def served() -> Record:
     """A record of a server that was asked for several answers at once, and does not say what its weights are."""
-    levels = {"concurrency": 4, "concurrent_tps": 410.0, "concurrent_ttft_s": 0.25, "concurrency_tps": '{"4": 410.0, "1": 120.0, "2": 230.5}'}
+    by_level = '{"4": 410.0, "1": 120.0, "2": 230.5}'
+    levels = {"concurrency": 4, "concurrent_tps": 410.0, "concurrent_ttft_s": 0.25, "concurrency_tps": by_level}
     unknown = dict.fromkeys(("weight_bytes", "weight_bytes_running", "bits_per_weight", "kld_mean"), Missing("a server's"))
     return measured("server/as-served", model="some/served", **unknown, **levels)
 

@@ -26,7 +26,7 @@ class Served:
 
 
 def served(group: Group) -> list[Served]:
-    """The served variants of a group that were asked for several answers at once, with a sign where other work disturbed them."""
+    """The variants of a group that were asked for several answers at once, with a sign where other work disturbed them."""
     found = [(row, rates(row)) for row in group.rows if row.ok]
     return [
         Served(name=row.label + (BESIDE_OTHER_WORK if row.flag("disturbed") else ""), tps=tps) for row, tps in found if tps
