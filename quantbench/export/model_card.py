@@ -71,7 +71,7 @@ def _section(group: Group, choice: Choice | None, lines: Sequence[Line], wanted:
     notes = [_READ, *_ties(choice), *_uncertain(lines, known), *_others(group), *instrument_note(group)]
     table = assemble("model-card", "What quantization costs", lines, fields, notes)
     opened = replace(table, caption=f"{table.caption}; {_made_with(group)}")
-    lead = f"{escape_markdown(opening(choice))}.\n\n" if choice else ""
+    lead = f"{escape_markdown(opening(choice))}.\n\n" if choice and choice.pick else ""
     return f"{lead}{as_markdown([opened])}\n{_again(group, lines)}\n"
 
 
@@ -96,9 +96,10 @@ def _ties(choice: Choice | None) -> Iterator[str]:
     within = [pick, *(each.candidate for each in rejected if each.candidate and not choice.limits.broken(each.candidate))]
     for each in rejected:
         own = each.candidate
-        if own in within and own.tps_interval and pick.tps_interval:
-            if not any(dominates(other, own) or other.surely_faster(own) for other in within):
-                yield f"{each.name} is tied with {pick.name} in speed: {each.reason}"
+        if own is None or own not in within or not (own.tps_interval and pick.tps_interval):
+            continue
+        if not any(dominates(other, own) or other.surely_faster(own) for other in within):
+            yield f"{each.name} is tied with {pick.name} in speed: {each.reason}"
 
 
 def _uncertain(lines: Sequence[Line], known: Sequence[str]) -> Iterator[str]:
@@ -129,7 +130,7 @@ def _others(group: Group) -> Iterator[str]:
 
 
 def _made_with(group: Group) -> str:
-    """quantbench and the libraries, with their versions."""
+    """What measured it: quantbench and the libraries, with their versions."""
     found = next((row.versions for row in group.rows if row.versions), {})
     names = sorted(found, key=lambda name: (name != "quantbench", name))
     return "with " + (", ".join(f"{name} {found[name]}" for name in names) or "quantbench")

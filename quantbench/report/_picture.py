@@ -6,13 +6,13 @@ import re
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from quantbench.advice.opening import opening
 from quantbench.core.text import visible
 from quantbench.core.units import short
 from quantbench.report import _libraries
-from quantbench.report.charts.bars import STEP, bars
+from quantbench.report.charts.bars import bars
 from quantbench.report.charts.look import FONT, LIGHT, Look, config, on_paper, subject
 from quantbench.report.charts.pareto import pareto
 from quantbench.report.charts.points import Point, on_front, points

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,7 @@ def served() -> Record:
     by_level = '{"4": 410.0, "1": 120.0, "2": 230.5}'
     levels = {"concurrency": 4, "concurrent_tps": 410.0, "concurrent_ttft_s": 0.25, "concurrency_tps": by_level}
     unknown = dict.fromkeys(("weight_bytes", "weight_bytes_running", "bits_per_weight", "kld_mean"), Missing("a server's"))
-    return measured("server/as-served", model="some/served", **unknown, **levels)
+    return replace(measured("server/as-served", model="some/served", **unknown, **levels), samples=(), outputs=())
 
 
 def everything() -> list[Record]:

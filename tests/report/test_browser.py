@@ -115,7 +115,7 @@ def test_every_chart_is_drawn(browser: Chrome) -> None:
         plot.dataset.state, plot.querySelectorAll('svg path').length])""")  # fmt: skip
     sections = [section for section, _, _ in found]
     assert {name: sections.count(name) for name in sections} == {
-        "sizes": 1, "speeds": 2, "latencies": 5, "servers": 1, "history": 3,
+        "sizes": 1, "speeds": 2, "latencies": 3, "servers": 1, "history": 3,
     }  # fmt: skip
     assert {state for _, state, _ in found} == {"drawn"}
     assert min(paths for _, _, paths in found) > 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from quantbench.judge.compare import Comparison, compare
@@ -63,7 +64,7 @@ class _Stretch:
 def _neighbours(history: pd.DataFrame, order: Mapping[str, int]) -> Iterator[tuple[_Stretch, _Stretch]]:
     """Each stretch with the next one."""
     stretches = _stretches(history[["run_id", "versions"]].drop_duplicates("run_id"), order)
-    yield from zip(stretches, stretches[1:], strict=False)
+    yield from pairwise(stretches)
 
 
 def _stretches(firsts: pd.DataFrame, order: Mapping[str, int]) -> list[_Stretch]:

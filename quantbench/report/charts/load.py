@@ -44,7 +44,7 @@ def chart(variants: Sequence[Served], look: Look) -> Layered | None:
         for each in variants
         for requests, tps in each.tps.items()
     ]
-    names = sorted({row["name"] for row in rows})
+    names = sorted(visible(each.name) for each in variants)
     colours, shapes = series(names, look.ink)
     legend = alt.Legend(title=None, orient="bottom", columns=look.from_width(500, 4, 2), symbolOpacity=1, rowPadding=5)
     tips = {"name:N": "Variant", "requests:O": "Requests at once", "value:N": "Tokens/s together"}
