@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 
 from quantbench.advice.decision import Choice, decide
 from quantbench.advice.opening import opening
@@ -32,6 +31,9 @@ _TITLES: Mapping[str, str] = {
     "decode_tps": "",
 }  # fmt: skip
 """The columns in their order, with titles other than their own."""
+
+_SPREAD = ("kld_mean", "decode_tps")
+"""Columns that show their 95 % intervals."""
 
 _ALWAYS = ("weight_bytes", "kld_mean")
 """Columns that stand there with reasons where nobody measured them; the others are left out then."""
@@ -70,14 +72,15 @@ def _section(group: Group, choice: Choice | None, lines: Sequence[Line], wanted:
     fields = [f.Field(Heading(key="variant", title="Variant"), lambda line: Cell(line.label)), *map(_field, known)]
     notes = [_READ, *_ties(choice), *_uncertain(lines, known), *_others(group), *instrument_note(group)]
     table = assemble("model-card", "What quantization costs", lines, fields, notes)
-    opened = replace(table, caption=f"{table.caption}; {_made_with(group)}")
     lead = f"{escape_markdown(opening(choice))}.\n\n" if choice and choice.pick else ""
-    return f"{lead}{as_markdown([opened])}\n{_again(group, lines)}\n"
+    return f"{lead}{as_markdown([table])}\n{_again(group, lines)}\n"
 
 
 def _field(name: str) -> f.Field:
-    """A figure with its 95 % interval, where it has one that is not a point."""
+    """A figure; one of _SPREAD with its interval, where that is not a point."""
     column = column_of(name)
+    if name not in _SPREAD:
+        return f.measured(name, _TITLES[name], column.write)
 
     def cell(line: Line) -> Cell:
         low, high = line.number(f"{name}_low"), line.number(f"{name}_high")
@@ -93,13 +96,16 @@ def _ties(choice: Choice | None) -> Iterator[str]:
     if choice is None or pick is None:
         return
     rejected = [each for each in (choice.runner_up, *choice.rejected) if each]
+    tied: dict[str, list[str]] = {}
     within = [pick, *(each.candidate for each in rejected if each.candidate and not choice.limits.broken(each.candidate))]
     for each in rejected:
         own = each.candidate
         if own is None or own not in within or not (own.tps_interval and pick.tps_interval):
             continue
         if not any(dominates(other, own) or other.surely_faster(own) for other in within):
-            yield f"{each.name} is tied with {pick.name} in speed: {each.reason}"
+            tied.setdefault(each.reason, []).append(each.name)
+    for reason, names in tied.items():
+        yield f"tied in speed with {pick.name}: {', '.join(names)} ({reason})"
 
 
 def _uncertain(lines: Sequence[Line], known: Sequence[str]) -> Iterator[str]:
@@ -109,7 +115,7 @@ def _uncertain(lines: Sequence[Line], known: Sequence[str]) -> Iterator[str]:
         row = line.row or Row({})
         if row.flag("disturbed") and any(f.sign_of(row, name) for name in known):
             found.setdefault(f"{f.BESIDE_OTHER_WORK} {row.text('disturbance') or 'other work'}", []).append(line.label)
-        for name in known:
+        for name in (each for each in known if each in _SPREAD):
             reason = row.null_reason(f"{name}_low")
             if reason and row.number(name) is not None:
                 found.setdefault(f"no interval of {column_of(name).title}: {reason}", []).append(line.label)
@@ -129,17 +135,14 @@ def _others(group: Group) -> Iterator[str]:
         yield f"{len(missing)} of {len(group.rows)} variants planned have no figures: {counts}"
 
 
-def _made_with(group: Group) -> str:
-    """What measured it: quantbench and the libraries, with their versions."""
-    found = next((row.versions for row in group.rows if row.versions), {})
-    names = sorted(found, key=lambda name: (name != "quantbench", name))
-    return "with " + (", ".join(f"{name} {found[name]}" for name in names) or "quantbench")
-
-
 def _again(group: Group, lines: Sequence[Line]) -> str:
-    """How to measure the same again; a path shows only its last part, as everywhere."""
+    """How to measure the same again, and with which versions; a path shows only its last part, as everywhere."""
     command = shlex.join(["quantbench", "run", *_arguments(group, [line.row for line in lines if line.row])])
-    return f"To measure these variants again:\n\n```console\n{one_line(command)}\n```\n"
+    found = next((row.versions for row in group.rows if row.versions), {})
+    others = ", ".join(f"{name} {found[name]}" for name in sorted(found) if name != "quantbench")
+    with_others = f", with {escape_markdown(others)}" if others else ""
+    measured = f"Measured by quantbench {escape_markdown(found.get('quantbench', ''))}".rstrip() + with_others
+    return f"{measured}. To measure these variants again:\n\n```console\n{one_line(command)}\n```\n"
 
 
 def _arguments(group: Group, rows: Sequence[Row]) -> Iterator[str]:

@@ -108,3 +108,4 @@ def test_the_latest_come_first_and_runs_without_a_common_scenario_are_none() -> 
     assert (list(latest.changes), list(earlier.changes)) == (["torch"], ["transformers"])
     assert [each.changes for each in found(runs([1]), runs([2], NEW), runs([3], third), most=1)] == [latest.changes]
     assert found(runs([1]), runs([2], NEW).assign(scenario_id="canary/gguf-q2_k/ten")) == []
+    assert found(runs([1], status="skipped"), runs([2], NEW, status="skipped")) == []

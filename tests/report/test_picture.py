@@ -59,6 +59,18 @@ def test_of_many_speeds_those_of_the_decision_stay(write: Any, record: Callable[
     assert "torch/fp32" in texts, "the reference"
 
 
+def test_the_pick_has_its_label_in_a_crowd(write: Any, record: Callable[..., Any]) -> None:
+    """Sizes and KLD as measured of the canary, where a chart as narrow as a phone would have no room for it."""
+    crowd = {
+        "torch/fp32": (23.1, 0.0), "gguf/q2_k": (2.34, 0.17), "gguf/q3_k_m": (2.94, 0.043), "gguf/q4_k_m": (3.51, 0.013),
+        "bitsandbytes/fp4": (4.76, 0.032), "bitsandbytes/nf4": (4.76, 0.019), "gguf/f16": (11.5, 2.3e-7),
+    }  # fmt: skip
+    results = write([record(name, weight_bytes=round(size * 1e6), kld_mean=kld) for name, (size, kld) in crowd.items()])
+    texts = _texts(picture(results, "svg"))
+    assert any("ringed: gguf/q3_k_m" in text for text in texts)
+    assert texts.count("gguf/q3_k_m") == 3, "a bar, and a point with its halo"
+
+
 def test_a_disturbed_speed_is_marked_and_the_mark_explained(write: Any, record: Callable[..., Any]) -> None:
     results = write([record("torch/fp32"), record("gguf/q8_0", disturbed=True, disturbance="others")])
     texts = _texts(picture(results, "svg"))

@@ -21,7 +21,7 @@ def test_an_upgrade_that_changed_one_kld(write: Any, record: Callable[..., Any])
     after = [record(name, **({"kld_mean": 0.084} if name == "gguf/q4_k_m" else {})) for name in NAMES]
     (shown,) = shown_upgrades(write(after, run_id="run-2", day=2, torch="2.14.0"))
     assert shown.title == "torch 2.13.0 → 2.14.0"
-    assert shown.verdict == "Decode speed not enough data; KLD: canary/gguf-q4_k_m/ten +100.0% (worse), 3 unchanged"
+    assert shown.verdict == "Decode speed: not enough data; KLD: canary/gguf-q4_k_m/ten +100.0% (worse), 3 unchanged"
     assert shown.about == "cpu: Example CPU, 2 threads; before: run run-1; after: run run-2"
     (sheet,) = shown.sheets
     assert [head.title for head in sheet.lower] == ["Variant", "Decode speed", "KLD"]

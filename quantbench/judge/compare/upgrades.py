@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import TYPE_CHECKING
 
 from quantbench.judge.compare import Comparison, compare
@@ -50,7 +50,7 @@ def upgrades(history: pd.DataFrame, most: int) -> list[Upgrade]:
     pairs = [pair for _, of in history.groupby("machine", sort=False) for pair in _neighbours(of, order)]
     pairs.sort(key=lambda pair: order[pair[1].runs[0]], reverse=True)
     found = (_upgrade(history, before, after) for before, after in pairs)
-    return [each for each in found if each][:most]
+    return list(islice(filter(None, found), most))
 
 
 @dataclass(slots=True)
@@ -80,9 +80,10 @@ def _stretches(firsts: pd.DataFrame, order: Mapping[str, int]) -> list[_Stretch]
 
 
 def _upgrade(history: pd.DataFrame, before: _Stretch, after: _Stretch) -> Upgrade | None:
-    """The comparison of two stretches; None where no scenario is in both."""
+    """The comparison of two stretches; None where no scenario is in both and measured in one of them."""
     first, second = _rows(history, before.runs[-_WINDOW:]), _rows(history, after.runs[:_WINDOW])
-    both = set(first["scenario_id"]) & set(second["scenario_id"])
+    measured = {name for side in (first, second) for name in side.loc[side["status"] == "ok", "scenario_id"]}
+    both = set(first["scenario_id"]) & set(second["scenario_id"]) & measured
     if not both:
         return None
     first, second = (side[side["scenario_id"].isin(both)] for side in (first, second))

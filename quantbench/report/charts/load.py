@@ -48,9 +48,10 @@ def chart(variants: Sequence[Served], look: Look) -> Layered | None:
     colours, shapes = series(names, look.ink)
     legend = alt.Legend(title=None, orient="bottom", columns=look.from_width(500, 4, 2), symbolOpacity=1, rowPadding=5)
     tips = {"name:N": "Variant", "requests:O": "Requests at once", "value:N": "Tokens/s together"}
+    ends = [0, 1.1 * max(tps for each in variants for tps in each.tps.values())]
     base = alt.Chart({"values": rows}).encode(
         x=alt.X("requests:O", title="Requests at once").axis(labelAngle=0, grid=False),
-        y=alt.Y("tps:Q", title="Together, tokens/s").scale(zero=True, padding=8).axis(tickCount=5, format="~f"),
+        y=alt.Y("tps:Q", title="Together, tokens/s").scale(domain=ends, nice=False).axis(tickCount=5, format="~f"),
         color=alt.Color("name:N", legend=legend).scale(domain=names, range=colours),
         shape=alt.Shape("name:N", legend=legend).scale(domain=names, range=shapes),
         tooltip=[alt.Tooltip(key, title=title) for key, title in tips.items()],

@@ -78,7 +78,7 @@ def _verdict(title: str, entries: Sequence[Entry]) -> str:
     moved = [each for each in entries if each.verdict in (Change.BETTER, Change.WORSE)]
     moved.sort(key=lambda each: -abs(each.change or 0))
     if not moved and len(counts) == 1:
-        return f"{title} {_WORDS[entries[0].verdict]}"
+        return f"{title}{'' if counts[Change.SAME] else ':'} {_WORDS[entries[0].verdict]}"
     named = [f"{each.scenario_id} {_change(each)}" for each in moved[:_NAMED]]
     named += [f"{len(moved) - _NAMED} more changed"] if len(moved) > _NAMED else []
     rest = [f"{counts[verdict]} {word}" for verdict, word in _WORDS.items() if counts[verdict]]
@@ -110,7 +110,7 @@ def _sheets(upgrade: Upgrade, known: Sequence[str]) -> Iterator[Sheet]:
     for name, row in upgrade.rows.items():
         if name in cells:
             subjects.setdefault((row.text("model"), row.text("prompts")), []).append(row)
-    for rows in subjects.values():
+    for rows in sorted(subjects.values(), key=lambda of: Group(tuple(of)).reads == "inputs"):  # modules last
         own = [name for name in known if any(name in cells[row.text("scenario_id")] for row in rows)]
         yield Sheet(
             title=subject(Group(tuple(rows))),
