@@ -49,7 +49,7 @@ def export(
         typer.Option("--metric", metavar="NAME,...", help="only these metrics (default: all with a direction)"),
     ] = None,
 ) -> None:
-    """Write a run for another tool: a dashboard, a spreadsheet, a model's page."""
+    """Write a run for a dashboard, a spreadsheet, a model card."""
     figures = EXPORTERS[form].figures
     metrics = [name.strip() for names in metric or () for name in names.split(",")]
     rows = _rows(results, table, run_id)
