@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 def export(
     form: Annotated[
         str,
-        typer.Option("--to", metavar="FORMAT", help="github-action-benchmark, bmf, pytorch-hud, csv, jsonl, or a plug-in's"),
+        typer.Option(
+            "--to", metavar="FORMAT", help="model-card, csv, jsonl, github-action-benchmark, bmf, pytorch-hud, or a plug-in's"
+        ),
     ],
     *,
     output: Annotated[
@@ -47,7 +49,7 @@ def export(
         typer.Option("--metric", metavar="NAME,...", help="only these metrics (default: all with a direction)"),
     ] = None,
 ) -> None:
-    """Write a run for another tool: a dashboard, a spreadsheet."""
+    """Write a run for a dashboard, a spreadsheet, a model card."""
     figures = EXPORTERS[form].figures
     metrics = [name.strip() for names in metric or () for name in names.split(",")]
     rows = _rows(results, table, run_id)

@@ -22,7 +22,7 @@ _PICTURES = ("png", "svg")
 
 def report(
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FILE", help="page (.html), or its main charts as a picture (.png, .svg)")
+        Path, typer.Option("--output", "-o", metavar="FILE", help="page (.html), or a picture to share (.png, .svg)")
     ] = Path("report.html"),
     *,
     results: ResultsOption = "results",

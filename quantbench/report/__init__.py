@@ -1,4 +1,4 @@
-"""A run as one file: a page that works offline, or its two main charts as a picture.
+"""A run as one file: a page that works offline, or a picture to share.
 
 From Python::
 

@@ -47,6 +47,15 @@ class Row:
         return bool(self.values.get(name))
 
     @property
+    def versions(self) -> dict[str, str]:
+        """Versions of the libraries by name; empty where none were stored."""
+        try:
+            found = json.loads(self.text("versions") or "{}")
+        except ValueError:
+            return {}
+        return {str(name): str(number) for name, number in found.items()} if isinstance(found, dict) else {}
+
+    @property
     def ok(self) -> bool:
         """Whether it was measured."""
         return self.text("status") == "ok"
@@ -162,11 +171,7 @@ class Group:
 
     def version(self, package: str) -> str:
         """The version of a library that the run used; empty when it was not stored."""
-        try:
-            found = json.loads(self.fact("versions") or "{}")
-        except ValueError:
-            return ""
-        return str(found.get(package, "")) if isinstance(found, dict) else ""
+        return next((row.versions for row in self.rows if row.text("versions")), {}).get(package, "")
 
 
 def latest_run(frame: pd.DataFrame) -> pd.DataFrame:

@@ -87,8 +87,8 @@ def test_all_that_is_promised_is_there(read: Reader) -> None:
     for said in (
         "Precision levels: canary, prompts ten", "GGUF quantization levels: canary, prompts ten",
         "Quantization methods: canary, prompts ten", "claimed", "planned", "measured", "Example CPU", "2.13.0", "8.59 GB",
-        "17 planned, 17 finished, 15 ok", "it needs a CUDA device", "15 of 17 scenarios measured, 1 error, 1 skipped",
-        "Latency distributions", "History",
+        "18 planned, 18 finished, 16 ok", "it needs a CUDA device", "16 of 18 scenarios measured, 1 error, 1 skipped",
+        "Latency distributions", "History", "Servers under load", "torch 2.13.0 → 2.14.0",
     ):  # fmt: skip
         assert said in text, said
 
@@ -96,7 +96,7 @@ def test_all_that_is_promised_is_there(read: Reader) -> None:
 def test_an_instrument_check_is_called_one_wherever_its_figures_are(body: str, read: Reader) -> None:
     titles = re.findall(r"<figcaption><strong>(.*?)</strong>", body)
     of_models = [title for title in titles if "prompts" in title]
-    assert len(of_models) == 5
+    assert len(of_models) == 7
     assert all("(an instrument check)" in title for title in of_models)
     assert re.findall(r"<h3>canary.*?</h3>", body) == [
         '<h3>canary, prompts ten <span class="badge">instrument check</span></h3>',
@@ -231,7 +231,7 @@ def test_a_run_that_was_killed_says_what_is_known_of_it(everything_folder: Path)
     results = select(frame, runs=runs, run_id="run-3")
     said = dict(facts.run_facts(results, results.every_row))
     assert said["Ended"].startswith("not recorded: the run was killed")
-    assert said["Scenarios"] == "17 planned; 15 of the 17 shown here ok"
+    assert said["Scenarios"] == "18 planned; 16 of the 18 shown here ok"
     assert said["Commit"] == "abc"
 
 
@@ -240,6 +240,10 @@ def test_devices_are_those_that_are_known(write: Any, record: Callable[..., Any]
     served = record("gguf/q8_0")
     results = write([record("torch/fp32"), replace(served, facts={**served.facts, "elsewhere": "it is a server's"})])
     assert dict(facts.machine(results, results.every_row))["Devices used"] == "cpu"
+
+
+def test_without_servers_there_is_no_section_of_them(write: Any, record: Callable[..., Any]) -> None:
+    assert "#servers" not in page(write([record("torch/fp32")]))
 
 
 def test_a_run_in_which_all_failed_has_a_page(write: Any, record: Callable[..., Any]) -> None:
@@ -261,20 +265,6 @@ def test_the_latest_run_of_a_model_is_chosen(everything_folder: Path) -> None:
     for wrong in ({"run_id": "run-9"}, {"model": "lstn"}):
         with pytest.raises(UsageError, match="did you mean"):
             select(scenarios, **wrong)
-
-
-def test_a_picture_is_drawn_without_a_browser(everything_results: Results, write: Any, record: Callable[..., Any]) -> None:
-    drawn = picture(everything_results, "svg")
-    assert drawn is not None
-    text = drawn.decode()
-    for said in ("(an instrument check)", "Size against KLD", "Decode speed", "gguf/q4_k_m", "run run-3"):
-        assert said in text
-    assert "var(--" not in text
-    shot = picture(everything_results, "png")
-    assert shot is not None
-    assert shot.startswith(b"\x89PNG")
-    assert int.from_bytes(shot[16:20]) > 1500
-    assert picture(write([record("torch/fp32", decode_tps=float("nan"))]), "png") is None
 
 
 @pytest.mark.parametrize("make", [page, lambda results: picture(results, "png")], ids=["page", "picture"])
