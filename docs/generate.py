@@ -1,0 +1,279 @@
+"""The reference, written from the code while the site is built: a hook of MkDocs.
+
+A page asks for a part by a comment, ``<!-- generated: methods -->``, and holds the part in its place once it is built. None is
+kept in the repository, so none can be out of date, and none needs torch. The hook also turns links that leave ``docs`` into
+links to the repository, and puts each page's Markdown beside its HTML, for readers that follow ``llms.txt``.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import typer.main
+from typer.cli import get_docs_for_click
+
+from quantbench.advice.words import Scale, words
+from quantbench.claims.claimed import claims, prose
+from quantbench.cli import guard
+from quantbench.cli.app import app
+from quantbench.cli.catalogue import model_forms
+from quantbench.core import errors
+from quantbench.core.record import SCHEMA_VERSION, Column
+from quantbench.core.scenario import PROFILES, Conditions, Effort, Precision
+from quantbench.core.text import escape_markdown
+from quantbench.export import EXPORTERS
+from quantbench.methods import METHODS, Method
+from quantbench.metrics import METRICS
+from quantbench.models import MODELS
+from quantbench.planning.options import OPTIONS, Option
+from quantbench.results.schema import DTYPES, IDENTITY_COLUMNS, table_columns
+from quantbench.running.engines import ENGINES
+from quantbench.tables import KINDS
+
+ROOT = Path(__file__).resolve().parents[1]
+ASKED = re.compile(r"^<!-- generated: ([\w-]+) -->$", re.MULTILINE)
+LINK = re.compile(r"(?<!!)\]\(([^)#\s:]+)((?:#[^)\s]*)?)\)")
+"""The target and the anchor of a link without a scheme."""
+
+INCLUDED = re.compile(r'^--8<-- "([^"]+)"$', re.MULTILINE)
+_CODES = {
+    0: "done, and everything was measured",
+    guard.FAILED: "a scenario failed, nothing was measured, or quantbench itself went wrong",
+    guard.USAGE: "bad input: an option, a name, a file or a model; one sentence says which, why, and what to do",
+    guard.REGRESSION: "a comparison found a regression",
+    guard.INSUFFICIENT: "not enough data to answer: no results, too few processes, nothing within the limits",
+    guard.INTERRUPTED: "stopped by Ctrl-C; what was measured is stored",
+}
+
+
+def columns() -> Iterator[str]:
+    """The columns of every metric, metric by metric."""
+    for metric in METRICS:
+        yield f"## {metric.name}"
+        yield f"{escape_markdown(metric.about)}."
+        yield from map(_column, metric.columns)
+
+
+def schema() -> Iterator[str]:
+    """The columns of the four tables, without those of metrics."""
+    yield f"These are the columns of schema version {SCHEMA_VERSION}."
+    yield "## Table scenarios { #scenarios }"
+    yield "The columns of [every metric](columns.md) follow these."
+    yield from map(_column, IDENTITY_COLUMNS)
+    for table in ("samples", "outputs", "runs"):
+        yield f"## Table {table} {{ #{table} }}"
+        yield from (_column(each, f"{table}-") for each in table_columns(table))
+
+
+def options() -> Iterator[str]:
+    """Every setting of a run."""
+    yield from map(_option, OPTIONS)
+
+
+def conditions() -> Iterator[str]:
+    """What a matrix file may hold under ``[conditions]``."""
+    yield _table(["key", "default"], [[f"`{each.name}`", f"`{each.default!r}`"] for each in fields(Conditions)])
+
+
+def profiles() -> Iterator[str]:
+    """What each profile means."""
+    names = [each.name for each in fields(Effort)]
+    rows = [[f"`{name}`", *(_setting(getattr(effort, each)) for each in names)] for name, effort in PROFILES.items()]
+    yield _table(["profile", *(f"`{each}`" for each in names)], rows)
+
+
+def commands() -> Iterator[str]:
+    """Every command with its arguments and options."""
+    command: Any = typer.main.get_command(app)
+    with command.make_context("quantbench", [], resilient_parsing=True) as context:
+        written = get_docs_for_click(obj=command, ctx=context, name="quantbench", indent=1)
+    yield written.partition("\n")[2].strip()  # the page has a title of its own
+
+
+def methods() -> Iterator[str]:
+    """Every method with its precisions."""
+    for method in METHODS:
+        yield f"## {method.name}"
+        yield f"{escape_markdown(method.about)}."
+        yield "\n".join(f"* {each}" for each in _method_facts(method))
+        yield _table(["precision", "bits", "what"], map(_precision, method.precisions))
+
+
+def models() -> Iterator[str]:
+    """The built-in models, and the other ways to name one."""
+    yield _table(["built-in model", "what"], [[f"`{each.name}`", escape_markdown(each.about)] for each in MODELS])
+    yield _table(["`--model` takes", "what"], [[f"`{_cell(form)}`", escape_markdown(what)] for form, what in model_forms()])
+
+
+def engines() -> Iterator[str]:
+    """What starts the workers."""
+    yield _table(["engine", "what"], [[f"`{each.name}`", escape_markdown(each.about)] for each in ENGINES])
+
+
+def tables() -> Iterator[str]:
+    """Every table, in the order in which all are shown."""
+    ordered = sorted(KINDS, key=lambda kind: kind.place)
+    yield _table(["table", "what it shows"], [[f"`{each.name}`", escape_markdown(each.about)] for each in ordered])
+
+
+def exports() -> Iterator[str]:
+    """Every export format, as its module describes it."""
+    for each in EXPORTERS:
+        about, _, details = (sys.modules[each.write.__module__].__doc__ or "").partition("\n\n")
+        yield f"### {each.name}"
+        yield escape_markdown(about)
+        yield re.sub(r"::\n\n((?:    .*\n?)+)", _python, details).strip().replace("<", "&lt;")
+
+
+def exit_codes() -> Iterator[str]:
+    """What a command's exit code means, and the errors behind them."""
+    yield _table(["code", "meaning"], [[f"`{code}`", meaning] for code, meaning in _CODES.items()])
+
+
+def error_classes() -> Iterator[str]:
+    """The tree of errors."""
+    tree = (errors.__doc__ or "").partition("\n\n")[2].strip()
+    yield f"```text\n{tree}\n```"
+
+
+def claimed() -> Iterator[str]:
+    """What the guides claim, word for word."""
+    for table in claims().values():
+        yield f"### {table.source}"
+        rows = [[escape_markdown(row.cells[key]) for key in table.headings] for row in table.rows]
+        yield _table([*table.headings.values()], rows)
+    yield "### Outside tables"
+    yield _table(["where", "claim"], [[escape_markdown(each.source), f"`{_cell(_one_line(each.text))}`"] for each in prose()])
+
+
+def scales() -> Iterator[str]:
+    """The words for figures, and the published figures that they are anchored on."""
+    found = words()
+    for title, scale in (("Quality", found.quality), ("Quality loss", found.quality_loss), ("Speed", found.inference_speed)):
+        yield f"### {title}: by `{scale.figure}`"
+        yield _table(["word", "anchor", "what was published", "up to"], [[*each] for each in _anchors(scale)])
+    yield "\n".join(
+        f"* *{name}*: {escape_markdown(each.title)}{f', {each.date}' if each.date else ''}. {escape_markdown(each.note)}."
+        for name, each in found.sources.items()
+    )
+
+
+PARTS: Mapping[str, Callable[[], Iterable[str]]] = {
+    "claims": claimed, "columns": columns, "commands": commands, "conditions": conditions, "engines": engines,
+    "errors": error_classes, "exit-codes": exit_codes, "exports": exports, "methods": methods, "models": models,
+    "options": options, "profiles": profiles, "schema": schema, "tables": tables, "words": scales,
+}  # fmt: skip
+
+
+def expanded(markdown: str) -> str:
+    """A page with the parts that it asks for; KeyError for one that does not exist."""
+    return ASKED.sub(lambda asked: "\n\n".join(PARTS[asked[1]]()), markdown)
+
+
+def outside(page: str, target: str) -> str:
+    """The path, from the repository's root, of what a page in ``docs`` links to outside it; empty if that lies inside."""
+    path = posixpath.normpath(posixpath.join("docs", posixpath.dirname(page), target))
+    return "" if path.startswith("docs/") else path
+
+
+def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Any) -> str:  # noqa: ARG001 - MkDocs passes them by name
+    """Called by MkDocs with each page's source; FileNotFoundError for a link to a file that the repository lacks."""
+    source = page.file.src_uri
+
+    def repository(link: re.Match[str]) -> str:
+        path = outside(source, link[1])
+        if not path:
+            return link[0]
+        if not (ROOT / path).exists():
+            raise FileNotFoundError(f"{source} links to {link[1]}, and the repository has no {path}")
+        return f"]({config.extra['source']}{path}{link[2]})"
+
+    page.meta["markdown"] = LINK.sub(repository, expanded(markdown))
+    return str(page.meta["markdown"])
+
+
+def on_post_page(output: str, *, page: Any, config: Any) -> str:
+    """Called by MkDocs with each page's HTML: writes its Markdown, with included files, beside it."""
+    target = Path(config.site_dir) / page.file.src_uri
+    target.parent.mkdir(parents=True, exist_ok=True)
+    text = INCLUDED.sub(lambda found: (ROOT / found[1]).read_text(encoding="utf-8").rstrip("\n"), page.meta["markdown"])
+    target.write_text(text, encoding="utf-8")
+    return output
+
+
+def _column(column: Column, prefix: str = "") -> str:
+    """A column as an entry of a list, with an anchor of its name."""
+    facts = [column.unit, DTYPES[column.kind], f"{column.better} is better" if column.better else ""]
+    entry = [f"{escape_markdown(column.doc)}<br>", f"*{escape_markdown(', '.join(filter(None, facts)))}*"]
+    entry += [f"<br>= `{_one_line(column.formula)}`"] if column.formula else []
+    entry += [f"<br>source: {escape_markdown(column.source)}"] if column.source else []
+    return _entry(f"`{column.name}` {{ #{prefix}{column.name} }}", entry)
+
+
+def _option(option: Option) -> str:
+    """A setting as an entry of a list, with an anchor of its name."""
+    kinds = {"list": "separated by commas, or repeated", "int": "a whole number", "float": "a number", "flag": "a flag"}
+    facts = [kinds.get(option.kind, ""), f"default: {option.default}" if option.default else ""]
+    about = ", ".join(filter(None, facts))
+    name = " ".join(filter(None, (f"--{option.name}", option.metavar)))
+    entry = [escape_markdown(option.help), *([f"<br>*{about}*"] if about else [])]
+    return _entry(f"`{name}` {{ #{option.name} }}", entry)
+
+
+def _entry(term: str, lines: Sequence[str]) -> str:
+    return "\n".join([term, f":   {lines[0]}", *(f"    {line}" for line in lines[1:])])
+
+
+def _method_facts(method: Method) -> Iterator[str]:
+    opens = {"hf": "checkpoints", "gguf": "`.gguf` files", "module": "modules without tokens", "server": "servers"}
+    yield "opens " + ", ".join(opens[each] for each in method.kinds)
+    yield f"needs {', '.join(f'`{each}`' for each in method.requires)}: the extra `{method.extra}`"
+    if method.reads:
+        yield f"also reads checkpoints quantized as {', '.join(method.reads)}"
+    if method.anchor:
+        yield f"its timed rounds alternate with `{method.anchor}`"
+    if method.saver:
+        yield "`quantbench quantize` can write its files"
+    if reason := method.costly or method.costly_on_cpu:
+        where = "" if method.costly else " on a CPU"
+        yield f"left out for your own model{where} unless it is named: {reason}"
+
+
+def _precision(precision: Precision) -> Sequence[str]:
+    bits = "" if precision.bits is None else f"{precision.bits:g}"
+    return f"`{precision.name}`", bits, escape_markdown(precision.title)
+
+
+def _anchors(scale: Scale) -> Iterator[Sequence[str]]:
+    edges = [*(f"{edge:.3g}" for edge in scale.edges), ""]
+    for anchor, edge in zip(scale.anchors, edges, strict=True):
+        yield anchor.word, f"{anchor.value:.3g}", f"{anchor.published} ({anchor.source})", edge
+
+
+def _setting(value: float) -> str:
+    return "all" if value == sys.maxsize else f"{value:g}"
+
+
+def _table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in (titles, ["---"] * len(titles), *rows))
+
+
+def _cell(code: str) -> str:
+    """Code in a cell of a table."""
+    return code.replace("|", r"\|")
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _python(indented: re.Match[str]) -> str:
+    """An indented block of a docstring as a block of Markdown."""
+    code = "\n".join(line.removeprefix("    ") for line in indented[1].strip("\n").splitlines())
+    return f":\n\n```python\n{code}\n```\n"
