@@ -1,8 +1,8 @@
 """The reference, written from the code while the site is built: a hook of MkDocs.
 
 A page asks for a part by a comment, ``<!-- generated: methods -->``, and holds the part in its place once it is built. None is
-kept in the repository, so none can be out of date, and none needs torch. The hook also turns links that leave ``docs`` into
-links to the repository, and puts each page's Markdown beside its HTML, for readers that follow ``llms.txt``.
+kept in the repository, so none can be out of date, and none needs torch. The hook also takes files along that pages link to
+outside ``docs``, and puts each page's Markdown beside its HTML, for readers that follow ``llms.txt``.
 """
 
 from __future__ import annotations
@@ -40,6 +40,9 @@ ROOT = Path(__file__).resolve().parents[1]
 ASKED = re.compile(r"^<!-- generated: ([\w-]+) -->$", re.MULTILINE)
 LINK = re.compile(r"(?<!!)\]\(([^)#\s:]+)((?:#[^)\s]*)?)\)")
 """The target and the anchor of a link without a scheme."""
+
+COPIES = "repository/"
+"""Where the site has files of the repository that are no pages."""
 
 INCLUDED = re.compile(r'^--8<-- "([^"]+)"$', re.MULTILINE)
 _CODES = {
@@ -177,24 +180,48 @@ def expanded(markdown: str) -> str:
 
 
 def outside(page: str, target: str) -> str:
-    """The path, from the repository's root, of what a page in ``docs`` links to outside it; empty if that lies inside."""
-    path = posixpath.normpath(posixpath.join("docs", posixpath.dirname(page), target))
-    return "" if path.startswith("docs/") else path
+    """The path, from the repository's root, of what a page of the site links to outside the pages; empty if that is a page.
+
+    Files outside stand in the site under ``repository``, so a page from there is taken for what it is in the repository.
+    """
+    source = page.removeprefix(COPIES) if page.startswith(COPIES) else f"docs/{page}"
+    path = posixpath.normpath(posixpath.join(posixpath.dirname(source), target))
+    return "" if path.startswith("docs/") and not path.startswith("docs/template/") else path
+
+
+def on_files(files: Any, *, config: Any) -> Any:
+    """Called by MkDocs with the files of the site: adds those that pages link to outside ``docs``, and what these link to."""
+    from mkdocs.structure.files import File, InclusionLevel
+
+    unread = [file.src_uri for file in files.documentation_pages()]
+    while unread:
+        page = unread.pop()
+        for link in LINK.finditer(files.get_file_from_path(page).content_string):
+            path = outside(page, link[1])
+            if not path or files.get_file_from_path(COPIES + path):
+                continue
+            if not (ROOT / path).is_file():
+                raise FileNotFoundError(f"{page} links to {link[1]}, and the repository has no file {path}")
+            included = InclusionLevel.NOT_IN_NAV if path.endswith(".md") else InclusionLevel.INCLUDED
+            files.append(File.generated(config, COPIES + path, abs_src_path=str(ROOT / path), inclusion=included))
+            unread += [COPIES + path] * path.endswith(".md")
+    return files
 
 
 def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Any) -> str:  # noqa: ARG001 - MkDocs passes them by name
-    """Called by MkDocs with each page's source; FileNotFoundError for a link to a file that the repository lacks."""
-    source = page.file.src_uri
+    """Called by MkDocs with each page's source: the source with its generated parts, and links as the site has them."""
+    here = page.file.src_uri
 
-    def repository(link: re.Match[str]) -> str:
-        path = outside(source, link[1])
-        if not path:
-            return link[0]
-        if not (ROOT / path).exists():
-            raise FileNotFoundError(f"{source} links to {link[1]}, and the repository has no {path}")
-        return f"]({config.extra['source']}{path}{link[2]})"
+    def moved(link: re.Match[str]) -> str:
+        path = outside(here, link[1])
+        if path:
+            return f"]({posixpath.relpath(COPIES + path, posixpath.dirname(here))}{link[2]})"
+        if here.startswith(COPIES):
+            target = posixpath.normpath(posixpath.join("/", posixpath.dirname(here.removeprefix(COPIES)), link[1]))
+            return f"]({posixpath.relpath(target.removeprefix('/docs/'), posixpath.dirname(here))}{link[2]})"
+        return link[0]
 
-    page.meta["markdown"] = LINK.sub(repository, expanded(markdown))
+    page.meta["markdown"] = LINK.sub(moved, expanded(markdown))
     return str(page.meta["markdown"])
 
 

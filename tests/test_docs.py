@@ -233,7 +233,9 @@ def test_every_command_method_and_precision_is_on_its_page() -> None:
 def test_links_that_leave_the_pages_are_told_from_those_that_stay() -> None:
     assert generate.outside("how-to/own-method.md", "../../bench/examples/own_method.py") == "bench/examples/own_method.py"
     assert generate.outside("how-to/own-method.md", "../reference/columns.md") == ""
-    assert generate.outside("architecture.md", "../bench") == "bench"
+    assert generate.outside("how-to/own-tests.md", "../template/README.md") == "docs/template/README.md"
+    assert generate.outside("repository/bench/gpu/README.md", "prepare.sh") == "bench/gpu/prepare.sh"
+    assert generate.outside("repository/results/README.md", "../docs/tutorial.md") == ""
 
 
 # --- output that is shown
