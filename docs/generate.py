@@ -7,11 +7,14 @@ outside ``docs``, and puts each page's Markdown beside its HTML, for readers tha
 
 from __future__ import annotations
 
+import json
 import posixpath
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import fields
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +23,8 @@ from typer.cli import get_docs_for_click
 
 from quantbench.advice.words import Scale, words
 from quantbench.claims.claimed import claims, prose
-from quantbench.cli import guard
+from quantbench.cli import catalogue, guard
 from quantbench.cli.app import app
-from quantbench.cli.catalogue import model_forms
 from quantbench.core import errors
 from quantbench.core.record import SCHEMA_VERSION, Column
 from quantbench.core.scenario import PROFILES, Conditions, Effort, Precision
@@ -30,7 +32,7 @@ from quantbench.core.text import escape_markdown
 from quantbench.export import EXPORTERS
 from quantbench.methods import METHODS, Method
 from quantbench.metrics import METRICS
-from quantbench.models import MODELS
+from quantbench.models import MODELS, dummy_configs
 from quantbench.planning.options import OPTIONS, Option
 from quantbench.results.schema import DTYPES, IDENTITY_COLUMNS, table_columns
 from quantbench.running.engines import ENGINES
@@ -95,8 +97,8 @@ def commands() -> Iterator[str]:
     """Every command with its arguments and options."""
     command: Any = typer.main.get_command(app)
     with command.make_context("quantbench", [], resilient_parsing=True) as context:
-        written = get_docs_for_click(obj=command, ctx=context, name="quantbench", indent=1)
-    yield written.partition("\n")[2].strip()  # the page has a title of its own
+        written = get_docs_for_click(obj=command, ctx=context, name="quantbench")
+    yield written[written.index("\n## ") :].strip()  # what comes before is the page's own affair
 
 
 def methods() -> Iterator[str]:
@@ -111,7 +113,12 @@ def methods() -> Iterator[str]:
 def models() -> Iterator[str]:
     """The built-in models, and the other ways to name one."""
     yield _table(["built-in model", "what"], [[f"`{each.name}`", escape_markdown(each.about)] for each in MODELS])
-    yield _table(["`--model` takes", "what"], [[f"`{_cell(form)}`", escape_markdown(what)] for form, what in model_forms()])
+    with redirect_stdout(StringIO()) as said:
+        catalogue.models("json")
+    forms = json.loads(said.getvalue())["forms"]
+    rows = [[f"`{_cell(each['form'])}`", escape_markdown(each["meaning"])] for each in forms]
+    yield _table(["`--model` takes", "what"], rows)
+    yield f"Names of a dummy, and of `quantbench plan`: {', '.join(f'`{each}`' for each in dummy_configs())}."
 
 
 def engines() -> Iterator[str]:
@@ -128,10 +135,9 @@ def tables() -> Iterator[str]:
 def exports() -> Iterator[str]:
     """Every export format, as its module describes it."""
     for each in EXPORTERS:
-        about, _, details = (sys.modules[each.write.__module__].__doc__ or "").partition("\n\n")
+        about = (sys.modules[each.write.__module__].__doc__ or "").replace("<", "&lt;")
         yield f"### {each.name}"
-        yield escape_markdown(about)
-        yield re.sub(r"::\n\n((?:    .*\n?)+)", _python, details).strip().replace("<", "&lt;")
+        yield re.sub(r"::\n\n((?:    .*\n?)+)", _python, about).strip()
 
 
 def exit_codes() -> Iterator[str]:
@@ -237,9 +243,9 @@ def on_post_page(output: str, *, page: Any, config: Any) -> str:
 def _column(column: Column, prefix: str = "") -> str:
     """A column as an entry of a list, with an anchor of its name."""
     facts = [column.unit, DTYPES[column.kind], f"{column.better} is better" if column.better else ""]
-    entry = [f"{escape_markdown(column.doc)}<br>", f"*{escape_markdown(', '.join(filter(None, facts)))}*"]
-    entry += [f"<br>= `{_one_line(column.formula)}`"] if column.formula else []
-    entry += [f"<br>source: {escape_markdown(column.source)}"] if column.source else []
+    entry = [escape_markdown(column.doc), f"*{escape_markdown(', '.join(filter(None, facts)))}*"]
+    entry += [f"= `{_one_line(column.formula)}`"] if column.formula else []
+    entry += [f"source: {escape_markdown(column.source)}"] if column.source else []
     return _entry(f"`{column.name}` {{ #{prefix}{column.name} }}", entry)
 
 
@@ -249,12 +255,12 @@ def _option(option: Option) -> str:
     facts = [kinds.get(option.kind, ""), f"default: {option.default}" if option.default else ""]
     about = ", ".join(filter(None, facts))
     name = " ".join(filter(None, (f"--{option.name}", option.metavar)))
-    entry = [escape_markdown(option.help), *([f"<br>*{about}*"] if about else [])]
+    entry = [escape_markdown(option.help), *([f"*{about}*"] if about else [])]
     return _entry(f"`{name}` {{ #{option.name} }}", entry)
 
 
 def _entry(term: str, lines: Sequence[str]) -> str:
-    return "\n".join([term, f":   {lines[0]}", *(f"    {line}" for line in lines[1:])])
+    return f"{term}\n:   " + "<br>\n    ".join(lines)
 
 
 def _method_facts(method: Method) -> Iterator[str]:

@@ -102,7 +102,7 @@ def _indented(text: str, blanks: int) -> str:
     )
 
 
-def model_forms() -> list[tuple[str, str]]:
+def _model_forms() -> list[tuple[str, str]]:
     """Every way to name a model, with what it means."""
     from quantbench.models import dummy_configs
 
@@ -128,7 +128,7 @@ def models(output: FormatOption = "text") -> None:
         {"model": model.name, "about": model.about, "instrument_check": model.instrument_check, "folder": str(model.folder())}
         for model in MODELS
     ]
-    forms = model_forms()
+    forms = _model_forms()
     if output == "json":
         return print_json({"built_in": built_in, "forms": [{"form": form, "meaning": meaning} for form, meaning in forms]})
     print_table(["model", "about"], [[model.name, model.about] for model in MODELS])
