@@ -232,12 +232,15 @@ def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Any) -> st
 
 
 def on_post_page(output: str, *, page: Any, config: Any) -> str:
-    """Called by MkDocs with each page's HTML: writes its Markdown, with included files, beside it."""
+    """Called by MkDocs with each page's HTML: writes its Markdown, with included files, beside it.
+
+    The HTML gets what the theme leaves out for readers of a screen: the search has a name, and an empty heading is none.
+    """
     target = Path(config.site_dir) / page.file.src_uri
     target.parent.mkdir(parents=True, exist_ok=True)
     text = INCLUDED.sub(lambda found: (ROOT / found[1]).read_text(encoding="utf-8").rstrip("\n"), page.meta["markdown"])
     target.write_text(text, encoding="utf-8")
-    return output
+    return output.replace('role="dialog"', 'role="dialog" aria-label="Search"', 1).replace("<th></th>", "<td></td>")
 
 
 def _column(column: Column, prefix: str = "") -> str:
