@@ -47,11 +47,12 @@ def report(
         scenarios, run = _chosen(stored, run_id, model)
         unread = len(stored.ids) - scenarios["run_id"].nunique()
     samples, outputs, runs = (read(results, table, run)[0] for table in ("samples", "outputs", "runs"))
-    found = select(scenarios, samples=samples, outputs=outputs, runs=runs, run_id=run, model=model)
-    found = replace(found, unread=max(unread, 0))
+    of_run = select(scenarios, samples=samples, outputs=outputs, runs=runs, run_id=run, model=model)
+    found = replace(of_run, unread=unread)
     size = _write(output, found, form)
     rows = counted(len(found.rows), "row")
-    typer.echo(f"{output}: run {found.run_id}, {rows}, {format_bytes(size)}")
+    others = f"; {counted(unread, 'earlier run')} not read" if unread else ""
+    typer.echo(f"{output}: run {found.run_id}, {rows}, {format_bytes(size)}{others}")
 
 
 def _chosen(runs: Runs, run_id: str | None, model: str | None) -> tuple[pd.DataFrame, str]:

@@ -114,7 +114,7 @@ class _Wanted:
         import pyarrow as pa
 
         whole = schema(table)
-        return cls(pa.schema([whole.field(name) for name in columns], metadata=whole.metadata), _MARKS[table], alone=True)
+        return cls(pa.schema([whole.field(name) for name in columns]), _MARKS[table], alone=True)
 
 
 def _contents(files: fs.FileSystem, paths: Sequence[str], wanted: _Wanted) -> Iterator[Content]:

@@ -17,7 +17,7 @@ from quantbench.core.record import SCHEMA_VERSION, Missing, Output, Record, Samp
 from quantbench.core.scenario import Scenario, at_batch
 from quantbench.methods import METHODS
 from quantbench.results.listing import files_of, list_files, own_rows
-from quantbench.results.reading import as_frame, read_files
+from quantbench.results.reading import as_frame, of_runs, read_files
 from quantbench.results.reading import plain as _plain
 from quantbench.results.schema import schema
 
@@ -100,8 +100,8 @@ class Store:
         the same number; ``in_order`` then goes by their start.
         """
         if not self._resumes:
-            numbers = own_rows(self._files, self._root, ["run_number"])["run_number"].drop_null().to_pylist()
-            self._run = replace(self._run, run_number=1 + max(numbers, default=0))
+            numbers = own_rows(self._files, self._root, ["run_number"])["run_number"].to_pylist()
+            self._run = replace(self._run, run_number=1 + max((each or 0 for each in numbers), default=0))
         self._write_run(planned=planned, finished=None, ok=None, interrupted=True, finished_at=None)
 
     def finish(self, *, planned: int, finished: int, ok: int, interrupted: bool) -> None:
