@@ -13,6 +13,7 @@ from quantbench.core.errors import UsageError
 from quantbench.judge.compare import Change, parse_threshold, show
 from quantbench.judge.compare import compare as compared
 from quantbench.judge.compare.sides import is_whole, load_side
+from quantbench.results.runs import Runs
 from quantbench.tables.render import render
 
 _SIDE = "a results folder or URI (its last run), a .parquet file, a pytest-benchmark .json file, or run ids"
@@ -36,11 +37,12 @@ def compare(
     if window < 1:
         raise UsageError(f"--window {window} holds no run; give a whole number of at least 1")
     thresholds = dict(map(parse_threshold, threshold or ()))
+    listed: dict[str, Runs] = {}
     with reading():
-        after = load_side(candidate, results)
-        before = load_side(baseline, results, window=window, exclude=tuple(after["run_id"].unique()))
+        after = load_side(candidate, results, listed=listed)
+        before = load_side(baseline, results, window=window, exclude=tuple(after["run_id"].unique()), listed=listed)
         whole = is_whole(after, candidate, results)
-        further = load_side(again, results) if again else None
+        further = load_side(again, results, listed=listed) if again else None
     found = compared(before, after, again=further, thresholds=thresholds, whole=whole)
     if output == "json":
         print_json(show.as_data(found))

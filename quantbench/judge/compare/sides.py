@@ -18,24 +18,24 @@ if TYPE_CHECKING:
 _REPEAT = re.compile(r"#(\d+)\]$")
 
 
-def load_side(text: str, results: str, *, window: int = 1, exclude: Sequence[str] = ()) -> pd.DataFrame:
+def load_side(
+    text: str, results: str, *, window: int = 1, exclude: Sequence[str] = (), listed: dict[str, Runs] | None = None
+) -> pd.DataFrame:
     """Rows of ``scenarios``: of a folder or URI the last ``window`` runs except ``exclude``, else all that is named.
 
     ``text`` is a folder, a URI, a ``.parquet`` file, a ``.json`` file of pytest-benchmark, or ids of runs in the folder
-    ``results``, joined by commas. Files of other runs are not opened. UsageError for anything else, StoreError for what
-    cannot be read.
+    ``results``, joined by commas. Files of other runs are not opened. ``listed`` holds the stores of other sides by their
+    paths, which are not listed again, and gets this one's. UsageError for anything else, StoreError for what cannot be read.
     """
-    from quantbench.results.runs import Runs
-
     if text.endswith(".json") and Path(text).is_file():
         return _of_benchmark(Path(text))
     if text.endswith(".parquet") and Path(text).is_file():
         return _of_file(Path(text))
     if "://" in text or (text and Path(text).is_dir()):
-        return _last_runs(Runs(text), window, exclude, text)
+        return _last_runs(_runs(text, listed), window, exclude, text)
     if text.endswith((".json", ".parquet")) or "/" in text or not text.strip(", "):
         raise UsageError(f"{text!r} does not exist; give a results folder, a file, or the id of a run in {results!r}")
-    runs = Runs(results)
+    runs = _runs(results, listed)
     wanted = [part.strip() for part in text.split(",") if part.strip()]
     if missing := [run for run in wanted if run not in runs]:
         first = min(runs.ids, default="")
@@ -60,6 +60,15 @@ def is_whole(side: pd.DataFrame, text: str, results: str) -> bool:
     planned = dict(zip(runs["run_id"], runs["planned"], strict=True))
     counts = side["run_id"].value_counts()
     return all(run in planned and int(count) >= int(planned[run]) for run, count in counts.items())
+
+
+def _runs(path: str, listed: dict[str, Runs] | None) -> Runs:
+    from quantbench.results.runs import Runs
+
+    known = {} if listed is None else listed
+    if path not in known:
+        known[path] = Runs(path)
+    return known[path]
 
 
 def _last_runs(runs: Runs, window: int, exclude: Sequence[str], text: str) -> pd.DataFrame:
