@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -89,7 +88,7 @@ def _measured_of(results: str, model: str | None) -> pd.DataFrame | None:
     """Rows of the latest run, or of the latest one that measured ``model``; None where that model was never measured."""
     if model is None:
         return rows_of_run(results, None, hint="or name a --model, to plan it before anything is measured")
-    with warnings_as_messages(), contextlib.suppress(StoreError):
+    with warnings_as_messages(), suppress(StoreError):
         runs = Runs(results)
         for frame in runs.latest_first(("run_id", "model", "status")):
             if ((frame["model"] == model) & (frame["status"] == "ok")).any():
