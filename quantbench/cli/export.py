@@ -12,14 +12,14 @@ import typer
 
 from quantbench.cli.guard import INSUFFICIENT
 from quantbench.cli.output import counted, message
-from quantbench.cli.results import ResultsOption, stored
+from quantbench.cli.results import ResultsOption, reading, rows_of_run
 from quantbench.core.cache import write_atomically
-from quantbench.core.errors import UsageError, unknown_name
+from quantbench.core.errors import UsageError
 from quantbench.core.text import visible
 from quantbench.export import EXPORTERS
 from quantbench.export import export as exported
 from quantbench.results.schema import TABLES
-from quantbench.tables import latest_run
+from quantbench.results.store import load
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -68,16 +68,11 @@ def export(
 
 def _rows(results: str, table: str, run_id: str | None) -> pd.DataFrame:
     """The rows of one run (the latest if ``run_id`` is None); where there are none, a message and exit code 4."""
-    scenarios = stored(results)
-    if run_id is not None and run_id not in set(scenarios["run_id"]):
-        raise unknown_name("run", run_id, scenarios["run_id"].unique())
-    chosen = run_id or latest_run(scenarios)["run_id"].iloc[0]
-    frame = scenarios if table == "scenarios" else stored(results, table)
-    rows: pd.DataFrame = frame[frame["run_id"] == chosen]
-    if rows.empty:
-        message(f"run {chosen} kept no rows in table {table!r} under {results!r}; --table scenarios exports its scenarios")
-        raise typer.Exit(INSUFFICIENT)
-    return rows
+    scenarios = rows_of_run(results, run_id)
+    if table == "scenarios":
+        return scenarios
+    with reading("--table scenarios exports its scenarios"):
+        return load(results, table, run=scenarios["run_id"].iloc[0])
 
 
 def _unmeasured(rows: pd.DataFrame) -> str:

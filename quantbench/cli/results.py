@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -14,10 +15,11 @@ from quantbench.cli.plan import BatchOption, ContextOption, planned_for
 from quantbench.core.errors import StoreError, UsageError, unknown_name
 from quantbench.core.text import one_line
 from quantbench.core.units import parse_bytes
-from quantbench.tables import ALL, KINDS, build, latest_run
+from quantbench.results.runs import Runs
+from quantbench.tables import ALL, KINDS, build
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     import pandas as pd
 
@@ -143,16 +145,15 @@ def _say(choices: Sequence[Choice], *, why: bool) -> None:
 def _measured_of(results: str, model: str | None) -> pd.DataFrame | None:
     """Rows of the latest run, or of the latest one that measured ``model``; None where that model was never measured."""
     if model is None:
-        return _rows(results, None, "or name a --model, to plan it before anything is measured")
-    frame, _ = read(results, "scenarios")
-    if frame is None:
-        return None
-    of_model = frame[(frame["model"] == model) & (frame["status"] == "ok")]
-    if of_model.empty:
-        return None
-    latest: pd.DataFrame = latest_run(of_model)
-    rows: pd.DataFrame = frame[(frame["run_id"] == latest["run_id"].iloc[0]) & (frame["model"] == model)]
-    return rows
+        return rows_of_run(results, None, hint="or name a --model, to plan it before anything is measured")
+    with warnings_as_messages(), suppress(StoreError):
+        runs = Runs(results)
+        for frame in runs.latest_first(("run_id", "model", "status")):
+            if ((frame["model"] == model) & (frame["status"] == "ok")).any():
+                rows = runs.of([frame["run_id"].iloc[0]])
+                of_model: pd.DataFrame = rows[rows["model"] == model]
+                return of_model
+    return None
 
 
 def _suggest(
@@ -173,17 +174,35 @@ def _suggest(
         raise typer.Exit(INSUFFICIENT)
 
 
-def stored(results: str, table: str = "scenarios", *, hint: str = "") -> pd.DataFrame:
-    """The rows of a stored table; where there are none, a message that ends in ``hint``, and exit code 4."""
-    frame, reason = read(results, table)
-    if frame is None:
-        message("; ".join(filter(None, (reason, hint))))
-        raise typer.Exit(INSUFFICIENT)
-    return frame
+@contextmanager
+def reading(hint: str = "") -> Iterator[None]:
+    """Results are read inside: warnings become messages, and what is not there one that ends in ``hint``, and exit code 4."""
+    try:
+        with warnings_as_messages():
+            yield
+    except StoreError as error:
+        message("; ".join(filter(None, (str(error), hint))))
+        raise typer.Exit(INSUFFICIENT) from None
 
 
-def read(results: str, table: str, run: str | None = None) -> tuple[pd.DataFrame | None, str]:
-    """The rows of a stored table, of all runs or of one; otherwise None and the reason."""
+def rows_of_run(results: str, run_id: str | None, *, hint: str = "") -> pd.DataFrame:
+    """The rows of one run, the latest unless ``run_id`` is given; where there are none, a message and exit code 4."""
+    with reading(hint):
+        runs = Runs(results)
+        if run_id is None:
+            return runs.latest()
+        require_run(runs, run_id)
+        return runs.of([run_id])
+
+
+def require_run(runs: Runs, run_id: str) -> None:
+    """UsageError with the nearest ids where there is no such run."""
+    if run_id not in runs:
+        raise unknown_name("run", run_id, runs.ids)
+
+
+def read(results: str, table: str, run: str) -> tuple[pd.DataFrame | None, str]:
+    """The rows that one run has in a stored table; otherwise None and the reason."""
     from quantbench.results.store import load
 
     with warnings_as_messages():
@@ -198,23 +217,14 @@ def _rows_if_any(kind: str, results: str, run_id: str | None) -> pd.DataFrame | 
     if kind != ALL and KINDS[kind].build is None:
         return None
     if run_id is not None:
-        return _rows(results, run_id)
-    frame, reason = read(results, "scenarios")
-    if frame is None:
-        message(reason)
-        return None
-    rows: pd.DataFrame = latest_run(frame)
-    return rows
-
-
-def _rows(results: str, run_id: str | None, hint: str = "") -> pd.DataFrame:
-    """The rows of one run, the latest unless ``run_id`` is given; where there are none, a message and exit code 4."""
-    frame = stored(results, hint=hint)
-    if run_id is None:
-        return latest_run(frame)
-    if run_id not in set(frame["run_id"]):
-        raise unknown_name("run", run_id, frame["run_id"].unique())
-    return frame[frame["run_id"] == run_id]
+        return rows_of_run(results, run_id)
+    with warnings_as_messages():
+        try:
+            return Runs(results).latest()
+        except StoreError as error:
+            reason = str(error)
+    message(reason)
+    return None
 
 
 def _limit(name: str, value: float | None) -> float | None:

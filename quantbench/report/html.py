@@ -85,6 +85,7 @@ def _fixed(results: Results, rows: Sequence[Row]) -> dict[str, Any]:
         "versions": facts.versions(rows),
         "run": facts.run_facts(results, rows),
         "run_id": results.run_id,
+        "unread": results.unread,
     }
 
 
