@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from quantbench.cli.complete import completion
 from quantbench.cli.guard import INSUFFICIENT
 from quantbench.cli.output import counted, message
 from quantbench.cli.results import ResultsOption, stored
@@ -28,7 +29,10 @@ if TYPE_CHECKING:
 def export(
     form: Annotated[
         str,
-        typer.Option("--to", metavar="FORMAT", help="github-action-benchmark, bmf, pytorch-hud, csv, jsonl, or a plug-in's"),
+        typer.Option(
+            "--to", metavar="FORMAT", help="github-action-benchmark, bmf, pytorch-hud, csv, jsonl, or a plug-in's",
+            autocompletion=completion("to"),
+        ),
     ],
     *,
     output: Annotated[

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import typer
 
 from quantbench.advice.suggest import suggest
+from quantbench.cli.complete import completion
 from quantbench.cli.output import paragraph, print_json
 from quantbench.core.machine import gpu_memory, memory_limit
 from quantbench.core.text import escape_markdown
@@ -33,7 +34,12 @@ BatchOption = Annotated[int, typer.Option("--batch", metavar="N", help="sequence
 
 
 def plan(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="built-in name, config.json, folder, .gguf file or hub id")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", help="built-in name, config.json, folder, .gguf file or hub id", autocompletion=completion("plannable")
+        ),
+    ],
     *,
     fit: Annotated[
         str | None, typer.Option("--fit", metavar="SIZE", help="memory to fit, such as 24GiB (default: this machine's)")
@@ -43,9 +49,13 @@ def plan(
     kv_dtype: Annotated[
         str, typer.Option("--kv-dtype", metavar="DTYPE", help="fp32, fp16, bf16, fp8, q8_0 or q4_0 (default: the method's own)")
     ] = "",
-    method: Annotated[list[str] | None, typer.Option("--method", metavar="METHOD", help="only these methods")] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option("--method", metavar="METHOD", help="only these methods", autocompletion=completion("method")),
+    ] = None,
     precision: Annotated[
-        list[str] | None, typer.Option("--precision", metavar="PRECISION", help="only these precisions")
+        list[str] | None,
+        typer.Option("--precision", metavar="PRECISION", help="only these precisions", autocompletion=completion("precision")),
     ] = None,
     output: Annotated[Literal["table", "md", "csv", "json"], typer.Option("--format", help="output format")] = "table",
 ) -> None:

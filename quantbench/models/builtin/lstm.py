@@ -46,7 +46,7 @@ def example(seed: int, index: int) -> Any:
 
 LSTM = BuiltinModel(
     name="lstm",
-    about="LSTM(10, 20, 2 layers) + Linear(20, 5), 6025 untrained parameters: a module without tokens, an instrument check",
+    about="LSTM(10, 20, 2 layers) + Linear(20, 5), 6025 untrained parameters; an instrument check",
     folder=lambda: Path(__file__).parent,
     module=ModuleRecipe(build=build, example=example),
     instrument_check=True,
