@@ -62,7 +62,7 @@ def _method_lines(facts: Mapping[str, Any]) -> str:
 def metrics(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[NAME]...", help="only these metrics or columns", autocompletion=completion("metric or column")),
+        typer.Argument(metavar="[NAME]...", help="only these metrics or columns", autocompletion=completion("column")),
     ] = None,
     output: FormatOption = "text",
 ) -> None:
@@ -108,19 +108,21 @@ def _indented(text: str, blanks: int) -> str:
 def _wrapped(text: str, blanks: int, further: int | None = None) -> str:
     """``text`` in lines that are indented by ``blanks`` spaces, the first, and ``further`` (default: 4 more)."""
     width = min(shutil.get_terminal_size().columns, _WIDTH) if sys.stdout.isatty() else _WIDTH
-    indents = {"initial_indent": " " * blanks, "subsequent_indent": " " * (blanks + 4 if further is None else further)}
-    return textwrap.fill(text, width, **indents, break_long_words=False, break_on_hyphens=False)
+    later = blanks + 4 if further is None else further
+    return textwrap.fill(
+        text, width, initial_indent=" " * blanks, subsequent_indent=" " * later, break_long_words=False, break_on_hyphens=False
+    )
 
 
 def _model_forms() -> list[tuple[str, str]]:
     """Every way to name a model, with what it means."""
     return [
         ("NAME", "a built-in model"),
-        ("FOLDER", "a checkpoint: config.json and safetensors, as save_pretrained writes them"),
+        ("FOLDER", "a checkpoint as save_pretrained writes it: config.json, safetensors"),
         ("FILE.gguf", "a GGUF file"),
         ("ORG/NAME[@REVISION]", "a checkpoint on the Hugging Face hub, at a branch, tag or commit"),
         ("ORG/NAME[@REVISION]:Q4_K_M", "one GGUF file of a hub repository, all its parts"),
-        ("dummy:NAME", "random weights, for memory and latency; a NAME below, FOLDER or ORG/NAME"),
+        ("dummy:NAME", "random weights of a NAME below, FOLDER or ORG/NAME, for its speed"),
         ("http://HOST[:PORT]/v1[#MODEL]", "an OpenAI-compatible server, for the method server"),
     ]
 

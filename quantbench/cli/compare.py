@@ -10,10 +10,6 @@ from quantbench.cli.guard import INSUFFICIENT, REGRESSION
 from quantbench.cli.output import message, paragraph, print_json, warnings_as_messages
 from quantbench.cli.results import ResultsOption
 from quantbench.core.errors import StoreError, UsageError
-from quantbench.judge.compare import Change, parse_threshold, show
-from quantbench.judge.compare import compare as compared
-from quantbench.judge.compare.sides import is_whole, load_side
-from quantbench.tables.render import render
 
 _SIDE = "a results folder or URI (its last run), a .parquet file, a pytest-benchmark .json file, or run ids"
 
@@ -33,6 +29,11 @@ def compare(
     output: Annotated[Literal["text", "md", "json", "junit"], typer.Option("--format", help="output format")] = "text",
 ) -> None:
     """Compare a candidate with a baseline."""
+    from quantbench.judge.compare import Change, parse_threshold, show
+    from quantbench.judge.compare import compare as compared
+    from quantbench.judge.compare.sides import is_whole, load_side
+    from quantbench.tables.render import render
+
     if window < 1:
         raise UsageError(f"--window {window} holds no run; give a whole number of at least 1")
     thresholds = dict(map(parse_threshold, threshold or ()))

@@ -83,5 +83,5 @@ def _columns() -> Iterable[str]:
 
 _NAMES: Mapping[str, Callable[[], Iterable[str]]] = {
     "model": _models, "plannable": _plannable, "method": _methods, "precision": _precisions, "prompts": _prompts,
-    "profile": _profiles, "engine": _engines, "fail-on": _failures, "to": _formats, "metric or column": _columns,
+    "profile": _profiles, "engine": _engines, "fail-on": _failures, "to": _formats, "column": _columns,
 }  # fmt: skip

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
-from importlib.metadata import packages_distributions
+from importlib.metadata import distributions
 from importlib.util import find_spec
 from typing import Any, TypeVar
 
@@ -77,8 +77,9 @@ def _broken(registry: Registry[Any]) -> list[str]:
 
 def _strangers() -> list[str]:
     """Other projects whose module has this one's name: what was installed last has overwritten files of what was first."""
-    others = sorted({name for name in packages_distributions().get("quantbench", ()) if name != "quantbench"})
-    return [f"the module quantbench also comes with {name}, another project; uninstall it, and install this again" for name in others]
+    holders = (each for each in distributions() if "\nquantbench/" in f"\n{each.read_text('RECORD') or ''}")
+    others = sorted({each.name for each in holders} - {"quantbench"})
+    return [f"{name}, another project, has a module quantbench too; uninstall it, and install this again" for name in others]
 
 
 def _machine() -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """How to install an extra of this package: the pip command that a user gets where something is missing.
 
-No command asks a package index for quantbench by its name alone: quantbench is not published there, and what carries its name is
-another project. Once it is published under a name of its own, the last line of ``install_hint`` is the one to change.
+No hint has an index asked for quantbench by its name: it is not published there, and what bears its name is another project.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -234,9 +235,11 @@ def test_doctor_still_answers_when_something_is_broken(part: str, monkeypatch: p
 
 
 def test_doctor_names_another_project_with_the_same_module(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "packages_distributions", lambda: {"quantbench": ["quantbench", "stranger"]})
+    records = {"quantbench": "quantbench/__init__.py,,", "stranger": "LICENSE,,\nquantbench/a.py,,", "other": "quantbenchx/a.py,,"}
+    installed = [SimpleNamespace(name=name, read_text={"RECORD": record}.get) for name, record in records.items()]
+    monkeypatch.setattr(doctor, "distributions", lambda: [*installed, SimpleNamespace(name="bare", read_text=lambda _: None)])
     (problem,) = _json("doctor")["problems"]
-    assert problem == "the module quantbench also comes with stranger, another project; uninstall it, and install this again"
+    assert problem == "stranger, another project, has a module quantbench too; uninstall it, and install this again"
 
 
 def test_doctor_names_a_plug_in_that_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
