@@ -149,6 +149,7 @@ def test_the_rest_reaches_the_plan(tmp_path: Path) -> None:
     ("given", "sentence"),
     [
         ({"profile": "quik"}, r"^unknown profile 'quik'; did you mean 'quick'\?$"),
+        ({"profile": "fast"}, r"^unknown profile 'fast'; known: default, quick, thorough$"),
         ({"model": "kanary"}, r"^unknown model 'kanary'; did you mean 'canary'\?$"),
         ({"method": "ggfu"}, r"^unknown method 'ggfu'; did you mean 'gguf'\?$"),
         ({"precision": "q4_k"}, r"^unknown precision 'q4_k'; did you mean"),
@@ -341,6 +342,11 @@ def test_a_matrix_file_names_its_methods_unless_it_is_for_built_in_models(tmp_pa
 def test_probes_cannot_be_asked_for_and_not() -> None:
     with pytest.raises(UsageError, match="opposites"):
         _plan(probes=True, no_probes=True)
+
+
+def test_the_help_of_the_profile_names_every_one() -> None:
+    said = next(option.help for option in OPTIONS if option.name == "profile")
+    assert set(PROFILES) <= set(said.replace(",", "").split())
 
 
 def test_the_quick_profile_scores_less_and_keys_tell() -> None:

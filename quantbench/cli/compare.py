@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -10,11 +10,9 @@ from quantbench.cli.guard import INSUFFICIENT, REGRESSION
 from quantbench.cli.output import paragraph, print_json
 from quantbench.cli.results import ResultsOption, reading
 from quantbench.core.errors import UsageError
-from quantbench.judge.compare import Change, parse_threshold, show
-from quantbench.judge.compare import compare as compared
-from quantbench.judge.compare.sides import is_whole, load_side
-from quantbench.results.runs import Runs
-from quantbench.tables.render import render
+
+if TYPE_CHECKING:
+    from quantbench.results.runs import Runs
 
 _SIDE = "a results folder or URI (its last run), a .parquet file, a pytest-benchmark .json file, or run ids"
 
@@ -34,6 +32,11 @@ def compare(
     output: Annotated[Literal["text", "md", "json", "junit"], typer.Option("--format", help="output format")] = "text",
 ) -> None:
     """Compare a candidate with a baseline."""
+    from quantbench.judge.compare import Change, parse_threshold, show
+    from quantbench.judge.compare import compare as compared
+    from quantbench.judge.compare.sides import is_whole, load_side
+    from quantbench.tables.render import render
+
     if window < 1:
         raise UsageError(f"--window {window} holds no run; give a whole number of at least 1")
     thresholds = dict(map(parse_threshold, threshold or ()))

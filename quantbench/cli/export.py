@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from quantbench.cli.complete import completion
 from quantbench.cli.guard import INSUFFICIENT
 from quantbench.cli.output import counted, message
 from quantbench.cli.results import ResultsOption, reading, rows_of_run
@@ -29,7 +30,8 @@ def export(
     form: Annotated[
         str,
         typer.Option(
-            "--to", metavar="FORMAT", help="model-card, csv, jsonl, github-action-benchmark, bmf, pytorch-hud, or a plug-in's"
+            "--to", metavar="FORMAT", help="model-card, csv, jsonl, github-action-benchmark, bmf, pytorch-hud, or a plug-in's",
+            autocompletion=completion("to"),
         ),
     ],
     *,

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from quantbench.cli.complete import completion
 from quantbench.cli.guard import FAILED, INSUFFICIENT, INTERRUPTED, REGRESSION, USAGE
 from quantbench.cli.output import message
 from quantbench.core.errors import QuantbenchError
@@ -117,7 +118,10 @@ def _exit_code(code: int) -> int:
 def _parameter(option: Option) -> inspect.Parameter:
     """A setting as a parameter that typer turns into an option; its default is shown but not passed on."""
     default_text = f" (default: {option.default})" if option.default else ""
-    info = typer.Option(f"--{option.name}", metavar=option.metavar or None, help=option.help + default_text)
+    info = typer.Option(
+        f"--{option.name}", metavar=option.metavar or None, help=option.help + default_text,
+        autocompletion=completion(option.name),
+    )  # fmt: skip
     default = False if option.kind == "flag" else None
     return inspect.Parameter(
         option.key, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[_TYPES[option.kind], info]

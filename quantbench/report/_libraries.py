@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from quantbench.core.errors import MissingDependency
+from quantbench.core.install import install_hint
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,7 +21,7 @@ def require() -> None:
     """Raise MissingDependency unless everything that a report needs is installed."""
     missing = [package for module, package in _NEEDED.items() if not find_spec(module)]
     if missing:
-        raise MissingDependency(f"a report needs {', '.join(missing)}, not installed; pip install 'quantbench[report]'")
+        raise MissingDependency(f"a report needs {', '.join(missing)}, not installed; {install_hint('report')}")
 
 
 @cache
