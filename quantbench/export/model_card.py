@@ -11,8 +11,7 @@ import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from quantbench.advice.decision import Choice, decide
-from quantbench.advice.opening import opening
-from quantbench.advice.pareto import dominates
+from quantbench.advice.headline import headline, others
 from quantbench.core.record import Column
 from quantbench.core.scenario import PROFILES, Conditions, short_name
 from quantbench.core.text import escape_markdown, one_line
@@ -72,7 +71,7 @@ def _section(group: Group, choice: Choice | None, lines: Sequence[Line], wanted:
     fields = [f.Field(Heading(key="variant", title="Variant"), lambda line: Cell(line.label)), *map(_field, known)]
     notes = [_READ, *_ties(choice), *_uncertain(lines, known), *_others(group), *instrument_note(group)]
     table = assemble("model-card", "What quantization costs", lines, fields, notes)
-    lead = f"{escape_markdown(opening(choice))}.\n\n" if choice and choice.pick else ""
+    lead = f"{escape_markdown(headline(choice))}.\n\n" if choice and choice.pick else ""
     return f"{lead}{as_markdown([table])}\n{_again(group, lines)}\n"
 
 
@@ -92,20 +91,12 @@ def _field(name: str) -> f.Field:
 
 def _ties(choice: Choice | None) -> Iterator[str]:
     """The variants that the decision could not tell from its pick by speed, in its own words."""
-    pick = choice.pick if choice else None
-    if choice is None or pick is None:
-        return
-    rejected = [each for each in (choice.runner_up, *choice.rejected) if each]
     tied: dict[str, list[str]] = {}
-    within = [pick, *(each.candidate for each in rejected if each.candidate and not choice.limits.broken(each.candidate))]
-    for each in rejected:
-        own = each.candidate
-        if own is None or own not in within or not (own.tps_interval and pick.tps_interval):
-            continue
-        if not any(dominates(other, own) or other.surely_faster(own) for other in within):
-            tied.setdefault(each.reason, []).append(each.name)
+    for other in others(choice) if choice else ():
+        if other.tied:
+            tied.setdefault(other.reason, []).append(other.name)
     for reason, names in tied.items():
-        yield f"tied in speed with {pick.name}: {', '.join(names)} ({reason})"
+        yield f"tied in speed with the pick: {', '.join(names)} ({reason})"
 
 
 def _uncertain(lines: Sequence[Line], known: Sequence[str]) -> Iterator[str]:

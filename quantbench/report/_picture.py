@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from quantbench.advice.opening import opening
+from quantbench.advice.headline import headline
 from quantbench.core.text import visible
 from quantbench.core.units import short
 from quantbench.report import _libraries
@@ -61,9 +61,9 @@ def picture(results: Results, form: str) -> bytes | None:
         choice = results.choice(group)
         panels = _panels(group, choice) if choice else []
         if choice and panels:
-            size, lines = _headline(opening(choice))
+            size, lines = _in_lines(headline(choice))
             about = {
-                "subject": subject(group), "headline": opening(choice), "size": size, "lines": lines, "panels": panels,
+                "subject": subject(group), "headline": headline(choice), "size": size, "lines": lines, "panels": panels,
                 "footer": " · ".join(_footer(group)),
             }  # fmt: skip
             place = {"width": WIDTH, "height": HEIGHT, "edge": _EDGE, "font": FONT, "colours": LIGHT}
@@ -72,7 +72,7 @@ def picture(results: Results, form: str) -> bytes | None:
     return None
 
 
-def _headline(text: str) -> tuple[int, list[str]]:
+def _in_lines(text: str) -> tuple[int, list[str]]:
     """``text`` in the largest size that lets it take two lines; what fits in no size is cut."""
     room = WIDTH - 2 * _EDGE
     shown = visible(text, "")

@@ -87,7 +87,7 @@ def test_what_it_was_measured_on_and_what_to_know_stand_beside_it(store: Store, 
 
 def test_only_what_the_decision_could_not_tell_apart_is_tied(store: Store, rows: list[Record]) -> None:
     notes = [line for line in _card(store, rows).splitlines() if "tied" in line]
-    assert [note.partition(" (")[0] for note in notes] == ["- tied in speed with gguf/q4_k_m: gguf/q6_k"]
+    assert [note.partition(" (")[0] for note in notes] == ["- tied in speed with the pick: gguf/q6_k"]
 
 
 def test_the_command_plans_every_variant_of_the_table(store: Store, rows: list[Record]) -> None:
