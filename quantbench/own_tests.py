@@ -14,7 +14,7 @@ import pytest
 from quantbench.core.errors import QuantbenchError, UnsupportedError
 from quantbench.core.record import Status
 from quantbench.running.measure import ask, row_of
-from quantbench.running.measurement import Absent, Figure, Measurement
+from quantbench.running.measurement import Absent, MeasuredFigure, Measurement
 from quantbench.suite.replay import enter
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class OwnTests:
         self._session_of = session_of
         self._session: Session | None = None
         self._item: pytest.Item | None = None
-        self._seen: dict[str, Figure | Absent] = {}
+        self._seen: dict[str, MeasuredFigure | Absent] = {}
 
     @pytest.fixture(scope="session")
     def quantbench_measure(self) -> Callable[..., Measurement]:
@@ -75,7 +75,7 @@ class OwnTests:
         if self._item and (name, value) not in self._item.user_properties:
             self._item.user_properties.append((name, value))
 
-    def _note(self, figure: Figure | Absent) -> None:
+    def _note(self, figure: MeasuredFigure | Absent) -> None:
         self._seen[repr(figure)] = figure
 
     @pytest.hookimpl(tryfirst=True)
@@ -86,7 +86,7 @@ class OwnTests:
     @pytest.hookimpl(tryfirst=True)
     def pytest_assertrepr_compare(self, op: str, left: object, right: object) -> list[str] | None:
         """A failed comparison of a figure: with its interval, what it is of, and how to measure it again."""
-        figures = [each for each in (left, right) if isinstance(each, Figure)]
+        figures = [each for each in (left, right) if isinstance(each, MeasuredFigure)]
         about = dict.fromkeys(line for each in figures for line in each.about)
         return [f"{left!r} {op} {right!r}", *about] if figures else None
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from quantbench.core.errors import QuantbenchError, UnsupportedError
 from quantbench.results.rows import Row
-from quantbench.running.measurement import Figure, Measurement, Reading
+from quantbench.running.measurement import MeasuredFigure, Measurement, Reading
 
 AGAIN = "quantbench run --model=canary"
 UNTIMED = "nothing is timed here"
@@ -88,7 +88,7 @@ def test_a_figure_without_an_interval_is_not_sure_of_anything() -> None:
 def test_figures_survive_copies() -> None:
     figure = measured().kld_mean
     for other in (copy.copy(figure), copy.deepcopy(figure), pickle.loads(pickle.dumps(figure))):  # noqa: S301 - our own bytes
-        assert isinstance(other, Figure)
+        assert isinstance(other, MeasuredFigure)
         assert (other, repr(other), other.low) == (figure, repr(figure), figure.low)
 
 

@@ -44,51 +44,43 @@ class Reading:
     untimed: str = ""
     steady: Callable[[], Row] | None = None
     doubt: Callable[[str], NoReturn] = _unsupported
-    seen: Callable[[Figure | Absent], None] = lambda _: None
+    seen: Callable[[MeasuredFigure | Absent], None] = lambda _: None
 
 
-class Figure(float):
+class MeasuredFigure(float):
     """A figure of a measurement: a float, in its column's unit, that knows its 95 % interval and where it comes from.
 
     ``low`` and ``high`` are the ends of the interval, None where it has none. ``about`` are lines for people: the scenario, the
     reference, the meaning, and how to measure it again.
     """
 
-    name: str
-    low: float | None
-    high: float | None
-    about: tuple[str, ...]
-    _text: str
-    _no_interval: str
+    def __new__(cls, value: float, *_: object) -> Self:
+        """The number; what else it is made of is none of a float's business."""
+        return super().__new__(cls, value)
 
-    @classmethod
-    def of(cls, column: Column, row: Row, about: tuple[str, ...]) -> Self:
-        """The row's figure in a column that has one."""
-        value = row.number(column.name)
-        assert value is not None
-        figure = cls(value)
-        figure.name, figure.about = column.name, about
-        figure.low, figure.high = (row.number(f"{column.name}_{end}") for end in ("low", "high"))
-        figure._no_interval = row.null_reason(f"{column.name}_low") or "this figure is stored without one"
+    def __init__(self, value: float, column: Column, row: Row, about: tuple[str, ...]) -> None:
+        """The row's ``value`` in a column."""
+        self.name, self.about = column.name, about
+        self.low, self.high = (row.number(f"{column.name}_{end}") for end in ("low", "high"))
+        self._no_interval = row.null_reason(f"{column.name}_low") or "this figure is stored without one"
         unit = "" if column.unit == "ratio" else column.unit
-        figure._text = f"{column.name} {with_interval(value, figure.low, figure.high, unit, _exactly)}"
-        return figure
+        self._text = f"{self.name} {with_interval(value, self.low, self.high, unit, _exactly)}"
 
     def __repr__(self) -> str:
         """``kld_mean 0.01402 nats (0.01213 to 0.01541)``."""
         return self._text
 
-    def surely_below(self, bound: float) -> Answer:
+    def surely_below(self, bound: float) -> Surely:
         """Whether the whole interval is below ``bound``; QuantbenchError where there is no interval."""
         __tracebackhide__ = True
         _, high = self._interval()
-        return Answer.of(self, high < bound, f"below {bound:g}")
+        return Surely(high < bound, self, f"below {bound:g}")
 
-    def surely_above(self, bound: float) -> Answer:
+    def surely_above(self, bound: float) -> Surely:
         """Whether the whole interval is above ``bound``; QuantbenchError where there is no interval."""
         __tracebackhide__ = True
         low, _ = self._interval()
-        return Answer.of(self, low > bound, f"above {bound:g}")
+        return Surely(low > bound, self, f"above {bound:g}")
 
     def _interval(self) -> tuple[float, float]:
         __tracebackhide__ = True
@@ -97,17 +89,16 @@ class Figure(float):
         return self.low, self.high
 
 
-class Answer(int):
+class Surely(int):
     """Whether something is surely so, as True or False; its text says of which figure."""
 
-    _sentence: str
+    def __new__(cls, sure: bool, *_: object) -> Self:
+        """As a number, so that it is equal to True or False."""
+        return super().__new__(cls, sure)
 
-    @classmethod
-    def of(cls, figure: Figure, sure: bool, what: str) -> Self:
+    def __init__(self, sure: bool, figure: MeasuredFigure, what: str) -> None:
         """The answer about a figure."""
-        answer = cls(sure)
-        answer._sentence = f"{figure!r} is {'' if sure else 'not '}surely {what} [{figure.about[0]}]"
-        return answer
+        self._sentence = f"{figure!r} is {'' if sure else 'not '}surely {what} [{figure.about[0]}]"
 
     def __repr__(self) -> str:
         """The answer as a sentence."""
@@ -163,7 +154,7 @@ class Measurement:
             self._row = self._reading.steady()
             self._reading = replace(self._reading, steady=None)  # once is enough
         value = self._value(column)
-        if isinstance(value, Figure | Absent):
+        if isinstance(value, MeasuredFigure | Absent):
             self._reading.seen(value)
         return value
 
@@ -178,7 +169,7 @@ class Measurement:
     def __str__(self) -> str:
         """The scenario and its most important figures, a line each."""
         values = [self._value(column) for column in shown_columns("overview")]
-        figures = [f"  {value!r}" for value in values if isinstance(value, Figure)]
+        figures = [f"  {value!r}" for value in values if isinstance(value, MeasuredFigure)]
         return "\n".join([self._row.text("scenario_id"), *figures, f"  again: {self._reading.again}"])
 
     def _value(self, column: Column) -> Any:
@@ -193,7 +184,8 @@ class Measurement:
         if stem in _OVER_ANCHOR and " " in self._row.text("anchor"):
             stand_in = f"not judged: the model's own anchor does not fit beside it, and {self._row.text('anchor')} stood in"
             return self._absent(column, stand_in, doubt=True)
-        return Figure.of(column, self._row, self._about(column)) if column.kind in ("float", "int") else value
+        number = self._row.number(column.name) if column.kind in ("float", "int") else None
+        return value if number is None else MeasuredFigure(number, column, self._row, self._about(column))
 
     def _absent(self, column: Column, reason: str, *, doubt: bool) -> Absent:
         return Absent(column.name, f"{reason} [{self._of()}]", self._reading.doubt if doubt else _missing)
