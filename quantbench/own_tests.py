@@ -45,7 +45,7 @@ class OwnTests:
 
     @pytest.fixture(scope="session")
     def quantbench_measure(self) -> Callable[..., Measurement]:
-        """Measure one variant of a model: quantbench_measure(model, "gguf/q4_k_m", prompts="ten").kld_mean < 0.05."""
+        """Measures a variant, as ``quantbench.measure`` does: ``quantbench_measure(model, "gguf/q4_k_m", prompts="ten")``."""
         return self._measure
 
     def _measure(self, model: str | os.PathLike[str], variant: str, *, prompts: str = "", **settings: Any) -> Measurement:

@@ -261,8 +261,8 @@ class Effort:
     """How long to measure; not part of the scenario key.
 
     ``precision`` is the relative half-width of the median's confidence interval at which rounds stop. At most ``most_scored``
-    tokens of a prompt's continuation are sampled and scored, whatever the conditions say. ``untimed`` says why nothing is to be timed (other tests
-    run at the same time); it is empty where timings are wanted.
+    tokens of a prompt's continuation are sampled and scored, whatever the conditions say. ``untimed`` says
+    why nothing is to be timed (other tests run at the same time); it is empty where timings are wanted.
     """
 
     min_rounds: int = 6

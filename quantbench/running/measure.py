@@ -92,7 +92,7 @@ def row_of(session: Session, record: Record) -> Row:
 
 def again(options: RunOptions, scenario: Scenario) -> str:
     """The command that measures the scenario once more."""
-    names = {
+    names: dict[str, Any] = {
         "model": scenario.model, "method": scenario.variant.method, "precision": scenario.variant.precision,
         "prompts": at_batch(scenario.prompts, scenario.batch),
     }  # fmt: skip

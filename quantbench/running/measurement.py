@@ -1,4 +1,4 @@
-"""What was measured of one variant, to be asserted on: its figures are numbers that know their interval and where they are from.
+"""What was measured of one variant, to be asserted on: figures are numbers that know their interval and where they are from.
 
 A figure that was not measured, or whose time says nothing, is never quietly false: using it ends with the reason.
 """
@@ -195,8 +195,8 @@ class Measurement:
 
     def _of(self) -> str:
         """Which scenario, and what it is compared with."""
-        anchor = self._row.text("anchor")
-        return f"{self._row.text('scenario_id')}, reference {self._row.text('reference')}{f', anchor {anchor}' if anchor else ''}"
+        anchored = f", anchor {anchor}" if (anchor := self._row.text("anchor")) else ""
+        return f"{self._row.text('scenario_id')}, reference {self._row.text('reference')}{anchored}"
 
 
 def _missing(sentence: str) -> NoReturn:

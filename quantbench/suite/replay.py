@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from quantbench.core.record import Missing
-from quantbench.core.scenario import at_batch, short_name
+from quantbench.core.scenario import Reads, at_batch, short_name
 from quantbench.metrics.latency import seconds_per_token
 
 if TYPE_CHECKING:
@@ -58,6 +58,8 @@ PHASES: Mapping[str, Seconds] = {
     "prefill": _prefill, "decode": _decode, "call": _call, "score": lambda trace: trace.score_s,
 }  # fmt: skip
 """By phase, its durations in seconds, one sample a round, prompt or chunk; none where a trace has no such phase."""
+_OF_WHAT: Mapping[Reads, Sequence[str]] = {"prompts": ("prefill", "decode"), "text": ("score",), "inputs": ("call",)}
+"""The phases that scenarios are known by, by what their models read."""
 
 
 def benchmark_group(scenario: Scenario, test: str) -> str:
@@ -81,8 +83,8 @@ def enter(benchmarks: Any, record: Record, trace: Trace) -> None:
     from pytest_benchmark.utils import NameWrapper
 
     scenario = record.scenario
-    for phase, seconds in PHASES.items():
-        if samples := seconds(trace):
+    for phase in _OF_WHAT[scenario.reads]:
+        if samples := PHASES[phase](trace):
             clock = ReplayClock()
             clock.load(samples)
             name = f"{phase}[{scenario.id}]"

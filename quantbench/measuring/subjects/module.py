@@ -10,7 +10,7 @@ from quantbench.core.errors import UnsupportedError
 from quantbench.core.job import TRACE_FILE, Job, enter_stage
 from quantbench.core.scenario import Spec, Variant
 from quantbench.core.signals import Watched
-from quantbench.core.trace import Trace
+from quantbench.core.trace import Calls, Trace
 from quantbench.core.waiting import Rest, waiting
 from quantbench.measuring.anchor import Anchor, choose
 from quantbench.measuring.passes.courtesy import Courtesy
@@ -56,7 +56,9 @@ def measure(job: Job, folder: Path) -> None:
         opposite = Caller.seeded(anchor, conditions.seed) if anchor else None
         enter_stage(folder, "latency")
         with courtesy.timed(Watched(name="calls")) as timing:
-            calls = () if untimed else measure_calls(variant, opposite, job.effort, after_round=timing.look, spoilt=timing.spoilt)
+            calls: tuple[Calls, ...] = ()
+            if not untimed:
+                calls = measure_calls(variant, opposite, job.effort, after_round=timing.look, spoilt=timing.spoilt)
             rested = timing.rested()
         require_unchanged(job.checkpoint)
         trace = Trace(
