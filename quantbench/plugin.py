@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
@@ -253,7 +255,26 @@ class Measured:
         self._benchmark.extra_info.update(extra_info(self.record))
 
 
+_ASKS_FOR_ITS_TABLE = tuple(
+    f"--benchmark-{name}"
+    for name in ("sort", "group-by", "columns", "name", "time-unit", "histogram", "compare", "verbose", "cprofile")
+)
+"""Options of pytest-benchmark that are about its table of results; some are beginnings of several."""
+
+
 class _WithBenchmark:
+    @pytest.hookimpl(wrapper=True)
+    def pytest_benchmark_group_stats(self, config: pytest.Config) -> Generator[None, Any, Any]:
+        """Scenarios stand in the summary, so pytest-benchmark's own table has them only where one of its options asks.
+
+        Other benchmarks of the session stay in it, and its files hold everything in any case.
+        """
+        found = yield
+        if _asks_for_benchmark_table(config):
+            return found
+        kept = ((name, [bench for bench in benches if PARAMETER not in (bench["params"] or {})]) for name, benches in found)
+        return [(name, benches) for name, benches in kept if benches]
+
     @pytest.fixture
     def quantbench(self, request: pytest.FixtureRequest, quantbench_scenario: str, benchmark: Any) -> Measured:
         """One scenario's measurement."""
@@ -322,6 +343,12 @@ def _written(config: pytest.Config, option: Option) -> Any:
         return config.getini(key)
     except (TypeError, ValueError, pytest.UsageError) as error:
         raise UsageError(f"ini key {key}: {error}") from None
+
+
+def _asks_for_benchmark_table(config: pytest.Config) -> bool:
+    """Whether an option about that table was given: on the command line, in the ini file's addopts, or in PYTEST_ADDOPTS."""
+    given = [*config.invocation_params.args, *config.getini("addopts"), *shlex.split(os.environ.get("PYTEST_ADDOPTS", ""))]
+    return any(str(argument).startswith(_ASKS_FOR_ITS_TABLE) for argument in given)
 
 
 def _verbosity(config: pytest.Config) -> int | None:

@@ -90,5 +90,5 @@ def test_the_page_of_the_job_gets_the_table_of_what_was_measured(run: Callable[.
 def test_the_template_uses_it_with_inputs_that_it_has() -> None:
     (job,) = yaml.safe_load(WORKFLOW.read_text(encoding="utf-8"))["jobs"].values()
     step = job["steps"][-1]
-    assert step["uses"] == f"quantbench/quantbench/{ACTION.parent.relative_to(ROOT)}@main"
+    assert step["uses"] == f"OWNER/REPO/{ACTION.parent.relative_to(ROOT)}@main"
     assert set(step["with"]) <= set(BODY["inputs"])

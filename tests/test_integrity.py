@@ -43,7 +43,7 @@ def run(folder: Path, name: str, model: str = "canary", **plan: object) -> tuple
     """bf16 measured inline, in a run of its own."""
     scenario = Scenario(model=model, variant=Variant(method="torch", precision="bf16"), prompts="two", conditions=CONDITIONS)
     of_run = Run(machine=describe(), versions={}, command="", commit="", profile="quick", engine="inline", run_id=name)
-    wanted = Plan(scenarios=(scenario,), effort=EFFORT, engine="inline", probes=False, **plan)  # type: ignore[arg-type]
+    wanted = Plan(scenarios=(scenario,), effort=EFFORT, engine="inline", **plan)  # type: ignore[arg-type]
     with Runner(wanted, Store(str(folder / "results"), of_run)) as runner:
         return runner.measure(scenario), runner
 

@@ -47,6 +47,12 @@ def _refusal(path: Path) -> str:
     return sentence
 
 
+def test_a_variant_to_probe_that_does_not_exist_is_refused(matrix_file: Callable[[str], Path]) -> None:
+    said = _refusal(matrix_file('probes = ["gguf/q8"]\n'))
+    assert "key 'probes': unknown precision of gguf 'q8'; did you mean 'q8_0'" in said
+
+
+
 def test_every_axis_and_condition_is_read(matrix_file: Callable[[str], Path]) -> None:
     path = matrix_file("""
         models = ["canary", "org/model"]

@@ -149,6 +149,7 @@ def test_the_rest_reaches_the_plan(tmp_path: Path) -> None:
     ("given", "sentence"),
     [
         ({"profile": "quik"}, r"^unknown profile 'quik'; did you mean 'quick'\?$"),
+        ({"profile": "fast"}, r"^unknown profile 'fast'; known: default, quick, thorough$"),
         ({"model": "kanary"}, r"^unknown model 'kanary'; did you mean 'canary'\?$"),
         ({"method": "ggfu"}, r"^unknown method 'ggfu'; did you mean 'gguf'\?$"),
         ({"precision": "q4_k"}, r"^unknown precision 'q4_k'; did you mean"),
@@ -211,7 +212,7 @@ def test_for_a_model_of_ones_own_what_takes_long_is_left_out_and_listed() -> Non
     assert _variants(found.scenarios) == {
         "torch/fp32", "torch/bf16", "torch-dynamic/int8", "gguf/q8_0", "gguf/q6_k", "gguf/q5_k_m", "gguf/q4_k_m", "gguf/q3_k_m",
     }  # fmt: skip
-    assert not found.probes
+    assert not found.probed
     said = "; ".join(found.left_out)
     for each in ("gptq (calibrates)", "awq (calibrates)", "qat (trains)", "prune (", "gguf in ", "probes (--probes)"):
         assert each in said
@@ -306,15 +307,23 @@ def test_what_is_named_is_not_left_out() -> None:
     assert "bitsandbytes/fp4" in _variants(_plan(model="org/model", precision="fp4").scenarios)
     named = _plan(model="org/model", method="gptq")
     assert named.left_out == ("probes (--probes)",)  # they take longer than the rows that were asked for
-    assert not named.probes
-    assert _plan(model="org/model", method="gptq", probes=True).probes
-    assert _plan(model="org/model", probes=True).probes
-    assert not _plan(no_probes=True).probes
+    assert not named.probed
+    assert _plan(model="org/model", method="gptq", probes=True).probed
+    assert _plan(model="org/model", probes=True).probed
+    assert not _plan(no_probes=True).probed
+
+
+def test_a_matrix_names_what_is_probed_unless_everything_or_nothing_is_asked_for(tmp_path: Path) -> None:
+    matrix = tmp_path / "matrix.toml"
+    matrix.write_text('probes = ["torch/bf16", "gguf/q8_0"]\n[methods]\ntorch = ["fp32", "bf16"]\n')
+    assert _plan(matrix=str(matrix)).probed == {"torch/bf16"}
+    assert _plan(matrix=str(matrix), probes=True).probed == {"torch/fp32", "torch/bf16"}
+    assert _plan(matrix=str(matrix), no_probes=True).probed == set()
 
 
 def test_a_built_in_model_has_every_method_and_its_probes() -> None:
     found = _plan(model="canary")
-    assert found.probes
+    assert found.probed == _variants(found.scenarios)
     assert found.left_out == ()
     assert {"gptq/int8", "prune/unstructured-50"} <= _variants(found.scenarios)
 
@@ -327,12 +336,17 @@ def test_a_matrix_file_names_its_methods_unless_it_is_for_built_in_models(tmp_pa
     path.write_text(models + '[methods]\ntorch = ["bf16"]\ngptq = ["int8"]\n')
     found = _plan(matrix=str(path), model="org/model")
     assert ("gptq/int8" in _variants(found.scenarios)) is costs
-    assert not found.probes
+    assert not found.probed
 
 
 def test_probes_cannot_be_asked_for_and_not() -> None:
     with pytest.raises(UsageError, match="opposites"):
         _plan(probes=True, no_probes=True)
+
+
+def test_the_help_of_the_profile_names_every_one() -> None:
+    said = next(option.help for option in OPTIONS if option.name == "profile")
+    assert set(PROFILES) <= set(said.replace(",", "").split())
 
 
 def test_the_quick_profile_scores_less_and_keys_tell() -> None:

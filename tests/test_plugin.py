@@ -129,7 +129,7 @@ BAD_INPUT = {
     "--quantbench-model=canari": "unknown model 'canari'; did you mean 'canary'?",
     "--quantbench-prompts=tenn": "unknown prompt set 'tenn'; did you mean 'ten'?",
     "--quantbench-engine=proces": "unknown engine 'proces'; did you mean 'process'?",
-    "--quantbench-profile=fast": "unknown profile 'fast'",
+    "--quantbench-profile=fast": "unknown profile 'fast'; known: default, quick, thorough",
     "--quantbench-device=tpu": "device 'tpu' is not known; use cpu, cuda or cuda:N",
     "--quantbench-device=cuda:99": "device 'cuda:99' was requested, but ",
     "--quantbench-matrix=none.toml": "does not exist",
@@ -143,6 +143,7 @@ INLINE = {
     "disabled": ("--benchmark-disable", "-k", "not refused"),
     "without": ("-p", "no:benchmark", "-rs"),
     "quiet": ("-q", "-k", "load and not exact"),
+    "beside": ("own.py", "test_load.py", "-k", "mine or noisy"),
     "nothing": ("own.py", "test_load.py", "-k", "refused or passes"),
     "own": ("own.py", "test_load.py", "-k", "passes"),
 }
@@ -191,7 +192,7 @@ def run_resumed(interrupted: Ran, stub_path: Path) -> tuple[Ran, Ran]:
 def run_short(sound: Ran, stub_path: Path) -> dict[str, Ran]:
     """What ends soon or starts no process: one after another in one process, in the folder of that run."""
     plan(sound.folder, "exact,noisy,refused", matrix="short.toml")
-    (sound.folder / "own.py").write_text("def test_passes(): pass\n")
+    (sound.folder / "own.py").write_text("def test_passes(): pass\n\ndef test_mine(benchmark): benchmark(sum, [1])\n")
     common = ("--quantbench-matrix=short.toml", "-p", "quantbench.plugin", *OPTIONS)
     inline = ("-p", "benchmark", "--quantbench-engine=inline", "--quantbench-no-probes")
     runs = {
@@ -408,12 +409,15 @@ class TestWhatFailsFailsAlone:
         assert re.fullmatch(r"quantbench: \d+ scenarios in 12 jobs: about .*; estimated from .*", said[0])
         failing.end.stdout.no_fnmatch_line("* left")
 
-    def test_the_summary_names_the_results_and_every_failure(self, failing: Ran) -> None:
-        summary = " ".join(failing.end.stdout.str().partition("= quantbench =")[2].split())
+    def test_the_summary_counts_what_failed_and_names_the_results(self, failing: Ran) -> None:
+        summary = failing.end.stdout.str().partition("= quantbench =")[2]
         assert "results of run" in summary
         frame = failing.table()
-        for status, reason in zip(frame.status, frame.reason, strict=True):
-            assert status == "ok" or reason in summary
+        for _, rows in frame.groupby(["model", "prompts"]):
+            failed = rows[rows.status != "ok"]
+            assert f"{len(failed)} of {len(rows)} not measured: " in summary
+            reasons = set(failed[failed.status != "skipped"].reason)
+            assert sum(reason in " ".join(summary.split()) for reason in reasons) >= min(3, len(reasons))
 
 
 class TestShortRuns:
@@ -425,6 +429,16 @@ class TestShortRuns:
         assert short["selected"].end.ret == pytest.ExitCode.OK
         short["selected"].end.stdout.fnmatch_lines(["*0001_first*"])
 
+    def test_pytest_benchmarks_own_table_stands_there_only_where_it_is_asked_for(
+        self, sound: Ran, short: dict[str, Ran]
+    ) -> None:
+        """Other benchmarks stay in it, unasked."""
+        assert "Name (time in" not in sound.end.stdout.str()
+        assert "Name (time in" in short["selected"].end.stdout.str()
+        shown = short["beside"].end.stdout.str().partition("Name (time in")[2].partition("= quantbench =")[0]
+        assert "test_mine" in shown
+        assert "noisy" not in shown
+
     def test_benchmark_disable_still_measures_and_stores(self, short: dict[str, Ran]) -> None:
         short["disabled"].end.assert_outcomes(passed=6, deselected=3)
         assert short["disabled"].table().status.tolist() == ["ok", "ok"]
@@ -433,7 +447,7 @@ class TestShortRuns:
         text = short["quiet"].end.stdout.str()
         assert "quantbench: " not in text
         summary = text.partition("= quantbench =")[2]
-        assert "- canary, prompts two, stub/refused: skipped, the stub cannot run here; use another precision" in summary
+        assert "1 of 2 not measured: 1 skipped; reasons: quantbench tables measured" in summary
         assert "results of run" in summary
         assert "Measured:" not in summary
         assert "Measured:" in short["disabled"].end.stdout.str().partition("= quantbench =")[2]
@@ -458,11 +472,11 @@ class TestShortRuns:
     def test_a_run_that_measured_nothing_of_what_was_selected_fails_with_one_sentence(self, short: dict[str, Ran]) -> None:
         """Though all that was not skipped passed; where no scenario was selected the suite is not quantbench's to judge."""
         assert short["nothing"].end.ret == pytest.ExitCode.TESTS_FAILED
-        short["nothing"].end.assert_outcomes(passed=1, skipped=1, deselected=2)
+        short["nothing"].end.assert_outcomes(passed=1, skipped=1, deselected=3)
         said = "nothing was measured (1 skipped); most frequent reason: the stub cannot run here"
         assert short["nothing"].end.stdout.str().count(said) == 1
         assert short["own"].end.ret == pytest.ExitCode.OK
-        short["own"].end.assert_outcomes(passed=1, deselected=3)
+        short["own"].end.assert_outcomes(passed=1, deselected=4)
 
     def test_collect_only_measures_nothing(self, short: dict[str, Ran]) -> None:
         short["listed"].end.stdout.fnmatch_lines(["test_latency.py::test_prefill[[]canary/stub-noisy/two[]]"])
@@ -542,6 +556,24 @@ def test_an_ini_key_with_an_impossible_value_is_one_sentence(pytester: pytest.Py
     config = pytester.parseconfigure("-p", "no:cacheprovider")
     with pytest.raises(UsageError, match=rf"^ini key quantbench_{name}: .*{value}"):
         settings.RunOptions.read(lambda option: plugin.raw_setting(config, option))
+
+
+@pytest.mark.parametrize(
+    ("ini", "arguments", "shown"),
+    [
+        ("", [], False),
+        ("", ["--benchmark-min-rounds=3"], False),
+        ("", ["--benchmark-sort=min"], True),
+        ("", ["--benchmark-columns", "min,max"], True),
+        ("addopts = --benchmark-group-by=func", [], True),
+    ],
+)
+def test_an_option_about_its_table_asks_for_it(pytester: pytest.Pytester, ini: str, arguments: list[str], shown: bool) -> None:
+    pytester.makeini(f"[pytest]\n{ini}\n")
+    config = pytester.parseconfigure("-p", "no:cacheprovider", *arguments)
+    bench = {"group": "g", "name": "a", "fullname": "a", "params": {plugin.PARAMETER: "canary/stub-exact/two"}}
+    groups = config.hook.pytest_benchmark_group_stats(config=config, benchmarks=[bench], group_by="group")
+    assert [name for name, _ in groups] == ["g"] * shown
 
 
 @pytest.mark.parametrize(

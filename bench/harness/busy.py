@@ -142,7 +142,7 @@ def measured(passes: int) -> tuple[list[Pass], list[Pass]]:
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
         plan = Plan(
-            scenarios=tuple(chain(*planned)), effort=PROFILES["quick"], engine="process", probes=False, keep_jobs=place / "jobs"
+            scenarios=tuple(chain(*planned)), effort=PROFILES["quick"], engine="process", keep_jobs=place / "jobs"
         )
         with Runner(plan, Store(str(place / "results"), run)) as runner:
             _windows(runner, planned[0], place)

@@ -1,4 +1,4 @@
-"""Decision first: which variant to ship, its figures with their intervals, the runner-up, and why not the others.
+"""Which variant to ship, the runner-up, and why not the others; ``headline`` puts it into words.
 
 The rule: of the measured variants that keep every limit, drop those that another is surely faster than. Of the rest, pick the
 smallest, then the one with the lowest KLD. A variant is surely faster if its whole 95 % interval of decode throughput lies
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from quantbench.advice.pareto import Candidate, choose, dominates, possible
 from quantbench.advice.words import words
-from quantbench.core.units import format_bytes, format_limit, short, significant, with_interval
+from quantbench.core.units import format_limit, short, significant
 from quantbench.results.rows import REPEATS, Group, Row, groups
 
 if TYPE_CHECKING:
@@ -77,6 +77,8 @@ class Rejection:
     name: str
     reason: str
     candidate: Candidate | None = None
+    tied: bool = False
+    """Whether its speed and the pick's cannot be told apart, and fewer bytes or the lower KLD decided."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +92,7 @@ class Choice:
     prompts: str
     run_id: str
     instrument_check: bool
+    reference: str
     limits: Limits
     pick: Candidate | None
     undecided: tuple[Candidate, ...]
@@ -99,44 +102,6 @@ class Choice:
     rejected: tuple[Rejection, ...]
     nearest: Rejection | None
     """Without a pick: the variant that breaks the limits by the smallest factor, and which limits those are."""
-
-    @property
-    def sentence(self) -> str:
-        """The decision in one sentence."""
-        only = f"; {self.model} is an instrument check, so this holds for {self.model} only" if self.instrument_check else ""
-        if self.pick:
-            return self._picked() + only
-        return self._untold() if self.undecided else self._nothing()
-
-    def _picked(self) -> str:
-        assert self.pick is not None
-        budget = self.limits.memory_bytes
-        start = f"Under {format_limit(budget)} ship" if budget is not None else "Ship"
-        parts = [f"{start} {self.pick.name} on {self.model} (prompts {self.prompts}): {_figures(self.pick)}"]
-        second = self.runner_up
-        if second and second.candidate:
-            parts.append(f"runner-up {second.name}, {second.reason}: {_figures(second.candidate)}")
-        if budget is not None:
-            parts.append("KV cache and activations come on top of the weights")
-        return "; ".join([*parts, *self._why_not(), RULE])
-
-    def _untold(self) -> str:
-        start = f"Cannot tell: measured beside other work on {self.model} (prompts {self.prompts}): {', '.join(self.disturbed)}"
-        which = f"the pick is one of {', '.join(each.name for each in self.undecided)}"
-        return "; ".join([start, f"{which}: run again on a quiet machine", *self._why_not(), RULE])
-
-    def _nothing(self) -> str:
-        start = f"Ship none of the variants measured on {self.model} (prompts {self.prompts})"
-        near = self.nearest
-        if near is None or near.candidate is None:
-            return "; ".join([f"{start}: none has all the figures that a pick needs", *self._why_not()])
-        return f"{start}: none keeps {self.limits.described}; nearest is {near.name}, {near.reason}: {_figures(near.candidate)}"
-
-    def _why_not(self) -> list[str]:
-        names: dict[str, list[str]] = {}
-        for each in self.rejected:
-            names.setdefault(each.reason, []).append(each.name)
-        return [f"not {', '.join(group)}: {reason}" for reason, group in names.items()]
 
 
 def decide(
@@ -154,7 +119,7 @@ def decide(
 
 
 def _decide(group: Group, limits: Limits) -> Choice:
-    found = [_candidate(row) for row in group.rows if not row.flag("control")]
+    found = [_candidate(row, group) for row in group.rows if not row.flag("control")]
     judged = [(each, limits.broken(each)) for each in found if isinstance(each, Candidate)]
     feasible = [each for each, broken in judged if not broken]
     excluded = [(each, broken) for each, broken in judged if broken]
@@ -169,6 +134,7 @@ def _decide(group: Group, limits: Limits) -> Choice:
         prompts=group.prompts,
         run_id=group.fact("run_id"),
         instrument_check=group.instrument_check,
+        reference=group.reference,
         limits=limits,
         pick=pick,
         undecided=undecided,
@@ -191,7 +157,7 @@ def _pick(feasible: Sequence[Candidate], limits: Limits) -> tuple[Candidate | No
     return None, tuple(found)
 
 
-def _candidate(row: Row) -> Candidate | Rejection:
+def _candidate(row: Row, group: Group) -> Candidate | Rejection:
     if not row.ok:
         return Rejection(name=row.label, reason=row.text("status"))
     loaded, tps, kld = row.number("weight_bytes"), row.number("decode_tps"), row.number("kld_mean")
@@ -207,7 +173,10 @@ def _candidate(row: Row) -> Candidate | Rejection:
         tps=tps,
         tps_low=row.number("decode_tps_low"),
         tps_high=row.number("decode_tps_high"),
+        tps_ratio=group.speed_ratio(row),
+        alternated=row.alternated,
         kld=kld,
+        kld_se=row.number("kld_mean_se"),
         kld_low=row.number("kld_mean_low"),
         kld_high=row.number("kld_mean_high"),
         processes=int(row.number(REPEATS) or 1),
@@ -229,18 +198,20 @@ def _beaten(candidate: Candidate, named: Sequence[Candidate], feasible: Sequence
     elif faster:
         reason = f"slower than {faster[0].name}"
     else:
-        reason = _tied(candidate, named[0], feasible)
+        return _level(candidate, named[0], feasible)
     return Rejection(name=candidate.name, reason=reason, candidate=candidate)
 
 
-def _tied(candidate: Candidate, pick: Candidate, feasible: Sequence[Candidate]) -> str:
+def _level(candidate: Candidate, pick: Candidate, feasible: Sequence[Candidate]) -> Rejection:
     """Why neither is known to be faster, and what decided instead."""
     decided = "larger" if candidate.weight_bytes > pick.weight_bytes else "KLD higher"
     unknown = [each for each in (candidate, pick) if each.tps_interval is None]
     if unknown:
         why = "was measured beside other work" if unknown[0].disturbed else "has no interval of its speed"
-        return f"not known to be faster, as {unknown[0].name} {why}, and {decided}"
-    return f"as fast within the intervals (a difference below {_undetected(pick, feasible):.0%} would not show), {decided}"
+        reason = f"{decided}, and not known to be faster: {unknown[0].name} {why}"
+    else:
+        reason = f"{decided}, and as fast (a difference below {_undetected(pick, feasible):.0%} would not show)"
+    return Rejection(name=candidate.name, reason=reason, candidate=candidate, tied=not unknown)
 
 
 def _undetected(pick: Candidate, feasible: Sequence[Candidate]) -> float:
@@ -253,16 +224,6 @@ def _undetected(pick: Candidate, feasible: Sequence[Candidate]) -> float:
         if not (pick.surely_faster(each) or each.surely_faster(pick))
     ]
     return max(hidden)
-
-
-def _figures(candidate: Candidate) -> str:
-    bits = "" if candidate.bits_per_weight is None else f" ({candidate.bits_per_weight:.2f} bits/weight)"
-    # Growth up to 1 % is not worth a clause of the sentence.
-    grows = f", {format_bytes(candidate.need_bytes)} running" if candidate.need_bytes > 1.01 * candidate.weight_bytes else ""
-    rate = with_interval(candidate.tps, candidate.tps_low, candidate.tps_high, "tokens/s")
-    beside = " beside other work" if candidate.disturbed else ""
-    kld = with_interval(candidate.kld, candidate.kld_low, candidate.kld_high, "nats", short)
-    return f"{format_bytes(candidate.weight_bytes)} weights{bits}{grows}, decode {rate}{beside}, KLD {kld}"
 
 
 def _factor(larger: float, smaller: float) -> float:

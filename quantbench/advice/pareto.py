@@ -21,6 +21,7 @@ Place = tuple[float, float]
 class Candidate:
     """A measured variant. ``weight_bytes`` as loaded, ``need_bytes`` at most while running; rates in tokens/s; KLD in nats.
 
+    ``tps_ratio`` is its speed over the reference's, from rounds that ``alternated`` in one process or from two processes.
     ``processes`` counts the processes measured; ``disturbed`` says that it was measured beside other work, so that its speed
     must not be compared with others.
     """
@@ -35,6 +36,9 @@ class Candidate:
     kld: float
     kld_low: float | None
     kld_high: float | None
+    kld_se: float | None = None
+    tps_ratio: float | None = None
+    alternated: bool = False
     processes: int = 1
     disturbed: bool = False
 

@@ -6,9 +6,10 @@ Exit codes: 0 ok, 1 scenarios failed, 2 usage, 3 regression, 4 insufficient data
 from __future__ import annotations
 
 from importlib.metadata import version
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from quantbench.cli.catalogue import methods, metrics, models
 from quantbench.cli.compare import compare
@@ -20,10 +21,28 @@ from quantbench.cli.plan import plan
 from quantbench.cli.quantize import quantize
 from quantbench.cli.report import report
 from quantbench.cli.results import recommend, tables
-from quantbench.cli.run import run
+from quantbench.cli.run import demo, run
 
-app = typer.Typer(name="quantbench", no_args_is_help=True, add_completion=False, rich_markup_mode=None)
-for command in (plan, run, tables, recommend, compare, contrast, report, export, methods, metrics, models, quantize, doctor):
+_GROUPS = {
+    "Measure": (demo, run, plan, quantize, doctor),
+    "Read": (tables, recommend, compare, contrast, report, export),
+    "Look up": (methods, metrics, models),
+}
+
+
+class _Grouped(TyperGroup):
+    """The commands, which its help lists under the headings of ``_GROUPS``: typer's own panels take rich, which is slow."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002 - as it is called
+        width = max(map(len, self.commands))
+        for heading, group in _GROUPS.items():
+            listed = [self.commands[command.__name__] for command in group]
+            with formatter.section(heading):
+                formatter.write_dl([(str(each.name).ljust(width), each.get_short_help_str(formatter.width)) for each in listed])
+
+
+app = typer.Typer(name="quantbench", cls=_Grouped, no_args_is_help=True, rich_markup_mode=None)
+for command in (command for group in _GROUPS.values() for command in group):
     app.command(command.__name__)(guarded(command))
 
 

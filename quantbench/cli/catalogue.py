@@ -5,15 +5,20 @@ from __future__ import annotations
 import shutil
 import sys
 import textwrap
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
 
+from quantbench.cli.complete import completion
 from quantbench.cli.output import Format, print_json, print_table
 from quantbench.core.errors import unknown_name
 from quantbench.core.record import Column
 from quantbench.methods import METHODS, Method
 from quantbench.metrics import METRICS, Metric, all_columns
+
+_WIDTH = 100
+"""The most columns that these lists take, on a terminal and elsewhere."""
 
 FormatOption = Annotated[Format, typer.Option("--format", help="output format")]
 
@@ -40,21 +45,25 @@ def methods(output: FormatOption = "text") -> None:
     facts = [method_facts(method) for method in METHODS]
     if output == "json":
         return print_json(facts)
-    rows = [
-        [
-            each["method"],
-            " ".join(precision["precision"] for precision in each["precisions"]),
-            each["anchor"],
-            each["install"] or "yes",
-            each["about"],
-        ]
-        for each in facts
+    return typer.echo("\n\n".join(map(_method_lines, facts)))
+
+
+def _method_lines(facts: Mapping[str, Any]) -> str:
+    """A method with what it is, its precisions, and what it still needs here."""
+    lines = [
+        _wrapped(f"{facts['method']}: {facts['about']}", 0),
+        _wrapped(" ".join(each["precision"] for each in facts["precisions"]), 2, 2),
     ]
-    return print_table(["method", "precisions", "anchor", "installed", "about"], rows)
+    if not facts["installed"]:
+        lines.append(_wrapped(f"needs {', '.join(facts['missing'])}, not installed; {facts['install']}", 2, 2))
+    return "\n".join(lines)
 
 
 def metrics(
-    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="only these metrics or columns")] = None,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[NAME]...", help="only these metrics or columns", autocompletion=completion("column")),
+    ] = None,
     output: FormatOption = "text",
 ) -> None:
     """List columns with their units, formulas and sources."""
@@ -93,36 +102,34 @@ def column_lines(column: Column) -> list[str]:
 
 def _indented(text: str, blanks: int) -> str:
     """``text`` indented by ``blanks`` spaces: wrapped between words on a terminal, one line elsewhere."""
-    start = " " * blanks
-    if not sys.stdout.isatty():
-        return start + text
-    width = shutil.get_terminal_size().columns
+    return _wrapped(text, blanks) if sys.stdout.isatty() else " " * blanks + text
+
+
+def _wrapped(text: str, blanks: int, further: int | None = None) -> str:
+    """``text`` in lines that are indented by ``blanks`` spaces, the first, and ``further`` (default: 4 more)."""
+    width = min(shutil.get_terminal_size().columns, _WIDTH) if sys.stdout.isatty() else _WIDTH
+    later = blanks + 4 if further is None else further
     return textwrap.fill(
-        text, width, initial_indent=start, subsequent_indent=start + "    ", break_long_words=False, break_on_hyphens=False
+        text, width, initial_indent=" " * blanks, subsequent_indent=" " * later, break_long_words=False, break_on_hyphens=False
     )
 
 
 def _model_forms() -> list[tuple[str, str]]:
     """Every way to name a model, with what it means."""
-    from quantbench.models import dummy_configs
-
     return [
         ("NAME", "a built-in model"),
-        ("FOLDER", "a checkpoint folder with config.json and safetensors, as save_pretrained writes it"),
+        ("FOLDER", "a checkpoint as save_pretrained writes it: config.json, safetensors"),
         ("FILE.gguf", "a GGUF file"),
         ("ORG/NAME[@REVISION]", "a checkpoint on the Hugging Face hub, at a branch, tag or commit"),
         ("ORG/NAME[@REVISION]:Q4_K_M", "one GGUF file of a hub repository, all its parts"),
-        (
-            "dummy:NAME|FOLDER|config.json|ORG/NAME",
-            f"a real architecture with random weights, for memory and latency; NAME is one of {', '.join(dummy_configs())}",
-        ),
+        ("dummy:NAME", "random weights of a NAME below, FOLDER or ORG/NAME, for its speed"),
         ("http://HOST[:PORT]/v1[#MODEL]", "an OpenAI-compatible server, for the method server"),
     ]
 
 
 def models(output: FormatOption = "text") -> None:
     """List the built-in models and the other ways to name one."""
-    from quantbench.models import MODELS
+    from quantbench.models import MODELS, dummy_configs
 
     built_in = [
         {"model": model.name, "about": model.about, "instrument_check": model.instrument_check, "folder": str(model.folder())}
@@ -130,7 +137,10 @@ def models(output: FormatOption = "text") -> None:
     ]
     forms = _model_forms()
     if output == "json":
-        return print_json({"built_in": built_in, "forms": [{"form": form, "meaning": meaning} for form, meaning in forms]})
+        listed = [{"form": form, "meaning": meaning} for form, meaning in forms]
+        return print_json({"built_in": built_in, "dummies": list(dummy_configs()), "forms": listed})
     print_table(["model", "about"], [[model.name, model.about] for model in MODELS])
     typer.echo()
-    return print_table(["--model takes", ""], forms)
+    print_table(["--model takes", ""], forms)
+    typer.echo()
+    return typer.echo(_wrapped(f"NAME of a dummy, and of quantbench plan: {', '.join(dummy_configs())}", 0))

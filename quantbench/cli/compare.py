@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from quantbench.cli.guard import INSUFFICIENT, REGRESSION
-from quantbench.cli.output import message, paragraph, print_json, warnings_as_messages
-from quantbench.cli.results import ResultsOption
-from quantbench.core.errors import StoreError, UsageError
-from quantbench.judge.compare import Change, parse_threshold, show
-from quantbench.judge.compare import compare as compared
-from quantbench.judge.compare.sides import is_whole, load_side
-from quantbench.tables.render import render
+from quantbench.cli.output import paragraph, print_json
+from quantbench.cli.results import ResultsOption, reading
+from quantbench.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from quantbench.results.runs import Runs
 
 _SIDE = "a results folder or URI (its last run), a .parquet file, a pytest-benchmark .json file, or run ids"
 
@@ -33,18 +32,20 @@ def compare(
     output: Annotated[Literal["text", "md", "json", "junit"], typer.Option("--format", help="output format")] = "text",
 ) -> None:
     """Compare a candidate with a baseline."""
+    from quantbench.judge.compare import Change, parse_threshold, show
+    from quantbench.judge.compare import compare as compared
+    from quantbench.judge.compare.sides import is_whole, load_side
+    from quantbench.tables.render import render
+
     if window < 1:
         raise UsageError(f"--window {window} holds no run; give a whole number of at least 1")
     thresholds = dict(map(parse_threshold, threshold or ()))
-    try:
-        with warnings_as_messages():
-            after = load_side(candidate, results)
-            before = load_side(baseline, results, window=window, exclude=tuple(after["run_id"].unique()))
-            whole = is_whole(after, candidate, results)
-            further = load_side(again, results) if again else None
-    except StoreError as error:
-        message(str(error))
-        raise typer.Exit(INSUFFICIENT) from None
+    listed: dict[str, Runs] = {}
+    with reading():
+        after = load_side(candidate, results, listed=listed)
+        before = load_side(baseline, results, window=window, exclude=tuple(after["run_id"].unique()), listed=listed)
+        whole = is_whole(after, candidate, results)
+        further = load_side(again, results, listed=listed) if again else None
     found = compared(before, after, again=further, thresholds=thresholds, whole=whole)
     if output == "json":
         print_json(show.as_data(found))

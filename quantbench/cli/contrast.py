@@ -11,7 +11,7 @@ import typer
 
 from quantbench.cli.guard import INSUFFICIENT
 from quantbench.cli.output import message, print_json
-from quantbench.cli.results import ResultsOption, stored
+from quantbench.cli.results import ResultsOption, read, reading, require_run
 from quantbench.core.errors import UsageError, unknown_name
 from quantbench.core.record import Output
 from quantbench.core.scenario import Variant, reads, short_name
@@ -21,6 +21,7 @@ from quantbench.methods import METHODS
 from quantbench.planning.matrix import default_matrix
 from quantbench.planning.prompts import check_name, parse
 from quantbench.results.rows import Row, rows_of
+from quantbench.results.runs import Runs
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -57,10 +58,9 @@ class _Asked:
         return shlex.join(["quantbench", "run", *given])
 
     def holds(self, row: Row) -> bool:
-        """Whether a row belongs to the run, the model and the prompt set requested."""
+        """Whether a row belongs to the model and the prompt set requested."""
         models = None, row.text("model"), short_name(row.text("model"))
-        named = self.model in models and self.prompts in (None, row.text("prompts"), row.prompts)
-        return named and self.run_id in (None, row.text("run_id"))
+        return self.model in models and self.prompts in (None, row.text("prompts"), row.prompts)
 
 
 def contrast(
@@ -106,31 +106,43 @@ def _variant(text: str) -> Variant:
 
 def _contrasts(request: _Asked) -> list[Contrast]:
     """The contrast of every model and prompt set that the chosen run has of both; else a message and exit code 4."""
-    frame = stored(request.results)
-    if request.run_id is not None and request.run_id not in set(frame["run_id"]):
-        raise unknown_name("run", request.run_id, frame["run_id"].unique())
-    rows = [row for row in rows_of(frame[_FACTS]) if request.holds(row)]
-    pairs = _measured(request, rows)
+    with reading():
+        rows, pairs = _searched(request)
     if not pairs:
         if request.prompts is not None and not rows:
             check_name(parse(request.prompts)[0])
         message(_unmeasured(request, rows))
         raise typer.Exit(INSUFFICIENT)
-    outputs = stored(request.results, "outputs")
+    outputs, _ = read(request.results, "outputs", pairs[0][0].text("run_id"))
     return [_contrast(*pair, outputs) for pair in pairs]
 
 
+def _searched(request: _Asked) -> tuple[list[Row], list[tuple[Row, Row]]]:
+    """Rows of the requested model and prompt set, and the pairs of both variants among them.
+
+    Those of the run that is named, or else of the latest with a pair; where no run has one, the rows of all runs.
+    """
+    runs = Runs(request.results)
+    if request.run_id is not None:
+        require_run(runs, request.run_id)
+    chosen = runs.latest_first(_FACTS) if request.run_id is None else iter([runs.of([request.run_id], _FACTS)])
+    rows: list[Row] = []
+    for frame in chosen:
+        of_run = [row for row in rows_of(frame) if request.holds(row)]
+        if pairs := _measured(request, of_run):
+            return of_run, pairs
+        rows += of_run
+    return rows, []
+
+
 def _measured(request: _Asked, rows: Sequence[Row]) -> list[tuple[Row, Row]]:
-    """The rows of both variants in the latest run that measured both, a pair per model and prompt set; first repeats only."""
-    groups: dict[tuple[str, str, str], dict[Variant, Row]] = {}
+    """The rows of both variants in one run, a pair per model and prompt set that measured both; first repeats only."""
+    groups: dict[tuple[str, str], dict[Variant, Row]] = {}
     for row in sorted(rows, key=lambda row: row.number("repeat") or 0):
         if row.ok and reads(row.text("prompts")) == "prompts":
-            group = groups.setdefault((row.text("run_id"), row.text("model"), row.text("prompts")), {})
-            group.setdefault(_variant_of(row), row)
+            groups.setdefault((row.text("model"), row.text("prompts")), {}).setdefault(_variant_of(row), row)
     first, second = request.variants
-    pairs = [(group[first], group[second]) for group in groups.values() if first in group and second in group]
-    latest = max((pair[0].values["started_at"] for pair in pairs), default=None)
-    return [pair for pair in pairs if pair[0].values["started_at"] == latest]
+    return [(group[first], group[second]) for group in groups.values() if first in group and second in group]
 
 
 def _unmeasured(request: _Asked, rows: Sequence[Row]) -> str:
@@ -156,7 +168,7 @@ def _failure(variant: Variant, rows: Sequence[Row]) -> str:
     return f" ({last.text('status')}: {last.text('reason')})"
 
 
-def _contrast(first: Row, second: Row, outputs: pd.DataFrame) -> Contrast:
+def _contrast(first: Row, second: Row, outputs: pd.DataFrame | None) -> Contrast:
     about = About(
         first=first.label,
         second=second.label,
@@ -170,11 +182,12 @@ def _contrast(first: Row, second: Row, outputs: pd.DataFrame) -> Contrast:
     return contrasted(_outputs(first, outputs), _outputs(second, outputs), about)
 
 
-def _outputs(row: Row, outputs: pd.DataFrame) -> list[Output]:
-    """The row's answers; where none were kept, a message and exit code 4."""
-    same = [outputs[name] == row.values[name] for name in ("run_id", "scenario_id", "repeat")]
-    names = [each.name for each in fields(Output)]
-    found = rows_of(outputs.loc[same[0] & same[1] & same[2], names])
+def _outputs(row: Row, outputs: pd.DataFrame | None) -> list[Output]:
+    """The row's answers, of those of its run; where none were kept, a message and exit code 4."""
+    found: list[Row] = []
+    if outputs is not None:
+        same = [outputs[name] == row.values[name] for name in ("scenario_id", "repeat")]
+        found = rows_of(outputs.loc[same[0] & same[1], [each.name for each in fields(Output)]])
     if not found:
         reason = row.null_reason("exact_match") or "the rows of table 'outputs' are gone"
         message(

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
+from importlib.metadata import distributions
 from importlib.util import find_spec
 from typing import Any, TypeVar
 
@@ -52,6 +53,7 @@ def doctor(output: FormatOption = "text") -> None:
     }
     for registry in (RUNTIMES, METHODS, METRICS, ENGINES, MODELS, FAMILIES, KINDS, EXPORTERS):
         problems += _attempt(problems, "plug-ins", partial(_broken, registry)) or []
+    problems += _attempt(problems, "other projects", _strangers) or []
     facts["problems"] = list(dict.fromkeys(problems))
     if output == "json":
         return print_json(facts)
@@ -71,6 +73,13 @@ def _attempt(problems: list[str], what: str, answer: Callable[[], Diagnosis]) ->
 
 def _broken(registry: Registry[Any]) -> list[str]:
     return [f"plug-in {name!r} cannot be imported and is left out: {why}" for name, why in registry.broken.items()]
+
+
+def _strangers() -> list[str]:
+    """Other projects whose module has this one's name: what was installed last has overwritten files of what was first."""
+    holders = (each for each in distributions() if "\nquantbench/" in f"\n{each.read_text('RECORD') or ''}")
+    others = sorted({each.name for each in holders} - {"quantbench"})
+    return [f"{name}, another project, has a module quantbench too; uninstall it, and install this again" for name in others]
 
 
 def _machine() -> dict[str, Any]:

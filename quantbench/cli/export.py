@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from quantbench.cli.complete import completion
 from quantbench.cli.guard import INSUFFICIENT
 from quantbench.cli.output import counted, message
-from quantbench.cli.results import ResultsOption, stored
+from quantbench.cli.results import ResultsOption, reading, rows_of_run
 from quantbench.core.cache import write_atomically
-from quantbench.core.errors import UsageError, unknown_name
+from quantbench.core.errors import UsageError
 from quantbench.core.text import visible
 from quantbench.export import EXPORTERS
 from quantbench.export import export as exported
 from quantbench.results.schema import TABLES
-from quantbench.tables import latest_run
+from quantbench.results.store import load
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,7 +29,10 @@ if TYPE_CHECKING:
 def export(
     form: Annotated[
         str,
-        typer.Option("--to", metavar="FORMAT", help="github-action-benchmark, bmf, pytorch-hud, csv, jsonl, or a plug-in's"),
+        typer.Option(
+            "--to", metavar="FORMAT", help="model-card, csv, jsonl, github-action-benchmark, bmf, pytorch-hud, or a plug-in's",
+            autocompletion=completion("to"),
+        ),
     ],
     *,
     output: Annotated[
@@ -47,7 +51,7 @@ def export(
         typer.Option("--metric", metavar="NAME,...", help="only these metrics (default: all with a direction)"),
     ] = None,
 ) -> None:
-    """Write a run for another tool: a dashboard, a spreadsheet."""
+    """Write a run for a dashboard, a spreadsheet, a model card."""
     figures = EXPORTERS[form].figures
     metrics = [name.strip() for names in metric or () for name in names.split(",")]
     rows = _rows(results, table, run_id)
@@ -66,16 +70,11 @@ def export(
 
 def _rows(results: str, table: str, run_id: str | None) -> pd.DataFrame:
     """The rows of one run (the latest if ``run_id`` is None); where there are none, a message and exit code 4."""
-    scenarios = stored(results)
-    if run_id is not None and run_id not in set(scenarios["run_id"]):
-        raise unknown_name("run", run_id, scenarios["run_id"].unique())
-    chosen = run_id or latest_run(scenarios)["run_id"].iloc[0]
-    frame = scenarios if table == "scenarios" else stored(results, table)
-    rows: pd.DataFrame = frame[frame["run_id"] == chosen]
-    if rows.empty:
-        message(f"run {chosen} kept no rows in table {table!r} under {results!r}; --table scenarios exports its scenarios")
-        raise typer.Exit(INSUFFICIENT)
-    return rows
+    scenarios = rows_of_run(results, run_id)
+    if table == "scenarios":
+        return scenarios
+    with reading("--table scenarios exports its scenarios"):
+        return load(results, table, run=scenarios["run_id"].iloc[0])
 
 
 def _unmeasured(rows: pd.DataFrame) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from quantbench.cli.complete import completion
 from quantbench.cli.output import counted
 from quantbench.core.cache import folder_beside
 from quantbench.core.errors import UnsupportedError, UsageError
@@ -25,9 +26,16 @@ _TOKENIZER_FILES = ("tokenizer*", "*.model", "special_tokens_map.json", "added_t
 
 
 def quantize(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="as for run --model")],
-    method: Annotated[str, typer.Option("--method", metavar="METHOD", help="see quantbench methods")],
-    precision: Annotated[str, typer.Option("--precision", metavar="PRECISION", help="one of the method's precisions")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="as for run --model", autocompletion=completion("model"))],
+    method: Annotated[
+        str, typer.Option("--method", metavar="METHOD", help="see quantbench methods", autocompletion=completion("method"))
+    ],
+    precision: Annotated[
+        str,
+        typer.Option(
+            "--precision", metavar="PRECISION", help="one of the method's precisions", autocompletion=completion("precision")
+        ),
+    ],
     out: Annotated[Path, typer.Option("-o", "--out", metavar="OUT", help="folder to write; must be empty or not exist yet")],
 ) -> None:
     """Quantize a model and write it to a folder."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,12 +10,18 @@ import typer
 
 from quantbench.cli.guard import INSUFFICIENT
 from quantbench.cli.output import counted, message
-from quantbench.cli.results import ResultsOption, read, stored
+from quantbench.cli.results import ResultsOption, read, reading, require_run
 from quantbench.core.errors import UsageError
 from quantbench.core.units import format_bytes
+from quantbench.results.runs import Runs
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from quantbench.report import Results
+
+HISTORY = 100
+"""Runs back to which a report follows a scenario."""
 
 _PAGES = ("html", "htm")
 _PICTURES = ("png", "svg")
@@ -22,7 +29,7 @@ _PICTURES = ("png", "svg")
 
 def report(
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FILE", help="page (.html), or its main charts as a picture (.png, .svg)")
+        Path, typer.Option("--output", "-o", metavar="FILE", help="page (.html), or a picture to share (.png, .svg)")
     ] = Path("report.html"),
     *,
     results: ResultsOption = "results",
@@ -35,13 +42,30 @@ def report(
     form = output.suffix.removeprefix(".").lower()
     if form not in (*_PAGES, *_PICTURES):
         raise UsageError(f"{str(output)!r} is neither a page nor a picture; end its name in .html, .png or .svg")
-    scenarios = stored(results)
-    run = select(scenarios, run_id=run_id, model=model).run_id
-    samples, outputs, runs = (read(results, table, run)[0] for table in ("samples", "outputs", "runs"))  # scenarios: history
-    found = select(scenarios, samples=samples, outputs=outputs, runs=runs, run_id=run, model=model)
+    with reading():
+        stored = Runs(results)
+        scenarios, run = _chosen(stored, run_id, model)
+        unread = len(stored.ids) - scenarios["run_id"].nunique()
+    samples, outputs, runs = (read(results, table, run)[0] for table in ("samples", "outputs", "runs"))
+    of_run = select(scenarios, samples=samples, outputs=outputs, runs=runs, run_id=run, model=model)
+    found = replace(of_run, unread=unread)
     size = _write(output, found, form)
     rows = counted(len(found.rows), "row")
-    typer.echo(f"{output}: run {found.run_id}, {rows}, {format_bytes(size)}")
+    others = f"; {counted(unread, 'earlier run')} not read" if unread else ""
+    typer.echo(f"{output}: run {found.run_id}, {rows}, {format_bytes(size)}{others}")
+
+
+def _chosen(runs: Runs, run_id: str | None, model: str | None) -> tuple[pd.DataFrame, str]:
+    """The rows of the last runs and of the one to report on, and its id: the one named, or the latest (of the model)."""
+    import pandas as pd
+
+    from quantbench.report import latest_of
+
+    if run_id is not None:
+        require_run(runs, run_id)
+    history = runs.latest(HISTORY)
+    run = run_id or (history["run_id"].iloc[-1] if model is None else latest_of(model, runs.latest_first(("run_id", "model"))))
+    return history if run in set(history["run_id"]) else pd.concat([runs.of([run]), history], ignore_index=True), run
 
 
 def _write(output: Path, found: Results, form: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -9,48 +10,87 @@ import typer
 
 from quantbench.cli.catalogue import FormatOption
 from quantbench.cli.guard import INSUFFICIENT
-from quantbench.cli.output import message, paragraph, print_json, warnings_as_messages
+from quantbench.cli.output import message, paragraph, print_json, print_table, warnings_as_messages
 from quantbench.cli.plan import BatchOption, ContextOption, planned_for
 from quantbench.core.errors import StoreError, UsageError, unknown_name
-from quantbench.core.text import escape_markdown
+from quantbench.core.text import one_line
 from quantbench.core.units import parse_bytes
-from quantbench.tables import ALL, KINDS, build, latest_run
+from quantbench.results.runs import Runs
+from quantbench.tables import ALL, KINDS, build
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     import pandas as pd
+
+    from quantbench.advice.decision import Choice
 
 ResultsOption = Annotated[str, typer.Option("--results", metavar="PATH", help="folder or URI of the parquet tables")]
 
 
 def tables(
     kind: Annotated[
-        str,
+        str | None,
         typer.Argument(
-            metavar="TABLE", help="formats, precision, gguf, methods, claims, any other installed kind, or all"
+            metavar="[TABLE]",
+            help="measured, precision, gguf, methods, claims, any other table, or all (default: the decision and its rows)",
+            show_default=False,
         ),
-    ] = ALL,
+    ] = None,
     results: ResultsOption = "results",
     run_id: Annotated[str | None, typer.Option("--run", metavar="ID", help="a run's id (default: the latest run)")] = None,
+    *,
+    everything: Annotated[bool, typer.Option("--all", help="every row beside the decision, not only ten")] = False,
     output: Annotated[Literal["text", "md", "csv", "json"], typer.Option("--format", help="output format")] = "text",
 ) -> None:
-    """Print the tables of a run, the decision first."""
+    """Say what to ship and show its rows, or one table."""
+    if kind is None:
+        _short(_rows_if_any(ALL, results, run_id), output, everything=everything)
+        return
+    if everything:
+        raise UsageError(f"--all goes without a table's name; quantbench tables {kind} shows every row anyway")
     from quantbench.tables.render import render
 
     rows = _rows_if_any(kind, results, run_id)
-    found = build(kind, rows)
-    if not found:
+    made = build(kind, rows)
+    if not made:
         if rows is not None:
             message(f"run {rows['run_id'].iloc[0]} has no rows for table {kind!r}; quantbench run measures some")
         raise typer.Exit(INSUFFICIENT)
-    opening = _decision(rows, output) if rows is not None and output in ("text", "md") else []
-    typer.echo("\n\n".join([*opening, render(found, output).rstrip("\n")]))
+    typer.echo(render(made, output).rstrip("\n"))
+
+
+def _short(rows: pd.DataFrame | None, output: str, *, everything: bool) -> None:
+    """The decision and its rows, then the names of the tables; as CSV and JSON every row, and nothing else."""
+    from quantbench.tables.render import render
+
+    if rows is not None and output in ("csv", "json"):
+        typer.echo(render(build("measured", rows), output).rstrip("\n"))
+    elif rows is not None and output == "md":
+        from quantbench.tables.summary import short_markdown
+
+        typer.echo(short_markdown(rows, everything=everything))
+    elif rows is not None:
+        from quantbench.tables.summary import short_text
+
+        typer.echo("\n".join(short_text(rows, everything=everything)))
+    if output == "text":
+        print_table(("TABLE", "what quantbench tables TABLE prints"), _catalogue())
+    if rows is None:
+        raise typer.Exit(INSUFFICIENT)
+
+
+def _catalogue() -> list[tuple[str, str]]:
+    kinds = sorted(KINDS, key=lambda kind: kind.place)
+    return [*((kind.name, kind.about) for kind in kinds), (ALL, "all of these")]
 
 
 def recommend(
-    memory: Annotated[str, typer.Option("--memory", metavar="SIZE", help="memory available, such as 24GiB or 16GB")],
     *,
+    memory: Annotated[
+        str | None, typer.Option("--memory", metavar="SIZE", help="memory available, such as 24GiB or 16GB (default: no limit)")
+    ] = None,
+    why: Annotated[bool, typer.Option("--why", help="why not the others, a line each")] = False,
     model: Annotated[str | None, typer.Option("--model", metavar="MODEL", help="this model; planned if not measured")] = None,
     context: ContextOption = None,
     batch: BatchOption = 1,
@@ -61,12 +101,15 @@ def recommend(
 ) -> None:
     """Say which variant to ship, measured or planned."""
     limits = {"max_kld": _limit("--max-kld", max_kld), "min_tps": _limit("--min-tps", min_tps)}
-    memory_bytes = parse_bytes(memory)
+    memory_bytes = None if memory is None else parse_bytes(memory)
     rows = _measured_of(results, model)
     if rows is None:
+        if memory_bytes is None:
+            raise UsageError(f"model {model!r} was not measured; give the --memory that a plan is to fit, such as 24GiB")
         _suggest(str(model), memory_bytes=memory_bytes, limits=limits, context=context, batch=batch, output=output)
         return
     from quantbench.advice.decision import decide
+    from quantbench.advice.headline import headline
 
     if context is not None or batch != 1:
         raise UsageError("--context and --batch are for planning only, and this was measured; omit them or name a --model")
@@ -75,26 +118,42 @@ def recommend(
         message("the last run answered no prompts, and a pick needs decode speed and KLD; run one with prompts such as mixed")
         raise typer.Exit(INSUFFICIENT)
     if output == "json":
-        print_json([{"sentence": choice.sentence, "measured": True, **asdict(choice)} for choice in choices])
+        print_json([{"sentence": headline(choice), "measured": True, **asdict(choice)} for choice in choices])
     else:
-        typer.echo("\n\n".join(paragraph(choice.sentence) for choice in choices))
+        _say(choices, why=why)
     if not any(choice.pick for choice in choices):
         raise typer.Exit(INSUFFICIENT)
+
+
+def _say(choices: Sequence[Choice], *, why: bool) -> None:
+    """The decisions; of which model each is, where there are several; ``why`` adds a line for each other variant."""
+    from quantbench.advice.decision import RULE
+    from quantbench.advice.headline import context, figures, headline, others
+
+    for index, choice in enumerate(choices):
+        if len(choices) > 1:
+            typer.echo("\n" * bool(index) + f"{one_line(choice.model)}, prompts {one_line(choice.prompts)}")
+        for text in filter(None, (headline(choice), context(choice, counted=not why))):
+            typer.echo(paragraph(text))
+        if why:
+            typer.echo()
+            reasons = [(one_line(other.name), *figures(other.candidate), other.reason) for other in others(choice)]
+            print_table(("Variant", "Weights", "tok/s", "KLD, nats", "Why not"), reasons)
+            typer.echo(f"\n{paragraph(RULE)}")
 
 
 def _measured_of(results: str, model: str | None) -> pd.DataFrame | None:
     """Rows of the latest run, or of the latest one that measured ``model``; None where that model was never measured."""
     if model is None:
-        return _rows(results, None, "or name a --model, to plan it before anything is measured")
-    frame, _ = read(results, "scenarios")
-    if frame is None:
-        return None
-    of_model = frame[(frame["model"] == model) & (frame["status"] == "ok")]
-    if of_model.empty:
-        return None
-    latest: pd.DataFrame = latest_run(of_model)
-    rows: pd.DataFrame = frame[(frame["run_id"] == latest["run_id"].iloc[0]) & (frame["model"] == model)]
-    return rows
+        return rows_of_run(results, None, hint="or name a --model, to plan it before anything is measured")
+    with warnings_as_messages(), suppress(StoreError):
+        runs = Runs(results)
+        for frame in runs.latest_first(("run_id", "model", "status")):
+            if ((frame["model"] == model) & (frame["status"] == "ok")).any():
+                rows = runs.of([frame["run_id"].iloc[0]])
+                of_model: pd.DataFrame = rows[rows["model"] == model]
+                return of_model
+    return None
 
 
 def _suggest(
@@ -115,17 +174,35 @@ def _suggest(
         raise typer.Exit(INSUFFICIENT)
 
 
-def stored(results: str, table: str = "scenarios", *, hint: str = "") -> pd.DataFrame:
-    """The rows of a stored table; where there are none, a message that ends in ``hint``, and exit code 4."""
-    frame, reason = read(results, table)
-    if frame is None:
-        message("; ".join(filter(None, (reason, hint))))
-        raise typer.Exit(INSUFFICIENT)
-    return frame
+@contextmanager
+def reading(hint: str = "") -> Iterator[None]:
+    """Results are read inside: warnings become messages, and what is not there one that ends in ``hint``, and exit code 4."""
+    try:
+        with warnings_as_messages():
+            yield
+    except StoreError as error:
+        message("; ".join(filter(None, (str(error), hint))))
+        raise typer.Exit(INSUFFICIENT) from None
 
 
-def read(results: str, table: str, run: str | None = None) -> tuple[pd.DataFrame | None, str]:
-    """The rows of a stored table, of all runs or of one; otherwise None and the reason."""
+def rows_of_run(results: str, run_id: str | None, *, hint: str = "") -> pd.DataFrame:
+    """The rows of one run, the latest unless ``run_id`` is given; where there are none, a message and exit code 4."""
+    with reading(hint):
+        runs = Runs(results)
+        if run_id is None:
+            return runs.latest()
+        require_run(runs, run_id)
+        return runs.of([run_id])
+
+
+def require_run(runs: Runs, run_id: str) -> None:
+    """UsageError with the nearest ids where there is no such run."""
+    if run_id not in runs:
+        raise unknown_name("run", run_id, runs.ids)
+
+
+def read(results: str, table: str, run: str) -> tuple[pd.DataFrame | None, str]:
+    """The rows that one run has in a stored table; otherwise None and the reason."""
     from quantbench.results.store import load
 
     with warnings_as_messages():
@@ -140,30 +217,14 @@ def _rows_if_any(kind: str, results: str, run_id: str | None) -> pd.DataFrame | 
     if kind != ALL and KINDS[kind].build is None:
         return None
     if run_id is not None:
-        return _rows(results, run_id)
-    frame, reason = read(results, "scenarios")
-    if frame is None:
-        message(reason)
-        return None
-    rows: pd.DataFrame = latest_run(frame)
-    return rows
-
-
-def _rows(results: str, run_id: str | None, hint: str = "") -> pd.DataFrame:
-    """The rows of one run, the latest unless ``run_id`` is given; where there are none, a message and exit code 4."""
-    frame = stored(results, hint=hint)
-    if run_id is None:
-        return latest_run(frame)
-    if run_id not in set(frame["run_id"]):
-        raise unknown_name("run", run_id, frame["run_id"].unique())
-    return frame[frame["run_id"] == run_id]
-
-
-def _decision(rows: pd.DataFrame, output: str) -> Sequence[str]:
-    from quantbench.advice.decision import decide
-
-    shown = escape_markdown if output == "md" else paragraph
-    return [shown(choice.sentence) for choice in decide(rows)]
+        return rows_of_run(results, run_id)
+    with warnings_as_messages():
+        try:
+            return Runs(results).latest()
+        except StoreError as error:
+            reason = str(error)
+    message(reason)
+    return None
 
 
 def _limit(name: str, value: float | None) -> float | None:

@@ -1,4 +1,4 @@
-"""``quantbench run``: run the shipped benchmarks through pytest; its options come from the one table of settings."""
+"""``quantbench run`` and ``demo``: the shipped benchmarks through pytest; the options come from the one table of settings."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from quantbench.cli.complete import completion
 from quantbench.cli.guard import FAILED, INSUFFICIENT, INTERRUPTED, REGRESSION, USAGE
 from quantbench.cli.output import message
 from quantbench.core.errors import QuantbenchError
@@ -25,6 +26,13 @@ _ISOLATED = (
     "--noconftest", "--import-mode=importlib", "--assert=plain", "-p", "no:cacheprovider", "-o", "addopts=",
     "-o", "filterwarnings=default", "-o", "python_files=test_*.py", "-o", "python_functions=test_*",
 )  # fmt: skip
+
+
+_DEMO: Mapping[str, Any] = {
+    "method": ["torch,torch-dynamic,gguf"], "precision": ["fp32,int8,q8_0,q4_k_m"], "prompts": ["ten"], "profile": "quick",
+    "no_probes": True,
+}  # fmt: skip
+"""What takes little time to make: nothing is calibrated or trained."""
 
 
 class _Watch:
@@ -68,6 +76,16 @@ def run(expression: str | None, benchmark_json: Path | None, **values: Any) -> N
     raise typer.Exit(_exit_code(code))
 
 
+def demo(
+    *,
+    model: Annotated[str, typer.Option("--model", metavar="MODEL", help="another model than the built-in canary")] = "canary",
+    results: Annotated[str, typer.Option("--results", metavar="PATH", help="folder or URI of the parquet tables")] = "results",
+) -> None:
+    """Measure four variants in about a minute."""
+    asked = {"model": [model], "results": results, **_DEMO}
+    run(None, None, **{option.key: asked.get(option.key) for option in OPTIONS})
+
+
 def _arguments(given: Mapping[str, Any], expression: str | None, benchmark_json: Path | None) -> list[str]:
     """The command line for pytest: options not given are left out, so that ini keys apply."""
     installed = [point.name for point in entry_points(group="pytest11") if point.value == _PLUGIN]
@@ -100,7 +118,10 @@ def _exit_code(code: int) -> int:
 def _parameter(option: Option) -> inspect.Parameter:
     """A setting as a parameter that typer turns into an option; its default is shown but not passed on."""
     default_text = f" (default: {option.default})" if option.default else ""
-    info = typer.Option(f"--{option.name}", metavar=option.metavar or None, help=option.help + default_text)
+    info = typer.Option(
+        f"--{option.name}", metavar=option.metavar or None, help=option.help + default_text,
+        autocompletion=completion(option.name),
+    )  # fmt: skip
     default = False if option.kind == "flag" else None
     return inspect.Parameter(
         option.key, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[_TYPES[option.kind], info]

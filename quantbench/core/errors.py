@@ -5,7 +5,7 @@ QuantbenchError              exit code 2, status ``error``
 │   └── MatrixError          a bad matrix file: names the file, the place and the key
 ├── ModelError               a model or checkpoint that cannot be used
 ├── UnsupportedError         something that cannot run here; status ``skipped``
-│   └── MissingDependency    an extra that is not installed; the sentence holds the pip command
+│   └── MissingDependency    an extra that is not installed; the sentence holds the pip command, from ``core.install``
 ├── ChildError               a process that quantbench started ended badly, or took too long
 ├── OutOfMemoryError         it ran out of memory; status ``oom``
 └── StoreError               results cannot be read or written
@@ -67,6 +67,6 @@ class OutOfMemoryError(QuantbenchError, MemoryError):
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:
     """The error for a name that is not registered, with the nearest known names."""
     names = sorted(known)
-    near = difflib.get_close_matches(name.lower(), names, n=2, cutoff=0.5)
+    near = difflib.get_close_matches(name.lower(), names, n=2)
     hint = f"did you mean {' or '.join(repr(candidate) for candidate in near)}?" if near else "known: " + ", ".join(names)
     return UsageError(f"unknown {kind} {name!r}; {hint}")

@@ -39,13 +39,15 @@ _BATCH = 10_000
 class Exporter:
     """A format. ``write`` turns rows and the chosen columns into pieces of text; it yields none where nothing can be exported.
 
-    A format of ``figures`` reads the table ``scenarios`` and gets only metric columns with a direction; any other gets a whole
-    table. A format of ``one_direction`` can only say of a whole file whether lower or higher is better.
+    A format of ``figures`` reads the table ``scenarios`` and gets only metric columns with a direction (of these those that it
+    names in ``only``, if it names any); any other gets a whole table. A format of ``one_direction`` can only say of a whole
+    file whether lower or higher is better.
     """
 
     name: str
     write: Callable[[Iterable[ExportRow], Sequence[Column]], Iterator[str]]
     figures: bool = False
+    only: tuple[str, ...] = ()
     one_direction: bool = False
 
 
@@ -95,7 +97,8 @@ def _wanted(
     """The metric columns to export. UsageError where there are none, or they do not suit the format."""
     if table != "scenarios":
         raise UsageError(f"{exporter.name} takes figures of the table 'scenarios', not of {table!r}; csv and jsonl take any")
-    known = {column.name: column for column in columns if column.better}
+    only = exporter.only or [column.name for column in columns]
+    known = {column.name: column for column in columns if column.better and column.name in only}
     if unknown := [metric for metric in metrics if metric not in known]:
         raise unknown_name("metric with a direction", unknown[0], known)
     chosen = [known[metric] for metric in dict.fromkeys(metrics)] if metrics else list(known.values())

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from quantbench.core.errors import MissingDependency, UnsupportedError, unknown_name
+from quantbench.core.install import install_hint
 from quantbench.core.job import Checkpoint
 from quantbench.core.protocols import (
     SCORE_POSITIONS,
@@ -102,9 +103,9 @@ class Method:
 
     @property
     def install(self) -> str:
-        """The pip command that installs what the method needs."""
+        """How to install what the method needs, with pip."""
         ours = self.opener.__module__.startswith("quantbench.")
-        return f"pip install 'quantbench[{self.extra}]'" if ours else f"pip install {' '.join(self.requires)}"
+        return install_hint(self.extra) if ours else f"pip install {' '.join(self.requires)}"
 
     def cannot_open(self, kind: str) -> str:
         """Why this method cannot open a kind of checkpoint (``hf``, ``gguf``, ``module``, ``server``); empty if it can."""

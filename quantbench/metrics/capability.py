@@ -16,7 +16,7 @@ _BY_PROBE = {"runs_on_cpu": "cpu", "runs_on_cuda": "cuda", "finetunes": "finetun
 _LOSSES = {"finetune_loss_first": "loss_first", "finetune_loss_last": "loss_last"}
 _TRIED = "quantbench: tried in a separate process"
 _LOSS = "transformers causal LM loss"
-_NOT_PROBED = "not probed: only language models opened from files are, and only without --no-probes"
+_NOT_PROBED = "not probed: it is no language model opened from files, the matrix names other variants, or --no-probes was given"
 
 
 @metric(

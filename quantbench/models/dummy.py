@@ -17,6 +17,7 @@ from pathlib import Path
 from quantbench.core.cache import artifact, file_sha256, made_by
 from quantbench.core.children import answer
 from quantbench.core.errors import MissingDependency, ModelError
+from quantbench.core.install import install_hint
 from quantbench.core.job import Checkpoint
 from quantbench.core.machine import versions
 from quantbench.core.scenario import DUMMY_PREFIX
@@ -46,7 +47,7 @@ def make_dummy(name: str) -> Checkpoint:
     """
     missing = [each for each in _MAKERS if find_spec(each) is None]
     if missing:
-        raise MissingDependency(f"model {name!r} needs {', '.join(missing)}, not installed; pip install 'quantbench[torch]'")
+        raise MissingDependency(f"model {name!r} needs {', '.join(missing)}, not installed; {install_hint('torch')}")
     source = config_file(name.removeprefix(DUMMY_PREFIX))
     config = {**plain(read_model_config(source)), **_TOKENIZER_IDS}
     canary = MODELS["canary"].folder()

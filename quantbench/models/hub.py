@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from quantbench.core.errors import MissingDependency, ModelError
+from quantbench.core.install import install_hint
 from quantbench.models.gguf import part_names
 
 CHECKPOINT_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
@@ -54,7 +55,7 @@ def _client(name: str) -> Any:
         import huggingface_hub
     except ImportError as error:
         raise MissingDependency(
-            f"model {name!r} is on the hub, but huggingface_hub is not installed; pip install 'quantbench[torch]'"
+            f"model {name!r} is on the hub, but huggingface_hub is not installed; {install_hint('torch')}"
         ) from error
     return huggingface_hub
 

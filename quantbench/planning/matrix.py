@@ -5,6 +5,7 @@ A matrix file::
     models = ["canary"]
     prompts = ["mixed"]
     control = true                        # the reference measured once more
+    probes = ["gguf/q4_k_m"]              # the variants that are probed; all unless given
 
     [methods]
     torch = ["fp32", "bf16"]
@@ -32,7 +33,7 @@ from quantbench.planning.settled import settled
 _MODULE = "module"
 """The checkpoint kind of a built-in module without tokens."""
 
-_KEYS = {"models": list, "prompts": list, "control": bool, "methods": dict, "conditions": dict}
+_KEYS = {"models": list, "prompts": list, "control": bool, "probes": list, "methods": dict, "conditions": dict}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +42,7 @@ class Matrix:
 
     ``prompts`` are written as on the command line, ``SET`` or ``SET@B``; ``batches``, if any, apply to all of them.
     ``for_builtin``: the variants were chosen for built-in models, so any other model gets only the cheap ones.
+    ``probes``: the variants that are probed; None stands for all.
     """
 
     models: tuple[str, ...]
@@ -51,6 +53,7 @@ class Matrix:
     batches: tuple[int, ...] = ()
     source: str = ""
     for_builtin: bool = False
+    probes: frozenset[str] | None = None
 
     @property
     def own(self) -> tuple[str, ...]:
@@ -100,7 +103,7 @@ def read_matrix(path: Path) -> Matrix:
             raise MatrixError(f"matrix file {path}: {unknown_name('key', key, _KEYS)}")
         if not isinstance(value, _KEYS[key]):
             raise MatrixError(f"matrix file {path}, key {key!r}: expected a {_KEYS[key].__name__}, found {value!r}")
-    for key in ("models", "prompts"):
+    for key in ("models", "prompts", "probes"):
         if not all(isinstance(name, str) for name in body.get(key, [])):
             raise MatrixError(f"matrix file {path}, key {key!r}: expected a list of names, found {body[key]!r}")
     default = default_matrix()
@@ -111,6 +114,7 @@ def read_matrix(path: Path) -> Matrix:
         control=body.get("control", True),
         conditions=_conditions(path, body["conditions"]) if "conditions" in body else default.conditions,
         source=str(path),
+        probes=_probes(path, body["probes"]) if "probes" in body else None,
         for_builtin="methods" not in body or ("models" in body and all(name in models.MODELS for name in body["models"])),
     )
 
@@ -289,6 +293,16 @@ def _variants(path: Path, table: Mapping[str, Any]) -> tuple[Variant, ...]:
         except UsageError as error:
             raise MatrixError(f"matrix file {path}, key 'methods.{name}': {error}") from error
     return tuple(variants)
+
+
+def _probes(path: Path, names: Sequence[str]) -> frozenset[str]:
+    for name in names:
+        method, _, precision = name.partition("/")
+        try:
+            METHODS[method].precision(precision)
+        except UsageError as error:
+            raise MatrixError(f"matrix file {path}, key 'probes': {error}") from error
+    return frozenset(names)
 
 
 def _conditions(path: Path, table: Mapping[str, Any]) -> Conditions:

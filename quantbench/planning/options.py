@@ -18,7 +18,8 @@ from quantbench.planning.matrix import Matrix, default_matrix, hints, left_out, 
 class Plan:
     """What a session is to measure, and with how much effort.
 
-    ``keep_jobs``: leave job folders there for a rerun by hand. ``probes``: try what each variant can do besides answering.
+    ``keep_jobs``: leave job folders there for a rerun by hand. ``probed`` are the names of the variants of which it is tried
+    what they can do besides answering.
     ``left_out`` is what was not planned because it is slow and was not named; ``hints`` say how else a model can be measured.
     """
 
@@ -27,7 +28,7 @@ class Plan:
     engine: str
     keep_jobs: Path | None = None
     trust_remote_code: bool = False
-    probes: bool = True
+    probed: frozenset[str] = frozenset()
     left_out: tuple[str, ...] = ()
     hints: tuple[str, ...] = ()
 
@@ -111,7 +112,7 @@ class RunOptions:
     keep_jobs: str | None = _option(
         "text", "DIR", "keep job folders here; python -m quantbench.measuring.worker DIR/RUN/JOB reruns one"
     )
-    probes: bool = _option("flag", "", "probe your own models too: do LoRA training, saving and other devices work?")
+    probes: bool = _option("flag", "", "probe every variant, also of your own models: do LoRA training and saving work?")
     no_probes: bool = _option("flag", "", "do not probe whether LoRA training, saving and other devices work")
     trust_remote_code: bool = _option("flag", "", "let a checkpoint run its own Python code")
 
@@ -163,13 +164,14 @@ def plan(options: RunOptions) -> Plan:
     effort = _effort(options)
     matrix = _matrix(options, effort)
     unasked = not options.probes and any(name not in MODELS for name in matrix.models)
+    planned = tuple(_scenarios(matrix, options.repeats))
     return Plan(
-        scenarios=tuple(_scenarios(matrix, options.repeats)),
+        scenarios=planned,
         effort=effort,
         engine=options.engine,
         keep_jobs=Path(options.keep_jobs) if options.keep_jobs else None,
         trust_remote_code=options.trust_remote_code,
-        probes=not (options.no_probes or unasked),
+        probed=frozenset() if options.no_probes or unasked else _probed(matrix, planned, everything=options.probes),
         left_out=(*left_out(matrix), *(["probes (--probes)"] if unasked and not options.no_probes else [])),
         hints=hints(matrix),
     )
@@ -195,6 +197,12 @@ def single(options: RunOptions, model: str, variant: str, prompts: str = "") -> 
     if len(planned) > 1:
         raise UsageError(f"one prompt set is measured at a time, and the options name {', '.join(sets)}; name one of them")
     return planned[0]
+
+
+def _probed(matrix: Matrix, planned: Sequence[Scenario], *, everything: bool) -> frozenset[str]:
+    """Names of the variants to probe: those that the matrix names, where it names some and not everything is asked for."""
+    names = frozenset(scenario.variant.name for scenario in planned)
+    return names if everything or matrix.probes is None else names & matrix.probes
 
 
 def _matrix(options: RunOptions, effort: Effort) -> Matrix:

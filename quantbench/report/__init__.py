@@ -1,4 +1,4 @@
-"""A run as one file: a page that works offline, or its two main charts as a picture.
+"""A run as one file: a page that works offline, or a picture to share.
 
 From Python::
 
@@ -12,7 +12,7 @@ Model output and error messages are untrusted and stay plain text everywhere: se
 from __future__ import annotations
 
 from quantbench.report._picture import picture
-from quantbench.report._results import Results, select
+from quantbench.report._results import Results, latest_of, select
 from quantbench.report.html import page
 
-__all__ = ["Results", "page", "picture", "select"]
+__all__ = ["Results", "latest_of", "page", "picture", "select"]

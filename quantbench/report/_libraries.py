@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from quantbench.core.errors import MissingDependency
+from quantbench.core.install import install_hint
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,7 +21,7 @@ def require() -> None:
     """Raise MissingDependency unless everything that a report needs is installed."""
     missing = [package for module, package in _NEEDED.items() if not find_spec(module)]
     if missing:
-        raise MissingDependency(f"a report needs {', '.join(missing)}, not installed; pip install 'quantbench[report]'")
+        raise MissingDependency(f"a report needs {', '.join(missing)}, not installed; {install_hint('report')}")
 
 
 @cache
@@ -31,14 +32,20 @@ def javascript() -> str:
     return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
 
 
-def picture(spec: Mapping[str, Any], form: str) -> bytes:
-    """A Vega-Lite chart as ``png`` or ``svg``, without a browser and without the network."""
+def as_svg(spec: Mapping[str, Any]) -> str:
+    """A Vega-Lite chart as SVG, without a browser and without the network."""
     import vl_convert
 
-    whole = dict(spec)
-    if form == "svg":
-        return vl_convert.vegalite_to_svg(whole, allowed_base_urls=[]).encode()
-    return vl_convert.vegalite_to_png(whole, scale=2, allowed_base_urls=[])
+    drawn: str = vl_convert.vegalite_to_svg(dict(spec), allowed_base_urls=[])
+    return drawn
+
+
+def as_png(svg: str) -> bytes:
+    """A picture with a pixel for each of its units."""
+    import vl_convert
+
+    drawn: bytes = vl_convert.svg_to_png(svg, scale=1)
+    return drawn
 
 
 @contextmanager

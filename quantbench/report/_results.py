@@ -1,7 +1,8 @@
-"""What a report is made from: the rows of one run, their samples and answers, and every run's rows for the history."""
+"""What a report is made from: the rows of one run, their samples and answers, and those of other runs for the history."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -22,7 +23,7 @@ _ORDER = {"prompts": 0, "text": 1, "inputs": 2}
 class Results:
     """One run of one or all models. ``samples`` and ``outputs`` are None where none were kept, ``run`` if its row is gone.
 
-    ``history`` holds the rows of the same models in every run.
+    ``history`` holds the rows of the same models in every run that was read, ``unread`` counts the earlier ones that were not.
     """
 
     rows: pd.DataFrame
@@ -30,6 +31,7 @@ class Results:
     samples: pd.DataFrame | None = None
     outputs: pd.DataFrame | None = None
     run: Row | None = None
+    unread: int = 0
 
     @cached_property
     def groups(self) -> list[Group]:
@@ -84,12 +86,27 @@ def select(
     )
 
 
+def latest_of(model: str, latest_first: Iterable[pd.DataFrame]) -> str:
+    """The id of the latest run with rows of a model, named as for ``select``, from the rows of a run each; else UsageError."""
+    seen: set[str] = set()
+    for of_run in latest_first:
+        names = set(of_run["model"])
+        if _meant(model, names):
+            return str(of_run["run_id"].iloc[0])
+        seen |= names
+    raise unknown_name("model", model, set(map(short_name, seen)))
+
+
 def _of_model(scenarios: pd.DataFrame, model: str) -> pd.DataFrame:
-    named = {name: short_name(name) for name in scenarios["model"].unique()}
-    matching = [name for name, short in named.items() if model in (name, short)]
+    names = set(scenarios["model"])
+    matching = _meant(model, names)
     if not matching:
-        raise unknown_name("model", model, set(named.values()))
+        raise unknown_name("model", model, set(map(short_name, names)))
     return scenarios[scenarios["model"].isin(matching)]
+
+
+def _meant(model: str, names: Iterable[str]) -> list[str]:
+    return [name for name in names if model in (name, short_name(name))]
 
 
 def _belonging(frame: pd.DataFrame | None, rows: pd.DataFrame) -> pd.DataFrame | None:

@@ -13,7 +13,8 @@ from quantbench.report.sections import facts
 from quantbench.report.sections.answers import side_by_side
 from quantbench.report.sections.decisions import decisions, heads
 from quantbench.report.sections.rows import failures, listing
-from quantbench.report.sections.tables import sheets
+from quantbench.report.sections.tables import served, sheets
+from quantbench.report.sections.upgrades import shown_upgrades
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -75,12 +76,16 @@ def _fixed(results: Results, rows: Sequence[Row]) -> dict[str, Any]:
         "heads": heads(),
         "sizes": figures.sizes(results),
         "speeds": figures.speeds(results),
+        "loads": figures.loads(results),
+        "served": served(results.rows),
+        "upgrades": shown_upgrades(results),
         "seeds": seeds,
         "others": others,
         "machine": facts.machine(results, rows),
         "versions": facts.versions(rows),
         "run": facts.run_facts(results, rows),
         "run_id": results.run_id,
+        "unread": results.unread,
     }
 
 

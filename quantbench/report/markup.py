@@ -45,7 +45,7 @@ def template(name: str) -> str:
 
 
 def fill(name: str, context: Mapping[str, Any]) -> str:
-    """A template of this package; in a page everything in ``context`` is escaped."""
+    """A template of this package; in a page or picture everything in ``context`` is escaped."""
     text: str = _environment().get_template(name).render(context)
     return text
 
@@ -59,7 +59,7 @@ def _environment() -> Environment:
 
     return Environment(
         loader=FunctionLoader(template),
-        autoescape=select_autoescape(enabled_extensions=("html",), default=False),
+        autoescape=select_autoescape(enabled_extensions=("html", "svg"), default=False),
         finalize=shown,
         undefined=StrictUndefined,
         trim_blocks=True,

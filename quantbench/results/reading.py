@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import re
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import chain, groupby
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ from quantbench.core.record import SCHEMA_VERSION
 from quantbench.results.schema import VERSION_KEY, schema
 
 if TYPE_CHECKING:
+    import pandas as pd
     import pyarrow as pa
     from pyarrow import fs
 
@@ -28,6 +28,9 @@ _BATCH = 32
 _FEW = 1000
 """Files of at most this many rows are joined by the thread that reads them."""
 
+_SMALL = 2**20
+"""Bytes of a file that is always read whole."""
+
 _NAMED = 3
 """Columns named in a sentence."""
 
@@ -41,21 +44,22 @@ _MARKS: Mapping[str, frozenset[str]] = {
 """Columns that identify a table's files, whatever wrote or rewrote them; every version has had them."""
 
 
-def read_folder(files: fs.FileSystem, folder: str, table: str, run: str | None = None) -> pa.Table | None:
-    """All rows of ``table`` in the files under ``folder``, in the order of the files' names; None where there is no such file.
+def read_files(
+    files: fs.FileSystem, paths: Sequence[str], table: str, columns: Sequence[str] | None = None
+) -> tuple[pa.Table | None, list[str]]:
+    """All rows of ``table`` in the files ``paths``, in their order, None where none can be read; then what is to be warned of.
 
-    For one ``run`` only the files named after it are read; where there are none, files may have been merged, and all are read.
     Columns are those of the schema (null where an older file lacks them), then any others in the files: those of a newer
-    version, or of a metric that is not installed here. Warns about files that are left out, and about newer ones.
+    version, or of a metric that is not installed here. With ``columns`` of the schema, they are these and no others. Warnings
+    are about files that are left out, and about newer ones unless their further columns are not asked for.
     """
     import pyarrow as pa
-    import pyarrow.compute as pc
 
-    known = schema(table)
+    wanted = _Wanted(schema(table), _MARKS[table]) if columns is None else _Wanted.only(columns, table)
     sentences: list[str] = []
     tables: dict[str, pa.Table] = {}
-    whole = known
-    for path, content in _contents(files, _paths(files, folder, run), known, _MARKS[table]):
+    whole = wanted.schema
+    for path, content in _contents(files, paths, wanted):
         try:
             if isinstance(content, Exception):
                 raise content
@@ -70,33 +74,26 @@ def read_folder(files: fs.FileSystem, folder: str, table: str, run: str | None =
             kept.append(_conform(content, whole))
         except pa.ArrowException as error:  # an integer too large for the float64 of other files
             sentences.append(f"{path} cannot be read and is left out ({plain(error)})")
-    sentences += _of_newer(tables, known)
-    for sentence in sentences:
-        warnings.warn(sentence, stacklevel=3)
-    if not kept:
-        return None
-    rows = pa.concat_tables(kept)
-    return rows if run is None else rows.filter(pc.equal(rows["run_id"], pa.scalar(run)))
+    sentences += _of_newer(tables, wanted.schema) if columns is None else []
+    return (pa.concat_tables(kept) if kept else None), sentences
 
 
-def highest_run_number(files: fs.FileSystem, folder: str) -> int:
-    """The highest ``run_number`` in the files of runs under ``folder``; 0 where there is none. Unreadable files are ignored."""
+def of_runs(rows: pa.Table, runs: Sequence[str]) -> pa.Table:
+    """The rows of these runs."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
+    import pyarrow.compute as pc
 
-    def number(path: str) -> int:
-        try:
-            with files.open_input_file(path) as stream:
-                content = pq.ParquetFile(pa.BufferReader(stream.read_buffer()))
-                if "run_number" not in content.schema_arrow.names:
-                    return 0
-                values = content.read(columns=["run_number"], use_threads=False)["run_number"].to_pylist()
-        except (pa.ArrowException, OSError, ValueError):
-            return 0
-        return max((value for value in values if isinstance(value, int)), default=0)
+    return rows.filter(pc.is_in(rows["run_id"], value_set=pa.array(runs, pa.string())))
 
-    with ThreadPoolExecutor(_REQUESTS) as pool:
-        return max(pool.map(number, _paths(files, folder, None)), default=0)
+
+def as_frame(rows: pa.Table) -> pd.DataFrame:
+    """The rows as a DataFrame with the schema's dtypes: integers and booleans have pandas' nullable ones."""
+    import pandas as pd
+    import pyarrow as pa
+
+    types = {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype(), pa.string(): pd.StringDtype(na_value=float("nan"))}
+    frame: pd.DataFrame = rows.to_pandas(types_mapper=types.get, ignore_metadata=True)
+    return frame
 
 
 def plain(error: Exception) -> str:
@@ -104,26 +101,30 @@ def plain(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
-def _paths(files: fs.FileSystem, folder: str, run: str | None) -> list[str]:
-    """The files under ``folder``; for one run only those named after it, if there are any."""
-    from pyarrow import fs
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """The columns to be had of every file, those by which a file is known as the table's, and whether no others are wanted."""
 
-    selector = fs.FileSelector(folder, recursive=True, allow_not_found=True)
-    infos = files.get_file_info(selector)
-    paths = sorted(info.path for info in infos if info.type == fs.FileType.File and info.path.endswith(".parquet"))
-    named = re.compile(rf"{re.escape(run)}-\d{{5,}}\.parquet") if run is not None else None
-    own = [path for path in paths if named and named.fullmatch(path.rpartition("/")[2])]
-    return own or paths
+    schema: pa.Schema
+    marks: frozenset[str]
+    alone: bool = False
+
+    @classmethod
+    def only(cls, columns: Sequence[str], table: str) -> _Wanted:
+        import pyarrow as pa
+
+        whole = schema(table)
+        return cls(pa.schema([whole.field(name) for name in columns]), _MARKS[table], alone=True)
 
 
-def _contents(files: fs.FileSystem, paths: Sequence[str], wanted: pa.Schema, marks: frozenset[str]) -> Iterator[Content]:
+def _contents(files: fs.FileSystem, paths: Sequence[str], wanted: _Wanted) -> Iterator[Content]:
     """Each path with its table, or with the error that keeps it from being read; small files are joined."""
     workers = (os.cpu_count() or 1) if files.type_name == "local" else _REQUESTS
     size = min(max(len(paths) // (4 * workers), 1), _BATCH)
     batches = [paths[start : start + size] for start in range(0, len(paths), size)]
 
     def read(batch: Sequence[str]) -> list[Content]:
-        return _joined([(path, _content(files, path, wanted, marks)) for path in batch], wanted)
+        return _joined([(path, _content(files, path, wanted)) for path in batch], wanted.schema)
 
     with ThreadPoolExecutor(workers) as pool:
         yield from chain.from_iterable(pool.map(read, batches))
@@ -149,16 +150,20 @@ def _joined(contents: Sequence[Content], wanted: pa.Schema) -> list[Content]:
     return found
 
 
-def _content(files: fs.FileSystem, path: str, wanted: pa.Schema, marks: frozenset[str]) -> pa.Table | Exception:
+def _content(files: fs.FileSystem, path: str, wanted: _Wanted) -> pa.Table | Exception:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         with files.open_input_file(path) as stream:
-            content = pa.BufferReader(stream.read_buffer())  # one request, where each of 200 columns would be one
-        found = pq.ParquetFile(content, page_checksum_verification=True).read(use_threads=False)
-        _require_own(found.column_names, marks)
-        return _conform(found, wanted)
+            # one request, where each of 200 columns would be one; of a large file that holds more than is wanted only that
+            whole = not wanted.alone or stream.size() <= _SMALL
+            source = pa.BufferReader(stream.read_buffer()) if whole else stream
+            content = pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=not whole)
+            names = content.schema_arrow.names
+            _require_own(names, wanted.marks)
+            columns = [name for name in wanted.schema.names if name in names] if wanted.alone else None
+            return _conform(content.read(columns, use_threads=False), wanted.schema)
     except (pa.ArrowException, OSError, ValueError) as error:  # odd metadata is a ValueError
         return error
 

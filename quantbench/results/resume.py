@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +16,7 @@ from quantbench.core.record import Record, Status
 from quantbench.core.scenario import Scenario
 from quantbench.core.trace import Trace
 from quantbench.planning.case import Case
+from quantbench.results.listing import NAME, own_rows
 from quantbench.results.restore import restored
 from quantbench.results.schema import TABLES
 from quantbench.results.store import Run, filesystem
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
 LAST = "last"
 """Stands for the last run that was started on this machine."""
 
-_NAME = re.compile(r"(?P<run>[^.].*)-(?P<number>\d{5,})\.parquet")
 _ROW = "{}-00000.parquet"
 
 Key = tuple[str, int]
@@ -123,7 +121,7 @@ def resume(root: str, name_or_last: str, run: Run) -> Earlier:
     if name_or_last != LAST and name_or_last not in runs:
         nothing = UsageError(f"there is no run to resume under {root!r}; start one without --resume")
         raise unknown_name("run", name_or_last, runs) if runs else nothing
-    name = _last_of_machine(files, runs, run.machine.fingerprint) if name_or_last == LAST else name_or_last
+    name = _last_of_machine(files, base, runs, run.machine.fingerprint) if name_or_last == LAST else name_or_last
     if name is None:
         raise UsageError(f"there is no run of this machine to resume under {root!r}; start one without --resume")
     (row,) = _rows(files, runs[name])
@@ -165,18 +163,15 @@ def hold(root: str, run: Run) -> IO[bytes] | None:
     return stream
 
 
-def _last_of_machine(files: fs.FileSystem, runs: Mapping[str, str], machine: str) -> str | None:
+def _last_of_machine(files: fs.FileSystem, root: str, runs: Collection[str], machine: str) -> str | None:
     """The last run of this machine by number; runs from before there were numbers come first, ordered by start.
 
     A file that cannot be read does not count.
     """
-    found: dict[str, tuple[int, datetime, str]] = {}
-    for name, path in runs.items():
-        with contextlib.suppress(StoreError):
-            for row in _rows(files, path):
-                if row.get("machine") == machine:
-                    found[name] = (row.get("run_number") or 0, row["started_at"], name)
-    return max(found, key=found.__getitem__, default=None)
+    rows = own_rows(files, root, ("run_id", "run_number", "started_at", "machine")).to_pylist()
+    of_machine = [row for row in rows if row["machine"] == machine and row["run_id"] in runs]
+    keys = [(row["run_number"] or 0, row["started_at"], row["run_id"]) for row in of_machine]
+    return max(keys)[2] if keys else None
 
 
 def _require_same(row: Mapping[str, Any], run: Run) -> None:
@@ -205,11 +200,11 @@ def _listed(files: fs.FileSystem, folder: str) -> list[str]:
 
 
 def _match(path: str) -> re.Match[str] | None:
-    return _NAME.fullmatch(path.rpartition("/")[2])
+    return NAME.fullmatch(path.rpartition("/")[2])
 
 
 def _number(name: str, run_id: str) -> int | None:
-    match = _NAME.fullmatch(name)
+    match = NAME.fullmatch(name)
     return int(match["number"]) if match and match["run"] == run_id else None
 
 

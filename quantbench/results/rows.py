@@ -47,6 +47,15 @@ class Row:
         return bool(self.values.get(name))
 
     @property
+    def versions(self) -> dict[str, str]:
+        """Versions of the libraries by name; empty where none were stored."""
+        try:
+            found = json.loads(self.text("versions") or "{}")
+        except ValueError:
+            return {}
+        return {str(name): str(number) for name, number in found.items()} if isinstance(found, dict) else {}
+
+    @property
     def ok(self) -> bool:
         """Whether it was measured."""
         return self.text("status") == "ok"
@@ -87,6 +96,11 @@ class Row:
     def label(self) -> str:
         """``method/precision`` with its suffix."""
         return self.variant + self.suffix
+
+    @property
+    def alternated(self) -> bool:
+        """Whether its timed rounds alternated with the reference's in one process."""
+        return self.text("anchor") == self.text("reference") and self.number("decode_ratio") is not None
 
     def null_reason(self, name: str) -> str:
         """Why a metric of an ok row is null; empty when no reason was stored."""
@@ -132,6 +146,16 @@ class Group:
         """The reference's own row, when it was measured."""
         return next((row for row in self.rows if row.ok and row.variant == self.reference and not row.flag("control")), None)
 
+    def over_reference(self, row: Row, name: str) -> float | None:
+        """A figure of ``row`` over that of the reference's own row."""
+        mine, reference = row.number(name), self.reference_row
+        theirs = reference.number(name) if reference else None
+        return mine / theirs if mine is not None and theirs else None
+
+    def speed_ratio(self, row: Row) -> float | None:
+        """Decode throughput of ``row`` over the reference's, from alternating rounds where there are any."""
+        return row.number("decode_ratio") if row.alternated else self.over_reference(row, "decode_tps")
+
     @property
     def instrument_check(self) -> bool:
         """Whether the model serves only to check the instrument."""
@@ -147,11 +171,7 @@ class Group:
 
     def version(self, package: str) -> str:
         """The version of a library that the run used; empty when it was not stored."""
-        try:
-            found = json.loads(self.fact("versions") or "{}")
-        except ValueError:
-            return ""
-        return str(found.get(package, "")) if isinstance(found, dict) else ""
+        return next((row.versions for row in self.rows if row.text("versions")), {}).get(package, "")
 
 
 def latest_run(frame: pd.DataFrame) -> pd.DataFrame:

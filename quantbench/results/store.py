@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,8 @@ from quantbench.core.machine import Machine
 from quantbench.core.record import SCHEMA_VERSION, Missing, Output, Record, Sample, Status
 from quantbench.core.scenario import Scenario, at_batch
 from quantbench.methods import METHODS
-from quantbench.results.reading import highest_run_number, read_folder
+from quantbench.results.listing import files_of, list_files, own_rows
+from quantbench.results.reading import as_frame, of_runs, read_files
 from quantbench.results.reading import plain as _plain
 from quantbench.results.schema import schema
 
@@ -104,7 +106,8 @@ class Store:
         the same number; ``in_order`` then goes by their start.
         """
         if not self._resumes:
-            self._run = replace(self._run, run_number=1 + highest_run_number(self._files, f"{self._root}/runs"))
+            numbers = own_rows(self._files, self._root, ["run_number"])["run_number"].to_pylist()
+            self._run = replace(self._run, run_number=1 + max((each or 0 for each in numbers), default=0))
         self._write_run(planned=planned, finished=None, ok=None, interrupted=True, finished_at=None)
 
     def finish(self, *, planned: int, finished: int, ok: int, interrupted: bool) -> None:
@@ -158,25 +161,40 @@ class Store:
             self._files.delete_file(path)
 
 
-def load(path: str = "results", table: str = "scenarios", *, run: str | None = None) -> pd.DataFrame:
-    """A table of all runs under ``path``, or only of the ``run`` with that id, as a DataFrame with the schema's dtypes.
+def load(path: str = "results", table: str = "scenarios", *, run: str | Collection[str] | None = None) -> pd.DataFrame:
+    """A table of all runs under ``path``, or only of the ``run`` or runs with that id, as a DataFrame with the schema's dtypes.
 
-    Integers and booleans have pandas' nullable dtypes. Columns that an older file lacks are null in its rows; further columns,
-    of a newer version or of a metric that is not installed here, come last. Files that cannot be read (truncated, not parquet,
-    of another table) are skipped with a warning. Raises StoreError when there is no such table or no readable file.
+    Files of other runs than those named are not opened. Integers and booleans have pandas' nullable dtypes. Columns that an
+    older file lacks are null in its rows; further columns, of a newer version or of a metric that is not installed here, come
+    last. Files that cannot be read (truncated, not parquet, of another table) are skipped with a warning. Raises StoreError
+    when there is no such table, no readable file, or no row of any run named.
     """
-    import pandas as pd
-    import pyarrow as pa
-
     files, root = filesystem(path)
-    whole = read_folder(files, f"{root}/{table}", table, run)
-    if whole is None:
-        raise StoreError(f"no results of table {table!r} under {path!r}; run the benchmark first, or set --results")
-    if run is not None and not len(whole):
-        raise StoreError(f"{path} has no row of run {run}: no scenario of it was finished; resume it, or choose another run")
-    types = {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype(), pa.string(): pd.StringDtype(na_value=float("nan"))}
-    frame: pd.DataFrame = whole.to_pandas(types_mapper=types.get, ignore_metadata=True)
-    return frame
+    runs = [run] if isinstance(run, str) else None if run is None else list(run)
+    everything = list_files(files, f"{root}/{table}")
+    rows, sentences = read_files(files, everything if runs is None else files_of(files, root, everything, runs), table)
+    for sentence in sentences:
+        warnings.warn(sentence, stacklevel=2)
+    if runs is not None and rows is not None:
+        rows = of_runs(rows, runs)
+    if runs and everything and not (rows is not None and len(rows)):
+        raise none_of(runs, path, table)
+    if rows is None:
+        raise no_results(path, table)
+    return as_frame(rows)
+
+
+def no_results(path: str, table: str = "scenarios") -> StoreError:
+    """The error where nothing is stored of a table, or nothing that can be read."""
+    return StoreError(f"no results of table {table!r} under {path!r}; run the benchmark first, or set --results")
+
+
+def none_of(runs: Sequence[str], path: str, table: str = "scenarios") -> StoreError:
+    """The error where a table has no row of these runs, or none that can be read."""
+    names = ", ".join(runs)
+    if table == "scenarios":
+        return StoreError(f"{path} has no row of run {names}: no scenario of it was finished; resume it, or choose another run")
+    return StoreError(f"run {names} kept no rows in table {table!r} under {path!r}")
 
 
 def in_order(frame: pd.DataFrame) -> list[str]:

@@ -23,6 +23,9 @@ _LOAD_BPS = 5e8
 _CONVERT_BPS = 5e7
 """Bytes of 16-bit weights that a converter or quantizer processes per second."""
 
+_PREPARE_START_S = 5.0
+"""Imports of a converter or quantizer, and what it does for a model of any size."""
+
 _STEP_S = 2e-4
 """Fixed cost of a decode step per layer, in seconds: Python and kernel calls."""
 
@@ -120,7 +123,7 @@ def expected(scenarios: Iterable[Scenario], effort: Effort, machine: MachineSpee
         estimates[key] = Expected(
             measure_s=machine.pace * sum(job_s(load, effort, machine) for load in loads),
             reference_s=machine.pace * sum(_reference(reference, load, machine) for reference, load in new.items()),
-            prepare_s=2 * shapes.parameters / _CONVERT_BPS if method.preparer else 0.0,
+            prepare_s=_PREPARE_START_S + 2 * shapes.parameters / _CONVERT_BPS if method.preparer else 0.0,
         )
     return estimates
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 from threading import Event, Thread
 from typing import Protocol
 
@@ -90,7 +90,10 @@ class Progress:
         self._once: dict[str, float] = {}
         self._once_began: tuple[str, float] | None = None
         self._paces: list[tuple[float, float]] = []
-        self._prepared: list[tuple[float, float]] = []
+        self._took: dict[JobKey, float] = {}
+        """Seconds that measuring took, without what was made once."""
+        self._prepared: list[float] = []
+        """Seconds that artifacts took to make, over what was estimated."""
         self._display = display
         self._jobs = jobs
         self._polls = polls
@@ -114,6 +117,8 @@ class Progress:
         self._stage, self._folder, self._statuses = "starting", None, []
         self._started, self._measured = self._clock(), False
         self._key, self._once, self._once_began = first.job, {}, None
+        if again and first.job in self._took:
+            self._rest[first.job] = Expected(measure_s=self._took[first.job] / (self.pace or 1.0))
         self._look()
         try:
             with self._polling():
@@ -155,19 +160,20 @@ class Progress:
     def _learn(self, elapsed_s: float) -> None:
         """Compare a job that is done with its estimate."""
         self._note_once("")
-        estimate = self._rest.pop(self._key, None) if self._key else None
-        self._key = None
-        if estimate and self._measured:
-            self._paces.append((elapsed_s - sum(self._once.values()), estimate.measure_s))
+        key, self._key = self._key, None
+        estimate = self._rest.pop(key, None) if key else None
+        if estimate and self._measured and key:
+            self._took[key] = elapsed_s - sum(self._once.values())
+            self._paces.append((self._took[key], estimate.measure_s))
             if estimate.prepare_s:
-                self._prepared.append((self._once.get("prepare", 0.0), estimate.prepare_s))
+                self._prepared.append(self._once.get("prepare", 0.0) / estimate.prepare_s)
 
     def _estimated(self, elapsed_s: float, left: int) -> float | None:
         """Estimated seconds left, ``elapsed_s`` into the current job; None unless all ``left`` jobs have estimates."""
-        if not self._paces or len(self._rest) < left:
+        if not self._rest or len(self._rest) < left:
             return None
-        took, estimated = map(sum, zip(*self._prepared, strict=True)) if self._prepared else (1.0, 1.0)
-        pace, prepare = self.pace or 1.0, took / estimated
+        # One artifact that takes very long, or was kept from before, says little about the next: hence the median.
+        pace, prepare = self.pace or 1.0, median(self._prepared or [1.0])
         jobs = {key: pace * each.measure_s + each.reference_s + prepare * each.prepare_s for key, each in self._rest.items()}
         here = jobs.pop(self._key, 0.0) if self._key else 0.0
         return sum(jobs.values()) + max(0.0, here - elapsed_s)

@@ -48,6 +48,8 @@ class Runner:
         self._attempts: Counter[Scenario] = Counter()
         self._took_s: dict[JobKey, float] = {}
         self._jobs: dict[JobKey, list[Scenario]] = {}
+        self._added: dict[Scenario, bool] = {}
+        """Whether scenarios that were added later are probed."""
         for scenario in plan.scenarios:
             self._jobs.setdefault(scenario.job, []).append(scenario)
         self._cases = Cases(trust_remote_code=plan.trust_remote_code)
@@ -89,11 +91,12 @@ class Runner:
             raise self._unstored[scenario]
         return self._records[scenario]
 
-    def add(self, scenario: Scenario) -> None:
-        """Plan one more scenario."""
+    def add(self, scenario: Scenario, *, probed: bool) -> None:
+        """Plan one more scenario, its variant to be ``probed`` or not."""
         group = self._jobs.setdefault(scenario.job, [])
         if scenario not in group:
             group.append(scenario)
+            self._added[scenario] = probed
 
     def row(self, record: Record) -> Mapping[str, Any]:
         """The record's row of ``scenarios``, as stored."""
@@ -189,7 +192,7 @@ class Runner:
                 yield from (failed(case, failure) for case, _ in ready)
                 return
         probes = None
-        if self._plan.probes and first.checkpoint:
+        if self._added.get(first.scenario, first.scenario.variant.name in self._plan.probed) and first.checkpoint:
             probes = probed(first.scenario.spec, first.checkpoint, lambda: self._work.run("probe", first, tasks))
         try:
             _, failure = self._work.run("measure", first, tasks, probes=probes)

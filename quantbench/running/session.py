@@ -126,7 +126,7 @@ class Session:
         _require_devices((scenario,))
         self.asked[scenario.id] = scenario
         self._rows.add((scenario.id, scenario.repeat))
-        self.runner.add(scenario)
+        self.runner.add(scenario, probed=self.options.probes)
         return scenario
 
     def steady(self, scenario: Scenario) -> Record:

@@ -16,8 +16,13 @@ from quantbench.tables.table import Table
 _REPEATED = "median of N: over N fresh processes; intervals reach from their lowest to their highest end"
 
 
-def assemble(name: str, title: str, lines: Sequence[Line], fields: Sequence[Field], notes: Sequence[str]) -> Table:
-    """A Table of ``lines``; after ``notes`` come those on signs in use, on failures and on missing figures."""
+def assemble(
+    name: str, title: str, lines: Sequence[Line], fields: Sequence[Field], notes: Sequence[str], *, terse: bool = False
+) -> Table:
+    """A Table of ``lines``; after ``notes`` come those on signs in use, on failures and on missing figures.
+
+    A ``terse`` one has only the notes that change how a figure is to be read.
+    """
     group = lines[0].group
     fields = fields if group.rows else _paired(fields)
     rows = tuple(tuple(field.marked(line) for field in fields) for line in lines)
@@ -46,9 +51,9 @@ def assemble(name: str, title: str, lines: Sequence[Line], fields: Sequence[Fiel
         notes=(
             *notes,
             *(f"{sign} {meaning}" for sign, meaning in signs.items() if sign in shown),
-            *failures(lines),
+            *([] if terse else failures(lines)),
             *([_REPEATED] if any(line.row and line.row.number(REPEATS) for line in lines) else []),
-            *_missing(lines, fields),
+            *([] if terse else _missing(lines, fields)),
         ),
     )
 

@@ -44,13 +44,12 @@ class Line:
     @property
     def alternated(self) -> bool:
         """Whether its timed rounds alternated with the reference's in one process."""
-        row = self.row
-        return row is not None and row.text("anchor") == row.text("reference") and row.number("decode_ratio") is not None
+        return self.row is not None and self.row.alternated
 
     @property
     def speed_ratio(self) -> float | None:
         """Decode throughput over the reference's, from alternating rounds where there are any."""
-        return self.number("decode_ratio") if self.alternated else self.over_reference("decode_tps")
+        return self.group.speed_ratio(self.row) if self.row else None
 
     def number(self, name: str) -> int | float | None:
         """A figure of the row; None where it is null or there is no row."""
@@ -58,10 +57,7 @@ class Line:
 
     def over_reference(self, name: str) -> float | None:
         """A figure over that of the reference's own row."""
-        mine = self.number(name)
-        reference = self.group.reference_row
-        theirs = reference.number(name) if reference else None
-        return mine / theirs if mine is not None and theirs else None
+        return self.group.over_reference(self.row, name) if self.row else None
 
 
 def lines_of(group: Group, claims: ClaimTable, belongs: Callable[[Row], bool]) -> list[Line]:

@@ -84,6 +84,12 @@ def terminal_width() -> int:
     return shutil.get_terminal_size(_FALLBACK_SIZE).columns
 
 
+def text_width(table: Table) -> int:
+    """Columns of a terminal that the table takes as text, its caption and notes aside."""
+    columns = _blocks(table)
+    return sum(column.width for column in columns) + _GAP * (len(columns) - 1)
+
+
 def wrap(text: str, width: int, indent: str = "") -> list[str]:
     """``text`` on lines of at most ``width``, unless a word is longer; later lines are indented."""
     return textwrap.wrap(
@@ -145,7 +151,11 @@ def _listed(table: Table, width: int) -> list[str]:
 
 
 def _gridded(table: Table, width: int) -> list[str]:
-    columns = [
+    return [line for panel in _panels(_squeeze(_blocks(table), width), width) for line in [*_grid(panel), ""]]
+
+
+def _blocks(table: Table) -> list[_Block]:
+    return [
         _Block(
             title=f"{heading.title}\n{heading.source}" if table.compares else heading.title,
             numeric=heading.numeric,
@@ -154,7 +164,6 @@ def _gridded(table: Table, width: int) -> list[str]:
         )
         for heading, texts in table.shown_columns()
     ]
-    return [line for panel in _panels(_squeeze(columns, width), width) for line in [*_grid(panel), ""]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,29 +1,39 @@
-"""The end of a run on the terminal: the decision, the table behind it, what failed, and where the results are."""
+"""The short answer about a run: what to ship in one line, at most ten rows, and where the rest is."""
 
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from quantbench.advice.decision import decide
+from quantbench.advice.headline import COLUMNS, context, headline, named
 from quantbench.core.errors import StoreError
 from quantbench.results.rows import groups
 from quantbench.results.store import load
-from quantbench.tables.kinds.measured import overview
+from quantbench.tables.kinds.measured import shortlist, table_of
 from quantbench.tables.lines import failures, plain_lines
-from quantbench.tables.render import as_text, terminal_width, wrap
+from quantbench.tables.render import as_markdown, as_text, terminal_width, wrap
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import pandas as pd
+
+    from quantbench.advice.decision import Choice
+    from quantbench.results.rows import Group
+    from quantbench.tables.table import Table
+
+MEASURED = "quantbench tables measured"
+_REASONS = 3
 
 
 def run_summary(results: str, run_id: str, width: int | None = None, *, brief: bool = False) -> list[str]:
     """Lines about the run ``run_id`` stored under ``results``, for a terminal of ``width`` columns (default: this one's).
 
-    Decisions come first. A ``brief`` summary lists failures instead of tables. Results that cannot be read give a line,
-    not an exception: the run itself is over.
+    A ``brief`` summary has no rows. Results that cannot be read give a line, not an exception: the run itself is over.
     """
-    columns = width or terminal_width()
+    columns = min(COLUMNS, width or terminal_width())
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
@@ -31,14 +41,64 @@ def run_summary(results: str, run_id: str, width: int | None = None, *, brief: b
         except StoreError as error:
             return wrap(str(error), columns)
     lines = [line for warning in caught for line in wrap(f"warning: {warning.message}", columns, "  ")]
-    for choice in decide(frame):
-        lines += [*wrap(choice.sentence, columns), ""]
-    lines += _failures(frame, columns) if brief else as_text(overview(frame), columns).splitlines()
-    return [*lines, *wrap(f"results of run {run_id}: {results} (quantbench.load({results!r}) reads them)", columns)]
+    lines += short_text(frame, columns, brief=brief)
+    place = f"results of run {run_id}: {results} (in pandas: quantbench.load({results!r})); more tables: quantbench tables"
+    return [*lines, *wrap(place, columns)]
 
 
-def _failures(frame: pd.DataFrame, columns: int) -> list[str]:
-    """Every row that was not measured, with its reason; rows with the same reason together."""
-    lines = [line for group in groups(frame) for line in plain_lines(group)]
-    said = failures(lines, lambda line: f"{line.group.model}, prompts {line.group.prompts}, {line.label}")
-    return [part for each in said for part in wrap(f"- {each}", columns, "  ")]
+def short_text(
+    frame: pd.DataFrame, width: int | None = None, *, brief: bool = False, everything: bool = False
+) -> list[str]:
+    """Lines for a terminal, for each model and prompt set: decision, rows, and how many were not measured.
+
+    ``frame`` holds rows of ``scenarios``. ``brief`` leaves the rows out, ``everything`` shows all of them.
+    """
+    columns = min(COLUMNS, width or terminal_width())
+    lines: list[str] = []
+    for group, choice in _answered(frame):
+        # On a narrow terminal a decision is wrapped; elsewhere it is one line, however long its names are.
+        lines += [part for text in _said(choice) for part in (wrap(text, columns) if columns < COLUMNS else [text])]
+        if not brief:
+            lines += ["", *as_text([_rows(group, choice, everything=everything)], columns).rstrip("\n").splitlines()]
+        lines += [part for text in _unmeasured(group) for part in wrap(text, columns, "  ")]
+        lines.append("")
+    return lines
+
+
+def short_markdown(frame: pd.DataFrame, *, everything: bool = False) -> str:
+    """The same as GitHub-flavoured Markdown."""
+    from quantbench.core.text import escape_markdown
+
+    parts: list[str] = []
+    for group, choice in _answered(frame):
+        said = [escape_markdown(text) for text in [*_said(choice), *_unmeasured(group)]]
+        parts += ["\n\n".join(said), as_markdown([_rows(group, choice, everything=everything)]).strip("\n")]
+    return "\n\n".join(filter(None, parts))
+
+
+def _answered(frame: pd.DataFrame) -> list[tuple[Group, Choice | None]]:
+    """Each group with its decision, those with a decision first; it is None where no prompts were answered."""
+    choices = iter(decide(frame))  # one for each group that answered prompts, in the order of the groups
+    pairs = [(group, next(choices) if group.reads == "prompts" else None) for group in groups(frame)]
+    return sorted(pairs, key=lambda pair: pair[1] is None)
+
+
+def _said(choice: Choice | None) -> Sequence[str]:
+    return [text for text in (headline(choice), context(choice)) if text] if choice else []
+
+
+def _rows(group: Group, choice: Choice | None, *, everything: bool) -> Table:
+    if everything:
+        return table_of(group)
+    return shortlist(group, named(choice) if choice else (), COLUMNS)
+
+
+def _unmeasured(group: Group) -> list[str]:
+    """How many rows have no figures; of those that were not skipped, up to _REASONS reasons."""
+    ended = Counter(row.text("status") for row in group.rows if not row.ok)
+    if not ended:
+        return []
+    counts = ", ".join(f"{count} {status}" for status, count in ended.most_common())
+    said = [f"{ended.total()} of {len(group.rows)} not measured: {counts}; reasons: {MEASURED}"]
+    failed = failures(line for line in plain_lines(group) if line.status != "skipped")
+    return [*said, *(f"- {sentence}" for sentence in failed[:_REASONS])]

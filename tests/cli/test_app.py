@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
@@ -38,11 +39,24 @@ def test_nothing_heavy_is_imported_to_say_what_there_is(line: str) -> None:
     assert done.stdout
 
 
-def test_help_lists_every_command() -> None:
+def test_help_lists_every_command_under_a_heading_and_fits_a_screen() -> None:
     text = CliRunner().invoke(app, ["--help"]).stdout
     for name in COMMANDS:
-        assert f"\n  {name} " in text
+        assert text.count(f"\n  {name} ") == 1
     assert "..." not in text.replace("COMMAND [ARGS]...", "")
+    *_, measure, read, look_up = text.split("\n\n")
+    assert [group.splitlines()[0] for group in (measure, read, look_up)] == ["Measure:", "Read:", "Look up:"]
+    begins = {re.search(r"  [A-Z]", line[2:]).start() for group in (measure, read, look_up) for line in group.splitlines()[1:]}  # type: ignore[union-attr]
+    assert len(begins) == 1  # what commands do begins in one column
+    assert max(map(len, text.splitlines())) <= 80
+    assert len(text.splitlines()) <= 36
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_of_a_command_fits_80_columns_and_is_not_cut(name: str) -> None:
+    text = CliRunner().invoke(app, [name, "--help"]).stdout
+    assert text
+    assert max(map(len, text.splitlines())) <= 80
 
 
 def test_version() -> None:
@@ -82,7 +96,7 @@ class _SpecialError(QuantbenchError):
         (OSError(28, "No space left on device"), 2, "No space left on device"),
         (ValueError("one\n  two"), 1, "unexpected ValueError: one two; quantbench --debug COMMAND shows where"),
         (KeyboardInterrupt(), 130, "interrupted"),
-        (UsageError("pip install 'quantbench[gguf]'"), 2, "pip install 'quantbench[gguf]'"),
+        (UsageError("pip install '.[gguf]'"), 2, "pip install '.[gguf]'"),  # which rich takes for no style
     ],
 )
 def test_an_error_is_one_sentence_with_its_exit_code(error: BaseException, code: int, said: str) -> None:

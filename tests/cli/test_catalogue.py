@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,9 +13,11 @@ from typer.testing import CliRunner
 from quantbench.cli import catalogue, doctor
 from quantbench.cli.app import app
 from quantbench.core import machine
+from quantbench.core.install import install_hint
 from quantbench.core.record import Column
 from quantbench.methods import METHODS
 from quantbench.metrics import METRICS, all_columns
+from quantbench.models import dummy_configs
 from quantbench.runtimes.llama_cpp import probe
 
 if TYPE_CHECKING:
@@ -39,12 +42,12 @@ def gguf_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(METHODS["gguf"], "requires", ("a_module_that_nobody_has",))
 
 
-def test_methods_are_listed_with_all_their_precisions() -> None:
-    lines = {line.split()[0]: line for line in _said("methods").splitlines()[1:]}
-    assert list(lines) == [method.name for method in METHODS]
-    for method in METHODS:
-        assert " ".join(each.name for each in method.precisions) in lines[method.name]
-        assert f" {method.anchor} " in lines[method.name]
+def test_methods_are_listed_with_all_their_precisions_in_100_columns() -> None:
+    text = _said("methods")
+    assert max(map(len, text.splitlines())) <= 100
+    for block, method in zip(text.split("\n\n"), METHODS, strict=True):
+        words = " ".join(block.split())
+        assert words.startswith(f"{method.name}: {method.about} {' '.join(each.name for each in method.precisions)}")
 
 
 def test_methods_as_json_hold_the_bits() -> None:
@@ -56,11 +59,11 @@ def test_methods_as_json_hold_the_bits() -> None:
 
 @pytest.mark.usefixtures("gguf_missing")
 def test_a_method_that_is_not_installed_has_the_line_that_installs_it() -> None:
-    line = next(line for line in _said("methods").splitlines() if line.startswith("gguf"))
-    assert "  pip install 'quantbench[gguf]'  " in line
+    block = next(block for block in _said("methods").split("\n\n") if block.startswith("gguf: "))
+    assert block.splitlines()[-1] == f"  needs a_module_that_nobody_has, not installed; {install_hint('gguf')}"
     found = next(each for each in _json("methods") if each["method"] == "gguf")
     assert (found["installed"], found["missing"]) == (False, ["a_module_that_nobody_has"])
-    assert found["install"] == "pip install 'quantbench[gguf]'"
+    assert found["install"] == install_hint("gguf")
 
 
 def test_metrics_list_every_column_once() -> None:
@@ -126,6 +129,9 @@ def test_models_name_the_built_in_ones_and_the_other_forms() -> None:
     assert found["built_in"][0]["model"] == "canary"
     assert found["built_in"][0]["instrument_check"] is True
     assert len(found["forms"]) == 7
+    assert found["dummies"] == list(dummy_configs())
+    assert " ".join(text.split()).endswith(", ".join(dummy_configs()))
+    assert max(map(len, text.splitlines())) <= 100
 
 
 @pytest.fixture
@@ -170,7 +176,7 @@ def test_doctor_says_how_to_get_out_of_a_cache_that_cannot_be_written(
 
 @pytest.mark.usefixtures("well", "gguf_missing")
 def test_doctor_says_what_is_missing_and_how_to_get_it() -> None:
-    assert "no: a_module_that_nobody_has; pip install 'quantbench[gguf]'" in _said("doctor")
+    assert f"no: a_module_that_nobody_has; {install_hint('gguf')}" in _said("doctor")
 
 
 @pytest.mark.usefixtures("well")
@@ -226,6 +232,14 @@ def test_doctor_still_answers_when_something_is_broken(part: str, monkeypatch: p
     (problem,) = _json("doctor")["problems"]
     assert problem.endswith(": RuntimeError: out of order")
     assert problem in _said("doctor")
+
+
+def test_doctor_names_another_project_with_the_same_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    records = {"quantbench": "quantbench/__init__.py,,", "stranger": "LICENSE,,\nquantbench/a.py,,", "other": "quantbenchx/a.py,,"}
+    installed = [SimpleNamespace(name=name, read_text={"RECORD": record}.get) for name, record in records.items()]
+    monkeypatch.setattr(doctor, "distributions", lambda: [*installed, SimpleNamespace(name="bare", read_text=lambda _: None)])
+    (problem,) = _json("doctor")["problems"]
+    assert problem == "stranger, another project, has a module quantbench too; uninstall it, and install this again"
 
 
 def test_doctor_names_a_plug_in_that_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -142,7 +142,7 @@ def test_another_table(results: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--to", "xml"], "unknown export format 'xml'; known: bmf, csv, github-action-benchmark, jsonl, pytorch-hud"),
+        (["--to", "xml"], "known: bmf, csv, github-action-benchmark, jsonl, model-card, pytorch-hud"),
         (["--to", "bmf", "--run", "erly"], "unknown run 'erly'; did you mean 'early'?"),
         (["--to", "bmf", "--table", "samples", "--run", "early"], "csv and jsonl take any"),
         (["--to", "github-action-benchmark"], "one with --better lower and one with --better higher"),

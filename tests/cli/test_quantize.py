@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from quantbench.cli.app import app
 from quantbench.core.errors import ModelError
+from quantbench.core.install import install_hint
 from quantbench.methods import METHODS
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ def test_a_method_that_cannot_write_names_others(quantize: Any, tmp_path: Path, 
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        ({"method": "tork"}, "unknown method 'tork'; did you mean 'torch' or 'torchao'?"),
+        ({"method": "tork"}, "unknown method 'tork'; did you mean 'torch'?"),
         ({"precision": "fp17"}, "unknown precision of torch 'fp17'; did you mean 'fp16'"),
         ({"model": "./nonesuch"}, "model path './nonesuch' does not exist"),
     ],
@@ -145,4 +146,4 @@ def test_a_method_that_is_not_installed(quantize: Any, tmp_path: Path, monkeypat
     monkeypatch.setattr(METHODS["torch"], "requires", ("a_module_that_nobody_has",))
     result = quantize(tmp_path / "out")
     assert result.exit_code == 2
-    assert "needs a_module_that_nobody_has, not installed; pip install 'quantbench[torch]'" in result.stderr
+    assert f"needs a_module_that_nobody_has, not installed; {install_hint('torch')}" in result.stderr

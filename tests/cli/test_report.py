@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from quantbench.cli.app import app
+from quantbench.core.install import install_hint
 from quantbench.core.machine import Machine
 from quantbench.core.record import Record, Status
 from quantbench.core.scenario import Conditions, Scenario, Variant
@@ -84,7 +85,7 @@ def test_a_missing_library_is_named_with_its_pip_line(results: Path, tmp_path: P
     monkeypatch.setitem(sys.modules, "vl_convert", None)
     code, stdout, stderr = _run("-o", str(tmp_path / "out.html"), "--results", str(results))
     assert (code, stdout) == (2, "")
-    assert stderr == "quantbench: a report needs vl-convert-python, not installed; pip install 'quantbench[report]'\n"
+    assert stderr == f"quantbench: a report needs vl-convert-python, not installed; {install_hint('report')}\n"
 
 
 def test_a_place_that_is_not_there_is_a_sentence(results: Path, tmp_path: Path) -> None:

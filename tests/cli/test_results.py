@@ -12,7 +12,8 @@ import pytest
 from typer.testing import CliRunner
 
 from quantbench import load
-from quantbench.advice.decision import decide
+from quantbench.advice.decision import RULE, decide
+from quantbench.advice.headline import headline
 from quantbench.cli.app import app
 from quantbench.cli.results import tables
 from quantbench.results.schema import schema
@@ -78,18 +79,41 @@ def test_formats_offered_are_those_that_can_be_rendered() -> None:
     assert set(get_args(offered)) == set(FORMATS)
 
 
-@pytest.mark.parametrize("output", ["text", "md"])
-def test_tables_open_with_the_decision(results: Path, output: str) -> None:
-    code, stdout, stderr = _run("tables", "--results", str(results), "--run", "early", "--format", output)
+def test_without_a_name_the_decision_its_rows_and_the_names_of_the_tables_are_shown(results: Path) -> None:
+    code, stdout, stderr = _run("tables", "--results", str(results), "--run", "early")
     assert (code, stderr) == (0, "")
-    opening, _, rest = stdout.partition("\n\n")
     frame = load(str(results))
-    sentence = decide(frame[frame["run_id"] == "early"])[0].sentence
-    assert opening.replace("\\", "") == sentence
-    assert "q4" in opening
-    assert "Q4_K_M" in rest.replace("\\", "")
+    lines = stdout.splitlines()
+    assert lines[0] == headline(decide(frame[frame["run_id"] == "early"])[0])
+    assert lines[1] == "4 others: quantbench recommend --why"
+    heads = ("Measured:", "gguf/q8_0 ", "TABLE ")
+    start = [next(index for index, line in enumerate(lines) if line.startswith(head)) for head in heads]
+    assert start == sorted(start)
+    named = {line.split()[0] for line in lines[start[-1] + 1 :]}
+    assert {"measured", "precision", "gguf", "methods", "claims", "all"} <= named
+    assert max(map(len, lines)) <= 100
+
+
+def test_as_markdown_the_decision_comes_first_too(results: Path) -> None:
+    code, stdout, _ = _run("tables", "--results", str(results), "--run", "early", "--format", "md")
+    assert code == 0
+    frame = load(str(results))
+    assert stdout.replace("\\", "").startswith(headline(decide(frame[frame["run_id"] == "early"])[0]))
+    assert "| gguf/q4_k_m |" in stdout
     assert stdout.endswith("\n")
     assert not stdout.endswith("\n\n")
+
+
+def test_ten_rows_are_shown_and_all_of_them_if_asked(tmp_path: Path) -> None:
+    """Each has fewer bits and a higher KLD than the one before, so all are on the front."""
+    rows = [("torch/fp32", 32, 4000, 10.0, 0.0), *((f"gguf/v{n}", 16, 2000 - n, 10.0, 0.0001 * (n + 1)) for n in range(20))]
+    _write(tmp_path, "many", 1, rows=rows)
+
+    def shown(*more: str) -> int:
+        lines = _run("tables", "--results", str(tmp_path), *more)[1].splitlines()
+        return sum(line.startswith(("gguf/v", "torch/fp32")) for line in lines)
+
+    assert (shown(), shown("--all")) == (10, 21)
 
 
 def test_the_latest_run_is_shown_unless_another_is_asked_for(results: Path) -> None:
@@ -104,7 +128,7 @@ def test_one_kind_of_table(results: Path) -> None:
 
 
 def test_csv_and_json_hold_data_only(results: Path) -> None:
-    _, text, _ = _run("tables", "--results", str(results), "--run", "early", "--format", "csv")
+    _, text, _ = _run("tables", "all", "--results", str(results), "--run", "early", "--format", "csv")
     rows = list(csv.DictReader(io.StringIO(text)))
     assert {row["table"] for row in rows if row["model"] == "some/model"} == {"measured", "precision", "gguf", "methods"}
     assert {row["table"] for row in rows if not row["model"]} == {"formats", "claims"}
@@ -112,8 +136,18 @@ def test_csv_and_json_hold_data_only(results: Path) -> None:
     assert [each["table"] for each in json.loads(text)] == ["gguf"]
 
 
+def test_data_formats_without_a_name_hold_every_row(results: Path) -> None:
+    _, text, _ = _run("tables", "--results", str(results), "--run", "early", "--format", "json")
+    [table] = json.loads(text)
+    assert (table["table"], len(table["rows"])) == ("measured", len(ROWS))
+
+
 @pytest.mark.parametrize(
-    "command", [["tables", "methods"], ["tables", "roofline"], ["tables", "--run", "some"], ["recommend", "--memory", "1GiB"]]
+    "command",
+    [
+        ["tables", "methods"], ["tables", "roofline"], ["tables", "--run", "some"], ["recommend", "--memory", "1GiB"],
+        ["recommend"],
+    ],
 )
 def test_without_results_there_is_a_sentence_and_code_4(tmp_path: Path, command: list[str]) -> None:
     code, stdout, stderr = _run(*command, "--results", str(tmp_path / "nothing"))
@@ -137,7 +171,7 @@ def test_a_run_without_rows_of_a_planned_table_leaves_the_plan(results: Path) ->
 
 @pytest.mark.parametrize("output", get_args(get_type_hints(tables, include_extras=False)["output"]))
 def test_without_results_tables_show_what_was_claimed_and_planned(tmp_path: Path, output: str) -> None:
-    code, stdout, stderr = _run("tables", "--results", str(tmp_path / "nothing"), "--format", output)
+    code, stdout, stderr = _run("tables", "all", "--results", str(tmp_path / "nothing"), "--format", output)
     assert code == 0
     assert stderr.startswith("quantbench: no results of table 'scenarios' under")
     assert stderr.count("\n") == 1
@@ -145,6 +179,13 @@ def test_without_results_tables_show_what_was_claimed_and_planned(tmp_path: Path
         assert said in stdout
     if output in ("text", "md"):
         assert stdout.index("Number formats") < stdout.index("Precision levels") < stdout.index("GGUF quantization levels")
+
+
+def test_without_results_the_tables_have_names(tmp_path: Path) -> None:
+    code, stdout, stderr = _run("tables", "--results", str(tmp_path / "nothing"))
+    assert code == 4
+    assert stderr.startswith("quantbench: no results of table 'scenarios' under")
+    assert stdout.startswith("TABLE")
 
 
 def test_formats_need_no_results_and_say_nothing_of_them(tmp_path: Path) -> None:
@@ -157,6 +198,11 @@ def test_formats_need_no_results_and_say_nothing_of_them(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (["tables", "gguf", "--all"], "--all goes without a table's name; quantbench tables gguf shows every row anyway"),
+        (
+            ["recommend", "--model", "llama-2-7b"],
+            "model 'llama-2-7b' was not measured; give the --memory that a plan is to fit, such as 24GiB",
+        ),
         (["tables", "ggfu"], "unknown table 'ggfu'; did you mean 'gguf'?"),
         (["tables", "--run", "earl"], "unknown run 'earl'; did you mean 'early'?"),
         (["recommend", "--memory", "much"], "'much' is not a memory size; write for example 24GiB, 16GB or 512MiB"),
@@ -192,16 +238,17 @@ def one_run(tmp_path: Path) -> Path:
         (["--memory", "700B", "--max-kld", "1"], "gguf/q2_k"),
         (["--memory", "4KB", "--max-kld", "0.01"], "gguf/q8_0"),
         (["--memory", "4KB", "--max-kld", "0"], "torch/fp32"),
+        ([], "gguf/q4_k_m"),
     ],
 )
 def test_recommend_keeps_the_limits(one_run: Path, limits: list[str], pick: str) -> None:
     code, text, stderr = _run("recommend", *limits, "--results", str(one_run))
     assert (code, stderr) == (0, "")
-    assert f" ship {pick} on some/model" in text
+    assert f"ship {pick}: " in text.lower()
     code, body, _ = _run("recommend", *limits, "--results", str(one_run), "--format", "json")
     assert code == 0
     choice = json.loads(body)[0]
-    assert choice["sentence"] + "\n" == text
+    assert choice["sentence"] == text.splitlines()[0]
     assert choice["pick"]["name"] == pick
 
 
@@ -209,7 +256,7 @@ def test_recommend_keeps_the_limits(one_run: Path, limits: list[str], pick: str)
 def test_recommend_says_when_nothing_keeps_the_limits(one_run: Path, limits: list[str]) -> None:
     code, text, _ = _run("recommend", *limits, "--results", str(one_run))
     assert code == 4
-    assert "none of the variants measured on some/model" in text
+    assert text.startswith("Ship none")
     code, body, _ = _run("recommend", *limits, "--results", str(one_run), "--format", "json")
     assert code == 4
     assert json.loads(body)[0]["pick"] is None
@@ -220,5 +267,17 @@ def test_recommend_with_two_models_is_fine_when_one_has_a_pick(one_run: Path) ->
     _write(one_run, "both", 3, model="other/model", started_at=datetime(2026, 1, 2, tzinfo=UTC), status="oom")
     code, text, _ = _run("recommend", "--memory", "700B", "--results", str(one_run))
     assert code == 0
-    assert "on some/model" in text
-    assert "on other/model" in text
+    assert text.startswith("some/model, prompts ten\nUnder ")
+    assert "\nother/model, prompts ten\nShip none" in text
+
+
+def test_why_gives_each_of_the_others_a_line(one_run: Path) -> None:
+    code, text, _ = _run("recommend", "--why", "--results", str(one_run))
+    assert code == 0
+    lines = text.splitlines()
+    assert lines[0].startswith("Ship gguf/q4_k_m: ")
+    assert lines[-1] == RULE
+    reasons = {line.split()[0]: line for line in lines if "/" in line.split(" ")[0]}
+    assert set(reasons) == {name for name, *_ in ROWS} - {"gguf/q4_k_m"}
+    assert reasons["gguf/q2_k"].endswith("KLD above 0.056")
+    assert max(map(len, lines)) <= 100

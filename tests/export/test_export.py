@@ -72,7 +72,7 @@ def test_the_consumers_schema_refuses_what_the_consumer_would(
 
 
 def test_the_formats_by_name() -> None:
-    assert [each.name for each in EXPORTERS] == ["bmf", "csv", "github-action-benchmark", "jsonl", "pytorch-hud"]
+    assert [each.name for each in EXPORTERS] == ["bmf", "csv", "github-action-benchmark", "jsonl", "model-card", "pytorch-hud"]
 
 
 def test_an_unknown_format_is_told_from_the_known(frame: pd.DataFrame) -> None:

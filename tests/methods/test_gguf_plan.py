@@ -13,6 +13,7 @@ import pytest
 from gguf import GGUFReader
 
 from quantbench.core.errors import MissingDependency, ModelError, UnsupportedError
+from quantbench.core.install import install_hint
 from quantbench.core.job import Checkpoint
 from quantbench.core.scenario import Spec, Variant
 from quantbench.methods import METHODS, Settings
@@ -268,7 +269,7 @@ def test_a_library_that_is_not_installed_is_a_reason_with_the_pip_line(monkeypat
 
     (reason,) = {(each.weight_bytes, each.note) for each in forecast(read_architecture("canary")).values()}
     assert reason == (
-        None, "the sizes come from llama.cpp, which needs no_such_module, not installed; pip install 'quantbench[gguf]'",
+        None, f"the sizes come from llama.cpp, which needs no_such_module, not installed; {install_hint('gguf')}",
     )  # fmt: skip
     with pytest.raises(MissingDependency, match=r"cannot be read without no_such_module, not installed; pip install"):
         gguf_architecture(Path("x.gguf"))

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quantbench.core.errors import MissingDependency, ModelError, UsageError
+from quantbench.core.install import install_hint
 from quantbench.models import BuiltinModel, check_name
 from quantbench.models.checkpoint import checkpoint_dtype, count_parameters, resolve
 from quantbench.models.safetensors import safetensors_header
@@ -243,7 +244,7 @@ def test_a_hub_that_cannot_be_reached_is_one_sentence(monkeypatch: pytest.Monkey
 
 def test_a_hub_id_without_the_extra_names_the_pip_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    assert "pip install 'quantbench[torch]'" in _refusal("org/model", MissingDependency)
+    assert install_hint("torch") in _refusal("org/model", MissingDependency)
 
 
 def test_the_header_agrees_with_the_safetensors_library(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from quantbench.core.errors import MissingDependency, ModelError, UsageError
+from quantbench.core.install import install_hint
 from quantbench.models import MODELS, dummy_configs
 from quantbench.models.config import read_architecture
 
@@ -145,7 +147,7 @@ def test_a_hub_out_of_reach_says_how_to_go_without(monkeypatch: pytest.MonkeyPat
 
 def test_without_the_hubs_client_a_path_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(MissingDependency, match=r"pip install 'quantbench\[torch\]'; or give the path of its config\.json"):
+    with pytest.raises(MissingDependency, match=re.escape(f"{install_hint('torch')}; or give the path of its config.json")):
         read_architecture("org/tiny")
 
 

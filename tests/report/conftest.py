@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ def measured(name: str, *, control: bool = False, repeat: int = 0, model: str = 
     values: dict[str, Value] = {
         "weight_bytes": size, "weight_bytes_running": size, "bits_per_weight": bits, "ttft_s": 1 / tps,
         "decode_tps": tps, "decode_tps_low": tps * 0.98, "decode_tps_high": tps * 1.02, "decode_ratio": tps / 100,
+        "itl_s": 1 / tps, "itl_ratio": tps / 100,
         "kld_mean": kld, "kld_mean_se": kld / 50, "kld_mean_low": kld * 0.9, "kld_mean_high": kld * 1.1,
         "top1_agreement": 1 - kld / 2, "chrf": 80.0, "energy_per_token_j": Missing("no counter here"),
     }  # fmt: skip
@@ -97,13 +99,22 @@ def module(name: str, call_s: float) -> Record:
     )
 
 
+def served() -> Record:
+    """A record of a server that was asked for several answers at once, and does not say what its weights are."""
+    by_level = '{"4": 410.0, "1": 120.0, "2": 230.5}'
+    levels = {"concurrency": 4, "concurrent_tps": 410.0, "concurrent_ttft_s": 0.25, "concurrency_tps": by_level}
+    unknown = dict.fromkeys(("weight_bytes", "weight_bytes_running", "bits_per_weight", "kld_mean"), Missing("a server's"))
+    return replace(measured("server/as-served", model="some/served", **unknown, **levels), samples=(), outputs=())
+
+
 def everything() -> list[Record]:
-    """A run with every variant, a control, a module, failures and skips."""
+    """A run with every variant, a control, a module, a server, failures and skips."""
     return [
         *(measured(name) for name in VARIANTS),
         measured("torch/fp32", control=True),
         module("torch/fp32", 4e-4),
         module("torch-dynamic/int8", 2e-4),
+        served(),
         failed("gguf/q4_0", "error", HOSTILE, f"Traceback\n{HOSTILE}"),
         failed("torchao/int4-wo", "skipped", "it needs a CUDA device"),
     ]
@@ -112,10 +123,12 @@ def everything() -> list[Record]:
 Write = Callable[..., Results]
 
 
-def write_run(folder: Path, records: Sequence[Record], *, run_id: str = "run-1", day: int = 1, check: bool = True) -> None:
+def write_run(
+    folder: Path, records: Sequence[Record], *, run_id: str = "run-1", day: int = 1, check: bool = True, torch: str = "2.13.0"
+) -> None:
     """Store records as one run that ended."""
     run = Run(
-        machine=MACHINE, versions={"torch": "2.13.0", "quantbench": "0.1.0"}, command=f"pytest {HOSTILE}", commit="abc",
+        machine=MACHINE, versions={"torch": torch, "quantbench": "0.1.0"}, command=f"pytest {HOSTILE}", commit="abc",
         profile="quick", engine="inline", run_id=run_id, started_at=datetime(2026, 1, day, tzinfo=UTC),
     )  # fmt: skip
     store = Store(str(folder), run)
@@ -150,12 +163,12 @@ def record() -> Callable[..., Record]:
 
 @pytest.fixture(scope="session")
 def everything_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three runs: of a few variants, the same on the day after with other figures, and one of everything."""
+    """Three runs: of a few variants, the same on the day after with other figures, and one of everything by another torch."""
     folder = tmp_path_factory.mktemp("results")
     names = ("torch/fp32", "gguf/q8_0", "gguf/q4_k_m")
     for day in (1, 2):
         write_run(folder, [measured(name, kld_mean=0.001 * day * math.pi) for name in names], run_id=f"run-{day}", day=day)
-    write_run(folder, everything(), run_id="run-3", day=3)
+    write_run(folder, everything(), run_id="run-3", day=3, torch="2.14.0")
     return folder
 
 

@@ -114,7 +114,9 @@ def test_every_chart_is_drawn(browser: Chrome) -> None:
     found = _ask(browser, """return [...document.querySelectorAll('.plot')].map(plot => [plot.closest('section').id,
         plot.dataset.state, plot.querySelectorAll('svg path').length])""")  # fmt: skip
     sections = [section for section, _, _ in found]
-    assert {name: sections.count(name) for name in sections} == {"sizes": 1, "speeds": 1, "latencies": 3, "history": 3}
+    assert {name: sections.count(name) for name in sections} == {
+        "sizes": 1, "speeds": 2, "latencies": 3, "servers": 1, "history": 3,
+    }  # fmt: skip
     assert {state for _, state, _ in found} == {"drawn"}
     assert min(paths for _, _, paths in found) > 3
 
@@ -155,11 +157,11 @@ def test_the_front_and_the_pick_have_labels(browser: Chrome, size: tuple[int, in
 def test_filters_leave_the_rows_that_fit_all_of_them(browser: Chrome) -> None:
     shown = f"return {ROWS}.map(row => row.cells[0].textContent)"
     everything = _ask(browser, shown)
-    assert len(everything) == 17
+    assert len(everything) == 18
     text = browser.find_element("id", "filter-text")
     text.send_keys("GGUF q4")
     assert _ask(browser, shown) == ["gguf/q4_k_m", "gguf/q4_0"]
-    assert browser.find_element("id", "filter-count").text == "2 of 17 rows"
+    assert browser.find_element("id", "filter-count").text == "2 of 18 rows"
     _pick(browser, "#filter-status", "error")
     assert _ask(browser, shown) == ["gguf/q4_0"]
     text.send_keys(" nothing-like-it")
@@ -189,7 +191,7 @@ def test_the_keyboard_sorts_and_what_is_missing_stays_last(browser: Chrome) -> N
         assert sorted(known, reverse=fall) == known
         assert found[len(known) :] == [""] * (len(found) - len(known))
         assert sorted(found) == sorted(unsorted)
-    assert len(known) == 13
+    assert len(known) == 14
 
 
 def test_a_missing_figure_leads_to_its_reason(browser: Chrome) -> None:

@@ -14,9 +14,9 @@ import pytest
 
 from quantbench.advice.decision import DEFAULT_WORD
 from quantbench.advice.words import words
-from quantbench.report.charts import history, latency
+from quantbench.report.charts import history, latency, load
 from quantbench.report.charts.bars import bars
-from quantbench.report.charts.figures import courses, latencies, sizes, speeds
+from quantbench.report.charts.figures import courses, latencies, loads, sizes, speeds
 from quantbench.report.charts.look import DARK, LIGHT, Look, log_ticks, on_page, on_paper, series, subject
 from quantbench.report.charts.pareto import pareto
 from quantbench.report.charts.points import on_front, points
@@ -167,6 +167,20 @@ def test_what_took_no_time_at_all_is_drawn_at_the_edge_of_the_scale(write: Any, 
     scale = latency.chart([found], "Gaps", LOOK).to_dict()["layer"][0]["encoding"]["x"]["scale"]
     assert scale["clamp"]
     assert scale["domain"] == pytest.approx([3 / 3000 * 1e3 / 1.1, 12 / 3000 * 1e3 * 1.1])
+
+
+def test_a_server_under_load_has_a_point_for_each_number_of_requests(everything_results: Results) -> None:
+    group = next(each for each in everything_results.groups if each.model == "some/served")
+    rows = list(_data(load.chart(load.served(group), LOOK)))
+    assert [(row["requests"], row["tps"]) for row in rows] == [(1, 120.0), (2, 230.5), (4, 410.0)]
+    assert {row["name"] for row in rows} == {"server/as-served"}
+    (figure,) = loads(everything_results)
+    assert figure.title == "Requests at once: some/served (an instrument check), prompts ten"
+
+
+def test_without_a_server_under_load_there_is_no_chart(write: Any, record: Callable[..., Any]) -> None:
+    results = write([record("torch/fp32")])
+    assert loads(results) == []
 
 
 def test_the_anchors_rounds_are_not_the_variants(everything_results: Results) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from quantbench.report.sections.tables import SEEDS, Sheet, sheet, sheets
+from quantbench.report.sections.tables import SEEDS, Sheet, served, sheet, sheets
 from quantbench.tables import KINDS
 from quantbench.tables.table import Cell, Heading, Table
 
@@ -27,18 +27,20 @@ def test_the_three_of_the_tutorials_come_first_and_every_other_follows(
 ) -> None:
     first, others = shown
     assert [each.title.partition(":")[0] for each in first] == [
-        "Precision levels", "GGUF quantization levels", "Quantization methods",
+        "Precision levels", "GGUF quantization levels", "Quantization methods", "Quantization methods",
     ]  # fmt: skip
     made = [table for kind in KINDS for table in kind.tables(everything_results.rows) if kind.name not in SEEDS]
-    assert sorted(each.title for each in others) == sorted(table.title for table in made)
+    of_servers = served(everything_results.rows)
+    assert [each.title for each in of_servers] == ["Served: some/served, prompts ten"]
+    assert sorted(each.title for each in [*others, *of_servers]) == sorted(table.title for table in made)
     assert others
 
 
 def test_every_cell_and_note_is_there_under_its_heading(
     shown: tuple[list[Sheet], list[Sheet]], everything_results: Results
 ) -> None:
-    for name, made in zip(SEEDS, shown[0], strict=True):
-        (table,) = KINDS[name].tables(everything_results.rows)
+    tables = [table for name in SEEDS for table in KINDS[name].tables(everything_results.rows)]
+    for table, made in zip(tables, shown[0], strict=True):
         columns = table.shown_columns()
         assert made.notes == table.notes
         assert [[field.text for field in row] for row in made.rows] == [

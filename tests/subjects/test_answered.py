@@ -32,7 +32,7 @@ def test_the_first_prompts_are_answered_and_all_are_scored(tmp_path: Path, asked
     )
     run = Run(machine=describe(), versions={}, command="", commit="", profile="quick", engine="inline")
     results = str(tmp_path / "results")
-    plan = Plan(scenarios=(scenario,), effort=PROFILES["quick"], engine="inline", probes=False)
+    plan = Plan(scenarios=(scenario,), effort=PROFILES["quick"], engine="inline")
     with Runner(plan, Store(results, run)) as runner:
         runner.measure(scenario)
     (row,) = load(results).to_dict("records")

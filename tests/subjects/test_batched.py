@@ -52,7 +52,7 @@ def _rows(folder: Path, variants: list[tuple[str, str]], prompts: list[str]) -> 
         for name, batch in map(parse, prompts)
     )
     run = Run(machine=describe(), versions={}, command="", commit="", profile="quick", engine="inline")
-    plan = Plan(scenarios=scenarios, effort=PROFILES["quick"], engine="inline", probes=False)
+    plan = Plan(scenarios=scenarios, effort=PROFILES["quick"], engine="inline")
     with Runner(plan, Store(str(folder), run)) as runner:
         for scenario in scenarios:
             runner.measure(scenario)

@@ -1,4 +1,4 @@
-"""The pick: Pareto front, limits, ties, and the sentence that says it."""
+"""The pick: Pareto front, limits, ties, and what speeds beside other work leave undecided."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quantbench.advice.decision import RULE, decide
+from quantbench.advice.decision import decide
+from quantbench.advice.headline import headline, others
 from quantbench.advice.pareto import PROCESS_SPREAD, Candidate, choose, dominates, possible
-from quantbench.core.units import significant
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -146,23 +146,6 @@ def test_a_tie_within_the_intervals_and_what_processes_differ_goes_to_fewer_byte
     assert choose([small, variant("near", 1.0, 0.01, 100.0, 1.0)]) != small
 
 
-def test_the_sentence_says_pick_figures_runner_up_and_why_not(write: Write, full: list[Record]) -> None:
-    [choice] = decide(write(full), memory_bytes=24 * 2**30)
-
-    assert choice.sentence == (
-        "Under 24 GiB ship gguf/q4_k_m on canary (prompts ten): "
-        "612 kB weights (4.90 bits/weight), decode 653 tokens/s (643 to 663), "
-        "KLD 0.042 nats (0.04 to 0.044); runner-up gguf/q5_k_m, slower than gguf/q4_k_m: "
-        "712 kB weights (5.70 bits/weight), decode 561 tokens/s (553 to 570), KLD 0.013 nats (0.012 to 0.013); "
-        "KV cache and activations come on top of the weights; "
-        "not bitsandbytes/nf4-dq, gguf/q3_k_m, gguf/q2_k: KLD above 0.056; "
-        "not torch/fp32, gguf/f16, gguf/q8_0, gguf/q6_k: slower than gguf/q4_k_m; "
-        "not bitsandbytes/int8: dominated by gguf/q8_0; "
-        f"not torch/bf16, torch/fp16: dominated by gguf/f16; {RULE}; "
-        "canary is an instrument check, so this holds for canary only"
-    )
-
-
 @pytest.mark.parametrize(
     ("limits", "pick"),
     [
@@ -186,26 +169,15 @@ def test_weights_that_grow_while_running_count_as_they_run(write: Write, record:
     [fits], [fails] = decide(frame, memory_bytes=3000), decide(frame, memory_bytes=2000)
 
     assert fits.pick
-    assert "1 kB weights (6.40 bits/weight), 3 kB running" in fits.sentence
-    assert "nearest is bitsandbytes/nf4-dq, needs more than 2 kB" in fails.sentence
-
-
-def test_without_a_pick_the_nearest_is_named_with_its_limit(write: Write, full: list[Record]) -> None:
-    [choice] = decide(write(full), memory_bytes=600_000)
-
-    assert choice.pick is None
-    assert choice.sentence.startswith(
-        "Ship none of the variants measured on canary (prompts ten): none keeps KLD up to 0.056, weights within 600 kB; "
-        "nearest is gguf/q4_k_m, needs more than 600 kB: 612 kB weights"
-    )
+    assert "1 kB, 3 kB running" in headline(fits)
+    assert "nearest is bitsandbytes/nf4-dq, needs more than 2 kB" in headline(fails)
 
 
 def test_the_control_is_no_candidate(write: Write, record: Make) -> None:
     [choice] = decide(write([record("torch/fp32", control=True)]))
 
-    assert choice.sentence == (
-        "Ship none of the variants measured on canary (prompts ten): none has all the figures that a pick needs"
-    )
+    assert choice.pick is None
+    assert not others(choice)
 
 
 def test_what_failed_or_lacks_a_figure_is_named(write: Write, record: Make, missing: Callable[[str], Missing]) -> None:
@@ -226,10 +198,10 @@ def test_what_failed_or_lacks_a_figure_is_named(write: Write, record: Make, miss
     [choice] = decide(frame)
 
     assert choice.pick
-    assert "ship gguf/q4_k_m" in choice.sentence.lower()
-    assert "decode 653 tokens/s, KLD 0.042 nats;" in choice.sentence
-    assert "not gguf/q6_k: crashed" in choice.sentence
-    assert "not gguf/q5_k_m: no decode speed and KLD measured" in choice.sentence
+    assert choice.pick.name == "gguf/q4_k_m"
+    reasons = {other.name: other.reason for other in others(choice)}
+    assert reasons["gguf/q6_k"] == "crashed"
+    assert reasons["gguf/q5_k_m"] == "no decode speed and KLD measured"
 
 
 def test_one_choice_per_model_and_prompt_set(write: Write, record: Make) -> None:
@@ -237,14 +209,6 @@ def test_one_choice_per_model_and_prompt_set(write: Write, record: Make) -> None
     choices = decide(write([record(model=model, prompts=prompts) for model, prompts in pairs], instrument_check=False))
 
     assert sorted((choice.model, choice.prompts) for choice in choices) == pairs
-    assert not any("instrument" in choice.sentence for choice in choices)
-
-
-def test_the_rule_stands_in_the_sentence_and_is_short(write: Write, record: Make) -> None:
-    [choice] = decide(write([record()]))
-
-    assert choice.sentence.count(RULE) == 1
-    assert len(RULE) <= 100
 
 
 def test_a_pick_that_depends_on_a_speed_beside_other_work_is_not_told(write: Write, full: list[Record]) -> None:
@@ -255,24 +219,12 @@ def test_a_pick_that_depends_on_a_speed_beside_other_work_is_not_told(write: Wri
 
     assert choice.pick is None
     assert {each.name for each in choice.undecided} == {"gguf/q4_k_m", "torch/fp32"}
-    assert choice.sentence.startswith(
-        "Cannot tell: measured beside other work on canary (prompts ten): torch/fp32; "
-        "the pick is one of torch/fp32, gguf/q4_k_m: run again on a quiet machine; not "
+    assert headline(choice) == (
+        "Cannot tell torch/fp32 from gguf/q4_k_m, measured beside other work: run again on a quiet machine"
     )
+    assert choice.disturbed == ("torch/fp32",)
     assert choice.runner_up is None
     assert not any("slower than torch/fp32" in each.reason for each in choice.rejected)
-
-
-def test_a_speed_beside_other_work_is_told_so_in_the_sentence(write: Write, record: Make) -> None:
-    records = [record("torch/fp32"), record("gguf/q4_k_m", kld_mean=9.0, kld_low=8.0, kld_high=10.0)]
-    [choice] = decide(beside_work(write(records), "fp32"))
-
-    assert choice.sentence.startswith("Ship torch/fp32 on canary (prompts ten): ")
-    decode, _, after = choice.sentence.partition("decode ")[2].partition(" beside other work, KLD ")
-    assert decode.startswith(f"{significant(records[0].values['decode_tps'])} tokens/s")
-    assert after
-    [quiet] = decide(write(records))
-    assert "beside other work" not in quiet.sentence
 
 
 def test_what_is_larger_and_further_away_may_be_disturbed(write: Write, record: Make) -> None:
@@ -281,14 +233,15 @@ def test_what_is_larger_and_further_away_may_be_disturbed(write: Write, record: 
 
     assert choice.pick
     assert choice.pick.name == "gguf/q4_k_m"
-    assert "runner-up bitsandbytes/int8, dominated by gguf/q4_k_m" in choice.sentence
+    assert choice.runner_up
+    assert (choice.runner_up.name, choice.runner_up.reason) == ("bitsandbytes/int8", "dominated by gguf/q4_k_m")
 
 
 def test_a_least_speed_is_not_judged_beside_other_work(write: Write, record: Make) -> None:
     [choice] = decide(beside_work(write([record("gguf/q4_k_m")]), "q4_k_m"), min_tps=700.0)
 
     assert choice.pick is None
-    assert choice.sentence.startswith("Cannot tell: measured beside other work on canary (prompts ten): gguf/q4_k_m; ")
+    assert [each.name for each in choice.undecided] == ["gguf/q4_k_m"]
 
 
 def test_one_disturbed_process_of_several_disturbs_their_median(write: Write, record: Make) -> None:
@@ -302,14 +255,14 @@ def test_a_tie_without_an_interval_says_whose(write: Write, record: Make, missin
     bare = {"decode_tps_low": missing("few"), "decode_tps_high": missing("few")}
     [choice] = decide(write([record("torch/fp32", decode_tps=900.0, **bare), record("gguf/q4_k_m")]))
 
-    assert choice.sentence.startswith("Ship gguf/q4_k_m on canary")
-    assert "runner-up torch/fp32, not known to be faster, as torch/fp32 has no interval of its speed, and larger" in (
-        choice.sentence
-    )
+    assert choice.pick
+    assert choice.pick.name == "gguf/q4_k_m"
+    assert choice.runner_up
+    assert choice.runner_up.reason == "larger, and not known to be faster: torch/fp32 has no interval of its speed"
+    assert not choice.runner_up.tied
 
 
 def test_a_single_row_is_shipped_without_a_runner_up(write: Write, record: Make) -> None:
     [choice] = decide(write([record()]))
 
     assert choice.runner_up is None
-    assert "runner-up" not in choice.sentence

@@ -9,8 +9,9 @@ import pytest
 from quantbench import tables
 from quantbench.advice.decision import decide
 from quantbench.tables.kinds import gguf, modules, precision
+from quantbench.tables.kinds.measured import overview
 from quantbench.tables.render import as_text, render
-from quantbench.tables.summary import overview, run_summary
+from quantbench.tables.summary import run_summary
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -139,7 +140,7 @@ def test_no_decision_is_made_of_a_module(write: Write, rows: list[Record], recor
     [choice] = decide(write([*rows, record("gguf/q4_k_m")]))
     assert (choice.model, choice.prompts) == ("canary", "ten")
     lines = run_summary(str(tmp_path / "results"), "run-1", 140)
-    assert lines[0].startswith("Ship gguf/q4_k_m on canary")
+    assert lines[0].startswith("Ship gguf/q4_k_m: ")
     assert {"Measured: lstm, prompts seeded", "Measured: canary, prompts ten"} <= set(lines)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from quantbench import tables
 from quantbench.advice.decision import decide
 from quantbench.tables.kinds import perplexity
-from quantbench.tables.summary import overview
+from quantbench.tables.kinds.measured import overview
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -112,7 +112,7 @@ def test_text_passes_no_terminal_escapes_and_reads_no_markup() -> None:
 
 
 def test_titles_say_claimed_or_measured_only_where_both_stand(write: Write, full: list[Record]) -> None:
-    from quantbench.tables.summary import overview
+    from quantbench.tables.kinds.measured import overview
 
     frame = write(full)
 

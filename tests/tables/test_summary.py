@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import pytest
@@ -29,11 +30,36 @@ def test_the_decision_comes_first_then_the_table_then_the_place(write: Write, fu
     write(full)
     lines = run_summary(folder, "run-1", 140)
 
-    assert lines[0].startswith("Ship gguf/q4_k_m on canary")
+    assert lines[0].startswith("Ship gguf/q4_k_m: ")
+    assert lines[1].startswith("11 others: quantbench recommend --why; canary is an instrument check")
     assert lines.index("Measured: canary, prompts ten") > 0
     [row] = [line.split() for line in lines if line.startswith("gguf/q4_k_m ")]
-    assert " ".join(row) == "gguf/q4_k_m 612 kB 4.90 653 (643 to 663) 4 ms 0.0420 ± 0.0008 95.0% ok"
+    assert " ".join(row) == "gguf/q4_k_m 612 kB 4.90 653 (643 to 663) 4 ms 0.0420 ± 0.0008 95.0%"
+    assert max(map(len, lines)) <= 100
     assert folder in "".join(lines[-2:])
+
+
+def test_of_many_rows_the_front_the_control_and_what_was_named_are_shown(write: Write, full: list[Record], folder: str) -> None:
+    """bf16 and fp16 are as large as f16 and further away, int8 and nf4-dq larger than GGUF types that are closer."""
+    write(full)
+    names = {line.split("  ")[0] for line in run_summary(folder, "run-1", 100) if re.match(r"(torch|gguf|bits\w+)/", line)}
+
+    assert names == {
+        "torch/fp32", "torch/fp32 (control)", "gguf/q2_k", "gguf/q3_k_m", "gguf/q4_k_m", "gguf/q5_k_m", "gguf/q6_k",
+        "gguf/q8_0", "gguf/f16",
+    }  # fmt: skip
+
+
+def test_columns_give_way_before_a_row_takes_two_lines(write: Write, record: Make, folder: str) -> None:
+    write([record("torch/fp32"), *(record("prune/structured-25+int8", repeat=repeat) for repeat in range(2))])
+    lines = run_summary(folder, "run-1", 100)
+
+    assert max(map(len, lines)) <= 100
+    assert sum(line.startswith("prune/structured-25+int8 (median of 2)") for line in lines) == 1
+    heading = next(line for line in lines if line.startswith("Variant"))
+    assert "Bits/weight" not in heading
+    for kept in ("Weights", "Decode, tokens/s", "KLD"):
+        assert kept in heading
 
 
 def test_other_runs_are_left_out(write: Write, record: Make, folder: str) -> None:
@@ -45,24 +71,27 @@ def test_other_runs_are_left_out(write: Write, record: Make, folder: str) -> Non
     assert "gguf/q8_0" not in text
 
 
-def test_failures_and_skips_have_their_reasons(write: Write, record: Make, folder: str) -> None:
+@pytest.mark.parametrize("brief", [True, False])
+def test_what_failed_has_its_reason_and_what_was_skipped_is_counted(
+    write: Write, record: Make, folder: str, brief: bool
+) -> None:
     late = record("gguf/q8_0", status="timeout", reason="took too long")
     write([record(), late, record("torch/fp16", status="skipped", reason="no torch")])
-    text = "\n".join(run_summary(folder, "run-1", 140))
+    text = "\n".join(run_summary(folder, "run-1", 140, brief=brief))
 
+    assert "2 of 3 not measured: 1 timeout, 1 skipped; reasons: quantbench tables measured" in text
     assert "- gguf/q8_0: timeout, took too long" in text
-    assert "- torch/fp16: skipped, no torch" in text
+    assert "no torch" not in text
+    assert ("Measured: canary" in text) is not brief
 
 
-@pytest.mark.parametrize("brief", [True, False])
-def test_a_reason_that_stands_for_many_rows_is_said_once(write: Write, record: Make, folder: str, brief: bool) -> None:
+def test_a_reason_that_stands_for_many_rows_is_said_once(write: Write, record: Make, folder: str) -> None:
     names = ("torch/fp16", "torch/bf16", "gguf/q8_0", "gguf/q4_k_m")
-    write([record(), *(record(name, status="skipped", reason="too large by far") for name in names)])
-    text = "\n".join(run_summary(folder, "run-1", 200, brief=brief))
+    write([record(), *(record(name, status="error", reason="too large by far") for name in names)])
+    text = "\n".join(run_summary(folder, "run-1", 200))
 
     assert text.count("too large by far") == 1
     assert "4 scenarios (" in text
-    assert "and others): skipped, too large by far" in text
 
 
 @pytest.mark.parametrize("odd", ["all failed", "single", "nulls", "empty values", "control only"])

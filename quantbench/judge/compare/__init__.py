@@ -112,8 +112,8 @@ def compare(
     """
     rule = rule or Rule()
     least_changes = dict(thresholds or {})
-    exact = [replace(each, least=least_changes.get(each.column, each.least)) for each in figures.exact()]
-    exact += exact_of(least_changes)
+    judged = (*figures.exact(), *exact_of(least_changes))
+    exact = [replace(each, least=least_changes.get(each.column, each.least)) for each in judged]
     matched = list(pairs(baseline, candidate, again, rule.min_processes))
     left_out = tuple(pair.scenario_id for pair in matched if pair.gone) if whole else ()
     matched = _without_gone(matched) if whole or not any(pair.comparable for pair in matched) else matched

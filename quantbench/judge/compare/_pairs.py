@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -57,8 +56,7 @@ class ScenarioPair:
         """Libraries that both sides name in different versions."""
         if not self.baseline or not self.candidate:
             return {}
-        first, second = _versions(self.baseline[-1]), _versions(self.candidate[-1])
-        return {name: (first[name], second[name]) for name in first.keys() & second.keys() if first[name] != second[name]}
+        return changed_versions(self.baseline[-1].versions, self.candidate[-1].versions)
 
 
 def pairs(
@@ -156,9 +154,7 @@ def _difference(column: str, first: Row, second: Row) -> str:
     return f"{first.text(column)[: _SHOWN * 4] or 'unknown'} became {second.text(column)[: _SHOWN * 4] or 'unknown'}"
 
 
-def _versions(row: Row) -> dict[str, str]:
-    try:
-        found = json.loads(row.text("versions") or "{}")
-    except ValueError:
-        return {}
-    return {str(name): str(number) for name, number in found.items()} if isinstance(found, dict) else {}
+def changed_versions(first: Mapping[str, str], second: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    """The libraries that both name in different versions; one that only a side names may just not have been needed there."""
+    both = sorted(first.keys() & second.keys())
+    return {name: (first[name], second[name]) for name in both if first[name] != second[name]}

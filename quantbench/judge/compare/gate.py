@@ -10,6 +10,7 @@ from typing import Literal
 from quantbench.core.errors import QuantbenchError
 from quantbench.judge.compare import Change, Comparison, compare, show
 from quantbench.judge.compare.sides import is_whole, load_side
+from quantbench.results.runs import Runs
 from quantbench.tables.render import as_text, wrap
 
 Ended = Literal["fine", "regression", "insufficient"]
@@ -34,8 +35,9 @@ def gate(baseline: str, results: str, run_id: str, *, fail_on: str, width: int) 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            after = load_side(run_id, results)
-            before = load_side(baseline, results, exclude=[run_id])
+            listed: dict[str, Runs] = {}
+            after = load_side(run_id, results, listed=listed)
+            before = load_side(baseline, results, exclude=[run_id], listed=listed)
             found = compare(before, after, whole=is_whole(after, run_id, results))
             opening, table, ended = show.sentence(found), as_text([show.table(found, everything=False)], width), _ended(found)
         except QuantbenchError as error:

@@ -13,32 +13,34 @@ from quantbench.core.errors import StoreError, UsageError
 if TYPE_CHECKING:
     import pandas as pd
 
+    from quantbench.results.runs import Runs
+
 _REPEAT = re.compile(r"#(\d+)\]$")
 
 
-def load_side(text: str, results: str, *, window: int = 1, exclude: Sequence[str] = ()) -> pd.DataFrame:
+def load_side(
+    text: str, results: str, *, window: int = 1, exclude: Sequence[str] = (), listed: dict[str, Runs] | None = None
+) -> pd.DataFrame:
     """Rows of ``scenarios``: of a folder or URI the last ``window`` runs except ``exclude``, else all that is named.
 
     ``text`` is a folder, a URI, a ``.parquet`` file, a ``.json`` file of pytest-benchmark, or ids of runs in the folder
-    ``results``, joined by commas. UsageError for anything else, StoreError for what cannot be read.
+    ``results``, joined by commas. Files of other runs are not opened. ``listed`` holds the stores of other sides by their
+    paths, which are not listed again, and gets this one's. UsageError for anything else, StoreError for what cannot be read.
     """
-    from quantbench.results.store import load
-
     if text.endswith(".json") and Path(text).is_file():
         return _of_benchmark(Path(text))
     if text.endswith(".parquet") and Path(text).is_file():
         return _of_file(Path(text))
     if "://" in text or (text and Path(text).is_dir()):
-        return _last_runs(load(text), window, exclude, text)
+        return _last_runs(_runs(text, listed), window, exclude, text)
     if text.endswith((".json", ".parquet")) or "/" in text or not text.strip(", "):
         raise UsageError(f"{text!r} does not exist; give a results folder, a file, or the id of a run in {results!r}")
-    frame = load(results)
+    runs = _runs(results, listed)
     wanted = [part.strip() for part in text.split(",") if part.strip()]
-    known = set(frame["run_id"])
-    if missing := [run for run in wanted if run not in known]:
-        first = min(known, default="")
+    if missing := [run for run in wanted if run not in runs]:
+        first = min(runs.ids, default="")
         raise UsageError(f"no run {missing[0]!r} in {results!r} and no such file; the first run there is {first!r}")
-    return frame[frame["run_id"].isin(wanted)]
+    return runs.of(wanted)
 
 
 def is_whole(side: pd.DataFrame, text: str, results: str) -> bool:
@@ -52,7 +54,7 @@ def is_whole(side: pd.DataFrame, text: str, results: str) -> bool:
     if text.endswith((".json", ".parquet")):
         return False
     try:
-        runs = load(place, "runs")
+        runs = load(place, "runs", run=side["run_id"].unique())
     except StoreError:
         return False
     planned = dict(zip(runs["run_id"], runs["planned"], strict=True))
@@ -60,13 +62,19 @@ def is_whole(side: pd.DataFrame, text: str, results: str) -> bool:
     return all(run in planned and int(count) >= int(planned[run]) for run, count in counts.items())
 
 
-def _last_runs(frame: pd.DataFrame, window: int, exclude: Sequence[str], text: str) -> pd.DataFrame:
-    from quantbench.results.store import in_order
+def _runs(path: str, listed: dict[str, Runs] | None) -> Runs:
+    from quantbench.results.runs import Runs
 
-    others = frame[~frame["run_id"].isin(list(exclude))]
-    if others.empty:
+    known = {} if listed is None else listed
+    if path not in known:
+        known[path] = Runs(path)
+    return known[path]
+
+
+def _last_runs(runs: Runs, window: int, exclude: Sequence[str], text: str) -> pd.DataFrame:
+    if runs.ids and not set(runs.ids).difference(exclude):
         raise StoreError(f"{text!r} holds no run but the one compared; measure a baseline first, or name another")
-    return others[others["run_id"].isin(in_order(others)[-window:])]
+    return runs.latest(window, exclude=exclude)
 
 
 def _of_file(path: Path) -> pd.DataFrame:

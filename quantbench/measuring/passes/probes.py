@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from quantbench.core.cache import cache_root
 from quantbench.core.errors import MissingDependency, QuantbenchError
+from quantbench.core.install import install_hint
 from quantbench.core.machine import describe
 from quantbench.core.scenario import Spec
 from quantbench.core.scratch import scratch_folder
@@ -106,7 +107,7 @@ def save_reload(subject: ProbedVariant, seen: Seen) -> Probe:
 def finetune(subject: ProbedVariant, seen: Seen) -> Probe:
     """Whether five LoRA steps lower the loss with live gradients in the first layer, and the adapter survives a reload."""
     if find_spec("peft") is None:
-        return Probe(found=None, note="peft is not installed; pip install 'quantbench[finetune]'")
+        return Probe(found=None, note=f"peft is not installed; {install_hint('finetune')}")
     with scratch_folder() as folder:
         learned, trained = _learn(subject, seen, folder)
         if trained is None:

@@ -11,7 +11,7 @@ from quantbench.advice.words import words
 from quantbench.core.text import visible
 from quantbench.core.units import short
 from quantbench.report._libraries import neutral
-from quantbench.report.charts import history, latency
+from quantbench.report.charts import history, latency, load
 from quantbench.report.charts.bars import bars
 from quantbench.report.charts.look import Look, config, on_page, subject
 from quantbench.report.charts.pareto import pareto
@@ -113,6 +113,18 @@ def latencies(results: Results, max_samples: int) -> list[Picture]:
                 with neutral():
                     chart = latency.chart(measured, title, LOOK)
                     found.append(_figure(f"{title}: {subject(group)}", latency.how_shown(measured, max_samples), chart))
+    return found
+
+
+def loads(results: Results) -> list[Picture]:
+    """Throughput of servers by requests at once, for each group in which that was measured."""
+    found = []
+    for group in results.groups:
+        with neutral():
+            chart = load.chart(load.served(group), LOOK)
+            if chart is not None:
+                caption = "Tokens/s of all answers together, at each number of requests up to the most that were sent at once."
+                found.append(_figure(f"Requests at once: {subject(group)}", caption, chart))
     return found
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from quantbench.report.charts.look import Layered
 
 _NARROW, _WIDE = 270, 760
-"""Widths in pixels for which labels are placed: a phone for the front and the pick, a desktop for the others."""
+"""Pixels of a page's chart for which labels are placed: a phone for the front and the pick, a desktop for the others."""
 
 _LIMIT = "limit {:.2g} nats"
 _LIMIT_PLACES = ((LabelPlace(2, -9, "left"), 0.0), (LabelPlace(-2, -9, "right"), 1.0))
@@ -63,6 +63,11 @@ class Plot:
         """Where the points are, as shares of the width and the height."""
         return [(_share(spot.size, self.across), 1 - _share(spot.kld, self.up)) for spot in self.spots]
 
+    @property
+    def widths(self) -> tuple[int, int]:
+        """The least width in pixels, and the one at which all labels show."""
+        return (_NARROW, _WIDE) if self.look.width == "container" else (self.look.width, self.look.width)
+
     @cached_property
     def limit_place(self) -> tuple[LabelPlace, TextAnchor] | None:
         """Where the label of the limit stands, at the end of its line where no point is in the way; None without a limit."""
@@ -70,7 +75,7 @@ class Plot:
             return None
         level, length = 1 - _share(self.limit, self.up), len(_LIMIT.format(self.limit))
         found = [(at, (end, level)) for at, end in _LIMIT_PLACES]
-        free = (pair for pair in found if is_free(self.anchors, pair, length, width=_NARROW, height=self.look.height))
+        free = (pair for pair in found if is_free(self.anchors, pair, length, width=self.widths[0], height=self.look.height))
         return next(free, found[-1])
 
     def places(self) -> tuple[dict[int, LabelPlace], dict[int, LabelPlace]]:
@@ -85,10 +90,9 @@ class Plot:
             names[len(anchors)] = _LIMIT.format(self.limit)
             anchors.append(self.limit_place[1])
         order = dict.fromkeys([*settled, *first])
-        height = self.look.height
-        narrow = place(anchors, {index: names[index] for index in order}, width=_NARROW, height=height, settled=settled)
-        room = _WIDE if self.look.width == "container" else self.look.width
-        order = dict.fromkeys([*narrow, *names])
+        height, (least, room) = self.look.height, self.widths
+        narrow = place(anchors, {index: names[index] for index in order}, width=least, height=height, settled=settled)
+        order = dict.fromkeys([*narrow, *first, *names])
         wide = place(anchors, {index: names[index] for index in order}, width=room, height=height, settled=narrow)
         return narrow, wide
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from quantbench.advice.decision import RULE
+from quantbench.advice.headline import context, headline, others
 from quantbench.core.units import with_interval
 from quantbench.report.sections.rows import NO_REASON
 from quantbench.results.schema import column_of
@@ -19,7 +21,6 @@ if TYPE_CHECKING:
 
 _SHOWN = ("weight_bytes", "bits_per_weight", "decode_tps", "kld_mean")
 """The figures that a decision rests on."""
-_NOT = "not "
 
 
 def heads() -> tuple[str, ...]:
@@ -38,9 +39,9 @@ class ShownColumn:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """What to ship of one model; ``lead``, ``rest`` and ``others`` are the parts of the decision's sentence.
+    """What to ship of one model: ``lead`` is the decision in one line, ``rest`` what to know with it.
 
-    ``others`` say why the variants other than the pick and the runner-up were rejected.
+    ``others`` say why the variants other than the pick were rejected.
     """
 
     model: str
@@ -60,17 +61,24 @@ def decisions(results: Results) -> list[Decision]:
 
 
 def _decision(group: Group, choice: Choice) -> Decision:
-    lead, *rest = choice.sentence.split("; ")
     return Decision(
         model=choice.model,
         prompts=choice.prompts,
         instrument_check=choice.instrument_check,
         picked=choice.pick is not None,
-        lead=lead,
-        rest=tuple(part for part in rest if not part.startswith(_NOT)),
-        others=tuple(part for part in rest if part.startswith(_NOT)),
+        lead=headline(choice),
+        rest=tuple(filter(None, (context(choice, counted=False), RULE))),
+        others=_reasons(choice),
         columns=tuple(_columns(group, choice)),
     )
+
+
+def _reasons(choice: Choice) -> tuple[str, ...]:
+    """Why not the others, those with the same reason together."""
+    names: dict[str, list[str]] = {}
+    for other in others(choice):
+        names.setdefault(other.reason, []).append(other.name)
+    return tuple(f"not {', '.join(group)}: {reason}" for reason, group in names.items())
 
 
 def _columns(group: Group, choice: Choice) -> list[ShownColumn]:

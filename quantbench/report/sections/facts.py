@@ -34,7 +34,7 @@ def machine(results: Results, rows: Sequence[Row]) -> Pairs:
 
 def versions(rows: Sequence[Row]) -> Pairs:
     """Packages and their versions."""
-    return [(name, str(version)) for name, version in _decoded(rows[0], "versions").items()]
+    return list(rows[0].versions.items())
 
 
 def run_facts(results: Results, rows: Sequence[Row]) -> Pairs:

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 SEEDS = ("precision", "gguf", "methods")
 """The kinds whose tables a report shows unfolded; the others are folded."""
 
+SERVED = "served"
+"""The kind that has a section of its own."""
+
 _LONG = 26
 """Characters; a column with a longer text may wrap."""
 
@@ -51,10 +54,15 @@ class Sheet:
 
 
 def sheets(frame: pd.DataFrame) -> tuple[list[Sheet], list[Sheet]]:
-    """The tables of SEEDS, in their order, and all others that have rows in ``frame``."""
-    others = sorted((kind for kind in KINDS if kind.name not in SEEDS), key=lambda kind: kind.place)
+    """The tables of SEEDS, in their order, and all others that have rows in ``frame``, except that of servers."""
+    others = sorted((kind for kind in KINDS if kind.name not in (*SEEDS, SERVED)), key=lambda kind: kind.place)
     first = [sheet(table) for name in SEEDS for table in KINDS[name].tables(frame)]
     return first, [sheet(table) for kind in others for table in kind.tables(frame)]
+
+
+def served(frame: pd.DataFrame) -> list[Sheet]:
+    """The tables of servers; none where no server was measured."""
+    return [sheet(table) for table in KINDS[SERVED].tables(frame)]
 
 
 def sheet(table: Table) -> Sheet:

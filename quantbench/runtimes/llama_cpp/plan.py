@@ -13,6 +13,7 @@ from quantbench.core.cache import artifact, made_by
 from quantbench.core.children import call
 from quantbench.core.errors import ChildError, MissingDependency, ModelError, OutOfMemoryError, UnsupportedError
 from quantbench.core.identity import identify
+from quantbench.core.install import install_hint
 from quantbench.core.units import format_bytes
 from quantbench.models.architecture import Architecture, CacheLayer, Role, Tensor
 from quantbench.models.footprint import Weights
@@ -75,7 +76,7 @@ def header(path: Path) -> Mapping[str, Any]:
     """
     if missing := [name for name in REQUIRES if find_spec(name) is None]:
         names = ", ".join(missing)
-        raise MissingDependency(f"{path} cannot be read without {names}, not installed; pip install 'quantbench[gguf]'")
+        raise MissingDependency(f"{path} cannot be read without {names}, not installed; {install_hint('gguf')}")
     return _asked({"describe": str(path), "content": _stamp(path), "versions": _versions()})
 
 

@@ -115,6 +115,6 @@ def _hidden(name: str) -> f.Field:
 
 
 MEMORY = TableKind(
-    name="memory", about="weights beside transformers' footprint and why they differ; peaks while opening and answering",
+    name="memory", about="weights beside transformers' footprint, and why they differ; peak memory",
     place=55, build=table,
 )  # fmt: skip

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from quantbench.core.units import significant
 from quantbench.methods import METHODS
-from quantbench.results.rows import Group, groups
+from quantbench.results.rows import Group, Row, groups
 from quantbench.tables import TableKind
 from quantbench.tables import fields as f
 from quantbench.tables.assemble import assemble, instrument_note
@@ -58,16 +58,21 @@ def _is_served(method: str) -> bool:
     return method in METHODS and METHODS[method].endpoint
 
 
+def rates(row: Row) -> dict[int, float]:
+    """Tokens/s of all answers by requests at once, the fewest first; empty where none were measured."""
+    try:
+        found = {int(level): float(rate) for level, rate in json.loads(row.text("concurrency_tps") or "{}").items()}
+    except (ValueError, TypeError, AttributeError):
+        return {}
+    return dict(sorted(found.items()))
+
+
 def _levels(line: Line) -> Cell:
     """``1: 64, 4: 128``; the raw value is the stored JSON."""
-    text = line.row.text("concurrency_tps") if line.row else ""
-    try:
-        rates = {int(level): float(rate) for level, rate in json.loads(text or "{}").items()}
-    except (ValueError, TypeError, AttributeError):
+    found = rates(line.row) if line.row else {}
+    if line.row is None or not found:
         return Cell(None)
-    if not rates:
-        return Cell(None)
-    return Cell(text, ", ".join(f"{level}: {significant(rates[level])}" for level in sorted(rates)))
+    return Cell(line.row.text("concurrency_tps"), ", ".join(f"{level}: {significant(rate)}" for level, rate in found.items()))
 
 
 SERVED = TableKind(

@@ -8,7 +8,7 @@ from quantbench.models import BuiltinModel
 
 CANARY = BuiltinModel(
     name="canary",
-    about="5.8 M-parameter Llama trained on the Python documentation; ships with quantbench, an instrument check",
+    about="5.8 M-parameter Llama trained on the Python documentation; an instrument check",
     folder=lambda: Path(__file__).parent,
     instrument_check=True,
 )
