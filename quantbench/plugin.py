@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 import shlex
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 
-from quantbench.core.errors import QuantbenchError
-from quantbench.core.scenario import at_batch, short_name
+from quantbench.core.errors import QuantbenchError, UsageError
+from quantbench.own_tests import FIXTURE, OwnTests
 from quantbench.planning.options import OPTIONS, Option, RunOptions
+from quantbench.running.measure import beside_other_tests
 from quantbench.running.session import Session
+from quantbench.suite.replay import ReplayClock, benchmark_group, extra_info
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Generator, Sequence
     from pathlib import Path
 
     from quantbench.core.record import Record
@@ -23,35 +25,15 @@ if TYPE_CHECKING:
     from quantbench.judge.compare.gate import Outcome
 
 
-class ReplayClock:
-    """A timer for ``@pytest.mark.benchmark(timer=...)``; each call of ``advance`` moves it by the next sample."""
-
-    __name__ = "worker_clock"  # pytest-benchmark writes a timer's name into its JSON, or its address when it has none
-
-    def __init__(self) -> None:
-        """At zero, with nothing to replay."""
-        self._now = 0.0
-        self._samples: Iterator[float] = iter(())
-
-    def __call__(self) -> float:
-        """Seconds since the clock was made."""
-        return self._now
-
-    def load(self, samples: Iterable[float]) -> None:
-        """Set the durations to replay, in seconds."""
-        self._samples = iter(samples)
-
-    def advance(self) -> None:
-        """The function that pytest-benchmark believes it is timing."""
-        self._now += next(self._samples, 0.0)
-
-
 _QUIET = pytest.mark.filterwarnings("ignore:Benchmark fixture was not used at all")  # as it is when a scenario failed
 PARAMETER = "quantbench_scenario"
 _READS = "quantbench_reads"
 _PATHS = ("matrix", "results", "keep_jobs", "calibration")
 _COMMAND_LINE_ONLY = ("trust_remote_code",)
 """Trust must be given on the command line, never by a file that happens to be there."""
+_INI_TYPES: dict[str, Literal["bool", "int", "float"]] = {"flag": "bool", "int": "int", "float": "float"}
+"""Of what is no string in a TOML file."""
+_OWN = pytest.StashKey[OwnTests]()
 _CLOCK = pytest.StashKey[ReplayClock]()
 _BAD_INPUT = pytest.StashKey[str]()
 FAILED_COMPARISON = pytest.StashKey[str]()
@@ -78,7 +60,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         )
         if option.key in _COMMAND_LINE_ONLY:
             continue
-        parser.addini(f"quantbench_{option.key}", option.help, type="string", default="")
+        parser.addini(f"quantbench_{option.key}", option.help, type=_INI_TYPES.get(option.kind, "string"), default="")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -89,6 +71,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if not has_benchmark:
         config.addinivalue_line("markers", "benchmark: settings of pytest-benchmark, which is not active")
     config.pluginmanager.register(_WithBenchmark() if has_benchmark else _WithoutBenchmark(), "quantbench-fixture")
+    config.stash[_OWN] = OwnTests(config, session_of)
+    config.pluginmanager.register(config.stash[_OWN], "quantbench-own-tests")
     json_file: Path | None = getattr(config.option, "benchmark_json", None)
     if json_file is not None:
         try:
@@ -127,7 +111,8 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     if session.config.option.collectonly:
         return
     selected = [identifier for item in session.items if (identifier := _scenario_of(item))]
-    if selected:
+    asks = any(FIXTURE in getattr(item, "fixturenames", ()) for item in session.items) and not beside_other_tests()
+    if selected or asks:
         try:
             session_of(session.config).start(list(dict.fromkeys(selected)), verbosity=_verbosity(session.config))
         except QuantbenchError as error:
@@ -159,6 +144,7 @@ def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, objec
         for each in session.config.stash.get(_REPLAYED, []):
             if each.scenario in renewed:
                 each.renew()
+    session.config.stash[_OWN].enter()
     return result
 
 
@@ -185,13 +171,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     state = config.stash.get(_SESSION, None)
     if state is None or not state.records:
         return
-    from quantbench.tables.summary import run_summary
-
     terminalreporter.section("quantbench")
     brief = config.option.verbose < 0
     found = config.stash.get(_COMPARISON, None)
     compared = [] if found is None else [*found.sentence, "", *([] if brief else found.table)]
-    for line in [*compared, *run_summary(state.results, state.run_id, brief=brief), *state.notes]:
+    for line in [*compared, *_summary(state, brief=brief), *state.notes]:
         terminalreporter.write_line(line)
 
 
@@ -203,11 +187,6 @@ def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
     from quantbench.core.machine import describe
 
     machine_info["quantbench"] = {**asdict(describe()), "gpus": list(describe().gpus), "fingerprint": describe().fingerprint}
-
-
-def benchmark_group(scenario: Scenario, test: str) -> str:
-    """The group that pytest-benchmark compares in one table: all variants of a model and prompt set in the same test."""
-    return f"{short_name(scenario.model)} {at_batch(short_name(scenario.prompts), scenario.batch)} {test.removeprefix('test_')}"
 
 
 class Measured:
@@ -250,6 +229,8 @@ class Measured:
         ``seconds`` takes them from the trace; it is called again if the scenario is measured again.
         """
         samples = seconds(self.trace)
+        if not samples:
+            pytest.skip(self._session.untimed or "nothing was timed")
         if self._benchmark is None:
             return
         self._seconds = seconds
@@ -270,14 +251,8 @@ class Measured:
         benched.stats = fresh
 
     def _describe(self) -> None:
-        from quantbench.core.record import Missing
-
-        record = self.record
         self._benchmark.extra_info.clear()
-        self._benchmark.extra_info.update(
-            {name: value for name, value in record.values.items() if not isinstance(value, Missing)}
-            | {"scenario_id": record.scenario.id, "scenario_key": record.scenario_key, "status": str(record.status)}
-        )
+        self._benchmark.extra_info.update(extra_info(self.record))
 
 
 _ASKS_FOR_ITS_TABLE = tuple(
@@ -313,18 +288,33 @@ class _WithoutBenchmark:
         return Measured(request, quantbench_scenario, None)
 
 
+@pytest.fixture(scope="session")
+def quantbench_measure(pytestconfig: pytest.Config) -> OwnTests:
+    """Measures a variant, as ``quantbench.measure`` does: ``quantbench_measure(model, "gguf/q4_k_m", prompts="ten")``."""
+    return pytestconfig.stash[_OWN]
+
+
 def session_of(config: pytest.Config) -> Session:
     """The session of this pytest, planned on first use; UsageError where the options ask for something impossible."""
     if _SESSION not in config.stash:
         asked = RunOptions.read(lambda option: raw_setting(config, option))
         command = " ".join(["pytest", *config.invocation_params.args])
-        config.stash[_SESSION] = Session(asked, command=command, root=config.rootpath)
+        config.stash[_SESSION] = Session(asked, command=command, root=config.rootpath, untimed=beside_other_tests())
     return config.stash[_SESSION]
+
+
+def _summary(state: Session, *, brief: bool) -> list[str]:
+    """The run's summary; where tests only asserted, what to ship is not their question, and only where the rows are is told."""
+    if not state.selected:
+        return [f"results of run {state.run_id}: {state.results} (quantbench.load({state.results!r}) reads them)"]
+    from quantbench.tables.summary import run_summary
+
+    return run_summary(state.results, state.run_id, brief=brief)
 
 
 def _compared(state: Session) -> Outcome | None:
     """The run compared with its baseline, where one was named and something was measured."""
-    if not state.baseline or not state.run_id:
+    if not state.baseline or not state.records:
         return None
     from quantbench.judge.compare.gate import gate
     from quantbench.tables.render import terminal_width
@@ -337,13 +327,22 @@ def raw_setting(config: pytest.Config, option: Option) -> Any:
     given = config.getoption(f"quantbench_{option.key}")
     if option.key in _COMMAND_LINE_ONLY:
         return given
-    written = config.getini(f"quantbench_{option.key}")
+    written = _written(config, option)
     base = config.rootpath if given is None and written else config.invocation_params.dir
-    raw = given if given is not None else written or option.default
-    if option.kind == "flag" or not raw or "://" in raw:
+    raw = given if given is not None else option.default if written in ("", None) else written
+    if not isinstance(raw, str) or not raw or "://" in raw:
         return raw
     is_path = option.key in _PATHS or (option.key == "compare" and (base / raw).exists())  # else it names runs
     return str(base / raw) if is_path else raw
+
+
+def _written(config: pytest.Config, option: Option) -> Any:
+    """What an ini file says of a setting; empty where it says nothing. UsageError for what is no value of its kind."""
+    key = f"quantbench_{option.key}"
+    try:
+        return config.getini(key)
+    except (TypeError, ValueError, pytest.UsageError) as error:
+        raise UsageError(f"ini key {key}: {error}") from None
 
 
 def _asks_for_benchmark_table(config: pytest.Config) -> bool:

@@ -40,13 +40,14 @@ def _loaded(statements: str) -> list[str]:
     [
         "import quantbench",
         "import quantbench.plugin",
+        "from quantbench import measure",
         "import quantbench.planning.options",
         "import quantbench.running.runner",
         "import quantbench.measuring.worker",
         "import quantbench.results.store",
         PLANNING,
     ],
-    ids=["package", "plugin", "options", "runner", "worker", "store", "planning the default matrix"],
+    ids=["package", "plugin", "measure", "options", "runner", "worker", "store", "planning the default matrix"],
 )
 def test_nothing_heavy_is_imported_by(statements: str) -> None:
     assert _loaded(statements) == []

@@ -26,6 +26,7 @@ import pandas as pd
 import pytest
 
 from quantbench import plugin
+from quantbench.core.errors import UsageError
 from quantbench.core.scenario import Scenario, Variant
 from quantbench.planning import options as settings
 
@@ -533,9 +534,28 @@ def test_every_option_but_trust_has_an_ini_key(pytester: pytest.Pytester) -> Non
     for option in settings.OPTIONS:
         if option.key != "trust_remote_code":
             assert config.getini(f"quantbench_{option.key}") is not None
-    assert plugin.raw_setting(config, next(each for each in settings.OPTIONS if each.name == "no-probes")) == "yes"
+    assert plugin.raw_setting(config, next(each for each in settings.OPTIONS if each.name == "no-probes")) is True
     with pytest.raises(ValueError, match="trust_remote_code"):
         config.getini("quantbench_trust_remote_code")
+
+
+def test_ini_keys_may_have_the_types_of_toml(pytester: pytest.Pytester) -> None:
+    written = {"no_probes": "true", "probes": "false", "threads": "2", "seed": "0", "timeout": "1.5", "prompts": "'two,ten'"}
+    lines = (f"quantbench_{name} = {value}" for name, value in written.items())
+    pytester.makepyprojecttoml("\n".join(["[tool.pytest]", *lines]))
+    config = pytester.parseconfigure("-p", "no:cacheprovider")
+    found = settings.RunOptions.read(lambda option: plugin.raw_setting(config, option))
+    assert (found.no_probes, found.probes, found.threads, found.seed, found.timeout) == (True, False, 2, 0, 1.5)
+    assert found.prompts == ("two", "ten")
+    assert (found.engine, found.device, found.repeats) == ("process", None, 1)
+
+
+@pytest.mark.parametrize(("name", "value"), [("threads", "two"), ("no_probes", "perhaps"), ("timeout", "soon")])
+def test_an_ini_key_with_an_impossible_value_is_one_sentence(pytester: pytest.Pytester, name: str, value: str) -> None:
+    pytester.makeini(f"[pytest]\nquantbench_{name} = {value}\n")
+    config = pytester.parseconfigure("-p", "no:cacheprovider")
+    with pytest.raises(UsageError, match=rf"^ini key quantbench_{name}: .*{value}"):
+        settings.RunOptions.read(lambda option: plugin.raw_setting(config, option))
 
 
 @pytest.mark.parametrize(

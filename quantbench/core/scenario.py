@@ -261,7 +261,8 @@ class Effort:
     """How long to measure; not part of the scenario key.
 
     ``precision`` is the relative half-width of the median's confidence interval at which rounds stop. At most ``most_scored``
-    tokens of a prompt's continuation are sampled and scored, whatever the conditions say.
+    tokens of a prompt's continuation are sampled and scored, whatever the conditions say. ``untimed`` says
+    why nothing is to be timed (other tests run at the same time); it is empty where timings are wanted.
     """
 
     min_rounds: int = 6
@@ -270,6 +271,7 @@ class Effort:
     precision: float = 0.02
     timeout_s: float = 900.0
     most_scored: int = sys.maxsize
+    untimed: str = ""
 
     def asked(self, conditions: Conditions) -> Conditions:
         """The conditions with continuations cut to ``most_scored``: a shorter continuation changes the key, as it must."""

@@ -203,7 +203,7 @@ def _read(path: Path) -> str:
 )
 def energy(trace: Trace, reference: Reference | None) -> Mapping[str, Value]:
     """Joules per generated token"""
-    told = trace.signals.get("energy", _NONE)
+    told = trace.signals.get("energy", trace.absent.get("energy", _NONE))
     if isinstance(told, str):
         return dict.fromkeys(("energy_per_token_j", "energy_window_s", "energy_source"), Missing(told))
     seen = Energy(**told)

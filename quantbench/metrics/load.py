@@ -30,7 +30,7 @@ def load(trace: Trace, reference: Reference | None) -> Mapping[str, Value]:
     at_load = "this method has no separate quantization step: it quantizes while loading (load_s)"
     separate = Missing(trace.absent.get("quantize_s", elsewhere if trace.prequantized else at_load))
     return {
-        "import_s": trace.import_s,
+        "import_s": Missing(trace.absent["import_s"]) if "import_s" in trace.absent else trace.import_s,
         "load_s": Missing(trace.absent.get("load_s", "nothing is loaded here")) if trace.load_s is None else trace.load_s,
         "quantize_s": separate if trace.quantize_s is None else trace.quantize_s,
     }

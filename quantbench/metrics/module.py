@@ -68,8 +68,8 @@ def _times(trace: Trace) -> dict[str, Value]:
 def _ratios(trace: Trace) -> dict[str, Value]:
     paired = [each for each in trace.calls if each.anchor]
     if not paired:
-        why = "no anchor could be had for this module here" if trace.calls else "a model that reads tokens has decode_ratio"
-        return dict.fromkeys(_RATIOS, Missing(why))
+        uncalled = trace.absent.get("calls", "a model that reads tokens has decode_ratio")
+        return dict.fromkeys(_RATIOS, Missing("no anchor could be had for this module here" if trace.calls else uncalled))
     ratios = [median(each.anchor) / median(each.variant) for each in paired]
     too_few = Missing(f"{len(ratios)} rounds are too few for a 95 % interval of the median, which needs 6")
     low, high = median_interval(ratios) or (too_few, too_few)

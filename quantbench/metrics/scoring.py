@@ -21,5 +21,5 @@ def scoring(trace: Trace, reference: Reference | None) -> Mapping[str, Value]:
     """Tokens scored per second"""
     seconds = sum(trace.score_s)
     if not seconds:
-        return {"scoring_tps": Missing(trace.absent.get("columns", "nothing was scored"))}
+        return {"scoring_tps": Missing(trace.absent.get("columns", trace.absent.get("score_s", "nothing was scored")))}
     return {"scoring_tps": trace.score_tokens / seconds}

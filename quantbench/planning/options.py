@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from quantbench.core.errors import UsageError, unknown_name
-from quantbench.core.scenario import PROFILES, Conditions, Effort, Scenario
+from quantbench.core.scenario import PROFILES, Conditions, Effort, Scenario, Variant
 from quantbench.models import MODELS
 from quantbench.planning.matrix import Matrix, default_matrix, hints, left_out, read_matrix, scenarios, select
 
@@ -125,6 +125,9 @@ class RunOptions:
 OPTIONS = tuple(Option(each.name.replace("_", "-"), *each.metadata["option"]) for each in fields(RunOptions))
 """The fields of ``RunOptions`` as a table."""
 
+OF_A_SCENARIO = tuple(option.key for option in OPTIONS if option.key in {each.name for each in fields(Conditions)})
+"""Settings that each scenario could have its own of; the others hold for a whole run, or say what is planned."""
+
 FAIL_ON = ("worse", "insufficient", "never")
 _TRUE = ("1", "true", "yes", "on")
 _FALSE = ("0", "false", "no", "off")
@@ -172,6 +175,28 @@ def plan(options: RunOptions) -> Plan:
         left_out=(*left_out(matrix), *(["probes (--probes)"] if unasked and not options.no_probes else [])),
         hints=hints(matrix),
     )
+
+
+def single(options: RunOptions, model: str, variant: str, prompts: str = "") -> Scenario:
+    """The scenario of one variant of a model under the conditions that the options, or their matrix file, ask for.
+
+    ``variant`` is written METHOD/PRECISION, ``prompts`` as on the command line: SET or SET@B; without it, the one set of the
+    options. UsageError for whatever does not exist.
+    """
+    method, _, precision = variant.partition("/")
+    if not method or not precision:
+        raise UsageError(f"{variant!r} names no variant; write METHOD/PRECISION, for example gguf/q4_k_m")
+    matrix = _matrix(options, _effort(options))
+    sets = (prompts,) if prompts else matrix.prompts
+    planned = scenarios(
+        replace(
+            matrix, models=(model,), variants=(Variant(method=method, precision=precision),), prompts=sets, batches=(),
+            control=False, for_builtin=False,
+        )
+    )  # fmt: skip
+    if len(planned) > 1:
+        raise UsageError(f"one prompt set is measured at a time, and the options name {', '.join(sets)}; name one of them")
+    return planned[0]
 
 
 def _probed(matrix: Matrix, planned: Sequence[Scenario], *, everything: bool) -> frozenset[str]:

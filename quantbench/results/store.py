@@ -81,17 +81,23 @@ class Store:
 
     def append(self, record: Record, *, instrument_check: bool) -> None:
         """Flush one record's rows to the three tables. StoreError when the disk is full or the location is gone."""
-        shared = {
+        row = self.row(record, instrument_check=instrument_check)
+        shared = {name: row[name] for name in ("run_id", "scenario_id", "scenario_key", "repeat")}
+        number = self._numbers.setdefault((record.scenario.id, record.repeat), 1 + max(self._numbers.values(), default=-1))
+        self._write("samples", number, _columns(shared, record.samples))
+        self._write("outputs", number, _columns(shared, record.outputs))
+        self._write("scenarios", number, {name: [value] for name, value in row.items()})
+
+    def row(self, record: Record, *, instrument_check: bool) -> dict[str, Any]:
+        """The record's row of ``scenarios``, by column; what was not measured is None."""
+        return {
             "run_id": self._run.run_id,
             "scenario_id": record.scenario.id,
             "scenario_key": record.scenario_key,
             "repeat": record.repeat,
+            **_scenario_row(record, self._run),
+            "instrument_check": instrument_check,
         }
-        number = self._numbers.setdefault((record.scenario.id, record.repeat), 1 + max(self._numbers.values(), default=-1))
-        row = {**shared, **_scenario_row(record, self._run), "instrument_check": instrument_check}
-        self._write("samples", number, _columns(shared, record.samples))
-        self._write("outputs", number, _columns(shared, record.outputs))
-        self._write("scenarios", number, {name: [value] for name, value in row.items()})
 
     def begin(self, *, planned: int) -> None:
         """Write the run's own row as it should stay if the process is killed: interrupted, without an end or counts.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -33,6 +33,27 @@ class Measurer(Protocol):
 
     def measure_again(self, group: Sequence[Scenario]) -> None:
         """Measure scenarios of one job once more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Only:
+    """A runner of which only some scenarios count."""
+
+    runner: Measurer
+    scenarios: Collection[Scenario]
+
+    def disturbed(self) -> Sequence[Sequence[Scenario]]:
+        """See Measurer."""
+        groups = ([each for each in group if each in self.scenarios] for group in self.runner.disturbed())
+        return [group for group in groups if group]
+
+    def took_s(self, group: Sequence[Scenario]) -> float:
+        """See Measurer."""
+        return self.runner.took_s(group)
+
+    def measure_again(self, group: Sequence[Scenario]) -> None:
+        """See Measurer."""
+        self.runner.measure_again(group)
 
 
 @dataclass(slots=True)

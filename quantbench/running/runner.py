@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from quantbench.core.errors import StoreError
 from quantbench.core.job import Failure, Task
@@ -48,6 +48,8 @@ class Runner:
         self._attempts: Counter[Scenario] = Counter()
         self._took_s: dict[JobKey, float] = {}
         self._jobs: dict[JobKey, list[Scenario]] = {}
+        self._added: dict[Scenario, bool] = {}
+        """Whether scenarios that were added later are probed."""
         for scenario in plan.scenarios:
             self._jobs.setdefault(scenario.job, []).append(scenario)
         self._cases = Cases(trust_remote_code=plan.trust_remote_code)
@@ -78,7 +80,7 @@ class Runner:
         if scenario in self._unstored:
             raise self._unstored[scenario]
         if scenario not in self._records:
-            rest = self._unfinished(self._jobs[scenario.job])
+            rest = self._unfinished([each for each in self._jobs[scenario.job] if not self._settled(each)])
             if rest:
                 started = time.monotonic()
                 with self._progress.job(rest):
@@ -88,6 +90,21 @@ class Runner:
         if scenario in self._unstored:
             raise self._unstored[scenario]
         return self._records[scenario]
+
+    def add(self, scenario: Scenario, *, probed: bool) -> None:
+        """Plan one more scenario, its variant to be ``probed`` or not."""
+        group = self._jobs.setdefault(scenario.job, [])
+        if scenario not in group:
+            group.append(scenario)
+            self._added[scenario] = probed
+
+    def row(self, record: Record) -> Mapping[str, Any]:
+        """The record's row of ``scenarios``, as stored."""
+        return self._store.row(record, instrument_check=_checks_the_instrument(record.scenario))
+
+    def _settled(self, scenario: Scenario) -> bool:
+        """Whether there is a record, or one that could not be stored."""
+        return scenario in self._records or scenario in self._unstored
 
     def disturbed(self) -> Sequence[Sequence[Scenario]]:
         """The scenarios that other work disturbed, by job, in the order they were measured."""
@@ -139,9 +156,8 @@ class Runner:
 
     def _store_row(self, record: Record) -> None:
         """Store a record; a failure is an error of its own test, not of its siblings."""
-        builtin = record.scenario.model in MODELS and MODELS[record.scenario.model].instrument_check
         try:
-            self._store.append(record, instrument_check=builtin)
+            self._store.append(record, instrument_check=_checks_the_instrument(record.scenario))
         except StoreError as error:
             self._unstored[record.scenario] = error
         else:
@@ -176,7 +192,7 @@ class Runner:
                 yield from (failed(case, failure) for case, _ in ready)
                 return
         probes = None
-        if first.scenario.variant.name in self._plan.probed and first.checkpoint:
+        if self._added.get(first.scenario, first.scenario.variant.name in self._plan.probed) and first.checkpoint:
             probes = probed(first.scenario.spec, first.checkpoint, lambda: self._work.run("probe", first, tasks))
         try:
             _, failure = self._work.run("measure", first, tasks, probes=probes)
@@ -192,3 +208,7 @@ class Runner:
                 yield measured(case, task, traces[index])
             else:
                 yield failed(case, failure or unknown)
+
+
+def _checks_the_instrument(scenario: Scenario) -> bool:
+    return scenario.model in MODELS and MODELS[scenario.model].instrument_check

@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections import Counter
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
-from quantbench.core.errors import QuantbenchError, unknown_name
-from quantbench.planning.options import RunOptions, plan
+from quantbench.core.errors import QuantbenchError, UsageError, unknown_name
+from quantbench.planning.options import RunOptions, plan, single
 from quantbench.running.engines import ENGINES
 
 if TYPE_CHECKING:
@@ -27,11 +27,17 @@ if TYPE_CHECKING:
 class Session:
     """Plans and measures for one pytest session."""
 
-    def __init__(self, options: RunOptions, *, command: str, root: Path) -> None:
-        """Plan what the options ask for; UsageError when they ask for something that does not exist."""
+    def __init__(self, options: RunOptions, *, command: str, root: Path, untimed: str = "") -> None:
+        """Plan what the options ask for; UsageError when they ask for something that does not exist.
+
+        ``untimed`` says why nothing may be timed in this process; empty where timings are wanted.
+        """
         if options.engine not in ENGINES:
             raise unknown_name("engine", options.engine, (engine.name for engine in ENGINES))
-        self._plan = plan(options)
+        planned = plan(options)
+        self.options = options
+        self.untimed = untimed
+        self._plan = replace(planned, effort=replace(planned.effort, untimed=untimed))
         self._profile: str = options.profile
         self._resume: str | None = options.resume
         self.baseline: str | None = options.compare
@@ -43,9 +49,13 @@ class Session:
         self._runner: Runner | None = None
         self._store: Store | None = None
         self._earlier: Earlier | None = None
-        self._planned = 0
+        self._rows: set[tuple[str, int]] = set()
         self.results: str = options.results
         self.planned: dict[str, Scenario] = {scenario.test_id: scenario for scenario in self._plan.scenarios}
+        self.selected: Sequence[Scenario] = ()
+        """The planned scenarios that were selected when the session started."""
+        self.asked: dict[str, Scenario] = {}
+        """Scenarios asked for one by one, with ``ask``, by id."""
         self.run_id = ""
         self._problem = ""
         self._swept: Sequence[str] = ()
@@ -71,7 +81,7 @@ class Session:
         from quantbench.running.runner import Runner
 
         self._began = time.monotonic()
-        chosen = tuple(self.planned[identifier] for identifier in selected)
+        self.selected = chosen = tuple(self.planned[identifier] for identifier in selected)
         _require_devices(chosen)
         if busy := _busy_already():
             self.announced.append(busy)
@@ -81,8 +91,7 @@ class Session:
             run = self._run(stack)
             earlier = self._earlier
             self._store = Store(self.results, run, earlier.numbers if earlier else None)
-            rows = {(scenario.id, scenario.repeat) for scenario in chosen} | set(earlier.rows if earlier else ())
-            self._planned = max(len(rows), earlier.planned if earlier else 0)
+            self._rows = {(scenario.id, scenario.repeat) for scenario in chosen} | set(earlier.rows if earlier else ())
             self._store.begin(planned=self._planned)
             # ``earlier`` holds a lock on a resumed run, but on the file that ``begin`` has just replaced; this lock is on the
             # new file. Between the two only a moment remains in which another process could take it.
@@ -95,6 +104,38 @@ class Session:
             self._runner = stack.enter_context(runner)
             self.run_id = run.run_id
             self._stack = stack.pop_all()
+
+    @property
+    def _planned(self) -> int:
+        """How many rows the run is to have."""
+        return max(len(self._rows), self._earlier.planned if self._earlier else 0)
+
+    def ask(self, model: str, variant: str, prompts: str, settings: RunOptions) -> Scenario:
+        """Plan one more scenario of the open session; ``settings`` are the session's own, but for some OF_A_SCENARIO.
+
+        UsageError for what does not exist, and for a scenario that the run already holds under other conditions.
+        """
+        scenario = single(settings, model, variant, prompts)
+        known = {each.id: each for each in self.selected if not each.repeat} | self.asked
+        other = known.get(scenario.id, scenario)
+        if other != scenario:
+            raise UsageError(
+                f"{scenario.id} is measured in this run under other conditions ({_difference(other, scenario)}), and a run has "
+                "one row for each id; ask for the same conditions, or measure it in a run of its own"
+            )
+        _require_devices((scenario,))
+        self.asked[scenario.id] = scenario
+        self._rows.add((scenario.id, scenario.repeat))
+        self.runner.add(scenario, probed=self.options.probes)
+        return scenario
+
+    def steady(self, scenario: Scenario) -> Record:
+        """The record of a scenario, measured again, at most twice, where other work disturbed it and the machine is quiet."""
+        from quantbench.running.again import QUIET_WITHIN_S, TIMES, Only, measure_again
+
+        budget_s = TIMES * (self.runner.took_s((scenario,)) + QUIET_WITHIN_S)
+        measure_again(Only(self.runner, (scenario,)), budget_s=budget_s)
+        return self.runner.measure(scenario)
 
     @property
     def runner(self) -> Runner:
@@ -117,12 +158,12 @@ class Session:
         return [*notes, *self._again, *self._swept, *(self._runner.notes if self._runner else ())]
 
     def measure_again(self) -> Sequence[Scenario]:
-        """Measure again what other work disturbed; returns the scenarios measured again."""
-        from quantbench.running.again import SHARE, measure_again
+        """Measure again what of the selected scenarios other work disturbed; returns the scenarios measured again."""
+        from quantbench.running.again import SHARE, Only, measure_again
 
         if self._runner is None:
             return ()
-        done = measure_again(self._runner, budget_s=SHARE * (time.monotonic() - self._began))
+        done = measure_again(Only(self._runner, self.selected), budget_s=SHARE * (time.monotonic() - self._began))
         self._again = tuple(done.sentences)
         return done.scenarios
 
@@ -133,7 +174,7 @@ class Session:
         statuses = {key: kept.status for key, kept in self._earlier.rows.items()} if self._earlier else {}
         statuses |= {(record.scenario.id, record.repeat): record.status for record in self.records}
         ok = sum(status == "ok" for status in statuses.values())
-        if self.records and not ok and not interrupted:
+        if self.selected and self.records and not ok and not interrupted:
             self.nothing = _nothing_measured(self.records)
         if self._pace and self._progress_of_run and self._progress_of_run.pace:
             from quantbench.running.estimate import remember_pace
@@ -182,6 +223,12 @@ class Session:
         display = None if verbosity is None else open_display(quiet=verbosity < 0)
         jobs = {scenario.job for scenario in rest}
         return Progress(display, jobs=len(jobs), polls=self._plan.engine != "inline", expected=expected)
+
+
+def _difference(one: Scenario, other: Scenario) -> str:
+    """What two scenarios of one id have not in common, in words."""
+    before, now = ({"model": each.model, "prompts": each.prompts, **asdict(each.conditions)} for each in (one, other))
+    return ", ".join(f"{name} {before[name]!r}, not {now[name]!r}" for name in before if before[name] != now[name])
 
 
 def _nothing_measured(records: Sequence[Record]) -> str:

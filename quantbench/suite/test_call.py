@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from statistics import fmean
 from typing import TYPE_CHECKING
 
 import pytest
+
+from quantbench.suite.replay import PHASES
 
 if TYPE_CHECKING:
     from quantbench.plugin import Measured
@@ -14,4 +15,4 @@ if TYPE_CHECKING:
 @pytest.mark.quantbench_reads("inputs")
 def test_call(quantbench: Measured) -> None:
     """Mean time of one call on a seeded input, one sample a round."""
-    quantbench.replay(lambda trace: [fmean(each.variant) for each in trace.calls])
+    quantbench.replay(PHASES["call"])

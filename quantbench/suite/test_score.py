@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from quantbench.suite.replay import PHASES
+
 if TYPE_CHECKING:
     from quantbench.plugin import Measured
 
@@ -13,4 +15,4 @@ if TYPE_CHECKING:
 @pytest.mark.quantbench_reads("text")
 def test_score(quantbench: Measured) -> None:
     """Time to read a chunk and to compare its second half with the reference, one sample a chunk."""
-    quantbench.replay(lambda trace: trace.score_s)
+    quantbench.replay(PHASES["score"])

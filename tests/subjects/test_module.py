@@ -11,14 +11,17 @@ import pytest
 
 from quantbench.core.job import TRACE_FILE, Job, Task
 from quantbench.core.other_work import OtherWorkWatch
+from quantbench.core.record import Missing
 from quantbench.core.scenario import SEEDED_INPUTS, Conditions, Effort, Variant
 from quantbench.core.trace import Trace
 from quantbench.measuring.subjects import module
+from quantbench.metrics import evaluate
 from quantbench.models.checkpoint import resolve
 from quantbench.planning.prompts import load
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 INT8 = Variant(method="torch-dynamic", precision="int8")
 FP32 = Variant(method="torch", precision="fp32")
@@ -72,6 +75,20 @@ def test_its_memory_is_known_and_its_parameters_are_the_references(measured: Cal
     assert trace.peak.peak_rss_bytes >= trace.peak.rss_anon_bytes > 0
     assert trace.load_s is not None
     assert trace.measured_s > trace.load_s > 0
+
+
+def test_where_nothing_is_to_be_timed_it_is_compared_and_not_called_by_the_clock(tmp_path: Path) -> None:
+    why = "other tests run at the same time"
+    job = Job(
+        kind="measure", checkpoint=resolve("lstm"), variant=INT8, conditions=Conditions(threads=1), effort=Effort(untimed=why),
+        tasks=(Task(prompts_name=SEEDED_INPUTS, prompts=load(SEEDED_INPUTS).prompts, reference=None),),
+    )  # fmt: skip
+    module.measure(job, tmp_path)
+    values = evaluate(Trace.load(tmp_path / TRACE_FILE.format(0)), None)
+    for name in ("call_s", "call_ratio", "load_s", "import_s"):
+        assert values[name] == Missing(why)
+    assert 0.999 < values["output_cosine"] < 1  # type: ignore[operator]  # a float
+    assert values["weight_bytes"] == 5700 + 5 * 8 + 4 * 325
 
 
 def test_it_pretends_to_no_tokens(measured: Callable[..., Trace]) -> None:

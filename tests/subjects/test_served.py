@@ -243,6 +243,16 @@ class TestUrlModel:
         assert values["native_decode_tps"] == Missing("its timings cannot be used")
         assert values["decode_tps"] == pytest.approx(4.0)
 
+    def test_where_nothing_is_to_be_timed_it_is_asked_for_its_answers_only(self, endpoint: Scripted, tmp_path: Path) -> None:
+        why = "other tests run at the same time"
+        measure(replace(job(tmp_path, resolve(URL), CONDITIONS), effort=replace(EFFORT, untimed=why)), tmp_path)
+        assert endpoint.asked == [(prompt, CONDITIONS.answer_tokens) for prompt in PROMPTS]
+        trace = Trace.load(tmp_path / TRACE_FILE.format(0))
+        assert [answer.text for answer in trace.answers] == list(PROMPTS)
+        values = evaluate(trace, None)
+        for name in ("decode_tps", "ttft_s", "itl_s", "concurrent_tps", "concurrency_tps", "native_decode_tps", "import_s"):
+            assert values[name] == Missing(why)
+
     def test_a_failure_under_load_is_the_bursts_failure(self, endpoint: Scripted) -> None:
         endpoint.broken = True
         with pytest.raises(ModelError, match="dropped the stream"):

@@ -7,7 +7,7 @@ the pass down, up to a hundredfold: its threads rest until its end, and its row 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 from quantbench.core.other_work import OtherWorkWatch
@@ -19,9 +19,12 @@ from quantbench.measuring.signals import Watch
 class Courtesy:
     """Makes this process yield to others. Create it well before the first timed pass, since it watches others from then on."""
 
-    def __init__(self, rest: Rest, root: tuple[int, int] | None, device: str = "cpu") -> None:
-        """Threads rest until something is ``timed``; ``root`` and ``device`` are those of OtherWorkWatch."""
-        self._rest, self._root, self._device = rest, root, device
+    def __init__(self, rest: Rest, root: tuple[int, int] | None, device: str = "cpu", *, untimed: bool = False) -> None:
+        """Threads rest until something is ``timed``; ``root`` and ``device`` are those of OtherWorkWatch.
+
+        Where all is to stay ``untimed``, threads rest in passes too, and no signal watches them.
+        """
+        self._rest, self._root, self._device, self._untimed = rest, root, device, untimed
         self._watch = OtherWorkWatch(root, device)
         rest.begin()
 
@@ -33,11 +36,11 @@ class Courtesy:
     def timed(self, about: Watched) -> Iterator[Timing]:
         """Inside this context a pass is timed and watched by the metrics' signals; ``about`` says what and where it is."""
         device = about.device or self._device
-        others, rests = OtherWorkWatch(self._root, device), self._watch.crowded()
+        others, rests = OtherWorkWatch(self._root, device), self._untimed or self._watch.crowded()
         watch = Watch(replace(about, device=device, root=self._root, rested=lambda: self._rest.resting))
         timing = Timing(self._rest, others, watch, rests=rests)
         try:
-            with watch:
+            with nullcontext() if self._untimed else watch:
                 yield timing
         finally:
             self._rest.begin()

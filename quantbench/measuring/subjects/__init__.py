@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 
 from quantbench.core.errors import ModelError
 from quantbench.core.job import Job
 from quantbench.core.machine import available_cpus
+from quantbench.core.trace import Trace
 from quantbench.measuring.preload import import_library
 from quantbench.methods import METHODS, Settings
 
@@ -26,6 +28,14 @@ def import_seconds(job: Job) -> float:
     """Import what the job's method needs; seconds taken, including imports inherited from the fork server."""
     inherited = {name: seconds for name, seconds in job.preloaded.items() if name in sys.modules}
     return sum(import_library(name) + inherited.get(name, 0.0) for name in METHODS[job.variant.method].requires)
+
+
+def without_times(trace: Trace, why: str, *parts: str) -> Trace:
+    """The trace without what timing gave: ``why`` these ``parts`` are absent; unchanged where timings were wanted."""
+    if not why:
+        return trace
+    absent = {**dict.fromkeys(("import_s", "load_s", "quantize_s", *parts), why), **trace.absent}
+    return replace(trace, load_s=None, quantize_s=None, score_s=(), absent=absent)
 
 
 def check_device(device: str, facts: Mapping[str, str], name: str) -> None:

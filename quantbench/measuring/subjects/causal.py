@@ -32,7 +32,7 @@ from quantbench.measuring.passes.memory import before_loading, measure_peak
 from quantbench.measuring.passes.reference import make_reference
 from quantbench.measuring.passes.similarity import answer_greedily, answers_of, score_columns
 from quantbench.measuring.passes.slicing import measure_slicing
-from quantbench.measuring.subjects import check_device, import_seconds, settings_of
+from quantbench.measuring.subjects import check_device, import_seconds, settings_of, without_times
 from quantbench.measuring.subjects.prompts import Prompts, context_for, read_prompts, read_without_reference, timed_tokens
 from quantbench.methods import METHODS, Artifact, Batched, LoadedModel
 from quantbench.models.checkpoint import count_parameters, require_unchanged
@@ -49,6 +49,8 @@ _MADE = "its random weights are generated while loading, so the time says nothin
 _UNWRITTEN = "its random weights are generated while loading, and never written to disk"
 _UNQUANTIZED = "its file was written with random weights, without a quantizer"
 _UNPROBED = "a dummy is not probed; probe the real model, or the canary"
+_TIMED = ("rounds", "anchor", "score_s", "energy")
+"""Parts of a trace that are absent where nothing is timed."""
 
 
 def make_references(job: Job, folder: Path) -> None:
@@ -74,12 +76,14 @@ def measure(job: Job, folder: Path) -> None:
     prompts, context = read_prompts(job)
     settings = settings_of(job, context)
     artifact = method.prepare(job.spec, settings)
-    bandwidth = memory_bandwidth(job.conditions.device, settings.threads, folder.parent)
+    untimed = job.effort.untimed
+    bandwidth = untimed or memory_bandwidth(job.conditions.device, settings.threads, folder.parent)
     enter_stage(folder, "loading")
     _read_once(_files(artifact.path) if artifact else weight_files(job.checkpoint.path))
     before = before_loading(job.conditions.device)
     with ExitStack() as stack:
-        courtesy = Courtesy(stack.enter_context(Rest(settings.threads)), job.root, job.conditions.device)
+        rest = stack.enter_context(Rest(settings.threads))
+        courtesy = Courtesy(rest, job.root, job.conditions.device, untimed=bool(untimed))
         started = time.perf_counter()
         model = stack.enter_context(method.open(job.spec, settings))
         model.synchronize()
@@ -99,7 +103,7 @@ def measure(job: Job, folder: Path) -> None:
         )  # fmt: skip
         enter_stage(folder, "scoring" if all(each.task.is_text for each in prompts) else "similarity")
         scored = [_score(job, model, each, folder, index, courtesy=courtesy) for index, each in enumerate(prompts)]
-        chosen = None if all(each.task.is_text for each in prompts) else choose(job.spec, settings)
+        chosen = None if untimed or all(each.task.is_text for each in prompts) else choose(job.spec, settings)
         anchor = _open_anchor(stack, model, chosen, job.variant) if chosen else None
         for index, (each, peak, columns) in enumerate(zip(prompts, peaks, scored, strict=True)):
             asked = each.answered(job.conditions)
@@ -111,7 +115,8 @@ def measure(job: Job, folder: Path) -> None:
             trace = _trace(job, each, opened, answered, peak=peak, columns=columns, anchor=chosen.name if chosen else "")
             lacking = {"anchor": anchor} if isinstance(anchor, str) else {}
             require_unchanged(job.checkpoint)  # mapped weights are read from the file as long as the model runs
-            replace(trace, absent={**trace.absent, **lacking}).save(folder / TRACE_FILE.format(index))
+            trace = replace(trace, absent={**trace.absent, **lacking})
+            without_times(trace, untimed, *_TIMED).save(folder / TRACE_FILE.format(index))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,9 +187,18 @@ class _Answered:
 def _answer(
     job: Job, prompts: Prompts, contender: Contender, opposite: Contender | None, context: int, *, courtesy: Courtesy
 ) -> _Answered:
-    """The latency pass and the greedy answers; neither for a text."""
+    """The latency pass, unless nothing is to be timed, and the greedy answers; neither for a text."""
     if prompts.task.is_text:
         return _Answered()
+    timed = _Answered() if job.effort.untimed else _time(job, contender, opposite, context, courtesy=courtesy)
+    if job.checkpoint.random_weights:
+        return timed
+    decoder = open_decoder(job.checkpoint, prompts.task.reference)
+    return replace(timed, answers=_answers(contender, prompts, decoder, job.conditions.answer_tokens))
+
+
+def _time(job: Job, contender: Contender, opposite: Contender | None, context: int, *, courtesy: Courtesy) -> _Answered:
+    """The latency pass."""
     model, batch = contender.model, contender.batch
 
     def answers_in_turn() -> Iterator[Iterator[int]]:
@@ -198,11 +212,7 @@ def _answer(
         length = job.conditions.output_tokens
         rounds = measure_rounds(contender, opposite, length, job.effort, after_round=timing.look, spoilt=timing.spoilt)
         rested = timing.rested()
-    answers: tuple[Answer, ...] = ()
-    if not job.checkpoint.random_weights:
-        decoder = open_decoder(job.checkpoint, prompts.task.reference)
-        answers = _answers(contender, prompts, decoder, job.conditions.answer_tokens)
-    return _Answered(rounds=rounds, answers=answers, signals=timing.watch.signals, rested=rested)
+    return _Answered(rounds=rounds, signals=timing.watch.signals, rested=rested)
 
 
 def _reasons(**seen: object) -> dict[str, str]:

@@ -10,13 +10,13 @@ from quantbench.core.errors import UnsupportedError
 from quantbench.core.job import TRACE_FILE, Job, enter_stage
 from quantbench.core.scenario import Spec, Variant
 from quantbench.core.signals import Watched
-from quantbench.core.trace import Trace
+from quantbench.core.trace import Calls, Trace
 from quantbench.core.waiting import Rest, waiting
 from quantbench.measuring.anchor import Anchor, choose
 from quantbench.measuring.passes.courtesy import Courtesy
 from quantbench.measuring.passes.memory import before_loading, peak_during
 from quantbench.measuring.passes.module import Caller, compare_outputs, measure_calls
-from quantbench.measuring.subjects import check_device, import_seconds, settings_of
+from quantbench.measuring.subjects import check_device, import_seconds, settings_of, without_times
 from quantbench.methods import METHODS, LoadedModule, Settings
 from quantbench.models.checkpoint import require_unchanged
 
@@ -32,11 +32,11 @@ def measure(job: Job, folder: Path) -> None:
     """Measure the job's variant; write the trace of its one set of seeded inputs."""
     method = METHODS[job.variant.method]
     import_s = import_seconds(job)
-    settings, spec, conditions = settings_of(job), job.spec, job.conditions
+    settings, spec, conditions, untimed = settings_of(job), job.spec, job.conditions, job.effort.untimed
     enter_stage(folder, "loading")
     before = before_loading(conditions.device)
     with ExitStack() as stack:
-        courtesy = Courtesy(stack.enter_context(Rest(settings.threads)), job.root, conditions.device)
+        courtesy = Courtesy(stack.enter_context(Rest(settings.threads)), job.root, conditions.device, untimed=bool(untimed))
         started = time.perf_counter()
         opened = stack.enter_context(method.open_module(spec, settings))
         load_s = time.perf_counter() - started
@@ -51,15 +51,17 @@ def measure(job: Job, folder: Path) -> None:
         enter_stage(folder, "similarity")
         reference, absent = _open_reference(stack, spec, settings)
         distance = compare_outputs(opened, reference, conditions.seed) if reference else None
-        chosen = choose(spec, settings)
+        chosen = None if untimed else choose(spec, settings)
         anchor = _open_anchor(stack, opened, chosen, job.variant) if chosen else None
         opposite = Caller.seeded(anchor, conditions.seed) if anchor else None
         enter_stage(folder, "latency")
         with courtesy.timed(Watched(name="calls")) as timing:
-            calls = measure_calls(variant, opposite, job.effort, after_round=timing.look, spoilt=timing.spoilt)
+            calls: tuple[Calls, ...] = ()
+            if not untimed:
+                calls = measure_calls(variant, opposite, job.effort, after_round=timing.look, spoilt=timing.spoilt)
             rested = timing.rested()
         require_unchanged(job.checkpoint)
-        Trace(
+        trace = Trace(
             import_s=import_s,
             load_s=load_s,
             quantize_s=None,
@@ -78,7 +80,8 @@ def measure(job: Job, folder: Path) -> None:
             signals=timing.watch.signals,
             absent={**_ABSENT, **absent},
             facts={**opened.facts, "threads": str(settings.threads), "waiting": waiting(rested=rested)},
-        ).save(folder / TRACE_FILE.format(0))
+        )
+        without_times(trace, untimed, "calls").save(folder / TRACE_FILE.format(0))
 
 
 def _open_reference(stack: ExitStack, spec: Spec, settings: Settings) -> tuple[LoadedModule | None, dict[str, str]]:

@@ -6,7 +6,7 @@ Nothing is known about it but what it sends: text with arrival times, at best to
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -16,11 +16,11 @@ from threading import Barrier
 from quantbench.core.errors import ModelError
 from quantbench.core.job import TRACE_FILE, Job, Task, enter_stage
 from quantbench.core.scenario import Conditions
-from quantbench.core.signals import Watched
+from quantbench.core.signals import Found, Watched
 from quantbench.core.trace import Answer, Generation, LoadPoint, Round, TopLogprobs, Trace
 from quantbench.measuring.passes.rounds import until_steady
 from quantbench.measuring.signals import Watch
-from quantbench.measuring.subjects import import_seconds, settings_of
+from quantbench.measuring.subjects import import_seconds, settings_of, without_times
 from quantbench.measuring.subjects.prompts import Prompts, read_prompts
 from quantbench.measuring.subjects.top_logprobs import compare_top_tokens
 from quantbench.methods import METHODS, Endpoint, StreamDroppedError, Streamed
@@ -94,7 +94,7 @@ def measure(job: Job, folder: Path) -> None:
     method = METHODS[job.variant.method]
     import_s = import_seconds(job)
     prompts, context, tokenizer = _read(job)
-    conditions = job.conditions
+    conditions, untimed = job.conditions, job.effort.untimed
     started = time.perf_counter()
     with method.open_endpoint(job.spec, settings_of(job, context)) as endpoint:
         enter_stage(folder, "similarity")
@@ -103,14 +103,12 @@ def measure(job: Job, folder: Path) -> None:
         for index, (each, top) in enumerate(zip(prompts, compared, strict=True)):
             client = Client(endpoint, each, tokenizer)
             enter_stage(folder, "latency")
-            native = _native(client, conditions.output_tokens)
+            native = untimed or _native(client, conditions.output_tokens)
             answers = _answers(client, conditions.answer_tokens)
             about = Watched(name="serving", root=job.root, own_server="elsewhere" not in endpoint.facts)
-            with Watch(about) as watch:
-                rounds = _rounds(client, job)
-                points, broke = _load(client, conditions)
+            rounds, points, broke, signals = _time(client, job, about)
             artifact, reference = endpoint.artifact, each.reference
-            Trace(
+            trace = Trace(
                 import_s=import_s,
                 load_s=None,
                 quantize_s=artifact.quantize_s if artifact else None,
@@ -125,7 +123,7 @@ def measure(job: Job, folder: Path) -> None:
                 answers=answers,
                 columns=None,
                 load_points=points,
-                signals=watch.signals,
+                signals=signals,
                 top_logprobs=top if isinstance(top, TopLogprobs) else None,
                 native={} if isinstance(native, str) else native,
                 absent=_ABSENT
@@ -138,7 +136,8 @@ def measure(job: Job, folder: Path) -> None:
                     "token_count": ", ".join(sorted(client.counted_by)),
                     "checkpoint_dtype": reference.checkpoint_dtype if reference else "",
                 },
-            ).save(folder / TRACE_FILE.format(index))
+            )
+            without_times(trace, untimed, "rounds").save(folder / TRACE_FILE.format(index))
 
 
 def levels(most: int) -> list[int]:
@@ -187,6 +186,18 @@ def _answers(client: Client, limit: int) -> tuple[Answer, ...]:
         Answer(prompt=prompt, prompt_tokens=ids, tokens=None, text="".join(client.endpoint.answer(prompt, limit).pieces))
         for prompt, ids in zip(client.task.prompts, client.prompts.ids, strict=True)
     )
+
+
+def _time(
+    client: Client, job: Job, about: Watched
+) -> tuple[tuple[Round, ...], tuple[LoadPoint, ...], str, Mapping[str, Found]]:
+    """Rounds, points and what broke them, and what signals saw; nothing where the job is not to be timed."""
+    if job.effort.untimed:
+        return (), (), job.effort.untimed, {}
+    with Watch(about) as watch:
+        rounds = _rounds(client, job)
+        points, broke = _load(client, job.conditions)
+    return rounds, points, broke, watch.signals
 
 
 def _rounds(client: Client, job: Job) -> tuple[Round, ...]:
