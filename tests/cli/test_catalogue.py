@@ -235,7 +235,7 @@ def test_doctor_still_answers_when_something_is_broken(part: str, monkeypatch: p
 
 
 def test_doctor_names_another_project_with_the_same_module(monkeypatch: pytest.MonkeyPatch) -> None:
-    records = {"quantbench": "quantbench/__init__.py,,", "stranger": "LICENSE,,\nquantbench/a.py,,", "other": "quantbenchx/a.py,,"}
+    records = {"quantbench": "quantbench/__init__.py,,", "stranger": "LICENSE,,\nquantbench/a.py,,", "other": "quantbenchx/a"}
     installed = [SimpleNamespace(name=name, read_text={"RECORD": record}.get) for name, record in records.items()]
     monkeypatch.setattr(doctor, "distributions", lambda: [*installed, SimpleNamespace(name="bare", read_text=lambda _: None)])
     (problem,) = _json("doctor")["problems"]

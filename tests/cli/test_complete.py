@@ -44,7 +44,7 @@ def _offered(line: str) -> list[str]:
         ("quantbench plan canary --format ", ["table", "md", "csv", "json"]),
         ("quantbench quantize can", ["canary"]),
         ("quantbench export --to g", ["github-action-benchmark"]),
-        ("quantbench metrics weight_", ["weight_bytes"]),
+        ("quantbench metrics weight_k", ["weight_kinds"]),
     ],
 )
 def test_the_shell_is_offered_what_there_is(line: str, offered: list[str]) -> None:
