@@ -139,7 +139,9 @@ def models(output: FormatOption = "text") -> None:
     if output == "json":
         listed = [{"form": form, "meaning": meaning} for form, meaning in forms]
         return print_json({"built_in": built_in, "dummies": list(dummy_configs()), "forms": listed})
-    print_table(["model", "about"], [[model.name, model.about] for model in MODELS])
+    names = max(len(model.name) for model in MODELS) + 2
+    for name, about in (("model", "about"), *((model.name, model.about) for model in MODELS)):
+        typer.echo(_wrapped(name.ljust(names) + about, 0, names))
     typer.echo()
     print_table(["--model takes", ""], forms)
     typer.echo()
