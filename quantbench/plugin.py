@@ -2,65 +2,38 @@
 
 from __future__ import annotations
 
-import os
-import shlex
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from quantbench.core.errors import QuantbenchError, UsageError
+from quantbench.core.errors import QuantbenchError
 from quantbench.own_tests import FIXTURE, OwnTests
-from quantbench.planning.options import OPTIONS, Option, RunOptions
+from quantbench.planning.options import RunOptions
+from quantbench.pytest_settings import add_settings, raw_setting
 from quantbench.running.measure import beside_other_tests
 from quantbench.running.session import Session
-from quantbench.suite.replay import ReplayClock, benchmark_group, extra_info
+from quantbench.scenario_tests import PARAMETER, ScenarioTests, WithBenchmark, WithoutBenchmark, scenario_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Sequence
+    from collections.abc import Generator
     from pathlib import Path
 
-    from quantbench.core.record import Record
-    from quantbench.core.scenario import Scenario
-    from quantbench.core.trace import Trace
     from quantbench.judge.compare.gate import Outcome
 
 
-_QUIET = pytest.mark.filterwarnings("ignore:Benchmark fixture was not used at all")  # as it is when a scenario failed
-PARAMETER = "quantbench_scenario"
 _READS = "quantbench_reads"
-_PATHS = ("matrix", "results", "keep_jobs", "calibration")
-_COMMAND_LINE_ONLY = ("trust_remote_code",)
-"""Trust must be given on the command line, never by a file that happens to be there."""
-_INI_TYPES: dict[str, Literal["bool", "int", "float"]] = {"flag": "bool", "int": "int", "float": "float"}
-"""Of what is no string in a TOML file."""
 _OWN = pytest.StashKey[OwnTests]()
-_CLOCK = pytest.StashKey[ReplayClock]()
+_SCENARIOS = pytest.StashKey[ScenarioTests]()
 _BAD_INPUT = pytest.StashKey[str]()
 FAILED_COMPARISON = pytest.StashKey[str]()
 """The outcome of the comparison, where that alone failed the session: ``regression`` or ``insufficient``."""
 _COMPARISON = pytest.StashKey["Outcome | None"]()
 _SESSION = pytest.StashKey[Session]()
-_REPLAYED = pytest.StashKey[list["Measured"]]()
-"""Figures handed to pytest-benchmark, to be replaced where a scenario is measured again."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add every setting as ``--quantbench-NAME``, and all but trust as ini key ``quantbench_name``."""
-    group = parser.getgroup("quantbench", "measure quantized models")
-    for option in OPTIONS:
-        action = {"list": "append", "flag": "store_true"}.get(option.kind, "store")
-        extra: dict[str, Any] = {} if option.kind == "flag" else {"metavar": option.metavar}
-        group.addoption(
-            f"--quantbench-{option.name}",
-            dest=f"quantbench_{option.key}",
-            action=action,
-            default=None,
-            help=option.help,
-            **extra,
-        )
-        if option.key in _COMMAND_LINE_ONLY:
-            continue
-        parser.addini(f"quantbench_{option.key}", option.help, type=_INI_TYPES.get(option.kind, "string"), default="")
+    """Add the options and the ini keys."""
+    add_settings(parser)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -70,7 +43,8 @@ def pytest_configure(config: pytest.Config) -> None:
     has_benchmark = config.pluginmanager.hasplugin("benchmark")
     if not has_benchmark:
         config.addinivalue_line("markers", "benchmark: settings of pytest-benchmark, which is not active")
-    config.pluginmanager.register(_WithBenchmark() if has_benchmark else _WithoutBenchmark(), "quantbench-fixture")
+    config.stash[_SCENARIOS] = (WithBenchmark if has_benchmark else WithoutBenchmark)(config, session_of)
+    config.pluginmanager.register(config.stash[_SCENARIOS], "quantbench-scenarios")
     config.stash[_OWN] = OwnTests(config, session_of)
     config.pluginmanager.register(config.stash[_OWN], "quantbench-own-tests")
     json_file: Path | None = getattr(config.option, "benchmark_json", None)
@@ -95,14 +69,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize(PARAMETER, [pytest.param(each, id=each, marks=marks[each]) for each in chosen])
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config) -> None:
     """End with one sentence when the options ask for something impossible."""
     if _BAD_INPUT in config.stash:
         raise pytest.UsageError(f"quantbench: {config.stash[_BAD_INPUT]}")
-    items[:] = [item for item in items if not _has_no_scenario(item)]
-    for item in items:
-        if _scenario_of(item):
-            item.add_marker(_QUIET)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -110,7 +80,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     """Open the store for what was selected, before anything is measured."""
     if session.config.option.collectonly:
         return
-    selected = [identifier for item in session.items if (identifier := _scenario_of(item))]
+    selected = [identifier for item in session.items if (identifier := scenario_of(item))]
     asks = any(FIXTURE in getattr(item, "fixturenames", ()) for item in session.items) and not beside_other_tests()
     if selected or asks:
         try:
@@ -125,25 +95,13 @@ def pytest_report_collectionfinish(config: pytest.Config) -> list[str]:
     return list(state.announced) if state and config.get_verbosity() >= 0 else []
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Give a scenario's test its clock and its group before pytest-benchmark looks at them."""
-    if identifier := _scenario_of(item):
-        clock = item.stash[_CLOCK] = ReplayClock()
-        group = benchmark_group(session_of(item.config).planned[identifier], getattr(item, "originalname", item.name))
-        item.add_marker(pytest.mark.benchmark(group=group, timer=clock), append=False)
-
-
 @pytest.hookimpl(wrapper=True)
 def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, object]:
     """After all tests: measure again what other work disturbed, unless the session was stopped (``-x``, Ctrl-C)."""
     result = yield
     state = session.config.stash.get(_SESSION, None)
     if state is not None and not (session.shouldstop or session.shouldfail):
-        renewed = set(state.measure_again())
-        for each in session.config.stash.get(_REPLAYED, []):
-            if each.scenario in renewed:
-                each.renew()
+        session.config.stash[_SCENARIOS].renew(set(state.measure_again()))
     session.config.stash[_OWN].enter()
     return result
 
@@ -189,105 +147,6 @@ def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
     machine_info["quantbench"] = {**asdict(describe()), "gpus": list(describe().gpus), "fingerprint": describe().fingerprint}
 
 
-class Measured:
-    """The ``quantbench`` fixture: one scenario's record, and its durations for pytest-benchmark."""
-
-    def __init__(self, request: pytest.FixtureRequest, identifier: str, benchmark: Any) -> None:
-        """``benchmark`` is pytest-benchmark's fixture, or None without that plugin."""
-        self._session = session_of(request.config)
-        self._clock = request.node.stash[_CLOCK]
-        self._benchmark = benchmark
-        self._seconds: Callable[[Trace], Sequence[float]] | None = None
-        self._replayed = request.config.stash.setdefault(_REPLAYED, [])
-        self.scenario: Scenario = self._session.planned[identifier]
-
-    @property
-    def record(self) -> Record:
-        """The scenario's record, measured now if it was not yet; skips or fails the test unless its status is ok."""
-        __tracebackhide__ = True
-        try:
-            record = self._session.runner.measure(self.scenario)
-        except QuantbenchError as error:
-            pytest.fail(str(error), pytrace=False)
-        if record.status == "skipped":
-            pytest.skip(record.reason)
-        if record.status != "ok":
-            pytest.fail(f"{record.status}: {record.reason}", pytrace=False)
-        return record
-
-    @property
-    def trace(self) -> Trace:
-        """The worker's trace of the scenario; skips or fails the test like ``record``."""
-        __tracebackhide__ = True
-        trace = self._session.runner.trace(self.record.scenario)
-        assert trace is not None
-        return trace
-
-    def replay(self, seconds: Callable[[Trace], Sequence[float]]) -> None:
-        """Hand the worker's durations to pytest-benchmark, with the record's figures as ``extra_info``.
-
-        ``seconds`` takes them from the trace; it is called again if the scenario is measured again.
-        """
-        samples = seconds(self.trace)
-        if not samples:
-            pytest.skip(self._session.untimed or "nothing was timed")
-        if self._benchmark is None:
-            return
-        self._seconds = seconds
-        self._describe()
-        self._clock.load(samples)
-        self._benchmark.pedantic(self._clock.advance, rounds=len(samples), iterations=1, warmup_rounds=0)
-        self._replayed.append(self)
-
-    def renew(self) -> None:
-        """Replace the replayed figures with those of the scenario's newest record."""
-        benched = self._benchmark.stats
-        if benched is None or self._seconds is None:  # --benchmark-disable
-            return
-        self._describe()
-        fresh = type(benched.stats)()
-        for sample in self._seconds(self.trace):
-            fresh.update(sample)
-        benched.stats = fresh
-
-    def _describe(self) -> None:
-        self._benchmark.extra_info.clear()
-        self._benchmark.extra_info.update(extra_info(self.record))
-
-
-_ASKS_FOR_ITS_TABLE = tuple(
-    f"--benchmark-{name}"
-    for name in ("sort", "group-by", "columns", "name", "time-unit", "histogram", "compare", "verbose", "cprofile")
-)
-"""Options of pytest-benchmark that are about its table of results; some are beginnings of several."""
-
-
-class _WithBenchmark:
-    @pytest.hookimpl(wrapper=True)
-    def pytest_benchmark_group_stats(self, config: pytest.Config) -> Generator[None, Any, Any]:
-        """Scenarios stand in the summary, so pytest-benchmark's own table has them only where one of its options asks.
-
-        Other benchmarks of the session stay in it, and its files hold everything in any case.
-        """
-        found = yield
-        if _asks_for_benchmark_table(config):
-            return found
-        kept = ((name, [bench for bench in benches if PARAMETER not in (bench["params"] or {})]) for name, benches in found)
-        return [(name, benches) for name, benches in kept if benches]
-
-    @pytest.fixture
-    def quantbench(self, request: pytest.FixtureRequest, quantbench_scenario: str, benchmark: Any) -> Measured:
-        """One scenario's measurement."""
-        return Measured(request, quantbench_scenario, benchmark)
-
-
-class _WithoutBenchmark:
-    @pytest.fixture
-    def quantbench(self, request: pytest.FixtureRequest, quantbench_scenario: str) -> Measured:
-        """One scenario's measurement."""
-        return Measured(request, quantbench_scenario, None)
-
-
 @pytest.fixture(scope="session")
 def quantbench_measure(pytestconfig: pytest.Config) -> OwnTests:
     """Measures a variant, as ``quantbench.measure`` does: ``quantbench_measure(model, "gguf/q4_k_m", prompts="ten")``."""
@@ -322,49 +181,7 @@ def _compared(state: Session) -> Outcome | None:
     return gate(state.baseline, state.results, state.run_id, fail_on=state.fail_on, width=terminal_width())
 
 
-def raw_setting(config: pytest.Config, option: Option) -> Any:
-    """A setting as given; a path is relative to pytest's working directory, or to the root if it is from an ini file."""
-    given = config.getoption(f"quantbench_{option.key}")
-    if option.key in _COMMAND_LINE_ONLY:
-        return given
-    written = _written(config, option)
-    base = config.rootpath if given is None and written else config.invocation_params.dir
-    raw = given if given is not None else option.default if written in ("", None) else written
-    if not isinstance(raw, str) or not raw or "://" in raw:
-        return raw
-    is_path = option.key in _PATHS or (option.key == "compare" and (base / raw).exists())  # else it names runs
-    return str(base / raw) if is_path else raw
-
-
-def _written(config: pytest.Config, option: Option) -> Any:
-    """What an ini file says of a setting; empty where it says nothing. UsageError for what is no value of its kind."""
-    key = f"quantbench_{option.key}"
-    try:
-        return config.getini(key)
-    except (TypeError, ValueError, pytest.UsageError) as error:
-        raise UsageError(f"ini key {key}: {error}") from None
-
-
-def _asks_for_benchmark_table(config: pytest.Config) -> bool:
-    """Whether an option about that table was given: on the command line, in the ini file's addopts, or in PYTEST_ADDOPTS."""
-    given = [*config.invocation_params.args, *config.getini("addopts"), *shlex.split(os.environ.get("PYTEST_ADDOPTS", ""))]
-    return any(str(argument).startswith(_ASKS_FOR_ITS_TABLE) for argument in given)
-
-
 def _verbosity(config: pytest.Config) -> int | None:
     """Pytest's verbosity; None where it has no terminal output at all."""
     verbosity: int = config.option.verbose
     return verbosity if config.pluginmanager.hasplugin("terminalreporter") else None
-
-
-def _scenario_of(item: pytest.Item) -> str | None:
-    """The id of the scenario that a test measures, or None for any other test."""
-    callspec = getattr(item, "callspec", None)
-    found = callspec.params.get(PARAMETER) if callspec is not None else None
-    return found if isinstance(found, str) else None
-
-
-def _has_no_scenario(item: pytest.Item) -> bool:
-    """Whether it is the placeholder that pytest collects, as skipped, for a test without any scenario."""
-    callspec = getattr(item, "callspec", None)
-    return callspec is not None and PARAMETER in callspec.params and _scenario_of(item) is None

@@ -40,7 +40,27 @@ settings.load_profile("repeatable")
 
 _USERS_CACHE = cache_root()
 PLUG_INS = ("stub_method", "odd_method")
+ONE_AFTER_ANOTHER = """
+import contextlib, io, json, os, sys
+import pytest
+ends = {}
+for name, arguments in json.load(sys.stdin).items():
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+        code = pytest.main(arguments)
+    ends[name] = int(code), out.getvalue()
+    here = [each for each, module in sys.modules.items() if str(getattr(module, "__file__", "")).startswith(os.getcwd())]
+    for each in here:
+        del sys.modules[each]
+json.dump(ends, sys.stdout)
+"""
 ENTRY_POINTS = "[quantbench.methods]\nstub = stub_method\nodd = odd_method\n[quantbench.metrics]\nstub = stub_method\n"
+
+
+@pytest.fixture(scope="session")
+def one_after_another() -> str:
+    """A program that runs pytest several times: their arguments, by name, go in as JSON; exit codes and texts come out."""
+    return ONE_AFTER_ANOTHER
 
 
 @pytest.fixture(scope="session")

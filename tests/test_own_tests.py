@@ -123,18 +123,6 @@ def test_at_run_time(request):
 def test_of_something_else():
     assert [1] == [2]
 """
-ONE_AFTER_ANOTHER = """
-import contextlib, io, json, sys
-import pytest
-ends = {}
-for name, arguments in json.load(sys.stdin).items():
-    out = io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
-        code = pytest.main(arguments)
-    ends[name] = int(code), out.getvalue()
-    sys.modules.pop("conftest", None), sys.modules.pop("test_own", None)
-json.dump(ends, sys.stdout)
-"""
 COMMON = ("-p", "quantbench.plugin", "-p", "benchmark", "--strict-markers", "-o", "markers=quality: bytes and distances")
 
 
@@ -169,7 +157,7 @@ def _environment(stub_path: Path, cache: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def ran(
-    tmp_path_factory: pytest.TempPathFactory, stub_path: Path, stub_cache: Callable[[Path], Path]
+    tmp_path_factory: pytest.TempPathFactory, stub_path: Path, stub_cache: Callable[[Path], Path], one_after_another: str
 ) -> Mapping[str, Ran]:
     """The tests above: all of them, those that failed once more, and some, which are measured beside each other."""
     folder = tmp_path_factory.mktemp("own")
@@ -186,7 +174,7 @@ def ran(
         "listed": [*COMMON, "--collect-only", "-q", "--quantbench-results=listed"],
     }
     done = subprocess.run(
-        [sys.executable, "-c", ONE_AFTER_ANOTHER], cwd=folder, env={**variables, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+        [sys.executable, "-c", one_after_another], cwd=folder, env={**variables, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
         input=json.dumps(runs), capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

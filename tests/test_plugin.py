@@ -25,24 +25,15 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from quantbench import plugin
 from quantbench.core.errors import UsageError
 from quantbench.core.scenario import Scenario, Variant
 from quantbench.planning import options as settings
+from quantbench.pytest_settings import raw_setting
+from quantbench.scenario_tests import PARAMETER
+from quantbench.suite.replay import benchmark_group
 
 OPTIONS = ("--quantbench-profile=quick", "-p", "no:cacheprovider")
 SUITE = {"latency": "test_decode, test_prefill", "load": "test_load", "score": "test_score"}
-ONE_AFTER_ANOTHER = """
-import contextlib, io, json, sys
-import pytest
-ends = {}
-for name, arguments in json.load(sys.stdin).items():
-    out = io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
-        code = pytest.main(arguments)
-    ends[name] = int(code), out.getvalue()
-json.dump(ends, sys.stdout)
-"""
 
 
 @dataclass(frozen=True)
@@ -189,7 +180,7 @@ def run_resumed(interrupted: Ran, stub_path: Path) -> tuple[Ran, Ran]:
     return before, after
 
 
-def run_short(sound: Ran, stub_path: Path) -> dict[str, Ran]:
+def run_short(sound: Ran, stub_path: Path, one_after_another: str) -> dict[str, Ran]:
     """What ends soon or starts no process: one after another in one process, in the folder of that run."""
     plan(sound.folder, "exact,noisy,refused", matrix="short.toml")
     (sound.folder / "own.py").write_text("def test_passes(): pass\n\ndef test_mine(benchmark): benchmark(sum, [1])\n")
@@ -203,7 +194,7 @@ def run_short(sound: Ran, stub_path: Path) -> dict[str, Ran]:
         "gpu on cpu": (*common, "--collect-only", "-q", "-m", "gpu"),
         **{name: (*common, *inline, *each, f"--quantbench-results={name}") for name, each in INLINE.items()},
     }  # these last: with torch imported, pytest's collections of garbage take their time
-    command = [sys.executable, "-c", ONE_AFTER_ANOTHER]
+    command = [sys.executable, "-c", one_after_another]
     done = _ended(command, sound.folder, stub_path, json.dumps(runs), PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
     assert done.ret == 0, done.stderr.str()
     return {
@@ -214,7 +205,7 @@ def run_short(sound: Ran, stub_path: Path) -> dict[str, Ran]:
 
 @pytest.fixture(scope="module")
 def started(
-    stub_path: Path, stub_cache: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory
+    stub_path: Path, stub_cache: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory, one_after_another: str
 ) -> Iterator[Mapping[str, Future[Any]]]:
     """All runs; while one waits for what is stuck, two others work."""
     pool = ThreadPoolExecutor(3)
@@ -223,8 +214,8 @@ def started(
         folder = tmp_path_factory.mktemp(each.__name__)
         stub_cache(folder)
         runs[each.__name__] = pool.submit(each, folder, stub_path)
-    for after in (run_by_hand, run_short):
-        runs[after.__name__] = pool.submit(lambda do: do(runs["run_sound"].result(), stub_path), after)
+    runs["run_by_hand"] = pool.submit(lambda: run_by_hand(runs["run_sound"].result(), stub_path))
+    runs["run_short"] = pool.submit(lambda: run_short(runs["run_sound"].result(), stub_path, one_after_another))
     runs["run_resumed"] = pool.submit(lambda: run_resumed(runs["run_interrupted"].result(), stub_path))
     yield runs
     pool.shutdown(cancel_futures=True)
@@ -534,7 +525,7 @@ def test_every_option_but_trust_has_an_ini_key(pytester: pytest.Pytester) -> Non
     for option in settings.OPTIONS:
         if option.key != "trust_remote_code":
             assert config.getini(f"quantbench_{option.key}") is not None
-    assert plugin.raw_setting(config, next(each for each in settings.OPTIONS if each.name == "no-probes")) is True
+    assert raw_setting(config, next(each for each in settings.OPTIONS if each.name == "no-probes")) is True
     with pytest.raises(ValueError, match="trust_remote_code"):
         config.getini("quantbench_trust_remote_code")
 
@@ -544,7 +535,7 @@ def test_ini_keys_may_have_the_types_of_toml(pytester: pytest.Pytester) -> None:
     lines = (f"quantbench_{name} = {value}" for name, value in written.items())
     pytester.makepyprojecttoml("\n".join(["[tool.pytest]", *lines]))
     config = pytester.parseconfigure("-p", "no:cacheprovider")
-    found = settings.RunOptions.read(lambda option: plugin.raw_setting(config, option))
+    found = settings.RunOptions.read(lambda option: raw_setting(config, option))
     assert (found.no_probes, found.probes, found.threads, found.seed, found.timeout) == (True, False, 2, 0, 1.5)
     assert found.prompts == ("two", "ten")
     assert (found.engine, found.device, found.repeats) == ("process", None, 1)
@@ -555,7 +546,7 @@ def test_an_ini_key_with_an_impossible_value_is_one_sentence(pytester: pytest.Py
     pytester.makeini(f"[pytest]\nquantbench_{name} = {value}\n")
     config = pytester.parseconfigure("-p", "no:cacheprovider")
     with pytest.raises(UsageError, match=rf"^ini key quantbench_{name}: .*{value}"):
-        settings.RunOptions.read(lambda option: plugin.raw_setting(config, option))
+        settings.RunOptions.read(lambda option: raw_setting(config, option))
 
 
 @pytest.mark.parametrize(
@@ -571,7 +562,7 @@ def test_an_ini_key_with_an_impossible_value_is_one_sentence(pytester: pytest.Py
 def test_an_option_about_its_table_asks_for_it(pytester: pytest.Pytester, ini: str, arguments: list[str], shown: bool) -> None:
     pytester.makeini(f"[pytest]\n{ini}\n")
     config = pytester.parseconfigure("-p", "no:cacheprovider", *arguments)
-    bench = {"group": "g", "name": "a", "fullname": "a", "params": {plugin.PARAMETER: "canary/stub-exact/two"}}
+    bench = {"group": "g", "name": "a", "fullname": "a", "params": {PARAMETER: "canary/stub-exact/two"}}
     groups = config.hook.pytest_benchmark_group_stats(config=config, benchmarks=[bench], group_by="group")
     assert [name for name, _ in groups] == ["g"] * shown
 
@@ -584,4 +575,4 @@ def test_variants_of_a_prompt_set_are_one_benchmark_group(prompts: str, batch: i
     for precision in ("fp32", "bf16"):
         variant = Variant(method="torch", precision=precision)
         scenario = Scenario(model="canary", variant=variant, prompts=prompts, batch=batch)
-        assert plugin.benchmark_group(scenario, "test_decode") == group
+        assert benchmark_group(scenario, "test_decode") == group

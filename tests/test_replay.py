@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quantbench.plugin import ReplayClock
+from quantbench.suite.replay import ReplayClock
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -48,7 +48,7 @@ def test_benchmark_json_holds_the_samples_and_the_clocks_name(pytester: pytest.P
     """No address of an object in the JSON, so that two runs can be compared."""
     pytester.makepyfile("""
         import pytest
-        from quantbench.plugin import ReplayClock
+        from quantbench.suite.replay import ReplayClock
 
         CLOCK = ReplayClock()
 

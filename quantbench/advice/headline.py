@@ -30,10 +30,13 @@ def headline(choice: Choice) -> str:
     return _first_that_fits(_untold(choice) if choice.undecided else _nothing(choice))
 
 
-def context(choice: Choice, *, counted: bool = True) -> str:
-    """What to know with the headline, in one line: how many others there are (if ``counted``), and what it holds for."""
+def context(choice: Choice, *, counted: bool = True, options: str = "") -> str:
+    """What to know with the headline, in one line: how many others there are (if ``counted``), and what it holds for.
+
+    ``options`` are what the command that it names needs to read the same results.
+    """
     count = len(others(choice)) if counted else 0
-    parts = [f"{count} {'other' if count == 1 else 'others'}: {WHY}"] if count else []
+    parts = [f"{count} {'other' if count == 1 else 'others'}: {WHY}{options}"] if count else []
     if choice.limits.memory_bytes is not None and choice.pick:
         parts.append("KV cache and activations come on top of the weights")
     if choice.instrument_check:

@@ -58,8 +58,8 @@ def _quality(figure: Mapping[str, str | float], source: Mapping[str, str]) -> Pu
 class Suggestion:
     """What to try first. ``pick`` is None when nothing keeps the limits; ``best`` has the lowest published KLD that fits.
 
-    ``unpublished`` fit, but have no published KLD; ``nearest`` misses the memory by the least. ``model_note`` comes from the
-    plan. Nothing here was measured.
+    ``unpublished`` fit, but have no published KLD; ``unplanned`` have one, but no planned bytes (their notes say why);
+    ``nearest`` misses the memory by the least. ``model_note`` comes from the plan. Nothing here was measured.
     """
 
     model: str
@@ -69,6 +69,7 @@ class Suggestion:
     pick: Planned | None
     best: Planned | None
     unpublished: tuple[Planned, ...]
+    unplanned: tuple[Planned, ...]
     nearest: Planned | None
     model_note: str
 
@@ -81,8 +82,8 @@ class Suggestion:
             names = [each.variant for each in self.unpublished]
             more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
             listed = f"{', '.join(names[:_NAMED])}{more} of {self.model}"
-            parts = [f"{start} nobody published a KLD of what fits: {listed} at {size} tokens", self.model_note]
-            return "; ".join(filter(None, parts))
+            parts = [f"{start} nobody published a KLD of what fits: {listed} at {size} tokens"]
+            return "; ".join(filter(None, [*parts, self._unplanned(), self.model_note]))
         if self.pick:
             parts = [f"{start} try {self.pick.variant} of {self.model} at {size} tokens first: {_figures(self.pick)}"]
         else:
@@ -95,9 +96,14 @@ class Suggestion:
         if self.unpublished:
             methods = ", ".join(dict.fromkeys(each.method for each in self.unpublished))
             parts.append(f"nobody published a KLD of {len(self.unpublished)} more that fit ({methods})")
-        if self.model_note:
-            parts.append(self.model_note)
-        return "; ".join(parts)
+        return "; ".join(filter(None, [*parts, self._unplanned(), self.model_note]))
+
+    def _unplanned(self) -> str:
+        """Where nothing is picked: how many variants with a published KLD could not be planned, and why the first could not."""
+        if self.pick or not self.unplanned:
+            return ""
+        variants = f"{len(self.unplanned)} with a published KLD" if len(self.unplanned) > 1 else self.unplanned[0].variant
+        return f"{variants} could not be planned: {self.unplanned[0].note}"
 
 
 def suggest(planned: Sequence[Planned], *, memory_bytes: int, workload: Workload, max_kld: float | None = None) -> Suggestion:
@@ -120,6 +126,7 @@ def suggest(planned: Sequence[Planned], *, memory_bytes: int, workload: Workload
         pick=min(kept, key=_size, default=None),
         best=min(judged, key=lambda pair: (pair[1].kld_mean, _size(pair[0])), default=(None, None))[0],
         unpublished=tuple(each for each in fitting if each.variant not in known),
+        unplanned=tuple(each for each in planned if each.peak_bytes is None and each.variant in known),
         nearest=None if kept else min(within, key=_size, default=None),
         model_note=planned[0].model_note if planned else "",
     )

@@ -81,7 +81,14 @@ def _columns() -> Iterable[str]:
     return [*(metric.name for metric in METRICS), *(column.name for column in all_columns())]
 
 
+def _tables() -> Iterable[str]:
+    from quantbench.tables import ALL, KINDS
+
+    return [*(kind.name for kind in KINDS), ALL]
+
+
 _NAMES: Mapping[str, Callable[[], Iterable[str]]] = {
     "model": _models, "plannable": _plannable, "method": _methods, "precision": _precisions, "prompts": _prompts,
     "profile": _profiles, "engine": _engines, "fail-on": _failures, "to": _formats, "column": _columns,
+    "table": _tables,
 }  # fmt: skip

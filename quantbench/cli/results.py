@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from quantbench.cli.catalogue import FormatOption
+from quantbench.cli.complete import completion
 from quantbench.cli.guard import INSUFFICIENT
 from quantbench.cli.output import message, paragraph, print_json, print_table, warnings_as_messages
 from quantbench.cli.plan import BatchOption, ContextOption, planned_for
 from quantbench.core.errors import StoreError, UsageError, unknown_name
 from quantbench.core.text import one_line
 from quantbench.core.units import parse_bytes
+from quantbench.planning.options import results_option
 from quantbench.results.runs import Runs
 from quantbench.tables import ALL, KINDS, build
 
@@ -35,6 +37,7 @@ def tables(
             metavar="[TABLE]",
             help="measured, precision, gguf, methods, claims, any other table, or all (default: the decision and its rows)",
             show_default=False,
+            autocompletion=completion("table"),
         ),
     ] = None,
     results: ResultsOption = "results",
@@ -45,7 +48,7 @@ def tables(
 ) -> None:
     """Say what to ship and show its rows, or one table."""
     if kind is None:
-        _short(_rows_if_any(ALL, results, run_id), output, everything=everything)
+        _short(_rows_if_any(ALL, results, run_id), results, output, everything=everything)
         return
     if everything:
         raise UsageError(f"--all goes without a table's name; quantbench tables {kind} shows every row anyway")
@@ -60,7 +63,7 @@ def tables(
     typer.echo(render(made, output).rstrip("\n"))
 
 
-def _short(rows: pd.DataFrame | None, output: str, *, everything: bool) -> None:
+def _short(rows: pd.DataFrame | None, results: str, output: str, *, everything: bool) -> None:
     """The decision and its rows, then the names of the tables; as CSV and JSON every row, and nothing else."""
     from quantbench.tables.render import render
 
@@ -69,11 +72,11 @@ def _short(rows: pd.DataFrame | None, output: str, *, everything: bool) -> None:
     elif rows is not None and output == "md":
         from quantbench.tables.summary import short_markdown
 
-        typer.echo(short_markdown(rows, everything=everything))
+        typer.echo(short_markdown(rows, results, everything=everything))
     elif rows is not None:
         from quantbench.tables.summary import short_text
 
-        typer.echo("\n".join(short_text(rows, everything=everything)))
+        typer.echo("\n".join(short_text(rows, results, everything=everything)))
     if output == "text":
         print_table(("TABLE", "what quantbench tables TABLE prints"), _catalogue())
     if rows is None:
@@ -91,7 +94,12 @@ def recommend(
         str | None, typer.Option("--memory", metavar="SIZE", help="memory available, such as 24GiB or 16GB (default: no limit)")
     ] = None,
     why: Annotated[bool, typer.Option("--why", help="why not the others, a line each")] = False,
-    model: Annotated[str | None, typer.Option("--model", metavar="MODEL", help="this model; planned if not measured")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model", metavar="MODEL", help="this model; planned if not measured", autocompletion=completion("model")
+        ),
+    ] = None,
     context: ContextOption = None,
     batch: BatchOption = 1,
     max_kld: Annotated[float | None, typer.Option("--max-kld", metavar="NATS", help="largest mean KL divergence")] = None,
@@ -120,12 +128,12 @@ def recommend(
     if output == "json":
         print_json([{"sentence": headline(choice), "measured": True, **asdict(choice)} for choice in choices])
     else:
-        _say(choices, why=why)
+        _say(choices, options=results_option(results), why=why)
     if not any(choice.pick for choice in choices):
         raise typer.Exit(INSUFFICIENT)
 
 
-def _say(choices: Sequence[Choice], *, why: bool) -> None:
+def _say(choices: Sequence[Choice], *, options: str, why: bool) -> None:
     """The decisions; of which model each is, where there are several; ``why`` adds a line for each other variant."""
     from quantbench.advice.decision import RULE
     from quantbench.advice.headline import context, figures, headline, others
@@ -133,7 +141,7 @@ def _say(choices: Sequence[Choice], *, why: bool) -> None:
     for index, choice in enumerate(choices):
         if len(choices) > 1:
             typer.echo("\n" * bool(index) + f"{one_line(choice.model)}, prompts {one_line(choice.prompts)}")
-        for text in filter(None, (headline(choice), context(choice, counted=not why))):
+        for text in filter(None, (headline(choice), context(choice, counted=not why, options=options))):
             typer.echo(paragraph(text))
         if why:
             typer.echo()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -132,6 +133,15 @@ FAIL_ON = ("worse", "insufficient", "never")
 _TRUE = ("1", "true", "yes", "on")
 _FALSE = ("0", "false", "no", "off")
 _CONVERT: Mapping[str, Callable[[str], Any]] = {"text": str, "int": int, "float": float}
+
+
+def results_option(results: str) -> str:
+    """What a command has to be given to read ``results``, with a space before it; empty where it reads them anyway."""
+    if "://" not in results:
+        path = Path(results).expanduser().resolve()
+        here = Path.cwd()
+        results = str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
+    return "" if results == RunOptions.results else f" --results={shlex.quote(results)}"
 
 
 def convert(option: Option, raw: Raw) -> Any:

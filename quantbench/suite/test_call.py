@@ -9,7 +9,7 @@ import pytest
 from quantbench.suite.replay import PHASES
 
 if TYPE_CHECKING:
-    from quantbench.plugin import Measured
+    from quantbench.scenario_tests import Measured
 
 
 @pytest.mark.quantbench_reads("inputs")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from quantbench.plugin import Measured
+    from quantbench.scenario_tests import Measured
 
 
 def test_load(quantbench: Measured) -> None:

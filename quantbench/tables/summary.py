@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from quantbench.advice.decision import decide
 from quantbench.advice.headline import COLUMNS, context, headline, named
 from quantbench.core.errors import StoreError
+from quantbench.planning.options import results_option
 from quantbench.results.rows import groups
 from quantbench.results.store import load
 from quantbench.tables.kinds.measured import shortlist, table_of
@@ -41,37 +42,40 @@ def run_summary(results: str, run_id: str, width: int | None = None, *, brief: b
         except StoreError as error:
             return wrap(str(error), columns)
     lines = [line for warning in caught for line in wrap(f"warning: {warning.message}", columns, "  ")]
-    lines += short_text(frame, columns, brief=brief)
-    place = f"results of run {run_id}: {results} (in pandas: quantbench.load({results!r})); more tables: quantbench tables"
+    lines += short_text(frame, results, columns, brief=brief)
+    more = f"quantbench tables{results_option(results)}"
+    place = f"results of run {run_id}: {results} (in pandas: quantbench.load({results!r})); more tables: {more}"
     return [*lines, *wrap(place, columns)]
 
 
 def short_text(
-    frame: pd.DataFrame, width: int | None = None, *, brief: bool = False, everything: bool = False
+    frame: pd.DataFrame, results: str, width: int | None = None, *, brief: bool = False, everything: bool = False
 ) -> list[str]:
     """Lines for a terminal, for each model and prompt set: decision, rows, and how many were not measured.
 
-    ``frame`` holds rows of ``scenarios``. ``brief`` leaves the rows out, ``everything`` shows all of them.
+    ``frame`` holds rows of ``scenarios`` under ``results``. ``brief`` leaves the rows out, ``everything`` shows all of them.
     """
     columns = min(COLUMNS, width or terminal_width())
+    options = results_option(results)
     lines: list[str] = []
     for group, choice in _answered(frame):
-        # On a narrow terminal a decision is wrapped; elsewhere it is one line, however long its names are.
-        lines += [part for text in _said(choice) for part in (wrap(text, columns) if columns < COLUMNS else [text])]
+        for text, whole in zip(_said(choice, options), (columns == COLUMNS, False), strict=False):
+            lines += [text] if whole else wrap(text, columns)  # a decision is one line, however long its names are
         if not brief:
             lines += ["", *as_text([_rows(group, choice, everything=everything)], columns).rstrip("\n").splitlines()]
-        lines += [part for text in _unmeasured(group) for part in wrap(text, columns, "  ")]
+        lines += [part for text in _unmeasured(group, options) for part in wrap(text, columns, "  ")]
         lines.append("")
     return lines
 
 
-def short_markdown(frame: pd.DataFrame, *, everything: bool = False) -> str:
+def short_markdown(frame: pd.DataFrame, results: str, *, everything: bool = False) -> str:
     """The same as GitHub-flavoured Markdown."""
     from quantbench.core.text import escape_markdown
 
+    options = results_option(results)
     parts: list[str] = []
     for group, choice in _answered(frame):
-        said = [escape_markdown(text) for text in [*_said(choice), *_unmeasured(group)]]
+        said = [escape_markdown(text) for text in [*_said(choice, options), *_unmeasured(group, options)]]
         parts += ["\n\n".join(said), as_markdown([_rows(group, choice, everything=everything)]).strip("\n")]
     return "\n\n".join(filter(None, parts))
 
@@ -83,8 +87,8 @@ def _answered(frame: pd.DataFrame) -> list[tuple[Group, Choice | None]]:
     return sorted(pairs, key=lambda pair: pair[1] is None)
 
 
-def _said(choice: Choice | None) -> Sequence[str]:
-    return [text for text in (headline(choice), context(choice)) if text] if choice else []
+def _said(choice: Choice | None, options: str) -> Sequence[str]:
+    return [text for text in (headline(choice), context(choice, options=options)) if text] if choice else []
 
 
 def _rows(group: Group, choice: Choice | None, *, everything: bool) -> Table:
@@ -93,12 +97,12 @@ def _rows(group: Group, choice: Choice | None, *, everything: bool) -> Table:
     return shortlist(group, named(choice) if choice else (), COLUMNS)
 
 
-def _unmeasured(group: Group) -> list[str]:
+def _unmeasured(group: Group, options: str) -> list[str]:
     """How many rows have no figures; of those that were not skipped, up to _REASONS reasons."""
     ended = Counter(row.text("status") for row in group.rows if not row.ok)
     if not ended:
         return []
     counts = ", ".join(f"{count} {status}" for status, count in ended.most_common())
-    said = [f"{ended.total()} of {len(group.rows)} not measured: {counts}; reasons: {MEASURED}"]
+    said = [f"{ended.total()} of {len(group.rows)} not measured: {counts}; reasons: {MEASURED}{options}"]
     failed = failures(line for line in plain_lines(group) if line.status != "skipped")
     return [*said, *(f"- {sentence}" for sentence in failed[:_REASONS])]

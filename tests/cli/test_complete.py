@@ -45,6 +45,9 @@ def _offered(line: str) -> list[str]:
         ("quantbench quantize can", ["canary"]),
         ("quantbench export --to g", ["github-action-benchmark"]),
         ("quantbench metrics weight_k", ["weight_kinds"]),
+        ("quantbench tables meas", ["measured"]),
+        ("quantbench tables al", ["all"]),
+        ("quantbench recommend --model dummy:tiny", ["dummy:tinyllama-1.1b"]),
     ],
 )
 def test_the_shell_is_offered_what_there_is(line: str, offered: list[str]) -> None:

@@ -19,7 +19,7 @@ import pytest
 
 from quantbench.judge.compare.gate import gate
 from quantbench.planning.options import OPTIONS
-from quantbench.plugin import raw_setting
+from quantbench.pytest_settings import raw_setting
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
-from quantbench.advice.suggest import published
+from quantbench.advice.suggest import published, suggest
 from quantbench.advice.words import words
+from quantbench.core.scenario import Variant
 from quantbench.methods import METHODS
 from quantbench.methods.gguf import uses_matrix
+from quantbench.planning import planner
 
 DATA = Path(__file__).parents[1] / "data" / "reference_numbers.csv"
 MATRIX = " imatrix=WT 10m"
@@ -50,3 +53,20 @@ def test_it_says_where_from_and_how_far_to_trust_it() -> None:
         assert str(published()["gguf/f16"].kld_mean) in quality.note
         assert anchors.get(f"Llama-3-8B {quality.published}", quality.kld_mean) == quality.kld_mean
     assert sum(f"Llama-3-8B {quality.published}" in anchors for quality in published().values()) == len(anchors)
+
+
+def test_what_could_not_be_planned_is_told_with_the_reason() -> None:
+    """Without llama.cpp only variants of which nobody published a KLD have a size."""
+    architecture = planner.read_architecture("llama-2-7b")
+    workload = planner.workload(architecture, context=None, batch=1)
+    variants = [Variant(method="torch", precision=each) for each in ("fp16", "bf16")]
+    sized = planner.plan(architecture, variants, workload, ())
+    unsized = [
+        replace(sized[0], method="gguf", precision=each, peak_bytes=None, note="gguf needs llama-cpp-python")
+        for each in ("q4_k_m", "q8_0")
+    ]
+    told = suggest([*sized, *unsized], memory_bytes=10**12, workload=workload)
+
+    assert told.pick is None
+    assert "nobody published a KLD of what fits: torch/fp16, torch/bf16 of llama-2-7b" in told.sentence
+    assert "2 with a published KLD could not be planned: gguf needs llama-cpp-python" in told.sentence

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> str:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.chdir(tmp_path)
     return str(tmp_path / "results")
 
 
@@ -48,6 +49,21 @@ def test_of_many_rows_the_front_the_control_and_what_was_named_are_shown(write: 
         "torch/fp32", "torch/fp32 (control)", "gguf/q2_k", "gguf/q3_k_m", "gguf/q4_k_m", "gguf/q5_k_m", "gguf/q6_k",
         "gguf/q8_0", "gguf/f16",
     }  # fmt: skip
+
+
+def test_commands_that_are_named_read_these_results(
+    write: Write, full: list[Record], folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(full)
+    (tmp_path / "the rest").mkdir()
+    monkeypatch.chdir(tmp_path / "the rest")
+    elsewhere = " ".join(run_summary(folder, "run-1", 100))
+    monkeypatch.chdir(tmp_path.parent)
+    below = " ".join(run_summary(folder, "run-1", 100))
+
+    for command in ("recommend --why", "tables measured", "tables"):
+        assert f"quantbench {command} --results={folder}" in elsewhere
+        assert f"quantbench {command} --results={tmp_path.name}/results" in below
 
 
 def test_columns_give_way_before_a_row_takes_two_lines(write: Write, record: Make, folder: str) -> None:
