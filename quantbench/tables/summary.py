@@ -59,10 +59,12 @@ def short_text(
     options = results_option(results)
     lines: list[str] = []
     for group, choice in _answered(frame):
-        for text, whole in zip(_said(choice, options), (columns == COLUMNS, False), strict=False):
+        said = _said(choice, options)
+        for text, whole in zip(said, (columns == COLUMNS, False), strict=False):
             lines += [text] if whole else wrap(text, columns)  # a decision is one line, however long its names are
         if not brief:
-            lines += ["", *as_text([_rows(group, choice, everything=everything)], columns).rstrip("\n").splitlines()]
+            table = as_text([_rows(group, choice, everything=everything)], columns).rstrip("\n").splitlines()
+            lines += [*([""] if said else []), *table]
         lines += [part for text in _unmeasured(group, options) for part in wrap(text, columns, "  ")]
         lines.append("")
     return lines
