@@ -119,3 +119,24 @@ def test_after_the_first_variant_the_rest_follows_from_the_estimate_without_what
         now[0] += 20
     assert seen.left == [pytest.approx(80), pytest.approx(60)]
     assert progress.pace == pytest.approx(2)
+
+
+def test_small_models_without_an_estimate_say_nothing_about_the_variants_that_have_one() -> None:
+    """Two jobs of unknown shapes took 1 s each; of 100 s estimated for another 100 are left, and 1 s for the last of them."""
+    now = [0.0]
+    small = [
+        Scenario(model="lstm", variant=Variant(method="torch", precision=name), prompts="seeded", conditions=Conditions())
+        for name in ("fp32", "bf16", "fp16")
+    ]
+    large = replace(small[0], model="canary", prompts="two")
+    seen = Seen()
+    progress = Progress(seen, jobs=4, polls=False, clock=lambda: now[0], expected={large.job: Expected(measure_s=100)})
+    for each in small[:2]:
+        with progress.job([each]):
+            progress.working("measure", Path())
+            now[0] += 1
+    with progress.job([large]):
+        progress.working("measure", Path())
+        now[0] += 100
+    assert seen.left[:2] == [pytest.approx(102), pytest.approx(101)]
+    assert seen.left[-1] == pytest.approx(1)

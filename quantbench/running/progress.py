@@ -81,8 +81,9 @@ class Progress:
     ) -> None:
         """``jobs`` is their number. Without ``polls`` nothing runs beside a job, which may run in this very process.
 
-        ``expected`` has the estimates of jobs. If it covers all remaining jobs, the time left follows from it, corrected by
-        what the measured jobs really took; else from the mean of those.
+        ``expected`` has the estimates of jobs. The time left follows from them, corrected by what the measured jobs really
+        took; a job without one is taken to last as long as others without one did. Where no job has an estimate, it follows
+        from the mean of the measured ones.
         """
         self._expected = dict(expected or {})
         self._rest = dict(self._expected)
@@ -101,6 +102,8 @@ class Progress:
         self._done = 0
         self._taken: list[float] = []
         """Seconds of the jobs that measured something: those that failed at once say nothing about the time left."""
+        self._untold: list[float] = []
+        """The same of those that had no estimate."""
         self._started = 0.0
         self._measured = False
         self._variant = self._stage = ""
@@ -162,6 +165,7 @@ class Progress:
         self._note_once("")
         key, self._key = self._key, None
         estimate = self._rest.pop(key, None) if key else None
+        self._untold += [elapsed_s] if self._measured and not estimate else []
         if estimate and self._measured and key:
             self._took[key] = elapsed_s - sum(self._once.values())
             self._paces.append((self._took[key], estimate.measure_s))
@@ -169,14 +173,15 @@ class Progress:
                 self._prepared.append(self._once.get("prepare", 0.0) / estimate.prepare_s)
 
     def _estimated(self, elapsed_s: float, left: int) -> float | None:
-        """Estimated seconds left, ``elapsed_s`` into the current job; None unless all ``left`` jobs have estimates."""
-        if not self._rest or len(self._rest) < left:
+        """Estimated seconds left, ``elapsed_s`` into the current job and ``left`` jobs after it; None without estimates."""
+        if not self._expected:
             return None
         # One artifact that takes very long, or was kept from before, says little about the next: hence the median.
         pace, prepare = self.pace or 1.0, median(self._prepared or [1.0])
         jobs = {key: pace * each.measure_s + each.reference_s + prepare * each.prepare_s for key, each in self._rest.items()}
-        here = jobs.pop(self._key, 0.0) if self._key else 0.0
-        return sum(jobs.values()) + max(0.0, here - elapsed_s)
+        untold = fmean(self._untold or jobs.values() or self._taken or [0.0])
+        here = (jobs.pop(self._key) if self._key in jobs else untold) if self._key else 0.0
+        return sum(jobs.values()) + max(0, left - len(jobs)) * untold + max(0.0, here - elapsed_s)
 
     def ended(self, record: Record) -> None:
         """A scenario of the job got its record."""
