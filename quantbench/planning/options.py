@@ -34,6 +34,9 @@ class Plan:
     hints: tuple[str, ...] = ()
 
 
+RESULTS = "results"
+"""The folder that results go to, and are read from, unless another is named."""
+
 Kind = Literal["text", "list", "int", "float", "flag"]
 Raw = str | Sequence[str] | bool | None
 """An option as it was given, or an ini value."""
@@ -77,7 +80,7 @@ class RunOptions:
     matrix: str | None = _option("text", "FILE", "TOML file with the scenarios (without one: every method on the canary)")
     reference: str | None = _option("text", "METHOD/PRECISION", "what the variants are compared with (torch/fp32)")
     results: str = _option(
-        "text", "PATH", "where the parquet tables go: a folder or any URI that pyarrow supports", default="results"
+        "text", "PATH", "where the parquet tables go: a folder or any URI that pyarrow supports", default=RESULTS
     )
     device: str | None = _option("text", "DEVICE", "cpu, cuda or cuda:N")
     threads: int | None = _option("int", "N", "worker threads (default: all cores this process may use)")
@@ -141,7 +144,7 @@ def results_option(results: str) -> str:
         path = Path(results).expanduser().resolve()
         here = Path.cwd()
         results = str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
-    return "" if results == RunOptions.results else f" --results={shlex.quote(results)}"
+    return "" if results == RESULTS else f" --results={shlex.quote(results)}"
 
 
 def convert(option: Option, raw: Raw) -> Any:

@@ -61,7 +61,7 @@ def test_commands_that_are_named_read_these_results(
     monkeypatch.chdir(tmp_path.parent)
     below = " ".join(run_summary(folder, "run-1", 100))
 
-    for command in ("recommend --why", "tables measured", "tables"):
+    for command in ("recommend --why", "tables"):
         assert f"quantbench {command} --results={folder}" in elsewhere
         assert f"quantbench {command} --results={tmp_path.name}/results" in below
 
