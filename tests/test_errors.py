@@ -23,6 +23,11 @@ def test_unknown_name_far_from_all_lists_them_sorted() -> None:
     assert str(error) == "unknown method 'zzzzzz'; known: gguf, torch"
 
 
+def test_of_very_many_names_some_are_listed_and_the_rest_counted() -> None:
+    error = errors.unknown_name("column", "zzzzzz", [f"a{index:03}" for index in range(200)])
+    assert str(error).endswith("a048, a049, and 150 more")
+
+
 def test_unknown_name_looks_past_capitals() -> None:
     assert "did you mean 'q4_k_m'?" in str(errors.unknown_name("precision", "Q4_K_M", ["q4_k_m", "fp32"]))
 

@@ -64,9 +64,13 @@ class OutOfMemoryError(QuantbenchError, MemoryError):
     """A process that quantbench started ran out of memory."""
 
 
+_MOST_LISTED = 50
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:
     """The error for a name that is not registered, with the nearest known names."""
     names = sorted(known)
     near = difflib.get_close_matches(name.lower(), names, n=2)
-    hint = f"did you mean {' or '.join(repr(candidate) for candidate in near)}?" if near else "known: " + ", ".join(names)
+    listed = names if len(names) <= _MOST_LISTED else [*names[:_MOST_LISTED], f"and {len(names) - _MOST_LISTED} more"]
+    hint = f"did you mean {' or '.join(repr(candidate) for candidate in near)}?" if near else "known: " + ", ".join(listed)
     return UsageError(f"unknown {kind} {name!r}; {hint}")

@@ -151,7 +151,16 @@ def _listed(table: Table, width: int) -> list[str]:
 
 
 def _gridded(table: Table, width: int) -> list[str]:
-    return [line for panel in _panels(_squeeze(_blocks(table), width), width) for line in [*_grid(panel), ""]]
+    first, *others = _panels(_squeeze(_blocks(table), width), width)
+    panels = [first, *map(_without_repetition, others)]
+    return [line for panel in panels for line in [*_grid(_squeeze(panel, width)), ""]]
+
+
+def _without_repetition(columns: Sequence[_Block]) -> list[_Block]:
+    """A further group of columns without rows that are like the one above: the first group tells them apart."""
+    rows = list(zip(*(column.texts for column in columns), strict=True))
+    kept = [index for index, row in enumerate(rows) if index == 0 or row != rows[index - 1]]
+    return [replace(column, texts=[column.texts[index] for index in kept]) for column in columns]
 
 
 def _blocks(table: Table) -> list[_Block]:
