@@ -112,6 +112,23 @@ def test_a_runtime_that_takes_device_memory_by_itself_has_no_zero_for_it(trace: 
         assert "unseen by torch" in found.reason
 
 
+def test_what_the_kernel_does_not_report_has_its_reason_and_costs_that_figure_alone(trace: Trace) -> None:
+    """As in gVisor, whose status has VmRSS alone; and where clear_refs cannot be written."""
+    lacks, unreset = "lacks VmHWM", "clear_refs cannot be written"
+    peak = replace(
+        trace.peak, peak_rss_bytes=None, load_peak_rss_bytes=None, rss_anon_bytes=None, device_allocated_bytes=5,
+        absent={"peak_rss_bytes": unreset, "load_peak_rss_bytes": unreset, "rss_anon_bytes": lacks},
+    )  # fmt: skip
+    values = memory.compute(replace(trace, peak=peak), None)
+    for name in ("peak_rss_bytes", "peak_rss_growth_bytes", "load_peak_rss_bytes"):
+        assert values[name] == Missing(unreset)
+    assert values["rss_anon_bytes"] == Missing(lacks)
+    assert (values["rss_file_bytes"], values["peak_device_allocated_bytes"]) == (3000, 5)
+    peak = replace(trace.peak, start_rss_bytes=None, absent={"start_rss_bytes": lacks})
+    values = memory.compute(replace(trace, peak=peak), None)
+    assert (values["peak_rss_bytes"], values["peak_rss_growth_bytes"]) == (9000, Missing(lacks))
+
+
 def test_what_the_runtime_does_not_say_has_a_reason(trace: Trace) -> None:
     values = memory.compute(replace(trace, weights=WeightMemory(by_kind={"tensors": 8}), artifact_bytes=None), None)
     for name in ("footprint_bytes", "footprint_note", "artifact_bytes"):

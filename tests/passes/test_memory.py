@@ -12,11 +12,12 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import pandas as pd
 import pytest
 
-from quantbench.core.errors import UnsupportedError
+import quantbench
 from quantbench.measuring.passes import memory
 
 if TYPE_CHECKING:
@@ -262,23 +263,78 @@ def test_resident_agrees_with_psutil() -> None:
     assert found["RssAnon"] + found["RssFile"] <= found["VmRSS"] + MIB
 
 
-def test_without_proc_it_is_unsupported_and_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def _status(monkeypatch: pytest.MonkeyPatch, folder: Path, *lines: str) -> None:
+    """This process's status has these lines alone."""
+    kept = [line for line in memory.STATUS.read_text().splitlines() if line.partition(":")[0] in lines]
+    (folder / "status").write_text("\n".join(["Name:\tpython", *kept, ""]))
+    monkeypatch.setattr(memory, "STATUS", folder / "status")
+
+
+@pytest.mark.parametrize(
+    ("lines", "lacking"),
+    [
+        (("VmHWM", "VmRSS"), {"rss_anon_bytes": "RssAnon", "rss_file_bytes": "RssFile"}),  # Linux before 4.5
+        (
+            ("VmRSS",),  # gVisor: pkg/sentry/fsimpl/proc/task_files.go, statusData.Generate
+            {
+                "peak_rss_bytes": "VmHWM", "load_peak_rss_bytes": "VmHWM", "rss_anon_bytes": "RssAnon",
+                "rss_file_bytes": "RssFile",
+            },
+        ),
+    ],
+    ids=["no split", "VmRSS alone"],
+)  # fmt: skip
+def test_what_the_kernel_does_not_report_is_missing_and_says_so(
+    lines: Sequence[str], lacking: Mapping[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    _status(monkeypatch, tmp_path, *lines)
+    peak = memory.peak_during(lambda: None, memory.before_loading("cpu").ended())
+    host = ("peak_rss_bytes", "start_rss_bytes", "load_peak_rss_bytes", "rss_anon_bytes", "rss_file_bytes")
+    assert {name for name in host if getattr(peak, name) is None} == set(lacking)
+    for name, line in lacking.items():
+        assert peak.absent[name] == (
+            f"host memory is read from {line} of /proc/self/status, which this system lacks; measure on Linux 4.5 or newer"
+        )
+
+
+def test_without_proc_there_is_no_host_memory_and_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(memory, "STATUS", tmp_path / "none")
-    with pytest.raises(UnsupportedError, match=r"^peak memory is read from /proc/self/status, which this system lacks"):
-        memory.resident()
+    peak = memory.peak_during(lambda: None, memory.before_loading("cpu").ended())
+    assert (peak.peak_rss_bytes, peak.start_rss_bytes, peak.rss_anon_bytes) == (None, None, None)
+    assert peak.absent["start_rss_bytes"].startswith("host memory is read from /proc/self/status, which this system lacks")
 
 
-def test_an_old_kernel_lacks_the_split_and_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "status").write_text("Name:\tpython\nVmHWM:\t   12 kB\nVmRSS:\t   11 kB\n")
-    monkeypatch.setattr(memory, "STATUS", tmp_path / "status")
-    with pytest.raises(UnsupportedError, match=r"^peak memory is read from RssAnon, RssFile of /proc/self/status, which"):
-        memory.resident()
-
-
-def test_a_peak_that_cannot_be_reset_is_unsupported_and_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_peak_that_cannot_be_reset_is_missing_and_the_sampled_split_stays(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(memory, "CLEAR_REFS", tmp_path / "none" / "clear_refs")
-    with pytest.raises(UnsupportedError, match=r"which cannot be written here \(No such file or directory\); measure on Linux"):
-        memory.reset_high_water()
+    peak = memory.peak_during(lambda: None, memory.before_loading("cpu").ended())
+    assert (peak.peak_rss_bytes, peak.load_peak_rss_bytes) == (None, None)
+    assert "cannot be written here (No such file or directory); measure on Linux" in peak.absent["peak_rss_bytes"]
+    assert peak.absent["load_peak_rss_bytes"] == peak.absent["peak_rss_bytes"]
+    assert None not in (peak.start_rss_bytes, peak.rss_anon_bytes, peak.rss_file_bytes)
+
+
+def test_a_run_without_clear_refs_keeps_its_rows(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, shared_cache: Path
+) -> None:
+    """Speed, similarity and weights are measured; the peaks are null with the reason."""
+    monkeypatch.setenv("QUANTBENCH_CACHE", str(shared_cache))
+    monkeypatch.setattr(memory, "CLEAR_REFS", tmp_path / "none" / "clear_refs")
+    _status(monkeypatch, tmp_path, "VmRSS")
+    asked: dict[str, Any] = {
+        "prompts": "two", "profile": "quick", "output_tokens": 4, "engine": "inline", "no_probes": True, "threads": 1,
+    }  # fmt: skip
+    quantbench.measure("canary", "torch/bf16", results=str(tmp_path / "results"), **asked)
+    (row,) = pd.read_parquet(tmp_path / "results" / "scenarios").to_dict("records")
+    assert row["status"] == "ok"
+    assert 0 < row["kld_mean"] < 1
+    assert row["decode_tps"] > 0
+    assert row["weight_bytes"] > 0
+    names = ("peak_rss_bytes", "peak_rss_growth_bytes", "load_peak_rss_bytes", "rss_anon_bytes", "rss_file_bytes")
+    assert all(pd.isna(row[name]) for name in names)
+    reasons = json.loads(row["null_reasons"])
+    assert all("lacks" in reasons[name] for name in names)
 
 
 @dataclass
