@@ -122,6 +122,7 @@ class PeakMemory:
     of the sample (one every 2 ms) with the most resident memory. What torch's allocator held or reserved on a device, or held
     during opening, is None on the CPU and 0 for a runtime with its own allocator. NVML's figures are the highest samples: what
     the driver attributes to this process, and ``device_used_bytes``, the growth of memory in use on the boards since opening.
+    ``device_context_bytes`` is what CUDA's context took before that.
     ``absent`` says by field why one is None: a kernel may lack what host memory is read from.
     """
 
@@ -135,6 +136,7 @@ class PeakMemory:
     load_device_allocated_bytes: int | None = None
     device_process_bytes: int | None = None
     device_used_bytes: int | None = None
+    device_context_bytes: int | None = None
     absent: Mapping[str, str] = field(default_factory=dict)
 
 

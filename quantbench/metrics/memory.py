@@ -122,8 +122,13 @@ _DEVICE_PEAKS = (
     ),
     Column(
         "peak_device_used_bytes", "bytes", "lower", "int",
-        doc="most that the GPUs gave away beyond what was in use before opening: by any runtime, context and others' use too",
+        doc="most that the GPUs gave away beyond what was in use before opening: by any runtime, and others' use too",
         formula="highest sample of used while answering - used before opening, summed over the GPUs", source=_NVML_MEMORY,
+    ),
+    Column(
+        "device_context_bytes", "bytes", None, "int",
+        doc="what CUDA's context took on the GPUs; it is made before anything is imported, and counts in no other figure of use",
+        formula="used after making the context - used before, summed over the GPUs", source=_NVML_MEMORY,
     ),
 )  # fmt: skip
 
@@ -195,6 +200,7 @@ def _peaks(trace: Trace) -> dict[str, Value]:
         "load_peak_device_allocated_bytes": _on_device(peak.load_device_allocated_bytes),
         "peak_device_process_bytes": _or(peak.device_process_bytes, peak.absent.get("device_process_bytes", _ON_CPU)),
         "peak_device_used_bytes": _or(peak.device_used_bytes, peak.absent.get("device_used_bytes", _ON_CPU)),
+        "device_context_bytes": _or(peak.device_context_bytes, peak.absent.get("device_context_bytes", _ON_CPU)),
     }
 
 

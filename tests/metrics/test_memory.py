@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 DEVICE = (
     "peak_device_allocated_bytes", "peak_device_reserved_bytes", "load_peak_device_allocated_bytes",
-    "peak_device_process_bytes", "peak_device_used_bytes",
+    "peak_device_process_bytes", "peak_device_used_bytes", "device_context_bytes",
 )  # fmt: skip
 
 
@@ -92,10 +92,10 @@ def test_on_the_cpu_the_devices_figures_have_a_reason(trace: Trace) -> None:
 def test_on_a_gpu_they_are_figures(trace: Trace) -> None:
     peak = replace(
         trace.peak, device_allocated_bytes=5, device_reserved_bytes=7, load_device_allocated_bytes=11,
-        device_process_bytes=13, device_used_bytes=17,
+        device_process_bytes=13, device_used_bytes=17, device_context_bytes=19,
     )  # fmt: skip
     values = memory.compute(replace(trace, peak=peak), None)
-    assert [values[name] for name in DEVICE] == [5, 7, 11, 13, 17]
+    assert [values[name] for name in DEVICE] == [5, 7, 11, 13, 17, 19]
 
 
 def test_a_runtime_that_takes_device_memory_by_itself_has_no_zero_for_it(trace: Trace) -> None:

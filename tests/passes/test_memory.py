@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
+import ctypes.util
 import json
 import os
 import subprocess
@@ -18,7 +18,7 @@ import pandas as pd
 import pytest
 
 import quantbench
-from quantbench.measuring.passes import memory
+from quantbench.measuring.passes import device_context, memory
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -338,6 +338,51 @@ def test_a_run_without_clear_refs_keeps_its_rows(
 
 
 @dataclass
+class FakeDriver:
+    """The driver of two GPUs that are counted from 7; a context takes ``takes`` bytes of a board."""
+
+    boards: Sequence[Board]
+    takes: int = 0
+    fails: dict[str, int] = field(default_factory=dict)
+    active: set[int] = field(default_factory=set)
+    told: list[str] = field(default_factory=list)
+
+    def cuInit(self, flags: int) -> int:  # noqa: N802 - the driver's names, also below
+        self.told.append("init")
+        return self.fails.get("cuInit", flags)
+
+    def cuDeviceGetCount(self, count: Any) -> int:  # noqa: N802
+        count._obj.value = len(self.boards)
+        return 0
+
+    def cuDeviceGet(self, gpu: Any, number: int) -> int:  # noqa: N802
+        gpu._obj.value = 7 + number
+        return 0
+
+    def cuDevicePrimaryCtxGetState(self, gpu: Any, _flags: Any, active: Any) -> int:  # noqa: N802
+        active._obj.value = gpu.value in self.active
+        return 0
+
+    def cuDevicePrimaryCtxRetain(self, _context: Any, gpu: Any) -> int:  # noqa: N802
+        if code := self.fails.get("cuDevicePrimaryCtxRetain"):
+            return code
+        self.told.append(f"made {gpu.value}")
+        if gpu.value not in self.active:
+            self.active.add(gpu.value)
+            self.boards[gpu.value - 7].used += self.takes
+        return 0
+
+
+@pytest.fixture
+def driver(nvml: FakeNvml, monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
+    """A stand-in for CUDA's driver whose contexts take nothing, unless a test says how much."""
+    fake = FakeDriver(list(nvml.boards.values()))
+    library = SimpleNamespace(**{**vars(ctypes), "CDLL": lambda _name: fake})
+    monkeypatch.setattr(device_context, "ctypes", library)
+    return fake
+
+
+@dataclass
 class FakeCuda:
     """torch.cuda with figures by GPU: a model of 5 and 7 bytes that answers with two more on each."""
 
@@ -381,7 +426,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
         ("cpu", True, (None, None), []),
     ],
 )
-@pytest.mark.usefixtures("nvml")
+@pytest.mark.usefixtures("driver")
 def test_the_devices_peaks_are_those_of_the_gpus_asked_for(
     device: str, used: bool, expected: tuple[int | None, int | None], reset: list[str], cuda: FakeCuda
 ) -> None:
@@ -417,9 +462,9 @@ class Answering:
 
 
 @pytest.fixture
-def uses_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+def uses_cuda(driver: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
     """Something in this process has opened CUDA before."""
-    monkeypatch.setattr(memory, "uses_cuda", lambda: True)
+    monkeypatch.setattr(device_context, "uses_cuda", lambda: True)
 
 
 @pytest.mark.usefixtures("uses_cuda")
@@ -452,6 +497,7 @@ def test_one_gpu_of_several_is_that_one_alone(nvml: FakeNvml) -> None:
     assert memory.peak_during(work, loading).device_used_bytes == 207
 
 
+@pytest.mark.usefixtures("driver")
 def test_a_process_that_the_driver_does_not_list_has_no_figure_and_says_so(nvml: FakeNvml) -> None:
     """The board's own growth is known all the same."""
     next(iter(nvml.boards.values())).processes = [(1, 10**12), (os.getpid(), None)]
@@ -467,12 +513,13 @@ def test_another_process_of_the_same_number_is_not_taken_for_this_one(
 ) -> None:
     """In a container the driver may name processes by the host's numbers: one that held memory before cannot be this one."""
     next(iter(nvml.boards.values())).processes = [(os.getpid(), 10**9)]
-    monkeypatch.setattr(memory, "uses_cuda", lambda: False)
+    monkeypatch.setattr(device_context, "uses_cuda", lambda: False)
     peak = memory.peak_during(lambda: None, memory.before_loading("cuda").ended())
     assert peak.device_process_bytes is None
     assert "by another number" in peak.absent["device_process_bytes"]
 
 
+@pytest.mark.usefixtures("driver")
 def test_what_nvml_refuses_costs_that_figure_alone(nvml: FakeNvml) -> None:
     nvml.refuses["nvmlDeviceGetComputeRunningProcesses"] = "Not Supported"
     peak = memory.peak_during(lambda: None, memory.before_loading("cuda").ended())
@@ -493,11 +540,55 @@ def test_a_peak_that_was_not_watched_to_its_end_is_none(nvml: FakeNvml) -> None:
     assert "GPU is lost" in peak.absent["device_used_bytes"]
 
 
+def test_cudas_context_is_made_first_and_its_bytes_are_nobodys_but_its_own(nvml: FakeNvml, driver: FakeDriver) -> None:
+    """Before the baseline, on every GPU asked for; what a model takes later is counted from there."""
+    driver.takes = 500
+    first, second = nvml.boards.values()
+    first.used, second.used = 9000, 80
+    made = device_context.make_context("cuda")
+    loading = memory.before_loading("cuda", made)
+    assert driver.told == ["init", "made 7", "made 8"]
+    assert (first.used, second.used) == (9500, 580)
+    first.used += 100
+    peak = memory.peak_during(lambda: None, loading.ended())
+    assert (peak.device_context_bytes, peak.device_used_bytes) == (1000, 100)
+
+
+def test_one_gpu_gets_a_context_on_that_one_alone(driver: FakeDriver) -> None:
+    driver.takes = 500
+    assert device_context.make_context("cuda:1").context_bytes == 500
+    assert driver.told == ["init", "made 8"]
+
+
+def test_a_context_that_was_there_has_no_bytes_and_says_so(driver: FakeDriver) -> None:
+    """An import made it, or with the inline engine an earlier job."""
+    driver.active = {8}
+    peak = memory.peak_during(lambda: None, memory.before_loading("cuda").ended())
+    assert peak.device_context_bytes is None
+    assert peak.absent["device_context_bytes"].startswith("this process had CUDA's context before")
+
+
+@pytest.mark.parametrize("step", ["cuInit", "cuDevicePrimaryCtxRetain"])
+def test_a_context_that_cannot_be_made_costs_its_bytes_alone(step: str, driver: FakeDriver) -> None:
+    driver.fails[step] = 2
+    peak = memory.peak_during(lambda: None, memory.before_loading("cuda").ended())
+    assert peak.absent["device_context_bytes"] == f"CUDA's context could not be made: {step} failed with error 2"
+    assert peak.device_used_bytes == 0
+
+
+def test_where_cudas_driver_is_not_installed_the_reason_says_so(nvml: FakeNvml) -> None:
+    """NVML's stand-in alone, as on this machine: there is no libcuda."""
+    if ctypes.util.find_library("cuda"):
+        pytest.skip("this machine has CUDA's driver")
+    assert "CUDA's driver cannot be opened" in str(device_context.make_context("cuda").context_bytes)
+    assert nvml.asked
+
+
 def test_without_nvml_the_reason_says_so(nvml: FakeNvml) -> None:
     nvml.refuses["nvmlInit"] = "Driver Not Loaded"
     peak = memory.peak_during(lambda: None, memory.before_loading("cuda").ended())
     assert (peak.device_process_bytes, peak.device_used_bytes) == (None, None)
-    assert set(peak.absent) == {"device_process_bytes", "device_used_bytes"}
+    assert set(peak.absent) == {"device_process_bytes", "device_used_bytes", "device_context_bytes"}
     assert set(peak.absent.values()) == {"NVML cannot be opened: Driver Not Loaded"}
 
 
@@ -540,6 +631,7 @@ print(json.dumps(asdict(peak_during(work, loading))))
     assert peak["load_device_allocated_bytes"] == HOLDING
     assert peak["device_allocated_bytes"] == HOLDING + PASSING
     assert peak["device_reserved_bytes"] >= peak["device_allocated_bytes"]
+    assert peak["device_context_bytes"] is None or peak["device_context_bytes"] > 0
     for name in ("device_process_bytes", "device_used_bytes"):
         assert peak[name] is None or peak[name] >= peak["device_reserved_bytes"]
         assert (peak[name] is None) == bool(peak["absent"].get(name))

@@ -14,14 +14,15 @@ import ctypes
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
-from quantbench.core.boards import Boards, open_boards, uses_cuda
+from quantbench.core.boards import Boards
 from quantbench.core.trace import PeakMemory
+from quantbench.measuring.passes.device_context import DeviceContext, make_context
 from quantbench.measuring.passes.latency import timed_answer
 from quantbench.methods import LoadedModel
 
@@ -80,8 +81,8 @@ class Loading:
     """Memory in bytes before a model was opened, and the peak while opening it (None until ``ended()``).
 
     Host memory is None where the kernel does not report it; ``unreset`` says why its high-water mark could not be reset.
-    ``boards`` are those of the device, or why NVML cannot read them; ``stranger`` means that the driver lists another process
-    under this one's number.
+    ``boards`` are those of the device, or why NVML cannot read them; ``context_bytes`` is what CUDA's context took on them, or
+    why that is unknown; ``stranger`` means that the driver lists another process under this one's number.
     """
 
     device: str
@@ -90,6 +91,7 @@ class Loading:
     peak_rss_bytes: int | None = None
     boards: Boards | str
     start_used_bytes: int = 0
+    context_bytes: int | str
     stranger: bool = False
     device_allocated_bytes: int | None = None
 
@@ -100,17 +102,16 @@ class Loading:
         return replace(self, peak_rss_bytes=peak, device_allocated_bytes=allocated)
 
 
-def before_loading(device: str) -> Loading:
+def before_loading(device: str, context: DeviceContext | None = None) -> Loading:
     """Release cached memory and read what is in use, right before a model is opened on ``device``.
 
-    NVML is opened first, since its library takes memory on the host (none on the device).
+    ``context`` is what ``make_context`` found before libraries were imported; without it CUDA's context is made now. NVML is
+    opened first, since its library takes memory on the host (none on the device).
     """
-    boards = open_boards(device)
+    made = context or make_context(device)
+    boards, used = made.boards, 0
     reset_device(device)
-    used, stranger = 0, False
     if isinstance(boards, Boards):
-        with suppress(OSError):
-            stranger = boards.process_bytes() is not None and not uses_cuda()
         try:
             used = boards.used_bytes()
         except OSError as error:
@@ -118,7 +119,7 @@ def before_loading(device: str) -> Loading:
     unreset = reset_high_water()
     return Loading(
         device=device, start_rss_bytes=resident().get("VmRSS"), unreset=unreset, boards=boards, start_used_bytes=used,
-        stranger=stranger,
+        context_bytes=made.context_bytes, stranger=made.stranger,
     )  # fmt: skip
 
 
@@ -138,8 +139,8 @@ def peak_during(work: Callable[[], object], loading: Loading) -> PeakMemory:
     with _highest(boards) as highest:
         work()
     allocated, reserved = _device_peaks(loading.device)
-    seen = resident()
-    absent = _absent_on_host(seen, unreset)
+    seen, context = resident(), loading.context_bytes
+    absent = _absent_on_host(seen, unreset) | ({"device_context_bytes": context} if isinstance(context, str) else {})
     return PeakMemory(
         peak_rss_bytes=None if "peak_rss_bytes" in absent else seen["VmHWM"],
         start_rss_bytes=loading.start_rss_bytes,
@@ -151,6 +152,7 @@ def peak_during(work: Callable[[], object], loading: Loading) -> PeakMemory:
         load_device_allocated_bytes=loading.device_allocated_bytes,
         device_process_bytes=boards.highest.get("device_process_bytes"),
         device_used_bytes=boards.highest.get("device_used_bytes"),
+        device_context_bytes=None if isinstance(context, str) else context,
         absent={**absent, **boards.absent},
     )
 

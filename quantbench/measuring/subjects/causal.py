@@ -27,6 +27,7 @@ from quantbench.core.wire import read
 from quantbench.measuring.anchor import Anchor, choose
 from quantbench.measuring.passes.bandwidth import bytes_per_token, memory_bandwidth
 from quantbench.measuring.passes.courtesy import Courtesy
+from quantbench.measuring.passes.device_context import make_context
 from quantbench.measuring.passes.latency import Contender, answer_tokens, measure_rounds
 from quantbench.measuring.passes.memory import before_loading, measure_peak
 from quantbench.measuring.passes.reference import make_reference
@@ -72,6 +73,7 @@ def make_references(job: Job, folder: Path) -> None:
 def measure(job: Job, folder: Path) -> None:
     """Measure the job's variant; write a trace for each prompt set as soon as it is done."""
     method = METHODS[job.variant.method]
+    made = make_context(job.conditions.device)  # some imports would make it
     import_s = import_seconds(job)
     prompts, context = read_prompts(job)
     settings = settings_of(job, context)
@@ -80,7 +82,7 @@ def measure(job: Job, folder: Path) -> None:
     bandwidth = untimed or memory_bandwidth(job.conditions.device, settings.threads, folder.parent)
     enter_stage(folder, "loading")
     _read_once(_files(artifact.path) if artifact else weight_files(job.checkpoint.path))
-    before = before_loading(job.conditions.device)
+    before = before_loading(job.conditions.device, made)
     with ExitStack() as stack:
         rest = stack.enter_context(Rest(settings.threads))
         courtesy = Courtesy(rest, job.root, job.conditions.device, untimed=bool(untimed))
