@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from quantbench.core.allocator import one_allocator
 from quantbench.core.children import kill_group, oom_kills, python_module, signal_name
 from quantbench.core.errors import QuantbenchError
 from quantbench.core.job import Failure, Job
@@ -45,7 +46,7 @@ class _Server:
 
     def __init__(self, device: str, libraries: Sequence[str]) -> None:
         """Start the server; it imports in the background, and the first job waits for it."""
-        environment = {**os.environ, **_ENVIRONMENT, **bounded(os.environ)}
+        environment = {**os.environ, **_ENVIRONMENT, **bounded(os.environ), **one_allocator(os.environ)}
         self._forks = bool(libraries)
         self._device = device
         self._process = subprocess.Popen(

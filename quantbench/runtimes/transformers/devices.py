@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from traceback import walk_tb
 from typing import Any
 
+from quantbench.core.allocator import described
 from quantbench.core.errors import ModelError
 from quantbench.core.units import format_bytes
 from quantbench.runtimes import says_out_of_memory
@@ -62,6 +63,11 @@ def placed(device: str, load: Callable[..., Any]) -> Any:
 def places_of(device: str) -> list[str]:
     """The GPUs among places joined by ``+``, as the fact ``device`` names them."""
     return [place for place in device.split("+") if place.startswith("cuda")]
+
+
+def settings_on(device: str) -> dict[str, str]:
+    """torch's settings that change figures on a GPU, as facts of a row; none where ``device`` names no GPU."""
+    return {"allocator": described()} if places_of(device) else {}
 
 
 def wait_for(gpus: Sequence[str]) -> None:

@@ -13,6 +13,7 @@ from quantbench.core.protocols import Settings
 from quantbench.core.scratch import scratch_folder
 from quantbench.core.trace import WeightMemory
 from quantbench.models import MODELS, ModuleRecipe
+from quantbench.runtimes.transformers.devices import settings_on
 from quantbench.runtimes.transformers.model import bytes_by_kind, found_device
 
 if TYPE_CHECKING:
@@ -46,7 +47,8 @@ class TorchModule:
     @property
     def facts(self) -> Mapping[str, str]:
         """The kernel, and the device; the packed weights of torch-dynamic are not tensors, and are on the CPU."""
-        return {"kernel": self._kernel, "device": found_device(self.module) or self._device}
+        device = found_device(self.module) or self._device
+        return {"kernel": self._kernel, "device": device, **settings_on(device)}
 
     def example(self, seed: int, index: int) -> Any:
         """See LoadedModule."""
