@@ -4,7 +4,8 @@ Runtimes that do not need torch have a server without it. Its workers are starte
 exactly their own.
 
 A forked worker starts in 0.15 s instead of 5 s and decodes as fast as a spawned one. With a GPU a fork is safe only while no
-preloaded library has initialized CUDA; the server reports that, and if one has, each job is spawned.
+preloaded library has touched CUDA: GPUs are hidden from the imports, and the server asks a forked child whether it may use them. If
+not, each job is spawned.
 """
 
 from __future__ import annotations
@@ -102,7 +103,7 @@ class _Server:
 
     def _may_fork(self) -> bool:
         greeting = self._greeting()
-        return self._forks and not (self._device.startswith("cuda") and greeting["cuda_initialized"])
+        return self._forks and (greeting["forks_may_use_gpus"] or not self._device.startswith("cuda"))
 
     def _send(self, message: dict[str, Any]) -> None:
         self._greeting()
