@@ -88,7 +88,7 @@ class RunOptions:
         "list", "N", "answer N sequences together, one scenario per N: 1,8,32 (1; also SET@N)"
     )
     chunks: int | None = _option("int", "N", "score at most N chunks of a text (all)")
-    output_tokens: int | None = _option("int", "TOKENS", "length of the timed answers (32)")
+    output_tokens: int | None = _option("int", "TOKENS", "length of the timed answers (32, on a GPU 128)")
     seed: int | None = _option("int", "N", "seed for all sampling (0)")
     calibration: str | None = _option(
         "text", "FILE", "text for methods that calibrate or train (default: sampled from the model)"
@@ -242,7 +242,7 @@ def _batch(text: str) -> int:
 def _with_conditions(matrix: Matrix, options: RunOptions) -> Matrix:
     found = {each.name: getattr(options, each.name, None) for each in fields(Conditions)}  # not every one is an option
     asked = {name: value for name, value in found.items() if value is not None}
-    return replace(matrix, conditions=replace(matrix.conditions, **asked))
+    return replace(matrix, conditions=replace(matrix.conditions, **asked), given=matrix.given | asked.keys())
 
 
 def _effort(options: RunOptions) -> Effort:
