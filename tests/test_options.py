@@ -127,6 +127,18 @@ def test_a_matrix_file_that_sets_how_many_is_heeded(where: str, lines: str, time
     }
 
 
+@pytest.mark.parametrize(
+    ("line", "options", "counted"),
+    [("", {}, True), ("", {"no_energy": True}, False), ("energy = false", {}, False), ("energy = true", {"no_energy": True}, False)],
+)
+def test_energy_is_counted_unless_an_option_or_the_matrix_says_otherwise(
+    line: str, options: dict[str, Any], counted: bool, tmp_path: Path
+) -> None:
+    path = tmp_path / "matrix.toml"
+    path.write_text(f'models = ["canary"]\n{line}\n')
+    assert _plan(matrix=str(path), **options).effort.energy is counted
+
+
 def test_every_option_that_is_named_like_a_condition_is_tried_above() -> None:
     mark = test_an_option_of_a_conditions_name_changes_that_condition_of_every_scenario.pytestmark[0]
     tried = {name for name, _, _ in mark.args[1]}

@@ -6,6 +6,7 @@ A matrix file::
     prompts = ["mixed"]
     control = true                        # the reference measured once more
     probes = ["gguf/q4_k_m"]              # the variants that are probed; all unless given
+    energy = false                        # do not answer again to count energy
 
     [methods]
     torch = ["fp32", "bf16"]
@@ -37,7 +38,7 @@ ones go to capturing CUDA graphs where a runtime does that."""
 _MODULE = "module"
 """The checkpoint kind of a built-in module without tokens."""
 
-_KEYS = {"models": list, "prompts": list, "control": bool, "probes": list, "methods": dict, "conditions": dict}
+_KEYS = {"models": list, "prompts": list, "control": bool, "probes": list, "energy": bool, "methods": dict, "conditions": dict}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +59,7 @@ class Matrix:
     source: str = ""
     for_builtin: bool = False
     probes: frozenset[str] | None = None
+    energy: bool = True
     given: frozenset[str] = field(default=frozenset(), compare=False)
 
     @property
@@ -121,6 +123,7 @@ def read_matrix(path: Path) -> Matrix:
         given=frozenset(body.get("conditions", {})),
         source=str(path),
         probes=_probes(path, body["probes"]) if "probes" in body else None,
+        energy=body.get("energy", True),
         for_builtin="methods" not in body or ("models" in body and all(name in models.MODELS for name in body["models"])),
     )
 

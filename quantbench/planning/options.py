@@ -115,6 +115,7 @@ class RunOptions:
     )
     probes: bool = _option("flag", "", "probe every variant, also of your own models: do LoRA training and saving work?")
     no_probes: bool = _option("flag", "", "do not probe whether LoRA training, saving and other devices work")
+    no_energy: bool = _option("flag", "", "do not answer again to count energy, which takes up to a quarter of a job's time")
     trust_remote_code: bool = _option("flag", "", "let a checkpoint run its own Python code")
 
     @classmethod
@@ -177,7 +178,7 @@ def plan(options: RunOptions) -> Plan:
     planned = tuple(_scenarios(matrix, options.repeats))
     return Plan(
         scenarios=planned,
-        effort=effort,
+        effort=replace(effort, energy=matrix.energy and not options.no_energy),
         engine=options.engine,
         keep_jobs=Path(options.keep_jobs) if options.keep_jobs else None,
         trust_remote_code=options.trust_remote_code,

@@ -50,6 +50,7 @@ _MADE = "its random weights are generated while loading, so the time says nothin
 _UNWRITTEN = "its random weights are generated while loading, and never written to disk"
 _UNQUANTIZED = "its file was written with random weights, without a quantizer"
 _UNPROBED = "a dummy is not probed; probe the real model, or the canary"
+NO_ENERGY = "energy was not asked for: --no-energy was given, or the matrix says energy = false"
 _TIMED = ("rounds", "anchor", "score_s", "energy")
 """Parts of a trace that are absent where nothing is timed."""
 
@@ -207,9 +208,11 @@ def _time(job: Job, contender: Contender, opposite: Contender | None, context: i
         for prompt in cycle(contender.prompts):
             yield (batch for _ in answer_tokens(model, prompt, context - len(prompt), batch))
 
+    asked = job.effort.energy
     about = Watched(
-        name="latency", device=model.facts.get("device", ""), answers=answers_in_turn, synchronize=model.synchronize
-    )
+        name="latency", device=model.facts.get("device", ""), answers=answers_in_turn if asked else None,
+        no_answers="" if asked else NO_ENERGY, synchronize=model.synchronize,
+    )  # fmt: skip
     with courtesy.timed(about) as timing:
         length = job.conditions.output_tokens
         rounds = measure_rounds(contender, opposite, length, job.effort, after_round=timing.look, spoilt=timing.spoilt)
