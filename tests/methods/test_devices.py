@@ -74,6 +74,15 @@ def test_a_row_on_a_gpu_says_its_allocator_and_one_on_the_cpu_does_not(monkeypat
     assert settings_on("cpu") == {}
 
 
+def test_a_row_on_a_gpu_says_how_float32_is_multiplied(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a user's setting, an import or the environment: TF32 keeps 10 of 23 bits."""
+    for precision in ("ieee", "tf32"):
+        monkeypatch.setattr(torch.backends.cuda.matmul, "fp32_precision", precision)
+        told = dict(each.split("=") for each in settings_on("cuda:0")["float32"].split())
+        assert set(told) == {"cublas", "cudnn-conv", "cudnn-rnn"}
+        assert told["cublas"] == precision
+
+
 def test_where_torch_sees_a_gpu_the_cpu_is_named(gpus: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Told nothing, transformers' bitsandbytes takes the GPU."""
     from transformers.quantizers.auto import AutoHfQuantizer

@@ -66,8 +66,21 @@ def places_of(device: str) -> list[str]:
 
 
 def settings_on(device: str) -> dict[str, str]:
-    """torch's settings that change figures on a GPU, as facts of a row; none where ``device`` names no GPU."""
-    return {"allocator": described()} if places_of(device) else {}
+    """torch's settings that change figures on a GPU, as facts of a row; none where ``device`` names no GPU.
+
+    ``float32`` says by library whether it multiplies float32 as TF32, with 10 of 23 bits of the fraction: TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1
+    in the environment does that silently, and cuDNN does it for an LSTM by default.
+    """
+    if not places_of(device):
+        return {}
+    import torch
+
+    backends = torch.backends
+    precisions = {
+        "cublas": backends.cuda.matmul.fp32_precision, "cudnn-conv": backends.cudnn.conv.fp32_precision,
+        "cudnn-rnn": backends.cudnn.rnn.fp32_precision,
+    }  # fmt: skip
+    return {"allocator": described(), "float32": " ".join(f"{name}={each}" for name, each in precisions.items())}
 
 
 def wait_for(gpus: Sequence[str]) -> None:
