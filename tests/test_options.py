@@ -129,8 +129,11 @@ def test_a_matrix_file_that_sets_how_many_is_heeded(where: str, lines: str, time
 
 @pytest.mark.parametrize(
     ("line", "options", "counted"),
-    [("", {}, True), ("", {"no_energy": True}, False), ("energy = false", {}, False), ("energy = true", {"no_energy": True}, False)],
-)
+    [
+        ("", {}, True), ("", {"no_energy": True}, False), ("energy = false", {}, False),
+        ("energy = true", {"no_energy": True}, False),
+    ],
+)  # fmt: skip
 def test_energy_is_counted_unless_an_option_or_the_matrix_says_otherwise(
     line: str, options: dict[str, Any], counted: bool, tmp_path: Path
 ) -> None:

@@ -1,8 +1,8 @@
 """One setting of torch's CUDA allocator for all workers, whatever a library that they import would choose.
 
-gptqmodel sets PYTORCH_ALLOC_CONF when it is imported (gptqmodel 7.6, models/auto.py), unless it is set and not empty: expandable
-segments, no block above 256 MB split, collection at 0.7. Reserved memory, and through it times, of two methods would come from
-another allocator than those of all others.
+gptqmodel sets PYTORCH_ALLOC_CONF when it is imported (gptqmodel 7.6, models/auto.py), unless it is set and not empty:
+expandable segments, no block above 256 MB split, collection at 0.7. Reserved memory of its two methods, and through that their
+times, would come from another allocator than those of all others.
 """
 
 from __future__ import annotations

@@ -17,9 +17,11 @@ _WITH: Mapping[str, tuple[str, ...]] = {
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 _REMEMBERED: Mapping[str, tuple[str, ...]] = {
     "torch.utils._triton": ("has_triton",),
-    "transformers.utils.import_utils": ("is_torch_cuda_available",),
+    "transformers.utils.import_utils": (
+        "is_torch_cuda_available", "is_flash_attn_2_available", "is_flash_attn_3_available", "is_flash_attn_4_available",
+    ),
 }
-"""Functions that keep their answer to whether there is a GPU."""
+"""Functions that keep their answer to whether there is a GPU: of those that imports call, found by listing filled caches."""
 
 SHARED = ("numpy", "torch", "transformers")
 """Imported once by the fork server, for all workers of runtimes that need torch."""
@@ -57,8 +59,8 @@ def import_shared(libraries: Collection[str]) -> dict[str, float]:
     """Import those of the libraries that are installed, with GPUs hidden; seconds by library.
 
     Else an import might open CUDA, and then no child that is forked could use it: with torchao installed, transformers asks for
-    the GPU's generation when it is imported (torchao 0.18, prototype/mx_formats/kernels.py: has_triton, is_sm_at_least_100). For
-    good it then leaves out kernels of its MX formats, which no method here uses.
+    the GPU's generation when it is imported (torchao 0.18, prototype/mx_formats/kernels.py: has_triton, is_sm_at_least_100).
+    What stays of it: torchao leaves out kernels of its MX formats, which no method here uses.
     """
     with _gpus_hidden():
         return {name: import_library(name) for name in libraries if find_spec(name)}
@@ -83,7 +85,7 @@ def forks_may_use_gpus() -> bool:
 def _gpus_hidden() -> Iterator[None]:
     """Inside this context libraries see no GPU; what they remember of that is forgotten at its end."""
     before = os.environ.get(_VISIBLE)
-    os.environ[_VISIBLE] = ""  # NVML's count heeds it each time, until CUDA is open (torch 2.13, cuda/__init__.py: device_count)
+    os.environ[_VISIBLE] = ""  # torch counts anew each time until CUDA is open (torch 2.13, cuda/__init__.py: device_count)
     try:
         yield
     finally:

@@ -25,10 +25,10 @@ _BLOCK, _NESTED_BLOCK = 64, 256
 
 _FLOAT32 = 4
 _UPPER_BOUND = (
-    "speeds are an upper bound: with random weights hardly an activation exceeds LLM.int8's threshold of 6, so that no columns are "
-    "multiplied in 16 bits, as some are in every layer of a real model"
+    "speeds are an upper bound: with random weights hardly an activation exceeds LLM.int8's threshold of 6, so that no columns "
+    "are multiplied in 16 bits, as some are in every layer of a real model"
 )
-"""bitsandbytes 0.50.2, backends/default/ops.py: int8_mixed_scaled_mm takes the columns of outliers only where there are some."""
+"""bitsandbytes 0.50.2, backends/default/ops.py: int8_mixed_scaled_mm takes columns of outliers only where there are some."""
 
 
 @method(

@@ -75,8 +75,8 @@ def _measured(during: Watched) -> Mapping[str, object] | str:
     window_s = min(WINDOW_S, during.spare_s())
     if window_s < LEAST_S:
         return (
-            f"energy may be counted for a limited share of a job's time, here {max(0.0, window_s):.1f} s, and its counter needs "
-            f"{LEAST_S:g} s; time more prompts, or longer (--profile thorough)"
+            f"energy may be counted for a limited share of a job's time, here {max(0.0, window_s):.1f} s, and its counter "
+            f"needs {LEAST_S:g} s; time more prompts, or longer (--profile thorough)"
         )
     try:
         counted = count_energy(during, counter, window_s)

@@ -127,7 +127,7 @@ _DEVICE_PEAKS = (
     ),
     Column(
         "device_context_bytes", "bytes", None, "int",
-        doc="what CUDA's context took on the GPUs; it is made before anything is imported, and counts in no other figure of use",
+        doc="what CUDA's context took on the GPUs, before anything was imported; peak_device_used_bytes is without it",
         formula="used after making the context - used before, summed over the GPUs", source=_NVML_MEMORY,
     ),
 )  # fmt: skip

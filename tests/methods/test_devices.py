@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -74,13 +77,17 @@ def test_a_row_on_a_gpu_says_its_allocator_and_one_on_the_cpu_does_not(monkeypat
     assert settings_on("cpu") == {}
 
 
-def test_a_row_on_a_gpu_says_how_float32_is_multiplied(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a user's setting, an import or the environment: TF32 keeps 10 of 23 bits."""
-    for precision in ("ieee", "tf32"):
-        monkeypatch.setattr(torch.backends.cuda.matmul, "fp32_precision", precision)
-        told = dict(each.split("=") for each in settings_on("cuda:0")["float32"].split())
-        assert set(told) == {"cublas", "cudnn-conv", "cudnn-rnn"}
-        assert told["cublas"] == precision
+@pytest.mark.parametrize("override", ["0", "1"])
+def test_a_row_on_a_gpu_says_how_float32_is_multiplied(override: str) -> None:
+    """In a process of its own: torch reads the environment once, and cuBLAS's TF32 may be the user's silent choice there."""
+    script = "from quantbench.runtimes.transformers.devices import settings_on\nprint(settings_on('cuda:0')['float32'])"
+    done = subprocess.run(
+        [sys.executable, "-c", script], env={**os.environ, "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": override}, capture_output=True,
+        text=True, check=True,
+    )  # fmt: skip
+    told = dict(each.split("=") for each in done.stdout.split())
+    assert set(told) == {"cublas", "cudnn-conv", "cudnn-rnn"}
+    assert (told["cublas"] == "tf32") == (override == "1")
 
 
 def test_where_torch_sees_a_gpu_the_cpu_is_named(gpus: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,7 +63,7 @@ def _kernels(method: str) -> OrderedDict[Any, Any]:
 
 @pytest.fixture
 def left(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
-    """What a stand-in for gptqmodel has left of a method's kernels, given what compiles and what it refuses for other reasons."""
+    """What a stand-in for gptqmodel has left of a method's kernels, given what compiles and what it refuses besides."""
     offered = {"gptq": {"gptq": _kernels("gptq"), "gptq_v2": _kernels("gptq")}, "awq": {"gemm": _kernels("awq")}}
 
     def choose(method: str, compiles: Compiler, quantization: Mapping[str, Any], refused: str = "") -> list[str]:
@@ -117,7 +117,7 @@ def test_marlin_is_compiled_and_nothing_that_comes_after_it(left: Callable[..., 
 
 
 def test_without_marlin_the_next_in_order_is_compiled_before_loading(left: Callable[..., list[str]]) -> None:
-    """gptqmodel would compile these while it loads, which is timed."""
+    """Loading would compile these, and it is timed."""
     compiler = Compiler("exllamav2", "awq")
     assert left("gptq", compiler, GPTQ)[0] == "gptq_exllama_v2"
     assert left("awq", compiler, AWQ) == ["awq_gemm", "awq_torch"]

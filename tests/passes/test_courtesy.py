@@ -36,7 +36,7 @@ def test_work_after_passes_is_limited_by_a_share_of_all_time_so_far(monkeypatch:
         during.afterwards(work)
 
     @metric(Column("slow", "s", doc="a figure that takes time"), signal=watch)
-    def slow(trace: Any, reference: Any) -> Any:  # noqa: ARG001
+    def slow(trace: Any, reference: Any) -> Any:
         return {}
 
     monkeypatch.setattr(signals, "METRICS", [slow])
@@ -46,4 +46,4 @@ def test_work_after_passes_is_limited_by_a_share_of_all_time_so_far(monkeypatch:
             with made.timed(Watched(name="latency")):
                 now[0] += seconds
     assert offered == pytest.approx([2.0, 0.25 * 16 - 2, 0.25 * 118 - 4])
-    assert 2 + 2 + 5 <= AFTERWARDS_SHARE * now[0]
+    assert AFTERWARDS_SHARE * now[0] >= 2 + 2 + 5

@@ -4,8 +4,8 @@ Runtimes that do not need torch have a server without it. Its workers are starte
 exactly their own.
 
 A forked worker starts in 0.15 s instead of 5 s and decodes as fast as a spawned one. With a GPU a fork is safe only while no
-preloaded library has touched CUDA: GPUs are hidden from the imports, and the server asks a forked child whether it may use them. If
-not, each job is spawned.
+preloaded library has touched CUDA: GPUs are hidden from the imports, and the server asks a forked child whether it may use
+them. If not, each job is spawned.
 """
 
 from __future__ import annotations

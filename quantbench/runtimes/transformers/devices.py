@@ -66,10 +66,10 @@ def places_of(device: str) -> list[str]:
 
 
 def settings_on(device: str) -> dict[str, str]:
-    """torch's settings that change figures on a GPU, as facts of a row; none where ``device`` names no GPU.
+    """Settings of torch that change figures on a GPU, as facts of a row; none where ``device`` names no GPU.
 
-    ``float32`` says by library whether it multiplies float32 as TF32, with 10 of 23 bits of the fraction: TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1
-    in the environment does that silently, and cuDNN does it for an LSTM by default.
+    ``float32`` says by library whether it multiplies float32 as ``tf32``, with 10 of 23 bits of the fraction. cuDNN does so by
+    default, and cuBLAS silently where the environment says TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1.
     """
     if not places_of(device):
         return {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -130,7 +130,7 @@ def _streamed_bytes(state: Mapping[str, Any]) -> int:
             return self.count
 
     counter = ByteCounter()
-    with _without_bytes():
+    with _without_bytes(state):
         torch.save(state, counter)
     return counter.count
 
@@ -138,24 +138,27 @@ def _streamed_bytes(state: Mapping[str, Any]) -> int:
 def _file_bytes(state: Mapping[str, Any]) -> int:
     import torch
 
-    with scratch_folder() as folder, _without_bytes():
+    with scratch_folder() as folder, _without_bytes(state):
         path = folder / _SAVED_AS
         torch.save(state, path)
         return path.stat().st_size
 
 
 @contextmanager
-def _without_bytes() -> Iterator[None]:
-    """Inside this context ``torch.save`` leaves room for the bytes of weights and does not read them.
+def _without_bytes(state: Mapping[str, Any]) -> Iterator[None]:
+    """Inside this context ``torch.save`` leaves room for the bytes of these weights and does not read them.
 
-    Else all weights of a GPU would be copied to the host (torch 2.13, serialization.py: _save).
+    Else all weights of a GPU would be copied to the host (torch 2.13, serialization.py: _save). torch's own quantized tensors
+    cannot be saved so, nor what is no tensor; they are on the CPU, and are written.
     """
+    import torch
     from torch.serialization import get_crc32_options, set_crc32_options, skip_data
 
+    plain = all(isinstance(each, torch.Tensor) and not each.is_quantized for each in state.values())
     before = get_crc32_options()
     set_crc32_options(False)
     try:
-        with skip_data():
+        with skip_data() if plain else nullcontext():
             yield
     finally:
         set_crc32_options(before)
