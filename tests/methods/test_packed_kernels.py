@@ -175,6 +175,49 @@ def test_the_names_are_gptqmodels_own() -> None:
                 assert sorted(sym) == sorted(kernel.SUPPORTS_SYM)
 
 
+@pytest.mark.parametrize(
+    ("method", "quantization", "compiled", "chosen"),
+    [
+        ("gptq", GPTQ, ["marlin_fp16", "exllamav2"], "ExllamaV2Linear"),
+        ("gptq", {**GPTQ, "bits": 3}, [], "TorchLinear"),
+        ("awq", AWQ, ["marlin_fp16", "exllamav2_awq", "awq"], "AwqGEMMLinear"),
+    ],
+)
+def test_what_gptqmodel_itself_then_chooses_is_ready_and_nothing_is_compiled_while_it_loads(
+    method: str, quantization: Mapping[str, Any], compiled: Sequence[str], chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own selection, for a GPU that is not there and compilers that make all but Marlin and ExLlama's AWQ kernel."""
+    import torch
+    from gptqmodel import extension
+    from gptqmodel.nn_modules.qlinear import BaseQuantLinear
+    from gptqmodel.utils import importer
+
+    def forget() -> None:
+        importer.clear_validation_cache()
+        BaseQuantLinear.cached_validate_once.cache_clear()
+        packed_kernels.is_ready.cache_clear()
+
+    layout = quantization.get("checkpoint_format") or quantization["version"]
+    kernels = importer.AUTO_BACKEND_KERNEL_MAPPING[method][layout]
+    monkeypatch.setitem(importer.AUTO_BACKEND_KERNEL_MAPPING[method], layout, kernels.copy())
+    monkeypatch.setattr(packed_kernels, "_offered", {})
+    monkeypatch.delenv("GPTQMODEL_CUTLASS_DIR", raising=False)
+    compiler = Compiler("exllamav2", "awq")
+    monkeypatch.setattr(extension, "is_available", compiler)
+    forget()
+    try:
+        compile_kernels(method, quantization)
+        assert list(dict.fromkeys(compiler.asked)) == compiled
+        compiler.asked.clear()
+        found = importer.select_quant_linear(
+            bits=quantization["bits"], group_size=128, desc_act=False, sym=method == "gptq", device=torch.device("cuda:0"),
+            format=layout, quant_method=method, pack=False, pack_dtype=torch.int32,
+        )  # fmt: skip
+    finally:
+        forget()
+    assert (found.__name__, compiler.asked) == (chosen, [])
+
+
 @pytest.mark.parametrize("method", ["gptq", "awq"])
 def test_they_are_compiled_on_a_gpu_for_the_checkpoint_that_will_be_loaded(
     method: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
