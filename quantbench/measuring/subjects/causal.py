@@ -50,7 +50,7 @@ _MADE = "its random weights are generated while loading, so the time says nothin
 _UNWRITTEN = "its random weights are generated while loading, and never written to disk"
 _UNQUANTIZED = "its file was written with random weights, without a quantizer"
 _UNPROBED = "a dummy is not probed; probe the real model, or the canary"
-NO_ENERGY = "energy was not asked for: --no-energy was given, or the matrix says energy = false"
+_NO_ENERGY = "energy was not asked for: --no-energy was given, or the matrix says energy = false"
 _TIMED = ("rounds", "anchor", "score_s", "energy")
 """Parts of a trace that are absent where nothing is timed."""
 
@@ -211,7 +211,7 @@ def _time(job: Job, contender: Contender, opposite: Contender | None, context: i
     asked = job.effort.energy
     about = Watched(
         name="latency", device=model.facts.get("device", ""), answers=answers_in_turn if asked else None,
-        no_answers="" if asked else NO_ENERGY, synchronize=model.synchronize,
+        no_answers="" if asked else _NO_ENERGY, synchronize=model.synchronize,
     )  # fmt: skip
     with courtesy.timed(about) as timing:
         length = job.conditions.output_tokens
