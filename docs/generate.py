@@ -88,7 +88,7 @@ def conditions() -> Iterator[str]:
 
 def profiles() -> Iterator[str]:
     """What each profile means."""
-    names = [each.name for each in fields(Effort) if each.name != "untimed"]  # which no profile says
+    names = [each.name for each in fields(Effort) if each.name not in ("untimed", "energy")]  # which no profile says
     rows = [[f"`{name}`", *(_setting(getattr(effort, each)) for each in names)] for name, effort in PROFILES.items()]
     yield _table(["profile", *(f"`{each}`" for each in names)], rows)
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from quantbench.core.allocator import described
 from quantbench.core.errors import UnsupportedError
 from quantbench.core.record import Column, Value
 from quantbench.core.scenario import Precision, Spec
@@ -52,6 +53,7 @@ class StubModel:
             "kv_dtype": "none",
             "oom_score_adj": Path("/proc/self/oom_score_adj").read_text().strip(),
             "opened_beside": self._beside,
+            "allocator": described(),
         }
 
     def __init__(self, noise: float = 0.0, *, dies_late: bool = False, odd: bool = False, delay_s: float = 0.0) -> None:

@@ -176,7 +176,7 @@ def test_what_is_calibrated_is_keyed_by_the_device_and_by_its_makers_source(
         raise ModelError("enough")
 
     monkeypatch.setattr(f"quantbench.{module}.artifact", kept)
-    monkeypatch.setattr(quantize, "compile_kernels", lambda _: None)
+    monkeypatch.setattr(quantize, "compile_kernels", lambda *_: None)
     method, _, name = precision.partition("/")
     settings = Settings(checkpoint=resolve("canary"), threads=1, context=64)
     for device in ("cpu", "cuda:0", "cuda:1"):

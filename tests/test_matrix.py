@@ -204,6 +204,7 @@ def test_a_folder_is_no_matrix_file(tmp_path: Path) -> None:
         ('prompts = [["ten"]]', "prompts"),
         ("control = 1", "control"),
         ('control = "yes"', "control"),
+        ('energy = "no"', "energy"),
         ("methods = 3", "methods"),
         ('methods = ["gguf"]', "methods"),
         ('[methods]\ngguf = "q8_0"', "methods.gguf"),

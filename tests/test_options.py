@@ -100,6 +100,48 @@ def test_an_option_of_a_conditions_name_changes_that_condition_of_every_scenario
     assert expected != getattr(Conditions(), name)
 
 
+@pytest.mark.parametrize(
+    ("options", "timed"),
+    [
+        ({}, 32), ({"device": "cpu"}, 32), ({"device": "cuda"}, 128), ({"device": "cuda:1"}, 128),
+        ({"device": "cuda", "output_tokens": "32"}, 32), ({"device": "cuda", "output_tokens": "16"}, 16),
+    ],
+)  # fmt: skip
+def test_more_tokens_are_timed_on_a_gpu_unless_somebody_sets_how_many(options: dict[str, str], timed: int) -> None:
+    """Those compared stay as many: the first of the timed ones."""
+    found = {(each.conditions.output_tokens, each.conditions.answer_tokens) for each in _plan(**options).scenarios}
+    assert found == {(timed, 32)}
+
+
+@pytest.mark.parametrize(("lines", "timed"), [("", 128), ("output_tokens = 32", 32), ("output_tokens = 9", 9)])
+@pytest.mark.parametrize("where", ["file", "option"])
+def test_a_matrix_file_that_sets_how_many_is_heeded(where: str, lines: str, timed: int, tmp_path: Path) -> None:
+    """Also the usual number of the CPU, where the device is the file's and where it is an option's."""
+    path = tmp_path / "matrix.toml"
+    device = 'device = "cuda"' if where == "file" else ""
+    path.write_text(f'models = ["canary"]\n[methods]\ntorch = ["bf16"]\n[conditions]\nseed = 1\n{device}\n{lines}\n')
+    asked = {"matrix": str(path)} if where == "file" else {"matrix": str(path), "device": "cuda"}
+    assert {each.conditions.output_tokens for each in _plan(**asked).scenarios} == {timed}
+    assert {each.conditions.output_tokens for each in _plan(matrix=str(path), device="cpu").scenarios} == {
+        32 if timed == 128 else timed
+    }
+
+
+@pytest.mark.parametrize(
+    ("line", "options", "counted"),
+    [
+        ("", {}, True), ("", {"no_energy": True}, False), ("energy = false", {}, False),
+        ("energy = true", {"no_energy": True}, False),
+    ],
+)  # fmt: skip
+def test_energy_is_counted_unless_an_option_or_the_matrix_says_otherwise(
+    line: str, options: dict[str, Any], counted: bool, tmp_path: Path
+) -> None:
+    path = tmp_path / "matrix.toml"
+    path.write_text(f'models = ["canary"]\n{line}\n')
+    assert _plan(matrix=str(path), **options).effort.energy is counted
+
+
 def test_every_option_that_is_named_like_a_condition_is_tried_above() -> None:
     mark = test_an_option_of_a_conditions_name_changes_that_condition_of_every_scenario.pytestmark[0]
     tried = {name for name, _, _ in mark.args[1]}

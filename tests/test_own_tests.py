@@ -341,11 +341,12 @@ class TestTheFunction:
     def test_it_measures_and_stores(self, tmp_path: Path, shared_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("QUANTBENCH_CACHE", str(shared_cache))
         monkeypatch.chdir(tmp_path)
-        found = quantbench.measure("canary", "torch/bf16", results="mine", **self.SETTINGS)
+        found = quantbench.measure("canary", "torch/bf16", results="mine", no_energy=True, **self.SETTINGS)
         assert 0 < found.kld_mean < 1
         assert found.weight_bytes > found.parameters
         (row,) = pd.read_parquet(tmp_path / "mine" / "scenarios").to_dict("records")
         assert (row["run_id"], row["kld_mean"], row["output_tokens"]) == (found.run_id, found.kld_mean, 4)
+        assert json.loads(row["null_reasons"])["energy_per_token_j"].startswith("energy was not asked for: --no-energy")
         (run,) = pd.read_parquet(tmp_path / "mine" / "runs").to_dict("records")
         assert (run["planned"], run["finished"], run["ok"], run["interrupted"]) == (1, 1, 1, False)
 

@@ -62,7 +62,8 @@ SCENARIO_COLUMNS = (
     "ppl_reference_se_iid", "nll_correlation", "ln_ppl_ratio", "ln_ppl_ratio_se", "ln_ppl_ratio_se_iid", "ppl_ratio_se_iid",
     "ppl_difference", "ppl_difference_se", "ppl_difference_se_iid", "scoring_tps", "score_positions", "kld_slicing",
     "top1_slicing", "fallback_tensors", "fallback_bytes", "load_peak_device_allocated_bytes", "peak_device_process_bytes",
-    "peak_device_used_bytes", "gpu_sm_clock_mhz", "gpu_sm_clock_min_mhz", "gpu_sm_clock_max_mhz", "gpu_memory_clock_mhz",
+    "peak_device_used_bytes", "device_context_bytes",
+    "gpu_sm_clock_mhz", "gpu_sm_clock_min_mhz", "gpu_sm_clock_max_mhz", "gpu_memory_clock_mhz",
     "gpu_temperature_c", "gpu_throttle_reasons", "gpu_power_capped_s", "gpu_thermal_capped_s", "gpu_power_limit_w",
     "others_cpu_share", "steal_share", "others_gpu_share", "disturbed", "disturbance",
 )  # fmt: skip

@@ -186,6 +186,27 @@ def test_tox_installs_nothing_for_a_gpu_that_is_not_there(tmp_path: Path) -> Non
         assert done.stderr.count("nvidia-smi lists no GPU") == (code != 0)
 
 
+@pytest.mark.parametrize(
+    ("capabilities", "users", "compiled"),
+    [
+        ("9.0", "-DGGML_CUDA=on", "-DGGML_CUDA=on -DCMAKE_CUDA_ARCHITECTURES=90"),
+        (r"9.0\n8.0\n9.0", "", " -DCMAKE_CUDA_ARCHITECTURES=80;90"),
+        (r"12.0", "", " -DCMAKE_CUDA_ARCHITECTURES=120"),
+        ("Field compute_cap is not a valid field to query.", "", " -DCMAKE_CUDA_ARCHITECTURES=native"),
+        ("9.0", "-DCMAKE_CUDA_ARCHITECTURES=86", "-DCMAKE_CUDA_ARCHITECTURES=86"),
+    ],
+)
+def test_llama_cpp_is_compiled_for_the_gpus_that_are_here(capabilities: str, users: str, compiled: str, tmp_path: Path) -> None:
+    """Once for each generation; what the user set wins."""
+    command = shlex.split(_tox("gpu", "install_command").replace("\\\n", " "))
+    asked = [*command[: command.index("{opts}")], "a-package"]
+    smi = _program(tmp_path / "smi" / "nvidia-smi", f'[ "$1" = -L ] && echo GPU 0: A || printf "{capabilities}\\n"')
+    pip = _program(tmp_path / "bin" / "python", 'echo "compiled with $CMAKE_ARGS;"')
+    environment = {**os.environ, "PATH": f"{smi}{os.pathsep}{pip}{os.pathsep}{os.environ['PATH']}", "CMAKE_ARGS": users}
+    done = subprocess.run(asked, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, f"compiled with {compiled};" in done.stdout) == (0, True), done.stdout + done.stderr
+
+
 @pytest.mark.parametrize("name", ["gpu.toml", "precision-gpu.toml"])
 def test_prompts_of_the_gpu_matrices_fill_their_context_with_the_answer(name: str) -> None:
     planned = scenarios(read_matrix(ROOT / "bench" / name))

@@ -49,36 +49,8 @@ environment() {
     "$python" -c 'import ctypes; ctypes.CDLL("libpcre2-8.so.0")' 2> /dev/null || export LD_LIBRARY_PATH="$LD_LIBRARY_PATH:$kit/lib"
 }
 
-# Where the kernel lacks files of /proc that the memory pass needs, quantbench skips every row. The copy of the checkout here is
-# changed then: host memory is what is resident, no peak, and all other figures stand.
-soften() {
-    grep -q '^VmHWM' /proc/self/status && grep -q '^RssFile' /proc/self/status && (echo 5 > /proc/self/clear_refs) 2> /dev/null && return 0
-    say "NOTE: /proc lacks what the memory pass needs: figures of host memory are no peaks here"
-    grep -q gpukit quantbench/measuring/passes/memory.py || cat >> quantbench/measuring/passes/memory.py << 'P'
-
-
-# gpukit: for a kernel without these files
-_told, _reset = resident, reset_high_water
-
-
-def resident() -> dict[str, int]:  # type: ignore[no-redef]
-    try:
-        return _told()
-    except UnsupportedError:
-        import psutil
-
-        return dict.fromkeys(_FIELDS, psutil.Process().memory_info().rss)
-
-
-def reset_high_water() -> None:  # type: ignore[no-redef]
-    with suppress(UnsupportedError):
-        _reset()
-P
-}
-
 install() {
     environment
-    [ "$device" = cpu ] || soften
     [ -f "$work/installed" ] && return 0
     say "installing"
     mkdir -p "$site"

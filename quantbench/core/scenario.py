@@ -262,7 +262,8 @@ class Effort:
 
     ``precision`` is the relative half-width of the median's confidence interval at which rounds stop. At most ``most_scored``
     tokens of a prompt's continuation are sampled and scored, whatever the conditions say. ``untimed`` says
-    why nothing is to be timed (other tests run at the same time); it is empty where timings are wanted.
+    why nothing is to be timed (other tests run at the same time); it is empty where timings are wanted. ``energy`` says whether
+    answers are generated once more to count the energy that they take.
     """
 
     min_rounds: int = 6
@@ -272,6 +273,7 @@ class Effort:
     timeout_s: float = 900.0
     most_scored: int = sys.maxsize
     untimed: str = ""
+    energy: bool = True
 
     def asked(self, conditions: Conditions) -> Conditions:
         """The conditions with continuations cut to ``most_scored``: a shorter continuation changes the key, as it must."""

@@ -19,6 +19,7 @@ What it reports is kept in ``Trace.signals`` under the metric's name. A signal t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -40,7 +41,8 @@ class Watched:
     the run that the run did not start. ``rested`` says whether threads have given way to other work so far.
 
     ``answers``, if the pass generates, yields answers to its prompts in turn, endlessly; each answer yields, step by step, how
-    many tokens that step made. ``synchronize`` waits until the device has finished all submitted work.
+    many tokens that step made; ``no_answers`` says why it gives none, if that was asked for. ``synchronize`` waits until the
+    device has finished all submitted work. ``spare_s`` says how many seconds work ``afterwards`` may take.
     """
 
     name: PassName
@@ -49,7 +51,9 @@ class Watched:
     own_server: bool = True
     rested: Callable[[], bool] = lambda: False
     answers: Callable[[], Iterator[Iterator[int]]] | None = None
+    no_answers: str = ""
     synchronize: Callable[[], None] = lambda: None
+    spare_s: Callable[[], float] = lambda: math.inf
     found: Found = ""
     looks: list[Callable[[], None]] = field(default_factory=list)
     later: list[Callable[[], None]] = field(default_factory=list)
@@ -59,7 +63,7 @@ class Watched:
         self.looks.append(look)
 
     def afterwards(self, work: Callable[[], None]) -> None:
-        """Call ``work`` after the pass, when nothing is being watched; it may take long, and may generate."""
+        """Call ``work`` after the pass, when nothing is being watched; it may generate, for at most ``spare_s()`` seconds."""
         self.later.append(work)
 
     def tell(self, found: Found) -> None:

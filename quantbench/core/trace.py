@@ -122,18 +122,21 @@ class PeakMemory:
     of the sample (one every 2 ms) with the most resident memory. What torch's allocator held or reserved on a device, or held
     during opening, is None on the CPU and 0 for a runtime with its own allocator. NVML's figures are the highest samples: what
     the driver attributes to this process, and ``device_used_bytes``, the growth of memory in use on the boards since opening.
+    ``device_context_bytes`` is what CUDA's context took before that.
+    ``absent`` says by field why one is None: a kernel may lack what host memory is read from.
     """
 
-    peak_rss_bytes: int
-    start_rss_bytes: int
-    load_peak_rss_bytes: int
-    rss_anon_bytes: int
-    rss_file_bytes: int
+    peak_rss_bytes: int | None
+    start_rss_bytes: int | None
+    load_peak_rss_bytes: int | None
+    rss_anon_bytes: int | None
+    rss_file_bytes: int | None
     device_allocated_bytes: int | None = None
     device_reserved_bytes: int | None = None
     load_device_allocated_bytes: int | None = None
     device_process_bytes: int | None = None
     device_used_bytes: int | None = None
+    device_context_bytes: int | None = None
     absent: Mapping[str, str] = field(default_factory=dict)
 
 

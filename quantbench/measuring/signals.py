@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -17,6 +18,8 @@ class Watch:
     """All signals of one pass. Use as a context manager; deferred work runs before it exits, if the pass succeeded."""
 
     about: Watched
+    afterwards_s: float = 0.0
+    """How long deferred work took."""
     _watched: dict[str, Watched] = field(default_factory=dict)
     _opened: dict[str, ExitStack] = field(default_factory=dict)
 
@@ -33,9 +36,11 @@ class Watch:
         """Stop watching."""
         for name, stack in reversed(self._opened.items()):
             self._guarded(name, stack.close)
+        began = time.perf_counter()
         for name, watched in self._watched.items():
             for work in watched.later if kind is None else ():
                 self._guarded(name, work)
+        self.afterwards_s = time.perf_counter() - began
 
     def look(self) -> None:
         """Call it after each round, while nothing is timed."""

@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
+from quantbench.core.allocator import one_allocator
 from quantbench.core.checksums import of_run
 from quantbench.core.errors import QuantbenchError, UnsupportedError
 from quantbench.core.gpus import number_gpus_by_bus
@@ -113,6 +114,7 @@ def _prepare(job: Job) -> None:
 
 if __name__ == "__main__":
     sacrifice_first()
-    os.environ.update(bounded(os.environ))  # before libgomp is loaded: it reads the environment only once
+    # before libgomp and torch are loaded: they read the environment only once
+    os.environ.update(bounded(os.environ) | one_allocator(os.environ))
     number_gpus_by_bus()
     sys.exit(main())

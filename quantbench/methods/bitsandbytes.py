@@ -24,6 +24,11 @@ _BLOCK, _NESTED_BLOCK = 64, 256
 """How many weights share a scale, and, with double quantization, how many scales share a scale of their own."""
 
 _FLOAT32 = 4
+_UPPER_BOUND = (
+    "speeds are an upper bound: with random weights hardly an activation exceeds LLM.int8's threshold of 6, so that no columns "
+    "are multiplied in 16 bits, as some are in every layer of a real model"
+)
+"""bitsandbytes 0.50.2, backends/default/ops.py: int8_mixed_scaled_mm takes columns of outliers only where there are some."""
 
 
 @method(
@@ -35,7 +40,9 @@ _FLOAT32 = 4
 @contextmanager
 def open_bitsandbytes(spec: Spec, settings: Settings) -> Iterator[LoadedModel]:
     """Quantized on load to INT8 (LLM.int8) or 4-bit blocks of 64 (NF4, FP4)"""
-    yield TransformersModel(_load(spec, settings), f"bitsandbytes-{spec.variant.precision}", _state_bytes)
+    bound = spec.variant.precision == "int8" and settings.checkpoint.random_weights
+    found = {"note": _UPPER_BOUND} if bound else {}
+    yield TransformersModel(_load(spec, settings), f"bitsandbytes-{spec.variant.precision}", _state_bytes, found=found)
 
 
 @open_bitsandbytes.forecasts

@@ -30,7 +30,7 @@ def open_torch(spec: Spec, settings: Settings) -> Iterator[LoadedModel | LoadedM
         yield _open_module(settings, device, dtype)
     else:
         model = load_pretrained(settings, device, dtype=dtype)
-        yield TransformersModel(model, kernel=f"aten-{dtype}", counts=state_dict_counts)
+        yield TransformersModel(model, kernel=f"aten-{dtype}", counts=state_dict_counts())
 
 
 @open_torch.forecasts

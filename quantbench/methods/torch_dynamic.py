@@ -46,7 +46,7 @@ def open_torch_dynamic(spec: Spec, settings: Settings) -> Iterator[LoadedModel |
         )  # fmt: skip
     else:
         model = _quantize(load_pretrained(settings, "cpu", dtype="float32"))
-        yield TransformersModel(model, _kernel(model), _packed_bytes, state_dict_counts, state_kind=_PACKED)
+        yield TransformersModel(model, _kernel(model), _packed_bytes, state_dict_counts(), state_kind=_PACKED)
 
 
 @open_torch_dynamic.forecasts

@@ -2,7 +2,8 @@
 
 On CUDA it is NVML's counter of the whole board, summed where a model is spread over several; on a CPU the RAPL counters of all
 packages. Both count everything that runs there, and idle power is not subtracted. The answers for it are generated after the
-latency pass, so that no counter is read while answers are timed; without a counter the pass is skipped.
+latency pass, so that no counter is read while answers are timed, and for a limited share of the job's time; without a counter,
+or where that is too short for it, the pass is skipped.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ _NONE = "energy is counted while answers are generated, and no model generated a
 
 WINDOW_S = 5.0
 """NVML's counter moves every 20 to 100 ms, so a window of this length is accurate to 2 %."""
+
+LEAST_S = 2.0
+"""A shorter window would be less accurate than 5 %."""
 
 POWERCAP = Path("/sys/class/powercap")
 _PACKAGE = re.compile(r"package-\d+(-die-\d+)?")
@@ -59,6 +63,8 @@ def watch_energy(during: Watched) -> Iterator[None]:
     yield
     if during.answers is not None:
         during.afterwards(lambda: during.tell(_measured(during)))
+    elif during.no_answers:
+        during.tell(during.no_answers)
 
 
 def _measured(during: Watched) -> Mapping[str, object] | str:
@@ -66,8 +72,14 @@ def _measured(during: Watched) -> Mapping[str, object] | str:
     counter = find_counter(during.device)
     if isinstance(counter, str):
         return counter
+    window_s = min(WINDOW_S, during.spare_s())
+    if window_s < LEAST_S:
+        return (
+            f"energy may be counted for a limited share of a job's time, here {max(0.0, window_s):.1f} s, and its counter "
+            f"needs {LEAST_S:g} s; time more prompts, or longer (--profile thorough)"
+        )
     try:
-        counted = count_energy(during, counter)
+        counted = count_energy(during, counter, window_s)
     except OSError as error:
         return f"the energy counter {counter.source} failed while answers were generated: {error}"
     if not counted.joules:
@@ -75,8 +87,8 @@ def _measured(during: Watched) -> Mapping[str, object] | str:
     return asdict(counted)
 
 
-def count_energy(during: Watched, counter: EnergyCounter) -> Energy:
-    """Answer for at least WINDOW_S seconds; the last answer is broken off when the time is up."""
+def count_energy(during: Watched, counter: EnergyCounter, window_s: float = WINDOW_S) -> Energy:
+    """Answer for ``window_s`` seconds; the last answer is broken off when the time is up."""
     assert during.answers is not None
     tokens = 0
     elapsed_s = joules = 0.0
@@ -86,12 +98,12 @@ def count_energy(during: Watched, counter: EnergyCounter) -> Energy:
     for answer in during.answers():
         for step in answer:
             tokens += step
-            if time.perf_counter() - started >= WINDOW_S:
+            if time.perf_counter() - started >= window_s:
                 break
         during.synchronize()
         joules = counter.joules() - before
         elapsed_s = time.perf_counter() - started
-        if elapsed_s >= WINDOW_S:
+        if elapsed_s >= window_s:
             break
     return Energy(joules=joules, tokens=tokens, window_s=elapsed_s, source=counter.source)
 
@@ -187,7 +199,7 @@ def _read(path: Path) -> str:
     Column(
         "energy_window_s",
         "s",
-        doc="how long energy was counted; at least 5 s, as the counters move every 1 to 100 ms",
+        doc="how long energy was counted: 5 s, or a quarter of the job's time, at least 2 s as counters move every 1 to 100 ms",
         formula="end - start of the energy pass, which comes after the latency pass",
         source="quantbench, DESIGN section 6",
     ),

@@ -16,7 +16,7 @@ from quantbench.metrics import metric
     ),
     Column(
         "load_s", "s", "lower", title="Load", shown="report", place=13,
-        doc="opening the model, files in the page cache; with on-load quantization, and CUDA's context",
+        doc="opening the model, files in the page cache; with on-load quantization, without CUDA's context",
         formula="t(model open, device idle) - t(asked to open)", source="quantbench",
     ),
     Column(

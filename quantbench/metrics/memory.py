@@ -16,6 +16,7 @@ _WALKED = ("parameters", "buffers", "tensor_subclasses")
 """Kinds of weights that ``get_memory_footprint()`` walks over."""
 
 _ON_CPU = "the model ran on the CPU"
+_UNREAD = "the kernel did not report it"
 _PROC = "kernel: proc_pid_status(5), proc_pid_clear_refs(5)"
 _TORCH_CUDA = "torch.cuda memory statistics"
 _NVML_PROCESS = "NVML nvmlDeviceGetComputeRunningProcesses"
@@ -121,8 +122,13 @@ _DEVICE_PEAKS = (
     ),
     Column(
         "peak_device_used_bytes", "bytes", "lower", "int",
-        doc="most that the GPUs gave away beyond what was in use before opening: by any runtime, context and others' use too",
+        doc="most that the GPUs gave away beyond what was in use before opening: by any runtime, and others' use too",
         formula="highest sample of used while answering - used before opening, summed over the GPUs", source=_NVML_MEMORY,
+    ),
+    Column(
+        "device_context_bytes", "bytes", None, "int",
+        doc="what CUDA's context took on the GPUs, before anything was imported; peak_device_used_bytes is without it",
+        formula="used after making the context - used before, summed over the GPUs", source=_NVML_MEMORY,
     ),
 )  # fmt: skip
 
@@ -183,17 +189,18 @@ def _peaks(trace: Trace) -> dict[str, Value]:
     if peak is None:
         unknown = Missing(trace.absent.get("peak", "memory was not measured"))
         return {column.name: unknown for column in (*_PEAKS, *_DEVICE_PEAKS)}
+    highest, start = peak.peak_rss_bytes, peak.start_rss_bytes
+    why = peak.absent.get("peak_rss_bytes") or peak.absent.get("start_rss_bytes", _UNREAD)
+    host = ("peak_rss_bytes", "load_peak_rss_bytes", "rss_anon_bytes", "rss_file_bytes")
     return {
-        "peak_rss_bytes": peak.peak_rss_bytes,
-        "peak_rss_growth_bytes": peak.peak_rss_bytes - peak.start_rss_bytes,
-        "load_peak_rss_bytes": peak.load_peak_rss_bytes,
-        "rss_anon_bytes": peak.rss_anon_bytes,
-        "rss_file_bytes": peak.rss_file_bytes,
+        **{name: _or(getattr(peak, name), peak.absent.get(name, _UNREAD)) for name in host},
+        "peak_rss_growth_bytes": Missing(why) if highest is None or start is None else highest - start,
         "peak_device_allocated_bytes": _on_device(peak.device_allocated_bytes),
         "peak_device_reserved_bytes": _on_device(peak.device_reserved_bytes),
         "load_peak_device_allocated_bytes": _on_device(peak.load_device_allocated_bytes),
         "peak_device_process_bytes": _or(peak.device_process_bytes, peak.absent.get("device_process_bytes", _ON_CPU)),
         "peak_device_used_bytes": _or(peak.device_used_bytes, peak.absent.get("device_used_bytes", _ON_CPU)),
+        "device_context_bytes": _or(peak.device_context_bytes, peak.absent.get("device_context_bytes", _ON_CPU)),
     }
 
 

@@ -6,13 +6,14 @@ A matrix file::
     prompts = ["mixed"]
     control = true                        # the reference measured once more
     probes = ["gguf/q4_k_m"]              # the variants that are probed; all unless given
+    energy = false                        # do not answer again to count energy
 
     [methods]
     torch = ["fp32", "bf16"]
     gguf = ["q4_k_m", "q8_0"]
 
     [conditions]                          # optional: any field of Conditions
-    output_tokens = 32
+    output_tokens = 32                    # unless given, 128 on a GPU
 """
 
 from __future__ import annotations
@@ -30,10 +31,14 @@ from quantbench.methods import METHODS, Method
 from quantbench.planning import prompts
 from quantbench.planning.settled import settled
 
+GPU_OUTPUT_TOKENS = 128
+"""Timed tokens on a GPU, unless somebody sets another length: as many as llama-bench and vLLM time by default. Of 32, the first
+ones go to capturing CUDA graphs where a runtime does that."""
+
 _MODULE = "module"
 """The checkpoint kind of a built-in module without tokens."""
 
-_KEYS = {"models": list, "prompts": list, "control": bool, "probes": list, "methods": dict, "conditions": dict}
+_KEYS = {"models": list, "prompts": list, "control": bool, "probes": list, "energy": bool, "methods": dict, "conditions": dict}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +47,7 @@ class Matrix:
 
     ``prompts`` are written as on the command line, ``SET`` or ``SET@B``; ``batches``, if any, apply to all of them.
     ``for_builtin``: the variants were chosen for built-in models, so any other model gets only the cheap ones.
-    ``probes``: the variants that are probed; None stands for all.
+    ``probes``: the variants that are probed; None stands for all. ``given`` names the conditions that somebody set.
     """
 
     models: tuple[str, ...]
@@ -54,6 +59,8 @@ class Matrix:
     source: str = ""
     for_builtin: bool = False
     probes: frozenset[str] | None = None
+    energy: bool = True
+    given: frozenset[str] = field(default=frozenset(), compare=False)
 
     @property
     def own(self) -> tuple[str, ...]:
@@ -113,8 +120,10 @@ def read_matrix(path: Path) -> Matrix:
         variants=_variants(path, body["methods"]) if "methods" in body else default.variants,
         control=body.get("control", True),
         conditions=_conditions(path, body["conditions"]) if "conditions" in body else default.conditions,
+        given=frozenset(body.get("conditions", {})),
         source=str(path),
         probes=_probes(path, body["probes"]) if "probes" in body else None,
+        energy=body.get("energy", True),
         for_builtin="methods" not in body or ("models" in body and all(name in models.MODELS for name in body["models"])),
     )
 
@@ -208,7 +217,7 @@ def scenarios(matrix: Matrix) -> list[Scenario]:
 
     Raises UsageError for a model, method, precision or prompt set that does not exist, and for an id that occurs twice.
     """
-    conditions = matrix.conditions
+    conditions = _at_length(matrix)
     method, _, precision = conditions.reference.partition("/")
     METHODS[method].precision(precision)
     if METHODS[method].endpoint:
@@ -236,6 +245,15 @@ def scenarios(matrix: Matrix) -> list[Scenario]:
         raise UsageError(f"{matrix.source or 'the matrix'} plans no scenario; name at least one model, method and prompt set")
     _check_unique(planned)
     return planned
+
+
+def _at_length(matrix: Matrix) -> Conditions:
+    """The conditions, with longer timed answers on a GPU where nobody set their length."""
+    conditions = matrix.conditions
+    set_by_somebody = "output_tokens" in matrix.given or conditions.output_tokens != Conditions().output_tokens
+    if set_by_somebody or not conditions.device.startswith("cuda"):
+        return conditions
+    return replace(conditions, output_tokens=GPU_OUTPUT_TOKENS)
 
 
 def _ordered(matrix: Matrix, model: str, reference: Variant) -> Sequence[Variant]:

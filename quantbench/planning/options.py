@@ -91,7 +91,7 @@ class RunOptions:
         "list", "N", "answer N sequences together, one scenario per N: 1,8,32 (1; also SET@N)"
     )
     chunks: int | None = _option("int", "N", "score at most N chunks of a text (all)")
-    output_tokens: int | None = _option("int", "TOKENS", "length of the timed answers (32)")
+    output_tokens: int | None = _option("int", "TOKENS", "length of the timed answers (32, on a GPU 128)")
     seed: int | None = _option("int", "N", "seed for all sampling (0)")
     calibration: str | None = _option(
         "text", "FILE", "text for methods that calibrate or train (default: sampled from the model)"
@@ -118,6 +118,7 @@ class RunOptions:
     )
     probes: bool = _option("flag", "", "probe every variant, also of your own models: do LoRA training and saving work?")
     no_probes: bool = _option("flag", "", "do not probe whether LoRA training, saving and other devices work")
+    no_energy: bool = _option("flag", "", "do not answer again to count energy, which takes up to a quarter of a job's time")
     trust_remote_code: bool = _option("flag", "", "let a checkpoint run its own Python code")
 
     @classmethod
@@ -180,7 +181,7 @@ def plan(options: RunOptions) -> Plan:
     planned = tuple(_scenarios(matrix, options.repeats))
     return Plan(
         scenarios=planned,
-        effort=effort,
+        effort=replace(effort, energy=matrix.energy and not options.no_energy),
         engine=options.engine,
         keep_jobs=Path(options.keep_jobs) if options.keep_jobs else None,
         trust_remote_code=options.trust_remote_code,
@@ -245,7 +246,7 @@ def _batch(text: str) -> int:
 def _with_conditions(matrix: Matrix, options: RunOptions) -> Matrix:
     found = {each.name: getattr(options, each.name, None) for each in fields(Conditions)}  # not every one is an option
     asked = {name: value for name, value in found.items() if value is not None}
-    return replace(matrix, conditions=replace(matrix.conditions, **asked))
+    return replace(matrix, conditions=replace(matrix.conditions, **asked), given=matrix.given | asked.keys())
 
 
 def _effort(options: RunOptions) -> Effort:

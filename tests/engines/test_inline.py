@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import weakref
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,17 @@ class Weights:
 
     def __init__(self) -> None:
         self.own = self
+
+
+def test_the_allocator_has_a_setting_while_it_is_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTORCH_ALLOC_CONF", raising=False)
+    with open_inline("cuda"):
+        assert os.environ["PYTORCH_ALLOC_CONF"] == "expandable_segments:False"
+    assert "PYTORCH_ALLOC_CONF" not in os.environ
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "backend:native")
+    with open_inline("cuda"):
+        assert os.environ["PYTORCH_ALLOC_CONF"] == "backend:native"
+    assert os.environ["PYTORCH_ALLOC_CONF"] == "backend:native"
 
 
 def test_a_job_that_ran_out_of_gpu_memory_leaves_none_taken(

@@ -30,6 +30,8 @@ def runner(stub_path: Path, shared_cache: Path) -> Iterator[ProcessRunner]:
         patch.setenv("STUB_UNWATCHED", "1")  # else what runs beside the tests decides how threads wait
         patch.delenv("GOMP_SPINCOUNT", raising=False)
         patch.delenv("OMP_WAIT_POLICY", raising=False)
+        for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF"):
+            patch.delenv(name, raising=False)
         with open_process("cpu") as opened:
             assert isinstance(opened, ProcessRunner)
             yield opened
@@ -109,6 +111,7 @@ def test_a_worker_is_the_first_to_go_when_memory_runs_out(runner: ProcessRunner,
     assert trace is not None
     assert trace.facts["oom_score_adj"] == "1000"
     assert trace.facts["waiting"] == "spin 30000"  # libgomp's default would stall for milliseconds beside other work
+    assert trace.facts["allocator"] == "expandable_segments:False"  # set, or gptqmodel would choose another
     assert Path("/proc/self/oom_score_adj").read_text() == own
 
 

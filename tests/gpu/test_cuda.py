@@ -118,10 +118,10 @@ def _is_on_gpus(trace: Trace) -> bool:
 
 
 def test_a_forked_worker_opens_cuda(runner: ProcessRunner, tmp_path: Path) -> None:
-    """The server has imported torch and transformers, and must not have initialized CUDA."""
+    """The server has imported torch and transformers, and must not have touched CUDA."""
     folder = _job(tmp_path / "a", "torch/fp16")
     server = runner._server(Job.load(folder))
-    assert server._greeting()["cuda_initialized"] is False
+    assert server._greeting()["forks_may_use_gpus"] is True
     assert {"torch", "transformers"} <= set(server.preloaded)
     assert server._may_fork()
     assert _is_on_gpus(_ran(runner, folder))

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +22,7 @@ from quantbench.measuring.worker import run_job
 from quantbench.methods import METHODS, Settings
 from quantbench.models.checkpoint import resolve
 from quantbench.runtimes import says_out_of_memory
-from quantbench.runtimes.transformers.devices import gpus_of, one_place, placed, wait_for
+from quantbench.runtimes.transformers.devices import gpus_of, one_place, placed, settings_on, wait_for
 from quantbench.runtimes.transformers.model import TransformersModel, load_pretrained
 
 if TYPE_CHECKING:
@@ -64,6 +67,27 @@ def test_one_gpu_takes_the_model_whole_and_several_share_it_without_the_host(
     assert gpus == [1, 0]
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     assert _given("cuda") == {"device_map": "cuda:0"}
+
+
+def test_a_row_on_a_gpu_says_its_allocator_and_one_on_the_cpu_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF", raising=False)
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+    for place in ("cuda:1", "cuda:0+cuda:1"):
+        assert settings_on(place)["allocator"] == "PYTORCH_ALLOC_CONF=expandable_segments:True (user)"
+    assert settings_on("cpu") == {}
+
+
+@pytest.mark.parametrize("override", ["0", "1"])
+def test_a_row_on_a_gpu_says_how_float32_is_multiplied(override: str) -> None:
+    """In a process of its own: torch reads the environment once, and cuBLAS's TF32 may be the user's silent choice there."""
+    script = "from quantbench.runtimes.transformers.devices import settings_on\nprint(settings_on('cuda:0')['float32'])"
+    done = subprocess.run(
+        [sys.executable, "-c", script], env={**os.environ, "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": override}, capture_output=True,
+        text=True, check=True,
+    )  # fmt: skip
+    told = dict(each.split("=") for each in done.stdout.split())
+    assert set(told) == {"cublas", "cudnn-conv", "cudnn-rnn"}
+    assert (told["cublas"] == "tf32") == (override == "1")
 
 
 def test_where_torch_sees_a_gpu_the_cpu_is_named(gpus: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:

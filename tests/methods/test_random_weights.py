@@ -211,6 +211,14 @@ def test_a_quantized_layer_is_never_there_twice(dummy: Callable[..., Checkpoint]
     assert left < max(peaks) <= left + layer < 0.6 * total
 
 
+@pytest.mark.parametrize(("variant", "noted"), [("bitsandbytes/int8", True), ("bitsandbytes/nf4", False)])
+def test_the_row_of_llm_int8_says_that_random_weights_flatter_it(
+    variant: str, noted: bool, dummy: Callable[..., Checkpoint]
+) -> None:
+    with opened(dummy("llama"), variant) as model:
+        assert model.facts.get("note", "").startswith("speeds are an upper bound") is noted
+
+
 def test_the_pool_is_let_go(dummy: Callable[..., Checkpoint], monkeypatch: pytest.MonkeyPatch) -> None:
     """Even where transformers keeps what it was given."""
     drawn: list[weakref.ref[torch.Tensor]] = []

@@ -195,3 +195,27 @@ def test_the_canarys_state_dict_is_what_torch_save_writes() -> None:
         with _canary(variant) as loaded:
             assert loaded.memory().state_dict_bytes == stream.getbuffer().nbytes
         assert torch.serialization.get_crc32_options() == before
+
+
+def test_its_weights_are_not_read_for_that_and_it_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU every storage would be copied to the host, twice a job."""
+    import torch
+
+    written: list[int] = []
+    save = torch.save
+
+    def watched(state: Any, counter: io.RawIOBase) -> None:
+        write = counter.write
+        counter.write = lambda data: written.append(memoryview(data).nbytes) or write(data)  # type: ignore[func-returns-value,method-assign]
+        save(state, counter)
+
+    with _canary(FP32) as loaded:
+        monkeypatch.setattr(torch, "save", watched)
+        first = loaded.memory()
+        assert sum(written) < first.weight_bytes / 10
+        assert first.state_dict_bytes is not None
+        assert first.state_dict_bytes > first.weight_bytes
+        count = len(written)
+        assert count
+        assert loaded.memory().state_dict_bytes == first.state_dict_bytes
+        assert len(written) == count

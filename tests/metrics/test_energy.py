@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -116,6 +116,36 @@ def test_what_the_device_still_does_belongs_to_the_window(clock: Clock) -> None:
     counted = count_energy(_watched(FakeModel(clock, late_s=0.5), ((1,),), 100), FakeCounter(clock, watts=10))
     assert counted.window_s == pytest.approx(5.5)
     assert counted.joules == pytest.approx(55)
+
+
+@pytest.mark.parametrize(("spare_s", "window_s"), [(60.0, 5.0), (3.0, 3.0), (2.0, 2.0)])
+def test_the_window_is_no_longer_than_there_is_time_to_spare(
+    spare_s: float, window_s: float, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(energy, "find_counter", lambda _: FakeCounter(clock, watts=10))
+    during = _watched(FakeModel(clock), ((1,),), 100)
+    during.spare_s = lambda: spare_s
+    found = _told(during)
+    assert (found["window_s"], found["joules"]) == (window_s, pytest.approx(10 * window_s))
+
+
+@pytest.mark.parametrize(("spare_s", "told"), [(1.9, "here 1.9 s"), (-4.0, "here 0.0 s")])
+def test_where_that_is_too_short_for_the_counter_nothing_is_answered(
+    spare_s: float, told: str, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(energy, "find_counter", lambda _: FakeCounter(clock, watts=10))
+    model = FakeModel(clock)
+    during = _watched(model, ((1,),), 100)
+    during.spare_s = lambda: spare_s
+    assert told in _told(during)
+    assert model.asked == []
+
+
+def test_energy_that_nobody_wants_has_that_reason(clock: Clock) -> None:
+    model = FakeModel(clock)
+    during = replace(_watched(model, ((1,),), 100), answers=None, no_answers="not asked for")
+    assert _told(during) == "not asked for"
+    assert model.asked == []
 
 
 def test_a_slow_model_ends_with_its_token(clock: Clock) -> None:

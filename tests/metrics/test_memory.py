@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 DEVICE = (
     "peak_device_allocated_bytes", "peak_device_reserved_bytes", "load_peak_device_allocated_bytes",
-    "peak_device_process_bytes", "peak_device_used_bytes",
+    "peak_device_process_bytes", "peak_device_used_bytes", "device_context_bytes",
 )  # fmt: skip
 
 
@@ -92,10 +92,10 @@ def test_on_the_cpu_the_devices_figures_have_a_reason(trace: Trace) -> None:
 def test_on_a_gpu_they_are_figures(trace: Trace) -> None:
     peak = replace(
         trace.peak, device_allocated_bytes=5, device_reserved_bytes=7, load_device_allocated_bytes=11,
-        device_process_bytes=13, device_used_bytes=17,
+        device_process_bytes=13, device_used_bytes=17, device_context_bytes=19,
     )  # fmt: skip
     values = memory.compute(replace(trace, peak=peak), None)
-    assert [values[name] for name in DEVICE] == [5, 7, 11, 13, 17]
+    assert [values[name] for name in DEVICE] == [5, 7, 11, 13, 17, 19]
 
 
 def test_a_runtime_that_takes_device_memory_by_itself_has_no_zero_for_it(trace: Trace) -> None:
@@ -110,6 +110,23 @@ def test_a_runtime_that_takes_device_memory_by_itself_has_no_zero_for_it(trace: 
         found = values[name]
         assert isinstance(found, Missing)
         assert "unseen by torch" in found.reason
+
+
+def test_what_the_kernel_does_not_report_has_its_reason_and_costs_that_figure_alone(trace: Trace) -> None:
+    """As in gVisor, whose status has VmRSS alone; and where clear_refs cannot be written."""
+    lacks, unreset = "lacks VmHWM", "clear_refs cannot be written"
+    peak = replace(
+        trace.peak, peak_rss_bytes=None, load_peak_rss_bytes=None, rss_anon_bytes=None, device_allocated_bytes=5,
+        absent={"peak_rss_bytes": unreset, "load_peak_rss_bytes": unreset, "rss_anon_bytes": lacks},
+    )  # fmt: skip
+    values = memory.compute(replace(trace, peak=peak), None)
+    for name in ("peak_rss_bytes", "peak_rss_growth_bytes", "load_peak_rss_bytes"):
+        assert values[name] == Missing(unreset)
+    assert values["rss_anon_bytes"] == Missing(lacks)
+    assert (values["rss_file_bytes"], values["peak_device_allocated_bytes"]) == (3000, 5)
+    peak = replace(trace.peak, start_rss_bytes=None, absent={"start_rss_bytes": lacks})
+    values = memory.compute(replace(trace, peak=peak), None)
+    assert (values["peak_rss_bytes"], values["peak_rss_growth_bytes"]) == (9000, Missing(lacks))
 
 
 def test_what_the_runtime_does_not_say_has_a_reason(trace: Trace) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
+import ctypes.util
 import json
 import os
 import subprocess
@@ -12,12 +12,13 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import pandas as pd
 import pytest
 
-from quantbench.core.errors import UnsupportedError
-from quantbench.measuring.passes import memory
+import quantbench
+from quantbench.measuring.passes import device_context, memory
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -262,23 +263,123 @@ def test_resident_agrees_with_psutil() -> None:
     assert found["RssAnon"] + found["RssFile"] <= found["VmRSS"] + MIB
 
 
-def test_without_proc_it_is_unsupported_and_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def _status(monkeypatch: pytest.MonkeyPatch, folder: Path, *lines: str) -> None:
+    """This process's status has these lines alone."""
+    kept = [line for line in memory.STATUS.read_text().splitlines() if line.partition(":")[0] in lines]
+    (folder / "status").write_text("\n".join(["Name:\tpython", *kept, ""]))
+    monkeypatch.setattr(memory, "STATUS", folder / "status")
+
+
+@pytest.mark.parametrize(
+    ("lines", "lacking"),
+    [
+        (("VmHWM", "VmRSS"), {"rss_anon_bytes": "RssAnon", "rss_file_bytes": "RssFile"}),  # Linux before 4.5
+        (
+            ("VmRSS",),  # gVisor: pkg/sentry/fsimpl/proc/task_files.go, statusData.Generate
+            {
+                "peak_rss_bytes": "VmHWM", "load_peak_rss_bytes": "VmHWM", "rss_anon_bytes": "RssAnon",
+                "rss_file_bytes": "RssFile",
+            },
+        ),
+    ],
+    ids=["no split", "VmRSS alone"],
+)  # fmt: skip
+def test_what_the_kernel_does_not_report_is_missing_and_says_so(
+    lines: Sequence[str], lacking: Mapping[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    _status(monkeypatch, tmp_path, *lines)
+    peak = memory.peak_during(lambda: None, memory.before_loading("cpu").ended())
+    host = ("peak_rss_bytes", "start_rss_bytes", "load_peak_rss_bytes", "rss_anon_bytes", "rss_file_bytes")
+    assert {name for name in host if getattr(peak, name) is None} == set(lacking)
+    for name, line in lacking.items():
+        assert peak.absent[name] == (
+            f"host memory is read from {line} of /proc/self/status, which this system lacks; measure on Linux 4.5 or newer"
+        )
+
+
+def test_without_proc_there_is_no_host_memory_and_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(memory, "STATUS", tmp_path / "none")
-    with pytest.raises(UnsupportedError, match=r"^peak memory is read from /proc/self/status, which this system lacks"):
-        memory.resident()
+    peak = memory.peak_during(lambda: None, memory.before_loading("cpu").ended())
+    assert (peak.peak_rss_bytes, peak.start_rss_bytes, peak.rss_anon_bytes) == (None, None, None)
+    assert peak.absent["start_rss_bytes"].startswith("host memory is read from /proc/self/status, which this system lacks")
 
 
-def test_an_old_kernel_lacks_the_split_and_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "status").write_text("Name:\tpython\nVmHWM:\t   12 kB\nVmRSS:\t   11 kB\n")
-    monkeypatch.setattr(memory, "STATUS", tmp_path / "status")
-    with pytest.raises(UnsupportedError, match=r"^peak memory is read from RssAnon, RssFile of /proc/self/status, which"):
-        memory.resident()
-
-
-def test_a_peak_that_cannot_be_reset_is_unsupported_and_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_peak_that_cannot_be_reset_is_missing_and_the_sampled_split_stays(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(memory, "CLEAR_REFS", tmp_path / "none" / "clear_refs")
-    with pytest.raises(UnsupportedError, match=r"which cannot be written here \(No such file or directory\); measure on Linux"):
-        memory.reset_high_water()
+    peak = memory.peak_during(lambda: None, memory.before_loading("cpu").ended())
+    assert (peak.peak_rss_bytes, peak.load_peak_rss_bytes) == (None, None)
+    assert "cannot be written here (No such file or directory); measure on Linux" in peak.absent["peak_rss_bytes"]
+    assert peak.absent["load_peak_rss_bytes"] == peak.absent["peak_rss_bytes"]
+    assert None not in (peak.start_rss_bytes, peak.rss_anon_bytes, peak.rss_file_bytes)
+
+
+def test_a_run_without_clear_refs_keeps_its_rows(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, shared_cache: Path
+) -> None:
+    """Speed, similarity and weights are measured; the peaks are null with the reason."""
+    monkeypatch.setenv("QUANTBENCH_CACHE", str(shared_cache))
+    monkeypatch.setattr(memory, "CLEAR_REFS", tmp_path / "none" / "clear_refs")
+    _status(monkeypatch, tmp_path, "VmRSS")
+    asked: dict[str, Any] = {
+        "prompts": "two", "profile": "quick", "output_tokens": 4, "engine": "inline", "no_probes": True, "threads": 1,
+    }  # fmt: skip
+    quantbench.measure("canary", "torch/bf16", results=str(tmp_path / "results"), **asked)
+    (row,) = pd.read_parquet(tmp_path / "results" / "scenarios").to_dict("records")
+    assert row["status"] == "ok"
+    assert 0 < row["kld_mean"] < 1
+    assert row["decode_tps"] > 0
+    assert row["weight_bytes"] > 0
+    names = ("peak_rss_bytes", "peak_rss_growth_bytes", "load_peak_rss_bytes", "rss_anon_bytes", "rss_file_bytes")
+    assert all(pd.isna(row[name]) for name in names)
+    reasons = json.loads(row["null_reasons"])
+    assert all("lacks" in reasons[name] for name in names)
+
+
+@dataclass
+class FakeDriver:
+    """The driver of two GPUs that are counted from 7; a context takes ``takes`` bytes of a board."""
+
+    boards: Sequence[Board]
+    takes: int = 0
+    fails: dict[str, int] = field(default_factory=dict)
+    active: set[int] = field(default_factory=set)
+    told: list[str] = field(default_factory=list)
+
+    def cuInit(self, flags: int) -> int:  # noqa: N802 - the driver's names, also below
+        self.told.append("init")
+        return self.fails.get("cuInit", flags)
+
+    def cuDeviceGetCount(self, count: Any) -> int:  # noqa: N802
+        count._obj.value = len(self.boards)
+        return 0
+
+    def cuDeviceGet(self, gpu: Any, number: int) -> int:  # noqa: N802
+        gpu._obj.value = 7 + number
+        return 0
+
+    def cuDevicePrimaryCtxGetState(self, gpu: Any, _flags: Any, active: Any) -> int:  # noqa: N802
+        active._obj.value = gpu.value in self.active
+        return 0
+
+    def cuDevicePrimaryCtxRetain(self, _context: Any, gpu: Any) -> int:  # noqa: N802
+        if code := self.fails.get("cuDevicePrimaryCtxRetain"):
+            return code
+        self.told.append(f"made {gpu.value}")
+        if gpu.value not in self.active:
+            self.active.add(gpu.value)
+            self.boards[gpu.value - 7].used += self.takes
+        return 0
+
+
+@pytest.fixture
+def driver(nvml: FakeNvml, monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
+    """A stand-in for CUDA's driver whose contexts take nothing, unless a test says how much."""
+    fake = FakeDriver(list(nvml.boards.values()))
+    library = SimpleNamespace(**{**vars(ctypes), "CDLL": lambda _name: fake})
+    monkeypatch.setattr(device_context, "ctypes", library)
+    return fake
 
 
 @dataclass
@@ -325,7 +426,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
         ("cpu", True, (None, None), []),
     ],
 )
-@pytest.mark.usefixtures("nvml")
+@pytest.mark.usefixtures("driver")
 def test_the_devices_peaks_are_those_of_the_gpus_asked_for(
     device: str, used: bool, expected: tuple[int | None, int | None], reset: list[str], cuda: FakeCuda
 ) -> None:
@@ -361,9 +462,9 @@ class Answering:
 
 
 @pytest.fixture
-def uses_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+def uses_cuda(driver: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
     """Something in this process has opened CUDA before."""
-    monkeypatch.setattr(memory, "uses_cuda", lambda: True)
+    monkeypatch.setattr(device_context, "uses_cuda", lambda: True)
 
 
 @pytest.mark.usefixtures("uses_cuda")
@@ -396,6 +497,7 @@ def test_one_gpu_of_several_is_that_one_alone(nvml: FakeNvml) -> None:
     assert memory.peak_during(work, loading).device_used_bytes == 207
 
 
+@pytest.mark.usefixtures("driver")
 def test_a_process_that_the_driver_does_not_list_has_no_figure_and_says_so(nvml: FakeNvml) -> None:
     """The board's own growth is known all the same."""
     next(iter(nvml.boards.values())).processes = [(1, 10**12), (os.getpid(), None)]
@@ -411,12 +513,13 @@ def test_another_process_of_the_same_number_is_not_taken_for_this_one(
 ) -> None:
     """In a container the driver may name processes by the host's numbers: one that held memory before cannot be this one."""
     next(iter(nvml.boards.values())).processes = [(os.getpid(), 10**9)]
-    monkeypatch.setattr(memory, "uses_cuda", lambda: False)
+    monkeypatch.setattr(device_context, "uses_cuda", lambda: False)
     peak = memory.peak_during(lambda: None, memory.before_loading("cuda").ended())
     assert peak.device_process_bytes is None
     assert "by another number" in peak.absent["device_process_bytes"]
 
 
+@pytest.mark.usefixtures("driver")
 def test_what_nvml_refuses_costs_that_figure_alone(nvml: FakeNvml) -> None:
     nvml.refuses["nvmlDeviceGetComputeRunningProcesses"] = "Not Supported"
     peak = memory.peak_during(lambda: None, memory.before_loading("cuda").ended())
@@ -437,11 +540,55 @@ def test_a_peak_that_was_not_watched_to_its_end_is_none(nvml: FakeNvml) -> None:
     assert "GPU is lost" in peak.absent["device_used_bytes"]
 
 
+def test_cudas_context_is_made_first_and_its_bytes_are_nobodys_but_its_own(nvml: FakeNvml, driver: FakeDriver) -> None:
+    """Before the baseline, on every GPU asked for; what a model takes later is counted from there."""
+    driver.takes = 500
+    first, second = nvml.boards.values()
+    first.used, second.used = 9000, 80
+    made = device_context.make_context("cuda")
+    loading = memory.before_loading("cuda", made)
+    assert driver.told == ["init", "made 7", "made 8"]
+    assert (first.used, second.used) == (9500, 580)
+    first.used += 100
+    peak = memory.peak_during(lambda: None, loading.ended())
+    assert (peak.device_context_bytes, peak.device_used_bytes) == (1000, 100)
+
+
+def test_one_gpu_gets_a_context_on_that_one_alone(driver: FakeDriver) -> None:
+    driver.takes = 500
+    assert device_context.make_context("cuda:1").context_bytes == 500
+    assert driver.told == ["init", "made 8"]
+
+
+def test_a_context_that_was_there_has_no_bytes_and_says_so(driver: FakeDriver) -> None:
+    """An import made it, or with the inline engine an earlier job."""
+    driver.active = {8}
+    peak = memory.peak_during(lambda: None, memory.before_loading("cuda").ended())
+    assert peak.device_context_bytes is None
+    assert peak.absent["device_context_bytes"].startswith("this process had CUDA's context before")
+
+
+@pytest.mark.parametrize("step", ["cuInit", "cuDevicePrimaryCtxRetain"])
+def test_a_context_that_cannot_be_made_costs_its_bytes_alone(step: str, driver: FakeDriver) -> None:
+    driver.fails[step] = 2
+    peak = memory.peak_during(lambda: None, memory.before_loading("cuda").ended())
+    assert peak.absent["device_context_bytes"] == f"CUDA's context could not be made: {step} failed with error 2"
+    assert peak.device_used_bytes == 0
+
+
+def test_where_cudas_driver_is_not_installed_the_reason_says_so(nvml: FakeNvml) -> None:
+    """NVML's stand-in alone, as on this machine: there is no libcuda."""
+    if ctypes.util.find_library("cuda"):
+        pytest.skip("this machine has CUDA's driver")
+    assert "CUDA's driver cannot be opened" in str(device_context.make_context("cuda").context_bytes)
+    assert nvml.asked
+
+
 def test_without_nvml_the_reason_says_so(nvml: FakeNvml) -> None:
     nvml.refuses["nvmlInit"] = "Driver Not Loaded"
     peak = memory.peak_during(lambda: None, memory.before_loading("cuda").ended())
     assert (peak.device_process_bytes, peak.device_used_bytes) == (None, None)
-    assert set(peak.absent) == {"device_process_bytes", "device_used_bytes"}
+    assert set(peak.absent) == {"device_process_bytes", "device_used_bytes", "device_context_bytes"}
     assert set(peak.absent.values()) == {"NVML cannot be opened: Driver Not Loaded"}
 
 
@@ -484,6 +631,7 @@ print(json.dumps(asdict(peak_during(work, loading))))
     assert peak["load_device_allocated_bytes"] == HOLDING
     assert peak["device_allocated_bytes"] == HOLDING + PASSING
     assert peak["device_reserved_bytes"] >= peak["device_allocated_bytes"]
+    assert peak["device_context_bytes"] is None or peak["device_context_bytes"] > 0
     for name in ("device_process_bytes", "device_used_bytes"):
         assert peak[name] is None or peak[name] >= peak["device_reserved_bytes"]
         assert (peak[name] is None) == bool(peak["absent"].get(name))

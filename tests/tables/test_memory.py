@@ -98,6 +98,16 @@ def test_a_devices_peaks_are_columns_where_there_are_some(write: Write, row: Mak
     assert (cells["peak_device_allocated_bytes"].shown, cells["peak_device_reserved_bytes"].shown) == ("12 MB", "20 MB")
 
 
+def test_memory_of_a_device_alone_makes_a_table(write: Write, row: Make, missing: Callable[[str], Missing]) -> None:
+    """As in a container whose kernel does not report the host's."""
+    none = missing("this system lacks VmHWM")
+    names = ("peak_rss_bytes", "peak_rss_growth_bytes", "load_peak_rss_bytes", "rss_anon_bytes", "rss_file_bytes")
+    [table] = memory.table(write([row("torch/bf16", 1, 1, "equal", peak_device_used_bytes=9, **dict.fromkeys(names, none))]))
+    cells = _cells(table, "torch/bf16")
+    assert [cells[name].shown for name in (*names[1:2], "load_growth_bytes", *names[3:])] == ["–"] * 4
+    assert any("this system lacks VmHWM" in note for note in table.notes)
+
+
 def test_a_failure_is_a_line_with_its_reason(write: Write, row: Make, rows: list[Record]) -> None:
     failed = row("torch/bf16", 1, 1, "equal", status="oom", reason="killed")
     [table] = memory.table(write([*rows, failed]))

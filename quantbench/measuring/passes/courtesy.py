@@ -6,6 +6,7 @@ the pass down, up to a hundredfold: its threads rest until its end, and its row 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -14,6 +15,9 @@ from quantbench.core.other_work import OtherWorkWatch
 from quantbench.core.signals import Watched
 from quantbench.core.waiting import Rest
 from quantbench.measuring.signals import Watch
+
+AFTERWARDS_SHARE = 0.25
+"""At most this share of a job's time, from when its variant is opened, goes to what metrics do after timed passes."""
 
 
 class Courtesy:
@@ -26,6 +30,7 @@ class Courtesy:
         """
         self._rest, self._root, self._device, self._untimed = rest, root, device, untimed
         self._watch = OtherWorkWatch(root, device)
+        self._began, self._afterwards_s = time.perf_counter(), 0.0
         rest.begin()
 
     def loaded(self) -> None:
@@ -37,13 +42,18 @@ class Courtesy:
         """Inside this context a pass is timed and watched by the metrics' signals; ``about`` says what and where it is."""
         device = about.device or self._device
         others, rests = OtherWorkWatch(self._root, device), self._untimed or self._watch.crowded()
-        watch = Watch(replace(about, device=device, root=self._root, rested=lambda: self._rest.resting))
+        about = replace(about, device=device, root=self._root, rested=lambda: self._rest.resting, spare_s=self._spare_s)
+        watch = Watch(about)
         timing = Timing(self._rest, others, watch, rests=rests)
         try:
             with nullcontext() if self._untimed else watch:
                 yield timing
         finally:
+            self._afterwards_s += watch.afterwards_s
             self._rest.begin()
+
+    def _spare_s(self) -> float:
+        return AFTERWARDS_SHARE * (time.perf_counter() - self._began) - self._afterwards_s
 
 
 class Timing:

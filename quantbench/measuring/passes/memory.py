@@ -3,6 +3,9 @@
 ``ru_maxrss`` is inherited through exec and would count the parent; VmHWM, reset through clear_refs, does not. The kernel keeps
 no such mark for the anonymous and file-backed parts, so their split is sampled, which is harmless as nothing is timed here. On
 a GPU torch's allocator keeps its own marks; the driver's figures for the process and the boards are sampled too.
+
+Some kernels lack a part of this: gVisor's status has VmRSS alone, and one built without CONFIG_PROC_PAGE_MONITOR no clear_refs.
+Then those figures are missing, with the reason, and all others are measured.
 """
 
 from __future__ import annotations
@@ -10,16 +13,16 @@ from __future__ import annotations
 import ctypes
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
-from quantbench.core.boards import Boards, open_boards, uses_cuda
-from quantbench.core.errors import UnsupportedError
+from quantbench.core.boards import Boards
 from quantbench.core.trace import PeakMemory
+from quantbench.measuring.passes.device_context import DeviceContext, make_context
 from quantbench.measuring.passes.latency import timed_answer
 from quantbench.methods import LoadedModel
 
@@ -31,21 +34,25 @@ _UNLISTED = "the driver lists no memory for this process: in a container it may 
 STATUS = Path("/proc/self/status")
 CLEAR_REFS = Path("/proc/self/clear_refs")
 _RESET_HIGH_WATER = "5"
-_FIELDS = ("VmHWM", "VmRSS", "RssAnon", "RssFile")
+_LINE = re.compile(r"^(VmHWM|VmRSS|RssAnon|RssFile):\s+(\d+) kB$", flags=re.MULTILINE)
+_READ_FROM = {
+    "peak_rss_bytes": ("VmHWM",), "load_peak_rss_bytes": ("VmHWM",), "start_rss_bytes": ("VmRSS",),
+    "rss_anon_bytes": ("VmRSS", "RssAnon"), "rss_file_bytes": ("VmRSS", "RssFile"),
+}  # fmt: skip
+"""The lines of /proc/self/status that a figure is made of, by the field of PeakMemory."""
+
+_AFTER_RESET = ("peak_rss_bytes", "load_peak_rss_bytes")
+"""Figures that say nothing where the high-water mark cannot be reset."""
 
 
 def resident() -> dict[str, int]:
-    """VmHWM, VmRSS, RssAnon and RssFile of this process in bytes; UnsupportedError where the kernel does not report them."""
+    """VmHWM, VmRSS, RssAnon and RssFile of this process in bytes, without those that the kernel does not report."""
     text = STATUS.read_text() if STATUS.exists() else ""
-    found = {name: int(count) * 1024 for name, count in re.findall(r"^(\w+):\s+(\d+) kB$", text, flags=re.MULTILINE)}
-    if lacking := [name for name in _FIELDS if name not in found]:
-        what = f"{', '.join(lacking)} of /proc/self/status" if text else "/proc/self/status"
-        raise UnsupportedError(f"peak memory is read from {what}, which this system lacks; measure on Linux 4.5 or newer")
-    return {name: found[name] for name in _FIELDS}
+    return {name: int(count) * 1024 for name, count in _LINE.findall(text)}
 
 
-def reset_high_water() -> None:
-    """Give freed memory back to the kernel, then set VmHWM to what is resident now; UnsupportedError where that is impossible.
+def reset_high_water() -> str:
+    """Give freed memory back to the kernel, then set VmHWM to what is resident now; says why where that is impossible.
 
     glibc keeps up to 64 MiB of freed memory, which would count as resident now and hide as much of the later growth.
     """
@@ -54,10 +61,11 @@ def reset_high_water() -> None:
     try:
         CLEAR_REFS.write_text(_RESET_HIGH_WATER)
     except OSError as error:
-        raise UnsupportedError(
+        return (
             f"peak memory is reset through /proc/self/clear_refs, which cannot be written here ({error.strerror}); "
             "measure on Linux with a writable /proc"
-        ) from error
+        )
+    return ""
 
 
 def reset_device(device: str) -> None:
@@ -70,45 +78,49 @@ def reset_device(device: str) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loading:
-    """Memory in bytes before a model was opened, and the peak while opening it (0 until ``ended()``).
+    """Memory in bytes before a model was opened, and the peak while opening it (None until ``ended()``).
 
-    ``boards`` are those of the device, or why NVML cannot read them; ``stranger`` means that the driver lists another process
-    under this one's number.
+    Host memory is None where the kernel does not report it; ``unreset`` says why its high-water mark could not be reset.
+    ``boards`` are those of the device, or why NVML cannot read them; ``context_bytes`` is what CUDA's context took on them, or
+    why that is unknown; ``stranger`` means that the driver lists another process under this one's number.
     """
 
     device: str
-    start_rss_bytes: int
-    peak_rss_bytes: int = 0
+    start_rss_bytes: int | None
+    unreset: str
+    peak_rss_bytes: int | None = None
     boards: Boards | str
     start_used_bytes: int = 0
+    context_bytes: int | str
     stranger: bool = False
     device_allocated_bytes: int | None = None
 
     def ended(self) -> Loading:
         """The same, after the model was opened."""
         allocated, _ = _device_peaks(self.device)
-        return replace(self, peak_rss_bytes=resident()["VmHWM"], device_allocated_bytes=allocated)
+        peak = None if self.unreset else resident().get("VmHWM")
+        return replace(self, peak_rss_bytes=peak, device_allocated_bytes=allocated)
 
 
-def before_loading(device: str) -> Loading:
+def before_loading(device: str, context: DeviceContext | None = None) -> Loading:
     """Release cached memory and read what is in use, right before a model is opened on ``device``.
 
-    NVML is opened first, since its library takes memory on the host (none on the device).
+    ``context`` is what ``make_context`` found before libraries were imported; without it CUDA's context is made now. NVML is
+    opened first, since its library takes memory on the host (none on the device).
     """
-    boards = open_boards(device)
+    made = context or make_context(device)
+    boards, used = made.boards, 0
     reset_device(device)
-    used, stranger = 0, False
     if isinstance(boards, Boards):
-        with suppress(OSError):
-            stranger = boards.process_bytes() is not None and not uses_cuda()
         try:
             used = boards.used_bytes()
         except OSError as error:
             boards = str(error)
-    reset_high_water()
+    unreset = reset_high_water()
     return Loading(
-        device=device, start_rss_bytes=resident()["VmRSS"], boards=boards, start_used_bytes=used, stranger=stranger
-    )
+        device=device, start_rss_bytes=resident().get("VmRSS"), unreset=unreset, boards=boards, start_used_bytes=used,
+        context_bytes=made.context_bytes, stranger=made.stranger,
+    )  # fmt: skip
 
 
 def measure_peak(
@@ -121,25 +133,38 @@ def measure_peak(
 
 def peak_during(work: Callable[[], object], loading: Loading) -> PeakMemory:
     """Peak memory of ``work``."""
-    reset_high_water()
+    unreset = reset_high_water() or loading.unreset
     reset_device(loading.device)
     boards = _BoardPeaks(loading)
     with _highest(boards) as highest:
         work()
     allocated, reserved = _device_peaks(loading.device)
+    seen, context = resident(), loading.context_bytes
+    absent = _absent_on_host(seen, unreset) | ({"device_context_bytes": context} if isinstance(context, str) else {})
     return PeakMemory(
-        peak_rss_bytes=resident()["VmHWM"],
+        peak_rss_bytes=None if "peak_rss_bytes" in absent else seen["VmHWM"],
         start_rss_bytes=loading.start_rss_bytes,
         load_peak_rss_bytes=loading.peak_rss_bytes,
-        rss_anon_bytes=highest["RssAnon"],
-        rss_file_bytes=highest["RssFile"],
+        rss_anon_bytes=None if "rss_anon_bytes" in absent else highest["RssAnon"],
+        rss_file_bytes=None if "rss_file_bytes" in absent else highest["RssFile"],
         device_allocated_bytes=allocated,
         device_reserved_bytes=reserved,
         load_device_allocated_bytes=loading.device_allocated_bytes,
         device_process_bytes=boards.highest.get("device_process_bytes"),
         device_used_bytes=boards.highest.get("device_used_bytes"),
-        absent=boards.absent,
+        device_context_bytes=None if isinstance(context, str) else context,
+        absent={**absent, **boards.absent},
     )
+
+
+def _absent_on_host(seen: Mapping[str, int], unreset: str) -> dict[str, str]:
+    """Why figures of host memory are missing, by the field of PeakMemory, given what the kernel reports."""
+    absent = dict.fromkeys(_AFTER_RESET, unreset) if unreset else {}
+    for name, lines in _READ_FROM.items():
+        if lacking := [line for line in lines if line not in seen]:
+            what = f"{', '.join(lacking)} of /proc/self/status" if seen else "/proc/self/status"
+            absent[name] = f"host memory is read from {what}, which this system lacks; measure on Linux 4.5 or newer"
+    return absent
 
 
 class _BoardPeaks:
@@ -181,7 +206,7 @@ def _highest(boards: _BoardPeaks) -> Iterator[dict[str, int]]:
 
     def look() -> None:
         now = resident()
-        if now["VmRSS"] >= highest["VmRSS"]:
+        if now.get("VmRSS", 0) >= highest.get("VmRSS", 0):
             highest.update(now)
         boards.look()
 

@@ -27,6 +27,7 @@ from quantbench.core.wire import read
 from quantbench.measuring.anchor import Anchor, choose
 from quantbench.measuring.passes.bandwidth import bytes_per_token, memory_bandwidth
 from quantbench.measuring.passes.courtesy import Courtesy
+from quantbench.measuring.passes.device_context import make_context
 from quantbench.measuring.passes.latency import Contender, answer_tokens, measure_rounds
 from quantbench.measuring.passes.memory import before_loading, measure_peak
 from quantbench.measuring.passes.reference import make_reference
@@ -49,6 +50,7 @@ _MADE = "its random weights are generated while loading, so the time says nothin
 _UNWRITTEN = "its random weights are generated while loading, and never written to disk"
 _UNQUANTIZED = "its file was written with random weights, without a quantizer"
 _UNPROBED = "a dummy is not probed; probe the real model, or the canary"
+_NO_ENERGY = "energy was not asked for: --no-energy was given, or the matrix says energy = false"
 _TIMED = ("rounds", "anchor", "score_s", "energy")
 """Parts of a trace that are absent where nothing is timed."""
 
@@ -72,6 +74,7 @@ def make_references(job: Job, folder: Path) -> None:
 def measure(job: Job, folder: Path) -> None:
     """Measure the job's variant; write a trace for each prompt set as soon as it is done."""
     method = METHODS[job.variant.method]
+    made = make_context(job.conditions.device)  # some imports would make it
     import_s = import_seconds(job)
     prompts, context = read_prompts(job)
     settings = settings_of(job, context)
@@ -80,7 +83,7 @@ def measure(job: Job, folder: Path) -> None:
     bandwidth = untimed or memory_bandwidth(job.conditions.device, settings.threads, folder.parent)
     enter_stage(folder, "loading")
     _read_once(_files(artifact.path) if artifact else weight_files(job.checkpoint.path))
-    before = before_loading(job.conditions.device)
+    before = before_loading(job.conditions.device, made)
     with ExitStack() as stack:
         rest = stack.enter_context(Rest(settings.threads))
         courtesy = Courtesy(rest, job.root, job.conditions.device, untimed=bool(untimed))
@@ -205,9 +208,11 @@ def _time(job: Job, contender: Contender, opposite: Contender | None, context: i
         for prompt in cycle(contender.prompts):
             yield (batch for _ in answer_tokens(model, prompt, context - len(prompt), batch))
 
+    asked = job.effort.energy
     about = Watched(
-        name="latency", device=model.facts.get("device", ""), answers=answers_in_turn, synchronize=model.synchronize
-    )
+        name="latency", device=model.facts.get("device", ""), answers=answers_in_turn if asked else None,
+        no_answers="" if asked else _NO_ENERGY, synchronize=model.synchronize,
+    )  # fmt: skip
     with courtesy.timed(about) as timing:
         length = job.conditions.output_tokens
         rounds = measure_rounds(contender, opposite, length, job.effort, after_round=timing.look, spoilt=timing.spoilt)

@@ -14,6 +14,7 @@ from quantbench.core.trace import Calls, Trace
 from quantbench.core.waiting import Rest, waiting
 from quantbench.measuring.anchor import Anchor, choose
 from quantbench.measuring.passes.courtesy import Courtesy
+from quantbench.measuring.passes.device_context import make_context
 from quantbench.measuring.passes.memory import before_loading, peak_during
 from quantbench.measuring.passes.module import Caller, compare_outputs, measure_calls
 from quantbench.measuring.subjects import check_device, import_seconds, settings_of, without_times
@@ -31,10 +32,11 @@ _ABSENT = {
 def measure(job: Job, folder: Path) -> None:
     """Measure the job's variant; write the trace of its one set of seeded inputs."""
     method = METHODS[job.variant.method]
+    made = make_context(job.conditions.device)  # some imports would make it
     import_s = import_seconds(job)
     settings, spec, conditions, untimed = settings_of(job), job.spec, job.conditions, job.effort.untimed
     enter_stage(folder, "loading")
-    before = before_loading(conditions.device)
+    before = before_loading(conditions.device, made)
     with ExitStack() as stack:
         courtesy = Courtesy(stack.enter_context(Rest(settings.threads)), job.root, conditions.device, untimed=bool(untimed))
         started = time.perf_counter()

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from quantbench.core.children import kill_group, python_module
-from quantbench.measuring.preload import import_shared
+from quantbench.measuring.preload import forks_may_use_gpus, import_shared
 
 
 def main() -> None:
@@ -29,7 +29,7 @@ def main() -> None:
     preloaded = import_shared(sys.argv[1:])
     if preloaded:
         _import_own()
-    _answer(answers, {"preloaded": preloaded, "cuda_initialized": _cuda_initialized()})
+    _answer(answers, {"preloaded": preloaded, "forks_may_use_gpus": forks_may_use_gpus()})
     wake_read, wake_write = os.pipe()
     os.set_blocking(wake_write, False)
     signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
@@ -61,11 +61,6 @@ def _import_own() -> None:
 def _answer(stream: Any, message: dict[str, Any]) -> None:
     stream.write(json.dumps(message) + "\n")
     stream.flush()
-
-
-def _cuda_initialized() -> bool:
-    torch = sys.modules.get("torch")
-    return bool(torch and torch.cuda.is_initialized())
 
 
 def _start(folder: Path, own: tuple[int, ...], *, fork: bool) -> int:

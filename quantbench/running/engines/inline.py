@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from quantbench.core.allocator import one_allocator_here
 from quantbench.core.job import Failure, Job
 from quantbench.running.engines import Engine, OpenEngine, reported_failure
 
@@ -39,7 +40,8 @@ def _let_go() -> None:
 @contextmanager
 def open_inline(device: str) -> Iterator[OpenEngine]:
     """Nothing to start."""
-    yield InlineRunner()
+    with one_allocator_here():
+        yield InlineRunner()
 
 
 INLINE = Engine("inline", "in this process, for debugging: no isolation, no timeout", open_inline)

@@ -4,7 +4,8 @@ Runtimes that do not need torch have a server without it. Its workers are starte
 exactly their own.
 
 A forked worker starts in 0.15 s instead of 5 s and decodes as fast as a spawned one. With a GPU a fork is safe only while no
-preloaded library has initialized CUDA; the server reports that, and if one has, each job is spawned.
+preloaded library has touched CUDA: GPUs are hidden from the imports, and the server asks a forked child whether it may use
+them. If not, each job is spawned.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from quantbench.core.allocator import one_allocator
 from quantbench.core.children import kill_group, oom_kills, python_module, signal_name
 from quantbench.core.errors import QuantbenchError
 from quantbench.core.job import Failure, Job
@@ -45,7 +47,7 @@ class _Server:
 
     def __init__(self, device: str, libraries: Sequence[str]) -> None:
         """Start the server; it imports in the background, and the first job waits for it."""
-        environment = {**os.environ, **_ENVIRONMENT, **bounded(os.environ)}
+        environment = {**os.environ, **_ENVIRONMENT, **bounded(os.environ), **one_allocator(os.environ)}
         self._forks = bool(libraries)
         self._device = device
         self._process = subprocess.Popen(
@@ -101,7 +103,7 @@ class _Server:
 
     def _may_fork(self) -> bool:
         greeting = self._greeting()
-        return self._forks and not (self._device.startswith("cuda") and greeting["cuda_initialized"])
+        return self._forks and (greeting["forks_may_use_gpus"] or not self._device.startswith("cuda"))
 
     def _send(self, message: dict[str, Any]) -> None:
         self._greeting()

@@ -22,12 +22,12 @@ from quantbench.core.errors import ChildError, ModelError, UnsupportedError
 from quantbench.core.job import Checkpoint
 from quantbench.core.protocols import Artifact, Settings
 from quantbench.core.scenario import Spec, Variant
-from quantbench.models.checkpoint import watched
+from quantbench.models.checkpoint import quantization_config, watched
 from quantbench.models.safetensors import safetensors_header, weight_files
 from quantbench.runtimes.gptqmodel.checkpoint import BELONGS, grouping, ready
 from quantbench.runtimes.gptqmodel.dummy import dummy_folder
 from quantbench.runtimes.gptqmodel.forecast import BLOCKS, misfit
-from quantbench.runtimes.gptqmodel.kernels import compile_kernels
+from quantbench.runtimes.gptqmodel.kernels import compile_for_quantizing, compile_kernels
 from quantbench.runtimes.transformers.calibration import calibration_identity, calibration_ids, device_family
 
 CALIBRATION_SEQUENCES = {"gptq": 64, "awq": 16}
@@ -53,11 +53,17 @@ def recipe(spec: Spec) -> dict[str, str]:
 def prepared(spec: Spec, settings: Settings) -> Artifact:
     """The quantized checkpoint, made once; one that was quantized elsewhere is used as it is, a dummy's is written at random.
 
+    On a GPU the kernel that will run it is compiled too, as that must not be timed with loading.
     Raises UnsupportedError when the group size does not divide a row, or when the checkpoint was quantized differently.
     """
-    checkpoint = settings.checkpoint
+    made = _made(spec, settings)
     if spec.conditions.device != "cpu":
-        compile_kernels(spec.variant.method)
+        compile_kernels(spec.variant.method, quantization_config(made.path, packed=True))
+    return made
+
+
+def _made(spec: Spec, settings: Settings) -> Artifact:
+    checkpoint = settings.checkpoint
     if checkpoint.random_weights:
         path = dummy_folder(checkpoint, spec.variant)
         return Artifact(path=path, file_bytes=_bytes(path), quantize_s=None)
@@ -183,6 +189,7 @@ def quantize(request: Mapping[str, Any]) -> dict[str, Any]:
     model = GPTQModel.load(
         request["source"], config, backend=backend, device=request["device"], trust_remote_code=request["trust_remote_code"]
     )
+    compile_for_quantizing(request["method"], request["bits"], request["device"])
     started = time.perf_counter()
     examples = [{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in request["ids"]]
     with wide_products():

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from traceback import walk_tb
 from typing import Any
 
+from quantbench.core.allocator import described
 from quantbench.core.errors import ModelError
 from quantbench.core.units import format_bytes
 from quantbench.runtimes import says_out_of_memory
@@ -62,6 +63,24 @@ def placed(device: str, load: Callable[..., Any]) -> Any:
 def places_of(device: str) -> list[str]:
     """The GPUs among places joined by ``+``, as the fact ``device`` names them."""
     return [place for place in device.split("+") if place.startswith("cuda")]
+
+
+def settings_on(device: str) -> dict[str, str]:
+    """Settings of torch that change figures on a GPU, as facts of a row; none where ``device`` names no GPU.
+
+    ``float32`` says by library whether it multiplies float32 as ``tf32``, with 10 of 23 bits of the fraction. cuDNN does so by
+    default, and cuBLAS silently where the environment says TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1.
+    """
+    if not places_of(device):
+        return {}
+    import torch
+
+    backends = torch.backends
+    precisions = {
+        "cublas": backends.cuda.matmul.fp32_precision, "cudnn-conv": backends.cudnn.conv.fp32_precision,
+        "cudnn-rnn": backends.cudnn.rnn.fp32_precision,
+    }  # fmt: skip
+    return {"allocator": described(), "float32": " ".join(f"{name}={each}" for name, each in precisions.items())}
 
 
 def wait_for(gpus: Sequence[str]) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from quantbench.core.protocols import SCORE_POSITIONS, Sampling, Settings, until_end
 from quantbench.core.trace import WeightMemory
-from quantbench.runtimes.transformers.devices import placed, places_of, wait_for
+from quantbench.runtimes.transformers.devices import placed, places_of, settings_on, wait_for
 from quantbench.runtimes.transformers.random_weights import load_random
 from quantbench.runtimes.transformers.sampled import sample_together
 
@@ -66,12 +66,14 @@ class TransformersModel:
 
     @property
     def facts(self) -> Mapping[str, str]:
-        """Kernel class, device, KV cache dtype and attention implementation."""
+        """Kernel class, device, KV cache dtype and attention implementation; on a GPU torch's settings too."""
+        device = found_device(self.model)
         return {
             "kernel": self._kernel,
-            "device": found_device(self.model),
+            "device": device,
             "kv_dtype": str(self.model.dtype).removeprefix("torch."),
             "attention": str(self.model.config._attn_implementation),  # noqa: SLF001 - it has no public name
+            **settings_on(device),
             **self._found,
         }
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from quantbench.core.errors import UnsupportedError
@@ -13,6 +15,7 @@ from quantbench.core.protocols import Settings
 from quantbench.core.scratch import scratch_folder
 from quantbench.core.trace import WeightMemory
 from quantbench.models import MODELS, ModuleRecipe
+from quantbench.runtimes.transformers.devices import settings_on
 from quantbench.runtimes.transformers.model import bytes_by_kind, found_device
 
 if TYPE_CHECKING:
@@ -46,7 +49,8 @@ class TorchModule:
     @property
     def facts(self) -> Mapping[str, str]:
         """The kernel, and the device; the packed weights of torch-dynamic are not tensors, and are on the CPU."""
-        return {"kernel": self._kernel, "device": found_device(self.module) or self._device}
+        device = found_device(self.module) or self._device
+        return {"kernel": self._kernel, "device": device, **settings_on(device)}
 
     def example(self, seed: int, index: int) -> Any:
         """See LoadedModule."""
@@ -63,7 +67,11 @@ class TorchModule:
     def memory(self) -> WeightMemory:
         """Bytes of distinct parameter and buffer storages, the quantization state, and the saved file."""
         by_kind = {**bytes_by_kind(self.module), self._state_kind: self._state_bytes(self.module)}
-        return WeightMemory(by_kind=by_kind, state_dict_bytes=_file_bytes(self.module.state_dict()))
+        return WeightMemory(by_kind=by_kind, state_dict_bytes=self._saved_bytes)
+
+    @cached_property
+    def _saved_bytes(self) -> int:
+        return _file_bytes(self.module.state_dict())
 
 
 def recipe_of(checkpoint: Checkpoint) -> ModuleRecipe:
@@ -89,8 +97,22 @@ def refuse_to_save(checkpoint: Checkpoint) -> None:
         )
 
 
-def state_dict_counts(model: Any, weight_bytes: int) -> Mapping[str, int | None]:  # noqa: ARG001 - has its caller's shape
-    """What TransformersModel adds to WeightMemory: the bytes that ``torch.save`` streams for the state dict; none are kept."""
+def state_dict_counts() -> Callable[[Any, int], Mapping[str, int | None]]:
+    """What TransformersModel adds to WeightMemory: the bytes that ``torch.save`` would stream for the state dict.
+
+    They are counted at the first call: what a model has to save does not change while it runs. Weights are not copied.
+    """
+    counted: dict[str, int | None] = {}
+
+    def counts(model: Any, weight_bytes: int) -> Mapping[str, int | None]:  # noqa: ARG001 - has its caller's shape
+        if not counted:
+            counted["state_dict_bytes"] = _streamed_bytes(model.state_dict())
+        return counted
+
+    return counts
+
+
+def _streamed_bytes(state: Mapping[str, Any]) -> int:
     import torch
 
     class ByteCounter(io.RawIOBase):
@@ -103,29 +125,40 @@ def state_dict_counts(model: Any, weight_bytes: int) -> Mapping[str, int | None]
             self.count += memoryview(data).nbytes
             return memoryview(data).nbytes
 
+        def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:  # over the place of a storage's bytes
+            self.count = offset + (self.count if whence == os.SEEK_CUR else 0)
+            return self.count
+
     counter = ByteCounter()
-    with _no_checksums():
-        torch.save(model.state_dict(), counter)
-    return {"state_dict_bytes": counter.count}
+    with _without_bytes(state):
+        torch.save(state, counter)
+    return counter.count
 
 
 def _file_bytes(state: Mapping[str, Any]) -> int:
     import torch
 
-    with scratch_folder() as folder:
+    with scratch_folder() as folder, _without_bytes(state):
         path = folder / _SAVED_AS
         torch.save(state, path)
         return path.stat().st_size
 
 
 @contextmanager
-def _no_checksums() -> Iterator[None]:
-    """Without them the bytes need not be read to be counted."""
-    from torch.serialization import get_crc32_options, set_crc32_options
+def _without_bytes(state: Mapping[str, Any]) -> Iterator[None]:
+    """Inside this context ``torch.save`` leaves room for the bytes of these weights and does not read them.
 
+    Else all weights of a GPU would be copied to the host (torch 2.13, serialization.py: _save). torch's own quantized tensors
+    cannot be saved so, nor what is no tensor; they are on the CPU, and are written.
+    """
+    import torch
+    from torch.serialization import get_crc32_options, set_crc32_options, skip_data
+
+    plain = all(isinstance(each, torch.Tensor) and not each.is_quantized for each in state.values())
     before = get_crc32_options()
     set_crc32_options(False)
     try:
-        yield
+        with skip_data() if plain else nullcontext():
+            yield
     finally:
         set_crc32_options(before)

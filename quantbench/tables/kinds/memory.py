@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from quantbench.tables.table import Table
 
 _SIGNS = "¹²³⁴⁵⁶⁷⁸⁹"
+_MEASURED = ("peak_rss_growth_bytes", "rss_anon_bytes", "peak_device_allocated_bytes", "peak_device_used_bytes")
+"""Figures of which a process has at least one where its memory was measured."""
+
 _NOTES = (
     "weights: everything that stores them, as loaded; running: the same after answering, when kernels may have repacked them",
     "footprint: transformers' get_memory_footprint(); difference: footprint minus weights",
@@ -37,7 +40,7 @@ def table(frame: pd.DataFrame) -> list[Table]:
 
 def _table(group: Group) -> Table | None:
     lines = plain_lines(group)
-    if all(line.number("peak_rss_growth_bytes") is None for line in lines):
+    if all(line.number(name) is None for line in lines for name in _MEASURED):
         return None
     signs = _signs(lines)
     fields = [
