@@ -206,6 +206,18 @@ Probes = dict[str, Probe]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Decoding:
+    """The way that tokens were decoded in: its name, and why it is not the one that was asked for (empty if it is).
+
+    ``compile_s`` is what compiling or capturing took; None where nothing was.
+    """
+
+    path: str
+    reason: str = ""
+    compile_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Trace:
     """Everything measured for one scenario.
 
@@ -243,6 +255,8 @@ class Trace:
     load_points: tuple[LoadPoint, ...] = ()
     top_logprobs: TopLogprobs | None = None
     native: Mapping[str, float] = field(default_factory=dict)
+    decoding: Decoding | None = None
+    """None where the runtime decides by itself how it decodes."""
     prequantized: bool = False
     """Whether it was loaded from files that had been quantized beforehand."""
     probes: Mapping[str, Probe] = field(default_factory=dict)
