@@ -110,13 +110,16 @@ def measure(job: Job, folder: Path) -> None:
         for index, (each, peak, columns) in enumerate(zip(prompts, peaks, scored, strict=True)):
             asked = each.answered(job.conditions)
             opposite = None
+            unlike = ""
             if chosen and anchor and not isinstance(anchor, str):
                 opposite = Contender(anchor, chosen.prompts(asked.ids), each.task.batch)
+                unlike = "" if anchor is model else _unlike(job, ways[index], opposite, chosen.name, context)
+                opposite = None if unlike else opposite
             enter_stage(folder, "latency")
             answered = _answer(job, asked, Contender(model, asked.ids, each.task.batch), opposite, context, courtesy=courtesy)
             trace = _trace(job, each, opened, answered, peak=peak, columns=columns, anchor=chosen.name if chosen else "")
             trace = replace(trace, decoding=ways[index])
-            lacking = {"anchor": anchor} if isinstance(anchor, str) else {}
+            lacking = {"anchor": anchor if isinstance(anchor, str) else unlike} if isinstance(anchor, str) or unlike else {}
             require_unchanged(job.checkpoint)  # mapped weights are read from the file as long as the model runs
             trace = replace(trace, absent={**trace.absent, **lacking})
             without_times(trace, untimed, *_TIMED).save(folder / TRACE_FILE.format(index))
@@ -190,6 +193,17 @@ def _decoding(job: Job, model: LoadedModel, prompts: Prompts, context: int) -> D
     if prompts.task.is_text or job.effort.untimed:
         return None
     return model.decode_by(path, together(prompts.answered(job.conditions).ids[0], batch), job.conditions.output_tokens, context)
+
+
+def _unlike(job: Job, way: Decoding | None, anchor: Contender, name: str, context: int) -> str:
+    """Why the anchor cannot be timed beside a variant that decodes in this way; empty where it decodes in the same."""
+    if way is None or not isinstance(anchor.model, Decodes):
+        return ""
+    first = together(anchor.prompts[0], anchor.batch)
+    found = anchor.model.decode_by(way.path, first, job.conditions.output_tokens, context)
+    if found.path == way.path:
+        return ""
+    return f"the anchor {name} decodes by {found.path} and the variant by {way.path}, so no ratio is taken ({found.reason})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
