@@ -48,6 +48,11 @@ class Precision:
     first_on_cpu: bool = True
 
 
+def baseline(reference: str, device: str) -> str:
+    """What speeds are compared with on a device: ``reference``, and bf16 for fp32 on a GPU, where fp32 is nobody's alternative."""
+    return "torch/bf16" if reference == "torch/fp32" and device.startswith("cuda") else reference
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Variant:
     """A method at a precision. A control is the reference measured once more in a separate process: the noise floor."""

@@ -209,12 +209,15 @@ Probes = dict[str, Probe]
 class Decoding:
     """The way that tokens were decoded in: its name, and why it is not the one that was asked for (empty if it is).
 
-    ``compile_s`` is what compiling or capturing took; None where nothing was.
+    ``compile_s`` is what compiling or capturing took; None where nothing was. ``device_step_s`` is the time that a step's
+    kernels take on the device without their launching; None with the reason in ``no_device_step``.
     """
 
     path: str
     reason: str = ""
     compile_s: float | None = None
+    device_step_s: float | None = None
+    no_device_step: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

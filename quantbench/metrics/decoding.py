@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from statistics import fmean, median
 
 from quantbench.core.record import Column, Missing, Value
 from quantbench.core.trace import Reference, Trace
@@ -24,14 +25,27 @@ _OWN = "the runtime decides by itself how it decodes"
         "compile_s", "s", "lower", timed=True, doc="compiling or capturing the decode step, before anything is timed",
         formula="first answer - second answer", source="quantbench",
     ),
+    Column(
+        "device_step_s", "s", "lower", timed=True, doc="kernels of a decode step on the device, without their launching",
+        formula="time between CUDA events around replays of the step's graph / replays", source="CUDA: cudaEventElapsedTime",
+    ),
+    Column(
+        "launch_share", "ratio", "lower", timed=True, show=".0%", doc="share of a decode step in which the device has nothing to do",
+        formula="1 - device_step_s / tpot_s", source="quantbench",
+    ),
 )  # fmt: skip
 def decoding(trace: Trace, reference: Reference | None) -> Mapping[str, Value]:
     """How tokens were decoded"""
     found = trace.decoding
     if found is None:
         why = Missing(trace.absent.get("decoding", trace.absent.get("rounds", _OWN)))
-        return {"decode_path": why, "decode_fallback": why, "compile_s": why}
+        return dict.fromkeys(("decode_path", "decode_fallback", "compile_s", "device_step_s", "launch_share"), why)
+    step = Missing(found.no_device_step) if found.device_step_s is None else found.device_step_s
+    gaps = [fmean(answer.gaps_s) for each in trace.rounds for answer in each.variant if answer.gaps_s]
+    whole = median(gaps) if gaps else None
     return {
+        "device_step_s": step,
+        "launch_share": max(0.0, 1 - step / whole) if isinstance(step, float) and whole else step if isinstance(step, Missing) else Missing("no time between tokens"),
         "decode_path": found.path,
         "decode_fallback": found.reason or Missing("the path that was asked for is the one that ran"),
         "compile_s": Missing(f"the {found.path} path is neither compiled nor captured") if found.compile_s is None else found.compile_s,

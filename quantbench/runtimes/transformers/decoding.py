@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import count, islice
 from types import MappingProxyType
 from typing import Any
@@ -19,6 +20,9 @@ from quantbench.core.trace import Decoding
 Prompts = Sequence[Sequence[int]]
 Choose = Callable[[Any], Any]
 """From logits [sequences, vocabulary] to the next ids [sequences, 1]."""
+
+_REPLAYS = 20
+"""Replays that a step's time on the device is the mean of."""
 
 _WARM_UP = 3
 """Steps before one is captured or timed: kernels are chosen and workspaces made in the first ones (torch's own examples)."""
@@ -131,6 +135,24 @@ class Graph(Static):
         graph.replay()
         return logits
 
+    def device_step_s(self, prompts: Prompts) -> float:
+        """Seconds of a step on the device, over as many replays as the cache has room for, at most _REPLAYS."""
+        import torch
+
+        if len(prompts) not in self._captured:
+            self._capture(prompts)
+        graph, _, _ = self._captured[len(prompts)]
+        replays = min(_REPLAYS, self._positions - len(prompts[0]) - 1)
+        list(self.steps(prompts, 2, lambda logits: logits.argmax(dim=-1, keepdim=True)))
+        with torch.inference_mode():
+            before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            before.record()
+            for _ in range(replays - 1):
+                graph.replay()
+            after.record()
+            after.synchronize()
+        return float(before.elapsed_time(after)) / 1000 / (replays - 1)
+
     def _capture(self, prompts: Prompts) -> None:
         """Record the step. Where the cache stands is a tensor that the step itself moves on, so each replay is the next step."""
         import torch
@@ -175,6 +197,21 @@ def try_way(way: Way, prompts: Prompts, limit: int) -> tuple[Way, Decoding]:
         place = next(index for index, three in enumerate(zip(expected, ids, again, strict=True)) if len(set(map(tuple, three))) > 1)
         return eager, Decoding(path=eager.name, reason=f"{way.name} answered otherwise than eager from token {place + 1} on")
     return way, Decoding(path=way.name, compile_s=max(0.0, first_s - again_s) if way.prepared else None)
+
+
+def with_device_step(way: Way, found: Decoding, prompts: Prompts, positions: int) -> Decoding:
+    """``found`` with the time that a step's kernels take on a GPU: between events around replays of the step as a graph."""
+    if way.model.device.type != "cuda":
+        return replace(found, no_device_step="on a CPU a step is computed where it is launched")
+    if way.name == Compiled.name:
+        return replace(found, no_device_step="the kernels of a compiled step are not known apart from their launching")
+    graph = way if isinstance(way, Graph) else Graph(way.model, positions)
+    try:
+        return replace(found, device_step_s=graph.device_step_s(prompts))
+    except MemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001 - as in try_way: one figure less
+        return replace(found, no_device_step=f"the step could not be captured: {_first_line(error)}")
 
 
 def _last_logits(model: Any, ids: Any, cache: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from quantbench.core.protocols import SCORE_POSITIONS, Sampling, Settings, until_end
 from quantbench.core.trace import Decoding, WeightMemory
-from quantbench.runtimes.transformers.decoding import WAYS, Eager, Way, try_way
+from quantbench.runtimes.transformers.decoding import WAYS, Eager, Way, try_way, with_device_step
 from quantbench.runtimes.transformers.devices import placed, places_of, wait_for
 from quantbench.runtimes.transformers.random_weights import load_random
 from quantbench.runtimes.transformers.sampled import sample_together
@@ -94,7 +94,7 @@ class TransformersModel:
         kept = next((way for way in self._ways.values() if way.name == name), None)  # a compiled step serves every batch
         way, decoding = try_way(kept or WAYS[name](self.model, positions), prompts, limit)
         self._ways[len(prompts)] = way
-        return decoding
+        return with_device_step(way, decoding, prompts, positions)
 
     def _way(self, sequences: int) -> Way:
         """How so many sequences are decoded together."""
