@@ -52,12 +52,13 @@ class TransformersModel:
         found: Mapping[str, str] = MappingProxyType({}),
         *,
         state_kind: str = "quantization_state",
-        decode_path: str = "eager",
+        decode_path: str = "",
     ) -> None:
         """``kernel`` names what runs; ``state_bytes`` counts in the model what is neither parameter nor buffer.
 
         ``state_kind`` says what that is. ``counts`` gives further fields of WeightMemory from the model and its weight bytes;
-        ``found`` are further facts. ``decode_path`` is the usual one of what runs here.
+        ``found`` are further facts. ``decode_path`` is the usual one of what
+        runs here; empty means a CUDA graph on a GPU, and eager on a CPU.
         """
         self.model = model
         self._kernel = kernel
@@ -65,7 +66,7 @@ class TransformersModel:
         self._counts = counts
         self._found = found
         self._state_kind = state_kind
-        self._usual_path = decode_path
+        self._usual_path = decode_path or ("graph" if model.device.type == "cuda" else "eager")
         self._eager = Eager(model, 0)
         self._ways: dict[int, Way] = {}
 
