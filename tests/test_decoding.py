@@ -1,4 +1,4 @@
-"""The ways to decode of the transformers runtime: all answer as ``generate`` does, and what cannot is eager, with the reason."""
+"""The ways to decode of the transformers runtime: all answer as ``generate`` does; what cannot is eager, with the reason."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ def generated(causal: Any, prompts: Sequence[Sequence[int]], limit: int) -> list
     import torch
 
     ids = torch.tensor(prompts)
-    said = causal.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=limit, min_new_tokens=limit, do_sample=False)
+    length = {"max_new_tokens": limit, "min_new_tokens": limit}
+    said = causal.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, **length)
     found: list[list[int]] = said[:, ids.shape[1] :].tolist()
     return found
 
@@ -127,7 +128,8 @@ def test_two_answers_cannot_share_one_cache(causal: Any) -> None:
 def test_a_path_that_was_asked_for_is_part_of_the_key_and_none_is_not() -> None:
     variant = Variant(method="torch", precision="fp32")
     usual, static = (
-        Scenario(model="canary", variant=variant, prompts="two", conditions=Conditions(decode_path=path)) for path in ("", "static")
+        Scenario(model="canary", variant=variant, prompts="two", conditions=Conditions(decode_path=path))
+        for path in ("", "static")
     )
     assert usual.key({}) != static.key({})
     assert "decode_path" not in usual.heeded()

@@ -49,7 +49,7 @@ class Precision:
 
 
 def baseline(reference: str, device: str) -> str:
-    """What speeds are compared with on a device: ``reference``, and bf16 for fp32 on a GPU, where fp32 is nobody's alternative."""
+    """What speeds are compared with on a device: ``reference``; on a GPU, where fp32 is nobody's alternative, bf16 for it."""
     return "torch/bf16" if reference == "torch/fp32" and device.startswith("cuda") else reference
 
 

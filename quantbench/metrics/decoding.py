@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from statistics import fmean, median
 
 from quantbench.core.record import Column, Missing, Value
-from quantbench.core.trace import Reference, Trace
+from quantbench.core.trace import Decoding, Reference, Trace
 from quantbench.metrics import metric
 
 _OWN = "the runtime decides by itself how it decodes"
@@ -30,7 +30,8 @@ _OWN = "the runtime decides by itself how it decodes"
         formula="time between CUDA events around replays of the step's graph / replays", source="CUDA: cudaEventElapsedTime",
     ),
     Column(
-        "launch_share", "ratio", "lower", timed=True, show=".0%", doc="share of a decode step in which the device has nothing to do",
+        "launch_share", "ratio", "lower", timed=True, show=".0%",
+        doc="share of a decode step in which the device has nothing to do",
         formula="1 - device_step_s / tpot_s", source="quantbench",
     ),
 )  # fmt: skip
@@ -40,13 +41,20 @@ def decoding(trace: Trace, reference: Reference | None) -> Mapping[str, Value]:
     if found is None:
         why = Missing(trace.absent.get("decoding", trace.absent.get("rounds", _OWN)))
         return dict.fromkeys(("decode_path", "decode_fallback", "compile_s", "device_step_s", "launch_share"), why)
-    step = Missing(found.no_device_step) if found.device_step_s is None else found.device_step_s
-    gaps = [fmean(answer.gaps_s) for each in trace.rounds for answer in each.variant if answer.gaps_s]
-    whole = median(gaps) if gaps else None
+    uncompiled = Missing(f"the {found.path} path is neither compiled nor captured")
     return {
-        "device_step_s": step,
-        "launch_share": max(0.0, 1 - step / whole) if isinstance(step, float) and whole else step if isinstance(step, Missing) else Missing("no time between tokens"),
         "decode_path": found.path,
         "decode_fallback": found.reason or Missing("the path that was asked for is the one that ran"),
-        "compile_s": Missing(f"the {found.path} path is neither compiled nor captured") if found.compile_s is None else found.compile_s,
+        "compile_s": uncompiled if found.compile_s is None else found.compile_s,
+        **_on_device(found, trace),
     }
+
+
+def _on_device(found: Decoding, trace: Trace) -> Mapping[str, Value]:
+    """How much of a step the device works."""
+    step = found.device_step_s
+    if step is None:
+        return dict.fromkeys(("device_step_s", "launch_share"), Missing(found.no_device_step))
+    gaps = [fmean(answer.gaps_s) for each in trace.rounds for answer in each.variant if answer.gaps_s]
+    share = max(0.0, 1 - step / median(gaps)) if gaps else Missing("nothing came between tokens to compare it with")
+    return {"device_step_s": step, "launch_share": share}

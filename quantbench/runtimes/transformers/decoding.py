@@ -129,7 +129,7 @@ class Graph(Static):
             self._capture(prompts)
         return super().steps(prompts, limit, choose)
 
-    def _step(self, ids: Any, cache: Any) -> Any:
+    def _step(self, ids: Any, cache: Any) -> Any:  # noqa: ARG002 - the graph has its own
         graph, asked, logits = self._captured[len(ids)]
         asked.copy_(ids)
         graph.replay()
@@ -154,7 +154,7 @@ class Graph(Static):
         return float(before.elapsed_time(after)) / 1000 / (replays - 1)
 
     def _capture(self, prompts: Prompts) -> None:
-        """Record the step. Where the cache stands is a tensor that the step itself moves on, so each replay is the next step."""
+        """Record the step. Where the cache stands is a tensor that the step itself moves on: each replay is the next step."""
         import torch
 
         with torch.inference_mode():
@@ -174,7 +174,7 @@ class Graph(Static):
 
 
 Way = Eager | Static
-WAYS: Mapping[str, type[Eager] | type[Static]] = MappingProxyType({each.name: each for each in (Eager, Static, Graph, Compiled)})
+WAYS: Mapping[str, type[Way]] = MappingProxyType({each.name: each for each in (Eager, Static, Graph, Compiled)})
 
 
 def try_way(way: Way, prompts: Prompts, limit: int) -> tuple[Way, Decoding]:
@@ -194,7 +194,8 @@ def try_way(way: Way, prompts: Prompts, limit: int) -> tuple[Way, Decoding]:
     except Exception as error:  # noqa: BLE001 - compilers and captures raise what they like; the row is measured eagerly
         return eager, Decoding(path=eager.name, reason=f"{way.name} failed: {_first_line(error)}")
     if not expected == ids == again:
-        place = next(index for index, three in enumerate(zip(expected, ids, again, strict=True)) if len(set(map(tuple, three))) > 1)
+        answers = zip(expected, ids, again, strict=True)
+        place = next(index for index, found in enumerate(answers) if len(set(map(tuple, found))) > 1)
         return eager, Decoding(path=eager.name, reason=f"{way.name} answered otherwise than eager from token {place + 1} on")
     return way, Decoding(path=way.name, compile_s=max(0.0, first_s - again_s) if way.prepared else None)
 
