@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fidelity import CANARY, DUMMY, PROMPT, Subject, drain, opened, rates_of
-from ratios import CannotRunError, Result, seconds_in_turn, speed_ratio
+from fidelity import CANARY, DUMMY, PROMPT, drain, opened, rates_of
+from ratios import CannotRunError, seconds_in_turn, speed_ratio
 
 from quantbench.methods import METHODS
+
+if TYPE_CHECKING:
+    from fidelity import Subject
+    from ratios import Result
 
 VARIANTS = ("torch/fp32", "torch/bf16")
 LIMITS = {"eager": ">= 0.98", "static": ">= 1.0", "compiled": ">= 1.0"}
