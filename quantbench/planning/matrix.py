@@ -28,6 +28,7 @@ from quantbench.core.errors import MatrixError, UsageError, unknown_name
 from quantbench.core.scenario import SEEDED_INPUTS, Conditions, Scenario, Variant, reads
 from quantbench.methods import METHODS, Method
 from quantbench.planning import prompts
+from quantbench.planning.reference import Compared, best_that_fits
 from quantbench.planning.settled import settled
 
 _MODULE = "module"
@@ -42,7 +43,8 @@ class Matrix:
 
     ``prompts`` are written as on the command line, ``SET`` or ``SET@B``; ``batches``, if any, apply to all of them.
     ``for_builtin``: the variants were chosen for built-in models, so any other model gets only the cheap ones.
-    ``probes``: the variants that are probed; None stands for all.
+    ``probes``: the variants that are probed; None stands for all. ``chooses``: nobody named a reference, so each model gets
+    the best that fits.
     """
 
     models: tuple[str, ...]
@@ -54,6 +56,7 @@ class Matrix:
     source: str = ""
     for_builtin: bool = False
     probes: frozenset[str] | None = None
+    chooses: bool = True
 
     @property
     def own(self) -> tuple[str, ...]:
@@ -116,6 +119,7 @@ def read_matrix(path: Path) -> Matrix:
         source=str(path),
         probes=_probes(path, body["probes"]) if "probes" in body else None,
         for_builtin="methods" not in body or ("models" in body and all(name in models.MODELS for name in body["models"])),
+        chooses="reference" not in body.get("conditions", {}),
     )
 
 
@@ -157,8 +161,9 @@ def left_out(matrix: Matrix) -> tuple[str, ...]:
 
 
 def hints(matrix: Matrix) -> tuple[str, ...]:
-    """A sentence for each of the user's own models that is planned only at the precision it already has."""
-    return tuple(found.sentence for name in matrix.own if (found := settled(name)))
+    """Sentences about models: those planned only at the precision that they already have, and those not compared with fp32."""
+    kept = [found.sentence for name in matrix.own if (found := settled(name))]
+    return (*kept, *(found.why for name in matrix.models if (found := compared(matrix, name)).why))
 
 
 _MOST_LISTED = 5
@@ -208,11 +213,10 @@ def scenarios(matrix: Matrix) -> list[Scenario]:
 
     Raises UsageError for a model, method, precision or prompt set that does not exist, and for an id that occurs twice.
     """
-    conditions = matrix.conditions
-    method, _, precision = conditions.reference.partition("/")
+    method, _, precision = matrix.conditions.reference.partition("/")
     METHODS[method].precision(precision)
     if METHODS[method].endpoint:
-        raise UsageError(f"reference {conditions.reference!r} is a server, which gives no logits; choose another method")
+        raise UsageError(f"reference {matrix.conditions.reference!r} is a server, which gives no logits; choose another method")
     for name in matrix.models:
         models.check_name(name)
     sets = list(_sets(matrix))
@@ -220,11 +224,11 @@ def scenarios(matrix: Matrix) -> list[Scenario]:
         prompts.check_name(name)
     for variant in matrix.variants:
         METHODS[variant.method].precision(variant.precision)
-    reference = Variant(method=method, precision=precision)
+    conditions = {model: replace(matrix.conditions, reference=compared(matrix, model).reference) for model in matrix.models}
     planned = [
-        Scenario(model=model, variant=variant, prompts=name, batch=batch, conditions=conditions)
+        Scenario(model=model, variant=variant, prompts=name, batch=batch, conditions=conditions[model])
         for model in matrix.models
-        for variant, fitting in _fitting(model, _ordered(matrix, model, reference), sets)
+        for variant, fitting in _fitting(model, _ordered(matrix, model, _variant(conditions[model].reference)), sets)
         for name, batch in fitting
     ]
     ordered = matrix.variants
@@ -236,6 +240,19 @@ def scenarios(matrix: Matrix) -> list[Scenario]:
         raise UsageError(f"{matrix.source or 'the matrix'} plans no scenario; name at least one model, method and prompt set")
     _check_unique(planned)
     return planned
+
+
+def compared(matrix: Matrix, model: str) -> Compared:
+    """What a model's variants are compared with: what was asked for, else the best that fits beside the first prompt set."""
+    if not matrix.chooses:
+        return Compared(reference=matrix.conditions.reference)
+    name, _ = next(_sets(matrix))
+    return best_that_fits(model, name, matrix.conditions)
+
+
+def _variant(name: str) -> Variant:
+    method, _, precision = name.partition("/")
+    return Variant(method=method, precision=precision)
 
 
 def _ordered(matrix: Matrix, model: str, reference: Variant) -> Sequence[Variant]:

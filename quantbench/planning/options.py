@@ -243,7 +243,8 @@ def _batch(text: str) -> int:
 def _with_conditions(matrix: Matrix, options: RunOptions) -> Matrix:
     found = {each.name: getattr(options, each.name, None) for each in fields(Conditions)}  # not every one is an option
     asked = {name: value for name, value in found.items() if value is not None}
-    return replace(matrix, conditions=replace(matrix.conditions, **asked))
+    chooses = matrix.chooses and options.reference is None
+    return replace(matrix, conditions=replace(matrix.conditions, **asked), chooses=chooses)
 
 
 def _effort(options: RunOptions) -> Effort:
