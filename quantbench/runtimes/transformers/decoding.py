@@ -15,6 +15,7 @@ from itertools import count, islice
 from types import MappingProxyType
 from typing import Any
 
+from quantbench.core.errors import UnsupportedError
 from quantbench.core.trace import Decoding
 
 Prompts = Sequence[Sequence[int]]
@@ -71,9 +72,9 @@ class Static:
         import torch
 
         turn = self._turn = next(self._turns)
-        cache = self._emptied(len(prompts))
         ids = torch.tensor([list(prompt) for prompt in prompts], device=self.model.device)
         with torch.inference_mode():
+            cache = self._emptied(len(prompts))
             ids = choose(_last_logits(self.model, ids, cache))
             yield ids
             for _ in range(limit - 1):
@@ -87,6 +88,7 @@ class Static:
         return _last_logits(self.model, ids, cache)
 
     def _emptied(self, sequences: int) -> Any:
+        """The cache for so many sequences; its tensors are of inference mode, and can be emptied only in it."""
         from transformers import StaticCache
 
         if sequences not in self._caches:
@@ -159,6 +161,8 @@ class Graph(Static):
 
         with torch.inference_mode():
             cache = self._emptied(len(prompts))
+            if any(layer.is_sliding for layer in cache.layers):
+                raise UnsupportedError("a cache of a window counts its positions in Python, where a graph does not come by")
             ids = torch.tensor([list(prompt) for prompt in prompts], device=self.model.device)
             asked = _last_logits(self.model, ids, cache).argmax(dim=-1, keepdim=True)
             stream = torch.cuda.Stream()
