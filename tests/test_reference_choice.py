@@ -15,7 +15,7 @@ def planned(model: str, room_gb: float, monkeypatch: pytest.MonkeyPatch, **given
     device = planner.Device(name="this machine", memory_bytes=int(room_gb * 1e9))
     monkeypatch.setattr(planner, "device_here", lambda _: device)
     asked = {"model": model, "method": "gguf", "precision": "q4_k_m", "prompts": "two", **given}
-    return plan(RunOptions.read(lambda option: asked.get(option.name)))
+    return plan(RunOptions.read(lambda option: asked.get(option.name, option.default)))
 
 
 @pytest.mark.parametrize(

@@ -246,7 +246,7 @@ def compared(matrix: Matrix, model: str) -> Compared:
     """What a model's variants are compared with: what was asked for, else the best that fits beside the first prompt set."""
     if not matrix.chooses:
         return Compared(reference=matrix.conditions.reference)
-    name, _ = next(_sets(matrix))
+    name = next((name for name, _ in _sets(matrix)), "")
     return best_that_fits(model, name, matrix.conditions)
 
 

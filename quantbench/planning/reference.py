@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
-from quantbench.core.scenario import Conditions, Scenario, Variant, short_name
+from quantbench.core.scenario import DUMMY_PREFIX, Conditions, Scenario, Variant, short_name
 from quantbench.models import MODELS, is_module, is_server
 from quantbench.planning.outlook import Outlooks
 
@@ -23,10 +24,11 @@ class Compared:
 def best_that_fits(model: str, prompts: str, conditions: Conditions) -> Compared:
     """The first of CANDIDATES that has room on the device with the answers to a prompt set; fp32 where none has.
 
-    Of models of unknown size it is fp32: the worker will say that there is no room.
+    Of models of unknown size, and of those that would have to be asked for over a network, it is fp32: where there is no room
+    for it the row says so.
     """
     usual = Compared(reference=CANDIDATES[0])
-    if model in MODELS or is_module(model) or is_server(model):
+    if model in MODELS or is_module(model) or is_server(model) or not _is_here(model):
         return usual
     outlooks, refused = Outlooks(), ""
     for name in CANDIDATES:
@@ -39,3 +41,7 @@ def best_that_fits(model: str, prompts: str, conditions: Conditions) -> Compared
             return Compared(reference=name, why=why)
         refused = refused or refusal
     return usual
+
+
+def _is_here(model: str) -> bool:
+    return model.startswith(DUMMY_PREFIX) or Path(model).expanduser().exists()
