@@ -75,6 +75,7 @@ def test_every_axis_and_condition_is_read(matrix_file: Callable[[str], Path]) ->
         server = "gguf/q8_0"
         concurrency = 2
         chunks = 3
+        decode_path = "static"
     """)
     conditions = Conditions(
         reference="torch/bf16",
@@ -90,6 +91,7 @@ def test_every_axis_and_condition_is_read(matrix_file: Callable[[str], Path]) ->
         server="gguf/q8_0",
         concurrency=2,
         chunks=3,
+        decode_path="static",
     )
     assert read_matrix(path) == Matrix(
         models=("canary", "org/model"),

@@ -93,6 +93,7 @@ def test_what_is_no_number_is_refused_by_the_options_name(name: str, raw: str) -
         ("server", "gguf/q8_0", "gguf/q8_0"),
         ("concurrency", "2", 2),
         ("chunks", "3", 3),
+        ("decode_path", "static", "static"),
     ],
 )
 def test_an_option_of_a_conditions_name_changes_that_condition_of_every_scenario(name: str, raw: str, expected: Any) -> None:

@@ -26,6 +26,7 @@ conditions = st.builds(
     answer_tokens=st.integers(2, 256),
     continuation_tokens=st.integers(2, 256),
     seed=st.integers(0, 2**31),
+    decode_path=st.sampled_from(["", "eager", "static", "compiled"]),
 )
 names = st.text("abcdefgh-_.0123456789", min_size=1, max_size=12)
 variants = st.builds(Variant, method=names, precision=names, control=st.booleans())

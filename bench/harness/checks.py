@@ -14,6 +14,7 @@ from statistics import median
 import alarms
 import as_llama
 import busy
+import decoding
 import dummies
 import fidelity
 import own_model
@@ -130,6 +131,7 @@ ALL: dict[str, Callable[[], Iterable[Result]]] = {
     "collection": collection,
     "job-overhead": job_overhead,
     "torch-decode": fidelity.torch_decode,
+    "decode-paths": decoding.decode_paths,
     "gguf-decode": fidelity.gguf_decode,
     "llama-bench": fidelity.llama_bench,
     "kld-scoring": fidelity.kld_scoring,

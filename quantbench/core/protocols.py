@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from quantbench.core.errors import ModelError
 from quantbench.core.job import Checkpoint
-from quantbench.core.trace import WeightMemory
+from quantbench.core.trace import Decoding, WeightMemory
 
 if TYPE_CHECKING:
     from typing import Any
@@ -98,6 +98,19 @@ class Batched(Protocol):
 
         The first ``next()`` is the prefill of all of them. At most ``Settings.batch`` prompts.
         """
+
+
+@runtime_checkable
+class Decodes(Protocol):
+    """A LoadedModel with several ways to decode, of which one is taken before anything is timed."""
+
+    def decode_by(self, path: str, prompts: Sequence[Sequence[int]], limit: int, positions: int) -> Decoding:
+        """Decode from now on in the way called ``path`` (empty: the usual one), and say which it is.
+
+        It is tried on an answer of ``limit`` tokens to ``prompts``, answered together; a sequence takes up to ``positions``
+        with its answer. UsageError for a way that there is not.
+        """
+        ...
 
 
 @runtime_checkable

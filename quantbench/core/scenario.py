@@ -13,7 +13,7 @@ from pathlib import PurePath
 from typing import Literal
 from urllib.parse import urlsplit
 
-from quantbench.core.errors import UsageError
+from quantbench.core.errors import UsageError, unknown_name
 
 MIN_LENGTH = 2
 SEEDED_INPUTS = "seeded"
@@ -46,6 +46,11 @@ class Precision:
     usual: bool = True
     first: bool = True
     first_on_cpu: bool = True
+
+
+def baseline(reference: str, device: str) -> str:
+    """What speeds are compared with on a device: ``reference``; on a GPU, where fp32 is nobody's alternative, bf16 for it."""
+    return "torch/bf16" if reference == "torch/fp32" and device.startswith("cuda") else reference
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +106,7 @@ class Conditions:
     train; empty means text sampled from the model itself. ``server`` is what the method ``server`` queries: a URL, or
     ``gguf/PRECISION`` for a server that quantbench starts; ``concurrency`` is the most requests that it gets at once. At most
     ``chunks`` chunks of a text are scored (0: all); a chunk is as long as ``context``, by default 512 tokens.
+    ``decode_path`` is one of DECODE_PATHS; empty means the usual one of the method on that device.
     """
 
     reference: str = "torch/fp32"
@@ -116,6 +122,7 @@ class Conditions:
     server: str = ""
     concurrency: int = 4
     chunks: int = 0
+    decode_path: str = ""
 
     def __post_init__(self) -> None:
         """Raise UsageError for values that cannot be measured."""
@@ -131,7 +138,14 @@ class Conditions:
             raise UsageError(f"concurrency is {self.concurrency}; ask for at least one request at a time")
         if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
             raise UsageError(f"device {self.device!r} is not known; use cpu, cuda or cuda:N")
+        if self.decode_path and self.decode_path not in DECODE_PATHS:
+            raise unknown_name("decode path", self.decode_path, DECODE_PATHS)
+        if self.decode_path == "graph" and self.device == "cpu":
+            raise UsageError("decode path 'graph' is a CUDA graph, and the device is cpu; use static or compiled, or a GPU")
 
+
+DECODE_PATHS = ("eager", "static", "graph", "compiled")
+"""The ways to decode that can be asked of methods that run on transformers; others have one way of their own."""
 
 METHODS_OWN = ("calibration", "server", "concurrency")
 """Conditions that only some methods use; those methods put them into the key themselves."""
@@ -242,8 +256,12 @@ class Scenario:
         return replace(self, variant=self.spec.reference().variant, batch=1, repeat=0)
 
     def heeded(self) -> dict[str, str | int]:
-        """The conditions that count here, by name, without those that only certain methods or only texts use."""
+        """The conditions that count here, by name, without those that only certain methods or only texts use.
+
+        A decode path counts where one was asked for; what is usual is found, not asked.
+        """
         others = METHODS_OWN if self.reads == "text" else (*METHODS_OWN, *TEXTS_OWN)
+        others = others if self.conditions.decode_path else (*others, "decode_path")
         return {name: value for name, value in asdict(self.conditions).items() if name not in others}
 
     def key(self, identity: Mapping[str, str]) -> str:

@@ -209,6 +209,21 @@ Probes = dict[str, Probe]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Decoding:
+    """The way that tokens were decoded in: its name, and why it is not the one that was asked for (empty if it is).
+
+    ``compile_s`` is what compiling or capturing took; None where nothing was. ``device_step_s`` is the time that a step's
+    kernels take on the device without their launching; None with the reason in ``no_device_step``.
+    """
+
+    path: str
+    reason: str = ""
+    compile_s: float | None = None
+    device_step_s: float | None = None
+    no_device_step: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Trace:
     """Everything measured for one scenario.
 
@@ -246,6 +261,8 @@ class Trace:
     load_points: tuple[LoadPoint, ...] = ()
     top_logprobs: TopLogprobs | None = None
     native: Mapping[str, float] = field(default_factory=dict)
+    decoding: Decoding | None = None
+    """None where the runtime decides by itself how it decodes."""
     prequantized: bool = False
     """Whether it was loaded from files that had been quantized beforehand."""
     probes: Mapping[str, Probe] = field(default_factory=dict)

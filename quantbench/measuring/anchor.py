@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from quantbench.core.boards import open_boards
 from quantbench.core.errors import QuantbenchError
 from quantbench.core.machine import available_memory
-from quantbench.core.scenario import Spec
+from quantbench.core.scenario import Spec, baseline
 from quantbench.methods import METHODS, Settings
 from quantbench.models import checkpoint as checkpoints
 from quantbench.planning import planner
@@ -48,7 +48,8 @@ class Anchor:
 
 def choose(spec: Spec, settings: Settings) -> Anchor | None:
     """The anchor for a variant, its artifact made if the method needs one; None where not even the canary is available."""
-    method, _, precision = METHODS[spec.variant.method].anchor.partition("/")
+    usual = METHODS[spec.variant.method].anchor
+    method, _, precision = baseline(usual, spec.conditions.device).partition("/")
     variant = replace(spec.variant, method=method, precision=precision, control=False)
     own = Anchor(name=variant.name, spec=replace(spec, variant=variant), settings=settings)
     is_variant = variant == replace(spec.variant, control=False)

@@ -26,6 +26,7 @@ from quantbench.core.protocols import (
     SCORE_POSITIONS,
     Artifact,
     Batched,
+    Decodes,
     Endpoint,
     HasModule,
     LoadedModel,
@@ -44,7 +45,8 @@ from quantbench.models.architecture import Architecture
 from quantbench.models.footprint import Weights
 
 __all__ = [
-    "METHODS", "SCORE_POSITIONS", "Artifact", "Batched", "Endpoint", "HasModule", "LoadedModel", "LoadedModule", "Method",
+    "METHODS", "SCORE_POSITIONS", "Artifact", "Batched", "Decodes", "Endpoint", "HasModule", "LoadedModel", "LoadedModule",
+    "Method",
     "SamplesTogether", "Sampling", "Settings", "Sliced", "StreamDroppedError", "Streamed", "method", "until_end",
 ]  # fmt: skip
 

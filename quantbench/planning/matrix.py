@@ -29,6 +29,7 @@ from quantbench.core.errors import MatrixError, UsageError, unknown_name
 from quantbench.core.scenario import SEEDED_INPUTS, Conditions, Scenario, Variant, reads
 from quantbench.methods import METHODS, Method
 from quantbench.planning import prompts
+from quantbench.planning.reference import Compared, best_that_fits
 from quantbench.planning.settled import settled
 
 GPU_OUTPUT_TOKENS = 128
@@ -47,7 +48,8 @@ class Matrix:
 
     ``prompts`` are written as on the command line, ``SET`` or ``SET@B``; ``batches``, if any, apply to all of them.
     ``for_builtin``: the variants were chosen for built-in models, so any other model gets only the cheap ones.
-    ``probes``: the variants that are probed; None stands for all. ``given`` names the conditions that somebody set.
+    ``probes``: the variants that are probed; None stands for all. ``given`` names the conditions that somebody set: without a
+    reference among them each model is compared with the best that fits.
     """
 
     models: tuple[str, ...]
@@ -166,8 +168,9 @@ def left_out(matrix: Matrix) -> tuple[str, ...]:
 
 
 def hints(matrix: Matrix) -> tuple[str, ...]:
-    """A sentence for each of the user's own models that is planned only at the precision it already has."""
-    return tuple(found.sentence for name in matrix.own if (found := settled(name)))
+    """Sentences about models: those planned only at the precision that they already have, and those not compared with fp32."""
+    kept = [found.sentence for name in matrix.own if (found := settled(name))]
+    return (*kept, *(found.why for name in matrix.models if (found := compared(matrix, name)).why))
 
 
 _MOST_LISTED = 5
@@ -229,11 +232,11 @@ def scenarios(matrix: Matrix) -> list[Scenario]:
         prompts.check_name(name)
     for variant in matrix.variants:
         METHODS[variant.method].precision(variant.precision)
-    reference = Variant(method=method, precision=precision)
+    asked = {model: replace(conditions, reference=compared(matrix, model).reference) for model in matrix.models}
     planned = [
-        Scenario(model=model, variant=variant, prompts=name, batch=batch, conditions=conditions)
+        Scenario(model=model, variant=variant, prompts=name, batch=batch, conditions=asked[model])
         for model in matrix.models
-        for variant, fitting in _fitting(model, _ordered(matrix, model, reference), sets)
+        for variant, fitting in _fitting(model, _ordered(matrix, model, _variant(asked[model].reference)), sets)
         for name, batch in fitting
     ]
     ordered = matrix.variants
@@ -254,6 +257,20 @@ def _at_length(matrix: Matrix) -> Conditions:
     if set_by_somebody or not conditions.device.startswith("cuda"):
         return conditions
     return replace(conditions, output_tokens=GPU_OUTPUT_TOKENS)
+
+
+def compared(matrix: Matrix, model: str) -> Compared:
+    """What a model's variants are compared with: what was asked for, else the best that fits beside the first prompt set."""
+    named = matrix.conditions.reference
+    if "reference" in matrix.given or named != Conditions().reference:
+        return Compared(reference=named)
+    name = next((name for name, _ in _sets(matrix)), "")
+    return best_that_fits(model, name, matrix.conditions)
+
+
+def _variant(name: str) -> Variant:
+    method, _, precision = name.partition("/")
+    return Variant(method=method, precision=precision)
 
 
 def _ordered(matrix: Matrix, model: str, reference: Variant) -> Sequence[Variant]:

@@ -90,6 +90,7 @@ class RunOptions:
     batch: tuple[str, ...] = _option(
         "list", "N", "answer N sequences together, one scenario per N: 1,8,32 (1; also SET@N)"
     )
+    decode_path: str | None = _option("text", "PATH", "how transformers decodes: eager, static, graph or compiled")
     chunks: int | None = _option("int", "N", "score at most N chunks of a text (all)")
     output_tokens: int | None = _option("int", "TOKENS", "length of the timed answers (32, on a GPU 128)")
     seed: int | None = _option("int", "N", "seed for all sampling (0)")

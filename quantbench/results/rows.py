@@ -10,11 +10,14 @@ from numbers import Integral, Real
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from quantbench.core.scenario import Conditions, Reads, at_batch, reads, short_name
+from quantbench.core.scenario import Conditions, Reads, at_batch, baseline, reads, short_name
 from quantbench.results.store import in_order
 
 if TYPE_CHECKING:
     import pandas as pd
+
+MOST_LAUNCHING = 0.2
+"""Where more than this share of a decode step is launching kernels, its speed is that of the launching program."""
 
 REPEATS = "repeats"
 """In a row that stands for several processes: how many were measured (``PLANNED``: how many were planned)."""
@@ -99,8 +102,9 @@ class Row:
 
     @property
     def alternated(self) -> bool:
-        """Whether its timed rounds alternated with the reference's in one process."""
-        return self.text("anchor") == self.text("reference") and self.number("decode_ratio") is not None
+        """Whether its timed rounds alternated with those of the baseline in one process."""
+        compared = baseline(self.text("reference"), self.text("device"))
+        return self.text("anchor") == compared and self.number("decode_ratio") is not None
 
     def null_reason(self, name: str) -> str:
         """Why a metric of an ok row is null; empty when no reason was stored."""
@@ -144,7 +148,7 @@ class Group:
     @property
     def reference_row(self) -> Row | None:
         """The reference's own row, when it was measured."""
-        return next((row for row in self.rows if row.ok and row.variant == self.reference and not row.flag("control")), None)
+        return self._named(self.reference)
 
     def over_reference(self, row: Row, name: str) -> float | None:
         """A figure of ``row`` over that of the reference's own row."""
@@ -152,9 +156,37 @@ class Group:
         theirs = reference.number(name) if reference else None
         return mine / theirs if mine is not None and theirs else None
 
+    @property
+    def baseline(self) -> str:
+        """The variant that speeds are compared with: the reference, and on a GPU bf16 instead of fp32."""
+        return baseline(self.reference, self.fact("device"))
+
     def speed_ratio(self, row: Row) -> float | None:
-        """Decode throughput of ``row`` over the reference's, from alternating rounds where there are any."""
-        return row.number("decode_ratio") if row.alternated else self.over_reference(row, "decode_tps")
+        """Decode throughput of ``row`` over the baseline's, from alternating rounds where there are any.
+
+        None where ``speed_doubt`` says why there can be none.
+        """
+        if self.speed_doubt(row):
+            return None
+        if row.alternated:
+            return row.number("decode_ratio")
+        mine, other = row.number("decode_tps"), self._named(self.baseline)
+        theirs = other.number("decode_tps") if other else None
+        return mine / theirs if mine is not None and theirs else None
+
+    def speed_doubt(self, row: Row) -> str:
+        """Why its speed says nothing about quantization beside the baseline's; empty where it may be compared."""
+        base = self._named(self.baseline)
+        for each in (row, base):
+            share = each.number("launch_share") if each else None
+            if each and share is not None and share > MOST_LAUNCHING:
+                return f"{share:.0%} of a step of {each.variant} is launching kernels, which no quantization makes cheaper"
+        if base is None or _alike(row, base, self.fact("device")):
+            return ""
+        return f"{row.variant} decodes by {_path(row)} and {base.variant} by {_path(base)}"
+
+    def _named(self, variant: str) -> Row | None:
+        return next((row for row in self.rows if row.ok and row.variant == variant and not row.flag("control")), None)
 
     @property
     def instrument_check(self) -> bool:
@@ -172,6 +204,23 @@ class Group:
     def version(self, package: str) -> str:
         """The version of a library that the run used; empty when it was not stored."""
         return next((row.versions for row in self.rows if row.text("versions")), {}).get(package, "")
+
+
+_OWN_PATH = "the runtime's own path"
+_REPLAYED = ("graph", "compiled")
+
+
+def _path(row: Row) -> str:
+    return row.text("decode_path") or _OWN_PATH
+
+
+def _alike(row: Row, base: Row, device: str) -> bool:
+    """Whether two rows decode alike: by one path, or one by its runtime's own, which launches nothing from Python on a GPU."""
+    paths = {_path(row), _path(base)}
+    others = paths - {_OWN_PATH}
+    if len(paths) == 1 or not others:
+        return True
+    return len(others) == 1 and (others <= {*_REPLAYED} if device.startswith("cuda") else "compiled" not in others)
 
 
 def latest_run(frame: pd.DataFrame) -> pd.DataFrame:

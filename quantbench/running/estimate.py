@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from quantbench.core.cache import recall, remember
 from quantbench.core.errors import QuantbenchError
 from quantbench.core.machine import available_cpus, describe
-from quantbench.core.scenario import Effort, JobKey, Scenario, prompt_tokens
+from quantbench.core.scenario import Effort, JobKey, Scenario, baseline, prompt_tokens
 from quantbench.measuring.passes.bandwidth import remembered_bandwidth
 from quantbench.methods import METHODS
 from quantbench.planning import planner, prompts
@@ -132,7 +132,7 @@ def _load(scenario: Scenario, parameters: int, layers: int) -> Load:
     conditions = scenario.conditions
     method = METHODS[scenario.variant.method]
     bits = method.precision(scenario.variant.precision).bits or 16
-    anchor = method.anchor.partition("/")[2]
+    anchor = baseline(method.anchor, conditions.device).partition("/")[2]
     count, tokens = _size(scenario)
     answered = min(count, getattr(conditions, "answered_prompts", 0) or count)
     is_text = scenario.reads == "text"

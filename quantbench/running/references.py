@@ -25,7 +25,7 @@ _MAKERS = (
 )  # fmt: skip
 """The modules that sample, answer, score and write a reference, besides the method's own."""
 
-_NOT_MADE_BY = ("threads", "reference", "output_tokens")
+_NOT_MADE_BY = ("threads", "reference", "output_tokens", "decode_path")
 _NOT_OF_A_TEXT = ("answer_tokens", "answered_prompts", "continuation_tokens", "seed")
 
 

@@ -51,11 +51,23 @@ def assemble(
         notes=(
             *notes,
             *(f"{sign} {meaning}" for sign, meaning in signs.items() if sign in shown),
+            *_doubts(lines, fields),
             *([] if terse else failures(lines)),
             *([_REPEATED] if any(line.row and line.row.number(REPEATS) for line in lines) else []),
             *([] if terse else _missing(lines, fields)),
         ),
     )
+
+
+def _doubts(lines: Sequence[Line], fields: Sequence[Field]) -> list[str]:
+    """Why speeds are not compared, where a table would compare them; the first reason, and how many others there are."""
+    if not any(field.heading.key in ("decode_speed_ratio", "inference_speed") for field in fields):
+        return []
+    found = list(dict.fromkeys(line.speed_doubt for line in lines if line.speed_doubt))
+    if not found:
+        return []
+    others = f", and {len(found) - 1} others for such reasons" if len(found) > 1 else ""
+    return [f"speeds that are not compared: {found[0]}{others}"]
 
 
 def _caption(group: Group) -> str:

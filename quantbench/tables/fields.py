@@ -149,9 +149,9 @@ def word(scale: Scale, key: str, title: str, pick: Callable[[Scale, float], str]
     return Field(Heading(key=key, title=title, source="measured"), cell)
 
 
-def speed(reference: str) -> list[Field]:
-    """Decode throughput over the reference's, from the same process where the reference is the row's anchor."""
-    heading = Heading(key="decode_speed_ratio", title=f"Speed, x {reference}", unit="ratio", source="measured", numeric=True)
+def speed(baseline: str) -> list[Field]:
+    """Decode throughput over the baseline's, from the same process where the baseline is the row's anchor."""
+    heading = Heading(key="decode_speed_ratio", title=f"Speed, x {baseline}", unit="ratio", source="measured", numeric=True)
     alternated = Heading(key="decode_speed_alternated", title="Alternated in one process", shown=False)
 
     def cell(line: Line) -> Cell:

@@ -51,6 +51,11 @@ class Line:
         """Decode throughput over the reference's, from alternating rounds where there are any."""
         return self.group.speed_ratio(self.row) if self.row else None
 
+    @property
+    def speed_doubt(self) -> str:
+        """Why its speed is not compared with the baseline's; empty where it is."""
+        return self.group.speed_doubt(self.row) if self.row and self.row.ok else ""
+
     def number(self, name: str) -> int | float | None:
         """A figure of the row; None where it is null or there is no row."""
         return self.row.number(name) if self.row else None

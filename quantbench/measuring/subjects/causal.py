@@ -15,6 +15,7 @@ from quantbench.core.scenario import Variant
 from quantbench.core.signals import Found, Watched
 from quantbench.core.trace import (
     Answer,
+    Decoding,
     PeakMemory,
     Probes,
     Round,
@@ -28,14 +29,14 @@ from quantbench.measuring.anchor import Anchor, choose
 from quantbench.measuring.passes.bandwidth import bytes_per_token, memory_bandwidth
 from quantbench.measuring.passes.courtesy import Courtesy
 from quantbench.measuring.passes.device_context import make_context
-from quantbench.measuring.passes.latency import Contender, answer_tokens, measure_rounds
+from quantbench.measuring.passes.latency import Contender, answer_tokens, measure_rounds, together
 from quantbench.measuring.passes.memory import before_loading, measure_peak
 from quantbench.measuring.passes.reference import make_reference
 from quantbench.measuring.passes.similarity import answer_greedily, answers_of, score_columns
 from quantbench.measuring.passes.slicing import measure_slicing
 from quantbench.measuring.subjects import check_device, import_seconds, settings_of, without_times
 from quantbench.measuring.subjects.prompts import Prompts, context_for, read_prompts, read_without_reference, timed_tokens
-from quantbench.methods import METHODS, Artifact, Batched, LoadedModel
+from quantbench.methods import METHODS, Artifact, Batched, Decodes, LoadedModel
 from quantbench.models.checkpoint import count_parameters, require_unchanged
 from quantbench.models.safetensors import weight_files
 from quantbench.models.tokenizer import Decoder
@@ -99,6 +100,7 @@ def measure(job: Job, folder: Path) -> None:
             raise UnsupportedError(f"{job.variant.name} answers one sequence at a time; use prompt sets without @N")
         weights = model.memory()
         enter_stage(folder, "memory")
+        ways = [_decoding(job, model, each, context) for each in prompts]
         peaks = [measure_peak(model, each.ids, timed_tokens(job, each), loading, each.task.batch) for each in prompts]
         opened = _Opened(
             model=model, artifact=artifact, import_s=import_s, load_s=load_s, started=started, weights=weights,
@@ -111,12 +113,16 @@ def measure(job: Job, folder: Path) -> None:
         for index, (each, peak, columns) in enumerate(zip(prompts, peaks, scored, strict=True)):
             asked = each.answered(job.conditions)
             opposite = None
+            unlike = ""
             if chosen and anchor and not isinstance(anchor, str):
                 opposite = Contender(anchor, chosen.prompts(asked.ids), each.task.batch)
+                unlike = "" if anchor is model else _unlike(job, ways[index], opposite, chosen.name, context)
+                opposite = None if unlike else opposite
             enter_stage(folder, "latency")
             answered = _answer(job, asked, Contender(model, asked.ids, each.task.batch), opposite, context, courtesy=courtesy)
             trace = _trace(job, each, opened, answered, peak=peak, columns=columns, anchor=chosen.name if chosen else "")
-            lacking = {"anchor": anchor} if isinstance(anchor, str) else {}
+            trace = replace(trace, decoding=ways[index])
+            lacking = {"anchor": anchor if isinstance(anchor, str) else unlike} if isinstance(anchor, str) or unlike else {}
             require_unchanged(job.checkpoint)  # mapped weights are read from the file as long as the model runs
             trace = replace(trace, absent={**trace.absent, **lacking})
             without_times(trace, untimed, *_TIMED).save(folder / TRACE_FILE.format(index))
@@ -175,6 +181,33 @@ def _trace(
         probes=_probes(job),
         facts={**facts, "checkpoint_dtype": reference.checkpoint_dtype if reference else ""},
     )
+
+
+def _decoding(job: Job, model: LoadedModel, prompts: Prompts, context: int) -> Decoding | None:
+    """Take the way to decode that was asked for, on the first prompt. None for a text, and where the runtime has its own.
+
+    UnsupportedError where a method that has its own was asked for another.
+    """
+    path, batch = job.conditions.decode_path, prompts.task.batch
+    if not isinstance(model, Decodes):
+        if path:
+            raise UnsupportedError(f"{job.variant.name} decodes in its own way, and {path} was asked for; omit --decode-path")
+        return None
+    if prompts.task.is_text or job.effort.untimed:
+        return None
+    first = together(prompts.answered(job.conditions).ids[0], batch)
+    return model.decode_by(path, first, job.conditions.output_tokens, context)
+
+
+def _unlike(job: Job, way: Decoding | None, anchor: Contender, name: str, context: int) -> str:
+    """Why the anchor cannot be timed beside a variant that decodes in this way; empty where it decodes in the same."""
+    if way is None or not isinstance(anchor.model, Decodes):
+        return ""
+    first = together(anchor.prompts[0], anchor.batch)
+    found = anchor.model.decode_by(way.path, first, job.conditions.output_tokens, context)
+    if found.path == way.path:
+        return ""
+    return f"the anchor {name} decodes by {found.path} and the variant by {way.path}, so no ratio is taken ({found.reason})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from quantbench.core.protocols import SCORE_POSITIONS, Sampling, Settings, until_end
-from quantbench.core.trace import WeightMemory
+from quantbench.core.trace import Decoding, WeightMemory
+from quantbench.runtimes.transformers.decoding import WAYS, Eager, Way, try_way, with_device_step
 from quantbench.runtimes.transformers.devices import placed, places_of, settings_on, wait_for
 from quantbench.runtimes.transformers.random_weights import load_random
 from quantbench.runtimes.transformers.sampled import sample_together
@@ -51,11 +52,13 @@ class TransformersModel:
         found: Mapping[str, str] = MappingProxyType({}),
         *,
         state_kind: str = "quantization_state",
+        decode_path: str = "",
     ) -> None:
         """``kernel`` names what runs; ``state_bytes`` counts in the model what is neither parameter nor buffer.
 
         ``state_kind`` says what that is. ``counts`` gives further fields of WeightMemory from the model and its weight bytes;
-        ``found`` are further facts.
+        ``found`` are further facts. ``decode_path`` is the usual one of what
+        runs here; empty means a CUDA graph on a GPU, and eager on a CPU.
         """
         self.model = model
         self._kernel = kernel
@@ -63,6 +66,9 @@ class TransformersModel:
         self._counts = counts
         self._found = found
         self._state_kind = state_kind
+        self._usual_path = decode_path or ("graph" if model.device.type == "cuda" else "eager")
+        self._eager = Eager(model, 0)
+        self._ways: dict[int, Way] = {}
 
     @property
     def facts(self) -> Mapping[str, str]:
@@ -79,24 +85,23 @@ class TransformersModel:
 
     def generate(self, prompt: Sequence[int], limit: int, sampling: Sampling | None = None) -> Iterator[int]:
         """See LoadedModel."""
-        return (int(ids) for ids in self._steps([prompt], limit, _chooser(sampling)))
+        return (int(ids) for ids in self._way(1).steps([prompt], limit, _chooser(sampling)))
 
     def generate_batch(self, prompts: Sequence[Sequence[int]], limit: int) -> Iterator[Sequence[int]]:
         """See Batched. One forward pass a step for all; no row is padded."""
-        return (ids[:, 0].tolist() for ids in self._steps(prompts, limit, _chooser(None)))
+        return (ids[:, 0].tolist() for ids in self._way(len(prompts)).steps(prompts, limit, _chooser(None)))
 
-    def _steps(self, prompts: Sequence[Sequence[int]], limit: int, choose: Any) -> Iterator[Any]:
-        """The next ids [sequences, 1] of each step, on the model's device."""
-        import torch
-        from transformers import DynamicCache
+    def decode_by(self, path: str, prompts: Sequence[Sequence[int]], limit: int, positions: int) -> Decoding:
+        """See Decodes."""
+        name = path or self._usual_path
+        kept = next((way for way in self._ways.values() if way.name == name), None)  # a compiled step serves every batch
+        way, decoding = try_way(kept or WAYS[name](self.model, positions), prompts, limit)
+        self._ways[len(prompts)] = way
+        return with_device_step(way, decoding, prompts, positions)
 
-        cache = DynamicCache(config=self.model.config)
-        ids = torch.tensor([list(prompt) for prompt in prompts], device=self.model.device)
-        with torch.inference_mode():
-            for _ in range(limit):
-                logits = self.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
-                ids = choose(logits[:, -1])
-                yield ids
+    def _way(self, sequences: int) -> Way:
+        """How so many sequences are decoded together."""
+        return self._ways.get(sequences, self._eager)
 
     def sample_together(
         self, prompts: Sequence[Sequence[int]], limit: int, samplings: Sequence[Sampling], ends: Container[int]

@@ -186,7 +186,9 @@ def load_quantized(settings: Settings, device: str, precision: str, found: Mappi
             check_layers(settings, precision)
             config = TorchAoConfig(base_config(precision))
             model = load_pretrained(settings, device, dtype="bfloat16", quantization_config=config)
-    return TransformersModel(model, kernel=f"torchao-{weight_class(model)}", found=found)
+    # torchao's INT8 and FP8 kernels come of torch.compile: eagerly each call converts the whole weight (its int8_tensor.py).
+    compiled = "compiled" if device != "cpu" and precision not in _IN_GROUPS else ""
+    return TransformersModel(model, kernel=f"torchao-{weight_class(model)}", found=found, decode_path=compiled)
 
 
 def weight_class(model: Any) -> str:

@@ -55,7 +55,7 @@ def _assemble(lines: list[Line]) -> Table:
         *f.divergence(),
         f.claimed(claim, "recommended"),
         f.word(scale, "recommended", claim.headings["recommended"], lambda each, value: each.anchor(value).recommended),
-        *f.speed(group.reference),
+        *f.speed(group.baseline),
         *f.background("artifact_bytes"),
         *f.status(shown=any(line.row and line.status != "ok" for line in lines)),
     ]

@@ -97,7 +97,7 @@ def _raw(group: Group) -> list[f.Field]:
         Heading(key="capability_notes", title="Notes", shown=False),
         lambda line: Cell((line.row.text("capability_notes") if line.row else "") or None),
     )
-    speeds = [replace(each, heading=replace(each.heading, shown=False)) for each in f.speed(group.reference)]
+    speeds = [replace(each, heading=replace(each.heading, shown=False)) for each in f.speed(group.baseline)]
     figures = f.background("load_s", "quantize_s", "finetune_loss_first", "finetune_loss_last")
     return [*figures, *hidden, notes, *speeds]
 

@@ -62,7 +62,7 @@ def _assemble(lines: list[Line], left_out: list[str]) -> Table:
         *f.divergence(),
         f.claimed(claim, "inference_speed"),
         f.speed_word(claim.headings["inference_speed"]),
-        *f.speed(group.reference),
+        *f.speed(group.baseline),
         *f.status(shown=any(line.row and line.status != "ok" for line in lines)),
     ]
     notes = [

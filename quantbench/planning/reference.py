@@ -1,0 +1,47 @@
+"""What a model's variants are compared with where nobody said: fp32 where it fits, else the most exact variant that does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from quantbench.core.scenario import DUMMY_PREFIX, Conditions, Scenario, Variant, short_name
+from quantbench.models import MODELS, is_module, is_server
+from quantbench.planning.outlook import Outlooks
+
+CANDIDATES = ("torch/fp32", "torch/bf16", "gguf/q8_0")
+"""The most exact first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compared:
+    """The variant that a model's others are compared with, and why it is not fp32 (empty if it is, or if nothing fits)."""
+
+    reference: str
+    why: str = ""
+
+
+def best_that_fits(model: str, prompts: str, conditions: Conditions) -> Compared:
+    """The first of CANDIDATES that has room on the device with the answers to a prompt set; fp32 where none has.
+
+    Of models of unknown size, and of those that would have to be asked for over a network, it is fp32: where there is no room
+    for it the row says so.
+    """
+    usual = Compared(reference=CANDIDATES[0])
+    if model in MODELS or is_module(model) or is_server(model) or not _is_here(model):
+        return usual
+    outlooks, refused = Outlooks(), ""
+    for name in CANDIDATES:
+        method, _, precision = name.partition("/")
+        asked = replace(conditions, reference=name)
+        scenario = Scenario(model=model, variant=Variant(method=method, precision=precision), prompts=prompts, conditions=asked)
+        refusal = outlooks.by_name(scenario).refusal
+        if not refusal:
+            why = f"{short_name(model)} is compared with {name}: {refused}" if refused else ""
+            return Compared(reference=name, why=why)
+        refused = refused or refusal
+    return usual
+
+
+def _is_here(model: str) -> bool:
+    return model.startswith(DUMMY_PREFIX) or Path(model).expanduser().exists()
