@@ -170,7 +170,8 @@ def left_out(matrix: Matrix) -> tuple[str, ...]:
 def hints(matrix: Matrix) -> tuple[str, ...]:
     """Sentences about models: those planned only at the precision that they already have, and those not compared with fp32."""
     kept = [found.sentence for name in matrix.own if (found := settled(name))]
-    return (*kept, *(found.why for name in matrix.models if (found := compared(matrix, name)).why))
+    others = [each.why for name in matrix.models if (each := compared(matrix, name)).why]
+    return (*kept, *others)
 
 
 _MOST_LISTED = 5
