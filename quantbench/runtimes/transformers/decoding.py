@@ -9,6 +9,7 @@ step by torch.compile. Prompts are read eagerly in all of them, and scored eager
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import count, islice
@@ -108,7 +109,9 @@ class Compiled(Static):
         import torch
 
         super().__init__(model, positions)
-        self._compiled = torch.compile(_last_logits, dynamic=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what the compiler's own modules use
+            self._compiled = torch.compile(_last_logits, dynamic=False)
 
     def _step(self, ids: Any, cache: Any) -> Any:
         return self._compiled(self.model, ids, cache)
@@ -191,7 +194,9 @@ def try_way(way: Way, prompts: Prompts, limit: int) -> tuple[Way, Decoding]:
         return way, Decoding(path=way.name)
     expected = _ids(eager, prompts, limit)
     try:
-        first_s, ids = _timed_ids(way, prompts, limit)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            first_s, ids = _timed_ids(way, prompts, limit)
         again_s, again = _timed_ids(way, prompts, limit)
     except MemoryError:
         raise
