@@ -184,19 +184,11 @@ def _trace(
 
 
 def _decoding(job: Job, model: LoadedModel, prompts: Prompts, context: int) -> Decoding | None:
-    """Take the way to decode that was asked for, on the first prompt. None for a text, and where the runtime has its own.
-
-    UnsupportedError where a method that has its own was asked for another.
-    """
-    path, batch = job.conditions.decode_path, prompts.task.batch
-    if not isinstance(model, Decodes):
-        if path:
-            raise UnsupportedError(f"{job.variant.name} decodes in its own way, and {path} was asked for; omit --decode-path")
+    """Take the way to decode that was asked for, on the first prompt; None for a text, and where the runtime has its own."""
+    if prompts.task.is_text or job.effort.untimed or not isinstance(model, Decodes):
         return None
-    if prompts.task.is_text or job.effort.untimed:
-        return None
-    first = together(prompts.answered(job.conditions).ids[0], batch)
-    return model.decode_by(path, first, job.conditions.output_tokens, context)
+    first = together(prompts.answered(job.conditions).ids[0], prompts.task.batch)
+    return model.decode_by(job.conditions.decode_path, first, job.conditions.output_tokens, context)
 
 
 def _unlike(job: Job, way: Decoding | None, anchor: Contender, name: str, context: int) -> str:
