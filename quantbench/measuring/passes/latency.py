@@ -14,7 +14,7 @@ from itertools import pairwise
 from quantbench.core.errors import ModelError
 from quantbench.core.scenario import Effort
 from quantbench.core.trace import Generation, Round
-from quantbench.measuring.passes.rounds import ANCHOR_SHARE, AnchorTurn, until_steady
+from quantbench.measuring.passes.rounds import AnchorTurn, rotation, until_steady
 from quantbench.methods import Batched, LoadedModel
 
 TimedPrompts = Sequence[Sequence[int]]
@@ -51,30 +51,20 @@ def measure_rounds(
     untimed answer warms the rest. ``after_round`` is called after each round, while nothing is timed. Once ``spoilt`` by other
     work the rounds end with the budget, perhaps before every prompt had a turn.
     """
-    size = _round_size(variant.answer(0, length).e2e_s, len(variant.prompts), effort)
-    sweep = len(variant.prompts) // size
+    turns = rotation(variant.answer(0, length).e2e_s, len(variant.prompts), effort)
     turn = None
     if anchor:
         prompts = len(anchor.prompts)
         turn = AnchorTurn(partial(anchor.answer, length=length), prompts, _seconds, most=prompts)
 
     def take(index: int) -> Round:
-        numbers = sorted((index * size + offset) % len(variant.prompts) for offset in range(size))
+        numbers = turns.at(index)
         answers = tuple(variant.answer(number, length) for number in numbers)
         after_round()
         opposite = turn.take(sum(map(_seconds, answers)), numbers) if turn else ()
         return Round(index=index, variant=answers, anchor=opposite)
 
-    return until_steady(take, lambda each: sum(map(_seconds, each.variant)), effort, every=sweep, spoilt=spoilt)
-
-
-def _round_size(answer_s: float, prompts: int, effort: Effort) -> int:
-    """Prompts per round, such that the minimum number of rounds takes about the budget, the anchor's share included.
-
-    The size divides the number of prompts, so that all are answered equally often.
-    """
-    affordable = max(1, round(effort.budget_s * (1 - ANCHOR_SHARE) / effort.min_rounds / answer_s))
-    return max(size for size in range(1, prompts + 1) if prompts % size == 0 and size <= affordable)
+    return until_steady(take, lambda each: sum(map(_seconds, each.variant)), effort, every=turns.sweep, spoilt=spoilt)
 
 
 def together(prompt: Sequence[int], batch: int) -> list[list[int]]:

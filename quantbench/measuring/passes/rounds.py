@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from quantbench.core.scenario import Effort
@@ -14,6 +15,30 @@ ANCHOR_SHARE = 0.25
 """At most this share of the time goes to the anchor."""
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Rotation:
+    """Which of ``prompts`` prompts each round answers: ``size`` of them in turn, a divisor, so that all have equal turns."""
+
+    prompts: int
+    size: int
+
+    @property
+    def sweep(self) -> int:
+        """Rounds in which every prompt has one turn."""
+        return self.prompts // self.size
+
+    def at(self, index: int) -> list[int]:
+        """The prompts of the round with that index, ascending."""
+        return sorted((index * self.size + offset) % self.prompts for offset in range(self.size))
+
+
+def rotation(answer_s: float, prompts: int, effort: Effort) -> Rotation:
+    """As many prompts a round that the fewest rounds take about the budget, the anchor's share included, at ``answer_s`` each."""
+    affordable = max(1, round(effort.budget_s * (1 - ANCHOR_SHARE) / effort.min_rounds / answer_s))
+    size = max(size for size in range(1, prompts + 1) if prompts % size == 0 and size <= affordable)
+    return Rotation(prompts=prompts, size=size)
 
 
 def until_steady(

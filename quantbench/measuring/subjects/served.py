@@ -18,7 +18,7 @@ from quantbench.core.job import TRACE_FILE, Job, Task, enter_stage
 from quantbench.core.scenario import Conditions
 from quantbench.core.signals import Found, Watched
 from quantbench.core.trace import Answer, Generation, LoadPoint, Round, TopLogprobs, Trace
-from quantbench.measuring.passes.rounds import until_steady
+from quantbench.measuring.passes.rounds import rotation, until_steady
 from quantbench.measuring.signals import Watch
 from quantbench.measuring.subjects import import_seconds, settings_of, without_times
 from quantbench.measuring.subjects.prompts import Prompts, read_prompts
@@ -201,14 +201,15 @@ def _time(
 
 
 def _rounds(client: Client, job: Job) -> tuple[Round, ...]:
-    """Every prompt alone, round after round; the answers before were the warm-up."""
+    """One request at a time, the prompts in rotation as in the other runtimes; the answers before were the warm-up."""
     length = job.conditions.output_tokens
+    turns = rotation(client.timed(0, length).e2e_s, len(client.task.prompts), job.effort)
 
     def take(index: int) -> Round:
-        answers = tuple(client.timed(prompt, length) for prompt in range(len(client.task.prompts)))
+        answers = tuple(client.timed(prompt, length) for prompt in turns.at(index))
         return Round(index=index, variant=answers, anchor=())
 
-    return until_steady(take, lambda each: sum(answer.e2e_s for answer in each.variant), job.effort)
+    return until_steady(take, lambda each: sum(answer.e2e_s for answer in each.variant), job.effort, every=turns.sweep)
 
 
 def _load(client: Client, conditions: Conditions) -> tuple[tuple[LoadPoint, ...], str]:
