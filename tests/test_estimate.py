@@ -140,3 +140,30 @@ def test_small_models_without_an_estimate_say_nothing_about_the_variants_that_ha
         now[0] += 100
     assert seen.left[:2] == [pytest.approx(102), pytest.approx(101)]
     assert seen.left[-1] == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("took_s", "left_s"),
+    [
+        pytest.param(100, (10 + 100) + (10 + 5) + (10 + 5), id="slow-as-calibrating-is"),
+        pytest.param(0, 10 + 10 + 10, id="kept-from-before"),
+    ],
+)
+def test_what_one_methods_artifact_took_says_how_long_its_next_takes_and_slows_no_other_method(
+    took_s: float, left_s: float
+) -> None:
+    """Of two methods with two variants each, estimated at 10 s and 5 s for the artifact; the first one's is made or kept."""
+    now = [0.0]
+    jobs = [
+        Scenario(model="canary", variant=Variant(method=method, precision=name), prompts="two", conditions=Conditions())
+        for method in ("gptq", "gguf") for name in ("int4-g128", "int8")
+    ]  # fmt: skip
+    seen = Seen()
+    forecast = {each.job: Expected(measure_s=10, prepare_s=5) for each in jobs}
+    progress = Progress(seen, jobs=4, polls=False, clock=lambda: now[0], expected=forecast)
+    with progress.job([jobs[0]]):
+        progress.working("prepare", Path())
+        now[0] += took_s
+        progress.working("measure", Path())
+        now[0] += 10
+    assert seen.left == [pytest.approx(left_s)]

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from statistics import fmean, median
 from threading import Event, Thread
@@ -93,8 +94,8 @@ class Progress:
         self._paces: list[tuple[float, float]] = []
         self._took: dict[JobKey, float] = {}
         """Seconds that measuring took, without what was made once."""
-        self._prepared: list[float] = []
-        """Seconds that artifacts took to make, over what was estimated."""
+        self._prepared: dict[str, list[float]] = {}
+        """Seconds that artifacts took to make, over what was estimated, by method."""
         self._display = display
         self._jobs = jobs
         self._polls = polls
@@ -170,18 +171,31 @@ class Progress:
             self._took[key] = elapsed_s - sum(self._once.values())
             self._paces.append((self._took[key], estimate.measure_s))
             if estimate.prepare_s:
-                self._prepared.append(self._once.get("prepare", 0.0) / estimate.prepare_s)
+                ratio = self._once.get("prepare", 0.0) / estimate.prepare_s
+                self._prepared.setdefault(key[1].method, []).append(ratio)
 
     def _estimated(self, elapsed_s: float, left: int) -> float | None:
         """Estimated seconds left, ``elapsed_s`` into the current job and ``left`` jobs after it; None without estimates."""
         if not self._expected:
             return None
-        # One artifact that takes very long, or was kept from before, says little about the next: hence the median.
-        pace, prepare = self.pace or 1.0, median(self._prepared or [1.0])
-        jobs = {key: pace * each.measure_s + each.reference_s + prepare * each.prepare_s for key, each in self._rest.items()}
+        pace = self.pace or 1.0
+        jobs = {
+            key: pace * each.measure_s + each.reference_s + self._preparing(key[1].method) * each.prepare_s
+            for key, each in self._rest.items()
+        }
         untold = fmean(self._untold or jobs.values() or self._taken or [0.0])
         here = (jobs.pop(self._key) if self._key in jobs else untold) if self._key else 0.0
         return sum(jobs.values()) + max(0, left - len(jobs)) * untold + max(0.0, here - elapsed_s)
+
+    def _preparing(self, method: str) -> float:
+        """The factor for what artifacts of this method are estimated to take.
+
+        One that takes very long, or was kept from before, says little about the next: hence the median. That other methods'
+        were kept lets hope for this one's; that they were slow, as calibrating is, does not make it slow.
+        """
+        if own := self._prepared.get(method):
+            return median(own)
+        return min(1.0, median([*chain.from_iterable(self._prepared.values())] or [1.0]))
 
     def ended(self, record: Record) -> None:
         """A scenario of the job got its record."""

@@ -364,7 +364,7 @@ def test_energy_takes_a_counter(
 @pytest.mark.parametrize(("mine", "mark"), [(0.02, HOLDS), (0.06, FAILS)])
 def test_closer_to_the_reference(write: Write, record: Make, mine: float, mark: str) -> None:
     rows = [
-        record("bitsandbytes/nf4", model="some/7b", kld_mean=0.05),
+        record("bitsandbytes/nf4-dq", model="some/7b", kld_mean=0.05),
         record("gptq/int4-g128", model="some/7b", kld_mean=mine),
     ]
     verdict = _said("minimize quality", _evidence_of(write(rows, instrument_check=False)))

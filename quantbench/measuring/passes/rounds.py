@@ -35,7 +35,7 @@ class Rotation:
 
 
 def rotation(answer_s: float, prompts: int, effort: Effort) -> Rotation:
-    """As many prompts a round that the fewest rounds take about the budget, the anchor's share included, at ``answer_s`` each."""
+    """Prompts a round, at ``answer_s`` each, such that the fewest rounds take about the budget, the anchor's share included."""
     affordable = max(1, round(effort.budget_s * (1 - ANCHOR_SHARE) / effort.min_rounds / answer_s))
     size = max(size for size in range(1, prompts + 1) if prompts % size == 0 and size <= affordable)
     return Rotation(prompts=prompts, size=size)
