@@ -19,7 +19,8 @@ import yaml
 
 from quantbench.cli.app import app
 from quantbench.core.scenario import prompt_tokens
-from quantbench.planning.matrix import read_matrix, scenarios
+from quantbench.planning.matrix import scenarios
+from quantbench.planning.matrix_file import read_matrix
 from quantbench.results.schema import schema
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ from typing import Any, Literal
 from quantbench.core.errors import UsageError, unknown_name
 from quantbench.core.scenario import PROFILES, Conditions, Effort, Scenario, Variant
 from quantbench.models import MODELS
-from quantbench.planning.matrix import Matrix, default_matrix, hints, left_out, read_matrix, scenarios, select
+from quantbench.planning.matrix import Matrix, default_matrix, hints, left_out, scenarios, select
+from quantbench.planning.matrix_file import read_matrix
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
