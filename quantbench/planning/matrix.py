@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from quantbench import models
@@ -113,10 +113,10 @@ def left_out(matrix: Matrix) -> tuple[str, ...]:
     return (*costly, *more)
 
 
-def hints(matrix: Matrix) -> tuple[str, ...]:
+def hints(matrix: Matrix, references: Mapping[str, Compared]) -> tuple[str, ...]:
     """Sentences about models: those planned only at the precision that they already have, and those not compared with fp32."""
     kept = [found.sentence for name in matrix.own if (found := settled(name))]
-    others = [each.why for name in matrix.models if (each := compared(matrix, name)).why]
+    others = [each.why for each in references.values() if each.why]
     return (*kept, *others)
 
 
@@ -162,10 +162,11 @@ def _with_precisions(variants: Sequence[Variant], precisions: Sequence[str], met
     return tuple(dict.fromkeys(chosen))
 
 
-def scenarios(matrix: Matrix) -> list[Scenario]:
+def scenarios(matrix: Matrix, references: Mapping[str, Compared] | None = None) -> list[Scenario]:
     """All scenarios: per model the reference first, its control after it, then the other variants in order.
 
-    Raises UsageError for a model, method, precision or prompt set that does not exist, and for an id that occurs twice.
+    ``references`` is what ``chosen_references`` gave, where somebody asked for it already. Raises UsageError for a model,
+    method, precision or prompt set that does not exist, and for an id that occurs twice.
     """
     conditions = _at_length(matrix)
     method, _, precision = conditions.reference.partition("/")
@@ -179,7 +180,8 @@ def scenarios(matrix: Matrix) -> list[Scenario]:
         prompts.check_name(name)
     for variant in matrix.variants:
         METHODS[variant.method].precision(variant.precision)
-    asked = {model: replace(conditions, reference=compared(matrix, model).reference) for model in matrix.models}
+    references = chosen_references(matrix) if references is None else references
+    asked = {model: replace(conditions, reference=references[model].reference) for model in matrix.models}
     planned = [
         Scenario(model=model, variant=variant, prompts=name, batch=batch, conditions=asked[model])
         for model in matrix.models
@@ -206,13 +208,14 @@ def _at_length(matrix: Matrix) -> Conditions:
     return replace(conditions, output_tokens=GPU_OUTPUT_TOKENS)
 
 
-def compared(matrix: Matrix, model: str) -> Compared:
-    """What a model's variants are compared with: what was asked for, else the best that fits beside the first prompt set."""
+def chosen_references(matrix: Matrix) -> dict[str, Compared]:
+    """By model, what its variants are compared with: what was asked for, else the best that fits beside the first prompt set."""
     named = matrix.conditions.reference
     if "reference" in matrix.given or named != Conditions().reference:
-        return Compared(reference=named)
-    name = next((name for name, _ in _sets(matrix)), "")
-    return best_that_fits(model, name, matrix.conditions)
+        return dict.fromkeys(matrix.models, Compared(reference=named))
+    first = next((name for name, _ in _sets(matrix)), "")
+    conditions = _at_length(matrix)
+    return {model: best_that_fits(model, first, conditions) for model in matrix.models}
 
 
 def _variant(name: str) -> Variant:
