@@ -400,7 +400,7 @@ class TestWhatFailsFailsAlone:
         assert len(starts) == 1, printed
         said = printed[starts[0] : starts[0] + 1 + printed[starts[0] + 1].startswith("  ")]
         assert max(map(len, said)) <= 100
-        assert re.fullmatch(r"quantbench: \d+ scenarios in 12 jobs: about .* for references.*; estimated from .*", " ".join(said))
+        assert re.fullmatch(r"quantbench: \d+ scenarios in 12 jobs: about .* for ref.*; +estimated from .*", " ".join(said))
         failing.end.stdout.no_fnmatch_line("* left")
 
     def test_the_summary_counts_what_failed_and_names_the_results(self, failing: Ran) -> None:

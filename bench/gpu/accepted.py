@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
+import pandas as pd  # noqa: TID253 - a script of its own, not imported by the package
 
 BASE = "torch/bf16"
 LEAST_GAIN = 3.0
@@ -90,7 +90,8 @@ def gain(rows: pd.DataFrame) -> Line:
         if row is None:
             return Line(what, "", None, f"no row of the stage {stage} is ok")
         if row["decode_path"] != path:
-            return Line(what, "", None, f"the row of {stage} decoded by {row['decode_path']}: {text(row, 'decode_fallback')}")
+            why = f"the row of {stage} decoded by {row['decode_path']}"
+            return Line(what, "", None, ": ".join(filter(None, (why, text(row, "decode_fallback")))))
     assert eager is not None
     assert graph is not None
     ratio = graph["decode_tps"] / eager["decode_tps"]
@@ -98,7 +99,7 @@ def gain(rows: pd.DataFrame) -> Line:
 
 
 def of_loop(ways: list[dict[str, Any]]) -> Line:
-    """quantbench's graph over the compiled loop of ``beside.py``, in one process."""
+    """The graph of quantbench over the compiled loop of ``beside.py``, in one process."""
     what = f"{BASE} at batch 1, decode as a CUDA graph over a compiled loop of gpt-fast's kind (>= {LEAST_OF_LOOP:g})"
     mine = {way["way"]: way for way in ways if way.get("variant") == BASE and way.get("batch") == 1 and "way" in way}
     for name in ("graph", "loop"):

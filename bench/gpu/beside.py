@@ -33,7 +33,7 @@ COMPILED = ("torch/bf16",)
 stage ``torchao``, which measures nothing else."""
 
 
-@dataclass@dataclass(frozen=True)
+@dataclass(frozen=True)
 class Timed:
     """Seconds of a step and of the prompt, the ids of the first answer, and what else was found."""
 

@@ -224,6 +224,7 @@ beside() {
     say "beside: $(left) s left"
     bounded "$(left)" "$python" "$kit/beside.py" --device "$device" --model "$model" --seconds $(($(left) - 20)) \
         ${GPUKIT_VARIANTS:+--variants "$GPUKIT_VARIANTS"} ${GPUKIT_COMPILED+--compiled "$GPUKIT_COMPILED"} \
+        ${GPUKIT_BATCHES:+--batches "$GPUKIT_BATCHES"} \
         --out "$work/beside.jsonl" 2> "$work/beside.log"
     say "beside ended with $?"
     cp "$work/beside.jsonl" "$out/"

@@ -209,7 +209,7 @@ def _at_length(matrix: Matrix) -> Conditions:
 
 
 def chosen_references(matrix: Matrix) -> dict[str, Compared]:
-    """By model, what its variants are compared with: what was asked for, else the best that fits beside the first prompt set."""
+    """By model, what its variants are compared with: what was asked for, else the best that fits with the first prompt set."""
     named = matrix.conditions.reference
     if "reference" in matrix.given or named != Conditions().reference:
         return dict.fromkeys(matrix.models, Compared(reference=named))

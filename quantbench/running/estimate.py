@@ -196,10 +196,8 @@ def announced(scenarios: Sequence[Scenario], forecast: Mapping[JobKey, Expected]
     once = {"references": reference, "converting": prepare}
     made = " and ".join(f"{duration(seconds)} for {what}" for what, seconds in once.items() if seconds)
     of_it = f" ({made}, unless cached)" if made else ""
-    lines = [
-        f"quantbench: {len(scenarios)} scenarios in {len(jobs)} jobs: about {duration(whole)}{some}{of_it}; "
-        f"estimated from {origin}"
-    ]
+    length = f"{len(scenarios)} scenarios in {len(jobs)} jobs: about {duration(whole)}{some}{of_it}"
+    lines = [f"quantbench: {length}; estimated from {origin}"]
     longest = max(each.reference_s for each in forecast.values())
     if longest > timeout_s:
         lines.append(

@@ -62,7 +62,7 @@ def test_the_kit_is_prepared_and_rehearsed_on_the_cpu(tmp_path: Path) -> None:
         checkout, ".gpukit/remote.sh", "table:90", "beside:90",
         GPUKIT_PYTHON=sys.executable, GPUKIT_DEVICE="cpu", GPUKIT_MODEL=f"dummy:{tmp_path / 'config.json'}",
         GPUKIT_WORK=str(tmp_path / "work"), OUT=str(tmp_path / "out"), GPUKIT_VARIANTS="torch/bf16",
-        GPUKIT_COMPILED="",
+        GPUKIT_COMPILED="", GPUKIT_BATCHES="1,2",
     )  # fmt: skip
     rows = pd.read_parquet(tmp_path / "work" / "results" / "table" / "scenarios")
     assert set(rows["status"]) == {"ok"}, said
@@ -91,20 +91,22 @@ def test_every_question_that_a_cpu_can_answer_is_answered(tmp_path: Path) -> Non
 GRAPH, EAGER = {"decode_path": "graph", "decode_tps": 150.0, "launch_share": 0.05}, {"decode_path": "eager", "decode_tps": 40.0}
 ROW = {
     "method": "torch", "precision": "bf16", "batch": 1, "status": "ok", "reason": None, "mbu": 0.7, "decode_fallback": None,
-    "started_at": pd.Timestamp("2026-01-01", tz="UTC"), "weight_bytes": 100, "predicted_weight_bytes": 100, "launch_share": None,
+    "started_at": pd.Timestamp("2026-01-01", tz="UTC"), "weight_bytes": 100, "predicted_weight_bytes": 100,
+    "launch_share": None,
 }  # fmt: skip
 BESIDE = {"variant": "torch/bf16", "batch": 1, "same_tokens": 1.0}
 
 
-def _demands(
-    folder: Path, patch: pytest.MonkeyPatch, *, speed: float = 150.0, **table: object
-) -> tuple[list[str], list[str]]:  # fmt: skip
-    """What is said of rows that reach everything, but for what ``table`` says of bf16 at batch 1: demands and further lines."""
+def _demands(folder: Path, patch: pytest.MonkeyPatch, **table: object) -> tuple[list[str], list[str]]:
+    """What is said of rows that reach everything, but for what ``table`` says of bf16 at batch 1: demands and further lines.
+
+    ``speed`` is that of the graph in the lines of beside.py.
+    """
     patch.syspath_prepend(ROOT / "bench" / "gpu")
     accepted = importlib.import_module("accepted")
-    for stage, rows in {
-        "eager": [{**ROW, **EAGER}], "table": [{**ROW, **GRAPH, **table}, *({**ROW, **GRAPH, "batch": size} for size in (8, 32))],
-    }.items():  # fmt: skip
+    speed = table.pop("speed", 150.0)
+    graphs = [{**ROW, **GRAPH, **table}, *({**ROW, **GRAPH, "batch": size} for size in (8, 32))]
+    for stage, rows in {"eager": [{**ROW, **EAGER}], "table": graphs}.items():
         (folder / stage / "scenarios").mkdir(parents=True)
         frame = pd.DataFrame(rows).assign(scenario_id=[f"m/torch-bf16/tokens:480@{row['batch']}" for row in rows])
         frame.to_parquet(folder / stage / "scenarios" / "1.parquet")
@@ -123,21 +125,21 @@ def test_what_a_first_run_has_to_show_is_told_with_its_figures(tmp_path: Path, m
 
 
 @pytest.mark.parametrize(
-    ("table", "speed", "at", "said"),
+    ("table", "at", "said"),
     [
-        ({"decode_tps": 100.0}, 150.0, 0, "FAIL .*: 2.50 "),
-        ({"decode_path": "eager", "decode_fallback": "graph failed: why"}, 150.0, 0, "not measured .*by eager: graph failed: why"),
-        ({"status": "oom"}, 150.0, 0, "not measured .*no row of the stage table is ok"),
-        ({}, 140.0, 1, "FAIL .*: 0.903 "),
-        ({"mbu": 0.55}, 150.0, 2, "FAIL .*batch 1, mbu .*: 0.550 "),
-        ({"mbu": None}, 150.0, 2, "not measured .*the row has none"),
-        ({"weight_bytes": 101}, 150.0, 5, r"FAIL .*: 1 of 2 variants \(table: torch/bf16 101, not 100\)"),
+        ({"decode_tps": 100.0}, 0, "FAIL .*: 2.50 "),
+        ({"decode_path": "eager", "decode_fallback": "graph failed: why"}, 0, "not measured .*by eager: graph failed: why"),
+        ({"status": "oom"}, 0, "not measured .*no row of the stage table is ok"),
+        ({"speed": 140.0}, 1, "FAIL .*: 0.903 "),
+        ({"mbu": 0.55}, 2, "FAIL .*batch 1, mbu .*: 0.550 "),
+        ({"mbu": None}, 2, "not measured .*the row has none"),
+        ({"weight_bytes": 101}, 5, r"FAIL .*: 1 of 2 variants \(table: torch/bf16 101, not 100\)"),
     ],
 )
 def test_what_is_not_reached_says_by_how_much_or_why(
-    table: dict[str, object], speed: float, at: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    table: dict[str, object], at: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    judged, _ = _demands(tmp_path, monkeypatch, speed=speed, **table)
+    judged, _ = _demands(tmp_path, monkeypatch, **table)
     assert re.match(said, judged[at]), judged[at]
 
 
