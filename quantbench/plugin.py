@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 
 _READS = "quantbench_reads"
+_MOST_COLUMNS = 100
+"""Columns of a sentence, also on a wider terminal."""
 _OWN = pytest.StashKey[OwnTests]()
 _SCENARIOS = pytest.StashKey[ScenarioTests]()
 _BAD_INPUT = pytest.StashKey[str]()
@@ -92,7 +94,12 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 def pytest_report_collectionfinish(config: pytest.Config) -> list[str]:
     """How long the run will take, and what was left out; nothing under ``-q``."""
     state = config.stash.get(_SESSION, None)
-    return list(state.announced) if state and config.get_verbosity() >= 0 else []
+    if state is None or config.get_verbosity() < 0:
+        return []
+    from quantbench.tables.render import terminal_width, wrap
+
+    width = min(terminal_width(), _MOST_COLUMNS)
+    return [line for sentence in state.announced for line in wrap(sentence, width, "  ")]
 
 
 @pytest.hookimpl(wrapper=True)

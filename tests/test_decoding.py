@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import islice
+from itertools import count, islice
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -92,8 +92,8 @@ class Differs(Static):
     prepared = True
 
     def steps(self, prompts: Sequence[Sequence[int]], limit: int, choose: Any) -> Iterator[Any]:
-        for index, ids in enumerate(super().steps(prompts, limit, choose)):
-            yield ids if index < 3 else (ids + 1) % 131
+        turns = count()
+        return super().steps(prompts, limit, lambda logits: choose(logits if next(turns) < 3 else logits.roll(1, dims=-1)))
 
 
 @pytest.mark.parametrize(
@@ -105,6 +105,26 @@ def test_what_cannot_answer_alike_is_eager_with_the_reason(causal: Any, way: typ
 
     assert isinstance(found, Eager)
     assert (decoding.path, decoding.reason, decoding.compile_s) == ("eager", reason, None)
+
+
+@pytest.mark.parametrize(("roundings", "path"), [(2, "prefers"), (20, "eager"), (float("nan"), "eager")])
+def test_two_tokens_that_are_as_likely_within_rounding_are_no_difference(causal: Any, roundings: float, path: str) -> None:
+    """Other kernels add in another order: the second likeliest token is lifted above the likeliest by so many roundings."""
+
+    class Prefers(Static):
+        name = "prefers"
+
+        def steps(self, prompts: Sequence[Sequence[int]], limit: int, choose: Any) -> Iterator[Any]:
+            return super().steps(prompts, limit, lambda logits: choose(lifted(logits)))
+
+    def lifted(logits: Any) -> Any:
+        best, second = logits.topk(2).indices.split(1, dim=-1)
+        rounding = logits.abs().amax(-1, keepdim=True) * 2**-23
+        return logits.scatter(-1, second, logits.gather(-1, best) + roundings * rounding)
+
+    found, decoding = try_way(Prefers(causal, POSITIONS), PROMPTS, LIMIT)
+    assert (found.name, decoding.path) == (path, path)
+    assert bool(decoding.reason) == (path == "eager")
 
 
 def test_memory_that_ran_out_is_no_reason_to_go_on(causal: Any) -> None:

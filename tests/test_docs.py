@@ -18,7 +18,7 @@ import yaml
 from quantbench.cli.app import app
 from quantbench.export import EXPORTERS
 from quantbench.methods import METHODS, Method
-from quantbench.planning.matrix import read_matrix
+from quantbench.planning.matrix_file import read_matrix
 from quantbench.planning.options import OPTIONS
 from quantbench.results.schema import TABLES, table_columns
 from quantbench.tables import ALL, KINDS

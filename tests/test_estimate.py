@@ -60,7 +60,7 @@ def test_a_run_says_its_length_and_a_reference_that_takes_too_long() -> None:
     forecast = {jobs[0].job: Expected(measure_s=100, reference_s=1000), jobs[1].job: Expected(measure_s=60, prepare_s=40)}
     first, second = announced(jobs, forecast, 900.0, "a guess")
     assert "2 scenarios in 2 jobs: about 20 min" in first
-    assert "references 17 min and converting 40 s" in first
+    assert "(17 min for references and 40 s for converting, unless cached)" in first
     assert first.endswith("estimated from a guess")
     assert "the reference may take 17 min, but only 15 min is allowed" in second
     assert len(announced(jobs, forecast, 2000.0, "a guess")) == 1

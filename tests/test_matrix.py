@@ -11,7 +11,8 @@ import pytest
 from quantbench.core.errors import MatrixError, UsageError
 from quantbench.core.scenario import Conditions, Variant
 from quantbench.methods import METHODS
-from quantbench.planning.matrix import Matrix, default_matrix, read_matrix, scenarios, select
+from quantbench.planning.matrix import Matrix, default_matrix, scenarios, select
+from quantbench.planning.matrix_file import read_matrix
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -395,9 +395,12 @@ class TestWhatFailsFailsAlone:
         lines = [line for line in failing.end.stderr.lines if line not in meanwhile]
         assert len(lines) == failing.table().groupby(["model", "precision"]).ngroups
         assert [line for line in lines if not re.fullmatch(rf"{about}[\w, ]+ after \d+ s({left})?", line)] == []
-        said = [line for line in failing.end.stdout.lines if line.startswith("quantbench: ") and "is already busy" not in line]
-        assert len(said) == 1, said
-        assert re.fullmatch(r"quantbench: \d+ scenarios in 12 jobs: about .*; estimated from .*", said[0])
+        printed = failing.end.stdout.lines
+        starts = [at for at, line in enumerate(printed) if line.startswith("quantbench: ") and "is already busy" not in line]
+        assert len(starts) == 1, printed
+        said = printed[starts[0] : starts[0] + 1 + printed[starts[0] + 1].startswith("  ")]
+        assert max(map(len, said)) <= 100
+        assert re.fullmatch(r"quantbench: \d+ scenarios in 12 jobs: about .* for ref.*; +estimated from .*", " ".join(said))
         failing.end.stdout.no_fnmatch_line("* left")
 
     def test_the_summary_counts_what_failed_and_names_the_results(self, failing: Ran) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from quantbench.models import config, dummy_configs
 from quantbench.planning import planner
 from quantbench.planning.options import OPTIONS, Plan, RunOptions, plan
 
@@ -42,3 +45,26 @@ def test_a_reference_that_was_asked_for_stays(monkeypatch: pytest.MonkeyPatch) -
 
 def test_what_always_fits_is_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {each.conditions.reference for each in planned("canary", 0.001, monkeypatch).scenarios} == {"torch/fp32"}
+
+
+def test_each_model_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For its scenarios and for the sentence about them."""
+    looked: list[str] = []
+    read = planner.read_architecture
+    monkeypatch.setattr(planner, "read_architecture", lambda name, **how: looked.append(name) or read(name, **how))
+    assert "is compared with torch/bf16" in planned(SEVEN, 20, monkeypatch).hints[-1]
+    assert looked == [SEVEN]
+
+
+@pytest.mark.parametrize("model", ["org/model", "dummy:org/model"])
+def test_what_is_not_here_is_not_asked_for_over_a_network(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "download_config", lambda name, **_: pytest.fail(f"{name} was asked for"))
+    found = planned(model, 0.001, monkeypatch)
+    assert {each.conditions.reference for each in found.scenarios} == {"torch/fp32"}
+
+
+def test_a_configuration_that_is_here_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config.json").write_text(dummy_configs()["llama-2-7b"].read_text())
+    for model in (f"dummy:{tmp_path}", f"dummy:{tmp_path / 'config.json'}", str(tmp_path)):
+        found = planned(model, 20, monkeypatch)
+        assert {each.conditions.reference for each in found.scenarios} == {"torch/bf16"}

@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from configparser import ConfigParser
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +20,8 @@ import yaml
 
 from quantbench.cli.app import app
 from quantbench.core.scenario import prompt_tokens
-from quantbench.planning.matrix import read_matrix, scenarios
+from quantbench.planning.matrix import scenarios
+from quantbench.planning.matrix_file import read_matrix
 from quantbench.results.schema import schema
 
 if TYPE_CHECKING:
@@ -112,6 +114,15 @@ def test_a_workflow_keeps_the_schema(path: Path) -> None:
 def test_lint_checks_every_workflow_by_the_schema() -> None:
     checked = next(words for words in _commands(_tox("lint", "commands")) if words[0] == "check-jsonschema")
     assert [word for word in checked if word.endswith(".yml")] == [str(path.relative_to(ROOT)) for path in FILES]
+
+
+def test_every_python_that_is_claimed_is_tested() -> None:
+    """The first by what does all else, the others in a job of their own, each by an environment of tox."""
+    classifiers = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["classifiers"]
+    claimed = [found[1] for each in classifiers if (found := re.fullmatch(r".* :: Python :: (3\.\d+)", each))]
+    others: list[str] = WORKFLOWS[CI]["jobs"]["python"]["strategy"]["matrix"]["python"]
+    assert others == claimed[1:]
+    assert [_tox(f"tests-py{each.replace('.', '')}", "base_python") for each in others] == [f"python{each}" for each in others]
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

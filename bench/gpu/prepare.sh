@@ -18,7 +18,7 @@ trap 'rm -rf "$scratch"' EXIT
 export PIP_DISABLE_PIP_VERSION_CHECK=1
 
 # Versions as the project pins them; the GPU machine has torch, transformers, accelerate, peft, pandas, pyarrow and the like already.
-binary=(bitsandbytes==0.50.2 torchao==0.18.0 optimum==2.3.0 gguf==0.19.0 platformdirs==4.14.7 diskcache==5.6.3
+binary=(bitsandbytes==0.50.2 torchao==0.18.0 optimum==2.3.0 gguf==0.19.0 cattrs==26.2.1 platformdirs==4.14.7 diskcache==5.6.3
         datasets==5.2.0 dill==0.4.1 multiprocess==0.70.19 pytest==9.2.0 pytest-benchmark==5.3.1)
 pure=(gptqmodel==7.6.0 device-smi==0.5.7 tokenicer==0.0.14 logbar==0.4.15 defuser==0.0.28)  # source distributions of Python alone
 extension=pypcre==0.6.4                                                                  # a source distribution with C in it
@@ -98,7 +98,7 @@ fetch() {
 }
 [ -n "${GPUKIT_SCRIPTS_ONLY:-}" ] || fetch
 
-cp "$here"/{remote.sh,llama.sh,gpu_check.py,beside.py,README.md} "$kit/"
+cp "$here"/{remote.sh,llama.sh,gpu_check.py,beside.py,accepted.py,README.md} "$kit/"
 cp -r "$here/matrix" "$kit/"
 find "$kit" -name __pycache__ -prune -exec rm -rf {} +
 

@@ -4,8 +4,9 @@
 #   bash .gpukit/remote.sh STAGE[:SECONDS]...      install smoke canary table gguf torchao beside
 #
 # What is needed is installed first, if it is not yet. A stage ends when its seconds or those of the whole command (GPUKIT_LIMIT,
-# 500) are over, and keeps what was measured until then. It leaves in $OUT one archive with its parquet tables and logs, and a text
-# with the tables. Stages are independent of one another.
+# 500) are over, and keeps what was measured until then. It leaves a text with its tables in $OUT. There, too: results.tar.gz, the
+# parquet tables and logs of all stages until then, and accepted.txt, which of the demands are reached. Stages are independent of
+# one another. Files are few, since no more than eight may come back from a call.
 set -uo pipefail
 
 kit=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -43,6 +44,7 @@ environment() {
     export PYTHONPATH="$site:$root" PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
     export HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1
     export QUANTBENCH_CACHE=$work/cache QUANTBENCH_LLAMA_CPP=$kit/llama.cpp
+    export TORCHINDUCTOR_CACHE_DIR=$work/inductor TRITON_CACHE_DIR=$work/triton  # what one worker compiled the next one takes
     export GPTQMODEL_TORCH_EXTENSIONS_DIR=$work/extensions GPTQMODEL_OFFLINE=1
     export TORCH_CUDA_ARCH_LIST=${TORCH_CUDA_ARCH_LIST:-9.0} MAX_JOBS=${MAX_JOBS:-$(nproc)}
     export COLUMNS=160
@@ -60,7 +62,8 @@ install() {
     fi
     # The checkout itself, as an installed distribution: entry points and all, also for processes whose PYTHONPATH is another.
     "$python" - "$root" "$site" "$device" << 'P' || return 1
-import sys, sysconfig, tomllib
+import re, sys, sysconfig, tomllib
+from importlib.metadata import distributions
 from pathlib import Path
 root, site, device = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
@@ -70,6 +73,10 @@ info.mkdir(parents=True, exist_ok=True)
 groups = {"console_scripts": project["scripts"], **project["entry-points"]}
 lines = [f"[{name}]\n" + "".join(f"{key} = {value}\n" for key, value in group.items()) for name, group in groups.items()]
 (info / "entry_points.txt").write_text("\n".join(lines))
+here = {re.sub(r"[-_.]+", "-", each.metadata["Name"] or "").lower() for each in distributions()}
+lacking = sorted({re.match(r"[\w.-]+", each)[0].lower() for each in project["dependencies"]} - here)
+if lacking:
+    sys.exit(f"not installed, and nothing runs without: {', '.join(lacking)}")
 try:
     if device != "cpu":  # a rehearsal leaves the Python that it borrows as it is
         Path(sysconfig.get_path("purelib"), "gpukit.pth").write_text(f"{site}\n{root}\n")
@@ -150,7 +157,7 @@ smoke() {
     say "facts"
     bounded 180 "$python" "$kit/gpu_check.py" --device "$device" --out "$out/check.json" 2> "$work/check.err" || tail -n 5 "$work/check.err"
     say "tests marked gpu"
-    bounded "$(left)" "$python" -m pytest tests/gpu tests/passes/test_gpu.py tests/passes/test_memory.py tests/passes/test_bandwidth.py \
+    bounded "$(left)" "$python" -m pytest tests/gpu/test_cuda.py tests/metrics/test_gpu.py tests/passes/test_memory.py tests/passes/test_bandwidth.py \
         tests/methods/test_random_weights.py -m gpu -W default -p no:cacheprovider -q -ra --tb=short --junitxml="$out/tests.xml" \
         > "$out/tests.txt" 2>&1
     say "tests ended with $?"
@@ -159,16 +166,19 @@ smoke() {
 
 # One matrix file through pytest: measure NAME FILE [pytest's further arguments]
 measure() {
-    local name=$1 file=$2 marked=(-m gpu); shift 2
+    local name=$1 file=$2 marked=(-m gpu) ended; shift 2
     [ "$device" = cpu ] && marked=()
     mkdir -p "$work/results"
     [ -d "$work/results/$name/scenarios" ] && set -- "$@" --quantbench-resume=last  # an earlier call's was cut short
+    if [ "$(left)" -lt 30 ]; then say "$name is left out: $(left) s left"; return; fi
     say "$name: $(left) s left"
     bounded $(($(left) - 15)) "$python" -m pytest bench/ "${marked[@]}" -W default -p no:cacheprovider -q --tb=no -ra \
         --quantbench-matrix="$file" --quantbench-device="$device" --quantbench-profile="$profile" --quantbench-no-probes \
         --quantbench-results="$work/results/$name" --quantbench-keep-jobs="$work/jobs/$name" --quantbench-timeout=240 "$@" \
         > "$work/$name.log" 2>&1
-    say "$name ended with $?"
+    ended=$?
+    [ $ended = 0 ] && touch "$work/$name.done"
+    say "$name ended with $ended"
     "$python" - "$work/results/$name" << 'P' 2>&1 | tee "$out/$name.txt"
 import sys
 import pandas as pd
@@ -177,8 +187,9 @@ folder = Path(sys.argv[1], "scenarios")
 if not folder.is_dir():
     sys.exit("no rows")
 rows = pd.read_parquet(folder)
-wanted = ["scenario_id", "status", "kernel", "decode_tps", "prefill_tps", "ttft_s", "mbu", "decode_ratio", "weight_bytes",
-          "peak_device_allocated_bytes", "peak_device_reserved_bytes", "peak_device_used_bytes", "load_s", "kld_mean", "reason"]
+wanted = ["scenario_id", "status", "kernel", "decode_path", "decode_tps", "launch_share", "device_step_s", "compile_s", "prefill_tps", "ttft_s",
+          "mbu", "decode_ratio", "weight_bytes", "predicted_weight_bytes", "peak_device_allocated_bytes", "peak_device_reserved_bytes",
+          "peak_device_used_bytes", "device_context_bytes", "load_s", "kld_mean", "decode_fallback", "reason"]
 rows = rows[[each for each in wanted if each in rows.columns]].copy()
 for each in rows.columns:
     if each.endswith("_bytes"):
@@ -190,22 +201,33 @@ pd.set_option("display.width", 320, "display.max_columns", 30, "display.max_rows
 print(rows.to_string(index=False))
 P
     "$python" -c 'from quantbench.cli import main; main()' tables --results "$work/results/$name" >> "$out/$name.txt" 2>&1
-    (cd "$work" && find "results/$name" "$name.log" "jobs/$name" -type f \( -path 'results/*' -o -name '*.json' -o -name '*.log' \) -size -2M -print0 \
-        2> /dev/null | tar -czf "$out/$name.tar.gz" --null -T -)
+    collect
+}
+
+# All parquet tables, pytest's logs and what each job left.
+collect() {
+    (cd "$work" && find results jobs ./*.log -type f \( -path 'results/*' -o -name '*.json' -o -name '*.log' \) -size -2M -print0 \
+        2> /dev/null | tar -czf "$out/results.tar.gz" --null -T -)
 }
 
 canary() { ready 240; measure canary "$kit/matrix/canary.toml"; }
-table() { ready 240; measure table "$kit/matrix/table.toml" --quantbench-model="$model"; }
+table() {
+    ready 240
+    [ -f "$work/eager.done" ] || measure eager "$kit/matrix/eager.toml" --quantbench-model="$model"
+    measure table "$kit/matrix/table.toml" --quantbench-model="$model"
+}
 gguf() { ready 400; measure gguf "$kit/matrix/gguf.toml" --quantbench-model="$model"; }
-torchao() { measure torchao "$kit/matrix/torchao.toml" --quantbench-model="$model"; }
+torchao() { ready 240; measure torchao "$kit/matrix/torchao.toml" --quantbench-model="$model"; }
 
 beside() {
     ready 240
     say "beside: $(left) s left"
     bounded "$(left)" "$python" "$kit/beside.py" --device "$device" --model "$model" --seconds $(($(left) - 20)) \
-        ${GPUKIT_VARIANTS:+--variants "$GPUKIT_VARIANTS"} \
-        --out "$out/beside.jsonl" 2> "$out/beside.log"
+        ${GPUKIT_VARIANTS:+--variants "$GPUKIT_VARIANTS"} ${GPUKIT_COMPILED+--compiled "$GPUKIT_COMPILED"} \
+        ${GPUKIT_BATCHES:+--batches "$GPUKIT_BATCHES"} \
+        --out "$work/beside.jsonl" 2> "$work/beside.log"
     say "beside ended with $?"
+    cp "$work/beside.jsonl" "$out/"
 }
 
 [ $# -gt 0 ] || set -- install
@@ -225,5 +247,7 @@ for stage in "$@"; do
     if [ "$most" != "$stage" ] && [ "$most" -lt "$(left)" ]; then ends=$((SECONDS + most)); fi
     "${stage%%:*}"
 done
+[ -d "$work/results/table" ] || [ -f "$work/beside.jsonl" ] &&
+    "$python" "$kit/accepted.py" "$work/results" "$work/beside.jsonl" 2>&1 | tee "$out/accepted.txt"
 (cd "$work" && tail -n 300 -- *.log 2> /dev/null | grep -v '^$' > "$out/logs.txt")
 ls -la "$out"

@@ -8,8 +8,7 @@ times, would come from another allocator than those of all others.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 
 SETTING = "PYTORCH_ALLOC_CONF"
 _OLDER = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
@@ -31,17 +30,3 @@ def described(environment: Mapping[str, str] = os.environ) -> str:
     if chosen == {SETTING: DEFAULT}:
         return DEFAULT
     return f"{' '.join(f'{name}={value}' for name, value in chosen.items())} (user)" if chosen else "torch's default"
-
-
-@contextmanager
-def one_allocator_here() -> Iterator[None]:
-    """Inside this context the setting is in this process's own environment."""
-    before = os.environ.get(SETTING)
-    os.environ.update(one_allocator(os.environ))
-    try:
-        yield
-    finally:
-        if before is None:
-            os.environ.pop(SETTING, None)
-        else:
-            os.environ[SETTING] = before

@@ -10,6 +10,8 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 
+from quantbench.core.environment import environment
+
 _WITH: Mapping[str, tuple[str, ...]] = {
     # any one architecture pulls in modeling_utils, generation, and through them half of torch and scipy
     "transformers": ("transformers.models.auto.tokenization_auto", "transformers.models.llama.modeling_llama"),
@@ -84,15 +86,11 @@ def forks_may_use_gpus() -> bool:
 @contextmanager
 def _gpus_hidden() -> Iterator[None]:
     """Inside this context libraries see no GPU; what they remember of that is forgotten at its end."""
-    before = os.environ.get(_VISIBLE)
-    os.environ[_VISIBLE] = ""  # torch counts anew each time until CUDA is open (torch 2.13, cuda/__init__.py: device_count)
     try:
-        yield
+        # torch counts anew each time until CUDA is open (torch 2.13, cuda/__init__.py: device_count)
+        with environment({_VISIBLE: ""}):
+            yield
     finally:
-        if before is None:
-            os.environ.pop(_VISIBLE, None)
-        else:
-            os.environ[_VISIBLE] = before
         for module, names in _REMEMBERED.items():
             for name in names if module in sys.modules else ():
                 if forget := getattr(getattr(sys.modules[module], name, None), "cache_clear", None):

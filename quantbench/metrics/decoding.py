@@ -15,7 +15,7 @@ _OWN = "the runtime decides by itself how it decodes"
 @metric(
     Column(
         "decode_path", "", kind="string", title="Decode path", doc="what ran between one token and the next",
-        formula="eager, static, graph or compiled; checked against eager by equal greedy ids", source="quantbench",
+        formula="eager, static, graph or compiled; greedy ids are those of eager, but for rounding", source="quantbench",
     ),
     Column(
         "decode_fallback", "", kind="string", doc="why it is eager though another path was asked for",

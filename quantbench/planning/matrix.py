@@ -1,31 +1,12 @@
-"""From a TOML file or options to scenarios: model x method x precision x prompt set.
-
-A matrix file::
-
-    models = ["canary"]
-    prompts = ["mixed"]
-    control = true                        # the reference measured once more
-    probes = ["gguf/q4_k_m"]              # the variants that are probed; all unless given
-    energy = false                        # do not answer again to count energy
-
-    [methods]
-    torch = ["fp32", "bf16"]
-    gguf = ["q4_k_m", "q8_0"]
-
-    [conditions]                          # optional: any field of Conditions
-    output_tokens = 32                    # unless given, 128 on a GPU
-"""
+"""The axes of a run, and the scenarios that they multiply to: model x method x precision x prompt set."""
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 from quantbench import models
-from quantbench.core.errors import MatrixError, UsageError, unknown_name
+from quantbench.core.errors import UsageError, unknown_name
 from quantbench.core.scenario import SEEDED_INPUTS, Conditions, Scenario, Variant, reads
 from quantbench.methods import METHODS, Method
 from quantbench.planning import prompts
@@ -38,8 +19,6 @@ ones go to capturing CUDA graphs where a runtime does that."""
 
 _MODULE = "module"
 """The checkpoint kind of a built-in module without tokens."""
-
-_KEYS = {"models": list, "prompts": list, "control": bool, "probes": list, "energy": bool, "methods": dict, "conditions": dict}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,39 +76,6 @@ def every_variant(methods: Sequence[str], precisions: Sequence[str]) -> list[Var
     return found
 
 
-def read_matrix(path: Path) -> Matrix:
-    """Read a matrix file. MatrixError names the file and the line or key of whatever is wrong in it."""
-    try:
-        body = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise MatrixError(f"matrix file {path} does not exist; give a TOML file with --matrix") from error
-    except OSError as error:
-        raise MatrixError(f"matrix file {path} cannot be read ({error.strerror}); give a TOML file with --matrix") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise MatrixError(f"matrix file {path} is not valid TOML: {error}") from error
-    for key, value in body.items():
-        if key not in _KEYS:
-            raise MatrixError(f"matrix file {path}: {unknown_name('key', key, _KEYS)}")
-        if not isinstance(value, _KEYS[key]):
-            raise MatrixError(f"matrix file {path}, key {key!r}: expected a {_KEYS[key].__name__}, found {value!r}")
-    for key in ("models", "prompts", "probes"):
-        if not all(isinstance(name, str) for name in body.get(key, [])):
-            raise MatrixError(f"matrix file {path}, key {key!r}: expected a list of names, found {body[key]!r}")
-    default = default_matrix()
-    return Matrix(
-        models=tuple(body.get("models", default.models)),
-        prompts=tuple(body.get("prompts", default.prompts)),
-        variants=_variants(path, body["methods"]) if "methods" in body else default.variants,
-        control=body.get("control", True),
-        conditions=_conditions(path, body["conditions"]) if "conditions" in body else default.conditions,
-        given=frozenset(body.get("conditions", {})),
-        source=str(path),
-        probes=_probes(path, body["probes"]) if "probes" in body else None,
-        energy=body.get("energy", True),
-        for_builtin="methods" not in body or ("models" in body and all(name in models.MODELS for name in body["models"])),
-    )
-
-
 def select(
     matrix: Matrix, *, models: Sequence[str], methods: Sequence[str], precisions: Sequence[str], prompts: Sequence[str]
 ) -> Matrix:
@@ -167,10 +113,10 @@ def left_out(matrix: Matrix) -> tuple[str, ...]:
     return (*costly, *more)
 
 
-def hints(matrix: Matrix) -> tuple[str, ...]:
+def hints(matrix: Matrix, references: Mapping[str, Compared]) -> tuple[str, ...]:
     """Sentences about models: those planned only at the precision that they already have, and those not compared with fp32."""
     kept = [found.sentence for name in matrix.own if (found := settled(name))]
-    others = [each.why for name in matrix.models if (each := compared(matrix, name)).why]
+    others = [each.why for each in references.values() if each.why]
     return (*kept, *others)
 
 
@@ -216,10 +162,11 @@ def _with_precisions(variants: Sequence[Variant], precisions: Sequence[str], met
     return tuple(dict.fromkeys(chosen))
 
 
-def scenarios(matrix: Matrix) -> list[Scenario]:
+def scenarios(matrix: Matrix, references: Mapping[str, Compared] | None = None) -> list[Scenario]:
     """All scenarios: per model the reference first, its control after it, then the other variants in order.
 
-    Raises UsageError for a model, method, precision or prompt set that does not exist, and for an id that occurs twice.
+    ``references`` is what ``chosen_references`` gave, where somebody asked for it already. Raises UsageError for a model,
+    method, precision or prompt set that does not exist, and for an id that occurs twice.
     """
     conditions = _at_length(matrix)
     method, _, precision = conditions.reference.partition("/")
@@ -233,7 +180,8 @@ def scenarios(matrix: Matrix) -> list[Scenario]:
         prompts.check_name(name)
     for variant in matrix.variants:
         METHODS[variant.method].precision(variant.precision)
-    asked = {model: replace(conditions, reference=compared(matrix, model).reference) for model in matrix.models}
+    references = chosen_references(matrix) if references is None else references
+    asked = {model: replace(conditions, reference=references[model].reference) for model in matrix.models}
     planned = [
         Scenario(model=model, variant=variant, prompts=name, batch=batch, conditions=asked[model])
         for model in matrix.models
@@ -260,13 +208,14 @@ def _at_length(matrix: Matrix) -> Conditions:
     return replace(conditions, output_tokens=GPU_OUTPUT_TOKENS)
 
 
-def compared(matrix: Matrix, model: str) -> Compared:
-    """What a model's variants are compared with: what was asked for, else the best that fits beside the first prompt set."""
+def chosen_references(matrix: Matrix) -> dict[str, Compared]:
+    """By model, what its variants are compared with: what was asked for, else the best that fits with the first prompt set."""
     named = matrix.conditions.reference
     if "reference" in matrix.given or named != Conditions().reference:
-        return Compared(reference=named)
-    name = next((name for name, _ in _sets(matrix)), "")
-    return best_that_fits(model, name, matrix.conditions)
+        return dict.fromkeys(matrix.models, Compared(reference=named))
+    first = next((name for name, _ in _sets(matrix)), "")
+    conditions = _at_length(matrix)
+    return {model: best_that_fits(model, first, conditions) for model in matrix.models}
 
 
 def _variant(name: str) -> Variant:
@@ -317,38 +266,3 @@ def _check_unique(planned: Sequence[Scenario]) -> None:
         if identifier in seen:
             raise UsageError(f"scenario {identifier!r} is planned twice; name each model, precision and prompt set once")
         seen.add(identifier)
-
-
-def _variants(path: Path, table: Mapping[str, Any]) -> tuple[Variant, ...]:
-    variants = []
-    for name, precisions in table.items():
-        if not isinstance(precisions, list) or not all(isinstance(each, str) for each in precisions):
-            raise MatrixError(f"matrix file {path}, key 'methods.{name}': expected a list of precisions, found {precisions!r}")
-        try:
-            variants += [Variant(method=name, precision=METHODS[name].precision(each).name) for each in precisions]
-        except UsageError as error:
-            raise MatrixError(f"matrix file {path}, key 'methods.{name}': {error}") from error
-    return tuple(variants)
-
-
-def _probes(path: Path, names: Sequence[str]) -> frozenset[str]:
-    for name in names:
-        method, _, precision = name.partition("/")
-        try:
-            METHODS[method].precision(precision)
-        except UsageError as error:
-            raise MatrixError(f"matrix file {path}, key 'probes': {error}") from error
-    return frozenset(names)
-
-
-def _conditions(path: Path, table: Mapping[str, Any]) -> Conditions:
-    known = {each.name: type(each.default) for each in fields(Conditions)}
-    for key, value in table.items():
-        if key not in known:
-            raise MatrixError(f"matrix file {path}: {unknown_name('key', key, known)}")
-        if type(value) is not known[key]:
-            raise MatrixError(f"matrix file {path}, key 'conditions.{key}': expected {known[key].__name__}, found {value!r}")
-    try:
-        return Conditions(**table)
-    except UsageError as error:
-        raise MatrixError(f"matrix file {path}: {error}") from error

@@ -12,7 +12,9 @@ from typing import Any, Literal
 from quantbench.core.errors import UsageError, unknown_name
 from quantbench.core.scenario import PROFILES, Conditions, Effort, Scenario, Variant
 from quantbench.models import MODELS
-from quantbench.planning.matrix import Matrix, default_matrix, hints, left_out, read_matrix, scenarios, select
+from quantbench.planning.matrix import Matrix, chosen_references, default_matrix, hints, left_out, scenarios, select
+from quantbench.planning.matrix_file import read_matrix
+from quantbench.planning.reference import Compared
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,7 +181,8 @@ def plan(options: RunOptions) -> Plan:
     effort = _effort(options)
     matrix = _matrix(options, effort)
     unasked = not options.probes and any(name not in MODELS for name in matrix.models)
-    planned = tuple(_scenarios(matrix, options.repeats))
+    references = chosen_references(matrix)
+    planned = tuple(_scenarios(matrix, references, options.repeats))
     return Plan(
         scenarios=planned,
         effort=replace(effort, energy=matrix.energy and not options.no_energy),
@@ -188,7 +191,7 @@ def plan(options: RunOptions) -> Plan:
         trust_remote_code=options.trust_remote_code,
         probed=frozenset() if options.no_probes or unasked else _probed(matrix, planned, everything=options.probes),
         left_out=(*left_out(matrix), *(["probes (--probes)"] if unasked and not options.no_probes else [])),
-        hints=hints(matrix),
+        hints=hints(matrix, references),
     )
 
 
@@ -231,8 +234,8 @@ def _matrix(options: RunOptions, effort: Effort) -> Matrix:
     return replace(matrix, conditions=effort.asked(matrix.conditions))
 
 
-def _scenarios(matrix: Matrix, repeats: int) -> list[Scenario]:
-    planned = scenarios(matrix)
+def _scenarios(matrix: Matrix, references: Mapping[str, Compared], repeats: int) -> list[Scenario]:
+    planned = scenarios(matrix, references)
     if repeats < 1:
         raise UsageError(f"--repeats {repeats} measures nothing; ask for at least 1")
     return [replace(scenario, repeat=repeat) for repeat in range(repeats) for scenario in planned]

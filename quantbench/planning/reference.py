@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from quantbench.core.scenario import DUMMY_PREFIX, Conditions, Scenario, Variant, short_name
-from quantbench.models import MODELS, is_module, is_server
+from quantbench.models import MODELS, dummy_configs
 from quantbench.planning.outlook import Outlooks
 
 CANDIDATES = ("torch/fp32", "torch/bf16", "gguf/q8_0")
@@ -24,11 +24,11 @@ class Compared:
 def best_that_fits(model: str, prompts: str, conditions: Conditions) -> Compared:
     """The first of CANDIDATES that has room on the device with the answers to a prompt set; fp32 where none has.
 
-    Of models of unknown size, and of those that would have to be asked for over a network, it is fp32: where there is no room
-    for it the row says so.
+    Of models of unknown size, and of those whose configuration would have to be asked for over a network, it is fp32: where
+    there is no room for it the row says so. Families that only transformers can count are counted in a child process, once.
     """
     usual = Compared(reference=CANDIDATES[0])
-    if model in MODELS or is_module(model) or is_server(model) or not _is_here(model):
+    if model in MODELS or not _is_here(model):
         return usual
     outlooks, refused = Outlooks(), ""
     for name in CANDIDATES:
@@ -44,4 +44,6 @@ def best_that_fits(model: str, prompts: str, conditions: Conditions) -> Compared
 
 
 def _is_here(model: str) -> bool:
-    return model.startswith(DUMMY_PREFIX) or Path(model).expanduser().exists()
+    """Whether its configuration is on this machine, by its name alone: a hub id is not looked for in the hub's cache."""
+    name = model.removeprefix(DUMMY_PREFIX)
+    return name in dummy_configs() or Path(name).expanduser().exists()

@@ -172,7 +172,7 @@ def this_machine(device: str, threads: int) -> tuple[MachineSpeed, str]:
     found = recall("pace", _here(device))
     pace = found if isinstance(found, float) and 0 < found < math.inf else None
     origin = "this machine's memory bandwidth" if known else f"an assumed memory bandwidth of {bandwidth / 1e9:.0f} GB/s"
-    return MachineSpeed(bandwidth_bps=bandwidth, cores=cores, pace=pace or 1.0), origin + " and earlier runs here" * bool(pace)
+    return MachineSpeed(bandwidth_bps=bandwidth, cores=cores, pace=pace or 1.0), origin + " and earlier runs" * bool(pace)
 
 
 def remember_pace(device: str, before: float, pace: float) -> None:
@@ -193,12 +193,11 @@ def announced(scenarios: Sequence[Scenario], forecast: Mapping[JobKey, Expected]
     reference, prepare = (sum(getattr(each, name) for each in forecast.values()) for name in ("reference_s", "prepare_s"))
     whole = reference + prepare + sum(each.measure_s for each in forecast.values())
     some = f" for {len(forecast)} of them" if len(forecast) < len(jobs) else ""
-    lines = [
-        (
-            f"quantbench: {len(scenarios)} scenarios in {len(jobs)} jobs: about {duration(whole)}{some} (references "
-            f"{duration(reference)} and converting {duration(prepare)}, unless kept from before); estimated from {origin}"
-        )
-    ]
+    once = {"references": reference, "converting": prepare}
+    made = " and ".join(f"{duration(seconds)} for {what}" for what, seconds in once.items() if seconds)
+    of_it = f" ({made}, unless cached)" if made else ""
+    length = f"{len(scenarios)} scenarios in {len(jobs)} jobs: about {duration(whole)}{some}{of_it}"
+    lines = [f"quantbench: {length}; estimated from {origin}"]
     longest = max(each.reference_s for each in forecast.values())
     if longest > timeout_s:
         lines.append(

@@ -17,6 +17,7 @@ import pytest
 
 from quantbench.core.job import REFERENCE_FOLDER, Job, Task
 from quantbench.core.machine import gpu_memory
+from quantbench.core.protocols import Batched, Decodes
 from quantbench.core.record import Status
 from quantbench.core.scenario import PROFILES, SEEDED_INPUTS, Conditions, Spec, Variant
 from quantbench.methods import METHODS, Settings
@@ -211,6 +212,25 @@ def test_the_clock_waits_until_the_gpu_is_done() -> None:
         model.synchronize()
         assert queued
         assert done.query()
+
+
+@pytest.mark.parametrize("path", ["graph", "static", "compiled"])
+@pytest.mark.parametrize("sequences", [1, 3])
+def test_every_decode_path_answers_as_eager_does(path: str, sequences: int) -> None:
+    """In fp32, where nothing is so near that another order of additions decides; a graph is what is usual."""
+    tried, others = ([[start, 3, 1, 4, 1, 5] for start in range(first, first + sequences)] for first in (5, 50))
+    settings = Settings(checkpoint=resolve("canary"), threads=1, context=64, batch=sequences)
+    spec = Spec(model="canary", variant=Variant(method="torch", precision="fp32"), conditions=Conditions(device=DEVICE))
+    with METHODS["torch"].open(spec, settings) as model:
+        assert isinstance(model, Decodes)
+        assert isinstance(model, Batched)
+        assert model.decode_by("eager", tried, 12, 32).path == "eager"
+        expected = list(model.generate_batch(others, 12))
+        found = model.decode_by("" if path == "graph" else path, tried, 12, 32)
+        assert (found.path, found.reason) == (path, "")
+        assert found.device_step_s is None if path == "compiled" else found.device_step_s
+        assert (found.compile_s is not None) == (path != "static")
+        assert list(model.generate_batch(others, 12)) == expected
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])

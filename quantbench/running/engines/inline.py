@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gc
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from quantbench.core.allocator import one_allocator_here
+from quantbench.core.allocator import one_allocator
+from quantbench.core.environment import environment
 from quantbench.core.job import Failure, Job
 from quantbench.running.engines import Engine, OpenEngine, reported_failure
 
@@ -40,7 +42,7 @@ def _let_go() -> None:
 @contextmanager
 def open_inline(device: str) -> Iterator[OpenEngine]:
     """Nothing to start."""
-    with one_allocator_here():
+    with environment(one_allocator(os.environ)):
         yield InlineRunner()
 
 

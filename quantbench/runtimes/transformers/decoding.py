@@ -29,6 +29,11 @@ _REPLAYS = 20
 _WARM_UP = 3
 """Steps before one is captured or timed: kernels are chosen and workspaces made in the first ones (torch's own examples)."""
 
+_NEAR = 4
+"""How many roundings of the largest logit eager's choice may be below a path's own. Other kernels add in another order, and
+that decides where two tokens are as near: in 6 of 8 answers of 32 tokens of a 0.55 B dummy in bf16, by 1.3 roundings at most.
+With one of 48 keys lost it is 8.8, with a position skipped 14."""
+
 
 class Eager:
     """Over a cache of the model's own kind, which grows."""
@@ -185,9 +190,10 @@ WAYS: Mapping[str, type[Way]] = MappingProxyType({each.name: each for each in (E
 
 
 def try_way(way: Way, prompts: Prompts, limit: int) -> tuple[Way, Decoding]:
-    """That way to answer so many prompts together, with ``limit`` tokens; eager, with the reason, where its ids are others.
+    """That way to answer so many prompts together, with ``limit`` tokens; eager, with the reason, where it answers otherwise.
 
-    What the first answer takes beyond the second is the time of compiling or capturing.
+    It is led along eager's greedy ids, each of which has to be as likely as its own choice but for rounding. What the first
+    answer takes beyond the second is the time of compiling or capturing.
     """
     eager = Eager(way.model, 0)
     if way.name == eager.name:
@@ -196,16 +202,15 @@ def try_way(way: Way, prompts: Prompts, limit: int) -> tuple[Way, Decoding]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            first_s, ids = _timed_ids(way, prompts, limit)
-        again_s, again = _timed_ids(way, prompts, limit)
+            first_s, first = _led(way, prompts, expected)
+        again_s, again = _led(way, prompts, expected)
     except MemoryError:
         raise
     except Exception as error:  # noqa: BLE001 - compilers and captures raise what they like; the row is measured eagerly
         return eager, Decoding(path=eager.name, reason=f"{way.name} failed: {_first_line(error)}")
-    if not expected == ids == again:
-        answers = zip(expected, ids, again, strict=True)
-        place = next(index for index, found in enumerate(answers) if len(set(map(tuple, found))) > 1)
-        return eager, Decoding(path=eager.name, reason=f"{way.name} answered otherwise than eager from token {place + 1} on")
+    for place, below in enumerate(map(max, first, again), start=1):
+        if not below <= _NEAR:  # not a number is too far, too
+            return eager, Decoding(path=eager.name, reason=f"{way.name} answered otherwise than eager from token {place} on")
     return way, Decoding(path=way.name, compile_s=max(0.0, first_s - again_s) if way.prepared else None)
 
 
@@ -233,11 +238,27 @@ def _ids(way: Way, prompts: Prompts, limit: int) -> list[list[int]]:
     return [ids[:, 0].tolist() for ids in islice(greedy, limit)]
 
 
-def _timed_ids(way: Way, prompts: Prompts, limit: int) -> tuple[float, list[list[int]]]:
-    """``tolist`` waits for the device."""
+def _led(way: Way, prompts: Prompts, expected: Sequence[Sequence[int]]) -> tuple[float, list[float]]:
+    """Seconds of an answer that is led along the ``expected`` ids, and how far below its own choice they are at each step.
+
+    That is of the sequence where it is farthest, in roundings of the largest logit.
+    """
+    import torch
+
+    below: list[Any] = []
+    ids = torch.tensor(expected, device=way.model.device).unsqueeze(-1)
+
+    def lead(logits: Any) -> Any:
+        wanted, exact = ids[len(below)], logits.float()
+        rounding = exact.abs().amax(-1, keepdim=True) * torch.finfo(logits.dtype).eps
+        below.append(((exact.amax(-1, keepdim=True) - exact.gather(-1, wanted)) / rounding).amax())
+        return wanted
+
     started = time.perf_counter()
-    ids = _ids(way, prompts, limit)
-    return time.perf_counter() - started, ids
+    for _ in way.steps(prompts, len(expected), lead):
+        pass
+    found: list[float] = torch.stack(below).tolist()  # which waits for the device
+    return time.perf_counter() - started, found
 
 
 def _first_line(error: BaseException) -> str:
