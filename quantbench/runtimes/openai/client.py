@@ -13,6 +13,7 @@ from quantbench.core.errors import ModelError
 from quantbench.core.protocols import Artifact, StreamDroppedError, Streamed
 from quantbench.core.scenario import ServerAddress
 from quantbench.runtimes.openai.deadline import bound, is_over, within
+from quantbench.runtimes.openai.started import LocalServer
 from quantbench.runtimes.openai.wire import (
     MAX_QUOTED,
     Peer,
@@ -42,7 +43,7 @@ _NO_LOGPROBS = (*_REFUSALS, 500, 501)
 _USAGE = {"stream_options": {"include_usage": True}}
 _OWN = {"cache_prompt": False, "repeat_penalty": 1.0}
 _ELSEWHERE = "the server runs where its URL points, on hardware that it does not name"
-_EXTRAS = ("asked for: usage, no prompt cache, no repeat penalty", "asked for: usage", "none")
+_EXTRAS = ("asked for: usage, no prompt cache, no repeat penalty, timed answers of full length", "asked for: usage", "none")
 """Fields beyond the standard, most first: where a server refuses one set, the next smaller one is sent. Most ignore them."""
 
 
@@ -57,7 +58,7 @@ def connect(
     key: str,
     facts: Mapping[str, str] | None = None,
     artifact: Artifact | None = None,
-    scoring_model: str = "",
+    local: LocalServer | None = None,
     silence_s: float = SILENCE_TIMEOUT_S,
     request_s: float = REQUEST_TIMEOUT_S,
 ) -> Iterator[CompletionsEndpoint]:
@@ -65,7 +66,7 @@ def connect(
 
     ``key`` is sent as a bearer token and never stored; redirects are not followed, as they would carry it elsewhere. A request
     fails after ``silence_s`` without a byte, and after ``request_s`` in all.
-    ``scoring_model`` is the name to use for log-probabilities, if it is a different one.
+    ``local`` is the server if it was started here.
     """
     import httpx
 
@@ -77,8 +78,8 @@ def connect(
         trust_env=urlsplit(server.url).hostname not in _LOOPBACK,  # a proxy cannot know this machine's loopback
     ) as client:
         bound(client)
-        endpoint = CompletionsEndpoint(client, server, key, artifact, request_s)
-        endpoint.introduce(facts, scoring_model)
+        endpoint = CompletionsEndpoint(client, server, key, artifact, request_s, local)
+        endpoint.introduce(facts)
         yield endpoint
 
 
@@ -86,24 +87,25 @@ class CompletionsEndpoint:
     """An Endpoint over one HTTP client."""
 
     def __init__(
-        self, client: httpx.Client, server: ServerAddress, key: str, artifact: Artifact | None, request_s: float
-    ) -> None:
+        self, client: httpx.Client, server: ServerAddress, key: str, artifact: Artifact | None, request_s: float,
+        local: LocalServer | None,
+    ) -> None:  # fmt: skip
         """Call ``introduce`` before anything else."""
         self._client = client
         self._url = server.url
         self._peer = Peer(server.url, key)
         self._request_s = request_s
         self._artifact = artifact
-        self._model = self._scoring_model = server.model
+        self._local = local
+        self._model = server.model
         self._facts: dict[str, str] = {}
         self._is_ollama = False
         self._level = 0
 
-    def introduce(self, facts: Mapping[str, str] | None, scoring_model: str) -> None:
+    def introduce(self, facts: Mapping[str, str] | None) -> None:
         """Find out the server's name and its model, unless ``facts`` give them."""
         if facts is None:
             facts = {**self._discover(), "elsewhere": _ELSEWHERE}
-        self._scoring_model = scoring_model or self._model
         self._facts = {"server": self._url, "served_model": self._peer.quote(self._model), **facts}
 
     @property
@@ -116,10 +118,16 @@ class CompletionsEndpoint:
         """See Endpoint."""
         return self._artifact
 
-    def answer(self, prompt: str, limit: int) -> Streamed:
+    @property
+    def pid(self) -> int | None:
+        """See Endpoint."""
+        return self._local.pid if self._local else None
+
+    def answer(self, prompt: str, limit: int, *, full_length: bool = False) -> Streamed:
         """See Endpoint. Fields beyond the standard are sent, and left out from then on if the server refuses them."""
         standard = {"model": self._model, "prompt": prompt, "max_tokens": limit, "temperature": 0, "stream": True}
-        extras: tuple[dict[str, Any], ...] = ({**_USAGE, **_OWN, "cache_salt": uuid4().hex}, _USAGE, {})
+        own = {**_OWN, "cache_salt": uuid4().hex, **({"ignore_eos": True} if full_length else {})}
+        extras: tuple[dict[str, Any], ...] = ({**_USAGE, **own}, _USAGE, {})
         for level in range(self._level, len(extras)):
             try:
                 streamed = self._stream({**standard, **extras[level]}, prompt, limit)
@@ -133,7 +141,8 @@ class CompletionsEndpoint:
 
     def top_tokens(self, prompt: str, k: int) -> Mapping[str, float] | None:
         """See Endpoint. The two forms that servers use are read: OpenAI's own, and llama-server's list of tokens."""
-        asked = {"model": self._scoring_model, "prompt": prompt, "max_tokens": 1, "temperature": 0, "logprobs": k}
+        model = (self._local.scoring if self._local else "") or self._model
+        asked = {"model": model, "prompt": prompt, "max_tokens": 1, "temperature": 0, "logprobs": k}
         status, content, _ = self._exchange("POST", f"{self._url}/completions", asked)
         if status in _NO_LOGPROBS:
             return None

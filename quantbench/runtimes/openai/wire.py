@@ -33,6 +33,8 @@ _ROUNDING = 1e-3
 _MOST_TPS = 1e7
 """Tokens/s that no request can reach, not even while its prompt is read."""
 
+_MOST_MS = 1e12
+
 
 @dataclass(frozen=True, slots=True)
 class Peer:
@@ -91,6 +93,7 @@ class StreamedAnswer:
         self._pieces: list[str] = []
         self._arrivals_s: list[float] = []
         self._usage: Mapping[str, Any] = {}
+        self._timings: Mapping[str, Any] = {}
         self._finished = False
         self._events = 0
 
@@ -106,6 +109,8 @@ class StreamedAnswer:
             raise ModelError(f"server {self._peer.url} sends events without end; it is not a completions endpoint")
         if isinstance(event.get("usage"), dict):
             self._usage = event["usage"]
+        if isinstance(event.get("timings"), dict):
+            self._timings = event["timings"]
         choice = first_choice(event)
         if choice is None:
             return
@@ -130,6 +135,7 @@ class StreamedAnswer:
             prompt_tokens=self._peer.count(
                 self._usage.get("prompt_tokens"), most_prompt_tokens(self._prompt), "tokens of a prompt"
             ),
+            native=_llama_timings(self._timings, self._arrivals_s[-1]),
         )
 
 
@@ -196,13 +202,33 @@ def timings(said: Mapping[str, Any], peer: Peer, prompt: str, limit: int, elapse
     prompt_ns, decode_ns = _nanoseconds(said.get("prompt_eval_duration")), _nanoseconds(said.get("eval_duration"))
     if not (prompt_ns and decode_ns and prompt_tokens and tokens):
         return {}
-    prefill_s, decode_s = prompt_ns / 1e9, decode_ns / 1e9
-    if prefill_s + decode_s > 1.1 * elapsed_s + 0.1 or max(prompt_tokens / prefill_s, tokens / decode_s) > _MOST_TPS:
+    found = {"prompt_tokens": prompt_tokens, "prefill_s": prompt_ns / 1e9, "tokens": tokens, "decode_s": decode_ns / 1e9}
+    if not _possible(found, elapsed_s):
         raise ModelError(
-            f"server {peer.url} reports impossible timings: {prompt_tokens} tokens read in {prefill_s:.3g} s and "
-            f"{tokens} written in {decode_s:.3g} s, in a request of {elapsed_s:.3g} s; its timings cannot be used"
+            f"server {peer.url} reports impossible timings: {prompt_tokens} tokens read in {found['prefill_s']:.3g} s and "
+            f"{tokens} written in {found['decode_s']:.3g} s, in a request of {elapsed_s:.3g} s; its timings cannot be used"
         )
-    return {"prompt_tokens": prompt_tokens, "prefill_s": prefill_s, "tokens": tokens, "decode_s": decode_s}
+    return found
+
+
+def _llama_timings(said: Mapping[str, Any], elapsed_s: float) -> dict[str, float]:
+    """llama-server's own timings of a stream; empty where one is missing or impossible.
+
+    Its tokens are those that its own time per token counts: newer versions leave out the first, which the prompt pass yields.
+    """
+    names = ("prompt_n", "prompt_ms", "predicted_ms", "predicted_per_token_ms")
+    figures = [said.get(name) for name in names]
+    if not all(isinstance(figure, int | float) and 0 < figure < _MOST_MS for figure in figures):
+        return {}
+    read, read_ms, written_ms, per_token_ms = map(float, figures)  # type: ignore[arg-type]  # numbers, as was just seen
+    found = {"prompt_tokens": read, "prefill_s": read_ms / 1e3, "tokens": written_ms / per_token_ms, "decode_s": written_ms / 1e3}
+    return found if _possible(found, elapsed_s) else {}
+
+
+def _possible(found: Mapping[str, float], elapsed_s: float) -> bool:
+    """Whether timings fit into their request, and their rates are not beyond any hardware."""
+    rates = (found["prompt_tokens"] / found["prefill_s"], found["tokens"] / found["decode_s"])
+    return found["prefill_s"] + found["decode_s"] <= 1.1 * elapsed_s + 0.1 and max(rates) <= _MOST_TPS
 
 
 def _nanoseconds(value: object) -> int | None:

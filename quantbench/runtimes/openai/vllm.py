@@ -1,0 +1,78 @@
+"""``vllm serve`` from an environment of its own: what vLLM pins does not go together with what quantbench needs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from quantbench.core.errors import MissingDependency, UnsupportedError
+from quantbench.core.gpus import chosen_gpus
+from quantbench.core.job import Checkpoint
+from quantbench.runtimes.openai.started import NO_GPU, PATIENCE_S, LocalServer, Place, Program, started
+
+VARIABLE = "QUANTBENCH_VLLM"
+_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+_QUIET = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+"""It tells nobody what it runs, and fetches nothing: the checkpoint is here."""
+
+
+def executable() -> str:
+    """``vllm`` of the environment, or the program, that ``QUANTBENCH_VLLM`` names; else ``vllm`` on the path.
+
+    MissingDependency if there is none.
+    """
+    named = os.environ.get(VARIABLE, "")
+    place = Path(named).expanduser()
+    if found := shutil.which(str(place / "bin" / "vllm" if place.is_dir() else place) if named else "vllm"):
+        return found
+    if named:
+        raise MissingDependency(f"{VARIABLE}={named} holds no vllm; give an environment with vLLM, or the path of its vllm")
+    raise MissingDependency(
+        f"there is no vllm on the path; install vLLM into an environment of its own and set {VARIABLE} to that folder"
+    )
+
+
+@contextmanager
+def serve(
+    checkpoint: Checkpoint, *, precision: str, threads: int, context: int, device: str, flags: Sequence[str],
+    patience_s: float = PATIENCE_S,
+) -> Iterator[LocalServer]:  # fmt: skip
+    """Serve a checkpoint folder; ``precision`` is a type of torch or what vLLM calls a quantization, empty for its own.
+
+    See ``started``. Random weights are vLLM's own. No code of the checkpoint is run.
+    """
+    program = executable()
+
+    def command(place: Place) -> list[str]:
+        return [
+            program, "serve", str(checkpoint.path), "--served-model-name", place.alias,
+            "--host", "127.0.0.1", "--port", str(place.port), "--max-model-len", str(context),
+            "--no-enable-prefix-caching", "--generation-config", "vllm",
+            *(["--load-format", "dummy"] if checkpoint.random_weights else []), *_asked(precision), *flags,
+        ]  # fmt: skip
+
+    def env(place: Place) -> Mapping[str, str]:
+        return {**os.environ, **_QUIET, "VLLM_API_KEY": place.key, **_placed(device, threads)}
+
+    found = Program(name="vllm serve", kernel=f"vllm {device}", command=command, env=env, version=("/version", "version"))
+    with started(found, patience_s=patience_s) as server:
+        if device != "cpu" and server.kernel.endswith("+cpu"):
+            raise UnsupportedError(f"{server.kernel} is a build for CPUs, and the device is {device}; use cpu, or another build")
+        yield server
+
+
+def _asked(precision: str) -> list[str]:
+    if precision in _DTYPES:
+        return ["--dtype", _DTYPES[precision]]
+    return ["--quantization", precision] if precision else []
+
+
+def _placed(device: str, threads: int) -> Mapping[str, str]:
+    """On the CPU as many threads as asked for, each on a core of its own, unless the user has placed them; else one GPU, or all."""
+    if device == "cpu":
+        cores = sorted(os.sched_getaffinity(0))[:threads]
+        return {**NO_GPU, "VLLM_CPU_OMP_THREADS_BIND": os.environ.get("VLLM_CPU_OMP_THREADS_BIND", ",".join(map(str, cores)))}
+    return {"CUDA_VISIBLE_DEVICES": ",".join(gpu.uuid for gpu in chosen_gpus(device))}
