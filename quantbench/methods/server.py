@@ -143,7 +143,7 @@ def _file(server: StartedServer, spec: Spec, settings: Settings) -> tuple[str, A
 
 
 def _vllm(server: StartedServer, spec: Spec, settings: Settings) -> Started:
-    """vLLM on a checkpoint folder."""
+    """A checkpoint folder, served by vLLM."""
     from quantbench.runtimes.openai import vllm
 
     checkpoint = settings.checkpoint

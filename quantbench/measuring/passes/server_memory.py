@@ -82,7 +82,7 @@ def _pss(processes: list[psutil.Process]) -> int:
                 total += process.memory_full_info().pss
             except (psutil.AccessDenied, AttributeError) as error:
                 raise OSError(
-                    f"the memory of a server's processes is read as PSS from /proc/PID/smaps_rollup, which this system does not "
+                    "the memory of a server's processes is read as PSS from /proc/PID/smaps_rollup, which this system does not "
                     f"give ({type(error).__name__}); measure on Linux, as the user whose server it is"
                 ) from error
     if not total:

@@ -72,9 +72,11 @@ def _settings(path: Path, place: Place, *, threads: int, context: int, device: s
     }  # fmt: skip
     if ":" in device:  # that GPU alone; llama.cpp would split the model over all
         model |= {"split_mode": _WHOLE, "main_gpu": int(device.partition(":")[2])}
-    models = [{**model, "model_alias": place.alias, "logits_all": False}, {**model, "model_alias": _SCORING, "logits_all": True}]
+    timed = {**model, "model_alias": place.alias, "logits_all": False}
+    scoring = {**model, "model_alias": _SCORING, "logits_all": True}
     return {
-        "host": "127.0.0.1", "port": place.port, "api_key": place.key, "interrupt_requests": False, "models": models,
+        "host": "127.0.0.1", "port": place.port, "api_key": place.key, "interrupt_requests": False,
+        "models": [timed, scoring],
     }  # fmt: skip
 
 

@@ -78,7 +78,7 @@ def connect(
         trust_env=urlsplit(server.url).hostname not in _LOOPBACK,  # a proxy cannot know this machine's loopback
     ) as client:
         bound(client)
-        endpoint = CompletionsEndpoint(client, server, key, artifact, request_s, local)
+        endpoint = CompletionsEndpoint(client, server, key=key, artifact=artifact, request_s=request_s, local=local)
         endpoint.introduce(facts)
         yield endpoint
 
@@ -87,7 +87,7 @@ class CompletionsEndpoint:
     """An Endpoint over one HTTP client."""
 
     def __init__(
-        self, client: httpx.Client, server: ServerAddress, key: str, artifact: Artifact | None, request_s: float,
+        self, client: httpx.Client, server: ServerAddress, *, key: str, artifact: Artifact | None, request_s: float,
         local: LocalServer | None,
     ) -> None:  # fmt: skip
         """Call ``introduce`` before anything else."""

@@ -95,7 +95,7 @@ def started(program: Program, *, patience_s: float = PATIENCE_S) -> Iterator[Loc
                 if supervisor.poll() is not None:
                     raise _ended(f"{program.name} ended as it started", supervisor, log, killed_before)
                 raise ModelError(
-                    f"{program.name} was not ready within {patience_s:g} s{_last(log)}; free memory or cores, or raise --timeout"
+                    f"{program.name} was not ready within {patience_s:g} s{_last(log)}; free memory or cores"
                 )
             address = ServerAddress(url=f"http://127.0.0.1:{place.port}/v1", model=place.alias)
             try:

@@ -60,7 +60,7 @@ def serve(
     found = Program(name="vllm serve", kernel=f"vllm {device}", command=command, env=env, version=("/version", "version"))
     with started(found, patience_s=patience_s) as server:
         if device != "cpu" and server.kernel.endswith("+cpu"):
-            raise UnsupportedError(f"{server.kernel} is a build for CPUs, and the device is {device}; use cpu, or another build")
+            raise UnsupportedError(f"{server.kernel} is a build for CPUs, and the device is {device}; use cpu or another build")
         yield server
 
 
@@ -71,7 +71,7 @@ def _asked(precision: str) -> list[str]:
 
 
 def _placed(device: str, threads: int) -> Mapping[str, str]:
-    """On the CPU as many threads as asked for, each on a core of its own, unless the user has placed them; else one GPU, or all."""
+    """On the CPU as many threads as asked for, each on a core, unless the user has placed them; on a GPU, that one or all."""
     if device == "cpu":
         cores = sorted(os.sched_getaffinity(0))[:threads]
         return {**NO_GPU, "VLLM_CPU_OMP_THREADS_BIND": os.environ.get("VLLM_CPU_OMP_THREADS_BIND", ",".join(map(str, cores)))}

@@ -221,7 +221,8 @@ def _llama_timings(said: Mapping[str, Any], elapsed_s: float) -> dict[str, float
     if not all(isinstance(figure, int | float) and 0 < figure < _MOST_MS for figure in figures):
         return {}
     read, read_ms, written_ms, per_token_ms = map(float, figures)  # type: ignore[arg-type]  # numbers, as was just seen
-    found = {"prompt_tokens": read, "prefill_s": read_ms / 1e3, "tokens": written_ms / per_token_ms, "decode_s": written_ms / 1e3}
+    tokens = written_ms / per_token_ms
+    found = {"prompt_tokens": read, "prefill_s": read_ms / 1e3, "tokens": tokens, "decode_s": written_ms / 1e3}
     return found if _possible(found, elapsed_s) else {}
 
 
