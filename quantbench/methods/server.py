@@ -83,8 +83,8 @@ def bearer_key(address: ServerAddress) -> str:
     return key
 
 
-Started = tuple[AbstractContextManager[LocalServer], str, Artifact | None]
-"""A server to start, what it serves, and the file if quantbench made it."""
+Started = tuple[AbstractContextManager[LocalServer], Mapping[str, str], Artifact | None]
+"""A server to start, facts about what it serves, and the file if quantbench made it."""
 
 
 @contextmanager
@@ -93,11 +93,11 @@ def _start(server: StartedServer, spec: Spec, settings: Settings) -> Iterator[En
     from quantbench.runtimes.openai.client import connect
 
     prepare = _vllm if server.kind == VLLM else _llama_cpp
-    starting, served, artifact = prepare(server, spec, settings)
+    starting, found, artifact = prepare(server, spec, settings)
     with starting as local:
         facts = {
-            "kernel": local.kernel, "server": f"{spec.conditions.server}, started here", "served_model": served,
-            "threads": str(settings.threads), "waiting": described(), "context": str(settings.context),
+            "kernel": local.kernel, "server": f"{spec.conditions.server}, started here", "threads": str(settings.threads),
+            "waiting": described(), "context": str(settings.context), **found,
         }  # fmt: skip
         with connect(local.address, key=local.key, facts=facts, artifact=artifact, local=local) as endpoint:
             yield endpoint
@@ -121,7 +121,7 @@ def _llama_cpp(server: StartedServer, spec: Spec, settings: Settings) -> Started
             artifact.path, threads=settings.threads, context=settings.context, device=conditions.device,
             extra_buffers=extra_buffers_work(),
         )  # fmt: skip
-    return starting, variant, artifact
+    return starting, {"served_model": variant}, artifact
 
 
 def _file(server: StartedServer, spec: Spec, settings: Settings) -> tuple[str, Artifact]:
@@ -153,7 +153,8 @@ def _vllm(server: StartedServer, spec: Spec, settings: Settings) -> Started:
         checkpoint, precision=server.precision, threads=settings.threads, context=settings.context,
         device=spec.conditions.device, flags=server.flags,
     )  # fmt: skip
-    return starting, f"{checkpoint.name} {server.precision}".strip(), None
+    found = {"served_model": f"{checkpoint.name} {server.precision}".strip(), "vllm_environment": vllm.environment()}
+    return starting, found, None
 
 
 def _as_gguf(spec: Spec, precision: str) -> Spec:

@@ -313,6 +313,22 @@ class TestFailures:
             stand_in.routes["/v1/completions"] = streams(*WHOLE)
             assert endpoint.answer("Say", 4).pieces == ("Hello", " world")
 
+    def test_a_connection_that_was_closed_meanwhile_is_opened_anew(self, stand_in: StandIn) -> None:
+        """Once: a server that never answers is not asked for ever."""
+
+        def closes_first(handler: Any) -> None:
+            stand_in.routes["/v1/completions"] = streams(*WHOLE)
+            hangs_up(handler)
+
+        with connected(stand_in) as endpoint:
+            stand_in.routes["/v1/completions"] = closes_first
+            assert endpoint.answer("Say", 4).pieces == ("Hello", " world")
+            assert len(stand_in.bodies("/v1/completions")) == 2
+            stand_in.routes["/v1/completions"] = hangs_up
+            with pytest.raises(ModelError, match="dropped the connection"):
+                endpoint.answer("Say", 4)
+            assert len(stand_in.bodies("/v1/completions")) == 4
+
     def test_a_redirect_is_not_followed_with_the_key(self, stand_in: StandIn) -> None:
         stand_in.routes["/v1/completions"] = fails(302, location=f"{stand_in.url}/elsewhere")
         stand_in.routes["/v1/elsewhere"] = streams(*WHOLE)

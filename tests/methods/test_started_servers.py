@@ -186,8 +186,8 @@ class TestFailures:
         assert str(caught.value) == words
 
     def test_the_first_exception_comes_before_those_that_follow_from_it(self, fake: Path) -> None:
-        opened = llama("--die", "pid=1 ValueError: fp9 is unknown\na\nb\nc\nRuntimeError: see above")
-        with pytest.raises(ModelError, match=r": ValueError: fp9 is unknown \| b \| c \| RuntimeError: see above\)"), opened:
+        said = "INFO as OSError: x\n(W pid=1) ERROR [a.py:1] ValueError: fp9 is unknown\na\nb\nRuntimeError: x"
+        with pytest.raises(ModelError, match=r": ValueError: fp9 is unknown \| a \| b \| RuntimeError: x\)"), llama("--die", said):
             pass
 
     def test_one_that_never_becomes_healthy_is_ended(self, fake: Path, tmp_path: Path) -> None:

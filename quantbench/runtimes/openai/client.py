@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -192,14 +192,13 @@ class CompletionsEndpoint:
 
     def _exchange(self, verb: str, url: str, asked: Mapping[str, Any] | None = None) -> tuple[int, bytes, Mapping[str, str]]:
         """Status, body and headers of an answer that is not streamed."""
-        with self._plain_errors(), self._client.stream(verb, url, json=asked) as response:
+        with self._plain_errors(), self._response(verb, url, asked) as (response, _):
             return response.status_code, body(response, self._peer), response.headers
 
     def _stream(self, asked: Mapping[str, Any], prompt: str, limit: int) -> Streamed:
         """One streamed answer. Reads past ``[DONE]``, so that the connection can be used again."""
         answer = StreamedAnswer(self._peer, prompt, limit)
-        started = time.perf_counter()
-        with self._plain_errors(), self._client.stream("POST", f"{self._url}/completions", json=asked) as response:
+        with self._plain_errors(), self._response("POST", f"{self._url}/completions", asked) as (response, started):
             if response.status_code != 200:
                 self._check(response.status_code, body(response, self._peer))
             kind = response.headers.get("content-type", "")
@@ -211,6 +210,23 @@ class CompletionsEndpoint:
             for data, arrived in events(response, self._peer):
                 answer.take(data, arrived - started)
         return answer.finish()
+
+    @contextmanager
+    def _response(self, verb: str, url: str, asked: Mapping[str, Any] | None) -> Iterator[tuple[httpx.Response, float]]:
+        """The response, and when it was asked for: once more, if the server closed the connection instead of answering.
+
+        llama-server closes it after each stream without saying so, and may do that just as the next request is sent on it.
+        """
+        import httpx
+
+        with ExitStack() as stack:
+            started = time.perf_counter()
+            try:
+                response = stack.enter_context(self._client.stream(verb, url, json=asked))
+            except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
+                started = time.perf_counter()
+                response = stack.enter_context(self._client.stream(verb, url, json=asked))
+            yield response, started
 
     def _check(self, status: int, content: bytes) -> None:
         """Raise ModelError, saying why, for any status but 200."""

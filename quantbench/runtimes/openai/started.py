@@ -30,8 +30,9 @@ _END_S = 2.0
 """A connection breaks a moment before the process that held it is gone."""
 
 _LAST_LINES = 3
-_LINE_WIDTH = 200
-_RAISED = re.compile(r"\b[A-Za-z_.]*(?:Error|Exception): \S.*")
+_LINE_WIDTH = 300
+_RAISED = re.compile(r"(?:^|\] )([A-Za-z_.]*(?:Error|Exception): .*)")
+"""At the start of a line, or behind what a logger puts there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,7 +146,7 @@ def _ended(what: str, supervisor: subprocess.Popen[bytes], log: Path, killed_bef
 def _last(log: Path) -> str:
     """The first exception that it printed, from which others follow, and its last lines."""
     lines = [line for each in log.read_text(errors="replace").splitlines() if (line := one_line(each).strip())]
-    raised = next((found[0] for line in lines if (found := _RAISED.search(line))), "")
+    raised = next((found[1] for line in lines if (found := _RAISED.search(line))), "")
     shown = [raised] if raised and not any(raised in line for line in lines[-_LAST_LINES:]) else []
     shown = [line[:_LINE_WIDTH] for line in (*shown, *lines[-_LAST_LINES:])]
     return f"; its last lines were: {' | '.join(shown)}" if shown else ""

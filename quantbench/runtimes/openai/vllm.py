@@ -15,6 +15,9 @@ from quantbench.runtimes.openai.started import NO_GPU, PATIENCE_S, LocalServer, 
 
 VARIABLE = "QUANTBENCH_VLLM"
 _DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+_CPU_CACHE_GIB = "4"
+"""Memory for keys and values on the CPU, unless the user says otherwise: vLLM would take nearly all that the machine has."""
+
 _QUIET = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 """It tells nobody what it runs, and fetches nothing: the checkpoint is here."""
 
@@ -64,6 +67,12 @@ def serve(
         yield server
 
 
+def environment() -> str:
+    """The user's own settings of vLLM, which it takes from the environment; its key is none of them."""
+    settings = {name: value for name, value in sorted(os.environ.items()) if name.startswith("VLLM_") and "KEY" not in name}
+    return " ".join(f"{name}={value}" for name, value in settings.items())
+
+
 def _asked(precision: str) -> list[str]:
     if precision in _DTYPES:
         return ["--dtype", _DTYPES[precision]]
@@ -74,5 +83,6 @@ def _placed(device: str, threads: int) -> Mapping[str, str]:
     """On the CPU as many threads as asked for, each on a core, unless the user has placed them; on a GPU, that one or all."""
     if device == "cpu":
         cores = sorted(os.sched_getaffinity(0))[:threads]
-        return {**NO_GPU, "VLLM_CPU_OMP_THREADS_BIND": os.environ.get("VLLM_CPU_OMP_THREADS_BIND", ",".join(map(str, cores)))}
+        usual = {"VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores)), "VLLM_CPU_KVCACHE_SPACE": _CPU_CACHE_GIB}
+        return {**NO_GPU, **{name: os.environ.get(name, value) for name, value in usual.items()}}
     return {"CUDA_VISIBLE_DEVICES": ",".join(gpu.uuid for gpu in chosen_gpus(device))}
