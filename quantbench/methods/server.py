@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from typing import Any
 from urllib.parse import urlsplit
 
 from quantbench.core.errors import UnsupportedError, UsageError
@@ -25,6 +26,9 @@ ELSEWHERE = "the server holds the weights, in a precision that is unknown until 
 
 AS_SERVED = Precision(name="as-served", bits=None, title="as served", usual=False)
 
+READS = ("awq", "bitsandbytes", "compressed-tensors", "fp8", "gptq", "torchao")
+"""What vLLM serves of checkpoints that were quantized elsewhere; it refuses by itself what it cannot."""
+
 
 @method(
     "server",
@@ -33,6 +37,7 @@ AS_SERVED = Precision(name="as-served", bits=None, title="as served", usual=Fals
     runtime="endpoint",
     anchor="",
     kinds=("hf", "gguf", "server"),
+    reads=READS,
     endpoint=True,
 )
 @contextmanager
@@ -60,6 +65,12 @@ def open_server(spec: Spec, settings: Settings) -> Iterator[Endpoint]:
 def forecast_server(architecture: Architecture, precisions: Sequence[str]) -> Mapping[str, Weights]:  # noqa: ARG001
     """Nothing: another machine holds the weights."""
     return {each: Weights(weight_bytes=None, note=ELSEWHERE) for each in precisions}
+
+
+@open_server.holds
+def held(quantization: Mapping[str, Any]) -> Sequence[str]:  # noqa: ARG001 - none, whatever it is
+    """Nothing that is planned by itself: a server is measured where it is named."""
+    return ()
 
 
 @open_server.asks

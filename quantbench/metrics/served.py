@@ -16,7 +16,7 @@ _SATURATED = 0.95
 _SYSTEM = "NVIDIA NIM LLM benchmarking guide, metrics: TPS per system"
 _TWO_LENGTHS = "quantbench; vllm bench and gpt-fast time whole answers of fixed lengths alike"
 _SMAPS = "kernel: proc_pid_smaps_rollup"
-_NATIVE_SOURCE = "llama-server: timings of a completion; Ollama API, /api/generate"
+_NATIVE_SOURCE = "llama-server: timings of a completion; vLLM: /metrics; Ollama: /api/generate"
 _LOAD = (
     Column(
         "concurrency", "requests", kind="int", title="Requests at once", show=".0f",

@@ -45,7 +45,7 @@ def main() -> None:
 
         def do_GET(self) -> None:
             allowed = self.path == "/health" or self.headers["authorization"] == f"Bearer {key}"
-            body = {"data": [{"id": asked.alias}], "build_info": "b1-abc", "version": "0.0+cpu"}
+            body = {"data": [{"id": asked.alias}], "build_info": "b1-abc", "version": "0.0"}
             self._say(503 if asked.deaf else 200 if allowed else 401, json.dumps(body).encode(), "application/json")
 
         def do_POST(self) -> None:

@@ -26,7 +26,7 @@ from quantbench.methods.server import bearer_key
 from quantbench.models import check_name
 from quantbench.models.checkpoint import resolve
 from quantbench.runtimes.openai.client import connect
-from quantbench.runtimes.openai.started import Place, Program
+from quantbench.runtimes.openai.started import LocalServer, Place, Program
 
 SECRET = "sk-very-secret"
 SILENCE_S = 0.6
@@ -175,6 +175,19 @@ class TestStream:
         with connected(stand_in) as endpoint:
             assert endpoint.answer("Say", 9).pieces == (text,)
 
+    def test_tokens_without_a_text_took_their_time_too(self, stand_in: StandIn) -> None:
+        """An end of sequence, half a character: a server that is known, as it was started here, sends an event for each."""
+        last = event("", "stop", usage={"prompt_tokens": 3, "completion_tokens": 4})
+        stand_in.routes["/v1/completions"] = streams(event(""), event("Hello"), event(""), last, DONE, pause_s=0.05)
+        address = ServerAddress(url=stand_in.url, model="m")
+        local = LocalServer(address=address, key="", kernel="", pid=1, scoring="")
+        with connect(address, key="", facts={}, local=local) as endpoint:
+            answer = endpoint.answer("Say", 9)
+        assert (answer.pieces, answer.tokens) == (("", "Hello", "", ""), 4)
+        assert answer.arrivals_s[3] >= 0.15
+        with connected(stand_in) as endpoint:
+            assert endpoint.answer("Say", 9).pieces == ("Hello",)
+
     def test_an_empty_answer_is_one_empty_piece(self, stand_in: StandIn) -> None:
         stand_in.routes["/v1/completions"] = streams(event("", "stop"), DONE)
         with connected(stand_in) as endpoint:
@@ -239,6 +252,30 @@ class TestStream:
         stand_in.routes["/v1/completions"] = streams(*WHOLE[:2], last, DONE)
         with connected(stand_in) as endpoint:
             assert endpoint.answer("Say", 9).native == pytest.approx(expected)
+
+    @pytest.mark.parametrize(
+        ("others", "expected"), [(0, {"prompt_tokens": 20, "prefill_s": 0.01, "tokens": 8, "decode_s": 0.02}), (1, {})]
+    )
+    def test_vllm_counts_for_prometheus(self, stand_in: StandIn, others: int, expected: dict[str, float]) -> None:
+        """What was added by one request: of its nine tokens the first came with the prompt. Two cannot be told apart."""
+        requests = 5
+
+        def metrics(handler: Any) -> None:
+            series = {
+                "prompt_tokens_total": 20, "request_prefill_time_seconds_sum": 0.01, "generation_tokens_total": 9,
+                "request_decode_time_seconds_sum": 0.02, "request_decode_time_seconds_count": 1,
+            }  # fmt: skip
+            lines = [f'vllm:{name}{{engine="0",model_name="a b"}} {requests * each}' for name, each in series.items()]
+            says("\n".join(["# HELP vllm: x 1", *lines, "other 7"]).encode(), kind="text/plain")(handler)
+
+        def answers(handler: Any) -> None:
+            nonlocal requests
+            requests += 1 + others
+            streams(*WHOLE)(handler)
+
+        stand_in.routes |= {"/metrics": metrics, "/v1/completions": answers}
+        with connected(stand_in) as endpoint:
+            assert endpoint.native("Say", 9) == pytest.approx(expected)
 
     def test_many_threads_may_ask_at_once(self, stand_in: StandIn) -> None:
         def echo(handler: Any) -> None:

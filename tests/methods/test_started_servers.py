@@ -132,7 +132,7 @@ class TestCommand:
         with vllm.serve(
             resolve("canary"), precision=precision, threads=1, context=128, device="cpu", flags=flags
         ) as server:
-            assert server.kernel == "vllm cpu 0.0+cpu"
+            assert server.kernel == "vllm cpu 0.0"
         told = json.loads((tmp_path / "told").read_text())
         arguments, env = told["arguments"], told["env"]
         assert arguments[1:3] == ["serve", str(resolve("canary").path)]
@@ -143,8 +143,10 @@ class TestCommand:
         assert (env["VLLM_API_KEY"], env["VLLM_NO_USAGE_STATS"], env["HF_HUB_OFFLINE"]) == (server.key, "1", "1")
         assert len(env["VLLM_CPU_OMP_THREADS_BIND"].split(",")) == 1
 
-    def test_a_build_for_cpus_is_not_taken_for_one_on_a_gpu(self, fake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(vllm, "chosen_gpus", lambda _: ())
+    def test_a_build_for_cpus_is_not_started_for_a_gpu(self, fake: Path) -> None:
+        info = fake.parents[1] / "lib" / "python3.11" / "site-packages" / "vllm-0.32.0+cpu.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n")
         opened = vllm.serve(resolve("canary"), precision="", threads=1, context=128, device="cuda", flags=())
         with pytest.raises(UnsupportedError, match="is a build for CPUs, and the device is cuda"), opened:
             pass
@@ -187,7 +189,8 @@ class TestFailures:
 
     def test_the_first_exception_comes_before_those_that_follow_from_it(self, fake: Path) -> None:
         said = "INFO as OSError: x\n(W pid=1) ERROR [a.py:1] ValueError: fp9 is unknown\na\nb\nRuntimeError: x"
-        with pytest.raises(ModelError, match=r": ValueError: fp9 is unknown \| a \| b \| RuntimeError: x\)"), llama("--die", said):
+        opened = llama("--die", said)
+        with pytest.raises(ModelError, match=r": ValueError: fp9 is unknown \| a \| b \| RuntimeError: x\)"), opened:
             pass
 
     def test_one_that_never_becomes_healthy_is_ended(self, fake: Path, tmp_path: Path) -> None:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -69,12 +69,13 @@ def test_it_says_what_the_same_weights_say_here(server: str) -> None:
         given = endpoint.top_tokens(PROMPT, 5)
         answer = endpoint.answer(PROMPT, 12)
         fixed = endpoint.answer(PROMPT, 60, full_length=True)
+        native = fixed.native or endpoint.native(PROMPT, 60)
         facts = endpoint.facts
     assert processes() == before
     assert "".join(answer.pieces).strip() == expected.strip()
     assert (answer.tokens, answer.prompt_tokens) == (12, len(ids))
     assert fixed.tokens == 60
-    assert bool(fixed.native) == server.startswith("llama")
+    assert (native["prompt_tokens"], native["tokens"]) == (len(ids), pytest.approx(59, rel=1e-3))
     assert given is not None
     np.testing.assert_allclose(sorted(given.values(), reverse=True), np.sort(logprobs)[::-1][:5], atol=0.1)
     assert facts["kernel"].startswith(server.partition("/")[0])
@@ -107,11 +108,12 @@ def rows(folder: Path, server: str, *, kill: bool) -> dict[str, dict[str, Any]]:
 
 def _killed(pid: int) -> bool:
     """Kill the server that runs somewhere below ``pid``; False where there is none yet."""
-    below = psutil.Process(pid).children(recursive=True)
-    servers = [process for process in below if process.name().startswith(("llama-server", "vllm"))]
-    for process in servers:
-        process.send_signal(signal.SIGKILL)
-    return bool(servers)
+    for process in psutil.Process(pid).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # it has ended meanwhile
+            if process.name() == "llama-server":
+                process.kill()
+                return True
+    return False
 
 
 @pytest.mark.parametrize("server", SERVERS)
@@ -120,12 +122,11 @@ def test_a_run_has_every_figure_or_its_reason(server: str, tmp_path: Path) -> No
     row = found["server/as-served"]
     assert row["status"] == found[LOCAL[server]]["status"] == "ok", row["reason"]
     absent = json.loads(row["null_reasons"])
-    for name in ("decode_tps", "tpot_s", "tpot_difference_s", "ttft_s", "concurrent_tps", "topk_kld", "server_pss_bytes"):
+    for name in ("decode_tps", "tpot_s", "tpot_difference_s", "ttft_s", "concurrent_tps", "topk_kld", "native_decode_tps"):
         assert row[name] > 0, absent.get(name)
     assert 0 < row["topk_tail"] < 1
     assert row["server_pss_bytes"] > 2e7
     assert absent["server_device_bytes"] == "the model ran on the CPU"
-    assert (row["native_decode_tps"] or 0) > 0 or "neither llama-server nor Ollama" in absent["native_decode_tps"]
     assert row["saturation_concurrency"] in (1, 2) or "not saturated at 4" in absent["saturation_concurrency"]
 
 

@@ -43,7 +43,7 @@ _ABSENT = {
     "quantize_s": "the served model was quantized elsewhere",
     "columns": "a server gives no logits over the whole vocabulary: see topk_kld",
     "anchor": "the served model runs in another process, so no anchor can alternate with it",
-    "native": "the server reports no timings of its own: it is neither llama-server nor Ollama",
+    "native": "the server reports no timings of its own: it is neither llama-server, vLLM nor Ollama",
     "server_memory": _UNSEEN,
 }
 

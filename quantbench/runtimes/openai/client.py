@@ -1,4 +1,4 @@
-"""A client of OpenAI-compatible ``/v1/completions`` endpoints: streams, log-probabilities, and Ollama's own timings."""
+"""A client of OpenAI-compatible ``/v1/completions`` endpoints: streams, log-probabilities, and the server's own timings."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from quantbench.core.protocols import Artifact, StreamDroppedError, Streamed
 from quantbench.core.scenario import ServerAddress
 from quantbench.runtimes.openai.deadline import bound, is_over, within
 from quantbench.runtimes.openai.started import LocalServer
+from quantbench.runtimes.openai.timings import of_vllm, vllm_totals
 from quantbench.runtimes.openai.wire import (
     MAX_QUOTED,
     Peer,
@@ -36,6 +37,9 @@ SILENCE_TIMEOUT_S = 300.0
 
 REQUEST_TIMEOUT_S = 600.0
 """A request and its whole answer end by then, however slowly the bytes arrive."""
+
+_COUNTED_S = 1.0
+"""A request is counted a moment after its answer has been sent."""
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _REFUSALS = (400, 422)
@@ -155,7 +159,7 @@ class CompletionsEndpoint:
     def native(self, prompt: str, limit: int) -> Mapping[str, float]:
         """See Endpoint. Ollama's ``/api/generate`` counts tokens and nanoseconds; the prompt goes in without a template."""
         if not self._is_ollama:
-            return {}
+            return self._by_counters(prompt, limit)
         options = {"temperature": 0, "num_predict": limit, "repeat_penalty": 1.0}
         asked = {"model": self._model, "prompt": prompt, "stream": False, "raw": True, "options": options}
         started = time.perf_counter()
@@ -163,6 +167,22 @@ class CompletionsEndpoint:
         elapsed_s = time.perf_counter() - started
         self._check(status, content)
         return timings(self._peer.parse(content), self._peer, prompt, limit, elapsed_s)
+
+    def _by_counters(self, prompt: str, limit: int) -> Mapping[str, float]:
+        """What vLLM counted while it answered; nothing of a server that has no such counters."""
+        if not (before := self._totals()):
+            return {}
+        started = time.perf_counter()
+        self.answer(prompt, limit, full_length=True)
+        elapsed_s = time.perf_counter() - started
+        deadline = time.monotonic() + _COUNTED_S
+        while (after := self._totals()).get("requests") == before["requests"] and time.monotonic() < deadline:
+            time.sleep(_COUNTED_S / 100)
+        return of_vllm(before, after, elapsed_s)
+
+    def _totals(self) -> dict[str, float]:
+        status, content, _ = self._exchange("GET", f"{self._root}/metrics")
+        return vllm_totals(content.decode("utf-8", "replace")) if status == 200 else {}
 
     @property
     def _root(self) -> str:
@@ -197,7 +217,7 @@ class CompletionsEndpoint:
 
     def _stream(self, asked: Mapping[str, Any], prompt: str, limit: int) -> Streamed:
         """One streamed answer. Reads past ``[DONE]``, so that the connection can be used again."""
-        answer = StreamedAnswer(self._peer, prompt, limit)
+        answer = StreamedAnswer(self._peer, prompt, limit, every_token=self._local is not None)
         with self._plain_errors(), self._response("POST", f"{self._url}/completions", asked) as (response, started):
             if response.status_code != 200:
                 self._check(response.status_code, body(response, self._peer))

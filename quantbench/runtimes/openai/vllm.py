@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.metadata import distributions
 from pathlib import Path
 
 from quantbench.core.errors import MissingDependency, UnsupportedError
@@ -48,6 +49,8 @@ def serve(
     See ``started``. Random weights are vLLM's own. No code of the checkpoint is run.
     """
     program = executable()
+    if device != "cpu" and _is_for_cpus(program):
+        raise UnsupportedError(f"{program} is a build for CPUs, and the device is {device}; use cpu, or set {VARIABLE} to another")
 
     def command(place: Place) -> list[str]:
         return [
@@ -62,8 +65,6 @@ def serve(
 
     found = Program(name="vllm serve", kernel=f"vllm {device}", command=command, env=env, version=("/version", "version"))
     with started(found, patience_s=patience_s) as server:
-        if device != "cpu" and server.kernel.endswith("+cpu"):
-            raise UnsupportedError(f"{server.kernel} is a build for CPUs, and the device is {device}; use cpu or another build")
         yield server
 
 
@@ -71,6 +72,12 @@ def environment() -> str:
     """The user's own settings of vLLM, which it takes from the environment; its key is none of them."""
     settings = {name: value for name, value in sorted(os.environ.items()) if name.startswith("VLLM_") and "KEY" not in name}
     return " ".join(f"{name}={value}" for name, value in settings.items())
+
+
+def _is_for_cpus(program: str) -> bool:
+    """Whether it is known to be a build for CPUs, which would serve from there whatever GPU it is shown."""
+    folders = [str(each) for each in Path(program).resolve().parents[1].glob("lib/python*/site-packages")]
+    return any(each.version.endswith("+cpu") for each in distributions(name="vllm", path=folders))
 
 
 def _asked(precision: str) -> list[str]:

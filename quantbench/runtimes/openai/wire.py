@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from quantbench.core.errors import ModelError
 from quantbench.core.protocols import StreamDroppedError, Streamed
 from quantbench.core.text import one_line
+from quantbench.runtimes.openai.timings import of_llama_server, possible
 
 if TYPE_CHECKING:
     import httpx
@@ -30,10 +31,6 @@ _LEAST_LOGPROB = -1000.0
 """No model gives a lower one: float32 logits do not differ by this, and servers write -9999 for "no value"."""
 
 _ROUNDING = 1e-3
-_MOST_TPS = 1e7
-"""Tokens/s that no request can reach, not even while its prompt is read."""
-
-_MOST_MS = 1e12
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,17 +81,21 @@ class Peer:
 class StreamedAnswer:
     """An answer whose events are still arriving."""
 
-    def __init__(self, peer: Peer, prompt: str, limit: int) -> None:
-        """Nothing has arrived yet; at most ``limit`` tokens are read."""
+    def __init__(self, peer: Peer, prompt: str, limit: int, *, every_token: bool = False) -> None:
+        """Nothing has arrived yet; at most ``limit`` tokens are read.
+
+        With ``every_token`` the server is known to send an event for each, also for one without a text of its own.
+        """
         self._peer = peer
         self._prompt = prompt
         self._limit = limit
+        self._every_token = every_token
         self._most = 8 * limit + 64  # pieces: a server may split tokens into bytes, but not for ever
         self._pieces: list[str] = []
         self._arrivals_s: list[float] = []
         self._usage: Mapping[str, Any] = {}
         self._timings: Mapping[str, Any] = {}
-        self._finished = False
+        self._finished_s: float | None = None
         self._events = 0
 
     def take(self, data: bytes, arrived_s: float) -> None:
@@ -115,8 +116,9 @@ class StreamedAnswer:
         if choice is None:
             return
         text = choice.get("text")
-        self._finished |= bool(choice.get("finish_reason"))
-        if text or (self._finished and not self._pieces):
+        if choice.get("finish_reason"):
+            self._finished_s = arrived_s
+        if text or (self._finished_s is None and self._every_token) or (self._finished_s is not None and not self._pieces):
             self._pieces.append(text if isinstance(text, str) else "")
             self._arrivals_s.append(arrived_s)
         if len(self._pieces) > self._most:
@@ -124,18 +126,22 @@ class StreamedAnswer:
 
     def finish(self) -> Streamed:
         """The whole answer; ModelError if the stream ended too early, or if its counts are impossible."""
-        if not self._finished:
+        if self._finished_s is None:
             raise StreamDroppedError(
                 f"server {self._peer.url} dropped the stream after {self._events} events, without a finish_reason; see its log"
             )
+        tokens = self._peer.count(self._usage.get("completion_tokens"), self._limit, "tokens of an answer")
+        if self._every_token and (tokens or 0) > len(self._pieces):  # an end of sequence, which finished it
+            self._pieces.append("")
+            self._arrivals_s.append(self._finished_s)
         return Streamed(
             pieces=self._peer.hide_in_answer(self._pieces),
             arrivals_s=tuple(self._arrivals_s),
-            tokens=self._peer.count(self._usage.get("completion_tokens"), self._limit, "tokens of an answer"),
+            tokens=tokens,
             prompt_tokens=self._peer.count(
                 self._usage.get("prompt_tokens"), most_prompt_tokens(self._prompt), "tokens of a prompt"
             ),
-            native=_llama_timings(self._timings, self._arrivals_s[-1]),
+            native=of_llama_server(self._timings, self._finished_s),
         )
 
 
@@ -203,33 +209,12 @@ def timings(said: Mapping[str, Any], peer: Peer, prompt: str, limit: int, elapse
     if not (prompt_ns and decode_ns and prompt_tokens and tokens):
         return {}
     found = {"prompt_tokens": prompt_tokens, "prefill_s": prompt_ns / 1e9, "tokens": tokens, "decode_s": decode_ns / 1e9}
-    if not _possible(found, elapsed_s):
+    if not possible(found, elapsed_s):
         raise ModelError(
             f"server {peer.url} reports impossible timings: {prompt_tokens} tokens read in {found['prefill_s']:.3g} s and "
             f"{tokens} written in {found['decode_s']:.3g} s, in a request of {elapsed_s:.3g} s; its timings cannot be used"
         )
     return found
-
-
-def _llama_timings(said: Mapping[str, Any], elapsed_s: float) -> dict[str, float]:
-    """llama-server's own timings of a stream; empty where one is missing or impossible.
-
-    Its tokens are those that its own time per token counts: newer versions leave out the first, which the prompt pass yields.
-    """
-    names = ("prompt_n", "prompt_ms", "predicted_ms", "predicted_per_token_ms")
-    figures = [said.get(name) for name in names]
-    if not all(isinstance(figure, int | float) and 0 < figure < _MOST_MS for figure in figures):
-        return {}
-    read, read_ms, written_ms, per_token_ms = map(float, figures)  # type: ignore[arg-type]  # numbers, as was just seen
-    tokens = written_ms / per_token_ms
-    found = {"prompt_tokens": read, "prefill_s": read_ms / 1e3, "tokens": tokens, "decode_s": written_ms / 1e3}
-    return found if _possible(found, elapsed_s) else {}
-
-
-def _possible(found: Mapping[str, float], elapsed_s: float) -> bool:
-    """Whether timings fit into their request, and their rates are not beyond any hardware."""
-    rates = (found["prompt_tokens"] / found["prefill_s"], found["tokens"] / found["decode_s"])
-    return found["prefill_s"] + found["decode_s"] <= 1.1 * elapsed_s + 0.1 and max(rates) <= _MOST_TPS
 
 
 def _nanoseconds(value: object) -> int | None:
