@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -108,7 +109,7 @@ def _start(server: StartedServer, spec: Spec, settings: Settings) -> Iterator[En
     with starting as local:
         facts = {
             "kernel": local.kernel, "server": f"{spec.conditions.server}, started here", "threads": str(settings.threads),
-            "waiting": described(), "context": str(settings.context), **found,
+            "waiting": described(), "context": str(settings.context), "server_flags": shlex.join(server.flags), **found,
         }  # fmt: skip
         with connect(local.address, key=local.key, facts=facts, artifact=artifact, local=local) as endpoint:
             yield endpoint
@@ -124,9 +125,8 @@ def _llama_cpp(server: StartedServer, spec: Spec, settings: Settings) -> Started
     conditions = spec.conditions
     if server.kind == LLAMA_SERVER:
         starting = llama_server.serve(
-            artifact.path, threads=settings.threads, context=settings.context, device=conditions.device,
-            concurrency=conditions.concurrency, flags=server.flags,
-        )  # fmt: skip
+            artifact.path, settings, device=conditions.device, concurrency=conditions.concurrency, flags=server.flags
+        )
     else:
         starting = python_server.serve(
             artifact.path, threads=settings.threads, context=settings.context, device=conditions.device,
@@ -160,11 +160,8 @@ def _vllm(server: StartedServer, spec: Spec, settings: Settings) -> Started:
     checkpoint = settings.checkpoint
     if checkpoint.kind != "hf":
         raise UnsupportedError(f"vllm serves checkpoint folders, and {checkpoint.name} is none; use --server llama-server")
-    starting = vllm.serve(
-        checkpoint, precision=server.precision, threads=settings.threads, context=settings.context,
-        device=spec.conditions.device, flags=server.flags,
-    )  # fmt: skip
-    found = {"served_model": f"{checkpoint.name} {server.precision}".strip(), "vllm_environment": vllm.environment()}
+    starting = vllm.serve(settings, precision=server.precision, device=spec.conditions.device, flags=server.flags)
+    found = {"served_model": f"checkpoint {server.precision}".strip(), "vllm_environment": vllm.environment()}
     return starting, found, None
 
 

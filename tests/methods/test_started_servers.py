@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from contextlib import AbstractContextManager, suppress
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
@@ -44,10 +45,13 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return program
 
 
-def llama(*flags: str, path: Path = Path("model.gguf"), patience_s: float = 60.0) -> AbstractContextManager[LocalServer]:
-    return llama_server.serve(
-        path, threads=2, context=128, device="cpu", concurrency=4, flags=flags, patience_s=patience_s
-    )
+def llama(*flags: str, patience_s: float = 60.0) -> AbstractContextManager[LocalServer]:
+    settings = replace(canary(), threads=2)
+    return llama_server.serve(Path("model.gguf"), settings, device="cpu", concurrency=4, flags=flags, patience_s=patience_s)
+
+
+def canary() -> Settings:
+    return Settings(checkpoint=resolve("canary"), threads=1, context=128)
 
 
 def is_gone(pid: int) -> bool:
@@ -129,9 +133,7 @@ class TestCommand:
         self, fake: Path, tmp_path: Path, precision: str, expected: list[str]
     ) -> None:
         flags = ("--tell", str(tmp_path / "told"))
-        with vllm.serve(
-            resolve("canary"), precision=precision, threads=1, context=128, device="cpu", flags=flags
-        ) as server:
+        with vllm.serve(canary(), precision=precision, device="cpu", flags=flags) as server:
             assert server.kernel == "vllm cpu 0.0"
         told = json.loads((tmp_path / "told").read_text())
         arguments, env = told["arguments"], told["env"]
@@ -147,8 +149,8 @@ class TestCommand:
         info = fake.parents[1] / "lib" / "python3.11" / "site-packages" / "vllm-0.32.0+cpu.dist-info"
         info.mkdir(parents=True)
         (info / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n")
-        opened = vllm.serve(resolve("canary"), precision="", threads=1, context=128, device="cuda", flags=())
-        with pytest.raises(UnsupportedError, match="is a build for CPUs, and the device is cuda"), opened:
+        opened = vllm.serve(canary(), precision="", device="cuda", flags=())
+        with pytest.raises(UnsupportedError, match="is built for CPUs and the device is cuda"), opened:
             pass
 
 
@@ -265,9 +267,10 @@ class TestEnd:
     def test_it_ends_with_a_worker_that_is_killed(self, fake: Path, tmp_path: Path) -> None:
         pids = tmp_path / "pids"
         program = (
-            "import sys, time; from pathlib import Path; from quantbench.runtimes.llama_cpp import llama_server\n"
-            "with llama_server.serve(Path('m'), threads=1, context=64, device='cpu', concurrency=1,\n"
-            "                        flags=['--child', sys.argv[1]]):\n"
+            "import sys, time; from pathlib import Path; from quantbench.core.protocols import Settings\n"
+            "from quantbench.models.checkpoint import resolve; from quantbench.runtimes.llama_cpp import llama_server\n"
+            "settings = Settings(checkpoint=resolve('canary'), threads=1, context=64)\n"
+            "with llama_server.serve(Path('m'), settings, device='cpu', concurrency=1, flags=['--child', sys.argv[1]]):\n"
             "    print('ready', flush=True); time.sleep(600)"
         )
         with subprocess.Popen([sys.executable, "-c", program, str(pids)], stdout=subprocess.PIPE) as worker:

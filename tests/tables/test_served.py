@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
+
 from quantbench import tables
 from quantbench.tables.kinds import served
 
@@ -65,15 +67,22 @@ def test_the_same_file_without_a_server_stands_beside_it(write: Write, record: M
     assert not any("is not divided" in note for note in table.notes)
 
 
-def test_speeds_under_unlike_conditions_are_not_divided(write: Write, record: Make) -> None:
+@pytest.mark.parametrize(
+    ("facts", "why"),
+    [
+        ({"threads": "2"}, "threads 2 and 1"),
+        ({"threads": "1", "server_flags": "-fa on"}, "the server was started with -fa on"),
+    ],
+)
+def test_speeds_under_unlike_conditions_are_not_divided(
+    write: Write, record: Make, facts: dict[str, str], why: str
+) -> None:
     local = record("gguf/q8_0", decode_tps=200.0, facts={"threads": "1"})
-    mine = record(
-        "server/as-served", **FIGURES, decode_tps=150.0, facts={"threads": "2", "served_model": "gguf/q8_0"}
-    )
+    mine = record("server/as-served", **FIGURES, decode_tps=150.0, facts={**facts, "served_model": "gguf/q8_0"})
     [table] = served.table(write([local, mine]))
     shown = {heading.title: texts[0] for heading, texts in table.shown_columns()}
     assert (shown["Here, tokens/s"], shown["Alone, x here"]) == ("200", "–")
-    assert any(note.startswith("server/as-served is not divided by gguf/q8_0: threads 2 and 1") for note in table.notes)
+    assert any(note.startswith(f"server/as-served is not divided by gguf/q8_0: {why}") for note in table.notes)
 
 
 def test_without_servers_there_is_no_table(write: Write, record: Make) -> None:

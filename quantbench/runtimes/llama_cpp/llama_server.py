@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from quantbench.core.errors import MissingDependency
+from quantbench.core.protocols import Settings
 from quantbench.runtimes.openai.started import NO_GPU, PATIENCE_S, LocalServer, Place, Program, started
 
 VARIABLE = "QUANTBENCH_LLAMA_SERVER"
@@ -28,17 +29,16 @@ def executable() -> str:
 
 @contextmanager
 def serve(
-    path: Path, *, threads: int, context: int, device: str, concurrency: int, flags: Sequence[str],
-    patience_s: float = PATIENCE_S,
-) -> Iterator[LocalServer]:  # fmt: skip
-    """Serve the GGUF file ``path`` with a slot of ``context`` tokens for each of ``concurrency`` requests; see ``started``."""
-    program = executable()
+    path: Path, settings: Settings, *, device: str, concurrency: int, flags: Sequence[str], patience_s: float = PATIENCE_S
+) -> Iterator[LocalServer]:
+    """Serve the GGUF file ``path`` with a slot of the whole context for each of ``concurrency`` requests; see ``started``."""
+    program, threads = executable(), str(settings.threads)
 
     def command(place: Place) -> list[str]:
         return [
             program, "--model", str(path), "--alias", place.alias, "--host", "127.0.0.1", "--port", str(place.port),
-            "--ctx-size", str(context * concurrency), "--parallel", str(concurrency),
-            "--threads", str(threads), "--threads-batch", str(threads), *_placed(device), *flags,
+            "--ctx-size", str(settings.context * concurrency), "--parallel", str(concurrency),
+            "--threads", threads, "--threads-batch", threads, *_placed(device), *flags,
         ]  # fmt: skip
 
     def env(place: Place) -> Mapping[str, str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from quantbench.core.errors import MissingDependency, UnsupportedError
 from quantbench.core.gpus import chosen_gpus
-from quantbench.core.job import Checkpoint
+from quantbench.core.protocols import Settings
 from quantbench.runtimes.openai.started import NO_GPU, PATIENCE_S, LocalServer, Place, Program, started
 
 VARIABLE = "QUANTBENCH_VLLM"
@@ -41,27 +41,26 @@ def executable() -> str:
 
 @contextmanager
 def serve(
-    checkpoint: Checkpoint, *, precision: str, threads: int, context: int, device: str, flags: Sequence[str],
-    patience_s: float = PATIENCE_S,
-) -> Iterator[LocalServer]:  # fmt: skip
-    """Serve a checkpoint folder; ``precision`` is a type of torch or what vLLM calls a quantization, empty for its own.
+    settings: Settings, *, precision: str, device: str, flags: Sequence[str], patience_s: float = PATIENCE_S
+) -> Iterator[LocalServer]:
+    """Serve the checkpoint folder of ``settings``; ``precision`` is a type of torch, or a quantization of vLLM's, or empty.
 
     See ``started``. Random weights are vLLM's own. No code of the checkpoint is run.
     """
-    program = executable()
+    program, checkpoint = executable(), settings.checkpoint
     if device != "cpu" and _is_for_cpus(program):
-        raise UnsupportedError(f"{program} is a build for CPUs, and the device is {device}; use cpu, or set {VARIABLE} to another")
+        raise UnsupportedError(f"{program} is built for CPUs and the device is {device}; use cpu, or set {VARIABLE} to another")
 
     def command(place: Place) -> list[str]:
         return [
             program, "serve", str(checkpoint.path), "--served-model-name", place.alias,
-            "--host", "127.0.0.1", "--port", str(place.port), "--max-model-len", str(context),
+            "--host", "127.0.0.1", "--port", str(place.port), "--max-model-len", str(settings.context),
             "--no-enable-prefix-caching", "--generation-config", "vllm",
             *(["--load-format", "dummy"] if checkpoint.random_weights else []), *_asked(precision), *flags,
         ]  # fmt: skip
 
     def env(place: Place) -> Mapping[str, str]:
-        return {**os.environ, **_QUIET, "VLLM_API_KEY": place.key, **_placed(device, threads)}
+        return {**os.environ, **_QUIET, "VLLM_API_KEY": place.key, **_placed(device, settings.threads)}
 
     found = Program(name="vllm serve", kernel=f"vllm {device}", command=command, env=env, version=("/version", "version"))
     with started(found, patience_s=patience_s) as server:

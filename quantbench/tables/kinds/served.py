@@ -79,6 +79,8 @@ def _doubt(line: Line, local: Row) -> str:
     for name, words in _CONDITIONS.items():
         if served.text(name) != local.text(name):
             return f"{words} {served.text(name) or 'unknown'} and {local.text(name) or 'unknown'}"
+    if flags := served.facts.get("server_flags"):
+        return f"the server was started with {flags}"
     return "one of them was timed beside other work" if served.flag("disturbed") or local.flag("disturbed") else ""
 
 
