@@ -67,6 +67,7 @@ SCENARIO_COLUMNS = (
     "gpu_sm_clock_mhz", "gpu_sm_clock_min_mhz", "gpu_sm_clock_max_mhz", "gpu_memory_clock_mhz",
     "gpu_temperature_c", "gpu_throttle_reasons", "gpu_power_capped_s", "gpu_thermal_capped_s", "gpu_power_limit_w",
     "others_cpu_share", "steal_share", "others_gpu_share", "disturbed", "disturbance",
+    "saturation_concurrency", "tpot_difference_s", "topk_kld", "topk_tail", "server_pss_bytes", "server_device_bytes",
 )  # fmt: skip
 """Written down, so that a column that is renamed or dropped is noticed; columns are only ever added."""
 

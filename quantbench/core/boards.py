@@ -53,10 +53,11 @@ class Boards:
         """Memory in use on all boards, by any process."""
         return sum(int(each.used) for each in self.ask(["nvmlDeviceGetMemoryInfo"]))
 
-    def process_bytes(self) -> int | None:
-        """Memory on all boards that the driver attributes to this process; None if it lists none."""
+    def process_bytes(self, pids: Collection[int] = ()) -> int | None:
+        """Memory on all boards that the driver attributes to these processes, by default this one; None if it lists none."""
+        wanted = pids or (os.getpid(),)
         listed = [each for found in self.ask(["nvmlDeviceGetComputeRunningProcesses"]) for each in found]
-        own = [int(each.usedGpuMemory) for each in listed if each.pid == os.getpid() and each.usedGpuMemory]
+        own = [int(each.usedGpuMemory) for each in listed if each.pid in wanted and each.usedGpuMemory]
         return sum(own) if own else None
 
 

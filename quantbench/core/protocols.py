@@ -179,12 +179,14 @@ class Streamed:
     """One streamed answer: pieces of text, one per event, each with the seconds from the request until it arrived.
 
     There is at least one piece; it is empty if the answer was empty. ``tokens`` and ``prompt_tokens`` are the server's counts.
+    ``native`` are its own timings of this answer, as of ``Endpoint.native``; empty if it sent none.
     """
 
     pieces: tuple[str, ...]
     arrivals_s: tuple[float, ...]
     tokens: int | None
     prompt_tokens: int | None
+    native: Mapping[str, float] = field(default_factory=dict)
 
 
 class StreamDroppedError(ModelError):
@@ -206,8 +208,12 @@ class Endpoint(Protocol):
     def artifact(self) -> Artifact | None:
         """The served file, if quantbench itself started the server; else None."""
 
-    def answer(self, prompt: str, limit: int) -> Streamed:
-        """Stream a greedy answer of at most ``limit`` tokens."""
+    @property
+    def pid(self) -> int | None:
+        """The process below which the server runs, if quantbench itself started it; else None."""
+
+    def answer(self, prompt: str, limit: int, *, full_length: bool = False) -> Streamed:
+        """Stream a greedy answer of at most ``limit`` tokens; of exactly as many with ``full_length``, if the server can."""
 
     def top_tokens(self, prompt: str, k: int) -> Mapping[str, float] | None:
         """Log-probabilities in nats of the ``k`` likeliest next tokens, by their text; None if the server gives none."""

@@ -14,6 +14,7 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from quantbench.core.errors import UsageError, unknown_name
+from quantbench.core.serving import parse_started
 
 MIN_LENGTH = 2
 SEEDED_INPUTS = "seeded"
@@ -103,8 +104,8 @@ class Conditions:
     that holds all of these. Only the first ``answered_prompts`` of a set are timed and answered greedily (0: all): answering a
     prompt costs many times as much as scoring it, and similarity needs many prompts.
     ``threads`` 0 means every core that this process may use. ``calibration`` is a text file for methods that calibrate or
-    train; empty means text sampled from the model itself. ``server`` is what the method ``server`` queries: a URL, or
-    ``gguf/PRECISION`` for a server that quantbench starts; ``concurrency`` is the most requests that it gets at once. At most
+    train; empty means text sampled from the model itself. ``server`` is what the method ``server`` queries: a URL, or a server
+    that quantbench starts (see ``core.serving``); ``concurrency`` is the most requests that it gets at once. At most
     ``chunks`` chunks of a text are scored (0: all); a chunk is as long as ``context``, by default 512 tokens.
     ``decode_path`` is one of DECODE_PATHS; empty means the usual one of the method on that device.
     """
@@ -132,7 +133,7 @@ class Conditions:
         for name in ("threads", "context", "seed", "chunks", "answered_prompts"):
             if getattr(self, name) < 0:
                 raise UsageError(f"{name} is {getattr(self, name)}; it cannot be negative")
-        if self.server and not self.server.startswith("gguf/"):
+        if self.server and not parse_started(self.server):
             parse_server(self.server)
         if self.concurrency < 1:
             raise UsageError(f"concurrency is {self.concurrency}; ask for at least one request at a time")

@@ -168,11 +168,25 @@ class LoadPoint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ServerMemory:
+    """Most memory in bytes of all processes of a server while it answered: on the host (PSS), and on the GPUs as NVML lists it.
+
+    ``absent`` says by field why one is None.
+    """
+
+    pss_bytes: int | None
+    device_bytes: int | None
+    absent: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TopLogprobs:
     """A server's most likely next tokens against the reference's: positions compared, ``k`` tokens each, and the agreement.
 
     ``overlap`` is the share of the reference's k that the server names too; ``error`` the mean absolute difference of their
     log-probabilities in nats, None if they share no token; ``top1`` the share of positions whose first token is the same.
+    ``kld`` is the mean divergence in nats over the server's tokens and one bucket for all others, which holds ``tail`` of the
+    reference's probability on average.
     """
 
     positions: int
@@ -180,6 +194,8 @@ class TopLogprobs:
     top1: float
     overlap: float
     error: float | None
+    kld: float
+    tail: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -230,8 +246,9 @@ class Trace:
     ``columns`` is an .npz of equally long arrays, one entry per scored position: ``prompt`` int32 (for a text, its chunk),
     ``nll`` float64 and, if there is a reference, ``kld`` and ``nll_reference`` float64, ``top1`` bool. ``score_s`` are the
     seconds that scoring each prompt or chunk took, ``score_tokens`` how many tokens the model read for it. ``calls`` and
-    ``distance`` belong to a module without tokens; ``load_points``, ``top_logprobs`` and ``native`` (a server's own timings)
-    to a server. ``absent`` says why a part is missing, by its name.
+    ``distance`` belong to a module without tokens; ``load_points``, ``top_logprobs``, ``native`` (a server's own timings),
+    ``halves`` (answers half as long, one after each answer of the rounds) and ``server_memory`` to a server. ``absent`` says
+    why a part is missing, by its name.
     """
 
     import_s: float
@@ -261,6 +278,8 @@ class Trace:
     load_points: tuple[LoadPoint, ...] = ()
     top_logprobs: TopLogprobs | None = None
     native: Mapping[str, float] = field(default_factory=dict)
+    halves: tuple[Generation, ...] = ()
+    server_memory: ServerMemory | None = None
     decoding: Decoding | None = None
     """None where the runtime decides by itself how it decodes."""
     prequantized: bool = False

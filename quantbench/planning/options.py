@@ -100,7 +100,8 @@ class RunOptions:
         "text", "FILE", "text for methods that calibrate or train (default: sampled from the model)"
     )
     server: str | None = _option(
-        "text", "URL", "what method server measures: http(s)://HOST[:PORT]/v1[#MODEL], or gguf/PRECISION served here"
+        "text", "SERVER",
+        "what method server measures: a URL, or what it starts: gguf, llama-server or vllm, with /PRECISION and :FLAGS"
     )
     concurrency: int | None = _option("int", "N", "the most requests sent to a server at once (4)")
     engine: str = _option("text", "ENGINE", "process or inline", default="process")

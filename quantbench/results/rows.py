@@ -52,11 +52,12 @@ class Row:
     @property
     def versions(self) -> dict[str, str]:
         """Versions of the libraries by name; empty where none were stored."""
-        try:
-            found = json.loads(self.text("versions") or "{}")
-        except ValueError:
-            return {}
-        return {str(name): str(number) for name, number in found.items()} if isinstance(found, dict) else {}
+        return self._texts("versions")
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What else was found, by name; empty where nothing was stored."""
+        return self._texts("facts")
 
     @property
     def ok(self) -> bool:
@@ -108,11 +109,15 @@ class Row:
 
     def null_reason(self, name: str) -> str:
         """Why a metric of an ok row is null; empty when no reason was stored."""
+        return self._texts("null_reasons").get(name, "")
+
+    def _texts(self, name: str) -> dict[str, str]:
+        """A column that holds a JSON object of texts."""
         try:
-            reasons = json.loads(self.text("null_reasons") or "{}")
+            found = json.loads(self.text(name) or "{}")
         except ValueError:
-            return ""
-        return str(reasons.get(name, "")) if isinstance(reasons, dict) else ""
+            return {}
+        return {str(key): str(text) for key, text in found.items()} if isinstance(found, dict) else {}
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from quantbench.core.record import Missing
-from quantbench.core.trace import Generation, LoadPoint, Round, TopLogprobs
+from quantbench.core.trace import Generation, LoadPoint, Round, ServerMemory, TopLogprobs
 from quantbench.metrics.latency import latency
 from quantbench.metrics.served import served
 
@@ -21,14 +21,20 @@ POINTS = (
     LoadPoint(concurrency=3, tokens=96, seconds=0.75, ttft_s=(0.3, 0.1, 0.4)),
     LoadPoint(concurrency=2, tokens=60, seconds=0.5, ttft_s=(0.1, 0.2)),
 )
-TOP = TopLogprobs(positions=40, k=5, top1=0.9, overlap=0.8, error=0.02)
+TOP = TopLogprobs(positions=40, k=5, top1=0.9, overlap=0.8, error=0.02, kld=0.003, tail=0.25)
 NATIVE = {"prompt_tokens": 100, "prefill_s": 0.5, "tokens": 64, "decode_s": 2.0}
 
 
 @pytest.fixture
 def answered(trace: Trace) -> Trace:
     """A trace of a server that tells everything."""
-    return replace(trace, load_points=POINTS, top_logprobs=TOP, native=NATIVE)
+    answers = tuple(replace(streamed(8, 0.5, 0.5), e2e_s=seconds) for seconds in (2.0, 3.0))
+    return replace(
+        trace, load_points=POINTS, top_logprobs=TOP, native=NATIVE,
+        rounds=tuple(Round(index=index, variant=(answer,), anchor=()) for index, answer in enumerate(answers)),
+        halves=tuple(replace(answer, tokens=4, e2e_s=1.0) for answer in answers),
+        server_memory=ServerMemory(pss_bytes=2**30, device_bytes=None, absent={"device_bytes": "the model ran on the CPU"}),
+    )  # fmt: skip
 
 
 def test_every_column_has_its_figure(answered: Trace) -> None:
@@ -36,9 +42,35 @@ def test_every_column_has_its_figure(answered: Trace) -> None:
     assert json.loads(str(values.pop("concurrency_tps"))) == {"1": 64.0, "2": 120.0, "3": 128.0}
     assert values == {
         "concurrency": 3, "concurrent_tps": 128.0, "concurrent_ttft_s": 0.3,
+        "saturation_concurrency": Missing("not saturated at 3, the most requests at once; raise --concurrency"),
+        "tpot_difference_s": ((2.0 - 1.0) / 4 + (3.0 - 1.0) / 4) / 2,
         "top_logprob_positions": 40, "top1_served": 0.9, "topk_overlap": 0.8, "topk_logprob_error": 0.02,
-        "native_decode_tps": 32.0, "native_prefill_tps": 200.0,
+        "topk_kld": 0.003, "topk_tail": 0.25, "native_decode_tps": 32.0, "native_prefill_tps": 200.0,
+        "server_pss_bytes": 2**30, "server_device_bytes": Missing("the model ran on the CPU"),
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("rates", "expected"),
+    [
+        ({1: 100, 2: 190, 4: 200}, 2),  # 95 % of the best
+        ({1: 100, 2: 189, 4: 200}, None),
+        ({1: 100, 2: 80}, 1),
+        ({1: 100}, None),
+    ],
+)
+def test_the_saturation_point_is_the_least_that_reaches_95_percent(
+    answered: Trace, rates: dict[int, int], expected: int | None
+) -> None:
+    points = tuple(LoadPoint(concurrency=level, tokens=rate, seconds=1.0, ttft_s=(0.1,)) for level, rate in rates.items())
+    found = served.compute(replace(answered, load_points=points), None)["saturation_concurrency"]
+    assert found == expected if expected else isinstance(found, Missing)
+
+
+def test_answers_that_the_server_ends_by_itself_have_no_difference(answered: Trace) -> None:
+    same = tuple(replace(half, tokens=8) for half in answered.halves)
+    found = served.compute(replace(answered, halves=same), None)["tpot_difference_s"]
+    assert found == Missing("no two answers to a prompt differ in length: the server ends them itself")
 
 
 def test_other_methods_have_none_and_say_why(trace: Trace) -> None:
@@ -49,7 +81,7 @@ def test_other_methods_have_none_and_say_why(trace: Trace) -> None:
 def test_what_the_server_does_not_tell_has_the_reason_given(answered: Trace) -> None:
     silent = replace(answered, top_logprobs=None, native={}, absent={"top_logprobs": "it gives none", "native": "not Ollama"})
     values = served.compute(silent, None)
-    for name in ("top_logprob_positions", "top1_served", "topk_overlap", "topk_logprob_error"):
+    for name in ("top_logprob_positions", "top1_served", "topk_overlap", "topk_logprob_error", "topk_kld", "topk_tail"):
         assert values[name] == Missing("it gives none")
     for name in ("native_decode_tps", "native_prefill_tps"):
         assert values[name] == Missing("not Ollama")

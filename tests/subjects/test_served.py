@@ -48,21 +48,24 @@ class Scripted:
     asked: list[tuple[str, int]] = field(default_factory=list)
     scored: list[str] = field(default_factory=list)
     artifact: Artifact | None = None
+    pid: int | None = None
+    obeys: bool = False
+    own: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def facts(self) -> Mapping[str, str]:
         return {"kernel": "scripted"}
 
-    def answer(self, prompt: str, limit: int) -> Streamed:
+    def answer(self, prompt: str, limit: int, *, full_length: bool = False) -> Streamed:
         if self.broken:
             raise ModelError(f"server {URL} dropped the stream")
         if self.together is not None:
             self.together.wait(timeout=20)
         self.asked.append((prompt, limit))
-        pieces = self.pieces(prompt)
+        pieces = self.pieces(prompt)[: limit if self.obeys else None]
         arrivals = tuple(0.5 + 0.25 * number for number in range(len(pieces)))
         counts = (2 * len(pieces), 40) if self.usage else (None, None)
-        return Streamed(pieces=pieces, arrivals_s=arrivals, tokens=counts[0], prompt_tokens=counts[1])
+        return Streamed(pieces=pieces, arrivals_s=arrivals, tokens=counts[0], prompt_tokens=counts[1], native=self.own)
 
     def top_tokens(self, prompt: str, k: int) -> Mapping[str, float] | None:
         self.scored.append(prompt)
@@ -176,7 +179,7 @@ class TestUrlModel:
         assert trace.native == {"tokens": 12, "decode_s": 1.5, "prompt_tokens": 6, "prefill_s": 0.75}
         assert (trace.facts["kernel"], trace.facts["token_count"]) == ("scripted", "server")
         limits = {limit for _, limit in endpoint.asked}
-        assert limits == {CONDITIONS.output_tokens, CONDITIONS.answer_tokens}
+        assert limits == {CONDITIONS.output_tokens, CONDITIONS.output_tokens // 2, CONDITIONS.answer_tokens}
         values = evaluate(trace, None)
         assert (values["native_decode_tps"], values["decode_tps"]) == (8.0, pytest.approx((22 - 3 * 2) / (8 * 0.25)))
         for name in ("weight_bytes", "peak_rss_bytes"):
@@ -185,6 +188,22 @@ class TestUrlModel:
             reason = "the model is known only by its server's URL, so there is no reference to compare with"
             assert values[name] == Missing(reason)
         assert isinstance(values["load_s"], Missing)
+
+    def test_its_own_timings_are_those_of_the_answers_timed_alone(self, endpoint: Scripted, tmp_path: Path) -> None:
+        endpoint.own = {"tokens": 3, "decode_s": 0.5, "prompt_tokens": 2, "prefill_s": 0.25}
+        measure(job(tmp_path, resolve(URL), CONDITIONS), tmp_path)
+        trace = Trace.load(tmp_path / TRACE_FILE.format(0))
+        count = sum(len(each.variant) for each in trace.rounds)
+        assert trace.native == {name: count * figure for name, figure in endpoint.own.items()}
+
+    def test_every_timed_answer_has_one_half_as_long(self, endpoint: Scripted, tmp_path: Path) -> None:
+        """Each token takes a quarter of a second, so that is what the difference says, whatever came before the first."""
+        endpoint.obeys = True
+        measure(job(tmp_path, resolve(URL), replace(CONDITIONS, output_tokens=3)), tmp_path)
+        trace = Trace.load(tmp_path / TRACE_FILE.format(0))
+        answers = [answer for each in trace.rounds for answer in each.variant]
+        assert [(each.prompt, each.tokens) for each in trace.halves] == [(each.prompt, 1) for each in answers]
+        assert evaluate(trace, None)["tpot_difference_s"] == pytest.approx(0.25)
 
     def test_without_counts_a_rate_of_prompts_is_null(self, endpoint: Scripted, tmp_path: Path) -> None:
         measure(job(tmp_path, resolve(URL), CONDITIONS), tmp_path)
@@ -270,22 +289,49 @@ class TestSummary:
         assert (found.positions, found.k, found.top1) == (2, 2, 0.5)
         assert found.overlap == pytest.approx((1 + 0.5) / 2)
         assert found.error == pytest.approx((0.2 + 0 + 0.4) / 3)
+        p, q = np.exp([-0.5, -1.0]), np.exp([-0.7, -1.0])
+        first = np.sum(p * np.log(p / q)) + (1 - p.sum()) * np.log((1 - p.sum()) / (1 - q.sum()))
+        one, other = np.exp(-1.0), np.exp(-1.4)  # the second place has one token in common
+        second = one * np.log(one / other) + (1 - one) * np.log((1 - one) / (1 - other))
+        assert found.kld == pytest.approx((first + second) / 2)
+        assert found.tail == pytest.approx((1 - p.sum() + 1 - one) / 2)
 
     def test_a_server_that_names_fewer_is_asked_no_more(self) -> None:
         five = [(f" {letter}", -float(number)) for number, letter in enumerate("abcde")]
-        assert summarize([Place(five, {" a": 0.0})]) == TopLogprobs(positions=1, k=1, top1=1.0, overlap=1.0, error=0.0)
+        assert summarize([Place(five, {" a": 0.0})]) == TopLogprobs(
+            positions=1, k=1, top1=1.0, overlap=1.0, error=0.0, kld=0.0, tail=0.0
+        )
+
+    def test_a_tail_that_the_server_leaves_none_is_one_in_a_million(self) -> None:
+        found = summarize([Place([(" a", math.log(0.9)), (" b", math.log(0.1))], {" a": 0.0})])
+        assert found is not None
+        assert found.kld == pytest.approx(0.9 * math.log(0.9) + 0.1 * math.log(0.1 / 1e-6))
+        assert found.tail == pytest.approx(0.1)
+
+    @given(st.lists(st.floats(-4, 4), min_size=6, max_size=12), st.integers(0, 99))
+    def test_the_divergence_is_never_above_that_of_the_whole_vocabulary(self, logits: list[float], seed: int) -> None:
+        p = np.exp(logits) / np.exp(logits).sum()
+        other = np.exp(np.random.default_rng(seed).normal(0, 2, len(logits)))
+        q = other / other.sum()
+        named = np.argsort(q)[::-1][:5]
+        ours = [(f" {token}", float(np.log(p[token]))) for token in np.argsort(p)[::-1]]
+        found = summarize([Place(ours, {f" {token}": float(np.log(q[token])) for token in named})])
+        assert found is not None
+        assert 0 <= found.kld <= np.sum(p * np.log(p / q)) + 1e-9
 
     def test_spaces_count_only_where_the_server_has_them(self) -> None:
         ours = [(" a", -0.5), ("b", -1.0)]
         bare = summarize([Place(ours, {"a": -0.5, "b": -1.0})])
-        assert bare == TopLogprobs(positions=1, k=2, top1=1.0, overlap=1.0, error=0.0)
+        tail = pytest.approx(1 - math.exp(-0.5) - math.exp(-1.0))
+        assert bare == TopLogprobs(positions=1, k=2, top1=1.0, overlap=1.0, error=0.0, kld=0.0, tail=tail)
         spaced = summarize([Place(ours, {" b": -0.5, "a": -1.0})])
-        assert spaced == TopLogprobs(positions=1, k=2, top1=0.0, overlap=0.0, error=None)
+        assert spaced == TopLogprobs(positions=1, k=2, top1=0.0, overlap=0.0, error=None, kld=0.0, tail=1.0)
 
     def test_tokens_without_a_text_of_their_own_are_left_out(self) -> None:
         assert summarize([Place([("", -0.1), (" a", -3.0)], {"</s>": -0.1, " a": -3.0})]) is None
         found = summarize([Place([(" a", -0.1), ("", -3.0)], {" a": -0.1, "\ufffd": -3.0})])
-        assert found == TopLogprobs(positions=1, k=2, top1=1.0, overlap=1.0, error=0.0)
+        tail = pytest.approx(1 - math.exp(-0.1))
+        assert found == TopLogprobs(positions=1, k=2, top1=1.0, overlap=1.0, error=0.0, kld=0.0, tail=tail)
         assert summarize([]) is None
 
 
@@ -321,7 +367,10 @@ class TestTeacherForcing:
                 return {letter: -0.5, "q": -1.5}
 
         found = compare_top_tokens(Right(), Letters(), ("p", "r"), reference, tmp_path)
-        assert found == TopLogprobs(positions=6, k=2, top1=1.0, overlap=1.0, error=0.0)
+        assert isinstance(found, TopLogprobs)
+        assert (found.positions, found.k, found.top1, found.overlap, found.error) == (6, 2, 1.0, 1.0, 0.0)
+        assert found.kld == pytest.approx(0.0, abs=1e-6)  # the reference is stored in float32
+        assert found.tail == pytest.approx(1 - math.exp(-0.5) - math.exp(-1.5), abs=1e-6)
 
     def test_a_long_continuation_is_asked_a_few_times(self, reference: Reference, tmp_path: Path) -> None:
         np.save(tmp_path / LOGPROBS_FILE, np.zeros((20, 200), dtype=np.float32))

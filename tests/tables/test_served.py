@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
+
 from quantbench import tables
 from quantbench.tables.kinds import served
 
@@ -51,6 +53,36 @@ def test_a_server_of_unknown_hardware_leaves_no_gap_in_the_caption(write: Write,
     [table] = served.table(write([served_record(record)]))
     assert "; ;" not in table.caption
     assert "against torch/fp32; run run-1" in table.caption
+
+
+def test_the_same_file_without_a_server_stands_beside_it(write: Write, record: Make) -> None:
+    local = record("gguf/q8_0", decode_tps=200.0, facts={"threads": "2"})
+    mine = record(
+        "server/as-served", **FIGURES, decode_tps=150.0, facts={"threads": "2", "served_model": "gguf/q8_0"}
+    )
+    other = record("gguf/q4_k_m", decode_tps=300.0, facts={"threads": "2"})
+    [table] = served.table(write([record("torch/fp32"), other, local, mine]))
+    shown = {heading.title: texts[0] for heading, texts in table.shown_columns()}
+    assert (shown["Alone, tokens/s"], shown["Here, tokens/s"], shown["Alone, x here"]) == ("150", "200", "0.750")
+    assert not any("is not divided" in note for note in table.notes)
+
+
+@pytest.mark.parametrize(
+    ("facts", "why"),
+    [
+        ({"threads": "2"}, "threads 2 and 1"),
+        ({"threads": "1", "server_flags": "-fa on"}, "the server was started with -fa on"),
+    ],
+)
+def test_speeds_under_unlike_conditions_are_not_divided(
+    write: Write, record: Make, facts: dict[str, str], why: str
+) -> None:
+    local = record("gguf/q8_0", decode_tps=200.0, facts={"threads": "1"})
+    mine = record("server/as-served", **FIGURES, decode_tps=150.0, facts={**facts, "served_model": "gguf/q8_0"})
+    [table] = served.table(write([local, mine]))
+    shown = {heading.title: texts[0] for heading, texts in table.shown_columns()}
+    assert (shown["Here, tokens/s"], shown["Alone, x here"]) == ("200", "–")
+    assert any(note.startswith(f"server/as-served is not divided by gguf/q8_0: {why}") for note in table.notes)
 
 
 def test_without_servers_there_is_no_table(write: Write, record: Make) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -17,8 +18,9 @@ from quantbench.core.errors import ModelError
 from quantbench.core.job import TRACE_FILE, Job, Task, enter_stage
 from quantbench.core.scenario import Conditions
 from quantbench.core.signals import Found, Watched
-from quantbench.core.trace import Answer, Generation, LoadPoint, Round, TopLogprobs, Trace
+from quantbench.core.trace import Answer, Generation, LoadPoint, Round, ServerMemory, TopLogprobs, Trace
 from quantbench.measuring.passes.rounds import rotation, until_steady
+from quantbench.measuring.passes.server_memory import watched
 from quantbench.measuring.signals import Watch
 from quantbench.measuring.subjects import import_seconds, settings_of, without_times
 from quantbench.measuring.subjects.prompts import Prompts, read_prompts
@@ -28,6 +30,7 @@ from quantbench.models.tokenizer import Tokenizer
 from quantbench.runtimes import open_tokenizer
 
 _UNSEEN = "a server's memory cannot be seen from here"
+_PARTS = "of a server only the memory of all its processes is seen: see server_pss_bytes and server_device_bytes"
 _NO_FILES = "the model is known only by its server's URL, so there is no reference to compare with"
 _INTERRUPTS = (
     "; llama-cpp-python's server breaks off an answer when another request arrives, unless it is started with "
@@ -38,20 +41,25 @@ _ABSENT = {
     "peak": _UNSEEN,
     "load_s": "the server had loaded the model before the first request",
     "quantize_s": "the served model was quantized elsewhere",
-    "columns": "a server gives no logits over the whole vocabulary: see topk_logprob_error",
+    "columns": "a server gives no logits over the whole vocabulary: see topk_kld",
     "anchor": "the served model runs in another process, so no anchor can alternate with it",
-    "native": "the server reports no timings of its own: it is not Ollama",
+    "native": "the server reports no timings of its own: it is neither llama-server, vLLM nor Ollama",
+    "server_memory": _UNSEEN,
 }
 
 
 @dataclass(slots=True)
 class Client:
-    """The endpoint with one prompt set; counts tokens, and keeps in ``counted_by`` what they were counted by."""
+    """The endpoint with one prompt set; counts tokens, and keeps in ``counted_by`` what they were counted by.
+
+    ``native`` sums up the server's own timings of the answers that were timed alone.
+    """
 
     endpoint: Endpoint
     prompts: Prompts
     tokenizer: Tokenizer | None
     counted_by: set[str] = field(default_factory=set)
+    native: dict[str, float] = field(default_factory=dict)
 
     @property
     def task(self) -> Task:
@@ -60,7 +68,18 @@ class Client:
 
     def timed(self, index: int, limit: int) -> Generation:
         """One timed answer to the prompt with that index."""
-        return self.generation(index, self.endpoint.answer(self.task.prompts[index], limit), limit)
+        streamed = self.ask(index, limit)
+        self.add(streamed.native)
+        return self.generation(index, streamed, limit)
+
+    def ask(self, index: int, limit: int) -> Streamed:
+        """An answer of ``limit`` tokens, whatever they are."""
+        return self.endpoint.answer(self.task.prompts[index], limit, full_length=True)
+
+    def add(self, timings: Mapping[str, float]) -> None:
+        """Count timings of the server's own."""
+        for name, figure in timings.items():
+            self.native[name] = self.native.get(name, 0.0) + figure
 
     def generation(self, index: int, streamed: Streamed, limit: int) -> Generation:
         """The streamed answer of at most ``limit`` tokens, with the best token count available."""
@@ -103,10 +122,10 @@ def measure(job: Job, folder: Path) -> None:
         for index, (each, top) in enumerate(zip(prompts, compared, strict=True)):
             client = Client(endpoint, each, tokenizer)
             enter_stage(folder, "latency")
-            native = untimed or _native(client, conditions.output_tokens)
-            answers = _answers(client, conditions.answer_tokens)
+            no_native = untimed or _ask_native(client, conditions.output_tokens)
+            answers, memory = _answers(client, conditions)
             about = Watched(name="serving", root=job.root, own_server="elsewhere" not in endpoint.facts)
-            rounds, points, broke, signals = _time(client, job, about)
+            rounds, halves, points, broke, signals = _time(client, job, about)
             artifact, reference = endpoint.artifact, each.reference
             trace = Trace(
                 import_s=import_s,
@@ -120,15 +139,18 @@ def measure(job: Job, folder: Path) -> None:
                 peak=None,
                 anchor="",
                 rounds=rounds,
+                halves=halves,
                 answers=answers,
                 columns=None,
                 load_points=points,
                 signals=signals,
                 top_logprobs=top if isinstance(top, TopLogprobs) else None,
-                native={} if isinstance(native, str) else native,
+                native=client.native,
+                server_memory=memory,
                 absent=_ABSENT
+                | ({"weights": _PARTS, "peak": _PARTS} if memory else {})
                 | ({"load_points": broke} if broke else {})
-                | ({"native": native} if isinstance(native, str) else {})
+                | ({"native": no_native} if no_native else {})
                 | ({"answers": _NO_FILES} if tokenizer is None else {})
                 | ({"top_logprobs": top} if isinstance(top, str) else {}),
                 facts={
@@ -166,50 +188,60 @@ def _compare(endpoint: Endpoint, tokenizer: Tokenizer | None, prompts: Prompts) 
         return str(error)
 
 
-def _native(client: Client, limit: int) -> dict[str, float] | str:
-    """The server's own timings summed over all prompts; a string says why they cannot be used."""
-    totals: dict[str, float] = {}
-    for prompt in client.task.prompts:
-        try:
-            said = client.endpoint.native(prompt, limit)
-        except ModelError as error:  # impossible timings; a server that is down also fails what is timed here
-            return str(error)
-        if not said:
-            return {}
-        for name, figure in said.items():
-            totals[name] = totals.get(name, 0.0) + figure
-    return totals
+def _ask_native(client: Client, limit: int) -> str:
+    """Add the server's own timings of an answer to every prompt, if it must be asked for them; says why they cannot be used."""
+    try:
+        asked = [client.endpoint.native(prompt, limit) for prompt in client.task.prompts]
+    except ModelError as error:  # impossible timings; a server that is down also fails what is timed here
+        return str(error)
+    for timings in asked if all(asked) else ():
+        client.add(timings)
+    return ""
 
 
-def _answers(client: Client, limit: int) -> tuple[Answer, ...]:
-    return tuple(
-        Answer(prompt=prompt, prompt_tokens=ids, tokens=None, text="".join(client.endpoint.answer(prompt, limit).pieces))
-        for prompt, ids in zip(client.task.prompts, client.prompts.ids, strict=True)
-    )
+def _answers(client: Client, conditions: Conditions) -> tuple[tuple[Answer, ...], ServerMemory | None]:
+    """The greedy answers, and the memory of a server that was started here while it gives them: here nothing is timed."""
+    with nullcontext() if client.endpoint.pid is None else watched(client.endpoint.pid, conditions.device) as watch:
+        answers = tuple(
+            Answer(
+                prompt=prompt, prompt_tokens=ids, tokens=None,
+                text="".join(client.endpoint.answer(prompt, conditions.answer_tokens).pieces),
+            )
+            for prompt, ids in zip(client.task.prompts, client.prompts.ids, strict=True)
+        )  # fmt: skip
+    return answers, watch.found() if watch else None
 
 
 def _time(
     client: Client, job: Job, about: Watched
-) -> tuple[tuple[Round, ...], tuple[LoadPoint, ...], str, Mapping[str, Found]]:
-    """Rounds, points and what broke them, and what signals saw; nothing where the job is not to be timed."""
+) -> tuple[tuple[Round, ...], tuple[Generation, ...], tuple[LoadPoint, ...], str, Mapping[str, Found]]:
+    """Rounds and halves, points and what broke them, and what signals saw; nothing where the job is not to be timed."""
     if job.effort.untimed:
-        return (), (), job.effort.untimed, {}
+        return (), (), (), job.effort.untimed, {}
     with Watch(about) as watch:
-        rounds = _rounds(client, job)
+        rounds, halves = _rounds(client, job)
         points, broke = _load(client, job.conditions)
-    return rounds, points, broke, watch.signals
+    return rounds, halves, points, broke, watch.signals
 
 
-def _rounds(client: Client, job: Job) -> tuple[Round, ...]:
-    """One request at a time, the prompts in rotation as in the other runtimes; the answers before were the warm-up."""
+def _rounds(client: Client, job: Job) -> tuple[tuple[Round, ...], tuple[Generation, ...]]:
+    """One request at a time, the prompts in rotation as in the other runtimes; each is followed by an answer half as long.
+
+    The answers before were the warm-up.
+    """
     length = job.conditions.output_tokens
-    turns = rotation(client.timed(0, length).e2e_s, len(client.task.prompts), job.effort)
+    turns = rotation(client.ask(0, length).arrivals_s[-1], len(client.task.prompts), job.effort)
+    halves: list[Generation] = []
 
     def take(index: int) -> Round:
-        answers = tuple(client.timed(prompt, length) for prompt in turns.at(index))
-        return Round(index=index, variant=answers, anchor=())
+        answers = []
+        for prompt in turns.at(index):
+            answers.append(client.timed(prompt, length))
+            halves.append(client.generation(prompt, client.ask(prompt, length // 2), length // 2))
+        return Round(index=index, variant=tuple(answers), anchor=())
 
-    return until_steady(take, lambda each: sum(answer.e2e_s for answer in each.variant), job.effort, every=turns.sweep)
+    rounds = until_steady(take, lambda each: sum(answer.e2e_s for answer in each.variant), job.effort, every=turns.sweep)
+    return rounds, tuple(halves)
 
 
 def _load(client: Client, conditions: Conditions) -> tuple[tuple[LoadPoint, ...], str]:
@@ -234,7 +266,7 @@ def burst(client: Client, concurrency: int, limit: int) -> LoadPoint:
 
     def ask(index: int) -> tuple[float, Streamed]:
         together.wait()
-        return time.perf_counter(), client.endpoint.answer(client.task.prompts[index], limit)
+        return time.perf_counter(), client.ask(index, limit)
 
     with ThreadPoolExecutor(concurrency) as pool:
         asked = list(pool.map(ask, chosen))

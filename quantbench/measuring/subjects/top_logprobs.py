@@ -6,6 +6,7 @@ continuation so far, written out as text, encode to the very same ids again. Tok
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -17,6 +18,12 @@ from quantbench.methods import Endpoint
 from quantbench.models.tokenizer import Tokenizer, added_text
 
 K = 5
+_NAMED = 50
+"""So many of the reference's likeliest tokens are looked for among the server's; any other counts as part of the tail."""
+
+LEAST_TAIL = 1e-6
+"""Servers round log-probabilities, so what they leave for other tokens may come out as nothing, or less."""
+
 POSITIONS = 5
 """Positions requested per prompt; each is one request."""
 
@@ -54,7 +61,7 @@ def compare_top_tokens(
                 return NO_LOGPROBS
             logprobs = expected[row + position]
             before = [*ids, *continuation[:position]]
-            likeliest = np.argsort(logprobs)[::-1][:K].tolist()
+            likeliest = np.argsort(logprobs)[::-1][:_NAMED].tolist()
             expected_tokens = [(added_text(tokenizer, before, token), float(logprobs[token])) for token in likeliest]
             places.append(Place(expected_tokens, given))
         row += len(continuation)
@@ -68,7 +75,7 @@ def summarize(places: Sequence[Place]) -> TopLogprobs | None:
     """
     bare = not any(text[:1].isspace() for place in places for text in place.server)
     k = min(K, max((len(place.server) for place in places), default=0))
-    top1, overlaps, errors = [], [], []
+    top1, overlaps, errors, divergences, tails = [], [], [], [], []
     for place in places:
         theirs = _by_text(place.server.items(), bare=bare)
         ours = _by_text(list(place.reference)[: min(k, len(theirs))], bare=bare)
@@ -78,6 +85,9 @@ def summarize(places: Sequence[Place]) -> TopLogprobs | None:
         top1.append(next(iter(ours)) == max(theirs, key=theirs.__getitem__))
         overlaps.append(len(shared) / len(ours))
         errors += [abs(ours[text] - theirs[text]) for text in shared]
+        divergence, tail = _coarse(_by_text(place.reference, bare=bare), theirs)
+        divergences.append(divergence)
+        tails.append(tail)
     if not top1:
         return None
     return TopLogprobs(
@@ -86,7 +96,21 @@ def summarize(places: Sequence[Place]) -> TopLogprobs | None:
         top1=sum(top1) / len(top1),
         overlap=sum(overlaps) / len(overlaps),
         error=sum(errors) / len(errors) if errors else None,
+        kld=sum(divergences) / len(divergences),
+        tail=sum(tails) / len(tails),
     )
+
+
+def _coarse(ours: Mapping[str, float], theirs: Mapping[str, float]) -> tuple[float, float]:
+    """The divergence of two distributions over the tokens that both name and one bucket for all others; ours in that bucket.
+
+    Merging outcomes can only lower a divergence (the data-processing inequality), so this is a lower bound of the one over the
+    whole vocabulary. Taking the server's tail for no less than ``LEAST_TAIL`` lowers it further.
+    """
+    shared = [(math.exp(ours[text]), math.exp(theirs[text])) for text in sorted(ours.keys() & theirs.keys())]
+    tail = max(0.0, 1.0 - sum(p for p, _ in shared))
+    pairs = [*shared, (tail, max(LEAST_TAIL, 1.0 - sum(q for _, q in shared)))]
+    return max(0.0, sum(p * math.log(p / q) for p, q in pairs if p > 0)), tail
 
 
 def _reachable(tokenizer: Tokenizer, text: str, ids: Sequence[int], continuation: Sequence[int]) -> Iterator[tuple[int, str]]:

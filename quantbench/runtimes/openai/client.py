@@ -1,10 +1,10 @@
-"""A client of OpenAI-compatible ``/v1/completions`` endpoints: streams, log-probabilities, and Ollama's own timings."""
+"""A client of OpenAI-compatible ``/v1/completions`` endpoints: streams, log-probabilities, and the server's own timings."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -13,6 +13,8 @@ from quantbench.core.errors import ModelError
 from quantbench.core.protocols import Artifact, StreamDroppedError, Streamed
 from quantbench.core.scenario import ServerAddress
 from quantbench.runtimes.openai.deadline import bound, is_over, within
+from quantbench.runtimes.openai.started import LocalServer
+from quantbench.runtimes.openai.timings import of_vllm, vllm_totals
 from quantbench.runtimes.openai.wire import (
     MAX_QUOTED,
     Peer,
@@ -36,13 +38,16 @@ SILENCE_TIMEOUT_S = 300.0
 REQUEST_TIMEOUT_S = 600.0
 """A request and its whole answer end by then, however slowly the bytes arrive."""
 
+_COUNTED_S = 1.0
+"""A request is counted a moment after its answer has been sent."""
+
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _REFUSALS = (400, 422)
 _NO_LOGPROBS = (*_REFUSALS, 500, 501)
 _USAGE = {"stream_options": {"include_usage": True}}
 _OWN = {"cache_prompt": False, "repeat_penalty": 1.0}
 _ELSEWHERE = "the server runs where its URL points, on hardware that it does not name"
-_EXTRAS = ("asked for: usage, no prompt cache, no repeat penalty", "asked for: usage", "none")
+_EXTRAS = ("asked for: usage, no prompt cache, no repeat penalty, timed answers of full length", "asked for: usage", "none")
 """Fields beyond the standard, most first: where a server refuses one set, the next smaller one is sent. Most ignore them."""
 
 
@@ -57,7 +62,7 @@ def connect(
     key: str,
     facts: Mapping[str, str] | None = None,
     artifact: Artifact | None = None,
-    scoring_model: str = "",
+    local: LocalServer | None = None,
     silence_s: float = SILENCE_TIMEOUT_S,
     request_s: float = REQUEST_TIMEOUT_S,
 ) -> Iterator[CompletionsEndpoint]:
@@ -65,7 +70,7 @@ def connect(
 
     ``key`` is sent as a bearer token and never stored; redirects are not followed, as they would carry it elsewhere. A request
     fails after ``silence_s`` without a byte, and after ``request_s`` in all.
-    ``scoring_model`` is the name to use for log-probabilities, if it is a different one.
+    ``local`` is the server if it was started here.
     """
     import httpx
 
@@ -77,8 +82,8 @@ def connect(
         trust_env=urlsplit(server.url).hostname not in _LOOPBACK,  # a proxy cannot know this machine's loopback
     ) as client:
         bound(client)
-        endpoint = CompletionsEndpoint(client, server, key, artifact, request_s)
-        endpoint.introduce(facts, scoring_model)
+        endpoint = CompletionsEndpoint(client, server, key=key, artifact=artifact, request_s=request_s, local=local)
+        endpoint.introduce(facts)
         yield endpoint
 
 
@@ -86,24 +91,25 @@ class CompletionsEndpoint:
     """An Endpoint over one HTTP client."""
 
     def __init__(
-        self, client: httpx.Client, server: ServerAddress, key: str, artifact: Artifact | None, request_s: float
-    ) -> None:
+        self, client: httpx.Client, server: ServerAddress, *, key: str, artifact: Artifact | None, request_s: float,
+        local: LocalServer | None,
+    ) -> None:  # fmt: skip
         """Call ``introduce`` before anything else."""
         self._client = client
         self._url = server.url
         self._peer = Peer(server.url, key)
         self._request_s = request_s
         self._artifact = artifact
-        self._model = self._scoring_model = server.model
+        self._local = local
+        self._model = server.model
         self._facts: dict[str, str] = {}
         self._is_ollama = False
         self._level = 0
 
-    def introduce(self, facts: Mapping[str, str] | None, scoring_model: str) -> None:
+    def introduce(self, facts: Mapping[str, str] | None) -> None:
         """Find out the server's name and its model, unless ``facts`` give them."""
         if facts is None:
             facts = {**self._discover(), "elsewhere": _ELSEWHERE}
-        self._scoring_model = scoring_model or self._model
         self._facts = {"server": self._url, "served_model": self._peer.quote(self._model), **facts}
 
     @property
@@ -116,10 +122,16 @@ class CompletionsEndpoint:
         """See Endpoint."""
         return self._artifact
 
-    def answer(self, prompt: str, limit: int) -> Streamed:
+    @property
+    def pid(self) -> int | None:
+        """See Endpoint."""
+        return self._local.pid if self._local else None
+
+    def answer(self, prompt: str, limit: int, *, full_length: bool = False) -> Streamed:
         """See Endpoint. Fields beyond the standard are sent, and left out from then on if the server refuses them."""
         standard = {"model": self._model, "prompt": prompt, "max_tokens": limit, "temperature": 0, "stream": True}
-        extras: tuple[dict[str, Any], ...] = ({**_USAGE, **_OWN, "cache_salt": uuid4().hex}, _USAGE, {})
+        own = {**_OWN, "cache_salt": uuid4().hex, **({"ignore_eos": True} if full_length else {})}
+        extras: tuple[dict[str, Any], ...] = ({**_USAGE, **own}, _USAGE, {})
         for level in range(self._level, len(extras)):
             try:
                 streamed = self._stream({**standard, **extras[level]}, prompt, limit)
@@ -133,7 +145,8 @@ class CompletionsEndpoint:
 
     def top_tokens(self, prompt: str, k: int) -> Mapping[str, float] | None:
         """See Endpoint. The two forms that servers use are read: OpenAI's own, and llama-server's list of tokens."""
-        asked = {"model": self._scoring_model, "prompt": prompt, "max_tokens": 1, "temperature": 0, "logprobs": k}
+        model = (self._local.scoring if self._local else "") or self._model
+        asked = {"model": model, "prompt": prompt, "max_tokens": 1, "temperature": 0, "logprobs": k}
         status, content, _ = self._exchange("POST", f"{self._url}/completions", asked)
         if status in _NO_LOGPROBS:
             return None
@@ -146,7 +159,7 @@ class CompletionsEndpoint:
     def native(self, prompt: str, limit: int) -> Mapping[str, float]:
         """See Endpoint. Ollama's ``/api/generate`` counts tokens and nanoseconds; the prompt goes in without a template."""
         if not self._is_ollama:
-            return {}
+            return self._by_counters(prompt, limit)
         options = {"temperature": 0, "num_predict": limit, "repeat_penalty": 1.0}
         asked = {"model": self._model, "prompt": prompt, "stream": False, "raw": True, "options": options}
         started = time.perf_counter()
@@ -154,6 +167,22 @@ class CompletionsEndpoint:
         elapsed_s = time.perf_counter() - started
         self._check(status, content)
         return timings(self._peer.parse(content), self._peer, prompt, limit, elapsed_s)
+
+    def _by_counters(self, prompt: str, limit: int) -> Mapping[str, float]:
+        """What vLLM counted while it answered; nothing of a server that has no such counters."""
+        if not (before := self._totals()):
+            return {}
+        started = time.perf_counter()
+        self.answer(prompt, limit, full_length=True)
+        elapsed_s = time.perf_counter() - started
+        deadline = time.monotonic() + _COUNTED_S
+        while (after := self._totals()).get("requests") == before["requests"] and time.monotonic() < deadline:
+            time.sleep(_COUNTED_S / 100)
+        return of_vllm(before, after, elapsed_s)
+
+    def _totals(self) -> dict[str, float]:
+        status, content, _ = self._exchange("GET", f"{self._root}/metrics")
+        return vllm_totals(content.decode("utf-8", "replace")) if status == 200 else {}
 
     @property
     def _root(self) -> str:
@@ -183,14 +212,13 @@ class CompletionsEndpoint:
 
     def _exchange(self, verb: str, url: str, asked: Mapping[str, Any] | None = None) -> tuple[int, bytes, Mapping[str, str]]:
         """Status, body and headers of an answer that is not streamed."""
-        with self._plain_errors(), self._client.stream(verb, url, json=asked) as response:
+        with self._plain_errors(), self._response(verb, url, asked) as (response, _):
             return response.status_code, body(response, self._peer), response.headers
 
     def _stream(self, asked: Mapping[str, Any], prompt: str, limit: int) -> Streamed:
         """One streamed answer. Reads past ``[DONE]``, so that the connection can be used again."""
-        answer = StreamedAnswer(self._peer, prompt, limit)
-        started = time.perf_counter()
-        with self._plain_errors(), self._client.stream("POST", f"{self._url}/completions", json=asked) as response:
+        answer = StreamedAnswer(self._peer, prompt, limit, every_token=self._local is not None)
+        with self._plain_errors(), self._response("POST", f"{self._url}/completions", asked) as (response, started):
             if response.status_code != 200:
                 self._check(response.status_code, body(response, self._peer))
             kind = response.headers.get("content-type", "")
@@ -202,6 +230,23 @@ class CompletionsEndpoint:
             for data, arrived in events(response, self._peer):
                 answer.take(data, arrived - started)
         return answer.finish()
+
+    @contextmanager
+    def _response(self, verb: str, url: str, asked: Mapping[str, Any] | None) -> Iterator[tuple[httpx.Response, float]]:
+        """The response, and when it was asked for: once more, if the server closed the connection instead of answering.
+
+        llama-server closes it after each stream without saying so, and may do that just as the next request is sent on it.
+        """
+        import httpx
+
+        with ExitStack() as stack:
+            started = time.perf_counter()
+            try:
+                response = stack.enter_context(self._client.stream(verb, url, json=asked))
+            except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
+                started = time.perf_counter()
+                response = stack.enter_context(self._client.stream(verb, url, json=asked))
+            yield response, started
 
     def _check(self, status: int, content: bytes) -> None:
         """Raise ModelError, saying why, for any status but 200."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from quantbench.core.errors import ModelError
 from quantbench.core.protocols import StreamDroppedError, Streamed
 from quantbench.core.text import one_line
+from quantbench.runtimes.openai.timings import of_llama_server, possible
 
 if TYPE_CHECKING:
     import httpx
@@ -30,8 +31,6 @@ _LEAST_LOGPROB = -1000.0
 """No model gives a lower one: float32 logits do not differ by this, and servers write -9999 for "no value"."""
 
 _ROUNDING = 1e-3
-_MOST_TPS = 1e7
-"""Tokens/s that no request can reach, not even while its prompt is read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,16 +81,21 @@ class Peer:
 class StreamedAnswer:
     """An answer whose events are still arriving."""
 
-    def __init__(self, peer: Peer, prompt: str, limit: int) -> None:
-        """Nothing has arrived yet; at most ``limit`` tokens are read."""
+    def __init__(self, peer: Peer, prompt: str, limit: int, *, every_token: bool = False) -> None:
+        """Nothing has arrived yet; at most ``limit`` tokens are read.
+
+        With ``every_token`` the server is known to send an event for each, also for one without a text of its own.
+        """
         self._peer = peer
         self._prompt = prompt
         self._limit = limit
+        self._every_token = every_token
         self._most = 8 * limit + 64  # pieces: a server may split tokens into bytes, but not for ever
         self._pieces: list[str] = []
         self._arrivals_s: list[float] = []
         self._usage: Mapping[str, Any] = {}
-        self._finished = False
+        self._timings: Mapping[str, Any] = {}
+        self._finished_s: float | None = None
         self._events = 0
 
     def take(self, data: bytes, arrived_s: float) -> None:
@@ -106,12 +110,15 @@ class StreamedAnswer:
             raise ModelError(f"server {self._peer.url} sends events without end; it is not a completions endpoint")
         if isinstance(event.get("usage"), dict):
             self._usage = event["usage"]
+        if isinstance(event.get("timings"), dict):
+            self._timings = event["timings"]
         choice = first_choice(event)
         if choice is None:
             return
         text = choice.get("text")
-        self._finished |= bool(choice.get("finish_reason"))
-        if text or (self._finished and not self._pieces):
+        if choice.get("finish_reason"):
+            self._finished_s = arrived_s
+        if text or (self._finished_s is None and self._every_token) or (self._finished_s is not None and not self._pieces):
             self._pieces.append(text if isinstance(text, str) else "")
             self._arrivals_s.append(arrived_s)
         if len(self._pieces) > self._most:
@@ -119,17 +126,22 @@ class StreamedAnswer:
 
     def finish(self) -> Streamed:
         """The whole answer; ModelError if the stream ended too early, or if its counts are impossible."""
-        if not self._finished:
+        if self._finished_s is None:
             raise StreamDroppedError(
                 f"server {self._peer.url} dropped the stream after {self._events} events, without a finish_reason; see its log"
             )
+        tokens = self._peer.count(self._usage.get("completion_tokens"), self._limit, "tokens of an answer")
+        if self._every_token and (tokens or 0) > len(self._pieces):  # an end of sequence, which finished it
+            self._pieces.append("")
+            self._arrivals_s.append(self._finished_s)
         return Streamed(
             pieces=self._peer.hide_in_answer(self._pieces),
             arrivals_s=tuple(self._arrivals_s),
-            tokens=self._peer.count(self._usage.get("completion_tokens"), self._limit, "tokens of an answer"),
+            tokens=tokens,
             prompt_tokens=self._peer.count(
                 self._usage.get("prompt_tokens"), most_prompt_tokens(self._prompt), "tokens of a prompt"
             ),
+            native=of_llama_server(self._timings, self._finished_s),
         )
 
 
@@ -196,13 +208,13 @@ def timings(said: Mapping[str, Any], peer: Peer, prompt: str, limit: int, elapse
     prompt_ns, decode_ns = _nanoseconds(said.get("prompt_eval_duration")), _nanoseconds(said.get("eval_duration"))
     if not (prompt_ns and decode_ns and prompt_tokens and tokens):
         return {}
-    prefill_s, decode_s = prompt_ns / 1e9, decode_ns / 1e9
-    if prefill_s + decode_s > 1.1 * elapsed_s + 0.1 or max(prompt_tokens / prefill_s, tokens / decode_s) > _MOST_TPS:
+    found = {"prompt_tokens": prompt_tokens, "prefill_s": prompt_ns / 1e9, "tokens": tokens, "decode_s": decode_ns / 1e9}
+    if not possible(found, elapsed_s):
         raise ModelError(
-            f"server {peer.url} reports impossible timings: {prompt_tokens} tokens read in {prefill_s:.3g} s and "
-            f"{tokens} written in {decode_s:.3g} s, in a request of {elapsed_s:.3g} s; its timings cannot be used"
+            f"server {peer.url} reports impossible timings: {prompt_tokens} tokens read in {found['prefill_s']:.3g} s and "
+            f"{tokens} written in {found['decode_s']:.3g} s, in a request of {elapsed_s:.3g} s; its timings cannot be used"
         )
-    return {"prompt_tokens": prompt_tokens, "prefill_s": prefill_s, "tokens": tokens, "decode_s": decode_s}
+    return found
 
 
 def _nanoseconds(value: object) -> int | None:

@@ -93,7 +93,7 @@ class TrainedPair(Line):
     def losses(self) -> list[float]:
         """Averages of the training loss over its course, in nats; empty where none were kept."""
         try:
-            facts = json.loads((self.row.text("facts") if self.row else "") or "{}")
+            facts = self.row.facts if self.row else {}
             return [float(each) for each in json.loads(facts.get(_LOSSES) or "[]")]
         except (ValueError, TypeError, AttributeError):
             return []
