@@ -181,6 +181,14 @@ def _gguf(folder: Path) -> Checkpoint:
     return Checkpoint(name="m.gguf", kind="gguf", path=folder / "m.gguf", revision="", content_hash="")
 
 
+def test_a_checkpoint_quantized_elsewhere_is_served_but_only_where_a_server_is_named() -> None:
+    server = METHODS["server"]
+    server.check(replace(resolve("canary"), quantized="gptq"))
+    assert server.held({"quant_method": "gptq"}) == ()
+    with pytest.raises(UnsupportedError, match="already quantized \\(novel\\)"):
+        server.check(replace(resolve("canary"), quantized="novel"))
+
+
 class TestFailures:
     def test_one_that_ends_at_once_says_so_with_its_last_lines(self, fake: Path) -> None:
         opened = llama("--die", "one\ntwo\n\x1b[31mthree\nfour")
