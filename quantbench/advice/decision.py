@@ -210,7 +210,7 @@ def _level(candidate: Candidate, pick: Candidate, feasible: Sequence[Candidate])
         why = "was measured beside other work" if unknown[0].disturbed else "has no interval of its speed"
         reason = f"{decided}, and not known to be faster: {unknown[0].name} {why}"
     else:
-        reason = f"{decided}, and as fast (a difference below {_undetected(pick, feasible):.0%} would not show)"
+        reason = f"{decided}, and as fast ({_undetected(pick, feasible):.0%} would have shown)"
     return Rejection(name=candidate.name, reason=reason, candidate=candidate, tied=not unknown)
 
 
