@@ -36,7 +36,7 @@ def test_the_decision_comes_first_then_the_table_then_the_place(write: Write, fu
     assert lines.index("Measured: canary, prompts ten") > 0
     [row] = [line.split() for line in lines if line.startswith("gguf/q4_k_m ")]
     assert " ".join(row) == "gguf/q4_k_m 612 kB 4.90 653 (643 to 663) 4 ms 0.0420 ± 0.0008 95.0%"
-    assert max(map(len, lines)) <= 100
+    assert max(len(line) for line in lines if folder not in line) <= 100  # a path is not broken
     assert folder in "".join(lines[-2:])
 
 
@@ -70,7 +70,7 @@ def test_columns_give_way_before_a_row_takes_two_lines(write: Write, record: Mak
     write([record("torch/fp32"), *(record("prune/structured-25+int8", repeat=repeat) for repeat in range(2))])
     lines = run_summary(folder, "run-1", 100)
 
-    assert max(map(len, lines)) <= 100
+    assert max(len(line) for line in lines if folder not in line) <= 100  # a path is not broken
     assert sum(line.startswith("prune/structured-25+int8 (median of 2)") for line in lines) == 1
     heading = next(line for line in lines if line.startswith("Variant"))
     assert "Bits/weight" not in heading
