@@ -229,11 +229,14 @@ class Decoding:
     """The way that tokens were decoded in: its name, and why it is not the one that was asked for (empty if it is).
 
     ``compile_s`` is what compiling or capturing took; None where nothing was. ``device_step_s`` is the time that a step's
-    kernels take on the device without their launching; None with the reason in ``no_device_step``.
+    kernels take on the device without their launching; None with the reason in ``no_device_step``. ``difference`` is how far
+    eager's greedy ids were below the choice of the path that was asked for, at most, in roundings of the largest logit: 0 where
+    both chose the same; None where eager was asked for, or nothing came to be compared.
     """
 
     path: str
     reason: str = ""
+    difference: float | None = None
     compile_s: float | None = None
     device_step_s: float | None = None
     no_device_step: str = ""

@@ -10,12 +10,17 @@ from quantbench.core.trace import Decoding, Reference, Trace
 from quantbench.metrics import metric
 
 _OWN = "the runtime decides by itself how it decodes"
+_COLUMNS = ("decode_path", "decode_difference", "decode_fallback", "compile_s", "device_step_s", "launch_share")
 
 
 @metric(
     Column(
         "decode_path", "", kind="string", title="Decode path", doc="what ran between one token and the next",
         formula="eager, static, graph or compiled; greedy ids are those of eager, but for rounding", source="quantbench",
+    ),
+    Column(
+        "decode_difference", "roundings", doc="how far eager's greedy tokens are below this path's own choice, at most; 0: the same",
+        formula="max over steps of (largest logit - logit of eager's token) / (largest |logit| * eps)", source="quantbench",
     ),
     Column(
         "decode_fallback", "", kind="string", doc="why it is eager though another path was asked for",
@@ -40,14 +45,19 @@ def decoding(trace: Trace, reference: Reference | None) -> Mapping[str, Value]:
     found = trace.decoding
     if found is None:
         why = Missing(trace.absent.get("decoding", trace.absent.get("rounds", _OWN)))
-        return dict.fromkeys(("decode_path", "decode_fallback", "compile_s", "device_step_s", "launch_share"), why)
+        return dict.fromkeys(_COLUMNS, why)
     uncompiled = Missing(f"the {found.path} path is neither compiled nor captured")
     return {
         "decode_path": found.path,
+        "decode_difference": _nothing_compared(found) if found.difference is None else found.difference,
         "decode_fallback": found.reason or Missing("the path that was asked for is the one that ran"),
         "compile_s": uncompiled if found.compile_s is None else found.compile_s,
         **_on_device(found, trace),
     }
+
+
+def _nothing_compared(found: Decoding) -> Missing:
+    return Missing("the path that was asked for gave no answer" if found.reason else "it is eager itself, and was asked for")
 
 
 def _on_device(found: Decoding, trace: Trace) -> Mapping[str, Value]:

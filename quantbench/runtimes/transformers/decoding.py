@@ -208,10 +208,13 @@ def try_way(way: Way, prompts: Prompts, limit: int) -> tuple[Way, Decoding]:
         raise
     except Exception as error:  # noqa: BLE001 - compilers and captures raise what they like; the row is measured eagerly
         return eager, Decoding(path=eager.name, reason=f"{way.name} failed: {_first_line(error)}")
-    for place, below in enumerate(map(max, first, again), start=1):
-        if not below <= _NEAR:  # not a number is too far, too
-            return eager, Decoding(path=eager.name, reason=f"{way.name} answered otherwise than eager from token {place} on")
-    return way, Decoding(path=way.name, compile_s=max(0.0, first_s - again_s) if way.prepared else None)
+    below = list(map(max, first, again))
+    for place, each in enumerate(below, start=1):
+        if not each <= _NEAR:  # not a number is too far, too
+            otherwise = f"{way.name} answered otherwise than eager from token {place} on"
+            return eager, Decoding(path=eager.name, reason=otherwise, difference=each)
+    compile_s = max(0.0, first_s - again_s) if way.prepared else None
+    return way, Decoding(path=way.name, difference=max(below), compile_s=compile_s)
 
 
 def with_device_step(way: Way, found: Decoding, prompts: Prompts, positions: int) -> Decoding:
