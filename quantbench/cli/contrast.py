@@ -12,7 +12,7 @@ import typer
 from quantbench.cli.guard import INSUFFICIENT
 from quantbench.cli.output import message, print_json
 from quantbench.cli.results import ResultsOption, read, reading, require_run
-from quantbench.core.errors import UsageError, unknown_name
+from quantbench.core.errors import StoreError, UsageError, unknown_name
 from quantbench.core.record import Output
 from quantbench.core.scenario import Variant, reads, short_name
 from quantbench.judge.contrast import About, Contrast
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _CONTROL = "-control"
 _FACTS = [
-    "run_id", "started_at", "scenario_id", "repeat", "model", "method", "precision", "control", "prompts", "status", "reason",
+    "run_id", "started_at", "scenario_id", "repeat", "model", "method", "precision", "artifact", "control", "prompts", "status", "reason",
     "reference", "instrument_check", "null_reasons",
 ]  # fmt: skip
 
@@ -46,14 +46,16 @@ class _Asked:
     def command(self, models: Sequence[str]) -> str:
         """The command line that measures both variants; ``models`` are those that it may mean, as first named."""
         default = default_matrix()
+        made = [each for each in self.variants if not each.artifact]
         options = {
             "--model": models[0] if len(models) == 1 else self.model or default.models[0],
-            "--method": ",".join(dict.fromkeys(each.method for each in self.variants)),
-            "--precision": ",".join(dict.fromkeys(each.precision for each in self.variants)),
+            "--method": ",".join(dict.fromkeys(each.method for each in made)),
+            "--precision": ",".join(dict.fromkeys(each.precision for each in made)),
+            "--artifact": ",".join(f"{each.artifact}=WHERE" for each in self.variants if each.artifact),
             "--prompts": self.prompts or default.prompts[0],
             "--results": self.results,
         }
-        usual = {"--model": default.models[0], "--results": "results"}
+        usual = {"--model": default.models[0], "--results": "results", **dict.fromkeys(("--method", "--precision", "--artifact"), "")}
         given = [word for name, value in options.items() if value != usual.get(name) for word in (name, value)]
         return shlex.join(["quantbench", "run", *given])
 
@@ -64,7 +66,7 @@ class _Asked:
 
 
 def contrast(
-    first: Annotated[str, typer.Argument(metavar="VARIANT", help="METHOD-PRECISION, such as gguf-q4_k_m")],
+    first: Annotated[str, typer.Argument(metavar="VARIANT", help="METHOD-PRECISION, such as gguf-q4_k_m, or an artifact")],
     second: Annotated[str, typer.Argument(metavar="VARIANT", help="the variant to compare it with, such as gguf-q8_0")],
     *,
     prompts: Annotated[str | None, typer.Option("--prompts", metavar="NAME", help="prompt set (default: all)")] = None,
@@ -76,7 +78,7 @@ def contrast(
     """Compare the answers of two variants."""
     from quantbench.cli.side_by_side import as_data, render
 
-    variants = _variant(first), _variant(second)
+    variants = _variant(first, results), _variant(second, results)
     if variants[0] == variants[1]:
         raise UsageError(f"{first} and {second} are the same variant; name two, such as gguf-q4_k_m gguf-q8_0")
     if prompts is not None and reads(prompts) != "prompts":
@@ -90,8 +92,8 @@ def contrast(
         typer.echo("\n\n".join(render(each, output) for each in found))
 
 
-def _variant(text: str) -> Variant:
-    """The variant that a label or ``method/precision`` names; UsageError with the nearest names."""
+def _variant(text: str, results: str) -> Variant:
+    """The variant that a label, ``method/precision`` or the name of a stored artifact names; UsageError with the nearest."""
     known = {
         variant.label: variant
         for method in METHODS
@@ -100,8 +102,20 @@ def _variant(text: str) -> Variant:
     label = text.lower().replace("/", "-", 1)
     plain = label.removesuffix(_CONTROL)
     if plain not in known:
-        raise unknown_name("variant", text, known)
+        artifacts = _artifacts(results)
+        if text not in artifacts:
+            raise unknown_name("variant", text, [*known, *artifacts])
+        return Variant(method="", precision="", artifact=text)
     return replace(known[plain], control=label != plain)
+
+
+def _artifacts(results: str) -> set[str]:
+    """The names of all artifacts that were measured; none where nothing was."""
+    try:
+        frames = list(Runs(results).latest_first(["run_id", "started_at", "artifact"]))
+    except StoreError:
+        return set()
+    return {name for frame in frames for name in frame["artifact"].dropna()}
 
 
 def _contrasts(request: _Asked) -> list[Contrast]:
@@ -211,6 +225,8 @@ def _unscored(first: Row, second: Row) -> str:
 
 
 def _variant_of(row: Row) -> Variant:
+    if name := row.text("artifact"):
+        return Variant(method="", precision="", artifact=name)
     return Variant(method=row.text("method"), precision=row.text("precision"), control=row.flag("control"))
 
 

@@ -105,6 +105,8 @@ class Job:
     effort: Effort
     tasks: tuple[Task, ...]
     probes: Path | None = None
+    original: Checkpoint | None = None
+    """The model itself where the variant is a published artifact of it, and has a checkpoint of its own."""
     preloaded: Mapping[str, float] = field(default_factory=dict)
     """Seconds that the fork server spent on imports which this worker inherits, by package."""
     root: tuple[int, int] | None = None
@@ -114,6 +116,11 @@ class Job:
     def spec(self) -> Spec:
         """What the method has to open."""
         return Spec(model=self.checkpoint.name, variant=self.variant, conditions=self.conditions)
+
+    @property
+    def model(self) -> Checkpoint:
+        """The checkpoint of the model itself, whose tokenizer encodes and which anchors are made from."""
+        return self.original or self.checkpoint
 
     def save(self, folder: Path) -> None:
         """Write ``job.json`` into ``folder``."""

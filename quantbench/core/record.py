@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
 
-from quantbench.core.scenario import Scenario
+from quantbench.core.scenario import Scenario, Variant
 from quantbench.core.units import format_bytes, format_seconds, short, significant, times, with_error, with_interval
 
 SCHEMA_VERSION = 3
@@ -158,7 +158,8 @@ class Record:
     """One row of ``scenarios`` with the rows that belong to it. ``values`` holds a Missing where nothing was measured.
 
     ``predicted_weight_bytes`` was predicted from shapes before anything was loaded; ``attempts`` is how often the scenario was
-    measured: more than once if other work disturbed it.
+    measured: more than once if other work disturbed it. ``variant`` is what an artifact's files hold; None stands for what the
+    scenario says.
     """
 
     scenario: Scenario
@@ -171,5 +172,6 @@ class Record:
     predicted_weight_bytes: int | Missing = Missing("nothing was planned")
     values: Mapping[str, Value] = field(default_factory=dict)
     facts: Mapping[str, str] = field(default_factory=dict)
+    variant: Variant | None = None
     samples: tuple[Sample, ...] = ()
     outputs: tuple[Output, ...] = ()

@@ -56,21 +56,33 @@ def baseline(reference: str, device: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Variant:
-    """A method at a precision. A control is the reference measured once more in a separate process: the noise floor."""
+    """A method at a precision. A control is the reference measured once more in a separate process: the noise floor.
+
+    ``artifact`` is the name that was given to a quantization which somebody published; its files are at ``place`` (a folder, a
+    file or a hub id). Until they are read, its method and precision are empty.
+    """
 
     method: str
     precision: str
     control: bool = False
+    artifact: str = ""
+    place: str = ""
 
     @property
     def label(self) -> str:
-        """The middle part of a scenario id, for example ``gguf-q4_k_m``."""
-        return f"{self.method}-{self.precision}" + ("-control" if self.control else "")
+        """The middle part of a scenario id, for example ``gguf-q4_k_m``, or the name of an artifact."""
+        return self.artifact or f"{self.method}-{self.precision}" + ("-control" if self.control else "")
 
     @property
     def name(self) -> str:
-        """``method/precision``, as options and columns spell it."""
-        return f"{self.method}/{self.precision}"
+        """``method/precision``, as options and columns spell it, or the name of an artifact."""
+        return self.artifact or f"{self.method}/{self.precision}"
+
+    def asked(self) -> dict[str, str | bool]:
+        """What of it enters a key. Where an artifact's files are is no part of it: their content is, as the identity."""
+        if self.artifact:
+            return {"artifact": self.artifact}
+        return {"method": self.method, "precision": self.precision, "control": self.control}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -223,7 +235,7 @@ class Scenario:
     def id(self) -> str:
         """``model/method-precision/prompts``, for example ``canary/gguf-q4_k_m/ten``; a path is cut to its last part.
 
-        If several sequences are answered together, ``@`` and their number follow: ``canary/gguf-q4_k_m/ten@8``.
+        An artifact's name stands in the place of method and precision. If several sequences are answered together, ``@`` and their number follow: ``canary/gguf-q4_k_m/ten@8``.
         """
         return f"{short_name(self.model)}/{self.variant.label}/{at_batch(short_name(self.prompts), self.batch)}"
 
@@ -271,7 +283,7 @@ class Scenario:
         ``identity`` is the content behind the names of model and prompts (revision and hashes), known only at run time, and
         what the method adds: calibration, kernel, server.
         """
-        asked = {"variant": asdict(self.variant), "conditions": self.heeded(), "identity": dict(identity)}
+        asked = {"variant": self.variant.asked(), "conditions": self.heeded(), "identity": dict(identity)}
         return hashlib.sha256(json.dumps(asked, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 

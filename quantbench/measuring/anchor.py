@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 
 from quantbench.core.boards import open_boards
 from quantbench.core.errors import QuantbenchError
+from quantbench.core.job import Checkpoint
 from quantbench.core.machine import available_memory
-from quantbench.core.scenario import Spec, baseline
+from quantbench.core.scenario import Spec, Variant, baseline
 from quantbench.methods import METHODS, Settings
 from quantbench.models import checkpoint as checkpoints
 from quantbench.planning import planner
@@ -46,12 +47,18 @@ class Anchor:
         return [[token % _CANARY_VOCABULARY for token in prompt[:_CANARY_PROMPT_TOKENS]] for prompt in prompts]
 
 
-def choose(spec: Spec, settings: Settings) -> Anchor | None:
-    """The anchor for a variant, its artifact made if the method needs one; None where not even the canary is available."""
+def choose(spec: Spec, settings: Settings, original: Checkpoint | None = None) -> Anchor | None:
+    """The anchor for a variant, its artifact made if the method needs one; None where not even the canary is available.
+
+    Where the variant is a published artifact, the anchor is made from the ``original``.
+    """
     usual = METHODS[spec.variant.method].anchor
     method, _, precision = baseline(usual, spec.conditions.device).partition("/")
-    variant = replace(spec.variant, method=method, precision=precision, control=False)
-    own = Anchor(name=variant.name, spec=replace(spec, variant=variant), settings=settings)
+    variant = Variant(method=method, precision=precision)
+    source = original or settings.checkpoint
+    own = Anchor(
+        name=variant.name, spec=replace(spec, model=source.name, variant=variant), settings=replace(settings, checkpoint=source)
+    )
     is_variant = variant == replace(spec.variant, control=False)
     if settings.checkpoint.kind == "module":  # the canary reads tokens: it cannot stand in
         return own if _prepared(own) else None

@@ -57,7 +57,9 @@ def run_job(folder: Path) -> int:
 
 def _run(job: Job, folder: Path) -> None:
     """Do the job; a checkpoint that changed meanwhile is reported first, whatever else went wrong."""
-    require_unchanged(job.checkpoint)
+    files = [each for each in (job.checkpoint, job.original) if each]
+    for each in files:
+        require_unchanged(each)
     try:
         with Rest(settings_of(job).threads) as rest:
             if job.kind != "measure":  # measuring decides for itself when threads rest
@@ -72,7 +74,8 @@ def _run(job: Job, folder: Path) -> None:
                 case "measure":
                     _measure(job, folder)
     finally:
-        require_unchanged(job.checkpoint)
+        for each in files:
+            require_unchanged(each)
 
 
 def sacrifice_first() -> None:
@@ -109,7 +112,7 @@ def _prepare(job: Job) -> None:
     method = METHODS[job.variant.method]
     method.prepare(job.spec, settings)
     if job.checkpoint.speaks and not method.endpoint:
-        choose(job.spec, settings)
+        choose(job.spec, settings, job.original)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""bitsandbytes: LLM.int8() and 4-bit blocks, quantized while loading."""
+"""bitsandbytes: LLM.int8() and 4-bit blocks, quantized while loading; checkpoints that were saved quantized load as they are."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ _UPPER_BOUND = (
     "bitsandbytes",
     precisions=[INT8, NF4, NF4_DQ, FP4],
     requires=["torch", "transformers", "accelerate", "bitsandbytes"],
+    reads=["bitsandbytes"],
     costly_on_cpu="slower than fp32 on a CPU",
 )
 @contextmanager
@@ -83,6 +84,16 @@ def _nothing_taken(name: str) -> str:
     )
 
 
+@open_bitsandbytes.holds
+def held_bitsandbytes(quantization: Mapping[str, Any]) -> Sequence[str]:
+    """The precision of a saved checkpoint, by transformers' BitsAndBytesConfig."""
+    if quantization.get("load_in_8bit"):
+        return [INT8.name]
+    kind = str(quantization.get("bnb_4bit_quant_type", ""))
+    name = kind + "-dq" * bool(quantization.get("bnb_4bit_use_double_quant"))
+    return [each.name for each in (NF4, NF4_DQ, FP4) if each.name == name and quantization.get("load_in_4bit")]
+
+
 @open_bitsandbytes.saves
 def save_bitsandbytes(spec: Spec, settings: Settings, out: Path) -> None:
     """Write the quantized checkpoint."""
@@ -104,10 +115,15 @@ def _load(spec: Spec, settings: Settings) -> Any:
     )
     if precision == "int8":  # LLM.int8() computes in float16; it casts any other dtype, with a warning at every call
         dtype, config = "float16", BitsAndBytesConfig(load_in_8bit=True)
-    model = load_pretrained(settings, spec.conditions.device, quantization_config=config, dtype=dtype)
+    model = load_pretrained(settings, spec.conditions.device, dtype=dtype, **_unless_saved(settings, config))
     if not any(isinstance(module, Linear4bit | Linear8bitLt) for module in model.modules()):
         raise UnsupportedError(_nothing_taken(type(model).__name__))
     return model
+
+
+def _unless_saved(settings: Settings, config: Any) -> dict[str, Any]:
+    """The configuration to quantize by; a checkpoint that was saved quantized has its own."""
+    return {} if settings.checkpoint.quantized else {"quantization_config": config}
 
 
 def _state_bytes(model: Any) -> int:

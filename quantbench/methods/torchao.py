@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from quantbench.core.scenario import Precision, Spec
 from quantbench.methods import LoadedModel, Settings, method
@@ -19,6 +20,13 @@ INTX8_DYN = Precision(name="intx8-dyn", bits=8, title="INT8, asymmetric activati
 INTX4_WO = Precision(name="intx4-wo", bits=4, title="INT4 in 8-bit storage", first=False)
 INT4_WO = Precision(name="int4-wo", bits=4, title="INT4, weights only", first=False)
 FP8 = Precision(name="fp8", bits=8, title="FP8, activations too", first=False)
+
+_CLASSES: Mapping[str, str] = {
+    "Int8WeightOnlyConfig": INT8_WO.name, "Int8DynamicActivationInt8WeightConfig": INT8_DYN.name,
+    "IntxWeightOnlyConfig": INTX4_WO.name, "Int8DynamicActivationIntxWeightConfig": INTX8_DYN.name,
+    "Int4WeightOnlyConfig": INT4_WO.name, "Float8DynamicActivationFloat8WeightConfig": FP8.name,
+}  # fmt: skip
+"""Torchao's configurations as a checkpoint names them; loading checks what else is in one (see runtimes.transformers.torchao)."""
 
 
 @method(
@@ -38,6 +46,15 @@ def open_torchao(spec: Spec, settings: Settings) -> Iterator[LoadedModel]:
 def forecast_torchao(architecture: Architecture, precisions: Sequence[str]) -> Mapping[str, Weights]:
     """See quantbench.runtimes.transformers.torchao.forecast."""
     return {each: ao.forecast(architecture, each) for each in precisions}
+
+
+@open_torchao.holds
+def held_torchao(quantization: Mapping[str, Any]) -> Sequence[str]:
+    """The precision of a saved checkpoint, by the class of torchao's configuration."""
+    kind = quantization.get("quant_type")
+    body = kind.get("default") if isinstance(kind, dict) else None
+    name = _CLASSES.get(str(body.get("_type"))) if isinstance(body, dict) else None
+    return [name] if name else [each.name for each in open_torchao.precisions]
 
 
 @open_torchao.saves

@@ -20,6 +20,9 @@ from quantbench.models.gguf import all_tensors, gguf_parts
 from quantbench.models.hub import CHECKPOINT_FILES, download
 from quantbench.models.safetensors import safetensors_header, weight_files
 
+_ADAPTER = "adapter_config.json"
+"""What peft writes beside weights that are added to those of another model."""
+
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 _OLDER_CONFIGS = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
@@ -171,6 +174,8 @@ def _module(name: str, recipe: ModuleRecipe) -> Checkpoint:
 
 
 def _folder(name: str, folder: Path, revision: str, trust_remote_code: bool) -> Checkpoint:
+    if (folder / _ADAPTER).is_file() and not (folder / CONFIG).is_file():
+        raise ModelError(f"{folder} is an adapter, a change to a model and no model; merge it into its base and give the result")
     if not (folder / CONFIG).is_file():
         raise ModelError(f"{folder} has no config.json, so it is not a checkpoint; give the folder that save_pretrained wrote")
     weights = weight_files(folder)

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
 from quantbench.core.errors import QuantbenchError, UnsupportedError
 from quantbench.core.job import Checkpoint, Failure, Task
 from quantbench.core.record import Missing, Status
-from quantbench.core.scenario import Scenario
+from quantbench.core.scenario import Scenario, Spec, Variant
 from quantbench.methods import METHODS
 from quantbench.models.checkpoint import resolve
 from quantbench.planning import prompts
 from quantbench.planning.outlook import Outlook, Outlooks
 from quantbench.planning.prompts import PromptSet
+from quantbench.planning.published import read_artifact
 
 _NO_LOGITS = "a server gives no logits over the whole vocabulary, so it cannot score a text; name a prompt set such as 'mixed'"
 _NO_LENGTHS = "a server is sent one text at a time; name a prompt set such as 'mixed', and use --concurrency for several"
+
+_NOT_READ = "the files of an artifact are read first"
 
 Found = TypeVar("Found")
 
@@ -27,15 +30,25 @@ Found = TypeVar("Found")
 class Case:
     """A scenario with its prompt set, checkpoint, outlook and key; ``failure`` says why it cannot run, if so.
 
-    ``prompts`` and ``checkpoint`` are None where they could not be loaded.
+    ``prompts`` and ``checkpoint`` are None where they could not be loaded. ``variant`` is the scenario's, for an artifact with
+    the method and precision that its files hold (empty where these could not be read); ``checkpoint`` is then its own and
+    ``original`` the model's, and ``facts`` tell what was found out about it.
     """
 
     scenario: Scenario
     key: str
     outlook: Outlook
+    variant: Variant
     prompts: PromptSet | None = None
     checkpoint: Checkpoint | None = None
+    original: Checkpoint | None = None
     failure: Failure | None = None
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def spec(self) -> Spec:
+        """What the method has to open."""
+        return replace(self.scenario.spec, variant=self.variant)
 
     def task(self, reference: Path | str | None = None) -> Task:
         """The task for a worker; ``reference`` is the folder of the reference's artifact, or why there is none."""
@@ -69,25 +82,32 @@ class Cases:
         return self._cases[scenario]
 
     def _resolved(self, scenario: Scenario) -> Case:
-        outlook = self._outlooks.by_name(scenario)
+        asked, artifact = scenario, scenario.variant.artifact
+        outlook = Outlook(weight_bytes=Missing(_NOT_READ)) if artifact else self._outlooks.by_name(scenario)
         chosen: PromptSet | None = None
         checkpoint: Checkpoint | None = None
+        original: Checkpoint | None = None
         failure: Failure | None = None
+        facts: Mapping[str, str] = {}
         try:
             _require_room(scenario, outlook)
             checkpoint = self._checkpoint(scenario.model)
-            METHODS[scenario.variant.method].check(checkpoint)
+            if artifact:
+                original, checkpoint = checkpoint, self._checkpoint(scenario.variant.place)
+                variant, facts = read_artifact(scenario.variant, checkpoint, original)
+                asked = replace(scenario, variant=variant)
+            METHODS[asked.variant.method].check(checkpoint)
             if isinstance(outlook.weight_bytes, Missing):  # the files may tell more than the name
-                outlook = self._outlooks.by_files(scenario, checkpoint)
-                _require_room(scenario, outlook)
+                outlook = self._outlooks.by_files(asked, checkpoint)
+                _require_room(asked, outlook)
             chosen = self._prompt_set(scenario.prompts)
-            _require_answers(scenario, chosen)
+            _require_answers(asked, chosen)
         except QuantbenchError as error:
             status = Status.SKIPPED if isinstance(error, UnsupportedError) else Status.ERROR
             failure = Failure(status=status, reason=str(error))
         return Case(
-            scenario=scenario, key=scenario.key(self._identity(scenario, checkpoint)), outlook=outlook, prompts=chosen,
-            checkpoint=checkpoint, failure=failure,
+            scenario=scenario, key=scenario.key(self._identity(asked, checkpoint, original)), outlook=outlook,
+            variant=asked.variant, prompts=chosen, checkpoint=checkpoint, original=original, failure=failure, facts=facts,
         )  # fmt: skip
 
     def _checkpoint(self, model: str) -> Checkpoint:
@@ -96,8 +116,10 @@ class Cases:
     def _prompt_set(self, name: str) -> PromptSet:
         return _once(self._prompts, name, lambda: prompts.load(name))
 
-    def _identity(self, scenario: Scenario, checkpoint: Checkpoint | None) -> Mapping[str, str]:
+    def _identity(self, scenario: Scenario, checkpoint: Checkpoint | None, original: Checkpoint | None) -> Mapping[str, str]:
         """Hashes of the content behind the names; a name itself where it has no content."""
+        variant = scenario.variant
+        artifact = {"artifact": _content(checkpoint) or variant.place} if variant.artifact else {}
         try:
             content = self._prompt_set(scenario.prompts).content_hash(scenario.batch)
         except QuantbenchError:
@@ -105,11 +127,16 @@ class Cases:
         reference = scenario.reference().spec
         compared = {f"reference_{name}": asked for name, asked in METHODS[reference.variant.method].recipe(reference).items()}
         return {
-            "model": f"{checkpoint.revision} {checkpoint.content_hash}" if checkpoint else scenario.model,
+            "model": _content(original if variant.artifact else checkpoint) or scenario.model,
             "prompts": content,
-            **METHODS[scenario.variant.method].recipe(scenario.spec),
+            **artifact,
+            **(METHODS[variant.method].recipe(scenario.spec) if variant.method else {}),
             **compared,
         }
+
+
+def _content(checkpoint: Checkpoint | None) -> str:
+    return f"{checkpoint.revision} {checkpoint.content_hash}" if checkpoint else ""
 
 
 def _require_room(scenario: Scenario, outlook: Outlook) -> None:

@@ -10,6 +10,7 @@ from quantbench.core.errors import UsageError, unknown_name
 from quantbench.core.scenario import SEEDED_INPUTS, Conditions, Scenario, Variant, reads
 from quantbench.methods import METHODS, Method
 from quantbench.planning import prompts
+from quantbench.planning.published import artifact_variant, check_original, check_place
 from quantbench.planning.reference import Compared, best_that_fits
 from quantbench.planning.settled import settled
 
@@ -28,7 +29,8 @@ class Matrix:
     ``prompts`` are written as on the command line, ``SET`` or ``SET@B``; ``batches``, if any, apply to all of them.
     ``for_builtin``: the variants were chosen for built-in models, so any other model gets only the cheap ones.
     ``probes``: the variants that are probed; None stands for all. ``given`` names the conditions that somebody set: without a
-    reference among them each model is compared with the best that fits.
+    reference among them each model is compared with the best that fits. ``artifacts`` are published quantizations of the one
+    model, compared with it besides the ``variants``.
     """
 
     models: tuple[str, ...]
@@ -42,6 +44,7 @@ class Matrix:
     probes: frozenset[str] | None = None
     energy: bool = True
     given: frozenset[str] = field(default=frozenset(), compare=False)
+    artifacts: tuple[Variant, ...] = ()
 
     @property
     def own(self) -> tuple[str, ...]:
@@ -97,9 +100,21 @@ def select(
     )  # fmt: skip
 
 
+def with_artifacts(matrix: Matrix, artifacts: Sequence[str], *, alone: bool) -> Matrix:
+    """The matrix with published artifacts, each written ``NAME=WHERE``; ``alone``: without other variants than the reference.
+
+    UsageError for a name that occurs twice, for several models, and for one that nobody publishes artifacts of.
+    """
+    found = (*matrix.artifacts, *map(artifact_variant, artifacts))
+    names = [each.artifact for each in found]
+    if twice := next((name for name in names if names.count(name) > 1), ""):
+        raise UsageError(f"two artifacts are named {twice!r}; give each a name of its own")
+    return replace(matrix, artifacts=found, variants=() if alone else matrix.variants)
+
+
 def left_out(matrix: Matrix) -> tuple[str, ...]:
     """What is left out for the user's own models, since it is slow and was not named: methods with the reason, precisions."""
-    if all(settled(name) for name in matrix.own):
+    if not matrix.variants or all(settled(name) for name in matrix.own):
         return ()
     device = matrix.conditions.device
     kept = {(each.method, each.precision) for each in matrix.variants if _is_cheap(each, device)}
@@ -115,7 +130,7 @@ def left_out(matrix: Matrix) -> tuple[str, ...]:
 
 def hints(matrix: Matrix, references: Mapping[str, Compared]) -> tuple[str, ...]:
     """Sentences about models: those planned only at the precision that they already have, and those not compared with fp32."""
-    kept = [found.sentence for name in matrix.own if (found := settled(name))]
+    kept = [found.sentence for name in matrix.own if not matrix.artifacts and (found := settled(name))]
     others = [each.why for each in references.values() if each.why]
     return (*kept, *others)
 
@@ -175,6 +190,7 @@ def scenarios(matrix: Matrix, references: Mapping[str, Compared] | None = None) 
         raise UsageError(f"reference {conditions.reference!r} is a server, which gives no logits; choose another method")
     for name in matrix.models:
         models.check_name(name)
+    _check_original(matrix)
     sets = list(_sets(matrix))
     for name, _ in sets:
         prompts.check_name(name)
@@ -199,6 +215,15 @@ def scenarios(matrix: Matrix, references: Mapping[str, Compared] | None = None) 
     return planned
 
 
+def _check_original(matrix: Matrix) -> None:
+    """Raise UsageError where artifacts have no single original."""
+    if matrix.artifacts and len(matrix.models) != 1:
+        raise UsageError(f"artifacts belong to one model, and {len(matrix.models)} are named; name their original with --model")
+    for each in matrix.artifacts:
+        check_original(matrix.models[0])
+        check_place(each)
+
+
 def _at_length(matrix: Matrix) -> Conditions:
     """The conditions, with longer timed answers on a GPU where nobody set their length."""
     conditions = matrix.conditions
@@ -213,6 +238,8 @@ def chosen_references(matrix: Matrix) -> dict[str, Compared]:
     named = matrix.conditions.reference
     if "reference" in matrix.given or named != Conditions().reference:
         return dict.fromkeys(matrix.models, Compared(reference=named))
+    if matrix.artifacts and (found := settled(matrix.models[0])):  # an original that is a file is compared with as it is
+        return dict.fromkeys(matrix.models, Compared(reference=found.variants[0].name))
     first = next((name for name, _ in _sets(matrix)), "")
     conditions = _at_length(matrix)
     return {model: best_that_fits(model, first, conditions) for model in matrix.models}
@@ -226,9 +253,11 @@ def _variant(name: str) -> Variant:
 def _ordered(matrix: Matrix, model: str, reference: Variant) -> Sequence[Variant]:
     """A model's variants, the reference first, then its control; for the user's own model what it holds, or the cheap ones."""
     variants = matrix.variants
-    if model in matrix.own:
+    if model in matrix.own and variants:
         found = settled(model)
         variants = found.variants if found else tuple(each for each in variants if _is_cheap(each, matrix.conditions.device))
+    if matrix.artifacts:
+        variants = (*dict.fromkeys((reference, *variants)), *matrix.artifacts)
     ordered = sorted(variants, key=lambda variant: variant != reference)
     if matrix.control and reference in ordered:
         ordered.insert(1, replace(reference, control=True))

@@ -12,6 +12,9 @@ An example::
     torch = ["fp32", "bf16"]
     gguf = ["q4_k_m", "q8_0"]
 
+    [artifacts]                           # published quantizations of the one model
+    theirs = "ORG/REPO-GGUF:Q4_K_M"       # a folder, a .gguf file or a hub id
+
     [conditions]                          # optional: any field of Conditions
     output_tokens = 32                    # unless given, 128 on a GPU
 """
@@ -28,9 +31,12 @@ from quantbench import models
 from quantbench.core.errors import MatrixError, UsageError, unknown_name
 from quantbench.core.scenario import Conditions, Variant
 from quantbench.methods import METHODS
-from quantbench.planning.matrix import Matrix, default_matrix
+from quantbench.planning.matrix import Matrix, default_matrix, with_artifacts
 
-_KEYS = {"models": list, "prompts": list, "control": bool, "probes": list, "energy": bool, "methods": dict, "conditions": dict}
+_KEYS = {
+    "models": list, "prompts": list, "control": bool, "probes": list, "energy": bool, "methods": dict, "artifacts": dict,
+    "conditions": dict,
+}
 _NAMES = ("models", "prompts", "probes")
 """Keys that list names."""
 
@@ -39,10 +45,10 @@ def read_matrix(path: Path) -> Matrix:
     """Read a matrix file. MatrixError names the file and the line or key of whatever is wrong in it."""
     body = _body(path)
     default = default_matrix()
-    return Matrix(
+    matrix = Matrix(
         models=tuple(body.get("models", default.models)),
         prompts=tuple(body.get("prompts", default.prompts)),
-        variants=_variants(path, body["methods"]) if "methods" in body else default.variants,
+        variants=_variants(path, body["methods"]) if "methods" in body else () if "artifacts" in body else default.variants,
         control=body.get("control", True),
         conditions=_conditions(path, body["conditions"]) if "conditions" in body else default.conditions,
         given=frozenset(body.get("conditions", {})),
@@ -51,6 +57,10 @@ def read_matrix(path: Path) -> Matrix:
         energy=body.get("energy", True),
         for_builtin="methods" not in body or ("models" in body and all(name in models.MODELS for name in body["models"])),
     )
+    try:
+        return with_artifacts(matrix, _artifacts(path, body["artifacts"]), alone=False) if "artifacts" in body else matrix
+    except UsageError as error:
+        raise MatrixError(f"matrix file {path}, key 'artifacts': {error}") from error
 
 
 def _body(path: Path) -> Mapping[str, Any]:
@@ -84,6 +94,14 @@ def _variants(path: Path, table: Mapping[str, Any]) -> tuple[Variant, ...]:
         except UsageError as error:
             raise MatrixError(f"matrix file {path}, key 'methods.{name}': {error}") from error
     return tuple(variants)
+
+
+def _artifacts(path: Path, table: Mapping[str, Any]) -> list[str]:
+    """Each artifact as on the command line."""
+    for name, place in table.items():
+        if not isinstance(place, str):
+            raise MatrixError(f"matrix file {path}, key 'artifacts.{name}': expected where its files are, found {place!r}")
+    return [f"{name}={place}" for name, place in table.items()]
 
 
 def _probes(path: Path, names: Sequence[str]) -> frozenset[str]:

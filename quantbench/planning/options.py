@@ -12,8 +12,9 @@ from typing import Any, Literal
 from quantbench.core.errors import UsageError, unknown_name
 from quantbench.core.scenario import PROFILES, Conditions, Effort, Scenario, Variant
 from quantbench.models import MODELS
-from quantbench.planning.matrix import Matrix, chosen_references, default_matrix, hints, left_out, scenarios, select
+from quantbench.planning.matrix import Matrix, chosen_references, default_matrix, hints, left_out, scenarios, select, with_artifacts
 from quantbench.planning.matrix_file import read_matrix
+from quantbench.planning.published import artifact_variant
 from quantbench.planning.reference import Compared
 
 
@@ -76,6 +77,9 @@ class RunOptions:
     )
     method: tuple[str, ...] = _option("list", "METHOD", "only these methods")
     precision: tuple[str, ...] = _option("list", "PRECISION", "only these precisions")
+    artifact: tuple[str, ...] = _option(
+        "list", "NAME=WHERE", "a published quantization of the model, compared with it: folder, .gguf, hub ORG/REPO[:TYPE]"
+    )
     prompts: tuple[str, ...] = _option(
         "list", "SET", "a shipped name, a file (one prompt per line), tokens:N for one of N tokens, text:FILE to score"
     )
@@ -199,23 +203,29 @@ def plan(options: RunOptions) -> Plan:
 def single(options: RunOptions, model: str, variant: str, prompts: str = "") -> Scenario:
     """The scenario of one variant of a model under the conditions that the options, or their matrix file, ask for.
 
-    ``variant`` is written METHOD/PRECISION, ``prompts`` as on the command line: SET or SET@B; without it, the one set of the
+    ``variant`` is written METHOD/PRECISION, or NAME=WHERE for a published artifact; ``prompts`` as on the command line: SET or SET@B; without it, the one set of the
     options. UsageError for whatever does not exist.
     """
-    method, _, precision = variant.partition("/")
-    if not method or not precision:
-        raise UsageError(f"{variant!r} names no variant; write METHOD/PRECISION, for example gguf/q4_k_m")
+    asked = artifact_variant(variant) if "=" in variant else _variant(variant)
     matrix = _matrix(options, _effort(options))
     sets = (prompts,) if prompts else matrix.prompts
     planned = scenarios(
         replace(
-            matrix, models=(model,), variants=(Variant(method=method, precision=precision),), prompts=sets, batches=(),
-            control=False, for_builtin=False,
+            matrix, models=(model,), variants=() if asked.artifact else (asked,), prompts=sets, batches=(),
+            control=False, for_builtin=False, artifacts=(asked,) if asked.artifact else (),
         )
     )  # fmt: skip
+    planned = [each for each in planned if each.variant == asked]  # not the reference, which goes with an artifact
     if len(planned) > 1:
         raise UsageError(f"one prompt set is measured at a time, and the options name {', '.join(sets)}; name one of them")
     return planned[0]
+
+
+def _variant(text: str) -> Variant:
+    method, _, precision = text.partition("/")
+    if not method or not precision:
+        raise UsageError(f"{text!r} names no variant; write METHOD/PRECISION, for example gguf/q4_k_m")
+    return Variant(method=method, precision=precision)
 
 
 def _probed(matrix: Matrix, planned: Sequence[Scenario], *, everything: bool) -> frozenset[str]:
@@ -231,6 +241,8 @@ def _matrix(options: RunOptions, effort: Effort) -> Matrix:
         matrix, models=options.model, methods=options.method, precisions=options.precision, prompts=options.prompts
     )
     matrix = replace(matrix, batches=tuple(map(_batch, options.batch)))
+    if options.artifact:
+        matrix = with_artifacts(matrix, options.artifact, alone=not (options.method or options.precision or options.matrix))
     matrix = _with_conditions(matrix, options)
     return replace(matrix, conditions=effort.asked(matrix.conditions))
 

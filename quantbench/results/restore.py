@@ -18,6 +18,7 @@ Rows = Sequence[Mapping[str, Any]]
 _NOT_KEPT = "the run was resumed, and this was not stored when it was measured"
 _FOUND = {
     "kernel": "kernel", "kv_dtype": "kv_dtype", "checkpoint_dtype": "checkpoint_dtype", "anchor": "anchor",
+    "artifact_maker": "artifact_maker", "artifact_sha256": "artifact_sha256", "artifact_note": "artifact_note",
     "threads": "threads", "waiting": "waiting", "context": "context", "device_found": "device",
 }  # fmt: skip
 """Columns that are facts in a record."""
@@ -54,6 +55,7 @@ def _record(scenario: Scenario, row: Mapping[str, Any], samples: Rows, outputs: 
         facts=json.loads(row["facts"]) | {fact: str(row[name]) for name, fact in _FOUND.items() if row.get(name) is not None},
         samples=tuple(_made(Sample, each) for each in samples),
         outputs=tuple(_made(Output, each) for each in outputs),
+        variant=replace(scenario.variant, method=row["method"] or "", precision=row["precision"] or ""),
         repeat=scenario.repeat,
         attempts=row.get("attempts") or 1,
         predicted_weight_bytes=value("predicted_weight_bytes"),

@@ -66,8 +66,8 @@ class Row:
 
     @property
     def variant(self) -> str:
-        """``method/precision``."""
-        return f"{self.text('method')}/{self.text('precision')}"
+        """``method/precision``, or the name of an artifact."""
+        return self.text("artifact") or f"{self.text('method')}/{self.text('precision')}"
 
     @property
     def batch(self) -> int:

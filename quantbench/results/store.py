@@ -14,7 +14,7 @@ from uuid import uuid4
 from quantbench.core.errors import StoreError
 from quantbench.core.machine import Machine
 from quantbench.core.record import SCHEMA_VERSION, Missing, Output, Record, Sample, Status
-from quantbench.core.scenario import Scenario, at_batch
+from quantbench.core.scenario import Variant, at_batch
 from quantbench.methods import METHODS
 from quantbench.results.listing import files_of, list_files, own_rows
 from quantbench.results.reading import as_frame, of_runs, read_files
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from pyarrow import fs
 
+_OF_AN_ARTIFACT = ("artifact_maker", "artifact_sha256", "artifact_note")
 _FOUND = ("kernel", "kv_dtype", "checkpoint_dtype", "anchor", "waiting")
 _ONE_ROW: Mapping[str, Any] = {"compression": "none", "use_dictionary": False, "write_statistics": False}
 """How one row is written: a codec, dictionary and statistics for each of 200 values would take longer than everything else."""
@@ -214,6 +215,8 @@ def in_order(frame: pd.DataFrame) -> list[str]:
 
 def _scenario_row(record: Record, run: Run) -> dict[str, Any]:
     scenario = record.scenario
+    variant = record.variant or scenario.variant
+    bits = _bits(variant)
     found = {**record.values, "predicted_weight_bytes": record.predicted_weight_bytes}
     values = {name: None if isinstance(value, Missing) else value for name, value in found.items()}
     reasons = {name: value.reason for name, value in found.items() if isinstance(value, Missing)}
@@ -223,11 +226,11 @@ def _scenario_row(record: Record, run: Run) -> dict[str, Any]:
             reasons["device_found"] = "the method does not say where its weights are"
         if run.run_number is None:
             reasons["run_number"] = "the run began before runs were numbered"
-        if _bits(scenario) is None:
+        if bits is None:
             reasons["bits"] = "this precision has no nominal number of bits"
     conditions = asdict(scenario.conditions)
     facts = dict(record.facts)
-    used = {name: facts.pop(name, None) for name in _FOUND}
+    used = {name: facts.pop(name, None) for name in (*_FOUND, *_OF_AN_ARTIFACT)}
     machine = run.machine
     where: dict[str, str | None] = {
         "device": conditions["device"], "device_found": facts.pop("device", "") or None,
@@ -247,8 +250,9 @@ def _scenario_row(record: Record, run: Run) -> dict[str, Any]:
         "started_at": run.started_at,
         "run_number": run.run_number,
         "model": scenario.model,
-        "method": scenario.variant.method,
-        "precision": scenario.variant.precision,
+        "method": variant.method or None,
+        "precision": variant.precision or None,
+        "artifact": variant.artifact or None,
         "prompts": at_batch(scenario.prompts, scenario.batch),
         "batch": scenario.batch,
         "attempts": record.attempts,
@@ -257,7 +261,7 @@ def _scenario_row(record: Record, run: Run) -> dict[str, Any]:
         "traceback": record.traceback or None,
         "control": scenario.variant.control,
         "is_reference": scenario.is_reference,
-        "bits": _bits(scenario),
+        "bits": bits,
         "facts": json.dumps(facts),
         "null_reasons": json.dumps(reasons),
         "machine": run.machine.fingerprint,
@@ -268,8 +272,8 @@ def _scenario_row(record: Record, run: Run) -> dict[str, Any]:
     }
 
 
-def _bits(scenario: Scenario) -> float | None:
-    return METHODS[scenario.variant.method].precision(scenario.variant.precision).bits
+def _bits(variant: Variant) -> float | None:
+    return METHODS[variant.method].precision(variant.precision).bits if variant.method else None
 
 
 def _columns(shared: Mapping[str, Any], items: Sequence[Sample] | Sequence[Output]) -> dict[str, list[Any]]:

@@ -31,6 +31,9 @@ _STEP_S = 2e-4
 
 _CORE_FLOPS = 4e10
 _PROMPT_TOKENS = 20
+_ANCHOR = "torch/fp32"
+"""What an artifact's rounds may alternate with, before it is known which method reads it."""
+
 _TEXT_CHARACTERS = 4
 """Characters per token, roughly; a prompt has about 20 tokens."""
 
@@ -116,28 +119,29 @@ def expected(scenarios: Iterable[Scenario], effort: Effort, machine: MachineSpee
             shapes = planner.read_architecture(first.model, any_age=True)
         except QuantbenchError:
             continue
-        method = METHODS[first.variant.method]
+        prepares = first.variant.method and METHODS[first.variant.method].preparer
         loads = [_load(each, shapes.parameters, len(shapes.layers)) for each in group]
         new = {each.reference(): load for each, load in zip(group, loads, strict=True) if each.reference() not in referred}
         referred |= set(new)
         estimates[key] = Expected(
             measure_s=machine.pace * sum(job_s(load, effort, machine) for load in loads),
             reference_s=machine.pace * sum(_reference(reference, load, machine) for reference, load in new.items()),
-            prepare_s=_PREPARE_START_S + 2 * shapes.parameters / _CONVERT_BPS if method.preparer else 0.0,
+            prepare_s=_PREPARE_START_S + 2 * shapes.parameters / _CONVERT_BPS if prepares else 0.0,
         )
     return estimates
 
 
 def _load(scenario: Scenario, parameters: int, layers: int) -> Load:
     conditions = scenario.conditions
-    method = METHODS[scenario.variant.method]
-    bits = method.precision(scenario.variant.precision).bits or 16
-    anchor = baseline(method.anchor, conditions.device).partition("/")[2]
+    variant = scenario.variant
+    known = None if variant.artifact else METHODS[variant.method]  # what an artifact is, is known once its files are read
+    bits = known.precision(variant.precision).bits if known else None
+    anchor = baseline(known.anchor if known else _ANCHOR, conditions.device).partition("/")[2]
     count, tokens = _size(scenario)
     answered = min(count, getattr(conditions, "answered_prompts", 0) or count)
     is_text = scenario.reads == "text"
     return Load(
-        weight_bytes=parameters * bits / 8, anchor_bytes=parameters * (4 if anchor == "fp32" else 2), parameters=parameters,
+        weight_bytes=parameters * (bits or 16) / 8, anchor_bytes=parameters * (4 if anchor == "fp32" else 2), parameters=parameters,
         layers=layers, answers=0 if is_text else answered, answer_tokens=conditions.output_tokens,
         scored=tokens if is_text else tokens + count * conditions.continuation_tokens,
     )  # fmt: skip

@@ -86,7 +86,8 @@ class Jobs:
             job = Job(
                 kind=kind,
                 checkpoint=case.checkpoint,
-                variant=scenario.variant,
+                original=case.original,
+                variant=case.variant,
                 conditions=scenario.conditions,
                 effort=self._plan.effort,
                 tasks=tuple(tasks),

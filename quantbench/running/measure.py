@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from quantbench.core.errors import QuantbenchError, UnsupportedError, UsageError, unknown_name
 from quantbench.core.record import Status
-from quantbench.core.scenario import Scenario, at_batch
+from quantbench.core.scenario import Scenario, Variant, at_batch
 from quantbench.planning.options import OF_A_SCENARIO, OPTIONS, RunOptions, convert, single
 from quantbench.results.rows import Row
 from quantbench.running.measurement import Measurement, Reading
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 XDIST_WORKER = "PYTEST_XDIST_WORKER"
 _BESIDE = "nothing is timed in a worker of pytest-xdist, whose tests run beside others; for speeds, run without -n"
-_AXES = ("model", "method", "precision", "prompts", "batch", "repeats")
+_AXES = ("model", "method", "precision", "artifact", "prompts", "batch", "repeats")
 _OF_RUNS = ("resume", "compare", "fail_on")
 _WHOLE = tuple(option.key for option in OPTIONS if option.key not in (*_AXES, *_OF_RUNS, *OF_A_SCENARIO))
 """Settings of a whole session."""
@@ -41,7 +41,7 @@ def beside_other_tests() -> str:
 def measure(model: str | os.PathLike[str], variant: str, *, prompts: str = "", **settings: Any) -> Measurement:
     """Measure one variant of a model against its reference, in a run of its own, and return its figures.
 
-    ``variant`` is METHOD/PRECISION, such as ``gguf/q4_k_m``; ``prompts`` is a prompt set (``mixed`` by default). ``settings``
+    ``variant`` is METHOD/PRECISION, such as ``gguf/q4_k_m``, or NAME=WHERE for a published artifact of the model; ``prompts`` is a prompt set (``mixed`` by default). ``settings``
     are those of ``quantbench run``, as names: ``reference="torch/bf16"``, ``device="cuda"``, ``profile="quick"``. The run is
     stored in the folder ``results`` unless ``results`` names another; with ``results=None`` it is not kept.
 
@@ -93,8 +93,7 @@ def row_of(session: Session, record: Record) -> Row:
 def again(options: RunOptions, scenario: Scenario) -> str:
     """The command that measures the scenario once more."""
     names: dict[str, Any] = {
-        "model": scenario.model, "method": scenario.variant.method, "precision": scenario.variant.precision,
-        "prompts": at_batch(scenario.prompts, scenario.batch),
+        "model": scenario.model, **_named(scenario.variant), "prompts": at_batch(scenario.prompts, scenario.batch),
     }  # fmt: skip
     for option in OPTIONS:
         value = getattr(options, option.key)
@@ -102,6 +101,13 @@ def again(options: RunOptions, scenario: Scenario) -> str:
             names[option.name] = value
     said = (f"--{name}" if value is True else f"--{name}={value}" for name, value in names.items())
     return shlex.join(["quantbench", "run", *said])
+
+
+def _named(variant: Variant) -> dict[str, str]:
+    """The options that name a variant."""
+    if variant.artifact:
+        return {"artifact": f"{variant.artifact}={variant.place}"}
+    return {"method": variant.method, "precision": variant.precision}
 
 
 def _steady_row(session: Session, scenario: Scenario) -> Row:

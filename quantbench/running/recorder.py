@@ -33,6 +33,8 @@ def failed(case: Case, failure: Failure) -> Record:
         traceback=failure.traceback,
         repeat=case.scenario.repeat,
         predicted_weight_bytes=case.outlook.weight_bytes,
+        facts=case.facts,
+        variant=case.variant,
     )
 
 
@@ -43,7 +45,8 @@ def _evaluated(case: Case, task: Task, trace: Trace) -> Record:
         scenario_key=case.key,
         status=Status.OK,
         values=_explained(evaluate(trace, reference), task.no_reference),
-        facts={**trace.facts, "anchor": trace.anchor},
+        facts={**trace.facts, **case.facts, "anchor": trace.anchor},
+        variant=case.variant,
         samples=tuple(raw_samples(trace, case.scenario.conditions.output_tokens - 1)),
         outputs=compare_answers(trace.answers, reference.answers, trace.columns) if reference and trace.answers else (),
         repeat=case.scenario.repeat,

@@ -42,7 +42,7 @@ class References:
         """The folder of the artifact that the case is compared with; or why there is none, which costs only similarity."""
         wanted = case.scenario.reference()
         if wanted not in self._found:
-            self._found[wanted] = self._make(wanted, case.checkpoint)
+            self._found[wanted] = self._make(wanted, case.original or case.checkpoint)
         return self._found[wanted]
 
     def _make(self, wanted: Scenario, checkpoint: Checkpoint | None) -> Path | str:

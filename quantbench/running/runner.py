@@ -186,14 +186,14 @@ class Runner:
 
     def _measure_ready(self, ready: Sequence[tuple[Case, Task]]) -> Iterator[Record]:
         first, tasks = ready[0][0], [task for _, task in ready]
-        if METHODS[first.scenario.variant.method].preparer:
+        if METHODS[first.variant.method].preparer:
             _, failure = self._work.run("prepare", first, tasks)
             if failure:
                 yield from (failed(case, failure) for case, _ in ready)
                 return
         probes = None
         if self._added.get(first.scenario, first.scenario.variant.name in self._plan.probed) and first.checkpoint:
-            probes = probed(first.scenario.spec, first.checkpoint, lambda: self._work.run("probe", first, tasks))
+            probes = probed(first.spec, first.checkpoint, lambda: self._work.run("probe", first, tasks))
         try:
             _, failure = self._work.run("measure", first, tasks, probes=probes)
         except BaseException:  # such as Ctrl-C: what the worker had finished is kept

@@ -247,7 +247,7 @@ def _require_devices(chosen: Sequence[Scenario]) -> None:
 
     for scenario in {(each.conditions.device, each.variant.method): each for each in chosen}.values():
         methods = (scenario.variant.method, scenario.reference().variant.method)
-        needs_torch = any("torch" in METHODS[name].requires for name in methods)
+        needs_torch = any("torch" in METHODS[name].requires for name in methods if name)
         require_device(scenario.conditions.device, torch=needs_torch)
 
 

@@ -108,7 +108,7 @@ def measure(job: Job, folder: Path) -> None:
         )  # fmt: skip
         enter_stage(folder, "scoring" if all(each.task.is_text for each in prompts) else "similarity")
         scored = [_score(job, model, each, folder, index, courtesy=courtesy) for index, each in enumerate(prompts)]
-        chosen = None if untimed or all(each.task.is_text for each in prompts) else choose(job.spec, settings)
+        chosen = None if untimed or all(each.task.is_text for each in prompts) else choose(job.spec, settings, job.original)
         anchor = _open_anchor(stack, model, chosen, job.variant) if chosen else None
         for index, (each, peak, columns) in enumerate(zip(prompts, peaks, scored, strict=True)):
             asked = each.answered(job.conditions)
@@ -221,7 +221,7 @@ def _answer(
     timed = _Answered() if job.effort.untimed else _time(job, contender, opposite, context, courtesy=courtesy)
     if job.checkpoint.random_weights:
         return timed
-    decoder = open_decoder(job.checkpoint, prompts.task.reference)
+    decoder = open_decoder(job.model, prompts.task.reference)
     return replace(timed, answers=_answers(contender, prompts, decoder, job.conditions.answer_tokens))
 
 

@@ -42,7 +42,7 @@ Work = Callable[[], tuple[Path, Ending | None]]
 def measure(job: Job, folder: Path) -> None:
     """Probe the job's variant; each finding is on disk before the next one is tried."""
     METHODS[job.variant.method].check(job.checkpoint)
-    start = open_tokenizer(job.checkpoint).encode("") or [0]
+    start = open_tokenizer(job.model).encode("") or [0]
     subject = ProbedVariant(spec=job.spec, settings=settings_of(job, CONTEXT), start=start)
     found: Probes = {}
     for name, each in probe_all(subject):

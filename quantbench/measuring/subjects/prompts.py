@@ -64,7 +64,7 @@ def _read(job: Job) -> tuple[list[Prompts], int]:
             scored = tuple(zip(reference.prompt_tokens, reference.continuations, strict=True))
             prompts.append(Prompts(task=task, ids=reference.prompt_tokens, scored=scored, reference=reference))
         else:
-            tokenizer = tokenizer or open_tokenizer(job.checkpoint)
+            tokenizer = tokenizer or open_tokenizer(job.model)
             limit = tokenizer.context_limit
             prompts.append(read_without_reference(job, tokenizer, task))
     return prompts, context_for(job, prompts, limit)

@@ -130,7 +130,7 @@ def _difference(line: Line, key: str, claimed: str, finding: ProbeFinding) -> st
         return ""
     if key == "inference_speed":
         return f"found {finding.text}"
-    package = METHODS[line.variant.partition("/")[0]].package
+    package = METHODS[line.row.text("method") if line.row else line.variant.partition("/")[0]].package
     version = line.group.version(package)
     place = "this CPU" if key == "cpu_support" else device
     return f"found {finding.text} on {place}" + (f" with {package} {version}" if version else "")
