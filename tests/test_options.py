@@ -287,7 +287,7 @@ def test_a_ready_gguf_file_is_planned_as_what_it_holds_and_says_how_it_is_compar
     assert found.left_out == ("probes (--probes)",)
     (hint,) = found.hints
     assert hint.startswith(f"{path} holds gguf/q4_k_m")
-    assert "--model ORIGINAL --method server --server URL" in hint
+    assert f"--model ORIGINAL --artifact NAME={path}" in hint
     assert "--model ORIGINAL --precision q4_k_m" in hint
     assert _variants(_plan(model=path, precision="q8_0").scenarios) == {"gguf/q8_0"}
     assert _variants(_plan(model=path, method="torch").scenarios) > {"torch/fp32", "torch/bf16"}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from quantbench.models import config, dummy_configs
-from quantbench.planning import planner
+from quantbench.planning import planner, reference
 from quantbench.planning.options import OPTIONS, Plan, RunOptions, plan
 
 SEVEN = "dummy:llama-2-7b"
@@ -68,3 +68,11 @@ def test_a_configuration_that_is_here_is_looked_at(tmp_path: Path, monkeypatch: 
     for model in (f"dummy:{tmp_path}", f"dummy:{tmp_path / 'config.json'}", str(tmp_path)):
         found = planned(model, 20, monkeypatch)
         assert {each.conditions.reference for each in found.scenarios} == {"torch/bf16"}
+
+
+def test_a_hub_configuration_that_was_downloaded_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = dummy_configs()["llama-2-7b"]
+    monkeypatch.setattr(reference, "cached_config", lambda name: path if name == "org/seven" else None)
+    monkeypatch.setattr(config, "download_config", lambda _, *, any_age: path if any_age else pytest.fail("asked the network"))
+    for model, chosen in (("org/seven", "torch/bf16"), ("dummy:org/seven", "torch/bf16"), ("org/other", "torch/fp32")):
+        assert {each.conditions.reference for each in planned(model, 20, monkeypatch).scenarios} == {chosen}

@@ -41,13 +41,21 @@ def download_config(name: str, *, any_age: bool = False) -> Path:
 
     ``any_age``: accept one from the hub's local cache, however old.
     """
+    if any_age and (cached := cached_config(name)):
+        return cached
     hub = _client(name)
     repository, _, revision = name.partition("@")
-    if any_age:
-        with suppress(Exception):  # not in the cache: it is fetched below
-            return Path(hub.hf_hub_download(repository, "config.json", revision=revision or None, local_files_only=True))
     with _hub_errors(name):
         return Path(hub.hf_hub_download(repository, "config.json", revision=revision or None))
+
+
+def cached_config(name: str) -> Path | None:
+    """The config.json of ``ORG/REPO[@REVISION]`` in the hub's local cache, however old; None if it is not there."""
+    repository, _, revision = name.partition("@")
+    with suppress(Exception):  # whatever the client says of a file that it has not got
+        hub = _client(name)
+        return Path(hub.hf_hub_download(repository, "config.json", revision=revision or None, local_files_only=True))
+    return None
 
 
 def _client(name: str) -> Any:

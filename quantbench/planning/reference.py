@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from quantbench.core.scenario import DUMMY_PREFIX, Conditions, Scenario, Variant, short_name
-from quantbench.models import MODELS, dummy_configs
+from quantbench.models import MODELS, dummy_configs, is_hub_id
+from quantbench.models.hub import cached_config
 from quantbench.planning.outlook import Outlooks
 
 CANDIDATES = ("torch/fp32", "torch/bf16", "gguf/q8_0")
@@ -25,7 +26,7 @@ def best_that_fits(model: str, prompts: str, conditions: Conditions) -> Compared
     """The first of CANDIDATES that has room on the device with the answers to a prompt set; fp32 where none has.
 
     Of models of unknown size, and of those whose configuration would have to be asked for over a network, it is fp32: where
-    there is no room for it the row says so. Families that only transformers can count are counted in a child process, once.
+    there is no room for it the row says so, and the next run, which has the configuration, chooses. Families that only transformers can count are counted in a child process, once.
     """
     usual = Compared(reference=CANDIDATES[0])
     if model in MODELS or not _is_here(model):
@@ -44,6 +45,8 @@ def best_that_fits(model: str, prompts: str, conditions: Conditions) -> Compared
 
 
 def _is_here(model: str) -> bool:
-    """Whether its configuration is on this machine, by its name alone: a hub id is not looked for in the hub's cache."""
+    """Whether its configuration is on this machine: that of a hub id once it was downloaded, in the hub's own cache."""
     name = model.removeprefix(DUMMY_PREFIX)
-    return name in dummy_configs() or Path(name).expanduser().exists()
+    if name in dummy_configs() or Path(name).expanduser().exists():
+        return True
+    return is_hub_id(name) and cached_config(name) is not None
