@@ -17,6 +17,7 @@ from quantbench.core.scenario import PROFILES, Conditions, short_name
 from quantbench.core.text import escape_markdown, one_line
 from quantbench.core.units import with_interval
 from quantbench.export import Exporter, ExportRow
+from quantbench.planning.published import PLACE
 from quantbench.results.rows import Group, Row, groups
 from quantbench.results.schema import column_of
 from quantbench.tables import fields as f
@@ -140,8 +141,13 @@ def _arguments(group: Group, rows: Sequence[Row]) -> Iterator[str]:
     """The options of the command; what is as by default is left out."""
     row, usual = rows[0], Conditions()
     yield from ("--model", group.model)
+    made = [each for each in rows if not each.text("artifact")]
     for axis in ("method", "precision"):
-        yield from (f"--{axis}", ",".join(sorted({each.text(axis) for each in rows})))
+        if made:
+            yield from (f"--{axis}", ",".join(sorted({each.text(axis) for each in made})))
+    for each in rows:
+        if each.text("artifact"):
+            yield from ("--artifact", f"{each.text('artifact')}={short_name(each.facts.get(PLACE, ''))}")
     yield from ("--prompts", short_name(row.prompt_set))
     if row.batch > 1:
         yield from ("--batch", str(row.batch))

@@ -19,6 +19,8 @@ from quantbench.planning.settled import held_by
 
 MAKER, CONTENT, NOTE = "artifact_maker", "artifact_sha256", "artifact_note"
 """Facts of an artifact, and the columns that hold them."""
+PLACE = "artifact_place"
+"""Where its files were, as asked; a fact without a column."""
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
 _MADE_BY = ("general.quantized_by", "general.organization", "general.author")
@@ -58,7 +60,7 @@ def read_artifact(variant: Variant, checkpoint: Checkpoint, original: Checkpoint
     """
     method, precision = held_by(checkpoint)
     notes = [*_same_vocabulary(checkpoint, original), *_same_shapes(checkpoint, original)]
-    found = {MAKER: _maker(variant.place, checkpoint), CONTENT: checkpoint.content_hash, NOTE: "; ".join(notes)}
+    found = {MAKER: _maker(variant.place, checkpoint), CONTENT: checkpoint.content_hash, PLACE: variant.place, NOTE: "; ".join(notes)}
     return replace(variant, method=method, precision=precision), {name: text for name, text in found.items() if text}
 
 
