@@ -1,4 +1,4 @@
-"""Published artifacts: found by their files, refused where they are of another model, and as far off as the method's own row."""
+"""Published artifacts: read by their files, refused where they are of another model, as far off as the method's own row."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ def files(results: str, table: str) -> list[str]:
 
 
 def _case(scenario: Scenario, key: str) -> Case:
-    return Case(scenario=scenario, key=key, outlook=Outlook(weight_bytes=1))
+    return Case(scenario=scenario, key=key, outlook=Outlook(weight_bytes=1), variant=scenario.variant)
 
 
 class TestWhatIsFound:

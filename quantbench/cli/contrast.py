@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 _CONTROL = "-control"
 _FACTS = [
-    "run_id", "started_at", "scenario_id", "repeat", "model", "method", "precision", "artifact", "control", "prompts", "status", "reason",
-    "reference", "instrument_check", "null_reasons",
+    "run_id", "started_at", "scenario_id", "repeat", "model", "method", "precision", "artifact", "control", "prompts", "status",
+    "reason", "reference", "instrument_check", "null_reasons",
 ]  # fmt: skip
 
 
@@ -55,7 +55,7 @@ class _Asked:
             "--prompts": self.prompts or default.prompts[0],
             "--results": self.results,
         }
-        usual = {"--model": default.models[0], "--results": "results", **dict.fromkeys(("--method", "--precision", "--artifact"), "")}
+        usual = {"--model": default.models[0], "--results": "results", "--method": "", "--precision": "", "--artifact": ""}
         given = [word for name, value in options.items() if value != usual.get(name) for word in (name, value)]
         return shlex.join(["quantbench", "run", *given])
 

@@ -235,7 +235,8 @@ class Scenario:
     def id(self) -> str:
         """``model/method-precision/prompts``, for example ``canary/gguf-q4_k_m/ten``; a path is cut to its last part.
 
-        An artifact's name stands in the place of method and precision. If several sequences are answered together, ``@`` and their number follow: ``canary/gguf-q4_k_m/ten@8``.
+        An artifact's name stands in the place of method and precision. If several sequences are
+        answered together, ``@`` and their number follow: ``canary/gguf-q4_k_m/ten@8``.
         """
         return f"{short_name(self.model)}/{self.variant.label}/{at_batch(short_name(self.prompts), self.batch)}"
 

@@ -1,4 +1,4 @@
-"""bitsandbytes: LLM.int8() and 4-bit blocks, quantized while loading; checkpoints that were saved quantized load as they are."""
+"""bitsandbytes: LLM.int8() and 4-bit blocks, quantized while loading; what was saved quantized loads as it is."""
 
 from __future__ import annotations
 

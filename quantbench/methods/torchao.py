@@ -26,7 +26,7 @@ _CLASSES: Mapping[str, str] = {
     "IntxWeightOnlyConfig": INTX4_WO.name, "Int8DynamicActivationIntxWeightConfig": INTX8_DYN.name,
     "Int4WeightOnlyConfig": INT4_WO.name, "Float8DynamicActivationFloat8WeightConfig": FP8.name,
 }  # fmt: skip
-"""Torchao's configurations as a checkpoint names them; loading checks what else is in one (see runtimes.transformers.torchao)."""
+"""Torchao's configurations as a checkpoint names them; loading checks what else is in one."""
 
 
 @method(

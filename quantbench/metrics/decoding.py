@@ -19,7 +19,8 @@ _COLUMNS = ("decode_path", "decode_difference", "decode_fallback", "compile_s", 
         formula="eager, static, graph or compiled; greedy ids are those of eager, but for rounding", source="quantbench",
     ),
     Column(
-        "decode_difference", "roundings", doc="how far eager's greedy tokens are below this path's own choice, at most; 0: the same",
+        "decode_difference", "roundings",
+        doc="how far eager's greedy tokens are below this path's own choice, at most; 0: the same",
         formula="max over steps of (largest logit - logit of eager's token) / (largest |logit| * eps)", source="quantbench",
     ),
     Column(

@@ -175,7 +175,7 @@ def _module(name: str, recipe: ModuleRecipe) -> Checkpoint:
 
 def _folder(name: str, folder: Path, revision: str, trust_remote_code: bool) -> Checkpoint:
     if (folder / _ADAPTER).is_file() and not (folder / CONFIG).is_file():
-        raise ModelError(f"{folder} is an adapter, a change to a model and no model; merge it into its base and give the result")
+        raise ModelError(f"{folder} is an adapter, a change to a model; merge it into its base and give the result")
     if not (folder / CONFIG).is_file():
         raise ModelError(f"{folder} has no config.json, so it is not a checkpoint; give the folder that save_pretrained wrote")
     weights = weight_files(folder)

@@ -99,7 +99,8 @@ def _tokens(path: Path) -> dict[int, str]:
         texts = {known[text]: text for text in known} if isinstance(known, dict) else dict(enumerate(each[0] for each in known))
         return texts | {each["id"]: each["content"] for each in body.get("added_tokens") or ()}
     except (KeyError, TypeError, IndexError) as error:
-        raise ModelError(f"{path} is not as tokenizers writes it ({type(error).__name__}: {error}); download it again") from error
+        reason = f"{type(error).__name__}: {error}"
+        raise ModelError(f"{path} is not as tokenizers writes it ({reason}); download it again") from error
 
 
 def _ids(values: Iterable[Any]) -> frozenset[int]:

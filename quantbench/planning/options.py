@@ -12,7 +12,16 @@ from typing import Any, Literal
 from quantbench.core.errors import UsageError, unknown_name
 from quantbench.core.scenario import PROFILES, Conditions, Effort, Scenario, Variant
 from quantbench.models import MODELS
-from quantbench.planning.matrix import Matrix, chosen_references, default_matrix, hints, left_out, scenarios, select, with_artifacts
+from quantbench.planning.matrix import (
+    Matrix,
+    chosen_references,
+    default_matrix,
+    hints,
+    left_out,
+    scenarios,
+    select,
+    with_artifacts,
+)
 from quantbench.planning.matrix_file import read_matrix
 from quantbench.planning.published import artifact_variant
 from quantbench.planning.reference import Compared
@@ -203,8 +212,8 @@ def plan(options: RunOptions) -> Plan:
 def single(options: RunOptions, model: str, variant: str, prompts: str = "") -> Scenario:
     """The scenario of one variant of a model under the conditions that the options, or their matrix file, ask for.
 
-    ``variant`` is written METHOD/PRECISION, or NAME=WHERE for a published artifact; ``prompts`` as on the command line: SET or SET@B; without it, the one set of the
-    options. UsageError for whatever does not exist.
+    ``variant`` is written METHOD/PRECISION, or NAME=WHERE for a published artifact; ``prompts`` as on the command line: SET or
+    SET@B; without it, the one set of the options. UsageError for whatever does not exist.
     """
     asked = artifact_variant(variant) if "=" in variant else _variant(variant)
     matrix = _matrix(options, _effort(options))

@@ -35,7 +35,7 @@ def artifact_variant(text: str) -> Variant:
     """The variant that ``NAME=WHERE`` asks for; UsageError for anything else."""
     name, equals, place = text.partition("=")
     if not equals or not place.strip() or not _NAME.fullmatch(name):
-        raise UsageError(f"artifact {text!r} is not NAME=WHERE; write for example unsloth-q4=ORG/REPO:Q4_K_M or mine=./file.gguf")
+        raise UsageError(f"artifact {text!r} is not NAME=WHERE; write for example theirs=ORG/REPO:Q4_K_M or mine=./file.gguf")
     return Variant(method="", precision="", artifact=name, place=place.strip())
 
 
@@ -59,8 +59,9 @@ def read_artifact(variant: Variant, checkpoint: Checkpoint, original: Checkpoint
     Raises UnsupportedError for an artifact that no method reads, or that is not of the original; ModelError for damaged files.
     """
     method, precision = held_by(checkpoint)
-    notes = [*_same_vocabulary(checkpoint, original), *_same_shapes(checkpoint, original)]
-    found = {MAKER: _maker(variant.place, checkpoint), CONTENT: checkpoint.content_hash, PLACE: variant.place, NOTE: "; ".join(notes)}
+    notes = "; ".join([*_same_vocabulary(checkpoint, original), *_same_shapes(checkpoint, original)])
+    maker = _maker(variant.place, checkpoint)
+    found = {MAKER: maker, CONTENT: checkpoint.content_hash, PLACE: variant.place, NOTE: notes}
     return replace(variant, method=method, precision=precision), {name: text for name, text in found.items() if text}
 
 
@@ -69,7 +70,7 @@ def _same_vocabulary(checkpoint: Checkpoint, original: Checkpoint) -> list[str]:
     if mine is None or theirs is None:
         return [_UNREAD]
     if why := difference(mine, theirs):
-        raise UnsupportedError(f"{checkpoint.name} cannot be compared with {short_name(original.name)}: {why}; {_ANOTHER}")
+        raise _refused(checkpoint, original, why)
     return [_TEMPLATE] * (mine.template.strip() != theirs.template.strip())
 
 
@@ -85,11 +86,13 @@ def _same_shapes(checkpoint: Checkpoint, original: Checkpoint) -> list[str]:
         return [f"its shapes were not compared ({error})"]
     for what, one, other in zip(_SHAPES, _shapes(mine), _shapes(theirs), strict=True):
         if one != other:
-            raise UnsupportedError(
-                f"{checkpoint.name} cannot be compared with {short_name(original.name)}: its {what} is {one} and the original's "
-                f"{other}; {_ANOTHER}"
-            )
+            raise _refused(checkpoint, original, f"its {what} is {one} and the original's {other}")
     return []
+
+
+def _refused(checkpoint: Checkpoint, original: Checkpoint, why: str) -> UnsupportedError:
+    name, other = short_name(checkpoint.name), short_name(original.name)
+    return UnsupportedError(f"{name} cannot be compared with {other}: {why}; {_ANOTHER}")
 
 
 _SHAPES = ("number of layers", "hidden size", "number of KV heads", "head size")

@@ -26,7 +26,8 @@ def best_that_fits(model: str, prompts: str, conditions: Conditions) -> Compared
     """The first of CANDIDATES that has room on the device with the answers to a prompt set; fp32 where none has.
 
     Of models of unknown size, and of those whose configuration would have to be asked for over a network, it is fp32: where
-    there is no room for it the row says so, and the next run, which has the configuration, chooses. Families that only transformers can count are counted in a child process, once.
+    there is no room for it the row says so, and the next run, which has the configuration, chooses. Families that
+    only transformers can count are counted in a child process, once.
     """
     usual = Compared(reference=CANDIDATES[0])
     if model in MODELS or not _is_here(model):

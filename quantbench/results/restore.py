@@ -9,7 +9,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 from quantbench.core.record import Missing, Output, Record, Sample, Status
-from quantbench.core.scenario import Scenario
+from quantbench.core.scenario import Scenario, Variant
 from quantbench.core.trace import Answer, Calls, Generation, Round, Trace
 from quantbench.metrics import all_columns
 
@@ -55,11 +55,16 @@ def _record(scenario: Scenario, row: Mapping[str, Any], samples: Rows, outputs: 
         facts=json.loads(row["facts"]) | {fact: str(row[name]) for name, fact in _FOUND.items() if row.get(name) is not None},
         samples=tuple(_made(Sample, each) for each in samples),
         outputs=tuple(_made(Output, each) for each in outputs),
-        variant=replace(scenario.variant, method=row["method"] or "", precision=row["precision"] or ""),
+        variant=_variant(scenario.variant, row),
         repeat=scenario.repeat,
         attempts=row.get("attempts") or 1,
         predicted_weight_bytes=value("predicted_weight_bytes"),
     )
+
+
+def _variant(asked: Variant, row: Mapping[str, Any]) -> Variant | None:
+    """What an artifact's files were found to hold."""
+    return replace(asked, method=row["method"] or "", precision=row["precision"] or "") if asked.artifact else None
 
 
 def _trace(record: Record, row: Mapping[str, Any]) -> Trace:

@@ -141,8 +141,8 @@ def _load(scenario: Scenario, parameters: int, layers: int) -> Load:
     answered = min(count, getattr(conditions, "answered_prompts", 0) or count)
     is_text = scenario.reads == "text"
     return Load(
-        weight_bytes=parameters * (bits or 16) / 8, anchor_bytes=parameters * (4 if anchor == "fp32" else 2), parameters=parameters,
-        layers=layers, answers=0 if is_text else answered, answer_tokens=conditions.output_tokens,
+        weight_bytes=parameters * (bits or 16) / 8, anchor_bytes=parameters * (4 if anchor == "fp32" else 2),
+        parameters=parameters, layers=layers, answers=0 if is_text else answered, answer_tokens=conditions.output_tokens,
         scored=tokens if is_text else tokens + count * conditions.continuation_tokens,
     )  # fmt: skip
 

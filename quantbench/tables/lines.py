@@ -81,7 +81,8 @@ def lines_of(group: Group, claims: ClaimTable, belongs: Callable[[Row], bool]) -
         if not found:
             lines.append(Line(group=group, label=claim.cells[key], variant=claim.variant, row=None, claims=claim.cells))
     shown = {id(line.row) for line in lines}
-    return lines + [_line(group, row, row.text("artifact") or row.text("precision").upper(), {}) for row in rows if id(row) not in shown]
+    others = [row for row in rows if id(row) not in shown]
+    return lines + [_line(group, row, row.text("artifact") or row.text("precision").upper(), {}) for row in others]
 
 
 def claimed_lines(claims: ClaimTable) -> list[Line]:

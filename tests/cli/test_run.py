@@ -61,7 +61,8 @@ def test_every_setting_is_translated(sent: Any, tmp_path: Path) -> None:
     matrix = tmp_path / "m.toml"
     matrix.write_text('models = ["canary"]\n')
     values = {
-        "model": "canary", "method": "torch", "precision": "fp32,bf16", "artifact": "mine=m.gguf", "prompts": "ten", "matrix": str(matrix),
+        "model": "canary", "method": "torch", "precision": "fp32,bf16", "artifact": "mine=m.gguf", "prompts": "ten",
+        "matrix": str(matrix),
         "reference": "torch/bf16", "results": "s3://bucket/results", "device": "cuda:1", "threads": "3", "context": "256",
         "output-tokens": "16", "seed": "7", "engine": "inline", "profile": "quick", "timeout": "12.5", "keep-jobs": "jobs",
         "calibration": "text.txt", "server": "http://127.0.0.1:1/v1", "concurrency": "2", "chunks": "8", "repeats": "5",

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from quantbench.tables.table import Table
 
 _NOTES = (
-    "holds: method and precision by the artifact's own files; rows of the same precision that quantbench made stand beside them",
+    "holds: method and precision by the artifact's own files; what quantbench made of the same precision stands beside it",
     "like: of the same precision, with a KLD whose 95 % interval overlaps; contrast compares two of them prompt by prompt",
 )
 OURS = "quantbench"
@@ -69,8 +69,8 @@ def _text(line: Line, name: str) -> str | None:
 def _like(line: Line, lines: list[Line]) -> list[str]:
     """The others of its precision whose KLD cannot be told from its own by their intervals."""
     mine = _interval(line)
-    others = [each for each in lines if each is not line and _held(each.row) == _held(line.row)]
-    return [each.label for each in others if mine and (theirs := _interval(each)) and mine[0] <= theirs[1] and theirs[0] <= mine[1]]
+    others = [(each, _interval(each)) for each in lines if each is not line and _held(each.row) == _held(line.row)]
+    return [each.label for each, theirs in others if mine and theirs and mine[0] <= theirs[1] and theirs[0] <= mine[1]]
 
 
 def _interval(line: Line) -> tuple[float, float] | None:
@@ -79,5 +79,6 @@ def _interval(line: Line) -> tuple[float, float] | None:
 
 
 ARTIFACTS = TableKind(
-    name="artifacts", about="published quantizations: who made them, what they hold, how far they are off", place=46, build=table
-)
+    name="artifacts", about="published quantizations: who made them, what they hold, how far off they are", place=46,
+    build=table,
+)  # fmt: skip
