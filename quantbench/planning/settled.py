@@ -83,8 +83,9 @@ def _of_folder(model: str, folder: Path) -> Settled | None:
     if not variants:
         return None
     names = " or ".join(each.name for each in variants)
+    made = "" if METHODS[variants[0].method].published else f" --method {variants[0].method}"
     return Settled(
         tuple(variants),
         f"{model} is quantized already ({quantization['quant_method']}), so only {names} is planned; to compare what "
-        f"quantbench makes from its original, use --model ORIGINAL --method {variants[0].method}",
+        f"quantbench makes from its original, use --model ORIGINAL{made}",
     )

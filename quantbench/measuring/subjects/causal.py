@@ -36,7 +36,7 @@ from quantbench.measuring.passes.similarity import answer_greedily, answers_of, 
 from quantbench.measuring.passes.slicing import measure_slicing
 from quantbench.measuring.subjects import check_device, import_seconds, settings_of, without_times
 from quantbench.measuring.subjects.prompts import Prompts, context_for, read_prompts, read_without_reference, timed_tokens
-from quantbench.methods import METHODS, Artifact, Batched, Decodes, LoadedModel
+from quantbench.methods import METHODS, Artifact, Batched, Decodes, LoadedModel, Untimed
 from quantbench.models.checkpoint import count_parameters, require_unchanged
 from quantbench.models.safetensors import weight_files
 from quantbench.models.tokenizer import Decoder
@@ -93,7 +93,9 @@ def measure(job: Job, folder: Path) -> None:
         model.synchronize()
         load_s = time.perf_counter() - started
         loading = before.ended()
-        courtesy.loaded()
+        untimed = untimed or (model.untimed if isinstance(model, Untimed) else "")
+        job = replace(job, effort=replace(job.effort, untimed=untimed))
+        courtesy.loaded(untimed=bool(untimed))
         require_unchanged(job.checkpoint)
         check_device(job.conditions.device, model.facts, job.variant.name)
         if settings.batch > 1 and not isinstance(model, Batched):
