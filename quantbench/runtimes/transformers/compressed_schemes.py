@@ -93,9 +93,8 @@ def schemes(quantization: Mapping[str, Any]) -> list[Scheme]:
 
 
 def held(quantization: Mapping[str, Any]) -> list[str]:
-    """The precision that all groups of a checkpoint have; none where they differ, or have no name here."""
-    names = {scheme.name for scheme in schemes(quantization)}
-    return list(names) if len(names) == 1 and "" not in names else []
+    """The precisions that groups of layers of a checkpoint have; none for schemes without a name here."""
+    return list(dict.fromkeys(scheme.name for scheme in schemes(quantization) if scheme.name))
 
 
 def refusal(quantization: Mapping[str, Any]) -> str:
@@ -114,8 +113,8 @@ def refusal(quantization: Mapping[str, Any]) -> str:
         return f"its format {strange[0]!r} is not read here; give one in {', '.join(FORMATS)}"
     if any(not each.weights.get("symmetric", True) and each.format == "pack-quantized" for each in groups):
         return "its zero points are packed, for which transformers makes no room; give a symmetric one, or one in AWQ's own format"
-    if not held(quantization):
-        return f"its scheme is none of {', '.join(each.name for each in PRECISIONS)}; give one with one of these for all layers"
+    if len({each.name for each in groups}) != 1 or not groups[0].name:
+        return f"its layers do not all have one of the schemes {', '.join(each.name for each in PRECISIONS)}; give one whose have"
     return ""
 
 
