@@ -21,8 +21,7 @@ ROOT = Path(__file__).parents[1]
 FP32 = Variant(method="torch", precision="fp32")
 Q8_0 = Variant(method="gguf", precision="q8_0")
 SHIPPED = {
-    "torch", "torch-dynamic", "bitsandbytes", "torchao", "compressed-tensors", "gptq", "awq", "gguf", "prune", "qat",
-    "server",
+    "torch", "torch-dynamic", "bitsandbytes", "torchao", "gptq", "awq", "gguf", "prune", "qat", "server",
 }  # fmt: skip
 PLAIN = Matrix(models=("canary",), prompts=("ten",), variants=(Q8_0, FP32))
 

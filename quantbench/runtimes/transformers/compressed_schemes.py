@@ -139,8 +139,10 @@ def dtype_of(config: Mapping[str, Any], groups: Sequence[Scheme]) -> str:
 
 
 def forecast(architecture: Architecture, precision: str) -> Weights:
-    """Files as save_pretrained writes them into one, and the same tensors loaded; of a checkpoint in ``precision``, by its
-    ``quantization_config``, and of any other as one would be published: all Linear layers but the output layer.
+    """The file that save_pretrained writes, and the same tensors loaded.
+
+    Of a checkpoint in ``precision`` they follow from its ``quantization_config``; of any other from what is usually published:
+    all Linear layers but the output layer.
     """
     quantization = architecture.config.get("quantization_config")
     published = isinstance(quantization, Mapping) and quantization.get("quant_method") == METHOD
