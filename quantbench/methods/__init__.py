@@ -137,8 +137,8 @@ class Method:
 
         if self.published and not checkpoint.quantized:
             raise UnsupportedError(
-                f"method {self.name!r} opens only what was published quantized, and {checkpoint.name} is not; quantbench makes no "
-                "such checkpoint, so give one, or use another method"
+                f"method {self.name!r} opens only what was published quantized, and {checkpoint.name} is not; quantbench makes "
+                "no such checkpoint, so give one, or use another method"
             )
 
     def held(self, quantization: Mapping[str, Any]) -> Sequence[Variant]:

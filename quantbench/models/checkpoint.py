@@ -34,7 +34,7 @@ _BESIDE_WEIGHTS = (
 """What checkpoints of torchao, and of compressed-tensors, store beside the values of a weight."""
 
 _COMPRESSED = ("weight_packed", "weight_shape")
-"""A weight in compressed-tensors' words, or in bytes of two values each, and the shape that it had, stored beside words only."""
+"""A weight in compressed-tensors' words, or in bytes of two values each, and the shape that it had, kept beside words only."""
 
 _CHANGED = (
     "{} changed after it was hashed, so the row would describe another model than was opened; measure again when nothing "
@@ -145,8 +145,8 @@ def _compressed_elements(path: Path, header: Mapping[str, Any]) -> int:
     """The weights that compressed-tensors packed in a file, before it packed them."""
     packed, shape = (f".{name}" for name in _COMPRESSED)
     in_words = (math.prod(stored_integers(path, entry)) for name, entry in header.items() if name.endswith(shape))
-    in_bytes = (2 * math.prod(each["shape"]) for name, each in header.items() if name.endswith(packed) and each["dtype"] == "U8")
-    return sum(in_words) + sum(in_bytes)
+    doubled = (entry for name, entry in header.items() if name.endswith(packed) and entry["dtype"] == "U8")
+    return sum(in_words) + sum(2 * math.prod(entry["shape"]) for entry in doubled)
 
 
 def quantization_config(folder: Path, *, packed: bool) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from quantbench.runtimes.transformers.distill import Training
 from .conftest import PACKED, packed_are_made
 
 PROMPT = [1, 300, 400, 500, 600, 700]
-NEED_CUDA = [("prune", "2-4-sparse"), ("torchao", "int4-wo"), ("torchao", "fp8")]
+NEED_CUDA = [("prune", "2-4-sparse"), ("torchao", "int4-wo"), ("torchao", "int4-hqq"), ("torchao", "fp8")]
 """Refused on the CPU, with the reason."""
 MAKERS = [method for method in METHODS if not method.endpoint and not method.published]
 OFFERED = [(method.name, each.name) for method in MAKERS for each in method.precisions]

@@ -112,9 +112,10 @@ def refusal(quantization: Mapping[str, Any]) -> str:
     if strange:
         return f"its format {strange[0]!r} is not read here; give one in {', '.join(FORMATS)}"
     if any(not each.weights.get("symmetric", True) and each.format == "pack-quantized" for each in groups):
-        return "its zero points are packed, for which transformers makes no room; give a symmetric one, or one in AWQ's own format"
+        return "its zero points are packed, for which transformers makes no room; give a symmetric one, or one in AWQ's format"
     if len({each.name for each in groups}) != 1 or not groups[0].name:
-        return f"its layers do not all have one of the schemes {', '.join(each.name for each in PRECISIONS)}; give one whose have"
+        names = ", ".join(each.name for each in PRECISIONS)
+        return f"its layers do not all have one of the schemes {names}; give a checkpoint whose layers do"
     return ""
 
 
@@ -160,7 +161,7 @@ def forecast(architecture: Architecture, precision: str) -> Weights:
         weight_bytes=sum(map(stored_bytes, tensors)) + architecture.buffer_bytes_in(stored_bytes(("", code, (1,)))),
         file_bytes=file_bytes(as_written(tensors)),
         dtype=dtype,
-        note=joined("" if published else _AS_USUAL, f"as loaded; without a kernel the first forward decompresses it to {dtype}"),
+        note=joined("" if published else _AS_USUAL, f"without a kernel the first forward decompresses it to {dtype}"),
     )
 
 

@@ -25,7 +25,7 @@ _TAKEN = ("fp8", "fp8-dynamic")
 _FP8_CAPABILITY = (8, 9)
 """transformers 5.23, quantizer_compressed_tensors.py: the least compute capability for FP8 layers that stay FP8."""
 
-_DECOMPRESSED = "weight_bytes is as loaded; the first forward decompresses, so that running weights and peaks are a dense model's"
+_DECOMPRESSED = "weight_bytes is as loaded; the first forward decompresses, so running weights and peaks are a dense model's"
 _ROWS = "the kernel scales activations row by row as they come, and leaves out scales that a checkpoint fixes"
 
 
@@ -51,7 +51,7 @@ def load_published(settings: Settings, device: str, precision: str) -> Transform
         if says_out_of_memory(str(error)):
             raise
         first = (str(error).strip().splitlines() or ["no message"])[0]
-        raise ModelError(f"transformers cannot load {checkpoint.name} ({first}); its files and its config.json disagree") from error
+        raise ModelError(f"transformers cannot load {checkpoint.name} ({first}); download or copy it again") from error
     found = _quantized_layers(model)
     _require_all(found, checkpoint.path)
     runs = set(found.values()) == {_KERNEL}
@@ -68,8 +68,8 @@ def _untimed(precision: str, device: str, dtype: str) -> str:
     """Why a decompressed model is not timed."""
     where = "the CPU" if device == "cpu" else "this GPU"
     return (
-        f"transformers has no kernel for {precision} on {where}: it runs decompressed to {dtype}, whose speed is not the format's; "
-        "to time it serve it, as vllm does, and measure that with --method server"
+        f"transformers has no kernel for {precision} on {where}: it runs decompressed to {dtype}, and that speed is not the "
+        "format's; to time it, serve it with vLLM and measure that with --method server"
     )
 
 
@@ -113,6 +113,6 @@ def _require_all(found: Collection[str], folder: Path) -> None:
     if odd := sorted(stored.symmetric_difference(found)):
         where = "the files" if odd[0] in stored else "its config.json"
         raise ModelError(
-            f"transformers made {len(found)} quantized layers and the checkpoint holds {len(stored)} ({odd[0]} only by {where}); "
-            "its quantization_config is damaged, or it has fused experts, which are not measured here"
+            f"transformers made {len(found)} quantized layers and the checkpoint holds {len(stored)} ({odd[0]} only by "
+            f"{where}); its quantization_config is damaged, or it has fused experts, which are not measured here"
         )
