@@ -58,7 +58,7 @@ def default_matrix() -> Matrix:
 
 
 def every_variant(methods: Sequence[str], precisions: Sequence[str]) -> list[Variant]:
-    """All variants that can be made, or those of the named methods and precisions. UsageError for a name that does not exist."""
+    """All variants that can be made, or those of the named methods and precisions; UsageError for a name that there is not."""
     chosen = [METHODS[name] for name in methods] or _makers(precisions)
     known = {each.name for method in METHODS for each in method.precisions}
     for name in precisions:

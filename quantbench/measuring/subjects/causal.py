@@ -80,21 +80,20 @@ def measure(job: Job, folder: Path) -> None:
     prompts, context = read_prompts(job)
     settings = settings_of(job, context)
     artifact = method.prepare(job.spec, settings)
-    untimed = job.effort.untimed
-    bandwidth = untimed or memory_bandwidth(job.conditions.device, settings.threads, folder.parent)
+    bandwidth = job.effort.untimed or memory_bandwidth(job.conditions.device, settings.threads, folder.parent)
     enter_stage(folder, "loading")
     _read_once(_files(artifact.path) if artifact else weight_files(job.checkpoint.path))
     before = before_loading(job.conditions.device, made)
     with ExitStack() as stack:
         rest = stack.enter_context(Rest(settings.threads))
-        courtesy = Courtesy(rest, job.root, job.conditions.device, untimed=bool(untimed))
+        courtesy = Courtesy(rest, job.root, job.conditions.device, untimed=bool(job.effort.untimed))
         started = time.perf_counter()
         model = stack.enter_context(method.open(job.spec, settings))
         model.synchronize()
         load_s = time.perf_counter() - started
         loading = before.ended()
-        untimed = untimed or (model.untimed if isinstance(model, Untimed) else "")
-        job = replace(job, effort=replace(job.effort, untimed=untimed))
+        job = _timed_or_not(job, model)
+        untimed = job.effort.untimed
         courtesy.loaded(untimed=bool(untimed))
         require_unchanged(job.checkpoint)
         check_device(job.conditions.device, model.facts, job.variant.name)
@@ -183,6 +182,12 @@ def _trace(
         probes=_probes(job),
         facts={**facts, "checkpoint_dtype": reference.checkpoint_dtype if reference else ""},
     )
+
+
+def _timed_or_not(job: Job, model: LoadedModel) -> Job:
+    """The job; without timings where the opened model says why it must not be timed."""
+    why = model.untimed if isinstance(model, Untimed) else ""
+    return replace(job, effort=replace(job.effort, untimed=job.effort.untimed or why))
 
 
 def _decoding(job: Job, model: LoadedModel, prompts: Prompts, context: int) -> Decoding | None:

@@ -102,21 +102,24 @@ def refusal(quantization: Mapping[str, Any]) -> str:
     groups = schemes(quantization)
     sparsity = quantization.get("sparsity_config")
     sparse = sparsity.get("format") or _DENSE if isinstance(sparsity, Mapping) else _DENSE
-    strange = [each.format for each in groups if each.format not in FORMATS]
-    if sparse != _DENSE:
-        return f"its weights are stored sparse ({sparse}), which compressed-tensors has stopped reading; give one that is not"
-    if quantization.get("kv_cache_scheme"):
-        return "it quantizes keys and values too (kv_cache_scheme), which is not measured here; give one without"
-    if quantization.get("transform_config"):
-        return "it rotates activations (transform_config), which transformers leaves out; give one without"
-    if strange:
-        return f"its format {strange[0]!r} is not read here; give one in {', '.join(FORMATS)}"
-    if any(not each.weights.get("symmetric", True) and each.format == "pack-quantized" for each in groups):
-        return "its zero points are packed, for which transformers makes no room; give a symmetric one, or one in AWQ's format"
-    if len({each.name for each in groups}) != 1 or not groups[0].name:
-        names = ", ".join(each.name for each in PRECISIONS)
-        return f"its layers do not all have one of the schemes {names}; give a checkpoint whose layers do"
-    return ""
+    strange = next((each.format for each in groups if each.format not in FORMATS), "")
+    packed_zeros = any(not each.weights.get("symmetric", True) and each.format == "pack-quantized" for each in groups)
+    names = ", ".join(each.name for each in PRECISIONS)
+    reasons = {
+        f"its weights are stored sparse ({sparse}), which compressed-tensors has stopped reading; give one that is not":
+            sparse != _DENSE,
+        "it quantizes keys and values too (kv_cache_scheme), which is not measured here; give one without":
+            quantization.get("kv_cache_scheme"),
+        "it rotates activations (transform_config), which transformers leaves out; give one without":
+            quantization.get("transform_config"),
+        f"its format {strange!r} is not read here; give one in {', '.join(FORMATS)}":
+            strange,
+        "its zero points are packed, for which transformers makes no room; give a symmetric one, or one in AWQ's format":
+            packed_zeros,
+        f"its layers do not all have one of the schemes {names}; give a checkpoint whose layers do":
+            len({each.name for each in groups}) != 1 or not groups[0].name,
+    }  # fmt: skip
+    return next((sentence for sentence, applies in reasons.items() if applies), "")
 
 
 def current(quantization: Mapping[str, Any]) -> dict[str, Any]:
@@ -134,7 +137,7 @@ def current(quantization: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def dtype_of(config: Mapping[str, Any], groups: Sequence[Scheme]) -> str:
-    """torch's name of the dtype that all is loaded in which is not quantized; FP4 is decompressed to bfloat16 only."""
+    """Torch's name of the dtype that all is loaded in which is not quantized; FP4 is decompressed to bfloat16 only."""
     named = str(config.get("dtype") or config.get("torch_dtype"))
     return named if named in _DTYPES and not any(each.format in FP4_FORMATS for each in groups) else "bfloat16"
 

@@ -140,15 +140,21 @@ def _stored_bytes(precision: str, outputs: int, inputs: int) -> int:
             return codes + outputs * (2 + 1)
         case "intx4-wo" | "intx4-hqq":
             return codes + codes // GROUP_SIZE * (2 + 1)
+        case "int4-wo" | "int4-hqq":
+            codes = math.prod(_tiled(outputs, inputs))
+            return codes // 2 + codes // GROUP_SIZE * (2 + 2)
+    return _float_bytes(precision, outputs, inputs)
+
+
+def _float_bytes(precision: str, outputs: int, inputs: int) -> int:
+    codes = outputs * inputs
+    match precision:
+        case "fp8":
+            return codes + 4
         case "mxfp8" | "mxfp4":
             return codes // (1 if precision == "mxfp8" else 2) + _scales_in_blocks(outputs, inputs // GROUP_SIZE)
         case "nvfp4-wo":
             return codes // 2 + _scales_in_blocks(outputs, inputs // _FP8_MULTIPLE) + 4
-        case "int4-wo" | "int4-hqq":
-            codes = math.prod(_tiled(outputs, inputs))
-            return codes // 2 + codes // GROUP_SIZE * (2 + 2)
-        case "fp8":
-            return codes + 4
     raise AssertionError(precision)
 
 
@@ -179,13 +185,15 @@ def base_config(precision: str) -> Any:
             tiled = "tile_packed_to_4d"  # torch's own kernels; the default packing needs another library
             found = Int4ChooseQParamsAlgorithm("hqq" if precision == "int4-hqq" else "tinygemm")
             return ao.Int4WeightOnlyConfig(GROUP_SIZE, int4_packing_format=tiled, int4_choose_qparams_algorithm=found)
-        case "fp8":
-            return ao.Float8DynamicActivationFloat8WeightConfig()
-    return _emulated_config(precision)
+    return _float_config(precision)
 
 
-def _emulated_config(precision: str) -> Any:
+def _float_config(precision: str) -> Any:
     import torch
+    from torchao.quantization import Float8DynamicActivationFloat8WeightConfig
+
+    if precision == "fp8":
+        return Float8DynamicActivationFloat8WeightConfig()
     from torchao.prototype import mx_formats as mx
     from torchao.quantization.quantize_.common import KernelPreference
 
