@@ -145,8 +145,8 @@ def _compressed_elements(path: Path, header: Mapping[str, Any]) -> int:
     """The weights that compressed-tensors packed in a file, before it packed them."""
     packed, shape = (f".{name}" for name in _COMPRESSED)
     in_words = (math.prod(stored_integers(path, entry)) for name, entry in header.items() if name.endswith(shape))
-    doubled = (entry for name, entry in header.items() if name.endswith(packed) and entry["dtype"] == "U8")
-    return sum(in_words) + sum(2 * math.prod(entry["shape"]) for entry in doubled)
+    in_bytes = (each["shape"] for name, each in header.items() if name.endswith(packed) and each["dtype"] == "U8")
+    return sum(in_words) + 2 * sum(int(math.prod(shape)) for shape in in_bytes)
 
 
 def quantization_config(folder: Path, *, packed: bool) -> dict[str, Any]:

@@ -184,8 +184,9 @@ def plan(
 def published(architecture: Architecture) -> list[Variant]:
     """What a checkpoint with this configuration is, if it was published in a format that only a method of its own opens."""
     found = architecture.config.get("quantization_config")
-    methods = [method for method in METHODS if method.published] if isinstance(found, Mapping) else []
-    return [variant for method in methods for variant in method.held(found)]
+    if not isinstance(found, Mapping):
+        return []
+    return [variant for method in METHODS if method.published for variant in method.held(found)]
 
 
 def forecast(architecture: Architecture, method: str, precisions: Sequence[str]) -> Mapping[str, Weights]:

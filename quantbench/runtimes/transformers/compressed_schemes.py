@@ -148,8 +148,9 @@ def forecast(architecture: Architecture, precision: str) -> Weights:
     Of a checkpoint in ``precision`` they follow from its ``quantization_config``; of any other from what is usually published:
     all Linear layers but the output layer.
     """
-    quantization = architecture.config.get("quantization_config")
-    published = isinstance(quantization, Mapping) and quantization.get("quant_method") == METHOD
+    found = architecture.config.get("quantization_config")
+    quantization: Mapping[str, Any] = found if isinstance(found, Mapping) else {}
+    published = quantization.get("quant_method") == METHOD
     if published and (why := refusal(quantization)):
         return Weights(weight_bytes=None, note=why)
     if published and precision not in held(quantization):

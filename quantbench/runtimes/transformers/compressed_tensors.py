@@ -98,7 +98,7 @@ def _may_have_kernel(precision: str, device: str) -> bool:
         return False
     import torch
 
-    return torch.cuda.is_available() and torch.cuda.get_device_capability(device) >= _FP8_CAPABILITY
+    return bool(torch.cuda.is_available() and torch.cuda.get_device_capability(device) >= _FP8_CAPABILITY)
 
 
 def _quantized_layers(model: Any) -> dict[str, str]:
