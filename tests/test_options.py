@@ -320,6 +320,12 @@ def test_a_file_that_is_damaged_is_planned_like_any_model_and_its_rows_say_so(tm
     assert "gguf/q8_0" in _variants(_plan(model=str(path)).scenarios)
 
 
+W8A16 = {
+    "quant_method": "compressed-tensors", "format": "pack-quantized",
+    "config_groups": {"group_0": {"targets": ["Linear"], "weights": {"type": "int", "num_bits": 8, "group_size": 128}}},
+}  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("name", "quantization", "variants"),
     [
@@ -327,8 +333,9 @@ def test_a_file_that_is_damaged_is_planned_like_any_model_and_its_rows_say_so(tm
         ("config.json", {"quant_method": "awq", "bits": 4, "group_size": 128}, {"awq/int4-g128"}),
         ("quant_config.json", {"w_bit": 4, "q_group_size": 32}, {"awq/int4-g32"}),
         ("config.json", {"quant_method": "torchao"}, {"torchao/int8-wo", "torchao/int4-wo"}),
+        ("config.json", W8A16, {"compressed-tensors/w8a16-g128"}),
     ],
-    ids=["gptq", "awq", "AutoAWQ's own file", "torchao"],
+    ids=["gptq", "awq", "AutoAWQ's own file", "torchao", "compressed-tensors"],
 )
 def test_a_checkpoint_that_is_quantized_already_is_planned_for_what_opens_it(
     tmp_path: Path, name: str, quantization: dict[str, Any], variants: set[str]

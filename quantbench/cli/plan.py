@@ -73,6 +73,8 @@ def plan(
         if not found.is_source:
             typer.echo(f"quantbench: {found.sentence}", err=True)
     architecture = planner.read_architecture(model)
+    if not (method or precision):
+        variants = [*planner.published(architecture), *variants]
     workload = planner.workload(architecture, context=context, batch=batch, kv_dtype=kv_dtype)
     planned = planner.plan(architecture, variants, workload, devices)
     if output == "json":
@@ -89,7 +91,7 @@ def planned_for(model: str, *, context: int | None, batch: int) -> tuple[Sequenc
 
     architecture = planner.read_architecture(model)
     workload = planner.workload(architecture, context=context, batch=batch)
-    return planner.plan(architecture, every_variant((), ()), workload, ()), workload
+    return planner.plan(architecture, [*planner.published(architecture), *every_variant((), ())], workload, ()), workload
 
 
 def _here() -> list[Device]:

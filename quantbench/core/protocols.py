@@ -114,6 +114,15 @@ class Decodes(Protocol):
 
 
 @runtime_checkable
+class Untimed(Protocol):
+    """A loaded model that may run in another form than the one it stands for, at a speed that is not the form's own."""
+
+    @property
+    def untimed(self) -> str:
+        """Why nothing of it is timed; empty where it runs as what it is."""
+
+
+@runtime_checkable
 class Sliced(Protocol):
     """A loaded model whose ``score`` reads at most ``SCORE_POSITIONS`` at once, and which can read fewer.
 

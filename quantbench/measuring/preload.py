@@ -62,7 +62,7 @@ def import_shared(libraries: Collection[str]) -> dict[str, float]:
 
     Else an import might open CUDA, and then no child that is forked could use it: with torchao installed, transformers asks for
     the GPU's generation when it is imported (torchao 0.18, prototype/mx_formats/kernels.py: has_triton, is_sm_at_least_100).
-    What stays of it: torchao leaves out kernels of its MX formats, which no method here uses.
+    What stays of it: torchao leaves out kernels of its MX formats, which are only emulated here.
     """
     with _gpus_hidden():
         return {name: import_library(name) for name in libraries if find_spec(name)}

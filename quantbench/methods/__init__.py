@@ -37,6 +37,7 @@ from quantbench.core.protocols import (
     Sliced,
     StreamDroppedError,
     Streamed,
+    Untimed,
     until_end,
 )
 from quantbench.core.registry import Registry
@@ -47,7 +48,7 @@ from quantbench.models.footprint import Weights
 __all__ = [
     "METHODS", "SCORE_POSITIONS", "Artifact", "Batched", "Decodes", "Endpoint", "HasModule", "LoadedModel", "LoadedModule",
     "Method",
-    "SamplesTogether", "Sampling", "Settings", "Sliced", "StreamDroppedError", "Streamed", "method", "until_end",
+    "SamplesTogether", "Sampling", "Settings", "Sliced", "StreamDroppedError", "Streamed", "Untimed", "method", "until_end",
 ]  # fmt: skip
 
 Subject = LoadedModel | LoadedModule | Endpoint
@@ -70,7 +71,10 @@ _KINDS: Mapping[str, str] = {
 
 @dataclass(slots=True, kw_only=True)
 class Method:
-    """A registered method. ``anchor`` is the variant that its rounds alternate with, in the same runtime."""
+    """A registered method. ``anchor`` is the variant that its rounds alternate with, in the same runtime.
+
+    A ``published`` one quantizes nothing: it opens only what was quantized elsewhere.
+    """
 
     name: str
     about: str
@@ -83,6 +87,7 @@ class Method:
     kinds: tuple[str, ...]
     reads: tuple[str, ...]
     endpoint: bool
+    published: bool
     costly: str
     costly_on_cpu: str
     opener: Opener
@@ -128,6 +133,12 @@ class Method:
             raise UnsupportedError(
                 f"method {self.name!r} cannot open a checkpoint that is already quantized ({checkpoint.quantized}); "
                 + (f"use {able}, or give the unquantized checkpoint" if able else "give the unquantized checkpoint")
+            )
+
+        if self.published and not checkpoint.quantized:
+            raise UnsupportedError(
+                f"method {self.name!r} opens only what was published quantized, and {checkpoint.name} is not; quantbench makes "
+                "no such checkpoint, so give one, or use another method"
             )
 
     def held(self, quantization: Mapping[str, Any]) -> Sequence[Variant]:
@@ -195,6 +206,7 @@ def method(
     kinds: Iterable[str] = ("hf",),
     reads: Iterable[str] = (),
     endpoint: bool = False,
+    published: bool = False,
     costly: str = "",
     costly_on_cpu: str = "",
 ) -> Callable[[Opener], Method]:
@@ -203,7 +215,7 @@ def method(
     ``requires`` are the module names that must be importable; ``extra`` is the extra of this package that installs them
     (default: the method's name); ``runtime`` is the name of the runtime, ``package`` the distribution that provides the kernels
     (default: named like the extra); ``kinds`` are the checkpoint kinds it opens, ``reads`` the quantization methods whose
-    checkpoints it loads as they are; an ``endpoint`` yields an Endpoint instead.
+    checkpoints it loads as they are, and if ``published`` all that it loads; an ``endpoint`` yields an Endpoint instead.
 
     A ``costly`` method (a verb for what takes long) is measured on the user's own model only if it is named; a method that is
     ``costly_on_cpu`` (the reason) only if it is named or runs on a GPU. The first line of the function's docstring describes
@@ -215,7 +227,8 @@ def method(
         return Method(
             name=name, about=about[0] if about else "", precisions=tuple(precisions), requires=tuple(requires),
             extra=extra or name, runtime=runtime, package=package or extra or name, anchor=anchor, kinds=tuple(kinds),
-            reads=tuple(reads), endpoint=endpoint, costly=costly, costly_on_cpu=costly_on_cpu, opener=opener,
+            reads=tuple(reads), endpoint=endpoint, published=published, costly=costly, costly_on_cpu=costly_on_cpu,
+            opener=opener,
         )  # fmt: skip
 
     return register

@@ -20,6 +20,11 @@ INTX8_DYN = Precision(name="intx8-dyn", bits=8, title="INT8, asymmetric activati
 INTX4_WO = Precision(name="intx4-wo", bits=4, title="INT4 in 8-bit storage", first=False)
 INT4_WO = Precision(name="int4-wo", bits=4, title="INT4, weights only", first=False)
 FP8 = Precision(name="fp8", bits=8, title="FP8, activations too", first=False)
+INTX4_HQQ = Precision(name="intx4-hqq", bits=4, title="INT4 by HQQ in 8-bit storage", usual=False, first=False)
+INT4_HQQ = Precision(name="int4-hqq", bits=4, title="INT4 by HQQ, weights only", usual=False, first=False)
+MXFP8 = Precision(name="mxfp8", bits=8, title="MXFP8, activations too, emulated", usual=False, first=False)
+MXFP4 = Precision(name="mxfp4", bits=4, title="MXFP4, activations too, emulated", usual=False, first=False)
+NVFP4_WO = Precision(name="nvfp4-wo", bits=4, title="NVFP4, weights only, emulated", usual=False, first=False)
 
 _CLASSES: Mapping[str, str] = {
     "Int8WeightOnlyConfig": INT8_WO.name, "Int8DynamicActivationInt8WeightConfig": INT8_DYN.name,
@@ -31,7 +36,7 @@ _CLASSES: Mapping[str, str] = {
 
 @method(
     "torchao",
-    precisions=[INT8_WO, INT8_DYN, INTX8_DYN, INTX4_WO, INT4_WO, FP8],
+    precisions=[INT8_WO, INT8_DYN, INTX8_DYN, INTX4_WO, INT4_WO, FP8, INTX4_HQQ, INT4_HQQ, MXFP8, MXFP4, NVFP4_WO],
     requires=["torch", "transformers", "torchao"],
     reads=["torchao"],
     costly_on_cpu="slower than fp32 on a CPU",

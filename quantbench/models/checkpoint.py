@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from quantbench.models.config import CONFIG, read_config
 from quantbench.models.dummy import make_dummy, read_shapes
 from quantbench.models.gguf import all_tensors, gguf_parts
 from quantbench.models.hub import CHECKPOINT_FILES, download
-from quantbench.models.safetensors import safetensors_header, weight_files
+from quantbench.models.safetensors import safetensors_header, stored_integers, weight_files
 
 _ADAPTER = "adapter_config.json"
 """What peft writes beside weights that are added to those of another model."""
@@ -30,8 +30,14 @@ _OLDER_CONFIGS = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
 
 _OLDER_KEYS = {"w_bit": "bits", "q_group_size": "group_size"}
 _PACKED = ".qweight"
-_BESIDE_TORCHAO = ("_weight_scale", "_weight_zero_point")
-"""What torchao's checkpoints store beside the values of a weight."""
+_BESIDE_WEIGHTS = (
+    "_weight_scale", "_weight_zero_point",
+    "weight_scale", "weight_zero_point", "weight_global_scale", "input_scale", "input_zero_point", "input_global_scale",
+)  # fmt: skip
+"""What checkpoints of torchao, and of compressed-tensors, store beside the values of a weight."""
+
+_COMPRESSED = ("weight_packed", "weight_shape")
+"""A weight in compressed-tensors' words, or in bytes of two values each, and the shape that it had, kept beside words only."""
 
 _CHANGED = (
     "{} changed after it was hashed, so the row would describe another model than was opened; measure again when nothing "
@@ -123,19 +129,27 @@ def count_parameters(checkpoint: Checkpoint) -> int:
         return sum(math.prod(shape) for shape in read_shapes(checkpoint.path).values())
     if checkpoint.kind == "gguf":
         return sum(math.prod(tensor.shape) for tensor in all_tensors(checkpoint.path))
-    headers = [safetensors_header(path) for path in weight_files(checkpoint.path)]
-    tensors = {name: entry for header in headers for name, entry in header.items()}
+    headers = [(path, safetensors_header(path)) for path in weight_files(checkpoint.path)]
+    tensors = {name: entry for _, header in headers for name, entry in header.items()}
     packed = {name.removesuffix(_PACKED) for name in tensors if name.endswith(_PACKED)}
     bits = int(quantization_config(checkpoint.path, packed=True)["bits"]) if packed else 0
-    total = 0
+    total = sum(_compressed_elements(path, header) for path, header in headers)
     for name, entry in tensors.items():
         module, _, last = name.rpartition(".")
-        elements = 0 if last in _BESIDE_TORCHAO else math.prod(entry["shape"])
+        elements = 0 if last in (*_BESIDE_WEIGHTS, *_COMPRESSED) else math.prod(entry["shape"])
         if name.endswith(_PACKED):
             total += elements * int(entry["dtype"][1:]) // bits  # the dtype's name gives the bits of a word, as in I32
         elif module not in packed or last not in _BESIDE_PACKED:
             total += elements
     return total
+
+
+def _compressed_elements(path: Path, header: Mapping[str, Any]) -> int:
+    """The weights that compressed-tensors packed in a file, before it packed them."""
+    packed, shape = (f".{name}" for name in _COMPRESSED)
+    in_words = (math.prod(stored_integers(path, entry)) for name, entry in header.items() if name.endswith(shape))
+    in_bytes = (each["shape"] for name, each in header.items() if name.endswith(packed) and each["dtype"] == "U8")
+    return sum(in_words) + 2 * sum(int(math.prod(shape)) for shape in in_bytes)
 
 
 def quantization_config(folder: Path, *, packed: bool) -> dict[str, Any]:

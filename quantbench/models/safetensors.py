@@ -1,10 +1,11 @@
-"""The safetensors in a folder: which files are loaded, and what their headers say; no weights are read."""
+"""The safetensors in a folder: which files are loaded, and what their headers say, or will say; no weights are read."""
 
 from __future__ import annotations
 
 import json
 import math
 import struct
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,18 @@ from quantbench.core.errors import ModelError
 
 _LONGEST_HEADER = 100_000_000
 """In bytes: the limit of safetensors' own reader."""
+
+_LENGTH_BYTES = 8
+_METADATA = {"__metadata__": {"format": "pt"}}
+_ITEM_BYTES: Mapping[str, int] = {
+    "U8": 1, "I8": 1, "F8_E4M3": 1, "F16": 2, "BF16": 2, "I32": 4, "F32": 4, "I64": 8,
+}  # fmt: skip
+"""Bytes of one value by dtype, in the order of safetensors' own list of dtypes."""
+
+_ORDER = tuple(_ITEM_BYTES)
+
+Stored = tuple[str, str, tuple[int, ...]]
+"""Name, dtype and shape of a tensor, as a header has them."""
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -67,3 +80,42 @@ def safetensors_header(path: Path) -> dict[str, Any]:
     if size < needed:
         raise ModelError(f"{path} is truncated: it has {size} of {needed} bytes; download or copy it again")
     return header
+
+
+def stored_integers(path: Path, entry: Mapping[str, Any]) -> tuple[int, ...]:
+    """The values of a tensor of 64-bit integers, such as a shape that is stored beside what was packed."""
+    start, end = entry["data_offsets"]
+    with path.open("rb") as stream:
+        length = struct.unpack("<Q", stream.read(_LENGTH_BYTES))[0]
+        stream.seek(_LENGTH_BYTES + length + start)
+        return struct.unpack(f"<{(end - start) // 8}q", stream.read(end - start))
+
+
+def as_written(tensors: Sequence[Stored]) -> list[Stored]:
+    """Tensors in the order in which safetensors' own writer stores them: dtypes with the widest values first, then by name."""
+    return sorted(tensors, key=lambda stored: (-_ORDER.index(stored[1]), stored[0]))
+
+
+def header(tensors: Sequence[Stored]) -> bytes:
+    """The start of a file: the header's length, then the header as JSON without spaces, padded to a multiple of 8."""
+    entries: dict[str, object] = {**_METADATA}
+    offset = 0
+    for stored in tensors:
+        name, dtype, shape = stored
+        end = offset + stored_bytes(stored)
+        entries[name] = {"dtype": dtype, "shape": shape, "data_offsets": (offset, end)}
+        offset = end
+    body = json.dumps(entries, separators=(",", ":")).encode()
+    body += b" " * (-len(body) % _LENGTH_BYTES)
+    return len(body).to_bytes(_LENGTH_BYTES, "little") + body
+
+
+def file_bytes(tensors: Sequence[Stored]) -> int:
+    """The size of a file of these tensors."""
+    return len(header(tensors)) + sum(map(stored_bytes, tensors))
+
+
+def stored_bytes(stored: Stored) -> int:
+    """The size of one tensor."""
+    _, dtype, shape = stored
+    return _ITEM_BYTES[dtype] * math.prod(shape)

@@ -61,8 +61,8 @@ def default_matrix() -> Matrix:
 
 
 def every_variant(methods: Sequence[str], precisions: Sequence[str]) -> list[Variant]:
-    """All variants, or those of the named methods and precisions. UsageError for a name that does not exist."""
-    chosen = [METHODS[name] for name in methods] or list(METHODS)
+    """All variants that can be made, or those of the named methods and precisions; UsageError for a name that there is not."""
+    chosen = [METHODS[name] for name in methods] or _makers(precisions)
     known = {each.name for method in METHODS for each in method.precisions}
     for name in precisions:
         if name not in known:
@@ -79,6 +79,12 @@ def every_variant(methods: Sequence[str], precisions: Sequence[str]) -> list[Var
     return found
 
 
+def _makers(precisions: Sequence[str] = ()) -> list[Method]:
+    """The methods that quantize, or leave as it is; and if they lack one of ``precisions``, those that only open such files."""
+    offered = {each.name for method in METHODS if not method.published for each in method.precisions}
+    return [method for method in METHODS if not method.published or set(precisions) - offered]
+
+
 def select(
     matrix: Matrix, *, models: Sequence[str], methods: Sequence[str], precisions: Sequence[str], prompts: Sequence[str]
 ) -> Matrix:
@@ -93,7 +99,7 @@ def select(
         extra = [variant for name in methods if name not in held for variant in _usual(name)]
         variants = tuple(variant for variant in variants if variant.method in methods) + tuple(extra)
     if precisions:
-        variants = _with_precisions(variants, precisions, methods or [method.name for method in METHODS])
+        variants = _with_precisions(variants, precisions, methods or [method.name for method in _makers(precisions)])
     return replace(
         matrix, models=tuple(models) or matrix.models, prompts=tuple(prompts) or matrix.prompts, variants=variants,
         for_builtin=matrix.for_builtin and not named,
@@ -122,7 +128,7 @@ def left_out(matrix: Matrix) -> tuple[str, ...]:
     others = {
         method.name: [each.name for each in method.precisions if (method.name, each.name) not in kept]
         for method in METHODS
-        if not _cost(method, device) and not method.endpoint
+        if not _cost(method, device) and not method.endpoint and not method.published
     }
     more = [f"{name} {_listed(precisions)}" for name, precisions in others.items() if precisions]
     return (*costly, *more)

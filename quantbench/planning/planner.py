@@ -181,6 +181,14 @@ def plan(
     ]
 
 
+def published(architecture: Architecture) -> list[Variant]:
+    """What a checkpoint with this configuration is, if it was published in a format that only a method of its own opens."""
+    found = architecture.config.get("quantization_config")
+    if not isinstance(found, Mapping):
+        return []
+    return [variant for method in METHODS if method.published for variant in method.held(found)]
+
+
 def forecast(architecture: Architecture, method: str, precisions: Sequence[str]) -> Mapping[str, Weights]:
     """The size of the weights at each precision of a method; a ``.gguf`` file suits only methods that open one."""
     reason = METHODS[method].cannot_open("gguf") if architecture.gguf else ""

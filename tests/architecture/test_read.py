@@ -43,7 +43,7 @@ def test_a_checkpoint_that_is_quantized_already_says_so() -> None:
     quantized = {**LLAMA, "quantization_config": {"quant_method": "gptq", "bits": 4}}
     read = architecture.read(quantized, "mine", "mine.json")
     assert read.parameters == PARAMETERS
-    assert read.note == "the checkpoint is already quantized (gptq): sizes are those of the unquantized model"
+    assert read.note == "the checkpoint is already quantized (gptq): sizes in other methods are those of the unquantized model"
     unknown = architecture.read({**quantized, "model_type": "novel"}, "mine", "mine.json")
     assert unknown.note.startswith(UNKNOWN)
     assert unknown.note.endswith(f"; {read.note}")
@@ -57,7 +57,7 @@ def test_keys_that_are_absent_are_those_that_transformers_takes() -> None:
 
 def test_a_checkpoint_whose_quantizer_is_not_named_says_so_too() -> None:
     read = architecture.read({**LLAMA, "quantization_config": {"load_in_4bit": True}}, "mine", "mine.json")
-    assert read.note == "the checkpoint is already quantized: sizes are those of the unquantized model"
+    assert read.note == "the checkpoint is already quantized: sizes in other methods are those of the unquantized model"
 
 
 @pytest.mark.parametrize(("name", "most"), [("num_hidden_layers", 10**4), ("vocab_size", 10**12)])

@@ -179,7 +179,7 @@ def test_what_is_to_be_known_of_the_model_stands_in_every_format(tmp_path: Path)
     config = json.loads(dummy_configs()["llama-2-7b"].read_text())
     path = tmp_path / "config.json"
     path.write_text(json.dumps({**config, "quantization_config": {"quant_method": "gptq"}}))
-    says = "the checkpoint is already quantized (gptq): sizes are those of the unquantized model"
+    says = "the checkpoint is already quantized (gptq): sizes in other methods are those of the unquantized model"
     plan = ("plan", str(path), "--method", "torch")
     outs = [_run(*plan, "--format", each).stdout for each in ("table", "md", "csv", "json")]
     outs.append(_run("recommend", "--model", str(path), "--memory", "24GiB", "--results", str(tmp_path / "none")).stdout)

@@ -15,8 +15,8 @@ ROOT = Path(__file__).parents[2]
 ROWS = str(ROOT / "tests" / "data" / "schema" / "version-2")
 EXTRAS = (
     "torch", "transformers", "accelerate", "safetensors", "sentencepiece", "tokenizers", "huggingface_hub", "bitsandbytes",
-    "llama_cpp", "gguf", "google.protobuf", "gptqmodel", "optimum", "torchao", "peft", "httpx", "altair", "vl_convert",
-    "jinja2", "s3fs",
+    "llama_cpp", "gguf", "google.protobuf", "gptqmodel", "optimum", "torchao", "compressed_tensors", "peft", "httpx", "altair",
+    "vl_convert", "jinja2", "s3fs",
 )  # fmt: skip
 """Modules that come with extras only."""
 
@@ -105,7 +105,7 @@ def test_a_command_with_too_little_data_says_so(name: str, said: Any) -> None:
 def test_methods_and_doctor_say_how_to_get_each_extra(said: Any) -> None:
     for name in ("methods", "doctor"):
         text = " ".join(said[name][1].split())
-        for extra in ("torch", "gguf", "gptq", "awq", "torchao", "bitsandbytes", "server"):
+        for extra in ("torch", "gguf", "gptq", "awq", "torchao", "compressed-tensors", "bitsandbytes", "server"):
             assert f".[{extra}]' in a checkout of quantbench" in text
 
 

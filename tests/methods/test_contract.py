@@ -27,9 +27,10 @@ from quantbench.runtimes.transformers.distill import Training
 from .conftest import PACKED, packed_are_made
 
 PROMPT = [1, 300, 400, 500, 600, 700]
-NEED_CUDA = [("prune", "2-4-sparse"), ("torchao", "int4-wo"), ("torchao", "fp8")]
+NEED_CUDA = [("prune", "2-4-sparse"), ("torchao", "int4-wo"), ("torchao", "int4-hqq"), ("torchao", "fp8")]
 """Refused on the CPU, with the reason."""
-OFFERED = [(method.name, each.name) for method in METHODS if not method.endpoint for each in method.precisions]
+MAKERS = [method for method in METHODS if not method.endpoint and not method.published]
+OFFERED = [(method.name, each.name) for method in MAKERS for each in method.precisions]
 GGUF_TRIED = ("f16", "q8_0", "q4_0", "q4_k_m", "q2_k", "iq4_nl", "iq3_xs", "q6_k-imat")
 """One of each kind: all that llama.cpp offers run through the same calls."""
 VARIANTS = [each for each in OFFERED if each not in NEED_CUDA and (each[0] != "gguf" or each[1] in GGUF_TRIED)]

@@ -24,7 +24,7 @@ from quantbench.runtimes.transformers.distill import Training
 
 METHODS_HERE = ("torch", "torch-dynamic", "bitsandbytes", "torchao", "qat", "prune")
 OFFERED = [f"{name}/{each.name}" for name in METHODS_HERE for each in METHODS[name].precisions]
-CUDA_ONLY = ("torchao/int4-wo", "torchao/fp8", "prune/2-4-sparse")
+CUDA_ONLY = ("torchao/int4-wo", "torchao/int4-hqq", "torchao/fp8", "prune/2-4-sparse")
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 SMALL: Mapping[str, Mapping[str, Any]] = {
@@ -52,12 +52,13 @@ SMALL: Mapping[str, Mapping[str, Any]] = {
 buffer in the model's dtype, Linear layers outside the blocks, a Linear class that is not torch's, and Conv1D."""
 
 ALL_PRUNED = [each for each in OFFERED if each.startswith("prune/")]
+IN_GROUPS = [f"torchao/{each}" for each in ("intx4-wo", "intx4-hqq", "mxfp8", "mxfp4", "nvfp4-wo")]
 REFUSED: Mapping[str, list[str]] = {
-    "qwen2": ["torchao/intx4-wo"],
-    "llama": ["torchao/intx4-wo", "prune/2-4"],
+    "qwen2": IN_GROUPS,
+    "llama": [*IN_GROUPS, "prune/2-4"],
     "mixtral": ALL_PRUNED,
     "gemma": [],
-    "opt": ["torchao/intx4-wo"],
+    "opt": IN_GROUPS,
     "falcon": [each for each in OFFERED if each.startswith("bitsandbytes/") or (each in ALL_PRUNED and "+" in each)],
     "gpt2": [*ALL_PRUNED, *(each for each in OFFERED if each.startswith("torchao/"))],
 }

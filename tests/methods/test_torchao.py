@@ -293,3 +293,46 @@ def test_a_checkpoint_of_another_group_size_opens_with_its_own_bytes(saved: Save
         linear = 2 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 96)
         assert model.memory().weight_bytes == linear + 3 * linear // 16 + 2 * (2 * 64 + 5) * 64 + 2 * 8 * 4
         assert json.loads(model.facts["quantization"])["_data"]["granularity"]["_data"] == {"group_size": 16}
+
+
+EMULATED = {
+    "mxfp8": ("MXTensor-dynamic-activations", LINEAR + LINEAR // 32),
+    "mxfp4": ("MXTensor-dynamic-activations", LINEAR // 2 + LINEAR // 32),
+    "nvfp4-wo": ("NVFP4Tensor", LINEAR // 2 + LINEAR // 16 + 4 * 7 * LAYERS),
+}
+"""Class and bytes: the canary's sides fill whole blocks of scales, of 128 rows and 4 groups."""
+
+
+def kld(precision: str) -> float:
+    from quantbench.measuring.passes.similarity import log_softmax
+
+    tokens = [1, *range(300, 364)]
+    plain = Spec(model="canary", variant=Variant(method="torch", precision="bf16"), conditions=Conditions())
+    with METHODS["torch"].open(plain, asked(precision)[1]) as reference, opened(precision) as model:
+        p, q = (log_softmax(logits(each, tokens)).astype(np.float64) for each in (reference, model))
+    return float((np.exp(p) * (p - q)).sum(axis=1).mean())
+
+
+@pytest.mark.parametrize("precision", EMULATED)
+def test_what_is_emulated_has_its_bytes_and_its_quality_and_no_speed(precision: str) -> None:
+    name, stored = EMULATED[precision]
+    with opened(precision) as model:
+        assert model.memory().weight_bytes == stored + REST
+        assert model.facts["kernel"] == f"torchao-{name}-emulated"
+        assert model.untimed.startswith(f"torchao/{precision} is emulated here")  # type: ignore[attr-defined]
+    assert 0 < kld(precision) < (0.02 if precision == "mxfp8" else 0.5)
+
+
+def test_hqq_finds_other_scales_for_the_same_bytes() -> None:
+    with opened("intx4-hqq") as hqq, opened("intx4-wo") as plain:
+        assert hqq.memory().weight_bytes == plain.memory().weight_bytes == BYTES["intx4-wo"]
+        name = "model.layers.0.mlp.up_proj.weight"
+        ours, theirs = (dict(each.model.named_parameters())[name] for each in (hqq, plain))  # type: ignore[attr-defined]
+        assert (ours.scale != theirs.scale).any()
+    assert 0 < kld("intx4-hqq") < 0.2
+
+
+def test_hqq_on_a_gpu_is_int4_wo_with_other_scales() -> None:
+    hqq, plain = ao.base_config("int4-hqq"), ao.base_config("int4-wo")
+    assert (hqq.int4_choose_qparams_algorithm, plain.int4_choose_qparams_algorithm) == ("hqq", "tinygemm")
+    assert (hqq.group_size, hqq.int4_packing_format) == (plain.group_size, plain.int4_packing_format)

@@ -226,7 +226,8 @@ def test_a_child_is_asked_once_and_answers_the_same(tmp_path: Path, monkeypatch:
     name = _config(tmp_path, "starcoder2", {**SMALL, "quantization_config": {"quant_method": "novel"}})
     first = read_architecture(name)
     assert first.parameters == sum(each.numel() for each in _model("starcoder2").parameters())
-    assert first.note.endswith("the checkpoint is already quantized (novel): sizes are those of the unquantized model")
+    says = "the checkpoint is already quantized (novel): sizes in other methods are those of the unquantized model"
+    assert first.note.endswith(says)
     monkeypatch.setattr(meta, "call_transformers", None)
     assert read_architecture(name) == first
     meta._told.cache_clear()

@@ -33,8 +33,9 @@ class Courtesy:
         self._began, self._afterwards_s = time.perf_counter(), 0.0
         rest.begin()
 
-    def loaded(self) -> None:
-        """Call it after libraries were loaded, so that their threads rest too."""
+    def loaded(self, *, untimed: bool = False) -> None:
+        """Call it after libraries were loaded, so that their threads rest too; ``untimed`` if what was opened is not timed."""
+        self._untimed = self._untimed or untimed
         self._rest.begin()
 
     @contextmanager

@@ -36,7 +36,7 @@ from quantbench.measuring.passes.similarity import answer_greedily, answers_of, 
 from quantbench.measuring.passes.slicing import measure_slicing
 from quantbench.measuring.subjects import check_device, import_seconds, settings_of, without_times
 from quantbench.measuring.subjects.prompts import Prompts, context_for, read_prompts, read_without_reference, timed_tokens
-from quantbench.methods import METHODS, Artifact, Batched, Decodes, LoadedModel
+from quantbench.methods import METHODS, Artifact, Batched, Decodes, LoadedModel, Untimed
 from quantbench.models.checkpoint import count_parameters, require_unchanged
 from quantbench.models.safetensors import weight_files
 from quantbench.models.tokenizer import Decoder
@@ -80,20 +80,21 @@ def measure(job: Job, folder: Path) -> None:
     prompts, context = read_prompts(job)
     settings = settings_of(job, context)
     artifact = method.prepare(job.spec, settings)
-    untimed = job.effort.untimed
-    bandwidth = untimed or memory_bandwidth(job.conditions.device, settings.threads, folder.parent)
+    bandwidth = job.effort.untimed or memory_bandwidth(job.conditions.device, settings.threads, folder.parent)
     enter_stage(folder, "loading")
     _read_once(_files(artifact.path) if artifact else weight_files(job.checkpoint.path))
     before = before_loading(job.conditions.device, made)
     with ExitStack() as stack:
         rest = stack.enter_context(Rest(settings.threads))
-        courtesy = Courtesy(rest, job.root, job.conditions.device, untimed=bool(untimed))
+        courtesy = Courtesy(rest, job.root, job.conditions.device, untimed=bool(job.effort.untimed))
         started = time.perf_counter()
         model = stack.enter_context(method.open(job.spec, settings))
         model.synchronize()
         load_s = time.perf_counter() - started
         loading = before.ended()
-        courtesy.loaded()
+        job = _timed_or_not(job, model)
+        untimed = job.effort.untimed
+        courtesy.loaded(untimed=bool(untimed))
         require_unchanged(job.checkpoint)
         check_device(job.conditions.device, model.facts, job.variant.name)
         if settings.batch > 1 and not isinstance(model, Batched):
@@ -181,6 +182,12 @@ def _trace(
         probes=_probes(job),
         facts={**facts, "checkpoint_dtype": reference.checkpoint_dtype if reference else ""},
     )
+
+
+def _timed_or_not(job: Job, model: LoadedModel) -> Job:
+    """The job; without timings where the opened model says why it must not be timed."""
+    why = model.untimed if isinstance(model, Untimed) else ""
+    return replace(job, effort=replace(job.effort, untimed=job.effort.untimed or why))
 
 
 def _decoding(job: Job, model: LoadedModel, prompts: Prompts, context: int) -> Decoding | None:

@@ -280,7 +280,8 @@ def quantized_note(config: Config) -> str:
     """A note if the checkpoint is already quantized."""
     table = config.table("quantization_config")
     how = f" ({method})" if (method := table.text("quant_method")) else ""
-    return f"the checkpoint is already quantized{how}: sizes are those of the unquantized model" if table else ""
+    says = f"the checkpoint is already quantized{how}: sizes in other methods are those of the unquantized model"
+    return says if table else ""
 
 
 def require_decoder(config: Config, model_type: str, *, but: Sequence[str] = (), reason: str = "") -> None:

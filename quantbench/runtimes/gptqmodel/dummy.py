@@ -15,8 +15,9 @@ from quantbench.core.job import Checkpoint
 from quantbench.core.scenario import Variant
 from quantbench.models.config import CONFIG, read_architecture, read_config
 from quantbench.models.pool import SEED, SPREAD, cut
+from quantbench.models.safetensors import Stored, file_bytes, header
 from quantbench.runtimes.gptqmodel.checkpoint import grouping
-from quantbench.runtimes.gptqmodel.forecast import Stored, file_bytes, header, packed_tensors, refusal, shards
+from quantbench.runtimes.gptqmodel.forecast import packed_tensors, refusal, shards
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -50,7 +51,10 @@ def dummy_folder(checkpoint: Checkpoint, variant: Variant) -> Path:
     bits, group_size = grouping(variant.precision)
     asked = {
         "content": checkpoint.content_hash, "method": variant.method, "bits": bits, "group_size": group_size,
-        "seed": SEED, "made_by": made_by(__name__, "quantbench.runtimes.gptqmodel.forecast", "quantbench.models.pool"),
+        "seed": SEED,
+        "made_by": made_by(
+            __name__, "quantbench.runtimes.gptqmodel.forecast", "quantbench.models.pool", "quantbench.models.safetensors"
+        ),
     }  # fmt: skip
 
     def make(folder: Path) -> None:

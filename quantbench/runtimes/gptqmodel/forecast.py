@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
 from quantbench.models.architecture import Architecture, Tensor
 from quantbench.models.footprint import Weights
+from quantbench.models.safetensors import Stored, file_bytes, stored_bytes
 from quantbench.runtimes.gptqmodel.checkpoint import PRECISIONS, grouping
 
 FAMILIES: Mapping[str, frozenset[str]] = {
@@ -29,17 +28,11 @@ _WORD_BITS = 32
 _SHIFT_TABLE_BYTES = {2: 64, 3: 144, 4: 32, 8: 16}
 """By bits: the table that each GPTQ layer makes for itself on load, of the places of values in a word."""
 
-_ITEM_BYTES = {"I32": 4, "F16": 2, "BF16": 2}
 SHARD_BYTES = 4 * 2**30
-_LENGTH_BYTES = 8
-_METADATA = {"__metadata__": {"format": "pt"}}
 _NOTES = {
     "gptq": "GPTQ v1 with an int32 g_idx, as loaded on a CPU; embeddings and the output layer stay in 16 bits",
     "awq": "AWQ gemm, as loaded on a CPU; embeddings and the output layer stay in 16 bits",
 }
-
-Stored = tuple[str, str, tuple[int, ...]]
-"""Name, dtype and shape of a tensor, as a safetensors header has them."""
 
 
 def forecast(method: str, architecture: Architecture, precisions: Sequence[str]) -> dict[str, Weights]:
@@ -97,31 +90,6 @@ def shards(tensors: Sequence[Stored]) -> Iterator[list[Stored]]:
         shard.append(stored)
         filled += size
     yield shard
-
-
-def header(tensors: Sequence[Stored]) -> bytes:
-    """The start of a file: the header's length, then the header as JSON without spaces, padded to a multiple of 8."""
-    entries: dict[str, object] = {**_METADATA}
-    offset = 0
-    for stored in tensors:
-        name, dtype, shape = stored
-        end = offset + stored_bytes(stored)
-        entries[name] = {"dtype": dtype, "shape": shape, "data_offsets": (offset, end)}
-        offset = end
-    body = json.dumps(entries, separators=(",", ":")).encode()
-    body += b" " * (-len(body) % _LENGTH_BYTES)
-    return len(body).to_bytes(_LENGTH_BYTES, "little") + body
-
-
-def file_bytes(tensors: Sequence[Stored]) -> int:
-    """The size of a file of these tensors."""
-    return len(header(tensors)) + sum(map(stored_bytes, tensors))
-
-
-def stored_bytes(stored: Stored) -> int:
-    """The size of one tensor."""
-    _, dtype, shape = stored
-    return _ITEM_BYTES[dtype] * math.prod(shape)
 
 
 def _packed(tensor: Tensor) -> bool:

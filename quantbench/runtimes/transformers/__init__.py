@@ -56,7 +56,9 @@ def _tokenizer(checkpoint: Checkpoint) -> Tokenizer:
 TRANSFORMERS = Runtime(
     name="transformers",
     about="transformers on torch, in this process",
-    packages=("torch", "transformers", "accelerate", "bitsandbytes", "gptqmodel", "optimum", "torchao", "peft"),
+    packages=(
+        "torch", "transformers", "accelerate", "bitsandbytes", "gptqmodel", "optimum", "torchao", "compressed-tensors", "peft",
+    ),
     kv_cache_bytes=kv_cache_bytes,
     activation_bytes=activation_bytes,
     out_of_memory=("out_of_memory", "unable to allocate", "status_alloc_failed", "memoryallocation"),

@@ -53,14 +53,16 @@ class TransformersModel:
         *,
         state_kind: str = "quantization_state",
         decode_path: str = "",
+        untimed: str = "",
     ) -> None:
         """``kernel`` names what runs; ``state_bytes`` counts in the model what is neither parameter nor buffer.
 
         ``state_kind`` says what that is. ``counts`` gives further fields of WeightMemory from the model and its weight bytes;
         ``found`` are further facts. ``decode_path`` is the usual one of what
-        runs here; empty means a CUDA graph on a GPU, and eager on a CPU.
+        runs here; empty means a CUDA graph on a GPU, and eager on a CPU. ``untimed`` says why it must not be timed.
         """
         self.model = model
+        self.untimed = untimed
         self._kernel = kernel
         self._state_bytes = state_bytes
         self._counts = counts

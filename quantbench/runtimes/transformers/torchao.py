@@ -23,16 +23,31 @@ GROUP_SIZE = 32
 """Weights of one group that share a scale in the 4-bit precisions."""
 
 _NOTHING: Mapping[str, str] = MappingProxyType({})
-_IN_GROUPS = ("intx4-wo", "int4-wo")
-_KNOWN = ("int8-wo", "int8-dyn", "intx8-dyn", "intx4-wo", "int4-wo", "fp8")
-_NEEDS_CUDA = {"int4-wo": (8, 0), "fp8": (8, 9)}
+_EMULATED = ("mxfp8", "mxfp4", "nvfp4-wo")
+"""Precisions whose every multiplication dequantizes first: MX formats have kernels on a Blackwell, NVFP4 weights alone none."""
+
+_UNTIMED = (
+    "torchao/{} is emulated here: every multiplication dequantizes the weights first, and that speed is not the format's; "
+    "measure a server that has a kernel for it with --method server"
+)
+_TILED = ("int4-wo", "int4-hqq")
+_IN_GROUPS = ("intx4-wo", "intx4-hqq", *_TILED)
+_GROUPED = (*_IN_GROUPS, "mxfp8", "mxfp4")
+_KNOWN = ("int8-wo", "int8-dyn", "intx8-dyn", "fp8", *_GROUPED, "nvfp4-wo")
+_NEEDS_CUDA = {"int4-wo": (8, 0), "int4-hqq": (8, 0), "fp8": (8, 9)}
 """Least compute capability of the only kernels that these precisions have."""
 
 _TILE = (8, 1024)
 """torch's INT4 kernels take multiples of these outputs and inputs; torchao pads to them."""
 
 _FP8_MULTIPLE = 16
-"""Both sides of a layer must be a multiple of this for torchao to quantize it to FP8."""
+"""Both sides of a layer must be a multiple of this for torchao to quantize it to FP8, or to NVFP4."""
+
+_ALGORITHMS = ("intx_choose_qparams_algorithm", "int4_choose_qparams_algorithm")
+"""Keys of torchao's configurations that say how scales are found."""
+
+_SCALE_ROWS, _SCALE_COLUMNS = 128, 4
+"""Scales of the MX formats and of NVFP4 are stored in whole blocks of so many, as tensor cores read them."""
 
 
 def require_kernel(precision: str, device: str) -> None:
@@ -75,7 +90,7 @@ def forecast(architecture: Architecture, precision: str) -> Weights:
     if reason := _refusal(precision, named, class_name(architecture)):
         return Weights(weight_bytes=None, note=reason)
     stored = {name: _stored_bytes(precision, *sides) for name, sides in layers.items() if _taken(precision, *sides)}
-    padded = precision == "int4-wo" and any(_tiled(*sides) != sides for sides in layers.values())
+    padded = precision in _TILED and any(_tiled(*sides) != sides for sides in layers.values())
     note = joined(
         "CUDA only" if precision in _NEEDS_CUDA else "",
         f"padded to {_TILE[0]} outputs and {_TILE[1]} inputs or multiples of them" if padded else "",
@@ -89,11 +104,14 @@ def _refusal(precision: str, layers: Mapping[str, tuple[int, int]], name: str) -
     if not layers:
         return f"torchao quantizes Linear layers, and {name} has none but its output layer; use another method"
     odd, length = next(((layer, inputs) for layer, (_, inputs) in layers.items() if inputs % GROUP_SIZE), ("", 0))
-    if odd and precision in _IN_GROUPS:
+    if odd and precision in _GROUPED:
         return (
             f"torchao/{precision} works on groups of {GROUP_SIZE} weights, and these do not divide the rows of {length} of "
-            f"{odd}; use an 8-bit precision"
+            f"{odd}; use an {'INT8' if precision in _EMULATED else '8-bit'} precision"
         )
+    odd = next((layer for layer, sides in layers.items() if any(side % _FP8_MULTIPLE for side in sides)), "")
+    if odd and precision == "nvfp4-wo":
+        return f"torchao/{precision} takes sides that {_FP8_MULTIPLE} divides, and {odd} has others; use an INT8 precision"
     if not any(_taken(precision, *sides) for sides in layers.values()):
         return (
             f"torchao/{precision} takes layers whose outputs and inputs are multiples of {_FP8_MULTIPLE}, and {name} has none "
@@ -120,14 +138,29 @@ def _stored_bytes(precision: str, outputs: int, inputs: int) -> int:
             return codes + outputs * (4 + 1)
         case "intx8-dyn":
             return codes + outputs * (2 + 1)
-        case "intx4-wo":
+        case "intx4-wo" | "intx4-hqq":
             return codes + codes // GROUP_SIZE * (2 + 1)
-        case "int4-wo":
+        case "int4-wo" | "int4-hqq":
             codes = math.prod(_tiled(outputs, inputs))
             return codes // 2 + codes // GROUP_SIZE * (2 + 2)
+    return _float_bytes(precision, outputs, inputs)
+
+
+def _float_bytes(precision: str, outputs: int, inputs: int) -> int:
+    codes = outputs * inputs
+    match precision:
         case "fp8":
             return codes + 4
+        case "mxfp8" | "mxfp4":
+            return codes // (1 if precision == "mxfp8" else 2) + _scales_in_blocks(outputs, inputs // GROUP_SIZE)
+        case "nvfp4-wo":
+            return codes // 2 + _scales_in_blocks(outputs, inputs // _FP8_MULTIPLE) + 4
     raise AssertionError(precision)
+
+
+def _scales_in_blocks(rows: int, columns: int) -> int:
+    """Bytes of scales of one byte each, filled up to whole blocks."""
+    return -(-rows // _SCALE_ROWS) * _SCALE_ROWS * -(-columns // _SCALE_COLUMNS) * _SCALE_COLUMNS
 
 
 def base_config(precision: str) -> Any:
@@ -135,21 +168,43 @@ def base_config(precision: str) -> Any:
     import torch
     from torchao import quantization as ao
     from torchao.quantization.granularity import PerAxis, PerGroup
+    from torchao.quantization.quantize_.workflows import Int4ChooseQParamsAlgorithm, IntxChooseQParamsAlgorithm
 
     match precision:
         case "int8-wo":
             return ao.Int8WeightOnlyConfig()
         case "int8-dyn":
             return ao.Int8DynamicActivationInt8WeightConfig()
-        case "intx4-wo":
-            return ao.IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerGroup(GROUP_SIZE))
+        case "intx4-wo" | "intx4-hqq":
+            scales = IntxChooseQParamsAlgorithm("hqq_scale_only" if precision == "intx4-hqq" else "affine")
+            groups = PerGroup(GROUP_SIZE)
+            return ao.IntxWeightOnlyConfig(torch.int4, granularity=groups, intx_choose_qparams_algorithm=scales)
         case "intx8-dyn":
             return ao.Int8DynamicActivationIntxWeightConfig(weight_dtype=torch.int8, weight_granularity=PerAxis(0))
-        case "int4-wo":
+        case "int4-wo" | "int4-hqq":
             tiled = "tile_packed_to_4d"  # torch's own kernels; the default packing needs another library
-            return ao.Int4WeightOnlyConfig(group_size=GROUP_SIZE, int4_packing_format=tiled)
-        case "fp8":
-            return ao.Float8DynamicActivationFloat8WeightConfig()
+            found = Int4ChooseQParamsAlgorithm("hqq" if precision == "int4-hqq" else "tinygemm")
+            return ao.Int4WeightOnlyConfig(GROUP_SIZE, int4_packing_format=tiled, int4_choose_qparams_algorithm=found)
+    return _float_config(precision)
+
+
+def _float_config(precision: str) -> Any:
+    import torch
+    from torchao.quantization import Float8DynamicActivationFloat8WeightConfig
+
+    if precision == "fp8":
+        return Float8DynamicActivationFloat8WeightConfig()
+    from torchao.prototype import mx_formats as mx
+    from torchao.quantization.quantize_.common import KernelPreference
+
+    match precision:
+        case "mxfp8" | "mxfp4":
+            dtype = torch.float8_e4m3fn if precision == "mxfp8" else torch.float4_e2m1fn_x2
+            return mx.MXDynamicActivationMXWeightConfig(
+                activation_dtype=dtype, weight_dtype=dtype, kernel_preference=KernelPreference.EMULATED
+            )
+        case "nvfp4-wo":
+            return mx.NVFP4WeightOnlyConfig()
     raise AssertionError(precision)
 
 
@@ -188,7 +243,10 @@ def load_quantized(settings: Settings, device: str, precision: str, found: Mappi
             model = load_pretrained(settings, device, dtype="bfloat16", quantization_config=config)
     # torchao's INT8 and FP8 kernels come of torch.compile: eagerly each call converts the whole weight (its int8_tensor.py).
     compiled = "compiled" if device != "cpu" and precision not in _IN_GROUPS else ""
-    return TransformersModel(model, kernel=f"torchao-{weight_class(model)}", found=found, decode_path=compiled)
+    kernel, untimed = f"torchao-{weight_class(model)}", ""
+    if precision in _EMULATED:
+        kernel, untimed = f"{kernel}-emulated", _UNTIMED.format(precision)
+    return TransformersModel(model, kernel=kernel, found=found, decode_path=compiled, untimed=untimed)
 
 
 def weight_class(model: Any) -> str:
@@ -238,5 +296,7 @@ def _check_agrees(checkpoint: Checkpoint, precision: str) -> str:
 
 
 def _kind(config: Mapping[str, Any]) -> tuple[str, str]:
-    """What distinguishes precisions in a configuration: its class, and the dtype of the weights if it has a choice."""
-    return str(config.get("_type")), json.dumps(config.get("_data", {}).get("weight_dtype"), sort_keys=True)
+    """What distinguishes precisions in a configuration: its class, the dtype of the weights if it has a choice, and HQQ."""
+    data = config.get("_data", {})
+    hqq = any("HQQ" in str(data.get(key)).upper() for key in _ALGORITHMS)
+    return str(config.get("_type")), json.dumps([data.get("weight_dtype"), hqq], sort_keys=True)
