@@ -1,6 +1,6 @@
 """Expected acceptance rate: the share of tokens drafted by the variant that speculative decoding would accept.
 
-It says how near the variant is as well: what it lacks to 1 is the total variation, by Pinsker's inequality at most sqrt(KLD / 2).
+It is a measure of distance as well: what it lacks to 1 is the total variation, at most sqrt(KLD / 2) (Pinsker's inequality).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _COLUMNS = (
         "ear", "ratio", "higher", title="EAR", show=".2%", shown="report", place=32,
         doc="expected acceptance rate: mean probability that the variant and the reference give to the same tokens",
         formula="mean(ear), ear_t = sum_i min(p_t(i), q_t(i)), p of the reference, over the whole vocabulary; at most 1",
-        source="speculative sampling's acceptance rate (Leviathan 2023, arXiv:2211.17192, corollary 3.6), the variant as the draft",
+        source="Leviathan 2023, arXiv:2211.17192, corollary 3.6: acceptance rate of speculative sampling, the variant drafting",
     ),
     Column("ear_se", "ratio", doc="standard error of ear", formula=clustered("ear_t"), source=CLUSTERED),
 )  # fmt: skip

@@ -37,7 +37,8 @@ def _table(group: Group) -> Table:
         *(f.measured(name) for name in _DECILES),
         *f.background("kld_mean_se", "ear_se", "kld_confident_se", "confidence_median"),
     ]
-    return assemble("confidence", "KLD by confidence", plain_lines(group), fields, [*_notes(group, floor), *instrument_note(group)])
+    notes = [*_notes(group, floor), *instrument_note(group)]
+    return assemble("confidence", "KLD by confidence", plain_lines(group), fields, notes)
 
 
 def _over(floor: Row) -> f.Field:
