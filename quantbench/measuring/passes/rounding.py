@@ -66,11 +66,11 @@ def _layers(module: Any) -> Sequence[Any]:
     """The decoder's layers: of the lists in it the first that is as long as its configuration says; empty if there is none."""
     import torch
 
-    config = getattr(module, "config", None)
-    depth = getattr(config.get_text_config(), "num_hidden_layers", 0) if hasattr(config, "get_text_config") else 0
-    decoder = module.get_decoder() if hasattr(module, "get_decoder") else module
-    lists = (each for each in decoder.modules() if isinstance(each, torch.nn.ModuleList) and len(each) == depth > 0)
-    return tuple(next(lists, ()))
+    if not hasattr(module, "get_decoder"):
+        return ()
+    depth = getattr(module.config.get_text_config(), "num_hidden_layers", 0)
+    lists = (each for each in module.get_decoder().modules() if isinstance(each, torch.nn.ModuleList))
+    return tuple(next((each for each in lists if len(each) == depth > 0), ()))
 
 
 @contextmanager

@@ -46,7 +46,7 @@ def _log_softmax(
     import numpy as np
 
     np.subtract(logits, logits.max(axis=1, keepdims=True), out=out)
-    normalizer = np.log(np.exp(out, out=scratch).sum(axis=1, keepdims=True, dtype=np.float64))
+    normalizer: NDArray[np.float64] = np.log(np.exp(out, out=scratch).sum(axis=1, keepdims=True, dtype=np.float64))
     coarse = normalizer.astype(np.float32)  # in two steps of float32, each of half the traffic of one in float64
     np.subtract(out, coarse, out=out)
     np.subtract(out, (normalizer - coarse).astype(np.float32), out=out)
