@@ -69,6 +69,9 @@ SCENARIO_COLUMNS = (
     "gpu_temperature_c", "gpu_throttle_reasons", "gpu_power_capped_s", "gpu_thermal_capped_s", "gpu_power_limit_w",
     "others_cpu_share", "steal_share", "others_gpu_share", "disturbed", "disturbance",
     "saturation_concurrency", "tpot_difference_s", "topk_kld", "topk_tail", "server_pss_bytes", "server_device_bytes",
+    "ear", "ear_se", "ear_low", "ear_high", "confidence_median", "kld_confident", "kld_confident_se",
+    *(f"kld_confidence_d{number}" for number in range(1, 11)),
+    "kld_floor", "kld_floor_se", "top1_floor", "ear_floor",
 )  # fmt: skip
 """Written down, so that a column that is renamed or dropped is noticed; columns are only ever added."""
 

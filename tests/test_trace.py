@@ -86,6 +86,7 @@ traces = st.builds(
     rounds=_tuples(st.builds(Round, index=counts, variant=_tuples(generations), anchor=_tuples(generations))),
     answers=answers,
     columns=st.none() | st.sampled_from([Path("columns-0.npz"), Path("/tmp/with space/columns-1.npz")]),  # noqa: S108 - only a name
+    rounded=st.none() | st.just(Path("rounded-0.npz")),
     calls=_tuples(st.builds(Calls, variant=_tuples(seconds), anchor=_tuples(seconds))),
     distance=st.none() | st.builds(OutputDistance, inputs=counts, cosine=seconds, max_abs_error=seconds),
     load_points=_tuples(

@@ -247,11 +247,13 @@ class Trace:
     """Everything measured for one scenario.
 
     ``columns`` is an .npz of equally long arrays, one entry per scored position: ``prompt`` int32 (for a text, its chunk),
-    ``nll`` float64 and, if there is a reference, ``kld`` and ``nll_reference`` float64, ``top1`` bool. ``score_s`` are the
-    seconds that scoring each prompt or chunk took, ``score_tokens`` how many tokens the model read for it. ``calls`` and
-    ``distance`` belong to a module without tokens; ``load_points``, ``top_logprobs``, ``native`` (a server's own timings),
-    ``halves`` (answers half as long, one after each answer of the rounds) and ``server_memory`` to a server. ``absent`` says
-    why a part is missing, by its name.
+    ``nll`` float64 and, if there is a reference, ``kld``, ``nll_reference``, ``ear`` (the probability that both give to the
+    same tokens) and ``confidence`` (the reference's largest probability) float64, ``top1`` bool. ``rounded`` holds the same of
+    the same positions for the reference itself with rounding noise; only the control has it. ``score_s`` are the seconds that
+    scoring each prompt or chunk took, ``score_tokens`` how many tokens the model read for it. ``calls`` and ``distance`` belong
+    to a module without tokens; ``load_points``, ``top_logprobs``, ``native`` (a server's own timings), ``halves`` (answers half
+    as long, one after each answer of the rounds) and ``server_memory`` to a server. ``absent`` says why a part is missing, by
+    its name.
     """
 
     import_s: float
@@ -268,6 +270,7 @@ class Trace:
     rounds: tuple[Round, ...]
     answers: tuple[Answer, ...]
     columns: Path | None
+    rounded: Path | None = None
     score_s: tuple[float, ...] = ()
     score_tokens: int = 0
     slicing: Slicing | None = None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Container
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantbench.core.record import Missing, Value
@@ -31,10 +33,20 @@ def read_columns(trace: Trace) -> dict[str, NDArray[Any]] | Missing:
     """The arrays of the trace's scored positions by name (see ``Trace``); a Missing where nothing was scored."""
     if trace.columns is None:
         return Missing(trace.absent.get("columns", NO_REFERENCE))
+    return load_columns(trace.columns)
+
+
+def load_columns(path: Path) -> dict[str, NDArray[Any]]:
+    """The arrays in a file of scored positions, by name."""
     import numpy as np
 
-    with np.load(trace.columns, allow_pickle=False) as arrays:
+    with np.load(path, allow_pickle=False) as arrays:
         return dict(arrays)
+
+
+def lacking(columns: Container[str]) -> str:
+    """Why scored positions lack a column that is compared with the reference's."""
+    return "it was measured before quantbench kept this; run it again" if "kld" in columns else NO_REFERENCE
 
 
 def exponential(value: float) -> float | Missing:

@@ -13,7 +13,7 @@ from quantbench.core.record import Column, Missing, Value
 from quantbench.core.statistics import FEW_CLUSTERS, RESAMPLES, mean_interval
 from quantbench.core.trace import NO_REFERENCE, Answer, Reference, Trace
 from quantbench.metrics import metric
-from quantbench.metrics._columns import exponential, read_columns
+from quantbench.metrics._columns import exponential, lacking, read_columns
 from quantbench.metrics.text import chrf
 
 if TYPE_CHECKING:
@@ -28,10 +28,12 @@ _SOURCE = "Student's t on the linearized ratio of cluster totals; BCa: Efron 198
 _OF = {
     "kld_mean": ("nats", "; not below 0"),
     "top1_agreement": ("ratio", "; within 0 to 1"),
+    "ear": ("ratio", "; within 0 to 1"),
     "ppl": ("ppl", "; of nll, then exp"),
     "ppl_ratio": ("ratio", "; of nll - nll_reference, then exp"),
     "chrf": ("chrF", "; within 0 to 100"),
 }
+_OF_POSITIONS = tuple(name for name in _OF if name != "chrf")
 
 
 def _columns() -> tuple[Column, ...]:
@@ -62,10 +64,10 @@ _Bounds = tuple[float, float] | Missing
 
 @metric(*_COLUMNS)
 def intervals(trace: Trace, reference: Reference | None) -> Mapping[str, Value]:
-    """95 % confidence intervals of KLD, top-1 agreement, perplexity, its ratio and chrF"""
+    """95 % confidence intervals of KLD, top-1 agreement, EAR, perplexity, its ratio and chrF"""
     columns = read_columns(trace)
     if isinstance(columns, Missing):
-        clusters, values = 0, _filled(columns, "kld_mean", "top1_agreement", "ppl", "ppl_ratio")
+        clusters, values = 0, _filled(columns, *_OF_POSITIONS)
     else:
         clusters, values = len(set(columns["prompt"].tolist())), _of_positions(columns)
     if reference is None or not trace.answers:
@@ -89,13 +91,15 @@ def _of_positions(columns: Mapping[str, NDArray[Any]]) -> dict[str, Value]:
     nll = columns["nll"]
     values = _exponentials(_bounds(nll, clusters), "ppl")
     if "kld" not in columns:
-        return values | _filled(Missing(NO_REFERENCE), "kld_mean", "top1_agreement", "ppl_ratio")
+        return values | _filled(Missing(NO_REFERENCE), "kld_mean", "top1_agreement", "ear", "ppl_ratio")
     kld, top1 = columns["kld"], columns["top1"].astype(float)
     lucky = kld.any() and top1.all()
+    ear = _bounds(columns["ear"], clusters) if "ear" in columns else Missing(lacking(columns))
     return {
         **values,
         **_filled(_within(_bounds(kld, clusters), min(0.0, float(kld.mean())), math.inf), "kld_mean"),
         **_filled(_EQUAL if lucky else _within(_bounds(top1, clusters), 0.0, 1.0), "top1_agreement"),
+        **_filled(_within(ear, 0.0, 1.0), "ear"),
         **_exponentials(_bounds(nll - columns["nll_reference"], clusters), "ppl_ratio"),
     }
 

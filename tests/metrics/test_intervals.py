@@ -38,7 +38,8 @@ def compute(trace: Trace, tmp_path: Path) -> Compute:
         nll = rng.gamma(2.0, 1.0, size)
         arrays = {
             "prompt": np.repeat(np.arange(prompts, dtype=np.int32), 5), "kld": rng.gamma(0.5, 0.02, size), "nll": nll,
-            "nll_reference": nll - rng.normal(0.01, 0.1, size), "top1": rng.random(size) < 0.8, **changes,
+            "nll_reference": nll - rng.normal(0.01, 0.1, size), "top1": rng.random(size) < 0.8,
+            "ear": 1 - rng.beta(1.0, 20.0, size), **changes,
         }  # fmt: skip
         path = tmp_path / "columns-0.npz"
         np.savez(path, **{name: array for name, array in arrays.items() if array is not None})
@@ -68,6 +69,8 @@ def test_of_ten_prompts_they_are_t_intervals_of_the_prompts_means(compute: Compu
     assert _ends(values, "kld_mean") == pytest.approx(_by_scipy(arrays["kld"]))
     low, high = _by_scipy(arrays["top1"].astype(float))
     assert _ends(values, "top1_agreement") == pytest.approx((low, min(high, 1.0)))
+    low, high = _by_scipy(arrays["ear"])
+    assert _ends(values, "ear") == pytest.approx((low, min(high, 1.0)))
     assert _ends(values, "ppl") == pytest.approx(tuple(map(math.exp, _by_scipy(arrays["nll"]))))
     paired = _by_scipy(arrays["nll"] - arrays["nll_reference"])
     assert _ends(values, "ppl_ratio") == pytest.approx(tuple(map(math.exp, paired)))
@@ -145,6 +148,13 @@ def test_full_agreement_by_luck_makes_no_certainty(compute: Compute) -> None:
     for found in _ends(values, "top1_agreement"):
         assert isinstance(found, Missing)
         assert "no spread" in found.reason
+
+
+def test_columns_of_an_earlier_version_have_the_other_intervals(compute: Compute) -> None:
+    values = compute(10, ear=None)
+    assert isinstance(values["kld_mean_low"], float)
+    for found in _ends(values, "ear"):
+        assert found == Missing("it was measured before quantbench kept this; run it again")
 
 
 def test_one_prompt_has_no_intervals_and_says_why(compute: Compute, trace: Trace, reference: Reference) -> None:

@@ -156,6 +156,27 @@ def test_every_positions_columns_agree_with_scipy(
     np.testing.assert_allclose(found["nll"], -oracle(q, axis=1)[lines, targets], rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(found["nll_reference"], -oracle(p, axis=1)[lines, targets], rtol=1e-6, atol=1e-6)
     np.testing.assert_array_equal(found["top1"], p.argmax(axis=1) == q.argmax(axis=1))
+    shared = np.minimum(softmax(p, axis=1), softmax(q, axis=1)).sum(axis=1)
+    np.testing.assert_allclose(found["ear"], shared, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(found["confidence"], softmax(p, axis=1).max(axis=1), rtol=1e-6)
+
+
+@given(seed=st.integers(0, 2**16), noise=st.floats(0.0, 9.0), scale=st.floats(0.1, 9.0))
+def test_the_share_of_equal_tokens_keeps_pinskers_inequality(
+    tmp_path_factory: pytest.TempPathFactory, seed: int, noise: float, scale: float
+) -> None:
+    """What it lacks to 1 is the total variation, which is at most sqrt(KLD / 2); equal distributions share all."""
+    import numpy as np
+
+    folder = tmp_path_factory.mktemp("reference")
+    theirs = _table(seed, scale)
+    reference = _reference(folder, theirs, seed)
+    for name, ours in (("other", theirs + noise * _table(seed + 1)), ("same", theirs)):
+        score_columns(FakeModel(ours.astype(np.float32)), _scored(reference), folder, folder / f"{name}.npz")
+    other, same = (_columns(folder / f"{name}.npz") for name in ("other", "same"))
+    assert (other["ear"] <= 1).all()
+    assert (other["ear"] >= 1 - np.sqrt(np.maximum(other["kld"], 0) / 2) - 1e-3).all()  # a KLD is exact to about 1e-6
+    assert same["ear"] == pytest.approx(1.0, abs=1e-6)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 8])
@@ -175,7 +196,8 @@ def test_columns_have_the_types_that_the_trace_promises(tmp_path: Path) -> None:
     reference = _reference(tmp_path, _table(0))
     score_columns(FakeModel(_table(1)), _scored(reference), tmp_path, tmp_path / "columns.npz")
     types = {name: str(array.dtype) for name, array in _columns(tmp_path / "columns.npz").items()}
-    assert types == {"prompt": "int32", "kld": "float64", "nll": "float64", "nll_reference": "float64", "top1": "bool"}
+    floats = dict.fromkeys(("kld", "nll", "nll_reference", "ear", "confidence"), "float64")
+    assert types == {"prompt": "int32", "top1": "bool", **floats}
 
 
 def test_a_forbidden_token_of_the_reference_adds_nothing(tmp_path: Path) -> None:
@@ -188,7 +210,9 @@ def test_a_forbidden_token_of_the_reference_adds_nothing(tmp_path: Path) -> None
     score_columns(FakeModel(ours), _scored(reference), tmp_path, tmp_path / "columns.npz")
     before = [token for index in range(len(PROMPTS)) for token in _seen(index, reference.continuations)]
     p, q = (softmax(np.delete(table[before], 3, axis=1).astype(np.float64), axis=1) for table in (theirs, ours))
-    np.testing.assert_allclose(_columns(tmp_path / "columns.npz")["kld"], rel_entr(p, q).sum(axis=1), rtol=1e-5, atol=1e-6)
+    found = _columns(tmp_path / "columns.npz")
+    np.testing.assert_allclose(found["kld"], rel_entr(p, q).sum(axis=1), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found["ear"], np.minimum(p, q).sum(axis=1), rtol=0, atol=1e-6)
 
 
 def test_padding_of_the_variants_vocabulary_is_left_out(tmp_path: Path) -> None:
@@ -222,7 +246,7 @@ def test_without_a_reference_the_likelihood_is_all_that_is_kept(tmp_path: Path) 
 
 
 def test_the_full_logits_of_a_variant_are_never_kept(tmp_path: Path) -> None:
-    """Five numbers a position."""
+    """Seven numbers a position."""
     reference = _reference(tmp_path, _table(0))
     score_columns(FakeModel(_table(1)), _scored(reference), tmp_path, tmp_path / "columns.npz")
     assert {array.shape for array in _columns(tmp_path / "columns.npz").values()} == {(len(PROMPTS) * LENGTH,)}
@@ -259,6 +283,7 @@ def test_the_reference_against_itself_is_exactly_nothing(tmp_path: Path) -> None
     assert (found["kld"] == 0).all()
     assert found["top1"].all()
     assert (found["nll"] == found["nll_reference"]).all()
+    assert found["ear"] == pytest.approx(1.0, abs=1e-6)
 
 
 def test_a_text_is_read_in_chunks_whose_second_halves_are_scored(tmp_path: Path) -> None:

@@ -39,14 +39,18 @@ def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     return result
 
 
-def _log_softmax(logits: NDArray[np.float32], out: NDArray[np.float32], scratch: NDArray[np.float32]) -> None:
+def _log_softmax(
+    logits: NDArray[np.float32], out: NDArray[np.float32], scratch: NDArray[np.float32]
+) -> NDArray[np.float64]:
+    """Fill ``out``, and ``scratch`` with exponentials; return the logarithms [positions, 1] of what these add up to."""
     import numpy as np
 
     np.subtract(logits, logits.max(axis=1, keepdims=True), out=out)
-    normalizer = np.log(np.exp(out, out=scratch).sum(axis=1, keepdims=True, dtype=np.float64))
+    normalizer: NDArray[np.float64] = np.log(np.exp(out, out=scratch).sum(axis=1, keepdims=True, dtype=np.float64))
     coarse = normalizer.astype(np.float32)  # in two steps of float32, each of half the traffic of one in float64
     np.subtract(out, coarse, out=out)
     np.subtract(out, (normalizer - coarse).astype(np.float32), out=out)
+    return normalizer
 
 
 Scored = Sequence[tuple[Sequence[int], Sequence[int]]]
@@ -72,8 +76,9 @@ def score_columns(
     """Score every continuation, compare with the reference's distribution at every position, and write the columns.
 
     ``reference`` is the folder with the reference's log-probabilities. KLD is KL(reference || variant) in nats over the whole
-    vocabulary, summed in float64, on ``threads`` threads, which rest while the model works. Without a reference only ``prompt``
-    and ``nll`` are written. Returns the seconds of each continuation; ``after_each`` is called after each.
+    vocabulary, summed in float64, on ``threads`` threads, which rest while the model works; ``ear`` is the sum over it of the
+    smaller probability, ``confidence`` the reference's largest one. Without a reference only ``prompt`` and ``nll`` are
+    written. Returns the seconds of each continuation; ``after_each`` is called after each.
     Raises ModelError when the reference's vocabulary is the larger one.
     """
     import numpy as np
@@ -111,7 +116,7 @@ def _compare(
     pool: Executor,
     threads: int,
 ) -> dict[str, NDArray[np.generic]]:
-    """The columns of a chunk of positions: ``nll``, and against the reference ``kld``, ``nll_reference`` and ``top1``."""
+    """The columns of a chunk of positions but ``prompt``, as ``Trace`` lists them."""
     import numpy as np
 
     if expected is not None and logits.shape[1] < expected.shape[1]:
@@ -130,28 +135,33 @@ def _compare(
 def _compare_rows(
     logits: NDArray[np.float32], expected: NDArray[np.float32] | None, targets: NDArray[np.int64], step: int, rows: range
 ) -> dict[str, NDArray[np.generic]]:
-    """The columns of some rows, ``step`` rows at a time in the same two buffers."""
+    """The columns of some rows, ``step`` rows at a time in the same three buffers."""
     import numpy as np
 
-    names = ("nll",) if expected is None else ("nll", "kld", "nll_reference")
+    names = ("nll",) if expected is None else ("nll", "kld", "nll_reference", "ear", "confidence")
     columns: dict[str, NDArray[Any]] = {name: np.empty(len(rows)) for name in names}
     if expected is not None:
         columns["top1"] = np.empty(len(rows), dtype=bool)
-    buffers = np.empty((2, min(step, len(rows)), logits.shape[1]), dtype=np.float32)
+    buffers = np.empty((3, min(step, len(rows)), logits.shape[1]), dtype=np.float32)
     for start in rows[::step]:
         here = slice(start, min(start + step, rows.stop))
         into = slice(here.start - rows.start, here.stop - rows.start)
-        variant, scratch = buffers[:, : here.stop - here.start]
-        _log_softmax(logits[here], variant, scratch)
+        variant, ours, theirs = buffers[:, : here.stop - here.start]
+        normalizer = _log_softmax(logits[here], variant, ours)
         lines, target = np.arange(len(variant)), targets[here]
         columns["nll"][into] = -variant[lines, target]
         if expected is not None:
             wanted = np.asarray(expected[here])
+            likeliest = wanted.argmax(axis=1)
             columns["nll_reference"][into] = -wanted[lines, target]
-            columns["top1"][into] = variant.argmax(axis=1) == wanted.argmax(axis=1)
+            columns["top1"][into] = variant.argmax(axis=1) == likeliest
             np.subtract(wanted, variant, out=variant)
-            np.multiply(np.exp(wanted, out=scratch), variant, out=variant)
+            np.multiply(np.exp(wanted, out=theirs), variant, out=variant)
             columns["kld"][into] = variant.sum(axis=1, dtype=np.float64)
+            columns["confidence"][into] = theirs[lines, likeliest]
+            np.multiply(ours, np.exp(-normalizer).astype(np.float32), out=ours)
+            np.minimum(ours, theirs, out=ours)
+            columns["ear"][into] = np.minimum(ours.sum(axis=1), 1)  # rounding may put equal ones above 1
     return columns
 
 

@@ -32,6 +32,7 @@ from quantbench.measuring.passes.device_context import make_context
 from quantbench.measuring.passes.latency import Contender, answer_tokens, measure_rounds, together
 from quantbench.measuring.passes.memory import before_loading, measure_peak
 from quantbench.measuring.passes.reference import make_reference
+from quantbench.measuring.passes.rounding import measure_rounding
 from quantbench.measuring.passes.similarity import answer_greedily, answers_of, score_columns
 from quantbench.measuring.passes.slicing import measure_slicing
 from quantbench.measuring.subjects import check_device, import_seconds, settings_of, without_times
@@ -170,6 +171,7 @@ def _trace(
         rounds=answered.rounds,
         answers=answered.answers,
         columns=columns.path if columns and not checkpoint.random_weights else None,
+        rounded=columns.rounded if columns and isinstance(columns.rounded, Path) else None,
         score_s=columns.seconds if columns else (),
         slicing=columns.slicing if columns and isinstance(columns.slicing, Slicing) else None,
         score_tokens=sum(len(prompt) + len(rest) - 1 for prompt, rest in prompts.scored) if columns else 0,
@@ -177,7 +179,11 @@ def _trace(
         bytes_per_token=bytes_per_token(opened.running, timed, length, batch) if answered.rounds else None,
         signals={**(columns.signals if columns else {}), **answered.signals},
         absent=_absent(prompts.task, checkpoint, artifact)
-        | _reasons(memory_bandwidth_bps=opened.bandwidth, slicing=columns.slicing if columns else None),
+        | _reasons(
+            memory_bandwidth_bps=opened.bandwidth,
+            slicing=columns.slicing if columns else None,
+            rounded=columns.rounded if columns else None,
+        ),
         prequantized=bool(artifact and artifact.quantized) or bool(checkpoint.quantized),
         probes=_probes(job),
         facts={**facts, "checkpoint_dtype": reference.checkpoint_dtype if reference else ""},
@@ -308,14 +314,16 @@ def _open_anchor(stack: ExitStack, model: LoadedModel, anchor: Anchor, variant: 
 
 @dataclass(frozen=True, slots=True)
 class _Columns:
-    """The file of per-position columns, the seconds of scoring by prompt or chunk, and the effect of slicing.
+    """The file of per-position columns, the seconds of scoring by prompt or chunk, and the effects of slicing and rounding.
 
-    ``signals`` are the metrics' reports on this pass; ``rested`` says whether threads gave way to other work.
+    ``rounded`` is None but for a control. ``signals`` are the metrics' reports on this pass; ``rested`` says whether threads
+    gave way to other work.
     """
 
     path: Path
     seconds: tuple[float, ...]
     slicing: Slicing | str
+    rounded: Path | str | None
     signals: Mapping[str, Found]
     rested: bool
 
@@ -329,7 +337,11 @@ def _score(job: Job, model: LoadedModel, prompts: Prompts, folder: Path, index: 
         seconds = score_columns(model, prompts.scored, reference, path, threads=threads, after_each=timing.look)
         rested = timing.rested()
     slicing = measure_slicing(model, prompts.scored, reference, path, folder / f"slicing-{index}.npz", threads=threads)
-    return _Columns(path, seconds, slicing, timing.watch.signals, rested)
+    rounded: Path | str | None = None
+    if job.variant.control:
+        dtype, out = prompts.reference.checkpoint_dtype if prompts.reference else "", folder / f"rounded-{index}.npz"
+        rounded = measure_rounding(model, prompts.scored, reference, dtype, out, threads=threads)
+    return _Columns(path, seconds, slicing, rounded, timing.watch.signals, rested)
 
 
 def _answers(contender: Contender, prompts: Prompts, tokenizer: Decoder, length: int) -> tuple[Answer, ...]:
