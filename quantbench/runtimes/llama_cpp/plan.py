@@ -69,6 +69,22 @@ def forecast_from(path: Path, files: Sequence[File]) -> dict[str, Weights]:
     return _weights(request, files)
 
 
+def types_in(path: Path, files: Sequence[File]) -> dict[str, dict[str, str]]:
+    """The type that each tensor of a GGUF file, by its name, would have in each of ``files``; without those llama.cpp refuses.
+
+    A quantized file will do, as a dry run reads no weights; what llama.cpp never quantizes keeps the type that it has. Raises
+    ModelError if the file cannot be read, UnsupportedError if llama.cpp ended the dry run.
+    """
+    tensors = header(path)["tensors"]
+    request = {
+        "source": str(path), "content": _stamp(path), "tensors": tensors, "types": True,
+        "quantized": [list(each) for each in files], "versions": _versions(),
+    }  # fmt: skip
+    told = _asked(request).get("files", {})
+    names = [name for name, _, _ in tensors]
+    return {name: dict(zip(names, each["types"], strict=True)) for name, each in told.items() if not isinstance(each, str)}
+
+
 def header(path: Path) -> Mapping[str, Any]:
     """What a ready GGUF file's header says: ``architecture``, ``metadata``, ``tensors``, ``bytes``, ``precision``, ``matrix``.
 
