@@ -17,7 +17,7 @@ from quantbench.core.install import install_hint
 from quantbench.core.units import format_bytes
 from quantbench.models.architecture import Architecture, CacheLayer, Role, Tensor
 from quantbench.models.footprint import Weights
-from quantbench.models.gguf import gguf_parts
+from quantbench.models.gguf import GgufHeader, all_tensors, gguf_parts
 from quantbench.runtimes.llama_cpp.facts import REQUIRES
 from quantbench.runtimes.llama_cpp.files import UNQUANTIZED
 from quantbench.runtimes.llama_cpp.tensors import TypedTensor
@@ -75,13 +75,16 @@ def types_in(path: Path, files: Sequence[File]) -> dict[str, dict[str, str]]:
     A quantized file will do, as a dry run reads no weights; what llama.cpp never quantizes keeps the type that it has. Raises
     ModelError if the file cannot be read, UnsupportedError if llama.cpp ended the dry run.
     """
-    tensors = header(path)["tensors"]
-    request = {
-        "source": str(path), "content": _stamp(path), "tensors": tensors, "types": True,
+    tensors = all_tensors(path)
+    values = GgufHeader(gguf_parts(path)[0])
+    architecture = values.get("general.architecture")
+    request = {  # not the file, so that files of one model and mix are asked about once
+        "architecture": architecture, "metadata": {key: values.get(key) for key in values if key.startswith(f"{architecture}.")},
+        "tensors": [[tensor.name, list(tensor.shape), tensor.kind] for tensor in tensors], "types": True,
         "quantized": [list(each) for each in files], "versions": _versions(),
     }  # fmt: skip
-    told = _asked(request).get("files", {})
-    names = [name for name, _, _ in tensors]
+    told = _asked(request, source=str(path)).get("files", {})
+    names = [tensor.name for tensor in tensors]
     return {name: dict(zip(names, each["types"], strict=True)) for name, each in told.items() if not isinstance(each, str)}
 
 
@@ -227,8 +230,8 @@ def _stamp(path: Path) -> list[list[int]]:
     return [list(identify(part)) for part in gguf_parts(path)]
 
 
-def _asked(request: Mapping[str, Any]) -> dict[str, Any]:
-    """The child's answer to a request, from the cache if it was asked before.
+def _asked(request: Mapping[str, Any], **unkept: str) -> dict[str, Any]:
+    """The child's answer to a request, from the cache if it was asked before, whatever it was told beside it.
 
     ModelError if a file cannot be described, UnsupportedError if llama.cpp ended the child or took too long.
     """
@@ -237,7 +240,7 @@ def _asked(request: Mapping[str, Any]) -> dict[str, Any]:
         path = request.get("describe")
         task = f"{path} cannot be read: what reads it" if path else "llama.cpp's dry run"
         try:
-            result = call(_CHILD, {**request, "folder": str(folder)}, task, env=_LEAN, timeout_s=TIMEOUT_S)
+            result = call(_CHILD, {**request, **unkept, "folder": str(folder)}, task, env=_LEAN, timeout_s=TIMEOUT_S)
         except ChildError as error:
             raise (ModelError if path else UnsupportedError)(str(error)) from error
         if path and "error" in result:
