@@ -64,7 +64,7 @@ def rewritten(
     without: tuple[str, ...] = (),
     tensors: Mapping[str, tuple[str, Path]] | None = None,
 ) -> Path:
-    """A copy by gguf's own writer: other values of ``keys``, ``without`` some, ``tensors`` with the content of one elsewhere."""
+    """A copy by gguf's own writer: other values of ``keys``, ``without`` some, ``tensors`` with the content of others."""
     keys, reader = keys or {}, GGUFReader(source)
     stored = {each.name: each for each in reader.tensors}
     for name, (other, path) in (tensors or {}).items():
@@ -235,7 +235,7 @@ def test_a_file_that_is_not_what_it_is_called_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["canary.i1-q3_k_m.gguf", "Canary-Q3_K.gguf", "canary-f16-q3_k_m.gguf", "Q3_K_M.gguf", "canary_Q4_K_L.gguf", "q8.gguf"]
+    "name", ["canary.i1-q3_k_m.gguf", "Canary-Q3_K.gguf", "canary-f16-q3_k_m.gguf", "canary_Q4_K_L.gguf", "q8.gguf"]
 )
 def test_names_that_say_so_or_nothing_else_are_no_fault(name: str, tmp_path: Path) -> None:
     path = tmp_path / name

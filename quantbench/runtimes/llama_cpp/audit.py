@@ -79,7 +79,7 @@ class _Compared:
 def audit_weights(path: Path, original: Path) -> WeightsAudit:
     """Compare a GGUF file with the F16, BF16, F32 or Q8_0 file of its original.
 
-    Of each tensor up to 65,536 values are read (4096 of types that ggml is slow at), so that a fault in a few rows may be missed.
+    Of each tensor up to 65,536 values are read (4096 of types that ggml is slow at), so a fault in a few rows may be missed.
     Three things are looked for.
 
     *Foreign tensors*: a matrix that resembles the original's less than half as much (cosine) as ggml's own quantization of that

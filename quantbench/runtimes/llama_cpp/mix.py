@@ -26,8 +26,9 @@ _OWN_MIX = re.compile(r"(?<![a-z0-9])ud-", re.IGNORECASE)
 _FEWER = 0.85
 """A mix of one's own under the name of llama.cpp's has at least this share of its bits per weight.
 
-Of llama.cpp's files of Llama-3.1-8B, q4_k_s has 0.95 of q4_k_m, q3_k_m 0.93 of q3_k_l, but q3_k_m 0.82 of q4_k_m and q2_k 0.79 of
-q3_k_m. A q4_k_m, 0.86 of q5_k_m, is found under that name only by its types. More bits are nobody's loss.
+Of llama.cpp's files of Llama-3.1-8B, q4_k_s has 0.95 of q4_k_m's bits and q3_k_m 0.93 of q3_k_l's, but q3_k_m has 0.82 of
+q4_k_m's and q2_k 0.79 of q3_k_m's. A q4_k_m, with 0.86 of q5_k_m's, is found under that name only by its types. More bits than
+promised are nobody's loss.
 """
 
 _LONGEST = 24

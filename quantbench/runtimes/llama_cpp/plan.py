@@ -79,8 +79,8 @@ def types_in(path: Path, files: Sequence[File]) -> dict[str, dict[str, str]]:
     values = GgufHeader(gguf_parts(path)[0])
     architecture = values.get("general.architecture")
     request = {  # not the file, so that files of one model and mix are asked about once
-        "architecture": architecture, "metadata": {key: values.get(key) for key in values if key.startswith(f"{architecture}.")},
-        "tensors": [[tensor.name, list(tensor.shape), tensor.kind] for tensor in tensors], "types": True,
+        "metadata": {key: values.get(key) for key in values if key.startswith(f"{architecture}.")},
+        "architecture": architecture, "tensors": [[tensor.name, list(tensor.shape), tensor.kind] for tensor in tensors], "types": True,
         "quantized": [list(each) for each in files], "versions": _versions(),
     }  # fmt: skip
     told = _asked(request, source=str(path)).get("files", {})
