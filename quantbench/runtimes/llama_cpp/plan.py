@@ -80,8 +80,8 @@ def types_in(path: Path, files: Sequence[File]) -> dict[str, dict[str, str]]:
     architecture = values.get("general.architecture")
     request = {  # not the file, so that files of one model and mix are asked about once
         "metadata": {key: values.get(key) for key in values if key.startswith(f"{architecture}.")},
-        "architecture": architecture, "tensors": [[tensor.name, list(tensor.shape), tensor.kind] for tensor in tensors], "types": True,
-        "quantized": [list(each) for each in files], "versions": _versions(),
+        "architecture": architecture, "tensors": [[tensor.name, list(tensor.shape), tensor.kind] for tensor in tensors],
+        "types": True, "quantized": [list(each) for each in files], "versions": _versions(),
     }  # fmt: skip
     told = _asked(request, source=str(path)).get("files", {})
     names = [tensor.name for tensor in tensors]
