@@ -5,7 +5,6 @@ No weights are converted or quantized: a file is written at the speed of the dis
 
 from __future__ import annotations
 
-import ctypes
 import json
 import math
 import os
@@ -26,14 +25,14 @@ from quantbench.models.config import CONFIG, read_architecture
 from quantbench.models.dummy import read_shapes
 from quantbench.models.gguf import block_of, tensor_bytes
 from quantbench.models.pool import SEED, SPREAD, cut
+from quantbench.runtimes.llama_cpp.blocks import packed
 from quantbench.runtimes.llama_cpp.files import MODEL_FILE, converter, fallback_facts, file_type, gguf_maker
-from quantbench.runtimes.llama_cpp.model import library
 from quantbench.runtimes.llama_cpp.plan import File, tensors_of
 from quantbench.runtimes.llama_cpp.tensors import TypedTensor
 
 _MAKERS = (
     "quantbench.runtimes.llama_cpp.dummy", "quantbench.runtimes.llama_cpp.header", "quantbench.runtimes.llama_cpp.tensors",
-    "quantbench.models.pool",
+    "quantbench.runtimes.llama_cpp.blocks", "quantbench.models.pool",
 )  # fmt: skip
 
 _ROWS, _ROW = 4093, 256
@@ -172,17 +171,6 @@ def _tile(stream: BinaryIO, name: str, count: int, kind: str) -> None:
 def random_blocks(kind: str) -> bytes:
     """Normal random weights in blocks of a type, quantized by ggml itself if that type is quantized."""
     import numpy as np
-    from gguf import GGMLQuantizationType
 
     weights = np.random.default_rng(SEED).standard_normal((_ROWS, _ROW), dtype=np.float32) * np.float32(SPREAD)
-    importance = np.ones(_ROW, dtype=np.float32)
-    packed = np.empty(tensor_bytes(weights.shape, kind), dtype=np.uint8)
-    ggml = library().llama_cpp._lib  # noqa: SLF001 - llama-cpp-python wraps no ggml_quantize_ function
-    ggml.ggml_quantize_chunk.argtypes = [ctypes.c_int, *2 * [ctypes.c_void_p], *3 * [ctypes.c_int64], ctypes.c_void_p]
-    ggml.ggml_quantize_chunk.restype = ctypes.c_size_t
-    number = int(GGMLQuantizationType[kind])
-    pointers = (weights.ctypes.data, packed.ctypes.data)
-    written = ggml.ggml_quantize_chunk(number, *pointers, 0, _ROWS, _ROW, importance.ctypes.data)
-    if written != packed.size:
-        raise ModelError(f"ggml wrote {written} bytes of {kind} instead of {packed.size}; reinstall llama-cpp-python")
-    return packed.tobytes()
+    return packed(weights, kind, np.ones(_ROW, dtype=np.float32)).tobytes()

@@ -17,7 +17,7 @@ from quantbench.core.install import install_hint
 from quantbench.core.units import format_bytes
 from quantbench.models.architecture import Architecture, CacheLayer, Role, Tensor
 from quantbench.models.footprint import Weights
-from quantbench.models.gguf import gguf_parts
+from quantbench.models.gguf import GgufHeader, all_tensors, gguf_parts
 from quantbench.runtimes.llama_cpp.facts import REQUIRES
 from quantbench.runtimes.llama_cpp.files import UNQUANTIZED
 from quantbench.runtimes.llama_cpp.tensors import TypedTensor
@@ -67,6 +67,25 @@ def forecast_from(path: Path, files: Sequence[File]) -> dict[str, Weights]:
         "quantized": [list(each) for each in files], "versions": _versions(),
     }  # fmt: skip
     return _weights(request, files)
+
+
+def types_in(path: Path, files: Sequence[File]) -> dict[str, dict[str, str]]:
+    """The type that each tensor of a GGUF file, by its name, would have in each of ``files``; without those llama.cpp refuses.
+
+    A quantized file will do, as a dry run reads no weights; what llama.cpp never quantizes keeps the type that it has. Raises
+    ModelError if the file cannot be read, UnsupportedError if llama.cpp ended the dry run.
+    """
+    tensors = all_tensors(path)
+    values = GgufHeader(gguf_parts(path)[0])
+    architecture = values.get("general.architecture")
+    request = {  # not the file, so that files of one model and mix are asked about once
+        "metadata": {key: values.get(key) for key in values if key.startswith(f"{architecture}.")},
+        "architecture": architecture, "tensors": [[tensor.name, list(tensor.shape), tensor.kind] for tensor in tensors],
+        "types": True, "quantized": [list(each) for each in files], "versions": _versions(),
+    }  # fmt: skip
+    told = _asked(request, source=str(path)).get("files", {})
+    names = [tensor.name for tensor in tensors]
+    return {name: dict(zip(names, each["types"], strict=True)) for name, each in told.items() if not isinstance(each, str)}
 
 
 def header(path: Path) -> Mapping[str, Any]:
@@ -211,8 +230,8 @@ def _stamp(path: Path) -> list[list[int]]:
     return [list(identify(part)) for part in gguf_parts(path)]
 
 
-def _asked(request: Mapping[str, Any]) -> dict[str, Any]:
-    """The child's answer to a request, from the cache if it was asked before.
+def _asked(request: Mapping[str, Any], **unkept: str) -> dict[str, Any]:
+    """The child's answer to a request, from the cache if it was asked before, whatever it was told beside it.
 
     ModelError if a file cannot be described, UnsupportedError if llama.cpp ended the child or took too long.
     """
@@ -221,7 +240,7 @@ def _asked(request: Mapping[str, Any]) -> dict[str, Any]:
         path = request.get("describe")
         task = f"{path} cannot be read: what reads it" if path else "llama.cpp's dry run"
         try:
-            result = call(_CHILD, {**request, "folder": str(folder)}, task, env=_LEAN, timeout_s=TIMEOUT_S)
+            result = call(_CHILD, {**request, **unkept, "folder": str(folder)}, task, env=_LEAN, timeout_s=TIMEOUT_S)
         except ChildError as error:
             raise (ModelError if path else UnsupportedError)(str(error)) from error
         if path and "error" in result:
