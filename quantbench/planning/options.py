@@ -77,7 +77,8 @@ class RunOptions:
     method: tuple[str, ...] = _option("list", "METHOD", "only these methods")
     precision: tuple[str, ...] = _option("list", "PRECISION", "only these precisions")
     prompts: tuple[str, ...] = _option(
-        "list", "SET", "a shipped name, a file (one prompt per line), tokens:N for one of N tokens, text:FILE to score"
+        "list", "SET",
+        "a shipped name, a file (one prompt per line; .jsonl: conversations), tokens:N for one of N tokens, text:FILE to score",
     )
     matrix: str | None = _option("text", "FILE", "TOML file with the scenarios (without one: every method on the canary)")
     reference: str | None = _option("text", "METHOD/PRECISION", "what the variants are compared with (torch/fp32)")
@@ -206,15 +207,15 @@ def single(options: RunOptions, model: str, variant: str, prompts: str = "") -> 
     if not method or not precision:
         raise UsageError(f"{variant!r} names no variant; write METHOD/PRECISION, for example gguf/q4_k_m")
     matrix = _matrix(options, _effort(options))
-    sets = (prompts,) if prompts else matrix.prompts
     planned = scenarios(
         replace(
-            matrix, models=(model,), variants=(Variant(method=method, precision=precision),), prompts=sets, batches=(),
-            control=False, for_builtin=False,
+            matrix, models=(model,), variants=(Variant(method=method, precision=precision),),
+            prompts=(prompts,) if prompts else matrix.prompts, batches=(), control=False, for_builtin=False,
         )
     )  # fmt: skip
     if len(planned) > 1:
-        raise UsageError(f"one prompt set is measured at a time, and the options name {', '.join(sets)}; name one of them")
+        sets = ", ".join(matrix.prompts)
+        raise UsageError(f"one prompt set is measured at a time, and the options name {sets}; name one of them")
     return planned[0]
 
 
