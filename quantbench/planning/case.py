@@ -22,8 +22,8 @@ from quantbench.runtimes import has_template
 _NO_LOGITS = "a server gives no logits over the whole vocabulary, so it cannot score a text; name a prompt set such as 'mixed'"
 _NO_LENGTHS = "a server is sent one text at a time; name a prompt set such as 'mixed', and use --concurrency for several"
 _NO_TEMPLATE_HERE = (
-    "{} is known by its URL only, so its chat template is not here; name what it serves with --model and the server with --server, "
-    "or a set of plain prompts such as 'mixed'"
+    "{} is known by its URL only, so its chat template is not here; name what it serves with --model, and the server with "
+    "--server, or name a set of plain prompts such as 'mixed'"
 )
 
 Found = TypeVar("Found")
