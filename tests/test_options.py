@@ -272,11 +272,8 @@ def test_a_gguf_file_is_asked_conversations_by_its_header(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("model", ["org/model", "org/model:Q4_K_M", "dummy:org/model", "http://localhost:1/v1"])
-def test_what_is_not_here_is_asked_plain_prompts_and_a_hub_model_says_so(
-    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_not_here_is_asked_plain_prompts_and_a_hub_model_says_so(model: str) -> None:
     """Also where the hub's cache has it: else the ids of a command's rows would change with the first download."""
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     found = _plan(model=model, method="server", precision="as-served")
     assert {each.prompts for each in found.scenarios} == {"mixed"}
     said = [f"{model} gets the prompts mixed; if it is a chat model, add --prompts chat"]

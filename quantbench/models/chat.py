@@ -65,7 +65,7 @@ class ChatTemplate:
         try:
             self._template = _environment().from_string(source)
         except ImportError as error:
-            raise MissingDependency(f"conversations need jinja2 3.1.6 or later; {install_hint('torch')}") from error
+            raise MissingDependency(f"conversations need jinja2, not installed; {install_hint('torch')}") from error
         except Exception as error:  # a template is anybody's code, and jinja2 does not wrap all that it stumbles over
             raise ModelError(f"{self._head} cannot be read ({_reason(error)}); {_PLAIN}") from error
 
@@ -112,7 +112,7 @@ def _environment() -> Any:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
     from jinja2.utils import Namespace
 
-    class Generation(Extension):
+    class Generation(Extension):  # type: ignore[misc]  # jinja2 is not followed where types are checked
         """``{% generation %}``, which marks what the assistant said, for training."""
 
         tags = frozenset(("generation",))
@@ -121,7 +121,7 @@ def _environment() -> Any:
             line = next(parser.stream).lineno
             return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True)).set_lineno(line)
 
-    class Plain(Namespace):
+    class Plain(Namespace):  # type: ignore[misc]
         """A namespace whose attributes are none that Python itself looks up."""
 
         def __init__(*args: Any, **attributes: Any) -> None:  # noqa: N805 - ``self`` may be an attribute's name

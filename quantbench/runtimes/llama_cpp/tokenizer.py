@@ -11,7 +11,6 @@ from quantbench.core.job import Checkpoint
 from quantbench.models.chat import TEMPLATE_KEY, ChatTemplate
 from quantbench.models.gguf import GgufHeader
 
-
 _SPECIAL = ("bos", "eos", "sep", "pad", "mask")
 """Special tokens that a template may write, as llama.cpp and transformers name them."""
 
