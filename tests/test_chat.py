@@ -1,4 +1,4 @@
-"""Chat templates: what they make of conversations is what transformers makes of them, in both runtimes, and they are not trusted."""
+"""Chat templates: what transformers makes of conversations comes out, in both runtimes, and no template is trusted."""
 
 from __future__ import annotations
 
@@ -138,6 +138,8 @@ def test_what_it_refuses_or_may_not_do_is_one_short_sentence(template: str, word
 
 # --- where a template is
 
+RAG = {"name": "rag", "template": "b"}
+
 
 @pytest.mark.parametrize(
     ("files", "found"),
@@ -146,8 +148,8 @@ def test_what_it_refuses_or_may_not_do_is_one_short_sentence(template: str, word
         ({"tokenizer_config.json": {}}, ""),
         ({"tokenizer_config.json": {"chat_template": None}}, ""),
         ({"tokenizer_config.json": {"chat_template": "a"}}, "a"),
-        ({"tokenizer_config.json": {"chat_template": [{"name": "rag", "template": "b"}, {"name": "default", "template": "c"}]}}, "c"),
-        ({"tokenizer_config.json": {"chat_template": [{"name": "rag", "template": "b"}]}}, ""),
+        ({"tokenizer_config.json": {"chat_template": [RAG, {"name": "default", "template": "c"}]}}, "c"),
+        ({"tokenizer_config.json": {"chat_template": [RAG]}}, ""),
         ({"tokenizer_config.json": {"chat_template": "a"}, "chat_template.jinja": "{{ d }}"}, "{{ d }}"),
     ],
 )  # fmt: skip
@@ -257,7 +259,7 @@ def test_every_variant_reads_the_ids_of_the_originals_template(
 
 
 def test_a_model_without_a_template_is_not_measured_on_conversations_and_says_what_to_do() -> None:
-    words = "^canary/torch-bf16/chat: canary has no chat template, so it cannot be given conversations; name a set of plain prompts"
+    words = "^canary/torch-bf16/chat: canary has no chat template, so it cannot be given conversations; name a set of plain"
     with pytest.raises(UnsupportedError, match=words):
         quantbench.measure("canary", "torch/bf16", prompts="chat", results=None, engine="inline")
 
@@ -267,7 +269,7 @@ def test_a_server_without_its_checkpoint_is_not_asked_conversations() -> None:
     case = Cases().of(Scenario(model="http://localhost:1/v1", variant=served, prompts="chat"))
     assert case.failure
     assert case.failure.status == "skipped"
-    assert case.failure.reason.startswith("http://localhost:1/v1 is known by its URL only, so its chat template is not here; name")
+    assert case.failure.reason.startswith("http://localhost:1/v1 is known by its URL only, so its chat template is not")
 
 
 def test_another_template_is_another_model(chatty: Path, tmp_path: Path) -> None:

@@ -124,7 +124,7 @@ def _environment() -> Any:
     class Plain(Namespace):  # type: ignore[misc]
         """A namespace whose attributes are none that Python itself looks up."""
 
-        def __init__(*args: Any, **attributes: Any) -> None:  # noqa: N805 - ``self`` may be an attribute's name
+        def __init__(*args: Any, **attributes: Any) -> None:  # ``self`` may be an attribute's name
             self, *given = args
             found = dict(*given, **attributes)
             for name in found:
