@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import shutil
 import sys
@@ -23,7 +24,7 @@ from quantbench.core.cache import cache_root
 from quantbench.core.errors import UsageError
 from quantbench.core.machine import require_device
 from quantbench.core.registry import Named, Registry
-from quantbench.models import meta
+from quantbench.models import MODELS, meta
 
 WORKER = os.environ.pop("PYTEST_XDIST_WORKER", "")  # what a test starts is no worker
 if WORKER:
@@ -159,6 +160,25 @@ def _settled() -> None:
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test touches the user's cache unless it asks for ``artifacts``."""
     monkeypatch.setenv("QUANTBENCH_CACHE", str(tmp_path / "cache"))
+
+
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}\n"
+    "    {%- if message.role == 'assistant' %} A: {{ message.content | trim }}{{ eos_token }}\n"
+    "    {%- else %}{{ message.role | upper }}: {{ message.content }}{{ eos_token }}{% endif %}\n"
+    "{% endfor %}{% if add_generation_prompt %} A:{% endif %}"
+)
+"""With the special tokens that the canary has: one in front, and one after each message."""
+
+
+@pytest.fixture(scope="session")
+def chatty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a canary with CHAT_TEMPLATE, the same always: what is made of it in the user's cache is made once."""
+    folder = tmp_path_factory.mktemp("models") / "chatty"
+    shutil.copytree(MODELS["canary"].folder(), folder, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+    config = folder / "tokenizer_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "chat_template": CHAT_TEMPLATE}))
+    return folder
 
 
 class FakeError(Exception):

@@ -246,6 +246,41 @@ def test_batches_that_cannot_be_are_refused(prompts: str, batch: str, said: str)
         _plan(prompts=prompts, batch=batch)
 
 
+def _with_template(folder: Path) -> str:
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    (folder / "tokenizer_config.json").write_text('{"chat_template": "{{ messages }}"}')
+    return str(folder)
+
+
+def test_a_model_with_a_chat_template_is_asked_conversations_unless_prompts_are_named(tmp_path: Path) -> None:
+    """Each model gets its own set, and what is named holds for all."""
+    model = _with_template(tmp_path)
+    matrix = tmp_path / "matrix.toml"
+    matrix.write_text('prompts = ["two"]\n[methods]\ntorch = ["bf16"]\n')
+    asked = {"model": f"canary,{model}", "method": "torch", "precision": "bf16"}
+    assert [each.prompts for each in _plan(**asked).scenarios] == ["mixed", "chat"]
+    assert [each.prompts for each in _plan(**asked, batch="1,4").scenarios] == ["mixed", "mixed", "chat", "chat"]
+    assert [each.prompts for each in _plan(**asked, prompts="ten").scenarios] == ["ten", "ten"]
+    assert [each.prompts for each in _plan(**asked, matrix=str(matrix)).scenarios] == ["two", "two"]
+    (tmp_path / "tokenizer_config.json").write_text("{")
+    assert [each.prompts for each in _plan(**asked).scenarios] == ["mixed", "mixed"]
+
+
+def test_a_gguf_file_is_asked_conversations_by_its_header(tmp_path: Path) -> None:
+    assert {each.prompts for each in _plan(model=_gguf(tmp_path / "odd.gguf", 15)).scenarios} == {"mixed"}
+    assert {each.prompts for each in _plan(model=_gguf(tmp_path / "odd.gguf", 15, "{{ x }}")).scenarios} == {"chat"}
+
+
+@pytest.mark.parametrize("model", ["org/model", "org/model:Q4_K_M", "dummy:org/model", "http://localhost:1/v1"])
+def test_what_is_not_here_is_asked_plain_prompts_and_a_hub_model_says_so(model: str) -> None:
+    """Also where the hub's cache has it: else the ids of a command's rows would change with the first download."""
+    found = _plan(model=model, method="server", precision="as-served")
+    assert {each.prompts for each in found.scenarios} == {"mixed"}
+    said = [f"{model} gets the prompts mixed; if it is a chat model, add --prompts chat"]
+    assert [each for each in found.hints if "mixed" in each] == (said if model.startswith("org/") else [])
+    assert not any("mixed" in each for each in _plan(model=model, method="server", precision="as-served", prompts="ten").hints)
+
+
 def _variants(scenarios: Sequence[Scenario]) -> set[str]:
     return {scenario.variant.name for scenario in scenarios}
 
@@ -266,11 +301,13 @@ def test_for_a_model_of_ones_own_what_takes_long_is_left_out_and_listed() -> Non
     assert {"torch/fp16", "torchao/int8-wo", "bitsandbytes/nf4"} <= on_gpu
 
 
-def _gguf(path: Path, file_type: int) -> str:
+def _gguf(path: Path, file_type: int, template: str = "") -> str:
     from gguf import GGUFWriter
 
     writer = GGUFWriter(path, "llama")
     writer.add_file_type(file_type)
+    if template:
+        writer.add_chat_template(template)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
@@ -291,7 +328,7 @@ def test_a_ready_gguf_file_is_planned_as_what_it_holds_and_says_how_it_is_compar
     assert "--model ORIGINAL --precision q4_k_m" in hint
     assert _variants(_plan(model=path, precision="q8_0").scenarios) == {"gguf/q8_0"}
     assert _variants(_plan(model=path, method="torch").scenarios) > {"torch/fp32", "torch/bf16"}
-    assert _plan(model=path, precision="q8_0").hints == _plan(model="canary").hints == _plan(model="org/model").hints == ()
+    assert _plan(model=path, precision="q8_0").hints == _plan(model="canary").hints == ()
 
 
 def test_what_can_be_made_of_an_unquantized_gguf_file_is_offered(tmp_path: Path) -> None:

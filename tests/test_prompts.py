@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from quantbench.core.conversation import Message
 from quantbench.core.errors import UsageError
 from quantbench.core.statistics import FEW_CLUSTERS
 from quantbench.models import checkpoint
 from quantbench.planning import prompts
-from quantbench.planning.matrix import default_matrix
+from quantbench.planning.matrix import default_matrix, scenarios
 from quantbench.planning.prompts import PromptSet
 from quantbench.runtimes import open_tokenizer
 
@@ -29,7 +32,7 @@ def test_ten_has_ten_and_two_are_two_of_them() -> None:
 
 def test_the_default_set_is_mixed_and_large_enough_for_the_interval_of_many() -> None:
     mixed = prompts.load("mixed").prompts
-    assert default_matrix().prompts == ("mixed",)
+    assert {scenario.prompts for scenario in scenarios(default_matrix())} == {"mixed"}
     assert len(mixed) == 32 >= FEW_CLUSTERS
     assert min(map(len, mixed[:10])) < 60  # what is timed is short
     assert max(map(len, mixed[:10])) > 300  # and long
@@ -99,6 +102,12 @@ def test_the_content_hash_tells_sets_apart_and_ignores_the_name(one: list[str], 
 def test_an_unknown_set_gets_the_nearest_name() -> None:
     with pytest.raises(UsageError, match=r"^unknown prompt set 'tenn'; did you mean 'ten'"):
         prompts.load("tenn")
+
+
+@pytest.mark.parametrize("name", ["ten", "two", "mixed"])
+def test_plain_prompts_are_known_by_what_they_always_were(name: str) -> None:
+    """Else every row measured so far would have another key."""
+    assert prompts.load(name).content_hash() == hashlib.sha256("\0".join(prompts.load(name).prompts).encode()).hexdigest()
 
 
 @pytest.mark.parametrize("name", ["missing.txt", "some/where"])
@@ -198,3 +207,89 @@ def test_what_cannot_be_answered_together_is_refused(asked: str) -> None:
         prompts.parse(asked)
 
 
+# --- conversations
+
+
+def _jsonl(folder: Path, *lines: object) -> str:
+    path = folder / "talk.jsonl"
+    path.write_text("\n".join(each if isinstance(each, str) else json.dumps(each) for each in lines), encoding="utf-8")
+    return str(path)
+
+
+def _asked(*messages: tuple[str, str], **others: object) -> dict[str, object]:
+    return {"messages": [{"role": role, "content": content} for role, content in messages], **others}
+
+
+def test_the_set_for_chat_models_is_of_many_kinds_and_large_enough_for_the_interval_of_many() -> None:
+    chat = prompts.load("chat")
+    assert len(chat.conversations) == len(chat.prompts) == 32 >= FEW_CLUSTERS
+    for some in (chat.conversations, chat.conversations[:10]):  # what is timed is of several kinds too
+        assert any(len(each) > 2 for each in some), "several turns"
+        assert any(each[0].role == "system" for each in some)
+        texts = [each[-1].content for each in some]
+        for kind in ("function", "JSON", "list", "rans", "how", "Summarize"):
+            assert any(kind in text for text in texts), kind
+        assert min(map(len, texts)) < 60
+        assert max(map(len, texts)) > 300
+
+
+def test_a_jsonl_file_has_one_conversation_a_line(tmp_path: Path) -> None:
+    several = _asked(("system", "Be brief."), ("user", "One\u2028two\n"), ("assistant", "x"), ("tool", "y"), source="mine")
+    name = _jsonl(tmp_path, "\ufeff" + json.dumps(_asked(("user", "# é"))), "  \r", json.dumps(several, ensure_ascii=False))
+    loaded = prompts.load(name)
+    assert loaded.conversations == (
+        (Message("user", "# é"),),
+        (Message("system", "Be brief."), Message("user", "One\u2028two\n"), Message("assistant", "x"), Message("tool", "y")),
+    )
+    assert loaded.prompts == ("# é", "system: Be brief.\nuser: One\u2028two\n\nassistant: x\ntool: y")
+
+
+def test_conversations_are_known_by_roles_and_contents_and_are_no_plain_prompts(tmp_path: Path) -> None:
+    sets = [
+        [_asked(("user", "a"))], [_asked(("tool", "a"))], [_asked(("user", "b"))], [_asked(("user", "a"))] * 2,
+        [_asked(("system", "a"), ("user", "a"))],
+    ]  # fmt: skip
+    hashes = [prompts.load(_jsonl(tmp_path, *each)).content_hash(batch) for each in sets for batch in (1, 8)]
+    assert len(set(hashes)) == len(hashes)
+    shown = prompts.load(_jsonl(tmp_path, *sets[0]))
+    assert shown.content_hash() not in (*hashes[1:], PromptSet(name="x", prompts=shown.prompts).content_hash())
+    assert prompts.load(_jsonl(tmp_path, {**sets[0][0], "id": 3})).content_hash() == hashes[0]
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("{", "line 2: not JSON ("),
+        ("# a comment", "line 2: not JSON ("),
+        ("[" * 100_000, "line 2: not JSON ("),
+        ("[]", "line 2: no messages; write {"),
+        ({"prompt": "Hello"}, "line 2: no messages; write {"),
+        ({"messages": []}, "line 2: no messages; write {"),
+        ({"messages": "Hello"}, "line 2: no messages; write {"),
+        ({"messages": ["Hello"]}, "line 2, message 1: no role; write {"),
+        ({"messages": [{"content": "Hello"}]}, "line 2, message 1: no role; write {"),
+        (_asked(("User", "Hello")), "line 2, message 1: unknown role 'User'; did you mean 'user'?"),
+        (_asked(("system", "Hello"), ("bot", "x")), "line 2, message 2: unknown role 'bot'; known: assistant, "),
+        (_asked(("user", "")), "line 2, message 1: no content"),
+        (_asked(("user", " \n")), "line 2, message 1: no content"),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}]}]}, "line 2, message 1: no content"),
+        ({"messages": [{"role": "user"}]}, "line 2, message 1: no content"),
+        ({"messages": [{"role": "user", "content": "x", "name": "y"}]}, "line 2, message 1: 'name' is not given to"),
+        (_asked(("user", "x"), ("assistant", "y")), "line 2: the last message is of role 'assistant', so nothing is asked"),
+        (_asked(("system", "x")), "line 2: the last message is of role 'system', so nothing is asked"),
+        (_asked(("user", "x"), tools=[{}]), "line 2: 'tools' are not given to the template"),
+    ],
+)  # fmt: skip
+def test_a_line_that_is_no_conversation_is_named(line: object, words: str, tmp_path: Path) -> None:
+    name = _jsonl(tmp_path, _asked(("user", "fine")), line)
+    with pytest.raises(UsageError) as caught:
+        prompts.load(name)
+    assert str(caught.value).startswith(f"prompt file {name!r}, {words}")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_without_conversations_or_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="has no conversations; write one a line"):
+        prompts.load(_jsonl(tmp_path, "", " "))
+    with pytest.raises(UsageError, match=r"^prompt file 'none\.jsonl' does not exist; give a JSONL file with one conversation"):
+        prompts.check_name("none.jsonl")

@@ -20,6 +20,7 @@ from quantbench.judge.contrast import contrast as contrasted
 from quantbench.methods import METHODS
 from quantbench.planning.matrix import default_matrix
 from quantbench.planning.prompts import check_name, parse
+from quantbench.planning.usual_prompts import usual_prompts
 from quantbench.results.rows import Row, rows_of
 from quantbench.results.runs import Runs
 
@@ -46,13 +47,14 @@ class _Asked:
     def command(self, models: Sequence[str]) -> str:
         """The command line that measures both variants; ``models`` are those that it may mean, as first named."""
         default = default_matrix()
+        model = models[0] if len(models) == 1 else self.model or default.models[0]
         made = [each for each in self.variants if not each.artifact]
         options = {
-            "--model": models[0] if len(models) == 1 else self.model or default.models[0],
+            "--model": model,
             "--method": ",".join(dict.fromkeys(each.method for each in made)),
             "--precision": ",".join(dict.fromkeys(each.precision for each in made)),
             "--artifact": ",".join(f"{each.artifact}=WHERE" for each in self.variants if each.artifact),
-            "--prompts": self.prompts or default.prompts[0],
+            "--prompts": self.prompts or usual_prompts(model),
             "--results": self.results,
         }
         usual = {"--model": default.models[0], "--results": "results", "--method": "", "--precision": "", "--artifact": ""}

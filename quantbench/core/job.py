@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from quantbench.core.cache import write_atomically
+from quantbench.core.conversation import Conversation
 from quantbench.core.identity import HashedFile
 from quantbench.core.record import Status
 from quantbench.core.scenario import Conditions, Effort, Spec, Variant
@@ -73,7 +74,8 @@ class Task:
     If that is None, ``no_reference`` says why.
 
     If ``is_text``, the one prompt is a running text to be scored in chunks; if ``tokens`` is not 0, the prompt is repeated or
-    cut to that length. ``batch`` sequences are answered together.
+    cut to that length. ``batch`` sequences are answered together. Where there are ``conversations``, the model's template makes
+    what it reads of them, and ``prompts`` are how they are shown.
     """
 
     prompts_name: str
@@ -83,6 +85,7 @@ class Task:
     tokens: int = 0
     batch: int = 1
     no_reference: str = ""
+    conversations: tuple[Conversation, ...] = ()
 
     @property
     def alone(self) -> bool:

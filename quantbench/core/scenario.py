@@ -193,9 +193,9 @@ def short_name(name: str) -> str:
         return TEXT_PREFIX + PurePath(name.removeprefix(TEXT_PREFIX)).name.removesuffix(".txt")
     if name.startswith(DUMMY_PREFIX):
         return DUMMY_PREFIX + short_name(name.removeprefix(DUMMY_PREFIX).removesuffix("/config.json"))
-    is_path = name.startswith((".", "/", "~")) or name.endswith((".gguf", ".txt"))
+    is_path = name.startswith((".", "/", "~")) or name.endswith((".gguf", ".txt", ".jsonl"))
     last = PurePath(name).name or name
-    return last.removesuffix(".gguf").removesuffix(".txt") if is_path else name
+    return last.removesuffix(".gguf").removesuffix(".txt").removesuffix(".jsonl") if is_path else name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from quantbench.core.conversation import Conversation
+from quantbench.core.errors import ModelError
 from quantbench.core.job import Task
 
 _TAIL = 16
@@ -26,9 +28,13 @@ class Decoder(Protocol):
 
 
 class Tokenizer(Decoder, Protocol):
-    """A model's own tokenizer. ``context_limit`` is the context length the model was trained with."""
+    """A model's own tokenizer. ``context_limit`` is the context length the model was trained with.
+
+    ``bos`` is the text of the token that begins a sequence, empty if there is none.
+    """
 
     context_limit: int | None
+    bos: str
 
     def encode(self, text: str) -> list[int]:
         """Ids of ``text``, with BOS in front if the model was trained with one."""
@@ -36,12 +42,23 @@ class Tokenizer(Decoder, Protocol):
     def encode_literal(self, text: str) -> list[int]:
         """The same for a running text, in which ``<s>`` and the like are plain characters, not special tokens."""
 
+    def render(self, conversation: Conversation) -> str:
+        """The text that the model's chat template makes of a conversation; ModelError where there is none, or it refuses."""
+
+    def encode_rendered(self, text: str) -> list[int]:
+        """Ids of what ``render`` gave: with its special tokens, and without a BOS but its own."""
+
     def backend(self) -> str | None:
         """The serialized backend of ``tokenizers`` that decodes; None if there is none, or the class modifies its output."""
 
 
 def encode_prompts(tokenizer: Tokenizer, task: Task) -> list[list[int]]:
-    """Ids of a task's prompts; if it sets a length, its one prompt is repeated and cut to that length."""
+    """Ids of a task's prompts; if it sets a length, its one prompt is repeated and cut to that length.
+
+    ModelError, with its number, for a conversation that the model's template refuses.
+    """
+    if task.conversations:
+        return [tokenizer.encode_rendered(text) for text in _rendered(tokenizer, task)]
     if not task.tokens:
         return [tokenizer.encode(text) for text in task.prompts]
     (text,) = task.prompts
@@ -50,6 +67,29 @@ def encode_prompts(tokenizer: Tokenizer, task: Task) -> list[list[int]]:
         text = f"{text} {text}"
         ids = tokenizer.encode(text)
     return [ids[: task.tokens]]
+
+
+def completion_texts(tokenizer: Tokenizer, task: Task) -> tuple[str, ...]:
+    """What a server is sent for each prompt, to go on from as it stands: of a conversation the text that the template makes.
+
+    A server puts BOS in front by itself, so the text's own is left out where the ids come out the same.
+    """
+    return tuple(_without_bos(tokenizer, text) for text in _rendered(tokenizer, task)) if task.conversations else task.prompts
+
+
+def _rendered(tokenizer: Tokenizer, task: Task) -> list[str]:
+    texts = []
+    for number, conversation in enumerate(task.conversations, start=1):
+        try:
+            texts.append(tokenizer.render(conversation))
+        except ModelError as error:
+            raise ModelError(f"conversation {number} of {task.prompts_name!r}: {error}") from error
+    return texts
+
+
+def _without_bos(tokenizer: Tokenizer, text: str) -> str:
+    rest = text.removeprefix(tokenizer.bos)
+    return rest if tokenizer.encode(rest) == tokenizer.encode_rendered(text) else text
 
 
 def added_text(tokenizer: Tokenizer, before: Sequence[int], token: int) -> str:

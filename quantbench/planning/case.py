@@ -12,14 +12,20 @@ from quantbench.core.job import Checkpoint, Failure, Task
 from quantbench.core.record import Missing, Status
 from quantbench.core.scenario import Scenario, Spec, Variant
 from quantbench.methods import METHODS
+from quantbench.models.chat import NO_TEMPLATE
 from quantbench.models.checkpoint import resolve
 from quantbench.planning import prompts
 from quantbench.planning.outlook import Outlook, Outlooks
 from quantbench.planning.prompts import PromptSet
 from quantbench.planning.published import read_artifact
+from quantbench.runtimes import has_template
 
 _NO_LOGITS = "a server gives no logits over the whole vocabulary, so it cannot score a text; name a prompt set such as 'mixed'"
 _NO_LENGTHS = "a server is sent one text at a time; name a prompt set such as 'mixed', and use --concurrency for several"
+_NO_TEMPLATE_HERE = (
+    "{} is known by its URL only, so its chat template is not here; name what it serves with --model, and the server with "
+    "--server, or name a set of plain prompts such as 'mixed'"
+)
 
 _NOT_READ = "the files of an artifact are read first"
 
@@ -56,6 +62,7 @@ class Case:
         return Task(
             prompts_name=self.scenario.prompts,
             prompts=self.prompts.prompts,
+            conversations=self.prompts.conversations,
             reference=reference if isinstance(reference, Path) else None,
             no_reference=reference if isinstance(reference, str) else "",
             is_text=self.prompts.is_text,
@@ -102,6 +109,7 @@ class Cases:
                 _require_room(asked, outlook)
             chosen = self._prompt_set(scenario.prompts)
             _require_answers(asked, chosen)
+            _require_template(original or checkpoint, chosen)
         except QuantbenchError as error:
             status = Status.SKIPPED if isinstance(error, UnsupportedError) else Status.ERROR
             failure = Failure(status=status, reason=str(error))
@@ -150,6 +158,14 @@ def _require_answers(scenario: Scenario, chosen: PromptSet) -> None:
     """Raise UnsupportedError for a prompt set or batch that an endpoint cannot serve."""
     if METHODS[scenario.variant.method].endpoint and (chosen.alone or scenario.batch > 1):
         raise UnsupportedError(_NO_LOGITS if chosen.is_text else _NO_LENGTHS)
+
+
+def _require_template(checkpoint: Checkpoint, chosen: PromptSet) -> None:
+    """Raise UnsupportedError where conversations are asked of a model without a chat template."""
+    if chosen.conversations and checkpoint.kind == "server":
+        raise UnsupportedError(_NO_TEMPLATE_HERE.format(checkpoint.name))
+    if chosen.conversations and not (checkpoint.speaks and has_template(checkpoint.path)):
+        raise UnsupportedError(NO_TEMPLATE.format(checkpoint.name))
 
 
 def _once(known: dict[str, Found | QuantbenchError], name: str, ask: Callable[[], Found]) -> Found:

@@ -13,6 +13,7 @@ from quantbench.planning import prompts
 from quantbench.planning.published import artifact_variant, check_original, check_place
 from quantbench.planning.reference import Compared, best_that_fits
 from quantbench.planning.settled import settled
+from quantbench.planning.usual_prompts import unseen, usual_prompts
 
 GPU_OUTPUT_TOKENS = 128
 """Timed tokens on a GPU, unless somebody sets another length: as many as llama-bench and vLLM time by default. Of 32, the first
@@ -26,7 +27,8 @@ _MODULE = "module"
 class Matrix:
     """Axes and conditions; ``source`` names the file for messages.
 
-    ``prompts`` are written as on the command line, ``SET`` or ``SET@B``; ``batches``, if any, apply to all of them.
+    ``prompts`` are written as on the command line, ``SET`` or ``SET@B``, and without any each model gets its usual set;
+    ``batches``, if any, apply to all of them.
     ``for_builtin``: the variants were chosen for built-in models, so any other model gets only the cheap ones.
     ``probes``: the variants that are probed; None stands for all. ``given`` names the conditions that somebody set: without a
     reference among them each model is compared with the best that fits. ``artifacts`` are published quantizations of the one
@@ -34,7 +36,7 @@ class Matrix:
     """
 
     models: tuple[str, ...]
-    prompts: tuple[str, ...]
+    prompts: tuple[str, ...] = ()
     variants: tuple[Variant, ...]
     control: bool = True
     conditions: Conditions = field(default_factory=Conditions)
@@ -53,11 +55,11 @@ class Matrix:
 
 
 def default_matrix() -> Matrix:
-    """Every method at its usual precisions, on the canary with the 32 mixed prompts."""
+    """Every method at its usual precisions, on the canary with its usual prompts."""
     offered = [(method.name, each) for method in METHODS for each in method.precisions]
     variants = tuple(Variant(method=name, precision=each.name) for name, each in offered if each.usual)
     timed = Conditions(answer_tokens=Conditions().output_tokens)  # the timed answers are then the compared ones
-    return Matrix(models=("canary",), prompts=("mixed",), variants=variants, conditions=timed, for_builtin=True)
+    return Matrix(models=("canary",), variants=variants, conditions=timed, for_builtin=True)
 
 
 def every_variant(methods: Sequence[str], precisions: Sequence[str]) -> list[Variant]:
@@ -135,10 +137,14 @@ def left_out(matrix: Matrix) -> tuple[str, ...]:
 
 
 def hints(matrix: Matrix, references: Mapping[str, Compared]) -> tuple[str, ...]:
-    """Sentences about models: those planned only at the precision that they already have, and those not compared with fp32."""
+    """Sentences about models: those planned only at the precision that they already have, and those not compared with fp32.
+
+    Also about those that may have a chat template, which cannot be seen yet.
+    """
     kept = [found.sentence for name in matrix.own if not matrix.artifacts and (found := settled(name))]
     others = [each.why for each in references.values() if each.why]
-    return (*kept, *others)
+    hidden = [] if matrix.prompts else [said for name in matrix.models if (said := unseen(name))]
+    return (*kept, *others, *hidden)
 
 
 _MOST_LISTED = 5
@@ -197,8 +203,8 @@ def scenarios(matrix: Matrix, references: Mapping[str, Compared] | None = None) 
     for name in matrix.models:
         models.check_name(name)
     _check_original(matrix)
-    sets = list(_sets(matrix))
-    for name, _ in sets:
+    sets = {model: list(_sets(matrix, model)) for model in matrix.models}
+    for name in dict.fromkeys(name for each in sets.values() for name, _ in each):
         prompts.check_name(name)
     for variant in matrix.variants:
         METHODS[variant.method].precision(variant.precision)
@@ -207,7 +213,7 @@ def scenarios(matrix: Matrix, references: Mapping[str, Compared] | None = None) 
     planned = [
         Scenario(model=model, variant=variant, prompts=name, batch=batch, conditions=asked[model])
         for model in matrix.models
-        for variant, fitting in _fitting(model, _ordered(matrix, model, _variant(asked[model].reference)), sets)
+        for variant, fitting in _fitting(model, _ordered(matrix, model, _variant(asked[model].reference)), sets[model])
         for name, batch in fitting
     ]
     ordered = matrix.variants
@@ -246,9 +252,8 @@ def chosen_references(matrix: Matrix) -> dict[str, Compared]:
         return dict.fromkeys(matrix.models, Compared(reference=named))
     if matrix.artifacts and (found := settled(matrix.models[0])):  # an original that is a file is compared with as it is
         return dict.fromkeys(matrix.models, Compared(reference=found.variants[0].name))
-    first = next((name for name, _ in _sets(matrix)), "")
     conditions = _at_length(matrix)
-    return {model: best_that_fits(model, first, conditions) for model in matrix.models}
+    return {model: best_that_fits(model, next(_sets(matrix, model))[0], conditions) for model in matrix.models}
 
 
 def _variant(name: str) -> Variant:
@@ -270,9 +275,9 @@ def _ordered(matrix: Matrix, model: str, reference: Variant) -> Sequence[Variant
     return ordered
 
 
-def _sets(matrix: Matrix) -> Iterator[tuple[str, int]]:
-    """Prompt sets with their batches; a text is scored alone, and inputs of a module are single."""
-    for text in matrix.prompts:
+def _sets(matrix: Matrix, model: str) -> Iterator[tuple[str, int]]:
+    """A model's prompt sets with their batches; a text is scored alone, and inputs of a module are single."""
+    for text in matrix.prompts or (usual_prompts(model),):
         name, batch = prompts.parse(text)
         if not matrix.batches or reads(name) != "prompts":
             yield name, batch

@@ -3,7 +3,7 @@
 An example::
 
     models = ["canary"]
-    prompts = ["mixed"]
+    prompts = ["mixed"]                   # unless given, the usual set of each model
     control = true                        # the reference measured once more
     probes = ["gguf/q4_k_m"]              # the variants that are probed; all unless given
     energy = false                        # do not answer again to count energy
@@ -78,6 +78,8 @@ def _body(path: Path) -> Mapping[str, Any]:
             raise MatrixError(f"matrix file {path}: {unknown_name('key', key, _KEYS)}")
         if not isinstance(value, _KEYS[key]):
             raise MatrixError(f"matrix file {path}, key {key!r}: expected a {_KEYS[key].__name__}, found {value!r}")
+    if body.get("prompts") == []:
+        raise MatrixError(f"matrix file {path}, key 'prompts': it is empty; name a prompt set such as 'mixed', or leave it out")
     for key in _NAMES:
         if not all(isinstance(name, str) for name in body.get(key, [])):
             raise MatrixError(f"matrix file {path}, key {key!r}: expected a list of names, found {body[key]!r}")

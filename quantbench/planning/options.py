@@ -90,7 +90,8 @@ class RunOptions:
         "list", "NAME=WHERE", "a published quantization of the model, compared with it: folder, .gguf, hub ORG/REPO[:TYPE]"
     )
     prompts: tuple[str, ...] = _option(
-        "list", "SET", "a shipped name, a file (one prompt per line), tokens:N for one of N tokens, text:FILE to score"
+        "list", "SET",
+        "a shipped name, a file (one prompt per line; .jsonl: conversations), tokens:N for one of N tokens, text:FILE to score",
     )
     matrix: str | None = _option("text", "FILE", "TOML file with the scenarios (without one: every method on the canary)")
     reference: str | None = _option("text", "METHOD/PRECISION", "what the variants are compared with (torch/fp32)")
@@ -217,16 +218,17 @@ def single(options: RunOptions, model: str, variant: str, prompts: str = "") -> 
     """
     asked = artifact_variant(variant) if "=" in variant else _variant(variant)
     matrix = _matrix(options, _effort(options))
-    sets = (prompts,) if prompts else matrix.prompts
     planned = scenarios(
         replace(
-            matrix, models=(model,), variants=() if asked.artifact else (asked,), prompts=sets, batches=(),
-            control=False, for_builtin=False, artifacts=(asked,) if asked.artifact else (),
+            matrix, models=(model,), variants=() if asked.artifact else (asked,),
+            prompts=(prompts,) if prompts else matrix.prompts, batches=(), control=False, for_builtin=False,
+            artifacts=(asked,) if asked.artifact else (),
         )
     )  # fmt: skip
     planned = [each for each in planned if each.variant == asked]  # not the reference, which goes with an artifact
     if len(planned) > 1:
-        raise UsageError(f"one prompt set is measured at a time, and the options name {', '.join(sets)}; name one of them")
+        sets = ", ".join(matrix.prompts)
+        raise UsageError(f"one prompt set is measured at a time, and the options name {sets}; name one of them")
     return planned[0]
 
 

@@ -95,7 +95,7 @@ SAMPLE_COLUMNS = (
 OUTPUT_COLUMNS = (
     *_HANGS_ON,
     Column("index", "", kind="int", doc="counts the prompts from 0"),
-    Column("prompt", "", kind="string", doc="the prompt's text"),
+    Column("prompt", "", kind="string", doc="the prompt's text; of a conversation of several messages, each after its role"),
     Column("prompt_tokens", "", kind="ids", doc="the ids that every variant is given"),
     Column("reference_tokens", "", kind="ids", doc="greedy answer of the reference"),
     Column("variant_tokens", "", kind="ids", doc="greedy answer of the variant; null where it comes as text only"),

@@ -42,9 +42,9 @@ def measure(model: str | os.PathLike[str], variant: str, *, prompts: str = "", *
     """Measure one variant of a model against its reference, in a run of its own, and return its figures.
 
     ``variant`` is METHOD/PRECISION, such as ``gguf/q4_k_m``, or NAME=WHERE for a published artifact of the model;
-    ``prompts`` is a prompt set (``mixed`` by default). ``settings`` are those of ``quantbench run``,
-    as names: ``reference="torch/bf16"``, ``device="cuda"``, ``profile="quick"``. The run is stored in the folder
-    ``results`` unless ``results`` names another; with ``results=None`` it is not kept.
+    ``prompts`` is a prompt set (the usual one unless given). ``settings`` are those of ``quantbench run``, as names:
+    ``reference="torch/bf16"``, ``device="cuda"``, ``profile="quick"``. The run is stored in the folder ``results`` unless
+    ``results`` names another; with ``results=None`` it is not kept.
 
     Raises UnsupportedError where it cannot be measured here, UsageError for what does not exist, and any other
     QuantbenchError where it failed, each with the reason.

@@ -20,8 +20,9 @@ from quantbench.running.jobs import Jobs
 
 _MAKERS = (
     "quantbench.measuring.passes.reference", "quantbench.measuring.passes.similarity", "quantbench.measuring.passes.text",
-    "quantbench.models.tokenizer", "quantbench.runtimes.transformers.model", "quantbench.runtimes.llama_cpp.model",
-    "quantbench.core.trace",
+    "quantbench.models.tokenizer", "quantbench.models.chat", "quantbench.runtimes.transformers.model",
+    "quantbench.runtimes.transformers.tokenizer", "quantbench.runtimes.llama_cpp.model",
+    "quantbench.runtimes.llama_cpp.tokenizer", "quantbench.core.trace",
 )  # fmt: skip
 """The modules that sample, answer, score and write a reference, besides the method's own."""
 

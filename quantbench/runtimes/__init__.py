@@ -40,7 +40,8 @@ class Runtime:
 
     ``opens`` is the kind of checkpoint that it reads itself, empty if none; ``suffix`` is the ending of such a file's name,
     empty for a folder. ``read_architecture`` and ``read_precision`` read a file's header (the precision is empty where that
-    cannot be told), ``files`` lists all parts of a model, ``tokenizer`` opens the checkpoint's own.
+    cannot be told), ``files`` lists all parts of a model, ``tokenizer`` opens the checkpoint's own. ``read_template`` reads
+    the chat template of a folder or a file, empty if it has none.
 
     With ``torch_free`` none of its libraries imports torch.
     """
@@ -59,6 +60,7 @@ class Runtime:
     read_precision: Callable[[Path], str] | None = None
     files: Callable[[Path], list[Path]] | None = None
     tokenizer: Callable[[Checkpoint], Tokenizer] | None = None
+    read_template: Callable[[Path], str] | None = None
     torch_free: bool = False
 
 
@@ -96,6 +98,13 @@ def open_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
         if each.opens == checkpoint.kind and each.tokenizer:
             return each.tokenizer(checkpoint)
     raise UnsupportedError(f"{checkpoint.name} has no tokenizer that can be opened here; give a checkpoint folder or a file")
+
+
+def has_template(path: Path) -> bool:
+    """Whether a model's folder or file has a chat template. ModelError where it cannot be read."""
+    folders = next((each for each in RUNTIMES if each.opens and not each.suffix), None)
+    reader = folders if path.is_dir() else reader_of(path)
+    return bool(reader and reader.read_template and reader.read_template(path))
 
 
 def open_decoder(checkpoint: Checkpoint, reference: Path | None) -> Decoder:

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from quantbench.core.conversation import Message, transcript
 from quantbench.core.errors import ModelError
 from quantbench.core.job import TRACE_FILE, Checkpoint, Job, Task
 from quantbench.core.record import Missing
@@ -161,6 +162,19 @@ def endpoint(monkeypatch: pytest.MonkeyPatch) -> Scripted:
 
 
 CONDITIONS = Conditions(concurrency=3, output_tokens=4, answer_tokens=6, continuation_tokens=4)
+
+
+def test_a_conversation_is_sent_as_the_text_that_the_template_makes(endpoint: Scripted, chatty: Path, tmp_path: Path) -> None:
+    """Without the beginning of sequence, which servers put in front by themselves; readers see who said what."""
+    talk = (Message("system", "Be brief."), Message("user", "Hello"))
+    task = Task(prompts_name="talk", prompts=(transcript(talk),), conversations=(talk,), reference=None)
+    asked = replace(job(tmp_path, resolve(str(chatty)), CONDITIONS), tasks=(task,))
+    measure(asked, tmp_path)
+    trace = Trace.load(tmp_path / TRACE_FILE.format(0))
+    assert {prompt for prompt, _ in endpoint.asked} == {"SYSTEM: Be brief.</s>USER: Hello</s> A:"}
+    assert [answer.prompt for answer in trace.answers] == ["system: Be brief.\nuser: Hello"]
+    assert trace.answers[0].prompt_tokens[0] == 1
+    assert trace.facts["token_count"] == "tokenizer"
 
 
 class TestUrlModel:

@@ -29,17 +29,25 @@ class Prompts:
     """A task with its ids; ``reference`` is None where nothing can be compared.
 
     ``scored`` pairs ids that are read with those scored after them: the reference's continuations, or a text's chunk halves.
+    ``rendered`` are the texts that a server is sent for conversations.
     """
 
     task: Task
     ids: tuple[tuple[int, ...], ...]
     reference: Reference | None
     scored: Chunks = ()
+    rendered: tuple[str, ...] = ()
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """What a server is sent for each prompt."""
+        return self.rendered or self.task.prompts
 
     def answered(self, conditions: Conditions) -> Prompts:
         """The same with only the prompts that are timed and answered."""
         count = conditions.answered_prompts or None
-        return replace(self, task=replace(self.task, prompts=self.task.prompts[:count]), ids=self.ids[:count])
+        asked = replace(self.task, prompts=self.task.prompts[:count], conversations=self.task.conversations[:count])
+        return replace(self, task=asked, ids=self.ids[:count], rendered=self.rendered[:count])
 
 
 def read_prompts(job: Job) -> tuple[list[Prompts], int]:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from threading import Barrier
@@ -26,7 +26,7 @@ from quantbench.measuring.subjects import import_seconds, settings_of, without_t
 from quantbench.measuring.subjects.prompts import Prompts, read_prompts
 from quantbench.measuring.subjects.top_logprobs import compare_top_tokens
 from quantbench.methods import METHODS, Endpoint, StreamDroppedError, Streamed
-from quantbench.models.tokenizer import Tokenizer
+from quantbench.models.tokenizer import Tokenizer, completion_texts
 from quantbench.runtimes import open_tokenizer
 
 _UNSEEN = "a server's memory cannot be seen from here"
@@ -74,7 +74,7 @@ class Client:
 
     def ask(self, index: int, limit: int) -> Streamed:
         """An answer of ``limit`` tokens, whatever they are."""
-        return self.endpoint.answer(self.task.prompts[index], limit, full_length=True)
+        return self.endpoint.answer(self.prompts.texts[index], limit, full_length=True)
 
     def add(self, timings: Mapping[str, float]) -> None:
         """Count timings of the server's own."""
@@ -84,7 +84,7 @@ class Client:
     def generation(self, index: int, streamed: Streamed, limit: int) -> Generation:
         """The streamed answer of at most ``limit`` tokens, with the best token count available."""
         ids = self.prompts.ids[index]
-        tokens = self._count(self.task.prompts[index], len(ids), streamed, limit)
+        tokens = self._count(self.prompts.texts[index], len(ids), streamed, limit)
         return Generation(
             prompt=index,
             prompt_tokens=streamed.prompt_tokens or (len(ids) if self.tokenizer else None),
@@ -168,11 +168,16 @@ def levels(most: int) -> list[int]:
 
 
 def _read(job: Job) -> tuple[list[Prompts], int, Tokenizer | None]:
-    """The prompt sets, the context in tokens that holds them, and the tokenizer; a model that is a URL has neither."""
+    """The prompt sets, the context in tokens that holds them, and the tokenizer; a model that is a URL has neither.
+
+    A conversation is sent as the text that the model's own template makes of it, to be completed as it stands: a server's chat
+    endpoint would render it by a template of the server's, which may differ, and has no place for a continuation to be scored.
+    """
     if job.checkpoint.kind == "server":
         return [Prompts(task=task, ids=((),) * len(task.prompts), reference=None) for task in job.tasks], 0, None
     prompts, context = read_prompts(job)
-    return prompts, context, open_tokenizer(job.checkpoint)
+    tokenizer = open_tokenizer(job.checkpoint)
+    return [replace(each, rendered=completion_texts(tokenizer, each.task)) for each in prompts], context, tokenizer
 
 
 def _compare(endpoint: Endpoint, tokenizer: Tokenizer | None, prompts: Prompts) -> TopLogprobs | str:
@@ -183,7 +188,7 @@ def _compare(endpoint: Endpoint, tokenizer: Tokenizer | None, prompts: Prompts) 
     if task.reference is None or reference is None:
         return "no reference to compare with: it cannot open this checkpoint here"
     try:
-        return compare_top_tokens(endpoint, tokenizer, task.prompts, reference, task.reference)
+        return compare_top_tokens(endpoint, tokenizer, prompts.texts, reference, task.reference)
     except ModelError as error:  # without likeliest tokens its speed can still be measured
         return str(error)
 
@@ -191,7 +196,7 @@ def _compare(endpoint: Endpoint, tokenizer: Tokenizer | None, prompts: Prompts) 
 def _ask_native(client: Client, limit: int) -> str:
     """Add the server's own timings of an answer to every prompt, if it must be asked for them; says why they cannot be used."""
     try:
-        asked = [client.endpoint.native(prompt, limit) for prompt in client.task.prompts]
+        asked = [client.endpoint.native(prompt, limit) for prompt in client.prompts.texts]
     except ModelError as error:  # impossible timings; a server that is down also fails what is timed here
         return str(error)
     for timings in asked if all(asked) else ():
@@ -205,9 +210,9 @@ def _answers(client: Client, conditions: Conditions) -> tuple[tuple[Answer, ...]
         answers = tuple(
             Answer(
                 prompt=prompt, prompt_tokens=ids, tokens=None,
-                text="".join(client.endpoint.answer(prompt, conditions.answer_tokens).pieces),
+                text="".join(client.endpoint.answer(text, conditions.answer_tokens).pieces),
             )
-            for prompt, ids in zip(client.task.prompts, client.prompts.ids, strict=True)
+            for prompt, text, ids in zip(client.task.prompts, client.prompts.texts, client.prompts.ids, strict=True)
         )  # fmt: skip
     return answers, watch.found() if watch else None
 

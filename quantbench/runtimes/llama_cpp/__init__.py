@@ -8,6 +8,7 @@ from pathlib import Path
 
 from quantbench.core.job import Checkpoint
 from quantbench.models.architecture import Architecture
+from quantbench.models.chat import TEMPLATE_KEY
 from quantbench.models.footprint import ELEMENT_BYTES
 from quantbench.models.gguf import GgufHeader, gguf_parts
 from quantbench.models.tokenizer import Tokenizer
@@ -51,6 +52,10 @@ def _precision(path: Path) -> str:
     return GgufHeader(gguf_parts(path)[0]).precision if find_spec("gguf") else ""
 
 
+def _template(path: Path) -> str:
+    return GgufHeader(gguf_parts(path)[0]).get(TEMPLATE_KEY) or "" if find_spec("gguf") else ""
+
+
 def _tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     from quantbench.runtimes.llama_cpp.tokenizer import GgufTokenizer
 
@@ -72,5 +77,6 @@ LLAMA_CPP = Runtime(
     read_precision=_precision,
     files=gguf_parts,
     tokenizer=_tokenizer,
+    read_template=_template,
     torch_free=True,
 )

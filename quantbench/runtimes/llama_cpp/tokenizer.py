@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
+from quantbench.core.conversation import Conversation
 from quantbench.core.errors import ModelError
 from quantbench.core.job import Checkpoint
+from quantbench.models.chat import TEMPLATE_KEY, ChatTemplate
 from quantbench.models.gguf import GgufHeader
+
+_SPECIAL = ("bos", "eos", "sep", "pad", "mask")
+"""Special tokens that a template may write, as llama.cpp and transformers name them."""
 
 
 class GgufTokenizer:
@@ -14,10 +20,12 @@ class GgufTokenizer:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         """ModelError if it has no vocabulary that can be read."""
+        import llama_cpp
         from llama_cpp import Llama, llama_model_get_vocab, llama_vocab_is_eog
 
         header = GgufHeader(checkpoint.path)
         self.context_limit = header.get(f"{header.get('general.architecture')}.context_length")
+        self._name, self._source = checkpoint.name, header.get(TEMPLATE_KEY) or ""
         try:
             self._llama = Llama(str(checkpoint.path), vocab_only=True, verbose=False)
         except ValueError as error:
@@ -26,6 +34,13 @@ class GgufTokenizer:
             ) from error
         vocabulary = llama_model_get_vocab(self._llama.model)
         self.ends = frozenset(each for each in range(self._llama.n_vocab()) if llama_vocab_is_eog(vocabulary, each))
+        numbers = {f"{kind}_token": getattr(llama_cpp, f"llama_vocab_{kind}")(vocabulary) for kind in _SPECIAL}
+        self._special = {
+            name: llama_cpp.llama_vocab_get_text(vocabulary, number).decode("utf-8", "replace")
+            for name, number in numbers.items()
+            if number >= 0
+        }
+        self.bos = self._special.get("bos_token", "")
 
     def encode(self, text: str) -> list[int]:
         """Ids of ``text``, with BOS in front where the model was trained with one."""
@@ -34,6 +49,18 @@ class GgufTokenizer:
     def encode_literal(self, text: str) -> list[int]:
         """The same for a running text, in which nothing is a special token."""
         return list(self._llama.tokenize(text.encode(), add_bos=True, special=False))
+
+    def render(self, conversation: Conversation) -> str:
+        """The text that the file's chat template makes of a conversation; ModelError where there is none, or it refuses."""
+        return self._template.render(conversation)
+
+    def encode_rendered(self, text: str) -> list[int]:
+        """Ids of what ``render`` gave: with its special tokens, and without a BOS but its own."""
+        return list(self._llama.tokenize(text.encode(), add_bos=False, special=True))
+
+    @cached_property
+    def _template(self) -> ChatTemplate:
+        return ChatTemplate(self._source, self._special, self._name)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of ``tokens``."""

@@ -7,6 +7,7 @@ from fractions import Fraction
 
 from quantbench.core.job import Checkpoint
 from quantbench.models.architecture import Architecture
+from quantbench.models.chat import folder_template
 from quantbench.models.footprint import ELEMENT_BYTES
 from quantbench.models.tokenizer import Tokenizer
 from quantbench.runtimes import Runtime
@@ -64,4 +65,5 @@ TRANSFORMERS = Runtime(
     out_of_memory=("out_of_memory", "unable to allocate", "status_alloc_failed", "memoryallocation"),
     opens="hf",
     tokenizer=_tokenizer,
+    read_template=folder_template,
 )

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
+from quantbench.core.conversation import Conversation
 from quantbench.core.errors import ModelError
 from quantbench.core.job import Checkpoint
+from quantbench.models.chat import ChatTemplate, folder_template
 from quantbench.models.config import read_config
 
 _COMMON = "transformers.tokenization_utils"
@@ -43,6 +46,8 @@ class FolderTokenizer:
         turns = (number for name, number in self._tokenizer.get_added_vocab().items() if name in _TURN_ENDS)
         self.ends = frozenset((*(end for each in named for end in _listed(each)), *turns))
         self.context_limit = config.get("max_position_embeddings")
+        self.bos = str(self._tokenizer.bos_token or "")
+        self._checkpoint = checkpoint
 
     def encode(self, text: str) -> list[int]:
         """Ids of ``text``, with BOS in front where the model was trained with one."""
@@ -51,6 +56,20 @@ class FolderTokenizer:
     def encode_literal(self, text: str) -> list[int]:
         """The same for a running text, in which nothing is a special token."""
         return self._encode(text, split_special_tokens=True, verbose=False)  # a text is longer than any context
+
+    def render(self, conversation: Conversation) -> str:
+        """The text that the folder's chat template makes of a conversation; ModelError where there is none, or it refuses."""
+        return self._template.render(conversation)
+
+    def encode_rendered(self, text: str) -> list[int]:
+        """Ids of what ``render`` gave, as transformers' ``apply_chat_template`` has them."""
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
+        return ids
+
+    @cached_property
+    def _template(self) -> ChatTemplate:
+        special = {name: text for name, text in self._tokenizer.special_tokens_map.items() if isinstance(text, str)}
+        return ChatTemplate(folder_template(self._checkpoint.path), special, self._checkpoint.name)
 
     def _encode(self, text: str, **how: bool) -> list[int]:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=True, **how)
