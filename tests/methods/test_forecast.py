@@ -57,7 +57,7 @@ REFUSED: Mapping[str, list[str]] = {
     "qwen2": IN_GROUPS,
     "llama": [*IN_GROUPS, "prune/2-4"],
     "mixtral": ALL_PRUNED,
-    "gemma": [],
+    "gemma": ["torchao/nvfp4-wo"],
     "opt": IN_GROUPS,
     "falcon": [each for each in OFFERED if each.startswith("bitsandbytes/") or (each in ALL_PRUNED and "+" in each)],
     "gpt2": [*ALL_PRUNED, *(each for each in OFFERED if each.startswith("torchao/"))],
