@@ -32,7 +32,7 @@ NEWER = {
 README = Path(__file__).parents[1] / "results" / "README.md"
 SCENARIO_COLUMNS = (
     "run_id", "started_at", "run_number", "scenario_id", "scenario_key", "model", "method", "precision",
-    "artifact", "artifact_maker", "artifact_sha256", "artifact_note", "prompts",
+    "artifact", "artifact_maker", "artifact_sha256", "artifact_audit", "artifact_note", "prompts",
     "repeat", "attempts", "status", "reason", "traceback", "control", "reference", "is_reference", "bits", "device",
     "device_found",
     "threads", "waiting", "context", "batch", "output_tokens", "answer_tokens", "continuation_tokens", "answered_prompts",

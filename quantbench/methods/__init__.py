@@ -61,6 +61,9 @@ Saver = Callable[[Spec, Settings, Path], None]
 Forecaster = Callable[[Architecture, Sequence[str]], Mapping[str, Weights]]
 """Predicts the weight bytes of each named precision from an architecture; reads no weights and does not import torch."""
 
+Auditor = Callable[[Settings, Checkpoint], Mapping[str, str]]
+"""What is found in an artifact's files beside those of its original, as facts; reads weights and runs nothing."""
+
 Holder = Callable[[Mapping[str, Any]], Sequence[str]]
 """The precisions that a checkpoint with a ``quantization_config`` may have."""
 
@@ -96,6 +99,7 @@ class Method:
     forecaster: Forecaster | None = field(default=None, init=False)
     recipe: Recipe = field(default=lambda _: {}, init=False)
     holder: Holder | None = field(default=None, init=False)
+    auditor: Auditor | None = field(default=None, init=False)
 
     def precision(self, name: str) -> Precision:
         """The precision of that name; UsageError with the nearest names if the method has no such precision."""
@@ -153,6 +157,10 @@ class Method:
         self.check(settings.checkpoint)
         return self.preparer(spec, settings) if self.preparer else None
 
+    def audit(self, settings: Settings, original: Checkpoint | None) -> Mapping[str, str]:
+        """What is found in the files beside those of the original that they are an artifact of; nothing without one."""
+        return self.auditor(settings, original) if self.auditor and original else {}
+
     def open(self, spec: Spec, settings: Settings) -> AbstractContextManager[LoadedModel]:
         """Open the spec's variant of a language model."""
         self.check(settings.checkpoint)
@@ -177,6 +185,11 @@ class Method:
         """Decorator: ``holder`` narrows the precisions that a checkpoint may have which was quantized elsewhere."""
         self.holder = holder
         return holder
+
+    def audits(self, auditor: Auditor) -> Auditor:
+        """Decorator: ``auditor`` compares the files of a published artifact with those of its original."""
+        self.auditor = auditor
+        return auditor
 
     def prepares(self, preparer: Preparer) -> Preparer:
         """Decorator: ``preparer`` makes the quantized artifact outside any timing, or takes it from the cache."""

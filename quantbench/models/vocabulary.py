@@ -9,10 +9,11 @@ from typing import Any
 
 from quantbench.core.errors import ModelError
 from quantbench.core.job import Checkpoint
+from quantbench.models.chat import TEMPLATE_KEY, folder_template
 from quantbench.models.config import CONFIG, read_config
 from quantbench.models.gguf import GgufHeader
 
-_TOKENIZER, _ABOUT = "tokenizer.json", "tokenizer_config.json"
+_TOKENIZER = "tokenizer.json"
 _UNUSED = 5
 """GGUF's token type of padding and of pieces that no text uses (llama.cpp's LLAMA_TOKEN_TYPE_UNUSED)."""
 
@@ -75,19 +76,17 @@ def _of_header(header: GgufHeader) -> Vocabulary | None:
         tokens={number: text for number, text in enumerate(texts) if number not in unused},
         begin=begin if isinstance(begin, int) else None,
         ends=_ids(ends),
-        template=str(header.get("tokenizer.chat_template") or ""),
+        template=str(header.get(TEMPLATE_KEY) or ""),
     )
 
 
 def _of_folder(folder: Path) -> Vocabulary:
     settings = [read_config(folder / name) for name in (CONFIG, "generation_config.json") if (folder / name).is_file()]
-    about = read_config(folder / _ABOUT) if (folder / _ABOUT).is_file() else {}
-    template = folder / "chat_template.jinja"
     return Vocabulary(
         tokens=_tokens(folder / _TOKENIZER),
         begin=next((each["bos_token_id"] for each in settings if isinstance(each.get("bos_token_id"), int)), None),
         ends=_ids(number for each in settings for number in _listed(each.get("eos_token_id"))),
-        template=template.read_text(encoding="utf-8") if template.is_file() else _text(about.get("chat_template")),
+        template=folder_template(folder),
     )
 
 
@@ -109,7 +108,3 @@ def _ids(values: Iterable[Any]) -> frozenset[int]:
 
 def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else ""

@@ -19,6 +19,7 @@ _NOT_KEPT = "the run was resumed, and this was not stored when it was measured"
 _FOUND = {
     "kernel": "kernel", "kv_dtype": "kv_dtype", "checkpoint_dtype": "checkpoint_dtype", "anchor": "anchor",
     "artifact_maker": "artifact_maker", "artifact_sha256": "artifact_sha256", "artifact_note": "artifact_note",
+    "artifact_audit": "artifact_audit",
     "threads": "threads", "waiting": "waiting", "context": "context", "device_found": "device",
 }  # fmt: skip
 """Columns that are facts in a record."""

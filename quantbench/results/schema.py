@@ -41,6 +41,7 @@ IDENTITY_COLUMNS = (
     Column("artifact", "", kind="string", doc="the name given to a quantization that somebody published; null for others"),
     Column("artifact_maker", "", kind="string", doc="who made it: the hub's organization, or whom the file's header names"),
     Column("artifact_sha256", "", kind="string", doc="sha256 of its content"),
+    Column("artifact_audit", "", kind="string", doc="what is wrong with a GGUF file: its conversion, weights or types"),
     Column("artifact_note", "", kind="string", doc="in what its files differ from the original's, besides the weights"),
     Column("prompts", "", kind="string", doc="prompt set"),
     Column("repeat", "", kind="int", doc="counts the fresh processes of a scenario from 0"),

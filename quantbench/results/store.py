@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from pyarrow import fs
 
-_OF_AN_ARTIFACT = ("artifact_maker", "artifact_sha256", "artifact_note")
+_OF_AN_ARTIFACT = ("artifact_maker", "artifact_sha256", "artifact_audit", "artifact_note")
 _FOUND = ("kernel", "kv_dtype", "checkpoint_dtype", "anchor", "waiting")
 _ONE_ROW: Mapping[str, Any] = {"compression": "none", "use_dictionary": False, "write_statistics": False}
 """How one row is written: a codec, dictionary and statistics for each of 200 values would take longer than everything else."""

@@ -107,6 +107,7 @@ def measure(job: Job, folder: Path) -> None:
         opened = _Opened(
             model=model, artifact=artifact, import_s=import_s, load_s=load_s, started=started, weights=weights,
             running=model.memory(), bandwidth=bandwidth, context=context, threads=settings.threads,
+            audited=method.audit(settings, job.original),
         )  # fmt: skip
         enter_stage(folder, "scoring" if all(each.task.is_text for each in prompts) else "similarity")
         scored = [_score(job, model, each, folder, index, courtesy=courtesy) for index, each in enumerate(prompts)]
@@ -144,6 +145,8 @@ class _Opened:
     bandwidth: float | str
     context: int
     threads: int
+    audited: Mapping[str, str]
+    """What an audit of a published artifact's files found."""
 
 
 def _trace(
@@ -154,7 +157,7 @@ def _trace(
     unwritten = _unwritten(checkpoint, artifact)
     length, batch = job.conditions.output_tokens, prompts.task.batch
     timed = prompts.answered(job.conditions).ids
-    found = {**opened.model.facts, **(artifact.facts if artifact else {})}
+    found = {**opened.model.facts, **(artifact.facts if artifact else {}), **opened.audited}
     waits = waiting(rested=answered.rested if answered.rounds or columns is None else columns.rested)
     facts = {**found, "threads": str(opened.threads), "waiting": waits, "context": str(opened.context)}
     return Trace(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from quantbench.results.rows import Group, Row, groups
@@ -20,6 +21,7 @@ _NOTES = (
     "holds: method and precision by the artifact's own files; what quantbench made of the same precision stands beside it",
     "like: of the same precision, with a KLD whose 95 % interval overlaps; contrast compares two of them prompt by prompt",
 )
+_TOLD = ("artifact_audit", "artifact_note")
 OURS = "quantbench"
 """The maker of what was quantized in the run itself."""
 
@@ -43,17 +45,21 @@ def _table(group: Group) -> Table | None:
         f.measured("bits_per_weight"),
         f.measured("kld_mean"),
         f.Field(Heading(key="like", title="Like", source="measured"), lambda line: Cell(", ".join(_like(line, lines)) or None)),
-        f.Field(Heading(key="artifact_note", title="Note", shown=False), lambda line: Cell(_text(line, "artifact_note"))),
+        *(f.Field(Heading(key=name, title=name, shown=False), partial(_cell, name)) for name in _TOLD),
         *f.background("kld_mean_low", "kld_mean_high"),
         *f.status(shown=any(line.status != "ok" for line in lines)),
     ]
-    told = [f"{line.label}: {note}" for line in lines if (note := _text(line, "artifact_note"))]
+    told = [f"{line.label}: {text}" for line in lines for name in _TOLD if (text := _text(line, name))]
     return assemble("artifacts", "Published artifacts", lines, fields, [*_NOTES, *told, *instrument_note(group)])
 
 
 def _held(row: Row | None) -> str:
     """``method/precision`` by the files; empty where they could not be read."""
     return f"{row.text('method')}/{row.text('precision')}" if row and row.text("method") else ""
+
+
+def _cell(name: str, line: Line) -> Cell:
+    return Cell(_text(line, name))
 
 
 def _maker(line: Line) -> Cell:
