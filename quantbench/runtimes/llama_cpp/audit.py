@@ -94,8 +94,8 @@ def audit_weights(path: Path, original: Path, *, most: int = SAMPLE) -> WeightsA
     matrix changes a tensor's own errors and not what they contain, so it is not mistaken for it: on the canary no file of
     sixteen types made with one scores above 0.33, and those quantized twice score 1. Errors alone would not tell: those of a
     q4_k_m with a matrix are 0.99 times those without (q4_1 0.90, q2_k 0.91, iq3_m 0.84), and made from q8_0 1.00 times those
-    of one quantization, from q6_k 1.03, q5_k_m 1.08, q5_0 1.15, q4_0 1.32. What cannot be found is a type that the tensor kept, and
-    one whose errors are too small beside the tensor's own to do harm (q8_0 before q2_k).
+    of one quantization, from q6_k 1.03, q5_k_m 1.08, q5_0 1.15, q4_0 1.32. What cannot be found is a type that the
+    tensor kept, and one whose errors are too small beside the tensor's own to do harm (q8_0 before q2_k).
 
     *Other types than its name says*: see ``mix_of``.
 
