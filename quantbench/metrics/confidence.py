@@ -1,7 +1,7 @@
 """KL divergence by the reference's confidence: where it is sure of the next token, and where it is not.
 
-The mean is made mostly where several tokens are about as likely, which any disturbance reorders; damage at positions of which
-the reference is sure is what changes answers.
+A mean hides where it comes from: positions where several tokens are about as likely, which any disturbance reorders, or those
+where one is certain, at which damage changes answers.
 """
 
 from __future__ import annotations

@@ -63,9 +63,9 @@ def test_fewer_bits_share_less_and_keep_pinskers_inequality(rows: pd.DataFrame) 
 
 
 def test_the_rounding_floor_stands_in_the_controls_row_alone(rows: pd.DataFrame) -> None:
-    """It is as far off as bf16, which rounds more often, within an order of magnitude, and far below the lowest bits."""
+    """It is not as far off as bf16, which rounds more often, yet by a figure of its own, and far below the lowest bits."""
     control = rows.loc["fp32"]
-    assert rows.loc["bf16", "kld_mean"] / 10 < control["kld_floor"] < 2 * rows.loc["bf16", "kld_mean"]
+    assert rows.loc["bf16", "kld_mean"] / 50 < control["kld_floor"] < rows.loc["bf16", "kld_mean"]
     assert control["kld_floor"] < rows.loc["q2_k", "kld_mean"] / 100
     assert 0 < control["kld_floor_se"] < control["kld_floor"]
     assert rows.loc["q2_k", "ear"] < control["ear_floor"] < 1

@@ -1,7 +1,7 @@
 """The rounding floor: the reference scored once more, with every layer's output as if it had been rounded once more.
 
-A control that repeats the same kernels differs by nothing at all, yet the original itself differs as much as this from one
-machine, batch or library to the next. The noise is that of exllamav3's ``eval/qbench.py``.
+A control that repeats the same kernels differs by nothing at all. This is the least that rounding costs where the original runs
+in its checkpoint's dtype, which rounds inside of layers as well. The noise is that of exllamav3's ``eval/qbench.py``.
 """
 
 from __future__ import annotations
