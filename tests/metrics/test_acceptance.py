@@ -41,7 +41,7 @@ def test_it_is_what_speculative_sampling_accepts(tmp_path: Path) -> None:
     np.save(tmp_path / LOGPROBS_FILE, theirs)
 
     class Drafts:
-        def score(self, _tokens: object, first: int = 0) -> object:  # noqa: ARG002 - all positions are scored
+        def score(self, _tokens: object, first: int = 0) -> object:
             yield logits
 
     score_columns(Drafts(), [((1,), (2, 3))], tmp_path, tmp_path / "scored.npz")  # type: ignore[arg-type]

@@ -59,7 +59,7 @@ def test_fewer_bits_share_less_and_keep_pinskers_inequality(rows: pd.DataFrame) 
     for row in rows.itertuples():
         assert 1 - math.sqrt(row.kld_mean / 2) - 1e-6 <= row.ear <= 1
         assert 0 < row.confidence_median < 1
-    assert rows["confidence_median"].nunique() == 1  # it is the reference's
+    assert len(set(rows["confidence_median"])) == 1  # it is the reference's
 
 
 def test_the_rounding_floor_stands_in_the_controls_row_alone(rows: pd.DataFrame) -> None:
