@@ -35,7 +35,7 @@ _EARLIER = ("Q8_0", "Q6_K", "Q5_K", "Q5_1", "Q5_0", "Q4_K", "Q4_1", "Q4_0", "IQ4
 """Types that a tensor may have had before, the finest first. ggml is too slow at others to try them on every tensor."""
 
 _ALIKE = ({"Q4_1", "Q4_K"}, {"Q5_1", "Q5_K"})
-"""Types of one grid, a scale and a least value: with an importance matrix the one makes the other's errors (scored 0.63)."""
+"""Types of one grid, a scale and a least value: with an importance matrix one makes the other's errors (a score of 0.63)."""
 
 _SUSPECT, _SPAN, _SURE, _SIGMAS = 0.25, 0.3, 0.5, 5.0
 _SHARE = 0.05
@@ -93,9 +93,9 @@ def audit_weights(path: Path, original: Path, *, most: int = SAMPLE) -> WeightsA
     type, both scaled by what ggml makes of the original's rows here; 0.5 and five standard errors are needed. An importance
     matrix changes a tensor's own errors and not what they contain, so it is not mistaken for it: on the canary no file of
     sixteen types made with one scores above 0.33, and those quantized twice score 1. Errors alone would not tell: those of a
-    q4_k_m with a matrix are 0.99 times those without (q4_1 0.90, q2_k 0.91, iq3_m 0.84), and made from q8_0 1.00 times those
-    of one quantization, from q6_k 1.03, q5_k_m 1.08, q5_0 1.15, q4_0 1.32. What cannot be found is a type that the
-    tensor kept, and one whose errors are too small beside the tensor's own to do harm (q8_0 before q2_k).
+    q4_k_m with a matrix are 0.99 times those without (q4_1 0.90, q2_k 0.91, iq3_m 0.84), and made from q8_0 1.00 times those of
+    one quantization, from q6_k 1.03, q5_k_m 1.08, q5_0 1.15, q4_0 1.32. Not found: a type that the tensor kept, and
+    one whose errors are too small beside the tensor's own to do harm (q8_0 before q2_k).
 
     *Other types than its name says*: see ``mix_of``.
 
