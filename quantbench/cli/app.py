@@ -17,6 +17,7 @@ from quantbench.cli.contrast import contrast
 from quantbench.cli.doctor import doctor
 from quantbench.cli.export import export
 from quantbench.cli.guard import DEBUG, guarded
+from quantbench.cli.pick import pick
 from quantbench.cli.plan import plan
 from quantbench.cli.quantize import quantize
 from quantbench.cli.report import report
@@ -24,7 +25,7 @@ from quantbench.cli.results import recommend, tables
 from quantbench.cli.run import demo, run
 
 _GROUPS = {
-    "Measure": (demo, run, plan, quantize, doctor),
+    "Measure": (pick, run, plan, demo, quantize, doctor),
     "Read": (tables, recommend, compare, contrast, report, export),
     "Look up": (methods, metrics, models),
 }
