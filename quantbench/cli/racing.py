@@ -38,6 +38,7 @@ class Race:
     """The run that the decision rests on: that of the last round."""
     _missing: dict[str, Sequence[str]] = field(default_factory=dict)
     """By contender, the files that were not on this machine before: only these are deleted again."""
+    _announced: set[str] = field(default_factory=set)
 
     def run(self, contenders: Sequence[Contender]) -> None:
         """Measure all of them in the first round, and in the last one those who are not out; every row is stored at once."""
@@ -97,7 +98,9 @@ class Race:
         session.start([planned[each.name] for each in contenders], verbosity=-1)
         stack.push(lambda _, error, __: session.finish(interrupted=isinstance(error, KeyboardInterrupt)))
         for sentence in session.announced:
-            self.say(sentence)
+            if sentence not in self._announced:
+                self.say(sentence)
+        self._announced.update(session.announced)
         return session, planned
 
     def _measure(self, session: Session, test_id: str, contender: Contender) -> None:

@@ -79,7 +79,9 @@ def forget(name: str, files: Iterable[str]) -> bool:
     Content that other revisions share stays.
     """
     try:
-        paths = {_cached(name, file) for file in files}
+        paths = {path for file in files if (path := _cached(name, file))}
+        if not paths:
+            return True
         cache = _client(name).scan_cache_dir()
         held = (file for repository in cache.repos for revision in repository.revisions for file in revision.files)
         cache.delete_files(*(file for file in held if str(file.file_path) in paths)).execute()
