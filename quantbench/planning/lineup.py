@@ -76,6 +76,7 @@ def lineup(model: str, original: str, options: RunOptions) -> Lineup:
     """
     if kind := "a dummy" if is_dummy(model) else "a server" if is_server(model) else "a module" if is_module(model) else "":
         raise UsageError(f"{model!r} is {kind}, of which nothing can be picked; give a model's folder or hub id, or GGUF files")
+    Conditions(device=options.device or Conditions().device)  # which refuses what is no device
     files = _files(model)
     if files:
         if options.method or options.precision:
