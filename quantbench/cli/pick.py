@@ -10,6 +10,7 @@ import typer
 from quantbench.cli.complete import completion
 from quantbench.cli.guard import INSUFFICIENT
 from quantbench.cli.output import counted, message
+from quantbench.cli.plan import MethodsOption, PrecisionsOption
 from quantbench.cli.results import MaxKldOption, MemoryOption, MinTpsOption, ResultsOption, limit
 from quantbench.core.scenario import short_name
 from quantbench.core.units import format_bytes, format_limit, parse_bytes
@@ -22,31 +23,27 @@ if TYPE_CHECKING:  # as in cli.plan
     from quantbench.planning.lineup import Contender, Lineup
     from quantbench.planning.options import RunOptions
 
+_Candidates = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", help="as for run --model, or a folder or hub repository of GGUF files", autocompletion=completion("model")
+    ),
+]
+_OriginalOption = Annotated[
+    str, typer.Option("--original", metavar="MODEL", help="what GGUF files are compared with (default: the most exact of them)")
+]
+
 
 def pick(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL", help="a model as for run --model, or a folder or hub repository of GGUF files",
-            autocompletion=completion("model"),
-        ),
-    ],
+    model: _Candidates,
     *,
-    original: Annotated[
-        str, typer.Option("--original", metavar="MODEL", help="what GGUF files are compared with (default: the most exact of them)")
-    ] = "",
+    original: _OriginalOption = "",
     memory: MemoryOption = None,
     max_kld: MaxKldOption = None,
     min_tps: MinTpsOption = None,
     device: Annotated[str | None, typer.Option("--device", metavar="DEVICE", help="cpu, cuda or cuda:N")] = None,
-    method: Annotated[
-        list[str] | None,
-        typer.Option("--method", metavar="METHOD", help="only these methods", autocompletion=completion("method")),
-    ] = None,
-    precision: Annotated[
-        list[str] | None,
-        typer.Option("--precision", metavar="PRECISION", help="only these precisions", autocompletion=completion("precision")),
-    ] = None,
+    method: MethodsOption = None,
+    precision: PrecisionsOption = None,
     keep: Annotated[bool, typer.Option("--keep", help="keep what was downloaded and not picked")] = False,
     results: ResultsOption = "results",
 ) -> None:
