@@ -11,6 +11,9 @@ smallest that none is surely faster than, and then what *dominates* that, if any
   variant in place of one that is larger, further away and not surely faster.
 * One that is surely within the limits is better or equal in all three: bytes, KLD and speed. It then takes every part in the
   rule that the other could have: it is surely faster than whatever the other is surely faster than.
+* It is larger than one that is surely within the limits and that none can turn out surely faster than: the rule begins with
+  that one or a smaller, and what dominates a variant is never larger. Such a larger one stays if it may turn out surely faster
+  than a smaller one that only it would put out.
 
 Without the variants that are out, the rule picks the same as with them.
 """
@@ -41,7 +44,21 @@ def out(candidates: Sequence[Candidate], limits: Limits) -> Mapping[str, str]:
             found[each.name] = f"surely no better than {better.name} in size, KLD or speed"
         elif faster and not any(_may_dominate(each, other) for other in racing if other is not each):
             found[each.name] = f"surely slower than {faster.name}"
-    return found
+    return found | _too_large([each for each in racing if each.name not in found], limits)
+
+
+def _too_large(racing: Sequence[Candidate], limits: Limits) -> Mapping[str, str]:
+    """Those that are larger than one which is surely as good a beginning for the rule as any, and that put out nothing smaller."""
+    sure = sorted((each for each in racing if _surely_within(each, limits)), key=lambda each: each.weight_bytes)
+    for small in sure:
+        if any(_may_be_faster(other, small) for other in racing if other is not small):
+            continue
+        ahead = [each for each in racing if each.weight_bytes <= small.weight_bytes]
+        open_ = [each for each in ahead if not any(other.surely_faster(each) for other in sure if other in ahead)]
+        behind = (each for each in racing if each.weight_bytes > small.weight_bytes)
+        why = f"larger than {small.name}, and surely not faster"
+        return {each.name: why for each in behind if not any(_may_be_faster(each, other) for other in open_)}
+    return {}
 
 
 def too_much(candidate: Candidate, limits: Limits) -> str:
@@ -78,6 +95,12 @@ def _surely_no_worse(one: Candidate, other: Candidate) -> bool:
     furthest, closest = _kld(one)[1], _kld(other)[0]
     smaller, closer = one.weight_bytes < other.weight_bytes, furthest < closest
     return (smaller or closer) and one.weight_bytes <= other.weight_bytes and furthest <= closest
+
+
+def _may_be_faster(one: Candidate, other: Candidate) -> bool:
+    """Whether ``one`` may turn out to be surely faster than ``other``."""
+    mine, theirs = one.tps_interval, other.tps_interval
+    return mine is None or theirs is None or mine[1] > theirs[0] * (1 + one.spread(other))
 
 
 def _may_dominate(one: Candidate, other: Candidate) -> bool:

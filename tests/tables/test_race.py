@@ -115,6 +115,17 @@ def test_what_is_no_better_in_anything_is_out_without_the_spread_of_processes() 
     assert out([SMALL, replace(SMALL, name="twin")], LIMITS) == {}
 
 
+def test_what_is_larger_than_one_as_fast_as_any_is_out_but_where_it_alone_would_put_out_a_smaller_one() -> None:
+    large, tiny = one("large", 8, (0.0, 0.001), (98, 105)), one("tiny", 1, (0.03, 0.04), (93, 99))
+    why = {"large": "larger than small, and surely not faster"}
+    assert out([SMALL, large], LIMITS) == why
+    assert out([SMALL, large, one("tiny", 1, (0.03, 0.04), (96, 99))], LIMITS) == why
+    assert out([SMALL, large, tiny], LIMITS) == {}  # which may put out ``tiny``, as ``small`` may not
+    assert out([SMALL, large, replace(tiny, tps_low=80, tps_high=85)], LIMITS) == why  # as ``small`` does itself
+    assert out([SMALL, replace(large, disturbed=True)], LIMITS) == {}
+    assert out([SMALL, replace(large, tps_high=120)], LIMITS) == {}  # it may turn out surely faster
+
+
 @pytest.mark.parametrize("limits", [LIMITS, replace(LIMITS, min_tps=1e9), replace(LIMITS, memory_bytes=1)])
 def test_nobody_is_out_on_bare_means(limits: Limits) -> None:
     bare = replace(one("bare", 1, (9, 9), (1, 1)), kld_low=None, kld_high=None, tps_low=None, tps_high=None)
