@@ -20,6 +20,9 @@ from typing import Any, NamedTuple
 from quantbench.core.errors import ModelError
 
 _MAGIC = b"GGUF"
+_BESIDE = re.compile(r"mmproj|(^|/)imatrix[^/]*$|imatrix(_unsloth)?\.gguf$")
+"""What lies beside the models of a repository in files of the same kind."""
+
 _PART = re.compile(r"-(\d{5})-of-(?!00000)(\d{5})(?=\.gguf$)")
 
 _VERSIONS = (2, 3)
@@ -67,10 +70,10 @@ class ListedFile:
 
 
 def listed_files(sizes: Mapping[str, int]) -> list[ListedFile]:
-    """The language models among files whose bytes are given by path, parts together; a ``mmproj`` file is none."""
+    """The language models among files whose bytes are given by path, parts together: no ``mmproj``, no importance matrix."""
     found: dict[str, int] = {}
     for path, size in sorted(sizes.items()):
-        if path.endswith(".gguf") and "mmproj" not in path.lower():
+        if path.endswith(".gguf") and not _BESIDE.search(path.lower()):
             first = part_names(path)[0]
             found[first] = found.get(first, 0) + size
     return [ListedFile(first, size) for first, size in found.items()]

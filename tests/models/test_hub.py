@@ -30,6 +30,7 @@ FILES = (
     "tiny-Q4_K_S.gguf",
     "tiny-bf16.gguf",
     "mmproj-tiny-f16.gguf",
+    "tiny.imatrix.gguf",
     "big/tiny.Q8_0-00001-of-00003.gguf",
     "big/tiny.Q8_0-00002-of-00003.gguf",
     "big/tiny.Q8_0-00003-of-00003.gguf",
@@ -214,7 +215,7 @@ def test_a_listing_has_the_bytes_of_every_model_with_its_parts_together(hub: Sta
     assert sizes["config.json"] == len("config.json")
     assert sizes["sizeless"] == 0
     found = {each.name: each for each in listed_files(sizes)}
-    assert list(found) == ["big/tiny.Q8_0", "tiny-IQ4_XS", "tiny-Q4_K_M", "tiny-Q4_K_S", "tiny-bf16"]  # mmproj is no model
+    assert list(found) == ["big/tiny.Q8_0", "tiny-IQ4_XS", "tiny-Q4_K_M", "tiny-Q4_K_S", "tiny-bf16"]  # mmproj and imatrix are no models
     assert found["big/tiny.Q8_0"].parts == FILES[-3:]
     assert found["big/tiny.Q8_0"].size_bytes == sum(map(len, FILES[-3:]))
     hub.online = False
