@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from quantbench.core.errors import ModelError
 
 _MAGIC = b"GGUF"
-_BESIDE = re.compile(r"mmproj|(^|/)imatrix[^/]*$|imatrix(_unsloth)?\.gguf$")
+_BESIDE = re.compile(r"mmproj|(^|/)imatrix[^/]*$|imatrix\.gguf$")
 """What lies beside the models of a repository in files of the same kind."""
 
 _PART = re.compile(r"-(\d{5})-of-(?!00000)(\d{5})(?=\.gguf$)")
