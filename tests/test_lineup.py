@@ -98,7 +98,8 @@ def test_the_files_of_a_repository_keep_their_place_and_parts(monkeypatch: pytes
     parts = {f"BF16/m-BF16-0000{part}-of-00002.gguf": 50 for part in (1, 2)}
     on_hub(monkeypatch, {"m-Q4_K_M.gguf": 30, "m-UD-Q4_K_XL.gguf": 32, "config.json": 1, **parts})
     found = lineup("org/m-GGUF@v1", "", options())
-    assert [(each.name, each.size_bytes) for each in found.contenders] == [("Q4_K_M", 30), ("UD-Q4_K_XL", 32), ("gguf/bf16", 100)]
+    sizes = {each.name: each.size_bytes for each in found.contenders}
+    assert list(sizes.items()) == [("Q4_K_M", 30), ("UD-Q4_K_XL", 32), ("gguf/bf16", 100)]
     assert found.model == "org/m-GGUF@v1:BF16/m-BF16"
     assert found.repository == "org/m-GGUF@v1"
     assert found.contenders[-1].parts == tuple(parts)
@@ -133,28 +134,33 @@ def test_an_unknown_size_is_not_dropped_and_a_refusal_is() -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "original", "given", "said"),
+    ("model", "original", "said"),
     [
-        ("dummy:tinyllama-1.1b", "", {}, "is a dummy"),
-        ("lstm", "", {}, "is a module"),
-        ("http://localhost:1/v1", "", {}, "is a server"),
-        ("canary", "canary", {}, "omit it"),
-        ("nothing-of-that-name", "", {}, "unknown model"),
-        ("./nowhere", "", {}, "does not exist"),
-        ("empty", "", {}, "holds neither GGUF files nor a checkpoint"),
-        ("one", "", {}, "no file that fits this machine to compare"),
-        ("exact", "", {}, "holds one GGUF file"),
-        ("exact", "", {"method": ("gguf",)}, "omit them"),
-        ("one/m-q4.gguf", "", {}, "is gguf/q4_0 already"),
+        ("dummy:tinyllama-1.1b", "", "is a dummy"),
+        ("lstm", "", "is a module"),
+        ("http://localhost:1/v1", "", "is a server"),
+        ("canary", "canary", "omit it"),
+        ("nothing-of-that-name", "", "unknown model"),
+        ("./nowhere", "", "does not exist"),
+        ("empty", "", "holds neither GGUF files nor a checkpoint"),
+        ("one", "", "no file that fits this machine to compare"),
+        ("exact", "", "holds one GGUF file"),
+        ("one/m-q4.gguf", "", "is gguf/q4_0 already"),
     ],
 )
 def test_what_nothing_can_be_picked_from_is_one_sentence(
-    model: str, original: str, given: dict[str, Any], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: str, original: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     file(tmp_path / "one" / "m-q4.gguf", "q4_0")
     file(tmp_path / "exact" / "m-f16.gguf", "f16")
     with pytest.raises(QuantbenchError, match=said) as caught:
-        lineup(model, original, options(**given))
+        lineup(model, original, options())
     assert "\n" not in str(caught.value)
+
+
+def test_ready_files_are_not_narrowed_by_method(tmp_path: Path) -> None:
+    file(tmp_path / "m-f16.gguf", "f16")
+    with pytest.raises(UsageError, match="omit them"):
+        lineup(str(tmp_path), "", options(method=("gguf",)))

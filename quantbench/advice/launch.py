@@ -27,7 +27,8 @@ def of_file(path: str, device: str) -> list[str]:
         return lines
     here = path if file.is_absolute() or path.startswith("./") else f"./{path}"  # else Ollama takes it for a model's name
     name = shlex.quote(file.stem.lower())
-    return [*lines, f"echo {shlex.quote(f'FROM {here}')} > Modelfile", f"ollama create {name} -f Modelfile && ollama run {name}"]
+    modelfile = f"echo {shlex.quote(f'FROM {here}')} > Modelfile"
+    return [*lines, modelfile, f"ollama create {name} -f Modelfile && ollama run {name}"]
 
 
 def of_variant(model: str, variant: Variant, device: str) -> list[str]:

@@ -44,11 +44,11 @@ def out(candidates: Sequence[Candidate], limits: Limits) -> Mapping[str, str]:
             found[each.name] = f"surely no better than {better.name} in size, KLD or speed"
         elif faster and not any(_may_dominate(each, other) for other in racing if other is not each):
             found[each.name] = f"surely slower than {faster.name}"
-    return found | _too_large([each for each in racing if each.name not in found], limits)
+    return {**found, **_too_large([each for each in racing if each.name not in found], limits)}
 
 
 def _too_large(racing: Sequence[Candidate], limits: Limits) -> Mapping[str, str]:
-    """Those that are larger than one which is surely as good a beginning for the rule as any, and that put out nothing smaller."""
+    """Those that are larger than one with which the rule can surely begin, and that put out nothing smaller."""
     sure = sorted((each for each in racing if _surely_within(each, limits)), key=lambda each: each.weight_bytes)
     for small in sure:
         if any(_may_be_faster(other, small) for other in racing if other is not small):
@@ -88,7 +88,7 @@ def _surely_within(candidate: Candidate, limits: Limits) -> bool:
 
 
 def _surely_no_worse(one: Candidate, other: Candidate) -> bool:
-    """Whether ``one`` is no larger, no further away and no slower anywhere in the intervals, and not the same in size and KLD."""
+    """Whether ``one`` is no larger, no further away and no slower anywhere in the intervals, and not the same otherwise."""
     mine, theirs = one.tps_interval, other.tps_interval
     if mine is None or theirs is None or mine[0] < theirs[1]:
         return False

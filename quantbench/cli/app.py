@@ -5,6 +5,7 @@ Exit codes: 0 ok, 1 scenarios failed, 2 usage, 3 regression, 4 insufficient data
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from typing import Annotated, Any
 
@@ -24,7 +25,7 @@ from quantbench.cli.report import report
 from quantbench.cli.results import recommend, tables
 from quantbench.cli.run import demo, run
 
-_GROUPS = {
+_GROUPS: Mapping[str, tuple[Callable[..., None], ...]] = {
     "Measure": (pick, run, plan, demo, quantize, doctor),
     "Read": (tables, recommend, compare, contrast, report, export),
     "Look up": (methods, metrics, models),

@@ -26,7 +26,8 @@ if TYPE_CHECKING:  # as in cli.plan
 _Candidates = Annotated[
     str,
     typer.Argument(
-        metavar="MODEL", help="as for run --model, or a folder or hub repository of GGUF files", autocompletion=completion("model")
+        metavar="MODEL", help="as for run --model, or a folder or hub repository of GGUF files",
+        autocompletion=completion("model"),
     ),
 ]
 _OriginalOption = Annotated[
@@ -95,7 +96,8 @@ def _say_plan(model: str, found: Lineup, contenders: Sequence[Contender], limits
     every, left = found.contenders, len(contenders)
     room = "this machine" if limits.memory_bytes is None else f"{format_limit(limits.memory_bytes)} or this machine"
     if not contenders:
-        message(f"none of {counted(len(every), 'candidate')} of {short_name(model)} fits {room}; the smallest is {found.smallest}")
+        of_all = f"{counted(len(every), 'candidate')} of {short_name(model)}"
+        message(f"none of {of_all} fits {room}; the smallest is {found.smallest}")
         raise typer.Exit(INSUFFICIENT)
     parts = [counted(len(every), "candidate"), *([f"{len(every) - left} too large for {room}"] if left < len(every) else [])]
     parts += [f"{left} to measure", *_fetching(found, contenders)]

@@ -81,8 +81,8 @@ class Race:
             session.runner.disturbed()  # marks what only the round as a whole shows to be disturbed
         for note in session.notes:
             self.say(note)
-        found = [each for record in session.records if (each := _candidate(session, record))]
-        known = {each.name for each in found}
+        found = [candidate for record in session.records if (candidate := _candidate(session, record))]
+        known = {candidate.name for candidate in found}
         failed = {each.name: "not measured" for each in contenders if each.name not in known}
         return {**failed, **race.out(found, self.limits)}
 

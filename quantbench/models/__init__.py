@@ -42,7 +42,7 @@ class BuiltinModel:
 
 MODELS: Registry[BuiltinModel] = Registry("quantbench.models.builtin", BuiltinModel, "model", group="quantbench.models")
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?(:[\w./-]+)?")
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?(:[\w.-]+(/[\w.-]+)*)?")
 
 
 def is_module(name: str) -> bool:

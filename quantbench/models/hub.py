@@ -1,4 +1,4 @@
-"""The hub: the files of a checkpoint, or one GGUF file of a repository that holds many; what there is, fetched and forgotten."""
+"""The hub: the files of a checkpoint, or one GGUF file of a repository that holds many: listed, fetched and deleted again."""
 
 from __future__ import annotations
 
@@ -63,7 +63,8 @@ def file_sizes(name: str) -> Mapping[str, int]:
         except Exception:
             with suppress(Exception):  # not in the cache either: the first error says more
                 folder = Path(hub.snapshot_download(repository, revision=revision or None, local_files_only=True))
-                return {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+                here = (path for path in folder.rglob("*") if path.is_file())
+                return {path.relative_to(folder).as_posix(): path.stat().st_size for path in here}
             raise
     return {each.rfilename: each.size or 0 for each in listed}
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 
 from quantbench.core.errors import ModelError, UsageError
 from quantbench.core.scenario import Conditions, Scenario, short_name
 from quantbench.core.units import format_bytes
-from quantbench.models import MODELS, is_dummy, is_hub_id, is_module, is_server
+from quantbench.models import MODELS, is_dummy, is_hub_id, is_module, is_server, looks_like_path
 from quantbench.models.gguf import GgufHeader, ListedFile, listed_files
 from quantbench.models.hub import file_sizes
 from quantbench.planning.options import RunOptions, plan
@@ -100,7 +100,8 @@ def own_names(paths: Sequence[str]) -> list[str]:
     """
     last = [path.rpartition("/")[2] for path in paths]
     texts = last if len(set(last)) == len(last) else list(paths)
-    common = os.path.commonprefix(texts) if len(texts) > 1 else ""
+    places = zip(*texts, strict=False) if len(texts) > 1 else ()
+    common = "".join(characters[0] for characters in takewhile(lambda each: len(set(each)) == 1, places))
     start = 1 + max(common.rfind(each) for each in _BREAKS)
     names = [re.sub(r"[^\w.+-]+", "-", text[start:], flags=re.ASCII).strip("-.+_") or "file" for text in texts]
     return names if len(set(names)) == len(names) else [f"{name}-{number}" for number, name in enumerate(names, 1)]
@@ -115,7 +116,7 @@ def _files(model: str) -> list[ListedFile]:
         sizes = {each.relative_to(folder).as_posix(): each.stat().st_size for each in folder.rglob("*") if each.is_file()}
         if not listed_files(sizes) and "config.json" not in sizes:
             raise UsageError(f"folder {model} holds neither GGUF files nor a checkpoint; give one that holds either")
-    elif is_hub_id(model):
+    elif is_hub_id(model) and not looks_like_path(model):
         sizes = dict(file_sizes(model))
     else:
         return []
@@ -143,10 +144,13 @@ def _of_files(model: str, files: Sequence[ListedFile], original: str, options: R
     ]
     artifacts = tuple(f"{names[each]}={places[each]}" for each in files if each is not exact)
     if not artifacts:
-        raise UsageError(f"{short_name(model)} holds one GGUF file, and a pick is among several; name its original with --original")
+        raise UsageError(
+            f"{short_name(model)} holds one GGUF file, and a pick is among several; name its original with --original"
+        )
+    options = replace(options, model=(source,), artifact=artifacts)
+    plan(options)  # which refuses an original that cannot be one
     return Lineup(
-        model=source, contenders=_by_size(found), note=note, repository="" if local else model,
-        options=replace(options, model=(source,), artifact=artifacts),
+        model=source, contenders=_by_size(found), note=note, repository="" if local else model, options=options
     )  # fmt: skip
 
 
@@ -176,7 +180,8 @@ def _of_model(model: str, options: RunOptions) -> Lineup:
     """The variants that a run of the model measures, each with its forecast."""
     held = settled(model)
     if held and not held.is_source:
-        raise UsageError(f"{short_name(model)} is {held.variants[0].name} already, and a pick is among several; give its original")
+        what = f"{short_name(model)} is {held.variants[0].name} already"
+        raise UsageError(f"{what}, and a pick is among several; give its original")
     options = replace(options, model=(model,))
     outlooks = Outlooks()
     planned = [each for each in plan(options).scenarios if not each.variant.control]

@@ -46,7 +46,9 @@ def test_vllm_serves_on_a_gpu_what_it_reads(name: str) -> None:
     assert of_variant("org/model@v2", variant("torch/bf16"), "cuda") == ["vllm serve org/model --revision v2 --dtype bfloat16"]
 
 
-@pytest.mark.parametrize("name", ["torch/bf16", "torch-dynamic/int8", "bitsandbytes/nf4", "torchao/int8-wo", "prune/unstructured-50"])
+@pytest.mark.parametrize(
+    "name", ["torch/bf16", "torch-dynamic/int8", "bitsandbytes/nf4", "torchao/int8-wo", "prune/unstructured-50"]
+)
 def test_transformers_takes_three_lines_of_python(name: str) -> None:
     lines = of_variant("canary", variant(name), "cpu")
     python = lines[-3:]
