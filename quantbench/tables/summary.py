@@ -87,7 +87,8 @@ def short_markdown(frame: pd.DataFrame, results: str, *, everything: bool = Fals
 
 def _answered(frame: pd.DataFrame, limits: Limits | None = None) -> list[tuple[Group, Choice | None]]:
     """Each group with its decision, those with a decision first; it is None where no prompts were answered."""
-    choices = iter(decide(frame, **(asdict(limits) if limits else {})))  # one for each group that answered prompts, in the order of the groups
+    given = asdict(limits) if limits else {}
+    choices = iter(decide(frame, **given))  # one for each group that answered prompts, in the order of the groups
     pairs = [(group, next(choices) if group.reads == "prompts" else None) for group in groups(frame)]
     return sorted(pairs, key=lambda pair: pair[1] is None)
 
