@@ -144,8 +144,8 @@ def test_a_hub_that_cannot_be_reached_is_one_sentence(pick: Callable[..., Result
     done = pick("org/model-GGUF")
     assert (done.exit_code, done.stdout) == (2, "")
     assert done.stderr == (
-        "quantbench: model 'org/model-GGUF' could not be fetched from the hub (Connection refused); check the name, the network "
-        "and HF_TOKEN\n"
+        "quantbench: model 'org/model-GGUF' could not be fetched from the hub (Connection refused); "
+        "check the name, the network and HF_TOKEN\n"
     )
 
 
