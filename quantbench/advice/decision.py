@@ -42,6 +42,12 @@ class Limits:
     max_kld: float
     min_tps: float | None
 
+    @classmethod
+    def asked(cls, *, memory_bytes: int | None, max_kld: float | None, min_tps: float | None) -> Limits:
+        """The limits that somebody gave; the KLD may reach the upper edge of "Good" where nobody did."""
+        edge = words().quality.upper_edge(DEFAULT_WORD)
+        return cls(memory_bytes=memory_bytes, max_kld=edge if max_kld is None else max_kld, min_tps=min_tps)
+
     @property
     def described(self) -> str:
         """All limits in words."""
@@ -51,6 +57,13 @@ class Limits:
         if self.min_tps is not None:
             parts.append(f"at least {significant(self.min_tps)} tokens/s")
         return ", ".join(parts)
+
+    @property
+    def options(self) -> str:
+        """What ``quantbench recommend`` has to be given for them, with a space before each."""
+        usual = self.max_kld == words().quality.upper_edge(DEFAULT_WORD)
+        given = {"memory": self.memory_bytes, "max-kld": None if usual else self.max_kld, "min-tps": self.min_tps}
+        return "".join(f" --{name}={value}" for name, value in given.items() if value is not None)
 
     def broken(self, candidate: Candidate) -> list[tuple[str, float]]:
         """The limits that ``candidate`` breaks: each in words, and by what factor."""
@@ -113,13 +126,12 @@ def decide(
 
     ``memory_bytes`` and ``min_tps`` None mean no limit; ``max_kld`` None means the upper edge of "Good".
     """
-    kld = words().quality.upper_edge(DEFAULT_WORD) if max_kld is None else max_kld
-    limits = Limits(memory_bytes=memory_bytes, max_kld=kld, min_tps=min_tps)
+    limits = Limits.asked(memory_bytes=memory_bytes, max_kld=max_kld, min_tps=min_tps)
     return [_decide(group, limits) for group in groups(frame) if group.reads == "prompts"]
 
 
 def _decide(group: Group, limits: Limits) -> Choice:
-    found = [_candidate(row, group) for row in group.rows if not row.flag("control")]
+    found = [as_candidate(row, group) for row in group.rows if not row.flag("control")]
     judged = [(each, limits.broken(each)) for each in found if isinstance(each, Candidate)]
     feasible = [each for each, broken in judged if not broken]
     excluded = [(each, broken) for each, broken in judged if broken]
@@ -157,7 +169,8 @@ def _pick(feasible: Sequence[Candidate], limits: Limits) -> tuple[Candidate | No
     return None, tuple(found)
 
 
-def _candidate(row: Row, group: Group) -> Candidate | Rejection:
+def as_candidate(row: Row, group: Group) -> Candidate | Rejection:
+    """The figures of a row of ``group`` that a pick rests on; or why it cannot be one: not measured, or a figure is missing."""
     if not row.ok:
         return Rejection(name=row.label, reason=row.text("status"))
     loaded, tps, kld = row.number("weight_bytes"), row.number("decode_tps"), row.number("kld_mean")

@@ -5,6 +5,7 @@ Exit codes: 0 ok, 1 scenarios failed, 2 usage, 3 regression, 4 insufficient data
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from typing import Annotated, Any
 
@@ -17,14 +18,15 @@ from quantbench.cli.contrast import contrast
 from quantbench.cli.doctor import doctor
 from quantbench.cli.export import export
 from quantbench.cli.guard import DEBUG, guarded
+from quantbench.cli.pick import pick
 from quantbench.cli.plan import plan
 from quantbench.cli.quantize import quantize
 from quantbench.cli.report import report
 from quantbench.cli.results import recommend, tables
 from quantbench.cli.run import demo, run
 
-_GROUPS = {
-    "Measure": (demo, run, plan, quantize, doctor),
+_GROUPS: Mapping[str, tuple[Callable[..., None], ...]] = {
+    "Measure": (pick, run, plan, demo, quantize, doctor),
     "Read": (tables, recommend, compare, contrast, report, export),
     "Look up": (methods, metrics, models),
 }

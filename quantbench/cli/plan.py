@@ -28,10 +28,10 @@ ContextOption = Annotated[
 ]
 BatchOption = Annotated[int, typer.Option("--batch", metavar="N", help="sequences decoded at once")]
 
-_Methods = Annotated[
+MethodsOption = Annotated[
     list[str] | None, typer.Option("--method", metavar="METHOD", help="only these methods", autocompletion=completion("method"))
 ]
-_Precisions = Annotated[
+PrecisionsOption = Annotated[
     list[str] | None,
     typer.Option("--precision", metavar="PRECISION", help="only these precisions", autocompletion=completion("precision")),
 ]
@@ -54,8 +54,8 @@ def plan(
     kv_dtype: Annotated[
         str, typer.Option("--kv-dtype", metavar="DTYPE", help="fp32, fp16, bf16, fp8, q8_0 or q4_0 (default: the method's own)")
     ] = "",
-    method: _Methods = None,
-    precision: _Precisions = None,
+    method: MethodsOption = None,
+    precision: PrecisionsOption = None,
     output: Annotated[Literal["table", "md", "csv", "json"], typer.Option("--format", help="output format")] = "table",
 ) -> None:
     """Predict sizes and what fits; needs no weights."""

@@ -27,6 +27,11 @@ if TYPE_CHECKING:
 
     from quantbench.advice.decision import Choice
 
+MemoryOption = Annotated[
+    str | None, typer.Option("--memory", metavar="SIZE", help="memory available, such as 24GiB or 16GB (default: no limit)")
+]
+MaxKldOption = Annotated[float | None, typer.Option("--max-kld", metavar="NATS", help="largest mean KL divergence")]
+MinTpsOption = Annotated[float | None, typer.Option("--min-tps", metavar="TPS", help="lowest decode speed, tokens/s")]
 ResultsOption = Annotated[str, typer.Option("--results", metavar="PATH", help="folder or URI of the parquet tables")]
 
 
@@ -90,9 +95,7 @@ def _catalogue() -> list[tuple[str, str]]:
 
 def recommend(
     *,
-    memory: Annotated[
-        str | None, typer.Option("--memory", metavar="SIZE", help="memory available, such as 24GiB or 16GB (default: no limit)")
-    ] = None,
+    memory: MemoryOption = None,
     why: Annotated[bool, typer.Option("--why", help="why not the others, a line each")] = False,
     model: Annotated[
         str | None,
@@ -102,13 +105,13 @@ def recommend(
     ] = None,
     context: ContextOption = None,
     batch: BatchOption = 1,
-    max_kld: Annotated[float | None, typer.Option("--max-kld", metavar="NATS", help="largest mean KL divergence")] = None,
-    min_tps: Annotated[float | None, typer.Option("--min-tps", metavar="TPS", help="lowest decode speed, tokens/s")] = None,
+    max_kld: MaxKldOption = None,
+    min_tps: MinTpsOption = None,
     results: ResultsOption = "results",
     output: FormatOption = "text",
 ) -> None:
     """Say which variant to ship, measured or planned."""
-    limits = {"max_kld": _limit("--max-kld", max_kld), "min_tps": _limit("--min-tps", min_tps)}
+    limits = {"max_kld": limit("--max-kld", max_kld), "min_tps": limit("--min-tps", min_tps)}
     memory_bytes = None if memory is None else parse_bytes(memory)
     rows = _measured_of(results, model)
     if rows is None:
@@ -235,7 +238,8 @@ def _rows_if_any(kind: str, results: str, run_id: str | None) -> pd.DataFrame | 
     return None
 
 
-def _limit(name: str, value: float | None) -> float | None:
+def limit(name: str, value: float | None) -> float | None:
+    """A limit as it was given; UsageError for what is none."""
     if value is not None and not value >= 0:  # written so that nan is refused as well
         raise UsageError(f"{name} {value:g} is not a limit; give a number of at least 0")
     return value

@@ -1,6 +1,7 @@
 """Models by name: built-in ones (a file or folder each), local folders, ``.gguf`` files, hub ids and servers.
 
-A hub id is ``ORG/REPO[@REVISION]``, or ``ORG/REPO[@REVISION]:TYPE`` for one GGUF file, for example ``:Q4_K_M``.
+A hub id is ``ORG/REPO[@REVISION]``, or ``ORG/REPO[@REVISION]:TYPE`` for one GGUF file, for example ``:Q4_K_M``; the path of a
+file without ``.gguf`` may stand in place of the type.
 ``dummy:NAME_OR_CONFIG`` is a configuration with random weights: a built-in one, a folder, a config.json or a hub id.
 """
 
@@ -41,7 +42,7 @@ class BuiltinModel:
 
 MODELS: Registry[BuiltinModel] = Registry("quantbench.models.builtin", BuiltinModel, "model", group="quantbench.models")
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?(:[\w.-]+)?")
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?(:[\w.-]+(/[\w.-]+)*)?")
 
 
 def is_module(name: str) -> bool:

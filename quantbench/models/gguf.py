@@ -11,7 +11,8 @@ import mmap
 import re
 import struct
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +20,9 @@ from typing import Any, NamedTuple
 from quantbench.core.errors import ModelError
 
 _MAGIC = b"GGUF"
+_BESIDE = re.compile(r"mmproj|(^|/)imatrix[^/]*$|imatrix\.gguf$")
+"""What lies beside the models of a repository in files of the same kind."""
+
 _PART = re.compile(r"-(\d{5})-of-(?!00000)(\d{5})(?=\.gguf$)")
 
 _VERSIONS = (2, 3)
@@ -40,6 +44,39 @@ def part_names(name: str) -> list[str]:
         return [name]
     count = found[2]
     return [f"{name[: found.start()]}-{number:05d}-of-{count}.gguf" for number in range(1, int(count) + 1)]
+
+
+def whole_name(name: str) -> str:
+    """The name of a GGUF file without its ending, and without the number of a part: ``big/tiny.Q8_0``."""
+    return _PART.sub("", name).removesuffix(".gguf")
+
+
+@dataclass(frozen=True, slots=True)
+class ListedFile:
+    """A GGUF model in a listing of files: the path of its first or only part, and the bytes of all that are listed."""
+
+    first: str
+    size_bytes: int
+
+    @property
+    def name(self) -> str:
+        """Its path without the ending and the number of a part."""
+        return whole_name(self.first)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The paths of all its parts."""
+        return tuple(part_names(self.first))
+
+
+def listed_files(sizes: Mapping[str, int]) -> list[ListedFile]:
+    """The language models among files whose bytes are given by path, parts together: no ``mmproj``, no importance matrix."""
+    found: dict[str, int] = {}
+    for path, size in sorted(sizes.items()):
+        if path.endswith(".gguf") and not _BESIDE.search(path.lower()):
+            first = part_names(path)[0]
+            found[first] = found.get(first, 0) + size
+    return [ListedFile(first, size) for first, size in found.items()]
 
 
 def gguf_parts(path: Path) -> list[Path]:

@@ -1,17 +1,17 @@
-"""Downloads from the hub: the files of a checkpoint, or one GGUF file of a repository that holds many."""
+"""The hub: the files of a checkpoint, or one GGUF file of a repository that holds many: listed, fetched and deleted again."""
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from quantbench.core.errors import MissingDependency, ModelError
 from quantbench.core.install import install_hint
-from quantbench.models.gguf import part_names
+from quantbench.models.gguf import listed_files, part_names, whole_name
 
 CHECKPOINT_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
 """What belongs to a checkpoint: weights, configuration and tokenizer; pickles are never fetched."""
@@ -51,11 +51,57 @@ def download_config(name: str, *, any_age: bool = False) -> Path:
 
 def cached_config(name: str) -> Path | None:
     """The config.json of ``ORG/REPO[@REVISION]`` in the hub's local cache, however old; None if it is not there."""
-    repository, _, revision = name.partition("@")
-    with suppress(Exception):  # whatever the client says of a file that it has not got
-        hub = _client(name)
-        return Path(hub.hf_hub_download(repository, "config.json", revision=revision or None, local_files_only=True))
+    with suppress(Exception):  # no client, or a name that it takes for none: nothing is there
+        return Path(path) if (path := _cached(name, "config.json")) else None
     return None
+
+
+def file_sizes(name: str) -> Mapping[str, int]:
+    """The bytes of every file of ``ORG/REPO[@REVISION]``, by path; of those in the local cache if the hub cannot be reached.
+
+    Raises ModelError if that fails too.
+    """
+    hub = _client(name)
+    repository, _, revision = name.partition("@")
+    with _hub_errors(name):
+        try:
+            listed = hub.model_info(repository, revision=revision or None, files_metadata=True).siblings
+        except Exception:
+            with suppress(Exception):  # not in the cache either: the first error says more
+                folder = Path(hub.snapshot_download(repository, revision=revision or None, local_files_only=True))
+                here = (path for path in folder.rglob("*") if path.is_file())
+                return {path.relative_to(folder).as_posix(): path.stat().st_size for path in here}
+            raise
+    return {each.rfilename: each.size or 0 for each in listed}
+
+
+def not_cached(name: str, files: Iterable[str]) -> list[str]:
+    """Those of the ``files`` of ``ORG/REPO[@REVISION]`` that the hub's cache does not hold."""
+    return [file for file in files if not _cached(name, file)]
+
+
+def forget(name: str, files: Iterable[str]) -> bool:
+    """Delete files of ``ORG/REPO[@REVISION]`` from the hub's cache, by its own client; False where that did not work.
+
+    Content that other revisions share stays.
+    """
+    try:
+        paths = {path for file in files if (path := _cached(name, file))}
+        if not paths:
+            return True
+        cache = _client(name).scan_cache_dir()
+        held = (file for repository in cache.repos for revision in repository.revisions for file in revision.files)
+        cache.delete_files(*(file for file in held if str(file.file_path) in paths)).execute()
+    except Exception:  # noqa: BLE001 - whatever the client raises: a file that stays costs only space
+        return False
+    return True
+
+
+def _cached(name: str, file: str) -> str:
+    """Where the hub's cache has a file; empty where it has not."""
+    repository, _, revision = name.partition("@")
+    found = _client(name).try_to_load_from_cache(repository, file, revision=revision or None)
+    return found if isinstance(found, str) else ""
 
 
 def _client(name: str) -> Any:
@@ -91,11 +137,12 @@ def _file_of_type(hub: Any, repository: str, revision: str | None, wanted: str) 
 def choose_gguf(repository: str, files: Sequence[str], wanted: str) -> str:
     """The file, or first part, whose name contains the type ``wanted`` as a whole word, in upper or lower case.
 
-    ``Q4_K`` does not match ``Q4_K_M``; ``mmproj`` files are not language models. ModelError if none or several match.
+    ``Q4_K`` does not match ``Q4_K_M``; ``mmproj`` files are not language models. A file's whole path without ``.gguf`` names
+    that one, whatever else it matches. ModelError if none or several match.
     """
-    models = sorted(
-        each for each in files if each.endswith(".gguf") and "mmproj" not in each.lower() and each == part_names(each)[0]
-    )
+    models = sorted(each.first for each in listed_files(dict.fromkeys(files, 0)) if each.first in files)
+    if whole := [each for each in models if whole_name(each) == wanted]:
+        return whole[0]
     word = re.compile(rf"(?<![a-z0-9]){re.escape(wanted)}(?![a-z0-9_])", re.IGNORECASE)
     found = [each for each in models if word.search(each)]
     if len(found) == 1:

@@ -43,7 +43,7 @@ def check_original(model: str) -> None:
     """Raise UsageError for a model of which nobody publishes artifacts."""
     kind = "a dummy" if is_dummy(model) else "a server" if is_server(model) else "a module" if is_module(model) else ""
     if kind:
-        raise UsageError(f"artifacts cannot be compared with {model!r}, {kind}; name their original with --model")
+        raise UsageError(f"artifacts cannot be compared with {model!r}, {kind}; name the model that they were made from")
 
 
 def check_place(variant: Variant) -> None:

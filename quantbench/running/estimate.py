@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from quantbench.core.cache import recall, remember
 from quantbench.core.errors import QuantbenchError
@@ -28,6 +28,9 @@ _PREPARE_START_S = 5.0
 
 _STEP_S = 2e-4
 """Fixed cost of a decode step per layer, in seconds: Python and kernel calls."""
+
+_LAYERS = 32
+"""Of a model of which only the bytes are known."""
 
 _CORE_FLOPS = 4e10
 _PROMPT_TOKENS = 20
@@ -129,6 +132,17 @@ def expected(scenarios: Iterable[Scenario], effort: Effort, machine: MachineSpee
             prepare_s=_PREPARE_START_S + 2 * shapes.parameters / _CONVERT_BPS if prepares else 0.0,
         )
     return estimates
+
+
+def files_s(scenarios: Sequence[Scenario], sizes: Mapping[str, int], effort: Effort, machine: MachineSpeed) -> float:
+    """Seconds to measure published files of so many bytes, by their names, before any header is there to tell their shapes.
+
+    The largest is taken for weights of 16 bits, and the reference for one more such file.
+    """
+    parameters = max(sizes.values()) // 2
+    found = [(each, replace(_load(each, parameters, _LAYERS), weight_bytes=sizes[each.variant.name])) for each in scenarios]
+    measured = sum(job_s(load, effort, machine) for _, load in found)
+    return machine.pace * (measured + max(_reference(each.reference(), load, machine) for each, load in found))
 
 
 def _load(scenario: Scenario, parameters: int, layers: int) -> Load:

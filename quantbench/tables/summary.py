@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from quantbench.advice.decision import decide
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-    from quantbench.advice.decision import Choice
+    from quantbench.advice.decision import Choice, Limits
     from quantbench.results.rows import Group
     from quantbench.tables.table import Table
 
@@ -49,17 +50,19 @@ def run_summary(results: str, run_id: str, width: int | None = None, *, brief: b
 
 
 def short_text(
-    frame: pd.DataFrame, results: str, width: int | None = None, *, brief: bool = False, everything: bool = False
+    frame: pd.DataFrame, results: str, width: int | None = None, *, brief: bool = False, everything: bool = False,
+    limits: Limits | None = None,
 ) -> list[str]:
     """Lines for a terminal, for each model and prompt set: decision, rows, and how many were not measured.
 
     ``frame`` holds rows of ``scenarios`` under ``results``. ``brief`` leaves the rows out, ``everything`` shows all of them.
+    The decision is one within ``limits``, by default those of ``decide``.
     """
     columns = min(COLUMNS, width or terminal_width())
     options = results_option(results)
     lines: list[str] = []
-    for group, choice in _answered(frame):
-        said = _said(choice, options)
+    for group, choice in _answered(frame, limits):
+        said = _said(choice, options + (limits.options if limits else ""))
         for text, whole in zip(said, (columns == COLUMNS, False), strict=False):
             lines += [text] if whole else wrap(text, columns)  # a decision is one line, however long its names are
         if not brief:
@@ -82,9 +85,10 @@ def short_markdown(frame: pd.DataFrame, results: str, *, everything: bool = Fals
     return "\n\n".join(filter(None, parts))
 
 
-def _answered(frame: pd.DataFrame) -> list[tuple[Group, Choice | None]]:
+def _answered(frame: pd.DataFrame, limits: Limits | None = None) -> list[tuple[Group, Choice | None]]:
     """Each group with its decision, those with a decision first; it is None where no prompts were answered."""
-    choices = iter(decide(frame))  # one for each group that answered prompts, in the order of the groups
+    given = asdict(limits) if limits else {}
+    choices = iter(decide(frame, **given))  # one for each group that answered prompts, in the order of the groups
     pairs = [(group, next(choices) if group.reads == "prompts" else None) for group in groups(frame)]
     return sorted(pairs, key=lambda pair: pair[1] is None)
 

@@ -16,8 +16,8 @@ from quantbench.cli.output import paragraph
 from quantbench.core.errors import QuantbenchError, UsageError
 
 COMMANDS = (
-    "plan", "run", "tables", "recommend", "compare", "contrast", "report", "export", "methods", "metrics", "models", "quantize",
-    "doctor",
+    "pick", "plan", "run", "tables", "recommend", "compare", "contrast", "report", "export", "methods", "metrics", "models",
+    "quantize", "doctor",
 )  # fmt: skip
 HEAVY = ("torch", "pandas", "pyarrow", "transformers", "numpy", "scipy", "llama_cpp", "bitsandbytes", "pytest")
 

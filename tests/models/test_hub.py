@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +18,8 @@ from quantbench.core.install import install_hint
 from quantbench.core.scenario import Scenario, Variant, short_name
 from quantbench.models import check_name
 from quantbench.models.checkpoint import resolve
-from quantbench.models.hub import choose_gguf
+from quantbench.models.gguf import listed_files
+from quantbench.models.hub import choose_gguf, file_sizes, forget, not_cached
 
 COMMIT = "0123456789abcdef"
 FILES = (
@@ -28,6 +30,7 @@ FILES = (
     "tiny-Q4_K_S.gguf",
     "tiny-bf16.gguf",
     "mmproj-tiny-f16.gguf",
+    "tiny.imatrix.gguf",
     "big/tiny.Q8_0-00001-of-00003.gguf",
     "big/tiny.Q8_0-00002-of-00003.gguf",
     "big/tiny.Q8_0-00003-of-00003.gguf",
@@ -36,7 +39,7 @@ FILES = (
 
 @dataclass
 class StandInHub:
-    """The three calls of huggingface_hub that are used, over a folder that is laid out as the hub's cache is."""
+    """The four calls of huggingface_hub that are used, over a folder that is laid out as the hub's cache is."""
 
     folder: Path
     online: bool = True
@@ -49,6 +52,12 @@ class StandInHub:
     def _reach(self) -> None:
         if not self.online:
             raise OSError("\nConnection refused\nand forty lines more")
+
+    def model_info(self, repository: str, *, revision: str | None, files_metadata: bool) -> SimpleNamespace:
+        assert files_metadata
+        names = self.list_repo_files(repository, revision=revision)
+        sizes = {**{name: len(name) for name in names}, "sizeless": None}
+        return SimpleNamespace(siblings=[SimpleNamespace(rfilename=name, size=size) for name, size in sizes.items()])
 
     def list_repo_files(self, repository: str, *, revision: str | None) -> list[str]:
         self._reach()
@@ -196,7 +205,67 @@ def test_names_with_a_type_can_be_models_and_make_good_ids(name: str) -> None:
     assert scenario.id.rsplit("/", 2) == [name, "gguf-q4_k_m", "ten"]
 
 
-@pytest.mark.parametrize("name", ["tiny:Q4_K_M", "org/tiny:", "org/tiny:Q4:K", "org/tiny:a/b"])
+@pytest.mark.parametrize("name", ["tiny:Q4_K_M", "org/tiny:", "org/tiny:Q4:K", "org/tiny:a//b", "org/tiny:/a"])
 def test_names_that_are_nothing_are_refused(name: str) -> None:
     with pytest.raises(UsageError):
         check_name(name)
+
+
+def test_a_listing_has_the_bytes_of_every_model_with_its_parts_together(hub: StandInHub) -> None:
+    sizes = file_sizes("org/tiny")
+    assert sizes["config.json"] == len("config.json")
+    assert sizes["sizeless"] == 0
+    found = {each.name: each for each in listed_files(sizes)}
+    models = ["big/tiny.Q8_0", "tiny-IQ4_XS", "tiny-Q4_K_M", "tiny-Q4_K_S", "tiny-bf16"]  # mmproj and imatrix are none
+    assert list(found) == models
+    assert found["big/tiny.Q8_0"].parts == FILES[-3:]
+    assert found["big/tiny.Q8_0"].size_bytes == sum(map(len, FILES[-3:]))
+    hub.online = False
+    assert "(Connection refused)" in refusal(lambda: file_sizes("org/tiny"))
+    hub.online = True
+    resolve("org/tiny:Q4_K_M")
+    hub.online = False
+    assert file_sizes("org/tiny") == {"tiny-Q4_K_M.gguf": len(b"GGUFtiny-Q4_K_M.gguf")}
+
+
+def test_a_path_without_the_ending_names_one_file_whatever_else_it_matches() -> None:
+    files = ["m-Q4_K_M.gguf", "UD/m-Q4_K_M.gguf", "x-m-Q4_K_M.gguf"]
+    assert choose_gguf("org/m", files, "m-Q4_K_M") == "m-Q4_K_M.gguf"
+    assert choose_gguf("org/m", files, "UD/m-Q4_K_M") == "UD/m-Q4_K_M.gguf"
+    assert "several" in refusal(lambda: choose_gguf("org/m", files, "Q4_K_M"))
+    check_name("org/m:UD/m-Q4_K_M")
+
+
+@pytest.fixture
+def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], Path]:
+    """Put files into a cache of the real client's; a name and its content give the entry of the snapshot."""
+    pytest.importorskip("huggingface_hub")
+    for module in ("constants", "utils._cache_manager"):  # the second has taken it over from the first when it was imported
+        monkeypatch.setattr(f"huggingface_hub.{module}.HF_HUB_CACHE", str(tmp_path))
+    repository, commit = tmp_path / "models--org--real", "0" * 40
+
+    def put(name: str, content: str) -> Path:
+        (repository / "refs").mkdir(parents=True, exist_ok=True)
+        (repository / "refs" / "main").write_text(commit)
+        (repository / "blobs").mkdir(exist_ok=True)
+        blob = repository / "blobs" / hashlib.sha256(content.encode()).hexdigest()
+        entry = repository / "snapshots" / commit / name
+        blob.write_text(content)
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        entry.symlink_to(blob)
+        return entry
+
+    return put
+
+
+def test_only_named_files_are_deleted_from_the_cache_and_shared_content_stays(cached: Callable[[str, str], Path]) -> None:
+    assert forget("org/real", ["a.gguf"])  # there is no cache yet, and nothing to delete
+    one, two, twin = cached("a.gguf", "A"), cached("big/b.gguf", "B"), cached("c.gguf", "A")
+    assert not_cached("org/real", ["a.gguf", "big/b.gguf", "d.gguf"]) == ["d.gguf"]
+    blob = two.resolve()
+    assert forget("org/real", ["a.gguf", "big/b.gguf", "d.gguf"])
+    assert not one.is_symlink()
+    assert not two.is_symlink()
+    assert not blob.exists()
+    assert twin.read_text() == "A"
+    assert not_cached("org/real", ["a.gguf", "big/b.gguf", "c.gguf"]) == ["a.gguf", "big/b.gguf"]
