@@ -6,6 +6,7 @@ config.json leaves out what transformers takes. Nothing is said where either is 
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -185,6 +186,7 @@ def _bos_of(folder: Path) -> bool | None:
     """Whether a folder's tokenizer puts a BOS in front, as the converter finds it out; None if it cannot say."""
     from gguf import SpecialVocab
 
+    logging.getLogger("gguf.vocab").setLevel(logging.ERROR)  # it warns of templates that it reads in part
     try:
         told = SpecialVocab(folder).add_special_token.get("bos")
     except (OSError, ValueError, TypeError, KeyError, AttributeError):  # it reads the files without checking their layout
