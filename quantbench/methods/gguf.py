@@ -194,23 +194,12 @@ def _unknown(reason: str) -> Weights:
 @open_gguf.audits
 def audit_gguf(settings: Settings, original: Checkpoint) -> Mapping[str, str]:
     """Mistakes of the conversion by the headers, and tensor by tensor whose weights these are and how often quantized."""
-    from quantbench.runtimes.llama_cpp import files
-    from quantbench.runtimes.llama_cpp.audit import audit_weights
-    from quantbench.runtimes.llama_cpp.conversion import conversion_mistakes
+    from quantbench.runtimes.llama_cpp.audit import audited
 
-    path = settings.checkpoint.path
     try:
-        source = files.f16_file(original)
-        audit = audit_weights(path, source)
-        mistakes = conversion_mistakes(path, source)
+        return audited(settings.checkpoint, original)
     except QuantbenchError as error:  # an audit is a find beside the figures: without one they are kept
         return {"artifact_audit": f"its weights were not compared with the original's ({error})"}
-    found = {
-        "artifact_audit": "; ".join([*mistakes, *audit.findings]), "tensor_mix": audit.mix,
-        "tensor_types": "; ".join(f"{group}: {kinds}" for group, kinds in audit.types.items()),
-        "importance_matrix": "yes" if audit.matrix else "no", "audit": "; ".join(audit.notes),
-    }  # fmt: skip
-    return {name: text for name, text in found.items() if text}
 
 
 @open_gguf.saves

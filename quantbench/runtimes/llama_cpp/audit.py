@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,16 +10,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from quantbench.core.cache import artifact, made_by
+from quantbench.core.job import Checkpoint
 from quantbench.core.text import one_line
 from quantbench.core.units import format_bytes
+from quantbench.models.checkpoint import watched
 from quantbench.models.gguf import GgufHeader, block_of, gguf_parts
 from quantbench.runtimes.llama_cpp.blocks import Rows, packed, unpacked
-from quantbench.runtimes.llama_cpp.files import UNQUANTIZED, notes_matrix
+from quantbench.runtimes.llama_cpp.conversion import conversion_mistakes
+from quantbench.runtimes.llama_cpp.files import UNQUANTIZED, f16_file, gguf_maker, notes_matrix
 from quantbench.runtimes.llama_cpp.mix import bits_per_weight, mix_of, types_by_group
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+_FACTS = "audit.json"
+_MAKERS = tuple(f"quantbench.runtimes.llama_cpp.{name}" for name in ("blocks", "conversion", "mix", "plan"))
+"""The modules that an audit rests on, besides this one."""
 
 SAMPLE = 2**16
 """Values of a tensor that are compared, in evenly spread rows; of a smaller tensor all."""
@@ -77,6 +86,31 @@ class _Compared:
     foreign: bool
     before: str | None = None
     """The type that it had before; empty if none is found, None if none could be."""
+
+
+def audited(checkpoint: Checkpoint, original: Checkpoint) -> dict[str, str]:
+    """What headers and weights of a file say, as facts of a row; kept in the cache, as none of it changes.
+
+    The original is converted to an F16 file, once, unless it is one. Raises ModelError if that cannot be, or a file not be read.
+    """
+    asked = {
+        "file": checkpoint.path.name, "content": checkpoint.content_hash, "original": original.content_hash,
+        "audited_by": made_by(__name__, *_MAKERS), **gguf_maker(),
+    }  # fmt: skip
+
+    def make(folder: Path) -> None:
+        source = f16_file(original)
+        audit = audit_weights(checkpoint.path, source)
+        mistakes = conversion_mistakes(checkpoint.path, source)
+        facts = {
+            "artifact_audit": "; ".join([*mistakes, *audit.findings]), "tensor_mix": audit.mix,
+            "tensor_types": "; ".join(f"{group}: {kinds}" for group, kinds in audit.types.items()),
+            "importance_matrix": "yes" if audit.matrix else "no", "audit": "; ".join(audit.notes),
+        }  # fmt: skip
+        (folder / _FACTS).write_text(json.dumps({name: text for name, text in facts.items() if text}))
+
+    found: dict[str, str] = json.loads((artifact("audit", asked, watched(checkpoint, make)) / _FACTS).read_text())
+    return found
 
 
 def audit_weights(path: Path, original: Path, *, most: int = SAMPLE) -> WeightsAudit:
