@@ -7,6 +7,7 @@ import shutil
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -81,6 +82,8 @@ def test_an_artifact_is_as_far_off_as_the_row_of_the_method_that_made_it(tmp_pat
         assert f"{two['method']}/{two['precision']}" == made
         assert two["artifact"] == other.variant.artifact
         assert two["artifact_sha256"]
+        assert {"artifact_maker", "artifact_note"} <= json.loads(two["null_reasons"]).keys()
+        assert pd.isna(two["artifact_audit"]), made
         assert two["bits"] == one["bits"]
         assert two["kld_mean"] == pytest.approx(one["kld_mean"], abs=1e-6), made
         assert two["weight_bytes"] == one["weight_bytes"], made

@@ -26,7 +26,13 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from pyarrow import fs
 
-_OF_AN_ARTIFACT = ("artifact_maker", "artifact_sha256", "artifact_audit", "artifact_note")
+_OF_AN_ARTIFACT: Mapping[str, str] = {
+    "artifact_maker": "neither its place nor its files name who made it",
+    "artifact_sha256": "its files were not hashed",
+    "artifact_audit": "nothing wrong was found, or this format is not audited: only GGUF files are",
+    "artifact_note": "its files say what the original's say",
+}
+"""Facts of an artifact with a column each, and why one is null; in other rows they are null as there is no artifact."""
 _FOUND = ("kernel", "kv_dtype", "checkpoint_dtype", "anchor", "waiting")
 _ONE_ROW: Mapping[str, Any] = {"compression": "none", "use_dictionary": False, "write_statistics": False}
 """How one row is written: a codec, dictionary and statistics for each of 200 values would take longer than everything else."""
@@ -226,6 +232,8 @@ def _scenario_row(record: Record, run: Run) -> dict[str, Any]:
             reasons["device_found"] = "the method does not say where its weights are"
         if run.run_number is None:
             reasons["run_number"] = "the run began before runs were numbered"
+        if variant.artifact:
+            reasons |= {name: why for name, why in _OF_AN_ARTIFACT.items() if not record.facts.get(name)}
         if bits is None:
             reasons["bits"] = "this precision has no nominal number of bits"
     conditions = asdict(scenario.conditions)

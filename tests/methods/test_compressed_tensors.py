@@ -353,7 +353,7 @@ def test_only_what_a_checkpoint_is_is_planned(canary: Callable[[str], Path]) -> 
     found = settled(str(canary("nvfp4")))
     assert found
     assert [each.name for each in found.variants] == ["compressed-tensors/nvfp4"]
-    assert found.sentence.endswith("to compare what quantbench makes from its original, use --model ORIGINAL")
+    assert "to compare it with its original, use --model ORIGINAL --artifact NAME=" in found.sentence
     assert [each.name for each in planner.published(read_architecture(str(canary("nvfp4"))))] == ["compressed-tensors/nvfp4"]
     assert planner.published(read_architecture("canary")) == []
 

@@ -91,7 +91,7 @@ class _Compared:
 def audited(checkpoint: Checkpoint, original: Checkpoint) -> dict[str, str]:
     """What headers and weights of a file say, as facts of a row; kept in the cache, as none of it changes.
 
-    The original is converted to an F16 file, once, unless it is one. Raises ModelError if that cannot be, or a file not be read.
+    The original is converted to an F16 file, once, unless it is one. Raises ModelError if it cannot be, or a file not be read.
     """
     asked = {
         "file": checkpoint.path.name, "content": checkpoint.content_hash, "original": original.content_hash,
