@@ -93,7 +93,7 @@ class Race:
         """A session that stays open as long as ``stack``, and the ids of its scenarios by contender."""
         from quantbench.running.session import Session
 
-        options = replace(self.lineup.options, prompts=(prompts,), profile=profile, no_energy=True, no_probes=True)
+        options = replace(self.lineup.options, prompts=(prompts,), profile=profile)
         session = Session(options, command=shlex.join(["quantbench", *sys.argv[1:]]), root=Path.cwd())
         planned = {each.variant.name: test_id for test_id, each in session.planned.items() if not each.variant.control}
         session.start([planned[each.name] for each in contenders], verbosity=-1)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from quantbench.core.errors import ModelError
+from quantbench.core.text import one_line
 
 _MAGIC = b"GGUF"
 _BESIDE = re.compile(r"mmproj|(^|/)imatrix[^/]*$|imatrix\.gguf$")
@@ -32,6 +33,8 @@ _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: 
 _STRING, _ARRAY = 8, 9
 _COUNT, _NUMBER = struct.Struct("<Q"), struct.Struct("<I")
 _ALIGNMENT = 32
+_LONGEST_NAME = 40
+"""Characters of a name that a header may give."""
 
 _MEDIUM = ("q3_k", "q4_k", "q5_k")
 """Tensor types that llama.cpp takes for the medium mix of that name, if a header does not name the file type."""
@@ -94,6 +97,12 @@ def gguf_parts(path: Path) -> list[Path]:
             if stream.read(len(_MAGIC)) != _MAGIC:
                 raise ModelError(f"{part} is not a GGUF file (its first bytes are not GGUF); download or copy it again")
     return parts
+
+
+def maker(header: GgufHeader) -> str:
+    """Who made a file, as its header says, on one line; empty if it does not."""
+    told = (header.get(f"general.{key}") for key in ("quantized_by", "author", "organization"))
+    return next((name for each in told if isinstance(each, str) and (name := one_line(each)[:_LONGEST_NAME])), "")
 
 
 def all_tensors(path: Path) -> list[GgufTensor]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import cache
+from functools import lru_cache
 
 from quantbench.core.errors import QuantbenchError, UnsupportedError, UsageError
 from quantbench.core.job import Checkpoint
 from quantbench.core.scenario import Variant, short_name
 from quantbench.models import check_name, is_dummy, is_hub_id, is_module, is_server
 from quantbench.models.architecture import Architecture
-from quantbench.models.gguf import GgufHeader
+from quantbench.models.gguf import GgufHeader, maker
 from quantbench.models.vocabulary import Vocabulary, difference, read_vocabulary
 from quantbench.planning import planner
 from quantbench.planning.settled import held_by
@@ -23,9 +23,6 @@ PLACE = "artifact_place"
 """Where its files were, as asked; a fact without a column."""
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
-_MADE_BY = ("general.quantized_by", "general.organization", "general.author")
-"""Where a GGUF file's header may say who made it; the first that is there counts."""
-
 _ANOTHER = "it is of another model, or was changed; name the model that it was made from with --model"
 _UNREAD = "no tokenizer.json was found, so its vocabulary was not compared"
 _TEMPLATE = "its chat template is not the original's"
@@ -66,7 +63,7 @@ def read_artifact(variant: Variant, checkpoint: Checkpoint, original: Checkpoint
 
 
 def _same_vocabulary(checkpoint: Checkpoint, original: Checkpoint) -> list[str]:
-    mine, theirs = _vocabulary(checkpoint), _vocabulary(original)
+    mine, theirs = read_vocabulary(checkpoint), _vocabulary(original)
     if mine is None or theirs is None:
         return [_UNREAD]
     if why := difference(mine, theirs):
@@ -74,7 +71,7 @@ def _same_vocabulary(checkpoint: Checkpoint, original: Checkpoint) -> list[str]:
     return [_TEMPLATE] * (mine.template.strip() != theirs.template.strip())
 
 
-@cache  # one original has many artifacts
+@lru_cache(maxsize=1)  # one original has many artifacts
 def _vocabulary(checkpoint: Checkpoint) -> Vocabulary | None:
     return read_vocabulary(checkpoint)
 
@@ -109,7 +106,4 @@ def _maker(place: str, checkpoint: Checkpoint) -> str:
     repository = place.partition(":")[0]
     if is_hub_id(repository) and checkpoint.revision != "local":
         return repository.partition("/")[0]
-    if checkpoint.kind != "gguf":
-        return ""
-    header = GgufHeader(checkpoint.path)
-    return next((text for key in _MADE_BY if isinstance(text := header.get(key), str) and text.strip()), "")
+    return maker(GgufHeader(checkpoint.path)) if checkpoint.kind == "gguf" else ""

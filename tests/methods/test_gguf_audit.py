@@ -17,6 +17,7 @@ from gguf import GGUFReader, GGUFValueType, GGUFWriter
 from quantbench.core.scenario import Conditions, Spec, Variant
 from quantbench.methods import Settings
 from quantbench.models.checkpoint import resolve
+from quantbench.models.gguf import GgufHeader, maker
 from quantbench.runtimes.llama_cpp.audit import WeightsAudit, audit_weights
 from quantbench.runtimes.llama_cpp.conversion import conversion_mistakes
 from quantbench.runtimes.llama_cpp.files import f16_file, file_type, quantized_file
@@ -139,7 +140,7 @@ def test_types_bits_and_maker_are_those_of_the_file(tmp_path: Path) -> None:
     tensors = GGUFReader(path).tensors
     found = audit(path)
 
-    assert found.maker == "Some [31m One Else"
+    assert maker(GgufHeader(path)) == "Some [31m One Else"
     bits = 8 * sum(int(each.n_bytes) for each in tensors) / sum(int(each.n_elements) for each in tensors)
     assert found.bits_per_weight == pytest.approx(bits)
     for group in ("attn_q", "attn_v", "ffn_down"):

@@ -58,8 +58,6 @@ _HEADER_ONLY = {"output.weight", "rope_freqs.weight"}
 class WeightsAudit:
     """What a file is, and what is wrong with it. Texts are fit to be shown; findings and notes are short sentences."""
 
-    maker: str
-    """Who made it, as its header says; empty if it does not."""
     matrix: bool
     """Whether its header says that it was made with an importance matrix."""
     bits_per_weight: float
@@ -142,7 +140,7 @@ def audit_weights(path: Path, original: Path, *, most: int = SAMPLE) -> WeightsA
     quantized = [each for each in compared if each.once and not each.foreign]
     mix = mix_of(path)
     return WeightsAudit(
-        maker=_maker(header), matrix=notes_matrix(header), bits_per_weight=bits_per_weight(tensors),
+        matrix=notes_matrix(header), bits_per_weight=bits_per_weight(tensors),
         types=types_by_group(tensors), mix=mix.about,
         error=statistics.median(each.error for each in quantized) if quantized else None,
         error_ratio=statistics.median(each.error / each.once for each in quantized) if quantized else None,
@@ -273,11 +271,6 @@ def _notes(compared: Sequence[_Compared], ours: Rows, theirs: Rows, most: int) -
     if "output.weight" in ours.tensors and "output.weight" not in theirs.tensors:
         size = format_bytes(ours.tensors["output.weight"].bytes)
         yield f"holds an output.weight of {size}, where the original's output is its embedding"
-
-
-def _maker(header: GgufHeader) -> str:
-    told = (header.get(f"general.{key}") for key in ("quantized_by", "author", "organization"))
-    return next((name for each in told if isinstance(each, str) and (name := one_line(each)[:_LONGEST])), "")
 
 
 def _again(weights: NDArray[np.float32], kind: str) -> NDArray[np.float32]:
