@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-SCORE_POSITIONS = 512
-"""The most positions in one forward pass of ``score``: llama.cpp's default batch, and one chunk of a text.
+SCORE_POSITIONS = 256
+"""The most positions in one forward pass of ``score``: the half of a text's chunk that is only read, then the half that counts.
+
+A pass computes all its keys for all its positions, masked or not, and holds all their logits: two halves take less of both.
 
 How a low-precision kernel rounds depends on what else is in the pass (activation scales, outliers). So the number is the same
 for all methods and depends on nothing else: not on memory, vocabulary, threads or the batch of prompts.

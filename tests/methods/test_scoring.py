@@ -37,8 +37,8 @@ def test_a_composite_model_is_scored_by_its_text_part() -> None:
 
 
 LENGTHS = {
-    "torch": ([SCORE_POSITIONS, 700 - SCORE_POSITIONS], [256, 256, 700 - 512]),
-    "gguf": ([SCORE_POSITIONS - 300, 1000 - SCORE_POSITIONS], [512 - 300, 256, 1000 - 768]),
+    "torch": ([256, 256, 700 - 512], [128, 128, 128, 128, 128, 700 - 640]),
+    "gguf": ([512 - 300, 256, 1000 - 768], [384 - 300, 128, 128, 128, 128, 1000 - 896]),
 }
 """Positions of each pass over 1000 of which 700 are scored: torch's begin anew where scoring does, llama.cpp's do not."""
 
@@ -53,7 +53,7 @@ def test_passes_are_as_long_as_stated_and_no_longer(method: str, precision: str)
     with METHODS[method].open(spec, settings) as model:
         assert isinstance(model, Sliced)
         whole = [chunk.copy() for chunk in model.score(tokens, first=300)]
-        again = [chunk.copy() for chunk in model.score_sliced(tokens, 300, 256)]
+        again = [chunk.copy() for chunk in model.score_sliced(tokens, 300, SCORE_POSITIONS // 2)]
     whole_lengths, again_lengths = LENGTHS[method]
     assert [len(chunk) for chunk in whole] == whole_lengths
     assert [len(chunk) for chunk in again] == again_lengths

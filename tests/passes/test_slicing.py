@@ -77,7 +77,7 @@ def test_the_figures_of_the_first_prompts_in_passes_half_as_long(tmp_path: Path,
 
 
 def test_without_a_reference_only_the_length_of_a_pass_is_known(tmp_path: Path) -> None:
-    assert _measured(Fickle(), tmp_path, None) == Slicing(positions=512)
+    assert _measured(Fickle(), tmp_path, None) == Slicing(positions=256)
 
 
 def test_a_method_that_cannot_slice_says_so_and_is_measured_all_the_same(tmp_path: Path, reference: Path) -> None:
@@ -93,7 +93,7 @@ def test_columns_hold_the_figures_or_the_reason() -> None:
         return [values[name] for name in ("score_positions", "kld_slicing", "top1_slicing")]
 
     none = Missing("no reference to compare with: it cannot open this checkpoint here")
-    assert columns(Slicing(positions=512, kld=0.25, top1=0.5)) == [512, 0.25, 0.5]
-    assert columns(Slicing(positions=512)) == [512, none, none]
+    assert columns(Slicing(positions=256, kld=0.25, top1=0.5)) == [256, 0.25, 0.5]
+    assert columns(Slicing(positions=256)) == [256, none, none]
     assert columns(None, slicing=UNSLICED) == [Missing(UNSLICED)] * 3
     assert columns(None, columns="a server") == [Missing("a server")] * 3

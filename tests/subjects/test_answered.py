@@ -41,5 +41,5 @@ def test_the_first_prompts_are_answered_and_all_are_scored(tmp_path: Path, asked
     assert set(load(results, "outputs")["index"]) == answered
     samples = load(results, "samples")
     assert set(samples[samples["phase"].eq("e2e")]["index"]) == answered
-    assert row["score_positions"] == 512
+    assert row["score_positions"] == 256
     assert 0 <= row["kld_slicing"] < row["kld_mean"]

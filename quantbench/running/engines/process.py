@@ -156,10 +156,12 @@ class ProcessRunner:
 def needs_torch(job: Job) -> bool:
     """Whether a job's worker needs torch, or may need it.
 
-    Only measuring a variant of a method whose runtime works without torch does not need it. Preparing and probing may load
-    the original with torch, a reference is scored by it, and a checkpoint's own code may import anything.
+    Measuring a variant of a method whose runtime works without torch does not need it, nor does anything else that is done
+    with such a method to a model that is a GGUF file. Of a checkpoint, preparing and probing may load the original with torch, a
+    reference is scored by it, and its own code may import anything.
     """
-    if job.kind != "measure" or job.checkpoint.trust_remote_code or job.variant.method not in METHODS:
+    from_file = job.model.kind == "gguf" and job.kind != "probe"
+    if not (from_file or job.kind == "measure") or job.checkpoint.trust_remote_code or job.variant.method not in METHODS:
         return True
     method = METHODS[job.variant.method]
     return not RUNTIMES[method.runtime].torch_free or "torch" in method.requires

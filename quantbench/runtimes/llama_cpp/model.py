@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-PREFILL_BATCH = SCORE_POSITIONS
+PREFILL_BATCH = 512
 """Tokens of one batch, logical and physical: llama.cpp's own default for the latter."""
 
 _LOG_LEVEL_ERROR = 4
