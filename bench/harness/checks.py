@@ -18,6 +18,7 @@ import decoding
 import dummies
 import fidelity
 import own_model
+import picking
 import planned
 import verified
 import waiting
@@ -150,6 +151,7 @@ ALL: dict[str, Callable[[], Iterable[Result]]] = {
     "peak-memory": waiting.peak_memory,
     "busy-marks": busy.marks,
     "busy-picks": busy.picks,
+    "pick": picking.pick,
     "run-effect": alarms.run_effect,
     "cache-verify": verified.cache_verify,
 }

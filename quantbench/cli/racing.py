@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # this module is imported for every command's help: what only
     from quantbench.planning.lineup import Contender, Lineup
     from quantbench.running.session import Session
 
-FIRST, LAST = ("ten", "default"), ("mixed", "default")
+FIRST, LAST = ("ten", "brief"), ("mixed", "brief")
 """Prompt set and profile of the first and of the last round. Profile quick times too few rounds for an interval of the speed,
 without which nobody is out by speed."""
 

@@ -295,7 +295,8 @@ class Effort:
     ``precision`` is the relative half-width of the median's confidence interval at which rounds stop. At most ``most_scored``
     tokens of a prompt's continuation are sampled and scored, whatever the conditions say. ``untimed`` says
     why nothing is to be timed (other tests run at the same time); it is empty where timings are wanted. ``energy`` says whether
-    answers are generated once more to count the energy that they take.
+    answers are generated once more to count the energy that they take, ``besides`` whether what no choice rests on is found
+    too: the memory bandwidth, and known mistakes in the files of published artifacts.
     """
 
     min_rounds: int = 6
@@ -306,6 +307,7 @@ class Effort:
     most_scored: int = sys.maxsize
     untimed: str = ""
     energy: bool = True
+    besides: bool = True
 
     def asked(self, conditions: Conditions) -> Conditions:
         """The conditions with continuations cut to ``most_scored``: a shorter continuation changes the key, as it must."""
@@ -313,6 +315,7 @@ class Effort:
 
 
 PROFILES: Mapping[str, Effort] = {
+    "brief": Effort(budget_s=0.7, besides=False),
     "quick": Effort(min_rounds=3, max_rounds=5, budget_s=1.0, most_scored=32),
     "default": Effort(),
     "thorough": Effort(min_rounds=10, max_rounds=100, budget_s=60.0, precision=0.01, timeout_s=3600.0),

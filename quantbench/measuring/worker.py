@@ -111,7 +111,8 @@ def _prepare(job: Job) -> None:
     settings = settings_of(job)
     method = METHODS[job.variant.method]
     method.prepare(job.spec, settings)
-    method.audit(settings, job.original)  # kept in the cache, so that nothing is looked through while a model is loaded
+    if job.effort.besides:
+        method.audit(settings, job.original)  # kept in the cache, so that nothing is looked through while a model is loaded
     if job.checkpoint.speaks and not method.endpoint:
         choose(job.spec, settings, job.original)
 

@@ -120,7 +120,7 @@ class RunOptions:
     concurrency: int | None = _option("int", "N", "the most requests sent to a server at once (4)")
     engine: str = _option("text", "ENGINE", "process or inline", default="process")
     profile: str = _option(
-        "text", "PROFILE", "how much effort: quick (scores 32 tokens per prompt), default or thorough", default="default"
+        "text", "PROFILE", "how much effort: brief, quick (scores 32 tokens per prompt), default or thorough", default="default"
     )
     repeats: int = _option("int", "N", "measure everything N times, each time in fresh processes", default="1")
     timeout: float | None = _option("float", "SECONDS", "time limit for one variant with all its prompt sets")

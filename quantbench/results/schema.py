@@ -123,7 +123,7 @@ RUN_COLUMNS = (
     Column("finished", "scenarios", kind="int", doc="how many have a row; null like finished_at"),
     Column("ok", "scenarios", kind="int", doc="how many of these were measured; null like finished_at"),
     Column("interrupted", "", kind="bool", doc="whether it stopped early; true where the process was killed"),
-    Column("profile", "", kind="string", doc="quick, default or thorough"),
+    Column("profile", "", kind="string", doc="brief, quick, default or thorough"),
     Column("engine", "", kind="string", doc="what started the workers"),
     Column("machine", "", kind="string", doc="fingerprint of the hardware"),
     Column("machine_facts", "", kind="string", doc="JSON: what the fingerprint was made of"),

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _OF_AN_ARTIFACT: Mapping[str, str] = {
     "artifact_maker": "neither its place nor its files name who made it",
     "artifact_sha256": "its files were not hashed",
-    "artifact_audit": "nothing wrong was found, or this format is not audited: only GGUF files are",
+    "artifact_audit": "nothing wrong was found, or looked for: only GGUF files are audited, and not with profile brief",
     "artifact_note": "its files say what the original's say",
 }
 """Facts of an artifact with a column each, and why one is null; in other rows they are null as there is no artifact."""

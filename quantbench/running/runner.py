@@ -50,6 +50,8 @@ class Runner:
         self._jobs: dict[JobKey, list[Scenario]] = {}
         self._added: dict[Scenario, bool] = {}
         """Whether scenarios that were added later are probed."""
+        self._anchored: set[tuple[str, str]] = set()
+        """Contents of models, and anchors that were prepared for files published of them."""
         for scenario in plan.scenarios:
             self._jobs.setdefault(scenario.job, []).append(scenario)
         self._cases = Cases(trust_remote_code=plan.trust_remote_code)
@@ -186,7 +188,7 @@ class Runner:
 
     def _measure_ready(self, ready: Sequence[tuple[Case, Task]]) -> Iterator[Record]:
         first, tasks = ready[0][0], [task for _, task in ready]
-        if METHODS[first.variant.method].preparer:
+        if self._needs_preparing(first):
             _, failure = self._work.run("prepare", first, tasks)
             if failure:
                 yield from (failed(case, failure) for case, _ in ready)
@@ -208,6 +210,16 @@ class Runner:
                 yield measured(case, task, traces[index])
             else:
                 yield failed(case, failure or unknown)
+
+    def _needs_preparing(self, case: Case) -> bool:
+        """Whether anything is made before measuring: of a published file that is not audited only its anchor, once."""
+        method = METHODS[case.variant.method]
+        if not method.preparer or self._plan.effort.besides or not (case.original and case.checkpoint):
+            return bool(method.preparer)
+        anchor = (case.original.content_hash, method.anchor)
+        known = anchor in self._anchored and case.checkpoint.kind == "gguf"
+        self._anchored.add(anchor)
+        return not known
 
 
 def _checks_the_instrument(scenario: Scenario) -> bool:

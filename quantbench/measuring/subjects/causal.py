@@ -53,6 +53,7 @@ _UNWRITTEN = "its random weights are generated while loading, and never written 
 _UNQUANTIZED = "its file was written with random weights, without a quantizer"
 _UNPROBED = "a dummy is not probed; probe the real model, or the canary"
 _NO_ENERGY = "energy was not asked for: --no-energy was given, or the matrix says energy = false"
+_BRIEF = "profile brief does not measure the memory bandwidth"
 _TIMED = ("rounds", "anchor", "score_s", "energy")
 """Parts of a trace that are absent where nothing is timed."""
 
@@ -81,7 +82,7 @@ def measure(job: Job, folder: Path) -> None:
     prompts, context = read_prompts(job)
     settings = settings_of(job, context)
     artifact = method.prepare(job.spec, settings)
-    bandwidth = job.effort.untimed or memory_bandwidth(job.conditions.device, settings.threads, folder.parent)
+    bandwidth = _no_bandwidth(job) or memory_bandwidth(job.conditions.device, settings.threads, folder.parent)
     enter_stage(folder, "loading")
     _read_once(_files(artifact.path) if artifact else weight_files(job.checkpoint.path))
     before = before_loading(job.conditions.device, made)
@@ -107,7 +108,7 @@ def measure(job: Job, folder: Path) -> None:
         opened = _Opened(
             model=model, artifact=artifact, import_s=import_s, load_s=load_s, started=started, weights=weights,
             running=model.memory(), bandwidth=bandwidth, context=context, threads=settings.threads,
-            audited=method.audit(settings, job.original),
+            audited=method.audit(settings, job.original) if job.effort.besides else {},
         )  # fmt: skip
         enter_stage(folder, "scoring" if all(each.task.is_text for each in prompts) else "similarity")
         scored = [_score(job, model, each, folder, index, courtesy=courtesy) for index, each in enumerate(prompts)]
@@ -197,6 +198,11 @@ def _timed_or_not(job: Job, model: LoadedModel) -> Job:
     """The job; without timings where the opened model says why it must not be timed."""
     why = model.untimed if isinstance(model, Untimed) else ""
     return replace(job, effort=replace(job.effort, untimed=job.effort.untimed or why))
+
+
+def _no_bandwidth(job: Job) -> str:
+    """Why the memory bandwidth is not measured; empty where it is."""
+    return job.effort.untimed or ("" if job.effort.besides else _BRIEF)
 
 
 def _decoding(job: Job, model: LoadedModel, prompts: Prompts, context: int) -> Decoding | None:

@@ -157,8 +157,8 @@ def needs_torch(job: Job) -> bool:
     """Whether a job's worker needs torch, or may need it.
 
     Measuring a variant of a method whose runtime works without torch does not need it, nor does anything else that is done
-    with such a method to a model that is a GGUF file. Of a checkpoint, preparing and probing may load the original with torch, a
-    reference is scored by it, and its own code may import anything.
+    with such a method to a model that is a GGUF file. Of a checkpoint, preparing and probing may load the original with
+    torch, a reference is scored by it, and its own code may import anything.
     """
     from_file = job.model.kind == "gguf" and job.kind != "probe"
     if not (from_file or job.kind == "measure") or job.checkpoint.trust_remote_code or job.variant.method not in METHODS:
