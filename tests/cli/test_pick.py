@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,7 @@ COMMIT = "1" * 40
 @pytest.fixture
 def pick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
     """Run ``quantbench pick ARGUMENTS`` in an empty folder, with few prompts in both rounds."""
-    monkeypatch.setattr(racing, "FIRST", ("two", "quick"))
+    monkeypatch.setattr(racing, "FIRST", ("two", "brief"))
     monkeypatch.setattr(racing, "LAST", ("ten", "quick"))
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
@@ -64,6 +65,9 @@ def test_a_folder_of_files_ends_with_one_line_the_rows_and_the_command(pick: Cal
     assert max(len(line) for line in done.output.splitlines() if str(files) not in line) <= 100
     measured = sorted(zip(rows["prompts"], rows["artifact"], rows["status"], strict=True))
     assert measured == [("ten", "Q8_0", "ok"), ("two", "Q2_K", "ok"), ("two", "Q8_0", "ok")]
+    assert set(rows["profile"]) == {"brief"}
+    reasons = [json.loads(each) for each in rows["null_reasons"]]
+    assert all("profile brief" in each["memory_bandwidth_bps"] and "profile brief" in each["artifact_audit"] for each in reasons)
     again = CliRunner().invoke(app, ["recommend", "--max-kld", "0.01", "--memory", "8MB"])
     assert again.stdout.splitlines()[0] == done.stdout.splitlines()[0]
     assert sorted(each.name for each in files.iterdir()) == [f"canary-{each.upper()}.gguf" for each in sorted(PRECISIONS)]
