@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from quantbench.results.reading import read_files
@@ -19,10 +20,33 @@ NAME = re.compile(r"(?P<run>[^.].*)-(?P<number>\d{5,})\.parquet")
 
 def list_files(files: fs.FileSystem, folder: str) -> list[str]:
     """The parquet files under ``folder``, sorted; none where there is no such folder."""
+    return [path for path in files_below(files, folder) if path.endswith(".parquet")]
+
+
+def files_below(files: fs.FileSystem, folder: str) -> list[str]:
+    """All files under ``folder``, sorted; each folder once, as links to folders above it would lead round without end."""
     from pyarrow import fs
 
+    if files.type_name == "local":
+        return sorted(_local(folder, set()))
     infos = files.get_file_info(fs.FileSelector(folder, recursive=True, allow_not_found=True))
-    return sorted(path for info in infos if (path := info.path).endswith(".parquet") and info.type == fs.FileType.File)
+    return sorted(info.path for info in infos if info.type == fs.FileType.File)
+
+
+def _local(folder: str, seen: set[tuple[int, int]]) -> Iterator[str]:
+    try:
+        found = os.stat(folder)
+    except FileNotFoundError:
+        return
+    if (place := (found.st_dev, found.st_ino)) in seen:
+        return
+    seen.add(place)
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir():
+                yield from _local(entry.path, seen)
+            elif entry.is_file():
+                yield entry.path
 
 
 def by_run(paths: Iterable[str]) -> dict[str, list[str]]:
