@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quantbench.results.reading import read_files
@@ -28,25 +29,26 @@ def files_below(files: fs.FileSystem, folder: str) -> list[str]:
     from pyarrow import fs
 
     if files.type_name == "local":
-        return sorted(_local(folder, set()))
+        return sorted(_local(folder))
     infos = files.get_file_info(fs.FileSelector(folder, recursive=True, allow_not_found=True))
     return sorted(info.path for info in infos if info.type == fs.FileType.File)
 
 
-def _local(folder: str, seen: set[tuple[int, int]]) -> Iterator[str]:
-    try:
-        found = os.stat(folder)
-    except FileNotFoundError:
-        return
-    if (place := (found.st_dev, found.st_ino)) in seen:
-        return
-    seen.add(place)
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_dir():
-                yield from _local(entry.path, seen)
-            elif entry.is_file():
-                yield entry.path
+def _local(folder: str) -> Iterator[str]:
+    seen = set()
+    for place, folders, names in os.walk(folder, followlinks=True, onerror=_unless_missing):
+        found = Path(place).stat()
+        if (found.st_dev, found.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((found.st_dev, found.st_ino))
+        paths = (f"{place}/{name}" for name in names)
+        yield from (path for path in paths if os.path.isfile(path))  # noqa: PTH113 - of a hundred thousand, this takes half as long
+
+
+def _unless_missing(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
 
 
 def by_run(paths: Iterable[str]) -> dict[str, list[str]]:
