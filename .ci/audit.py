@@ -1,7 +1,7 @@
 """Look up the versions that are tested together (the extra ``tested``) among known vulnerabilities, by pip-audit.
 
-Exit code 1 where one of them is vulnerable. Where the service cannot be asked one sentence says so, which is a failure only with
-``--required``: then nothing is known either way.
+Exit code 1 where one of them is vulnerable. Where the service cannot be asked one sentence says so, and that is a failure only
+with the word ``required``: nothing is known then.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def main(*arguments: str) -> int:
         reasons = [each["skip_reason"] for each in found if "skip_reason" in each]
         print(f"{len(pins) - len(known)} of {len(pins)} versions could not be looked up among known vulnerabilities: "
               f"{' '.join((reasons or [last])[0].split())[:300]}")  # fmt: skip
-        return int("--required" in arguments)
+        return int("required" in arguments)
     print(f"no known vulnerability in {len(known)} tested versions")
     return 0
 

@@ -121,8 +121,8 @@ def require_device(device: str, *, torch: bool) -> None:
 def git_commit(folder: Path) -> str:
     """The commit checked out in ``folder``, with ``-dirty`` when files differ; empty outside a repository.
 
-    No program is run that the repository itself names: it may have been unpacked from anywhere. Where files can be compared only
-    by such a program (a filter), it is ``-unchecked``.
+    No program is run that the repository itself names: it may have been unpacked from anywhere. Where only such a program (a
+    filter) could compare files, it is ``-unchecked``.
     """
     if not shutil.which("git") or not (commit := _git(folder, "rev-parse", "--verify", "--short=12", "HEAD")):
         return ""

@@ -2,8 +2,8 @@
 
 A template comes with the model, so it is untrusted: it runs in jinja2's immutable sandbox, without a loader and so without
 files, and sees plain texts only; ``models.rendered`` bounds what it takes. What it finds there is what transformers gives it
-(utils/chat_template_utils.py), but for the date: that is fixed, since some templates write today's into the prompt, and the same
-scenario would be another tomorrow.
+(utils/chat_template_utils.py), but for the date: that is fixed, since some templates write today's into the prompt, and the
+same scenario would be another tomorrow.
 
 A template is a part of its checkpoint's files, and of their hash.
 """

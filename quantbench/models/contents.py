@@ -37,14 +37,14 @@ def require_own(folder: Path, weights: Sequence[Path]) -> None:
     place = Path(os.path.normpath(folder))
     for path in weights:
         if path.suffix != _WEIGHTS or not Path(os.path.normpath(path)).is_relative_to(place):
-            raise ModelError(f"the index in {folder} names {path}, which is no {_WEIGHTS} file of that folder; download it again")
+            raise ModelError(f"the index in {folder} names {path}, no {_WEIGHTS} file of that folder; download it again")
     home = folder.resolve()
     for path in sorted(each for each in folder.iterdir() if each.is_symlink() and each not in weights):
         target = Path(os.path.realpath(path))
         if target.exists() and not (target.is_relative_to(home) or target.name == path.name or _is_blob(target, home)):
             raise ModelError(
-                f"{path} is a link to {target}, outside of the checkpoint and of another name, so another file of yours would be "
-                "read as a part of the model; put a copy in its place if that is meant"
+                f"{path} is a link to {target}, outside of the checkpoint and of another name, so another file of yours would "
+                "be read as a part of the model; put a copy in its place if that is meant"
             )
 
 

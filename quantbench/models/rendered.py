@@ -1,7 +1,7 @@
 """Conversations through a model's template, in a process of its own: a template is a program, and comes from anybody.
 
-The sandbox of ``chat`` keeps it from files and from Python's own objects. Nothing in it keeps a template from taking all time and
-memory, even before it is run: jinja2 computes constants, such as ``'a' * 10**10``, while it compiles. So both have limits here.
+The sandbox of ``chat`` keeps it from files and from Python's own objects. Nothing in it keeps a template from taking all time
+and memory, even before it is run: jinja2 computes constants, such as ``'a' * 10**10``, while it compiles. Both have limits here.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ def _render(request: Mapping[str, Any]) -> dict[str, Any]:
         for talk in request["conversations"]:
             text = template.render(tuple(Message(role, content) for role, content in talk))
             if len(text) > _LONGEST + _TIMES * sum(len(content) for _, content in talk):
-                raise ModelError(f"the chat template of {request['owner']} makes {len(text):,} characters of it; {PLAIN}")
+                reason = f"the chat template of {request['owner']} makes {len(text):,} characters of it; {PLAIN}"
+                return {"refused": len(texts) + 1, "reason": reason}
             texts.append(text)
     except ModelError as error:
         return {"refused": len(texts) + 1, "reason": str(error)}

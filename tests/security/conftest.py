@@ -20,7 +20,7 @@ SCRIPT = "import sys\nfrom quantbench.cli import main\nsys.exit(main())\n"
 
 
 class Trap:
-    """A file that appears where code is run that must not be; ``pickle`` makes it when it is loaded, ``source`` when imported."""
+    """A file that appears where code is run that must not be: a pickle of this when it is loaded, its source when imported."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker

@@ -214,7 +214,7 @@ def test_an_index_names_safetensors_of_its_own_folder_only(name: str, checkpoint
 
 
 def test_an_adapter_beside_weights_is_refused(checkpoint: Path, trap: Trap) -> None:
-    """transformers would add it to them, unpickled if need be, and the row would describe another model."""
+    """Else transformers adds it to them, unpickled if need be, and the row would describe another model."""
     (checkpoint / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": "org/other"}))
     (checkpoint / "adapter_model.bin").write_bytes(pickle.dumps(trap))
 

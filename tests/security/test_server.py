@@ -1,4 +1,4 @@
-"""A hostile server, measured by the real command: the key goes to it and nowhere else, and what it says stays text everywhere."""
+"""A hostile server, measured by the real command: the key goes nowhere else, and what it says stays text everywhere."""
 
 from __future__ import annotations
 
@@ -133,8 +133,8 @@ def test_the_key_is_kept_and_what_a_server_says_stays_text(
     monkeypatch.chdir(here)
     said = [run.stdout, run.stderr]
     for words in (
-        ("tables", "all"), ("tables", "served", "--format=md"), ("tables", "served", "--format=json"), ("recommend", "--memory=1GiB"),
-        ("compare", "results", "results"), ("compare", "results", "results", "--format=md"), ("report", "-o", "page.html"),
+        ("tables", "all"), ("tables", "served", "--format=md"), ("tables", "served", "--format=json"),
+        ("recommend", "--memory=1GiB"), ("compare", "results", "results"), ("compare", "results", "results", "--format=md"), ("report", "-o", "page.html"),
         ("export", "--to", "model-card"), ("export", "--to", "jsonl", "--table", "outputs"),
     ):  # fmt: skip
         done = CliRunner().invoke(app, list(words))

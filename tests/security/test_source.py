@@ -1,4 +1,4 @@
-"""The source distribution that llama.cpp's converter comes with: fetched by the real pip, from an index that cannot be trusted."""
+"""The source distribution that llama.cpp's converter comes with: fetched by the real pip, from a hostile index."""
 
 from __future__ import annotations
 

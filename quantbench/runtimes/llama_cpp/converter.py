@@ -1,4 +1,4 @@
-"""llama.cpp's own conversion script, of the version that llama-cpp-python was built from: unpacked once, and kept in the cache."""
+"""llama.cpp's own conversion script, of the version that llama-cpp-python was built from, kept in the cache."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _fetch_converter(folder: Path, installed: str) -> None:
 
 
 def _unpack(archive: Path, folder: Path) -> None:
-    """The converter's files of a source distribution, and of these only plain ones: no link, and none that leaves ``folder``."""
+    """The converter's files of a source distribution: only plain ones, no link, and none that leaves ``folder``."""
     try:
         with tarfile.open(archive) as opened:
             for member in opened:
@@ -71,6 +71,6 @@ def _unpack(archive: Path, folder: Path) -> None:
                     opened.extract(member, folder, filter="data")
     except tarfile.TarError as error:
         raise QuantbenchError(
-            f"{archive.name} is no source distribution of llama-cpp-python as it should be ({error}); check the package index, or "
-            f"set {CHECKOUT_VARIABLE} to a llama.cpp checkout"
+            f"{archive.name} is no source distribution of llama-cpp-python as it should be ({error}); check the package index, "
+            f"or set {CHECKOUT_VARIABLE} to a llama.cpp checkout"
         ) from error
