@@ -1,7 +1,7 @@
 """Conversations through a model's template, in a process of its own: a template is a program, and comes from anybody.
 
 The sandbox of ``chat`` keeps it from files and from Python's own objects. Nothing in it keeps a template from taking all time
-and memory, even before it is run: jinja2 computes constants, such as ``'a' * 10**10``, while it compiles. Both have limits here.
+and memory, even before it is run: jinja2 computes constants such as ``'a' * 10**10`` as it compiles. Both have limits here.
 """
 
 from __future__ import annotations

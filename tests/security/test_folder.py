@@ -18,8 +18,8 @@ from .conftest import Command, Trap
 STUBS = ("run", "--method=stub", "--precision=exact", "--prompts=two", "--profile=quick", "--no-control")
 SHADOWS = (
     "torch", "transformers", "numpy", "scipy", "pandas", "pyarrow", "jinja2", "rich", "typer", "psutil", "cattrs",
-    "safetensors", "tokenizers", "huggingface_hub", "llama_cpp", "gguf", "pynvml", "sacrebleu", "httpx", "conftest", "sitecustomize",
-    "usercustomize", "json", "random", "stub_method", "pytest_benchmark",
+    "safetensors", "tokenizers", "huggingface_hub", "llama_cpp", "gguf", "pynvml", "sacrebleu", "httpx", "conftest",
+    "sitecustomize", "usercustomize", "json", "random", "stub_method", "pytest_benchmark",
 )  # fmt: skip
 
 

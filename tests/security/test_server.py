@@ -134,8 +134,8 @@ def test_the_key_is_kept_and_what_a_server_says_stays_text(
     said = [run.stdout, run.stderr]
     for words in (
         ("tables", "all"), ("tables", "served", "--format=md"), ("tables", "served", "--format=json"),
-        ("recommend", "--memory=1GiB"), ("compare", "results", "results"), ("compare", "results", "results", "--format=md"), ("report", "-o", "page.html"),
-        ("export", "--to", "model-card"), ("export", "--to", "jsonl", "--table", "outputs"),
+        ("recommend", "--memory=1GiB"), ("compare", "results", "results"), ("compare", "results", "results", "--format=md"),
+        ("report", "-o", "page.html"), ("export", "--to", "model-card"), ("export", "--to", "jsonl", "--table", "outputs"),
     ):  # fmt: skip
         done = CliRunner().invoke(app, list(words))
         assert done.exit_code in (0, 4), (words, done.output)

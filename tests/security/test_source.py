@@ -28,6 +28,8 @@ INSIDE = "vendor/llama.cpp/"
 Members = Mapping[str, bytes | tuple[bytes, str]]
 """By name: a content, or a type and what it links to."""
 
+SCRIPT: Members = {f"{INSIDE}convert_hf_to_gguf.py": b"print('theirs')"}
+
 
 @pytest.fixture
 def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -57,7 +59,7 @@ def publish(index: Path, members: Members) -> None:
 
 
 def test_a_distribution_other_than_the_reviewed_one_is_refused(index: Path) -> None:
-    publish(index, {f"{INSIDE}convert_hf_to_gguf.py": b"print('theirs')"})
+    publish(index, SCRIPT)
 
     with pytest.raises(QuantbenchError, match="could not be downloaded") as caught:
         converter()
@@ -65,40 +67,45 @@ def test_a_distribution_other_than_the_reviewed_one_is_refused(index: Path) -> N
     assert "hash" in str(caught.value).lower()
 
 
-def test_of_an_unreviewed_one_only_plain_files_are_taken(
-    index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_of_an_unreviewed_one_only_plain_files_are_taken(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Links inside an archive are no harm to pip, but the converter's files lie elsewhere when they are unpacked."""
     monkeypatch.setattr(source, "SOURCE_SHA256", {})
-    secret = tmp_path / "secret"
-    secret.write_text("the users own")
     publish(index, {
-        f"{INSIDE}convert_hf_to_gguf.py": b"print('theirs')",
-        f"{INSIDE}conversion/link": (tarfile.SYMTYPE, str(secret)),
+        **SCRIPT,
+        f"{INSIDE}conversion/base.py": b"",
+        f"{INSIDE}conversion/link": (tarfile.SYMTYPE, "../../../PKG-INFO"),
         f"{INSIDE}conversion/out": (tarfile.SYMTYPE, "../../.."),
-        f"{INSIDE}conversion/hard": (tarfile.LNKTYPE, "convert_hf_to_gguf.py"),
-        f"{INSIDE}gguf-py/pipe": (tarfile.FIFOTYPE, ""),
-        f"{INSIDE}gguf-py/zero": (tarfile.CHRTYPE, ""),
-        f"{INSIDE}elsewhere.py": b"not a part of the converter",
-        "../outside.py": b"",
+        f"{INSIDE}gguf-py/hard": (tarfile.LNKTYPE, f"llama_cpp_python-{version('llama_cpp_python')}/backend.py"),
+        f"{INSIDE}elsewhere.py": b"no part of the converter",
     })  # fmt: skip
 
     script = converter()
 
     assert script.read_text() == "print('theirs')"
-    assert {path.name for path in script.parent.rglob("*")} == {script.name, "asked.json", "checksums.json"}
+    found = {str(path.relative_to(script.parent)) for path in script.parent.rglob("*") if path.is_symlink() or path.is_file()}
+    assert found == {script.name, "conversion/base.py", "asked.json", "checksums.json"}
 
 
+@pytest.mark.parametrize(
+    "members",
+    [
+        {f"{INSIDE}conversion/../../../escaped.py": b""},
+        {"../escaped.py": b""},
+        {f"{INSIDE}conversion/escaped.py": (tarfile.SYMTYPE, "/etc/passwd")},
+        {f"{INSIDE}conversion/escaped.py": (tarfile.FIFOTYPE, "")},
+        {f"{INSIDE}conversion/escaped.py": (tarfile.CHRTYPE, "")},
+    ],
+    ids=["out of the converter", "out of the archive", "a link out", "a pipe", "a device"],
+)
 def test_one_that_leaves_its_folder_is_refused_and_leaves_nothing(
-    index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    members: Members, index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """By pip, which unpacks all of it, or else here."""
     monkeypatch.setattr(source, "SOURCE_SHA256", {})
-    publish(index, {
-        f"{INSIDE}convert_hf_to_gguf.py": b"print('theirs')",
-        f"{INSIDE}conversion/../../../../escaped.py": b"print('theirs')",
-    })  # fmt: skip
+    publish(index, {**SCRIPT, **members})
 
-    with pytest.raises(QuantbenchError, match="is no source distribution of llama-cpp-python as it should be"):
+    with pytest.raises(QuantbenchError, match=r"could not be downloaded \(|is no source distribution of llama-cpp") as caught:
         converter()
 
-    assert not list(tmp_path.rglob("escaped.py"))
-    assert not list((tmp_path / "cache").rglob("convert_hf_to_gguf.py"))
+    assert "\n" not in str(caught.value)
+    assert [path for path in tmp_path.rglob("*") if path.name in ("escaped.py", "convert_hf_to_gguf.py")] == []
