@@ -15,12 +15,28 @@ from quantbench.core import machine
 
 from .conftest import Command, Trap
 
-STUBS = ("run", "--method=stub", "--precision=exact", "--prompts=two", "--profile=quick", "--no-control")
+STUBS = ("run", "--matrix=stub.toml", "--profile=quick")
+MATRIX = """\
+control = false
+prompts = ["two"]
+[methods]
+stub = ["exact"]
+[conditions]
+reference = "stub/exact"
+output_tokens = 4
+answer_tokens = 4
+continuation_tokens = 8
+"""
 SHADOWS = (
     "torch", "transformers", "numpy", "scipy", "pandas", "pyarrow", "jinja2", "rich", "typer", "psutil", "cattrs",
     "safetensors", "tokenizers", "huggingface_hub", "llama_cpp", "gguf", "pynvml", "sacrebleu", "httpx", "conftest",
     "sitecustomize", "usercustomize", "json", "random", "stub_method", "pytest_benchmark",
 )  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _matrix(here: Path) -> None:
+    (here / "stub.toml").write_text(MATRIX)
 
 
 def shadow(folder: Path, trap: Trap) -> None:
@@ -42,7 +58,7 @@ def test_no_module_of_the_current_folder_is_imported(quantbench: Command, here: 
     (here / "precious").write_text("kept")
 
     run = quantbench(*STUBS)
-    others = [quantbench(*words) for words in (("tables",), ("plan", "canary", "--method=torch"))]
+    others = [quantbench(*words) for words in (("tables", "all"), ("plan", "canary", "--method=torch"))]
 
     assert run.returncode == 0, run.stdout + run.stderr
     assert set(pd.read_parquet(here / "results" / "scenarios").status) == {"ok"}
@@ -131,7 +147,7 @@ def test_links_in_results_lead_round_in_no_circles_and_to_no_other_content(quant
     assert len(rows) == 1
     assert not any("root:" in str(each.message) for each in caught)
     (run_id,) = rows.run_id
-    done = quantbench("tables", "--results=results", "--run", run_id)
+    done = quantbench("tables", "all", "--results=results", "--run", run_id)
     assert done.returncode == 0, done.stderr
     assert "stub/exact" in done.stdout
     assert quantbench(*STUBS, f"--resume={run_id}").returncode == 0

@@ -113,7 +113,7 @@ def test_the_key_is_kept_and_what_a_server_says_stays_text(
 ) -> None:
     cache = tmp_path / "cache"
     run = quantbench(
-        "run", f"--model={hostile.url}", "--method=server", "--prompts=two", "--profile=quick", "--no-control", "--no-energy",
+        "run", f"--model={hostile.url}", "--method=server", "--prompts=two", "--profile=quick", "--no-energy",
         "--output-tokens=4", "--keep-jobs=jobs", "--benchmark-json=here.json",
         QUANTBENCH_SERVER_KEY=KEY, QUANTBENCH_CACHE=str(cache),
     )  # fmt: skip

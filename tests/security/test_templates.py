@@ -47,7 +47,7 @@ def test_an_honest_template_gives_what_it_gives_in_this_process() -> None:
 @pytest.mark.parametrize(
     ("source", "words"),
     [
-        (BOMB, "cannot be read (it takes more memory than a template may)"),
+        (BOMB, "refuses it (it takes more memory than a template may)"),
         (
             "{% set ns = namespace(x='ab') %}{% for n in range(40) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
             "refuses it (it takes more memory than a template may)",
@@ -68,7 +68,7 @@ def test_what_takes_too_much_is_refused_in_one_sentence(source: str, words: str)
     "source",
     [
         "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}{% endfor %}{% endfor %}{% endfor %}",
-        "{{ 9 ** 9 ** 9 }}",
+        "{{ 9 ** (9 ** 9) }}",
     ],
     ids=["a loop", "a constant"],
 )
@@ -88,7 +88,7 @@ def test_a_model_with_such_a_template_is_not_measured_on_conversations(
     Path("greedy", "chat_template.jinja").write_text(BOMB)
     Path("talks.jsonl").write_text(json.dumps({"messages": [{"role": "user", "content": "Hello"}]}))
     settings: dict[str, Any] = {"prompts": "talks.jsonl", "profile": "quick", "engine": "inline", "no_probes": True}
-    with pytest.raises(QuantbenchError, match=r"conversation 1 of '.*talks.*': the chat template of .*greedy cannot be read"):
+    with pytest.raises(QuantbenchError, match=r"conversation 1 of '.*talks.*': the chat template of .*greedy refuses it"):
         quantbench.measure("./greedy", "torch/bf16", results=None, **settings)
 
 
@@ -103,12 +103,12 @@ def test_the_template_of_a_gguf_file_is_not_compiled_while_its_vocabulary_is_rea
         if not name.startswith("GGUF.") and name != "general.architecture":
             inner = entry.types[-1] if entry.types[0] == GGUFValueType.ARRAY else None
             writer.add_key_value(name, entry.contents(), entry.types[0], inner)
-    writer.add_string("tokenizer.chat_template", "{{ 9 ** 9 ** 9 }}")  # for hours
-    writer.add_string("tokenizer.chat_template.tool_use", "{{ 9 ** 9 ** 9 }}")
+    writer.add_string("tokenizer.chat_template", "{{ 9 ** (9 ** 9) }}")  # for hours
+    writer.add_string("tokenizer.chat_template.tool_use", "{{ 9 ** (9 ** 9) }}")
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.close()
     tokenizer, canary = open_tokenizer(resolve(str(path))), open_tokenizer(resolve("canary"))
 
     assert tokenizer.encode("Hello there") == canary.encode("Hello there")
-    assert tokenizer.template.source == "{{ 9 ** 9 ** 9 }}"
+    assert tokenizer.template.source == "{{ 9 ** (9 ** 9) }}"
