@@ -80,6 +80,7 @@ def test_code_and_pickles_beside_sound_weights_are_left_alone(checkpoint: Path, 
     assert not trap.shut
 
 
+@pytest.mark.usefixtures("in_process")
 def test_a_model_that_only_its_own_code_can_open_is_refused(checkpoint: Path, trap: Trap) -> None:
     (checkpoint / "modeling_theirs.py").write_text(trap.source)
     classes = {"AutoConfig": "modeling_theirs.Theirs", "AutoModelForCausalLM": "modeling_theirs.Theirs"}

@@ -73,9 +73,9 @@ def test_what_takes_too_much_is_refused_in_one_sentence(source: str, words: str)
     ids=["a loop", "a constant"],
 )
 def test_what_takes_too_long_is_stopped(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rendered, "_TIMEOUT_S", 2.0)
+    monkeypatch.setattr(rendered, "_TIMEOUT_S", 1.0)
     assert _refusal(source) == (
-        "the chat template of org/model cannot be used for the conversations of 'talks' (took more than 2 s and was stopped); "
+        "the chat template of org/model cannot be used for the conversations of 'talks' (took more than 1 s and was stopped); "
         "name a set of plain prompts such as 'mixed'"
     )
 

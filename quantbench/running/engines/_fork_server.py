@@ -94,7 +94,7 @@ def _become_worker(folder: Path, *, fork: bool) -> NoReturn:
             from quantbench.measuring.worker import WITHOUT_TORCH_FLAG
 
             kept_out = [] if "torch" in sys.argv else [WITHOUT_TORCH_FLAG]
-            os.execv(sys.executable, python_module("quantbench.measuring.worker", str(folder), *kept_out))  # noqa: S606 - no shell # nosec B606
+            os.execv(sys.executable, python_module("quantbench.measuring.worker", str(folder), *kept_out))  # noqa: S606 - no shell
         from quantbench.measuring.worker import run_job, sacrifice_first
 
         sacrifice_first()
