@@ -58,7 +58,9 @@ def quantbench(tmp_path: Path, here: Path, stub_path: Path, shared_cache: Path) 
     script = tmp_path / "bin" / "quantbench"
     script.parent.mkdir()
     script.write_text(SCRIPT)
-    environment = {**os.environ, "PYTHONPATH": str(stub_path), "QUANTBENCH_CACHE": str(shared_cache)}
+    environment = {
+        **os.environ, "PYTHONPATH": str(stub_path), "QUANTBENCH_CACHE": str(shared_cache), "STUB_UNWATCHED": "1",
+    }  # fmt: skip
 
     def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, str(script), *arguments]

@@ -60,11 +60,11 @@ def test_no_module_of_the_current_folder_is_imported(quantbench: Command, here: 
     (here / "precious").write_text("kept")
 
     run = quantbench(*STUBS)
-    others = [quantbench(*words) for words in (("tables", "all"), ("plan", "canary", "--method=torch"))]
+    tables = quantbench("tables", "all")
 
     assert run.returncode == 0, run.stdout + run.stderr
     assert set(pd.read_parquet(here / "results" / "scenarios").status) == {"ok"}
-    assert [other.returncode for other in others] == [0, 0], others
+    assert tables.returncode == 0, tables.stderr
     assert not trap.shut
     assert (here / "precious").read_text() == "kept", "pytest empties the file that its key log_file names"
 

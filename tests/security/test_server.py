@@ -22,7 +22,10 @@ KEY = "sk-only-for-the-server"
 EVIL = '<script>alert(1)</script>"><img src=x onerror=alert(1)>\x1b]0;title\x07\x1b[31m\u202e|[x](javascript:alert(1))'
 """Markup, commands for a terminal, a direction override, and what ends a cell and begins a link in Markdown."""
 
-COMMANDS = [int("1b", 16), 7, 0x9B, 0x202E]
+LOOKS = 3
+"""How often the processes are looked through while it is asked."""
+
+COMMANDS = [0x1B, 7, 0x9B, 0x202E]
 
 
 @dataclass
@@ -31,7 +34,7 @@ class Seen:
 
     url: str = ""
     keys: set[str] = field(default_factory=set)
-    arguments: set[str] = field(default_factory=set)
+    arguments: list[set[str]] = field(default_factory=list)
 
 
 def processes_with(text: str) -> set[str]:
@@ -71,7 +74,8 @@ def hostile() -> Iterator[Seen]:
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
             seen.keys.add(self.headers["authorization"])
-            seen.arguments.update(processes_with(KEY))
+            if len(seen.arguments) < LOOKS:
+                seen.arguments.append(processes_with(KEY))
             texts = [EVIL] * min(body.get("max_tokens") or 1, 8)
             events = [{"choices": [{"index": 0, "text": text, "finish_reason": None}]} for text in texts]
             events.append({"choices": [{"index": 0, "text": KEY, "finish_reason": "length"}]})
@@ -101,11 +105,12 @@ class Reader(HTMLParser):
     def __init__(self) -> None:
         super().__init__()
         self.tags: list[str] = []
-        self.handlers: list[str] = []
+        self.active: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
-        self.handlers += [name for name, value in attrs if name.startswith("on") or "javascript:" in (value or "")]
+        links = ("href", "src", "action")
+        self.active += [name for name, value in attrs if name.startswith("on") or (name in links and (value or "")[:1] != "#")]
 
 
 def test_the_key_is_kept_and_what_a_server_says_stays_text(
@@ -114,13 +119,13 @@ def test_the_key_is_kept_and_what_a_server_says_stays_text(
     cache = tmp_path / "cache"
     run = quantbench(
         "run", f"--model={hostile.url}", "--method=server", "--prompts=two", "--profile=quick", "--no-energy",
-        "--output-tokens=4", "--keep-jobs=jobs", "--benchmark-json=here.json",
+        "--output-tokens=4", "--concurrency=1", "--keep-jobs=jobs", "--benchmark-json=here.json",
         QUANTBENCH_SERVER_KEY=KEY, QUANTBENCH_CACHE=str(cache),
     )  # fmt: skip
 
     assert run.returncode == 0, run.stdout + run.stderr
     assert hostile.keys == {f"Bearer {KEY}"}
-    assert hostile.arguments == set()
+    assert hostile.arguments == [set()] * LOOKS
     kept = [path for place in (here, cache) for path in place.rglob("*") if path.is_file()]
     assert {"here.json", "job.json"} <= {path.name for path in kept}
     assert [path for path in kept if KEY.encode() in path.read_bytes()] == []
@@ -132,9 +137,8 @@ def test_the_key_is_kept_and_what_a_server_says_stays_text(
     monkeypatch.chdir(here)
     said = [run.stdout, run.stderr]
     for words in (
-        ("tables", "all"), ("tables", "served", "--format=md"), ("tables", "served", "--format=json"),
-        ("recommend", "--memory=1GiB"), ("compare", "results", "results"), ("compare", "results", "results", "--format=md"),
-        ("report", "-o", "page.html"), ("export", "--to", "model-card"), ("export", "--to", "jsonl"),
+        ("tables", "all"), ("tables", "served", "--format=md"), ("compare", "results", "results", "--format=md"),
+        ("report", "-o", "page.html"), ("export", "--to", "jsonl"),
     ):  # fmt: skip
         done = CliRunner().invoke(app, list(words))
         assert done.exit_code in (0, 4), (words, done.output)
@@ -146,4 +150,4 @@ def test_the_key_is_kept_and_what_a_server_says_stays_text(
     assert "alert(1)" in page
     assert "img" not in reader.tags
     assert reader.tags.count("script") == page.count("<script")
-    assert reader.handlers == []
+    assert reader.active == []
