@@ -17,6 +17,7 @@ from quantbench.core.job import Task
 from quantbench.core.scenario import Scenario, Variant
 from quantbench.models.chat import ChatTemplate, folder_template
 from quantbench.models.checkpoint import resolve
+from quantbench.models.rendered import rendered
 from quantbench.models.tokenizer import completion_texts, encode_prompts
 from quantbench.planning.case import Cases
 from quantbench.planning.prompts import load
@@ -119,6 +120,13 @@ def test_the_date_is_always_the_same() -> None:
         # what it may not do
         ("{{ ''.__class__.__mro__ }}", "refuses it (access to attribute '__class__' of 'str' object is unsafe"),
         ("{{ cycler.__init__.__globals__ }}", "refuses it ("),
+        ("{{ '{0.__class__.__init__.__globals__}'.format(messages) }}", "refuses it ("),
+        ("{{ messages | map(attribute='__class__') | map(attribute='__mro__') | list }}", "refuses it ("),
+        ("{{ raise_exception.__globals__['__builtins__'] }}", "refuses it ("),
+        ("{{ strftime_now.__self__.__class__.__base__.__subclasses__() }}", "refuses it ("),
+        ("{{ self.__init__.__globals__ }}", "refuses it ("),
+        ("{% import 'os' as os %}", "refuses it (no loader for this environment"),
+        ("{{ lipsum.__globals__.os.popen('id') }}", "refuses it ("),
         ("{{ messages.append(1) }}", "refuses it ("),
         ("{% set ns = namespace(a=1) %}{% set ns.__html__ = messages %}", "refuses it ("),
         ("{{ namespace(__html__=1) }}", "refuses it ("),
@@ -134,6 +142,11 @@ def test_what_it_refuses_or_may_not_do_is_one_short_sentence(template: str, word
     assert "org/model" in sentence
     assert sentence.isprintable()
     assert len(sentence) < 400
+
+
+@pytest.mark.parametrize("template", ["{{ '' | attr('__class__') }}", "{{ ('{0.__class__}' | attr('format'))(messages) }}"])
+def test_what_a_filter_may_not_reach_is_not_there(template: str) -> None:
+    assert _render(template) == ""
 
 
 # --- where a template is
@@ -198,7 +211,8 @@ def test_a_gguf_file_gives_the_same_ids_by_the_template_in_its_header(chatty: Pa
         prompts_name="all", prompts=(), conversations=(*CHAT.conversations, *shipped.conversations), reference=None
     )  # fmt: skip
     assert has_template(path)
-    assert [theirs.render(each) for each in every.conversations] == [ours.render(each) for each in every.conversations]
+    texts, expected = (rendered(each.template, every.conversations, "all") for each in (theirs, ours))
+    assert texts == expected
     assert encode_prompts(theirs, every) == encode_prompts(ours, every)
     assert completion_texts(theirs, every) == completion_texts(ours, every)
 

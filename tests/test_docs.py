@@ -31,7 +31,7 @@ DOCS = ROOT / "docs"
 EXAMPLES = sorted((ROOT / "bench" / "examples").glob("*.py"))
 PAGES = sorted(path for path in DOCS.rglob("*.md") if "template" not in path.relative_to(DOCS).parts)
 SHOWN = [ROOT / "README.md", ROOT / ".github" / "CONTRIBUTING.md", ROOT / "results" / "README.md", *PAGES]
-LINKING = [*SHOWN, *sorted((ROOT / "bench").rglob("README.md")), DOCS / "llms.txt"]
+LINKING = [*SHOWN, ROOT / ".github" / "SECURITY.md", *sorted((ROOT / "bench").rglob("README.md")), DOCS / "llms.txt"]
 CONFIG: dict[str, Any] = yaml.safe_load((ROOT / ".mkdocs.yml").read_text(encoding="utf-8"))
 
 BLOCK = re.compile(r"^ *```(\w+)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -216,6 +217,48 @@ def test_llama_cpp_is_compiled_for_the_gpus_that_are_here(capabilities: str, use
     environment = {**os.environ, "PATH": f"{smi}{os.pathsep}{pip}{os.pathsep}{os.environ['PATH']}", "CMAKE_ARGS": users}
     done = subprocess.run(asked, env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, f"compiled with {compiled};" in done.stdout) == (0, True), done.stdout + done.stderr
+
+
+AUDITED = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]["tested"]
+PIP_AUDIT = """
+import json, sys
+from pathlib import Path
+said = json.loads({said!r})
+asked = Path(sys.argv[sys.argv.index("--requirement") + 1]).read_text().split()
+if said is None:
+    sys.exit("ERROR:pip_audit._cli:Connection refused")
+found = [{{"name": each.split("==")[0], "version": each.split("==")[1], "vulns": []}} for each in asked]
+Path(sys.argv[sys.argv.index("--output") + 1]).write_text(json.dumps({{"dependencies": [*found[len(said):], *said]}}))
+"""
+FLAW = {"id": "CVE-2026-1", "fix_versions": ["9"], "description": "Anything\ngoes"}
+
+
+@pytest.mark.parametrize(
+    ("said", "options", "code", "words"),
+    [
+        ([], (), 0, f"no known vulnerability in {len(AUDITED)} tested versions"),
+        ([{"name": "torch", "version": "1", "vulns": [FLAW]}], (), 1, "torch 1: CVE-2026-1 (mended in 9): Anything goes"),
+        (None, (), 0, f"{len(AUDITED)} of {len(AUDITED)} versions could not be looked up among known vulnerabilities: ERROR:"),
+        (None, ("required",), 1, "Connection refused"),
+        ([{"name": "torch", "skip_reason": "not found"}], ("required",), 1, f"1 of {len(AUDITED)} versions could not"),
+    ],
+    ids=["none", "one", "not reached", "not reached and required", "not known and required"],
+)
+def test_the_audit_says_what_it_found_or_that_it_could_not_look(
+    said: object, options: tuple[str, ...], code: int, words: str, tmp_path: Path
+) -> None:
+    (tmp_path / "pip_audit.py").write_text(PIP_AUDIT.format(said=json.dumps(said)))
+    command = [sys.executable, str(ROOT / ".ci" / "audit.py"), *options]
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, check=False)
+    assert (done.returncode, words in done.stdout) == (code, True), done.stdout + done.stderr
+    assert done.stdout.count("\n") == 1
+
+
+def test_every_push_looks_for_insecure_code_and_demands_the_audit() -> None:
+    bandit = next(words for words in _commands(_tox("lint", "commands")) if words[0] == "bandit")
+    assert bandit in list(_commands(_tox("security", "commands")))
+    (script,) = (text for name, text in SCRIPTS.items() if name.startswith(CI) and "-e security" in text)
+    assert script.splitlines()[-1].endswith("-e security -- required")
 
 
 @pytest.mark.parametrize("name", ["gpu.toml", "precision-gpu.toml"])

@@ -21,10 +21,12 @@ _TYPES: Mapping[str, Any] = {
     "text": str | None, "list": list[str] | None, "int": int | None, "float": float | None, "flag": bool,
 }  # fmt: skip
 
-# A surrounding project's pytest settings are meant for its own tests; only its quantbench_* keys count here.
+# A surrounding project's pytest settings are meant for its own tests; only its quantbench_* keys count here. Two of them reach
+# beyond tests: pythonpath has modules of the current folder shadow libraries, and log_file empties the file that it names.
 _ISOLATED = (
     "--noconftest", "--import-mode=importlib", "--assert=plain", "-p", "no:cacheprovider", "-o", "addopts=",
-    "-o", "filterwarnings=default", "-o", "python_files=test_*.py", "-o", "python_functions=test_*",
+    "-o", "pythonpath=", "-o", "log_file=", "-o", "filterwarnings=default",
+    "-o", "python_files=test_*.py", "-o", "python_functions=test_*",
 )  # fmt: skip
 
 

@@ -19,6 +19,8 @@ from quantbench.core.errors import UsageError
 from quantbench.core.gpus import chosen_gpus, visible_gpus
 
 _ISA_FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "sve")
+_OWN_SCOPES = ("local", "worktree")
+"""Where git's settings come from that a repository brings along."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,14 +119,25 @@ def require_device(device: str, *, torch: bool) -> None:
 
 
 def git_commit(folder: Path) -> str:
-    """The commit checked out in ``folder``, with ``-dirty`` when files differ; empty outside a repository."""
-    if not shutil.which("git"):
+    """The commit checked out in ``folder``, with ``-dirty`` when files differ; empty outside a repository.
+
+    No program is run that the repository itself names: it may have been unpacked from anywhere. Where only such a program (a
+    filter) could compare files, it is ``-unchecked``.
+    """
+    if not shutil.which("git") or not (commit := _git(folder, "rev-parse", "--verify", "--short=12", "HEAD")):
         return ""
-    described = subprocess.run(
-        ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    return described.stdout.strip()
+    filters = _git(folder, "config", "--show-scope", "--get-regexp", r"^filter\.").splitlines()
+    if any(line.startswith(_OWN_SCOPES) for line in filters):
+        return f"{commit}-unchecked"
+    changed = _git(folder, "status", "--porcelain", "--untracked-files=no", "--ignore-submodules=dirty")
+    return f"{commit}-dirty" if changed else commit
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    """What git says, without hooks, monitors of the file system, downloads or locks; empty if it fails."""
+    command = ["git", "-C", str(folder), "-c", "core.fsmonitor=false", "-c", f"core.hooksPath={os.devnull}", *arguments]
+    env = {**os.environ, "GIT_OPTIONAL_LOCKS": "0", "GIT_ALLOW_PROTOCOL": "none"}
+    return subprocess.run(command, capture_output=True, text=True, errors="replace", check=False, env=env).stdout.strip()
 
 
 def _cpuinfo(text: str, key: str) -> str:

@@ -1,8 +1,9 @@
 """Chat templates: they make of a conversation the text that a model was trained to go on from.
 
 A template comes with the model, so it is untrusted: it runs in jinja2's immutable sandbox, without a loader and so without
-files, and sees plain texts only. What it finds there is what transformers gives it (utils/chat_template_utils.py), but for the
-date: that is fixed, since some templates write today's into the prompt, and the same scenario would be another tomorrow.
+files, and sees plain texts only; ``models.rendered`` bounds what it takes. What it finds there is what transformers gives it
+(utils/chat_template_utils.py), but for the date: that is fixed, since some templates write today's into the prompt, and the
+same scenario would be another tomorrow.
 
 A template is a part of its checkpoint's files, and of their hash.
 """
@@ -12,13 +13,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from quantbench.core.conversation import Conversation, Message
-from quantbench.core.errors import MissingDependency, ModelError
-from quantbench.core.install import install_hint
+from quantbench.core.errors import ModelError
 from quantbench.core.text import one_line
 from quantbench.models.config import read_config
 
@@ -30,8 +31,8 @@ _DATE = datetime(2024, 7, 26, tzinfo=UTC)
 """The date that Llama's own templates write where nobody tells them another."""
 
 _LONGEST_REASON = 200
-_PLAIN = "name a set of plain prompts such as 'mixed'"
-NO_TEMPLATE = f"{{}} has no chat template, so it cannot be given conversations; {_PLAIN}"
+PLAIN = "name a set of plain prompts such as 'mixed'"
+NO_TEMPLATE = f"{{}} has no chat template, so it cannot be given conversations; {PLAIN}"
 
 
 def folder_template(folder: Path) -> str:
@@ -53,6 +54,15 @@ def folder_template(folder: Path) -> str:
     return found if isinstance(found, str) else ""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Template:
+    """A model's template as it was found, empty if it has none. ``special`` and ``owner`` are as in ChatTemplate."""
+
+    source: str
+    special: Mapping[str, str]
+    owner: str
+
+
 class ChatTemplate:
     """A model's template, ready to render. ``special`` are its special tokens by name, ``bos_token`` and the like."""
 
@@ -64,10 +74,8 @@ class ChatTemplate:
             raise ModelError(NO_TEMPLATE.format(owner))
         try:
             self._template = _environment().from_string(source)
-        except ImportError as error:
-            raise MissingDependency(f"conversations need jinja2, not installed; {install_hint('torch')}") from error
         except Exception as error:  # a template is anybody's code, and jinja2 does not wrap all that it stumbles over
-            raise ModelError(f"{self._head} cannot be read ({_reason(error)}); {_PLAIN}") from error
+            raise ModelError(f"{self._head} cannot be read ({_reason(error)}); {PLAIN}") from error
 
     def render(self, conversation: Conversation) -> str:
         """The text up to where the assistant's answer begins; ModelError with the template's own words if it refuses.
@@ -79,7 +87,7 @@ class ChatTemplate:
         except Exception as error:  # a template is anybody's code: it may raise whatever it likes
             with suppress(Exception):
                 return self._rendered(_without_system(conversation))
-            raise ModelError(f"{self._head} refuses it ({_reason(error)}); change it, or {_PLAIN}") from error
+            raise ModelError(f"{self._head} refuses it ({_reason(error)}); change it, or {PLAIN}") from error
 
     def _rendered(self, conversation: Conversation) -> str:
         messages = [{"role": message.role, "content": message.content} for message in conversation]
@@ -99,6 +107,8 @@ def _without_system(conversation: Conversation) -> Conversation:
 def _reason(error: Exception) -> str:
     """What a template or jinja2 said, as one short line."""
     said = one_line(str(error)) or type(error).__name__
+    if isinstance(error, MemoryError):
+        return "it takes more memory than a template may"
     if type(error).__name__ == "UndefinedError":
         said = f"it needs what it is not given: {said}"
     return said if len(said) <= _LONGEST_REASON else said[: _LONGEST_REASON - 3] + "..."

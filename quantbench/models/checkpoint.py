@@ -15,13 +15,11 @@ from quantbench.core.identity import identify
 from quantbench.core.job import Checkpoint
 from quantbench.models import MODELS, ModuleRecipe, check_name, is_dummy, is_server, looks_like_path
 from quantbench.models.config import CONFIG, read_config
+from quantbench.models.contents import ADAPTER, require_own
 from quantbench.models.dummy import make_dummy, read_shapes
 from quantbench.models.gguf import all_tensors, gguf_parts
 from quantbench.models.hub import CHECKPOINT_FILES, download
 from quantbench.models.safetensors import safetensors_header, stored_integers, weight_files
-
-_ADAPTER = "adapter_config.json"
-"""What peft writes beside weights that are added to those of another model."""
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
@@ -188,7 +186,7 @@ def _module(name: str, recipe: ModuleRecipe) -> Checkpoint:
 
 
 def _folder(name: str, folder: Path, revision: str, trust_remote_code: bool) -> Checkpoint:
-    if (folder / _ADAPTER).is_file() and not (folder / CONFIG).is_file():
+    if (folder / ADAPTER).is_file() and not (folder / CONFIG).is_file():
         raise ModelError(f"{folder} is an adapter, a change to a model; merge it into its base and give the result")
     if not (folder / CONFIG).is_file():
         raise ModelError(f"{folder} has no config.json, so it is not a checkpoint; give the folder that save_pretrained wrote")
@@ -197,6 +195,7 @@ def _folder(name: str, folder: Path, revision: str, trust_remote_code: bool) -> 
         pickled = [path.name for pattern in _PICKLES for path in folder.glob(pattern)]
         why = f"only pickled weights ({pickled[0]}), which can run code when loaded" if pickled else "no weights"
         raise ModelError(f"{folder} has {why}; quantbench reads safetensors, which save_pretrained writes")
+    require_own(folder, weights)
     names = [name for path in weights for name in safetensors_header(path)]
     packed = any(name.endswith(_PACKED) for name in names)
     content = hashlib.sha256()

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from quantbench.core.conversation import Conversation
-from quantbench.core.errors import ModelError
 from quantbench.core.job import Task
+from quantbench.models.chat import Template
+from quantbench.models.rendered import rendered
 
 _TAIL = 16
 """How many preceding ids are enough context to see what the next one adds."""
@@ -42,11 +42,12 @@ class Tokenizer(Decoder, Protocol):
     def encode_literal(self, text: str) -> list[int]:
         """The same for a running text, in which ``<s>`` and the like are plain characters, not special tokens."""
 
-    def render(self, conversation: Conversation) -> str:
-        """The text that the model's chat template makes of a conversation; ModelError where there is none, or it refuses."""
+    @property
+    def template(self) -> Template:
+        """The model's chat template, which ``rendered`` makes texts with."""
 
     def encode_rendered(self, text: str) -> list[int]:
-        """Ids of what ``render`` gave: with its special tokens, and without a BOS but its own."""
+        """Ids of such a text: with its special tokens, and without a BOS but its own."""
 
     def backend(self) -> str | None:
         """The serialized backend of ``tokenizers`` that decodes; None if there is none, or the class modifies its output."""
@@ -78,13 +79,7 @@ def completion_texts(tokenizer: Tokenizer, task: Task) -> tuple[str, ...]:
 
 
 def _rendered(tokenizer: Tokenizer, task: Task) -> list[str]:
-    texts = []
-    for number, conversation in enumerate(task.conversations, start=1):
-        try:
-            texts.append(tokenizer.render(conversation))
-        except ModelError as error:
-            raise ModelError(f"conversation {number} of {task.prompts_name!r}: {error}") from error
-    return texts
+    return rendered(tokenizer.template, task.conversations, task.prompts_name)
 
 
 def _without_bos(tokenizer: Tokenizer, text: str) -> str:

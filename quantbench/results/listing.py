@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quantbench.results.reading import read_files
@@ -19,10 +21,34 @@ NAME = re.compile(r"(?P<run>[^.].*)-(?P<number>\d{5,})\.parquet")
 
 def list_files(files: fs.FileSystem, folder: str) -> list[str]:
     """The parquet files under ``folder``, sorted; none where there is no such folder."""
+    return [path for path in files_below(files, folder) if path.endswith(".parquet")]
+
+
+def files_below(files: fs.FileSystem, folder: str) -> list[str]:
+    """All files under ``folder``, sorted; each folder once, as links to folders above it would lead round without end."""
     from pyarrow import fs
 
+    if files.type_name == "local":
+        return sorted(_local(folder))
     infos = files.get_file_info(fs.FileSelector(folder, recursive=True, allow_not_found=True))
-    return sorted(path for info in infos if (path := info.path).endswith(".parquet") and info.type == fs.FileType.File)
+    return sorted(info.path for info in infos if info.type == fs.FileType.File)
+
+
+def _local(folder: str) -> Iterator[str]:
+    seen = set()
+    for place, folders, names in os.walk(folder, followlinks=True, onerror=_unless_missing):
+        found = Path(place).stat()
+        if (found.st_dev, found.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((found.st_dev, found.st_ino))
+        paths = (f"{place}/{name}" for name in names)
+        yield from (path for path in paths if os.path.isfile(path))  # noqa: PTH113 - there may be 100,000
+
+
+def _unless_missing(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
 
 
 def by_run(paths: Iterable[str]) -> dict[str, list[str]]:

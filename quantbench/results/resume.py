@@ -16,7 +16,7 @@ from quantbench.core.record import Record, Status
 from quantbench.core.scenario import Scenario
 from quantbench.core.trace import Trace
 from quantbench.planning.case import Case
-from quantbench.results.listing import NAME, own_rows
+from quantbench.results.listing import NAME, files_below, own_rows
 from quantbench.results.restore import restored
 from quantbench.results.schema import TABLES
 from quantbench.results.store import Run, filesystem
@@ -93,14 +93,14 @@ class Earlier:
         """Remove what a killed process left unfinished: samples and answers without an ok row, and partial files."""
         whole = {kept.number for kept in self.rows.values() if kept.status == Status.OK}
         for table in TABLES:
-            for path in _listed(self._files, f"{self._root}/{table}/{self._folder}"):
+            for path in files_below(self._files, f"{self._root}/{table}/{self._folder}"):
                 name = path.rpartition("/")[2]
                 half = name.startswith(f".{self.run.run_id}-") and name.endswith(".partial")
                 if half or (table in ("samples", "outputs") and _number(name, self.run.run_id) not in (None, *whole)):
                     self._files.delete_file(path)
 
     def _kept(self) -> Iterator[tuple[Key, Kept]]:
-        for path in _listed(self._files, f"{self._root}/scenarios/{self._folder}"):
+        for path in files_below(self._files, f"{self._root}/scenarios/{self._folder}"):
             number = _number(path.rpartition("/")[2], self.run.run_id)
             if number is not None:
                 (row,) = self._read("scenarios", number, ["scenario_id", "repeat", "scenario_key", "status"])
@@ -117,7 +117,7 @@ def resume(root: str, name_or_last: str, run: Run) -> Earlier:
     UsageError when there is none, or when it was started on another machine, with other versions or another effort.
     """
     files, base = filesystem(root)
-    runs = {match["run"]: path for path in _listed(files, f"{base}/runs") if (match := _match(path))}
+    runs = {match["run"]: path for path in files_below(files, f"{base}/runs") if (match := _match(path))}
     if name_or_last != LAST and name_or_last not in runs:
         nothing = UsageError(f"there is no run to resume under {root!r}; start one without --resume")
         raise unknown_name("run", name_or_last, runs) if runs else nothing
@@ -190,13 +190,6 @@ def _require_same(row: Mapping[str, Any], run: Run) -> None:
             f"run {row['run_id']} was measured {', '.join(differences)}; resume it as it was started, or start a new one "
             "without --resume"
         )
-
-
-def _listed(files: fs.FileSystem, folder: str) -> list[str]:
-    from pyarrow import fs
-
-    found = files.get_file_info(fs.FileSelector(folder, recursive=True, allow_not_found=True))
-    return sorted(info.path for info in found if info.type == fs.FileType.File)
 
 
 def _match(path: str) -> re.Match[str] | None:

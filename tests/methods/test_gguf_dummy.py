@@ -28,8 +28,9 @@ from quantbench.models.config import read_architecture
 from quantbench.models.footprint import Weights
 from quantbench.runtimes.llama_cpp import dummy as gguf_dummy
 from quantbench.runtimes.llama_cpp import files, imatrix
+from quantbench.runtimes.llama_cpp.converter import converter
 from quantbench.runtimes.llama_cpp.dummy import random_blocks
-from quantbench.runtimes.llama_cpp.files import converter, file_precision, quantized_file, tensor_bytes
+from quantbench.runtimes.llama_cpp.files import file_precision, quantized_file, tensor_bytes
 from quantbench.runtimes.llama_cpp.model import library
 
 from .conftest import SHAPE

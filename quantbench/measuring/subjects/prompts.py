@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import pickle
+import pickle  # for what our own fork writes # nosec B403
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -138,7 +138,7 @@ def _apart(work: Callable[[], _T]) -> _T:
     _, status = os.waitpid(forked, 0)
     if not said:
         raise ModelError(f"the process that reads the prompts ended with {os.waitstatus_to_exitcode(status)} and no result")
-    found, raised = pickle.loads(said)  # noqa: S301 - our own fork wrote it
+    found, raised = pickle.loads(said)  # noqa: S301 - our own fork wrote it # nosec B301
     if raised is not None:
         raise raised
     result: _T = found

@@ -26,7 +26,8 @@ from quantbench.models.dummy import read_shapes
 from quantbench.models.gguf import block_of, tensor_bytes
 from quantbench.models.pool import SEED, SPREAD, cut
 from quantbench.runtimes.llama_cpp.blocks import packed
-from quantbench.runtimes.llama_cpp.files import MODEL_FILE, converter, fallback_facts, file_type, gguf_maker
+from quantbench.runtimes.llama_cpp.converter import converter
+from quantbench.runtimes.llama_cpp.files import MODEL_FILE, fallback_facts, file_type, gguf_maker
 from quantbench.runtimes.llama_cpp.plan import File, tensors_of
 from quantbench.runtimes.llama_cpp.tensors import TypedTensor
 

@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import sys
-import tarfile
 import time
 from collections.abc import Iterable, Mapping
 from importlib.metadata import version
@@ -15,17 +14,19 @@ from pathlib import Path
 from typing import Any
 
 from quantbench.core.cache import artifact, made_by
-from quantbench.core.children import python_module, run
-from quantbench.core.errors import ChildError, ModelError, QuantbenchError, UnsupportedError
+from quantbench.core.children import run
+from quantbench.core.errors import ChildError, ModelError, UnsupportedError
 from quantbench.core.job import Checkpoint
 from quantbench.core.protocols import Artifact
 from quantbench.models.checkpoint import watched
+from quantbench.models.config import read_config
+from quantbench.models.contents import without_code
 from quantbench.models.gguf import GgufHeader, all_tensors
+from quantbench.runtimes.llama_cpp.converter import CHECKOUT_VARIABLE, converter
 from quantbench.runtimes.llama_cpp.facts import fallen_back
 from quantbench.runtimes.llama_cpp.model import library
 from quantbench.runtimes.llama_cpp.tensors import fallback
 
-CHECKOUT_VARIABLE = "QUANTBENCH_LLAMA_CPP"
 MODEL_FILE = "model.gguf"
 UNQUANTIZED = ("f16", "bf16", "f32")
 """Precisions that llama.cpp's converter writes itself, and whose files can still be quantized."""
@@ -40,11 +41,7 @@ _LARGEST_BLOCK = 256
 _MATRIX_NOTE = "quantize.imatrix.entries_count"
 """Where llama.cpp notes in a file's header that it was quantized with an importance matrix."""
 
-SOURCE_SHA256 = {"0.3.36": "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"}
-"""Hashes of reviewed source distributions of llama-cpp-python; any other version is trusted as the package index serves it."""
-
 _UNTRUSTED = (".py", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-_CONVERTER_PARTS = ("convert_hf_to_gguf.py", "conversion/", "gguf-py/", "LICENSE")
 
 
 def f16_file(checkpoint: Checkpoint) -> Path:
@@ -72,14 +69,31 @@ def _converted(checkpoint: Checkpoint, outtype: str) -> Path:
 
 
 def _without_code(checkpoint: Checkpoint, view: Path) -> Path:
-    """A view of the checkpoint without Python files and pickles, which the converter would trust; itself if it is trusted."""
+    """A view of the checkpoint without Python files and pickles, which the converter would trust; itself if it is trusted.
+
+    Its configurations do not name code either: the converter would import what they name from any folder, or from the hub.
+    """
     if checkpoint.trust_remote_code:
         return checkpoint.path
     view.mkdir()
     for path in checkpoint.path.iterdir():
-        if path.is_file() and path.suffix not in _UNTRUSTED:
+        if not path.is_file() or path.suffix in _UNTRUSTED:
+            continue
+        if (kept := _names_no_code(path)) is None:
             (view / path.name).symlink_to(path.resolve())
+        else:
+            (view / path.name).write_text(json.dumps(kept))
     return view
+
+
+def _names_no_code(path: Path) -> Mapping[str, Any] | None:
+    """A configuration without the code that it names; None where it names none, or is no configuration."""
+    try:
+        found = read_config(path) if path.suffix == ".json" else {}
+    except ModelError:  # transformers cannot read it either
+        return None
+    kept = without_code(found)
+    return None if kept == found else kept
 
 
 def quantized_file(checkpoint: Checkpoint, precision: str, matrix: Path | None = None) -> Artifact:
@@ -201,58 +215,12 @@ def fills_blocks(path: Path) -> bool:
     )
 
 
-def converter() -> Path:
-    """llama.cpp's conversion script, version-matched to the installed llama-cpp-python.
-
-    From the checkout that ``QUANTBENCH_LLAMA_CPP`` names, else unpacked once from the source distribution.
-    """
-    if checkout := os.environ.get(CHECKOUT_VARIABLE):
-        script = Path(checkout) / _CONVERTER_PARTS[0]
-        if not script.is_file():
-            raise QuantbenchError(f"{CHECKOUT_VARIABLE}={checkout} holds no {_CONVERTER_PARTS[0]}; give a llama.cpp checkout")
-        return script
-    installed = version("llama_cpp_python")
-    asked = {"converter": installed, "sha256": SOURCE_SHA256.get(installed, "")}
-    return artifact("converter", asked, lambda folder: _fetch_converter(folder, installed)) / _CONVERTER_PARTS[0]
-
-
 def gguf_maker() -> dict[str, str]:
     """What makes GGUF files here: the runtime's version, the checkout if one was named, and our own source."""
     return {
         "llama_cpp_python": version("llama_cpp_python"), "checkout": os.environ.get(CHECKOUT_VARIABLE, ""),
         "made_by": made_by("quantbench.runtimes.llama_cpp.files"),
     }  # fmt: skip
-
-
-def _fetch_converter(folder: Path, installed: str) -> None:
-    pin = f"llama-cpp-python=={installed}"
-    if digest := SOURCE_SHA256.get(installed):
-        pin += f" --hash=sha256:{digest}"
-    requirement = folder / "requirement.txt"
-    requirement.write_text(pin + "\n")
-    command = [
-        *python_module("pip", "download", "--quiet", "--no-deps", "--no-binary", "llama-cpp-python"),
-        "--dest", str(folder), "--requirement", str(requirement),
-    ]  # fmt: skip
-    reason = ""
-    try:
-        run(command, "pip's download of llama-cpp-python")
-    except ChildError as error:
-        reason = error.reason
-    archives = list(folder.glob("llama_cpp_python-*.tar.gz"))
-    if reason or not archives:
-        raise QuantbenchError(
-            f"the source distribution of llama-cpp-python {installed}, which holds the GGUF converter, could not be "
-            f"downloaded ({reason or 'no message'}); check the network, or set {CHECKOUT_VARIABLE} to a llama.cpp checkout"
-        )
-    with tarfile.open(archives[0]) as archive:
-        for member in archive.getmembers():
-            _, _, inside = member.name.partition("/vendor/llama.cpp/")
-            if inside.startswith(_CONVERTER_PARTS):
-                member.name = inside
-                archive.extract(member, folder, filter="data")
-    archives[0].unlink()
-    requirement.unlink()
 
 
 def require_experts(source: object, dimensions: Iterable[int], precision: str) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 from quantbench.core.children import python_module
 from quantbench.core.errors import MissingDependency
 from quantbench.runtimes.llama_cpp.model import require_offload
+from quantbench.runtimes.llama_cpp.templates import unread
 from quantbench.runtimes.openai.started import NO_GPU, PATIENCE_S, LocalServer, Place, Program, started
 
 _SCORING = "scoring"
@@ -100,7 +101,8 @@ def main() -> None:
     for name in [each for each in os.environ if each.lower() in fields]:
         del os.environ[name]  # HOST, PORT, SEED and the like would be taken for the server's settings
     sys.argv = ["llama_cpp.server", "--config_file", config]
-    server.main()
+    with unread():
+        server.main()
 
 
 if __name__ == "__main__":

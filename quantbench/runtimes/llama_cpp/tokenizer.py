@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 
-from quantbench.core.conversation import Conversation
 from quantbench.core.errors import ModelError
 from quantbench.core.job import Checkpoint
-from quantbench.models.chat import TEMPLATE_KEY, ChatTemplate
+from quantbench.models.chat import TEMPLATE_KEY, Template
 from quantbench.models.gguf import GgufHeader
+from quantbench.runtimes.llama_cpp.templates import unread
 
 _SPECIAL = ("bos", "eos", "sep", "pad", "mask")
 """Special tokens that a template may write, as llama.cpp and transformers name them."""
@@ -27,7 +26,8 @@ class GgufTokenizer:
         self.context_limit = header.get(f"{header.get('general.architecture')}.context_length")
         self._name, self._source = checkpoint.name, header.get(TEMPLATE_KEY) or ""
         try:
-            self._llama = Llama(str(checkpoint.path), vocab_only=True, verbose=False)
+            with unread():
+                self._llama = Llama(str(checkpoint.path), vocab_only=True, verbose=False)
         except ValueError as error:
             raise ModelError(
                 f"{checkpoint.path} is cut short or damaged: llama.cpp cannot read its vocabulary; make or download it again"
@@ -50,17 +50,14 @@ class GgufTokenizer:
         """The same for a running text, in which nothing is a special token."""
         return list(self._llama.tokenize(text.encode(), add_bos=True, special=False))
 
-    def render(self, conversation: Conversation) -> str:
-        """The text that the file's chat template makes of a conversation; ModelError where there is none, or it refuses."""
-        return self._template.render(conversation)
-
     def encode_rendered(self, text: str) -> list[int]:
-        """Ids of what ``render`` gave: with its special tokens, and without a BOS but its own."""
+        """Ids of a text that the template made: with its special tokens, and without a BOS but its own."""
         return list(self._llama.tokenize(text.encode(), add_bos=False, special=True))
 
-    @cached_property
-    def _template(self) -> ChatTemplate:
-        return ChatTemplate(self._source, self._special, self._name)
+    @property
+    def template(self) -> Template:
+        """The chat template, with the special tokens that it may write."""
+        return Template(source=self._source, special=self._special, owner=self._name)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of ``tokens``."""

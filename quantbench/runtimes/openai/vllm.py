@@ -19,6 +19,9 @@ _DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 _CPU_CACHE_GIB = "4"
 """Memory for keys and values on the CPU, unless the user says otherwise: vLLM would take nearly all that the machine has."""
 
+_SECRET = ("KEY", "TOKEN", "SECRET", "PASSWORD")
+"""Words in the names of variables whose values are stored nowhere."""
+
 _QUIET = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 """It tells nobody what it runs, and fetches nothing: the checkpoint is here."""
 
@@ -68,8 +71,9 @@ def serve(
 
 
 def environment() -> str:
-    """The user's own settings of vLLM, which it takes from the environment; its key is none of them."""
-    settings = {name: value for name, value in sorted(os.environ.items()) if name.startswith("VLLM_") and "KEY" not in name}
+    """The user's own settings of vLLM, which it takes from the environment; secrets are none of them."""
+    named = ((name, value) for name, value in sorted(os.environ.items()) if name.startswith("VLLM_"))
+    settings = {name: value for name, value in named if not any(word in name for word in _SECRET)}
     return " ".join(f"{name}={value}" for name, value in settings.items())
 
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Any
 
-from quantbench.core.conversation import Conversation
 from quantbench.core.errors import ModelError
 from quantbench.core.job import Checkpoint
-from quantbench.models.chat import ChatTemplate, folder_template
+from quantbench.models.chat import Template, folder_template
 from quantbench.models.config import read_config
 
 _COMMON = "transformers.tokenization_utils"
@@ -57,19 +55,16 @@ class FolderTokenizer:
         """The same for a running text, in which nothing is a special token."""
         return self._encode(text, split_special_tokens=True, verbose=False)  # a text is longer than any context
 
-    def render(self, conversation: Conversation) -> str:
-        """The text that the folder's chat template makes of a conversation; ModelError where there is none, or it refuses."""
-        return self._template.render(conversation)
-
     def encode_rendered(self, text: str) -> list[int]:
-        """Ids of what ``render`` gave, as transformers' ``apply_chat_template`` has them."""
+        """Ids of a text that the template made, as transformers' ``apply_chat_template`` has them."""
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
         return ids
 
-    @cached_property
-    def _template(self) -> ChatTemplate:
+    @property
+    def template(self) -> Template:
+        """The chat template, with the special tokens that it may write."""
         special = {name: text for name, text in self._tokenizer.special_tokens_map.items() if isinstance(text, str)}
-        return ChatTemplate(folder_template(self._checkpoint.path), special, self._checkpoint.name)
+        return Template(source=folder_template(self._checkpoint.path), special=special, owner=self._checkpoint.name)
 
     def _encode(self, text: str, **how: bool) -> list[int]:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=True, **how)

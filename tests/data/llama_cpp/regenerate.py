@@ -30,7 +30,8 @@ from typing import Any, NamedTuple
 
 from quantbench.core import machine
 from quantbench.models.checkpoint import resolve
-from quantbench.runtimes.llama_cpp.files import SOURCE_SHA256, quantized_file
+from quantbench.runtimes.llama_cpp.converter import SOURCE_SHA256
+from quantbench.runtimes.llama_cpp.files import quantized_file
 from quantbench.runtimes.llama_cpp.probe import extra_buffers_work
 
 HERE = Path(__file__).parent
