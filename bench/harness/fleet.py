@@ -2,17 +2,16 @@
 
     python bench/harness/run.py scale-fleet
 
-Jobs are sent in the order of ``running/submission`` and placed by ``running/placing``, as the engines do it. A timed job has its
-machine to itself. The rows of a job are stored one by one; where its machine dies it is sent again, before all others, and
+Jobs are sent in the order of ``running/submission`` and placed by ``running/placing``. A timed job has its machine to itself.
+The rows of a job are stored one by one; where its machine dies it is sent again, before all others, and
 measures what is not stored yet. A job makes the reference of its model unless it is in the cache by then.
 """
 
 from __future__ import annotations
 
 import heapq
-import math
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count, islice
 from random import Random
@@ -229,18 +228,30 @@ def scale_fleet() -> Iterator[Result]:
     """Utilisation over the ideal, the worst of some seeds, beside jobs sent as planned; and rows that were lost."""
     for kind in KINDS:
         for deaths in (0.0, DEATHS):
+            works = [workload(Random(seed), jobs=JOBS, models=MODELS, timed=kind.timed) for seed in SEEDS]  # noqa: S311
+            ours = [_run(kind, work, submission_order(_told(work)), deaths=deaths) for work in works]
+            planned = [_run(kind, work, range(JOBS), deaths=deaths) for work in works]
+            lost = sum(lost_rows(work, found) for work, found in zip(works * 2, ours + planned, strict=True))
+            shares = [_least(kind, works, found) for found in (ours, planned)]
             name = f"{kind.name}, {deaths:.0%} deaths" if deaths else kind.name
-            ours, planned, lost = (math.inf, math.inf, 0)
-            for seed in SEEDS:
-                work = workload(Random(seed), jobs=JOBS, models=MODELS, timed=kind.timed)  # noqa: S311
-                best = submission_order([(job.need, job.expected_s) for job in work.jobs])
-                for order in (best, range(JOBS)):
-                    found = Fleet(work, kind.nodes, Random(seed), deaths=deaths).run(order)  # noqa: S311
-                    share = found.ideal_s(work, kind.nodes) / found.seconds
-                    ours, planned = (min(ours, share), planned) if order is best else (ours, min(planned, share))
-                    lost += lost_rows(work, found)
-            yield Result(name, f"{ours:.1%}", f"{planned:.1%}", ours, ">= 0.95")
-            yield Result("the same, rows lost", f"{lost}", f"{len(found.deaths)} deaths", lost, "<= 0")
+            yield Result(name, f"{shares[0]:.1%}", f"{shares[1]:.1%}", shares[0], ">= 0.95")
+            yield Result("the same, rows lost", f"{lost}", f"{len(ours[0].deaths)} deaths", lost, "<= 0")
+    apart = [_run(KINDS[0], work, submission_order(_told(work)), shared=False) for work in works]
+    share = _least(KINDS[0], works, apart)
+    yield Result(f"{KINDS[0].name}, a cache each", f"{share:.1%}", "", share, ">= 0")
+
+
+def _told(work: Work) -> list[tuple[Need, float | None]]:
+    return [(job.need, job.expected_s) for job in work.jobs]
+
+
+def _run(kind: Kind, work: Work, order: Sequence[int], *, deaths: float = 0.0, shared: bool = True) -> Outcome:
+    return Fleet(work, kind.nodes, Random(len(work.jobs)), deaths=deaths, shared=shared).run(order)  # noqa: S311
+
+
+def _least(kind: Kind, works: Sequence[Work], outcomes: Sequence[Outcome]) -> float:
+    """The least utilisation over the ideal."""
+    return min(found.ideal_s(work, kind.nodes) / found.seconds for work, found in zip(works, outcomes, strict=True))
 
 
 def lost_rows(work: Work, found: Outcome) -> int:

@@ -112,7 +112,8 @@ def _records() -> Iterator[Record]:
     from quantbench.methods import METHODS
     from quantbench.metrics import all_columns
 
-    offered = [(each.bits or 16, method.name, each.name) for method in METHODS if not method.endpoint for each in method.precisions]
+    methods = [method for method in METHODS if not method.endpoint]
+    offered = [(each.bits or 16, method.name, each.name) for method in methods for each in method.precisions]
     offered.sort(key=lambda each: (each[1:] != ("torch", "fp32"), -each[0], each))
     chosen = [(32.0, Variant(method="torch", precision="fp32", control=True))]
     chosen += [(bits, Variant(method=method, precision=precision)) for bits, method, precision in offered[: VARIANTS - 1]]
@@ -128,7 +129,8 @@ def _records() -> Iterator[Record]:
                 why = "this machine has no GPU; run it where there is one"
                 yield Record(scenario=scenario, scenario_key=key, status=Status.SKIPPED, reason=why)
                 continue
-            own = {"weight_bytes": int(1e9 * bits / 8), "kld_mean": 2.0**-bits, "decode_tps": 1e3 / bits, "decode_ratio": 32 / bits}
+            own = {"weight_bytes": int(1e9 * bits / 8), "kld_mean": 2.0**-bits}
+            own |= {"decode_tps": 1e3 / bits, "decode_ratio": 32 / bits}
             yield Record(scenario=scenario, scenario_key=key, status=Status.OK, values={**known, **own}, facts=facts)
 
 
@@ -143,7 +145,10 @@ def _tables(template: pa.Table, number: int, *, answers: int, gaps: int) -> dict
     rng = np.random.default_rng([SEED, number])
     count = len(template)
     versions = {f"library-{index}": "1.0" for index in range(40)} | {"torch": f"2.{number // _UPGRADED_EVERY}"}
-    told = {"run_id": run_id(number), "run_number": number + 1, "started_at": FIRST + timedelta(days=number), "versions": json.dumps(versions)}
+    told = {
+        "run_id": run_id(number), "run_number": number + 1, "started_at": FIRST + timedelta(days=number),
+        "versions": json.dumps(versions),
+    }  # fmt: skip
     columns = {}
     for field in schema("scenarios"):
         values = template[field.name]
@@ -174,7 +179,8 @@ def _hung(scenarios: pa.Table, table: str, each: int, values: dict[str, Any]) ->
 
     from quantbench.results.schema import schema
 
-    taken = scenarios.select(["run_id", "scenario_id", "scenario_key", "repeat"]).take(np.repeat(np.arange(len(scenarios)), each))
+    places = np.repeat(np.arange(len(scenarios)), each)
+    taken = scenarios.select(["run_id", "scenario_id", "scenario_key", "repeat"]).take(places)
     count = len(taken)
     columns: dict[str, Any] = {}
     for field in schema(table):
@@ -182,7 +188,8 @@ def _hung(scenarios: pa.Table, table: str, each: int, values: dict[str, Any]) ->
             value = values[field.name]
             columns[field.name] = pa.array(value if isinstance(value, np.ndarray) else [value] * count, field.type)
         else:
-            columns[field.name] = taken[field.name] if field.name in taken.column_names else pa.nulls(count, field.type)
+            known = field.name in taken.column_names
+            columns[field.name] = taken[field.name] if known else pa.nulls(count, field.type)
     return pa.table(columns, schema=schema(table))
 
 

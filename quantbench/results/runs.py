@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from quantbench.results.listing import by_run, list_files, own_rows
@@ -61,9 +63,14 @@ class Runs:
             raise none_of(wanted, self._path)
         return as_frame(rows)
 
-    def latest(self, count: int = 1, *, exclude: Collection[str] = ()) -> pd.DataFrame:
-        """The rows of the last ``count`` runs that have rows, except ``exclude``, the latest last; StoreError without any."""
+    def latest(self, count: int = 1, *, exclude: Collection[str] = (), files: float = math.inf) -> pd.DataFrame:
+        """The rows of the last ``count`` runs that have rows, except ``exclude``, the latest last; StoreError without any.
+
+        Of fewer runs where those would lie in more than so many ``files``, as each takes milliseconds to open; never of none.
+        """
         left = [run for run in self.ids if run not in exclude]
+        opened = accumulate(len(self._named.get(run, ())) for run in reversed(left[-count:]))
+        count = max(1, sum(each <= files for each in opened))
         parts: list[pa.Table] = []
         while left and count:  # once, unless nothing can be read of some runs
             left, wanted = left[:-count], left[-count:]
