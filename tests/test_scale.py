@@ -40,11 +40,15 @@ def fleet() -> Any:
         sys.path.remove(os.fspath(HARNESS))
 
 
+def rng(seed: int) -> Random:
+    return Random(seed)  # noqa: S311 - simulated
+
+
 @pytest.mark.parametrize("timed", [0.0, 0.3, 1.0])
 def test_a_fleet_stores_every_row_though_machines_die(fleet: Any, timed: float) -> None:
-    work = fleet.workload(Random(1), jobs=400, models=5, timed=timed)
+    work = fleet.workload(rng(1), jobs=400, models=5, timed=timed)
     kind = fleet.Kind("", 4, 4, timed)
-    found = fleet.Fleet(work, kind.nodes, Random(2), deaths=0.1).run(range(400))
+    found = fleet.Fleet(work, kind.nodes, rng(2), deaths=0.1).run(range(400))
     planned = {row for job in work.jobs for row in job.rows}
     assert len(found.deaths) > 5
     assert set(found.stored) | found.given_up == planned
@@ -54,19 +58,19 @@ def test_a_fleet_stores_every_row_though_machines_die(fleet: Any, timed: float) 
 
 def test_a_row_that_was_given_up_is_told(fleet: Any) -> None:
     """With machines that die in every job nothing can be measured, and each job is given up in the end."""
-    work = fleet.workload(Random(1), jobs=20, models=1, timed=1.0)
-    found = fleet.Fleet(work, fleet.Kind("", 2, 1, 1.0).nodes, Random(2), deaths=1.0).run(range(20))
+    work = fleet.workload(rng(1), jobs=20, models=1, timed=1.0)
+    found = fleet.Fleet(work, fleet.Kind("", 2, 1, 1.0).nodes, rng(2), deaths=1.0).run(range(20))
     assert found.given_up
     assert fleet.lost_rows(work, found) == 0
 
 
 def test_the_order_of_submission_keeps_a_fleet_busy(fleet: Any) -> None:
     """Even of 400 jobs, whose end is a larger part of the whole; as planned a fleet waits for what was sent last."""
-    work = fleet.workload(Random(3), jobs=400, models=2, timed=0.1)
+    work = fleet.workload(rng(3), jobs=400, models=2, timed=0.1)
     nodes = fleet.Kind("", 4, 4, 0.1).nodes
 
     def share(order: Any) -> float:
-        found = fleet.Fleet(work, nodes, Random(2)).run(order)
+        found = fleet.Fleet(work, nodes, rng(2)).run(order)
         return float(found.ideal_s(work, nodes) / found.seconds)
 
     ordered = share(submission_order([(job.need, job.expected_s) for job in work.jobs]))
