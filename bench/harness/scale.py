@@ -7,10 +7,13 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import many_rows
-from ratios import Result
 from spent import quantbench, spent
+
+if TYPE_CHECKING:
+    from ratios import Result
 
 PROMPT_FILES = 12_500
 """Each is a scenario of eight variants."""
