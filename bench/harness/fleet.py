@@ -63,13 +63,23 @@ class Outcome:
     """How often each row was stored."""
     given_up: set[str] = field(default_factory=set)
     deaths: list[float] = field(default_factory=list)
+    lost_s: float = 0.0
+    """Seconds of whole machines that went into rows which were not stored when the machine died."""
 
     def ideal_s(self, work: Work, nodes: Sequence[Node]) -> float:
-        """Seconds that no order could beat: every machine always full with what fits, each thing done once."""
-        lost = sum(min(BACK_S, self.seconds - when) for when in self.deaths) / self.seconds
-        shares = [1 if job.need.alone else job.need.gpus / nodes[0].gpus for job in work.jobs]
+        """Seconds that no order could beat: every machine always full with what fits, and nothing done twice.
+
+        What a machine had in hand when it died is lost in any order, and counts.
+        """
+        down = sum(min(BACK_S, self.seconds - when) for when in self.deaths) / self.seconds
+        shares = [_share(job.need, nodes[0]) for job in work.jobs]
         busy = sum(job.seconds * share for job, share in zip(work.jobs, shares, strict=True))
-        return (busy + sum(work.references) * min(shares)) / (len(nodes) - lost)
+        return (busy + self.lost_s + sum(work.references) * min(shares)) / (len(nodes) - down)
+
+
+def _share(need: Need, node: Node) -> float:
+    """The part of a machine that a job takes."""
+    return 1.0 if need.alone else need.gpus / node.gpus
 
 
 def workload(rng: Random, *, jobs: int, models: int, timed: float) -> Work:
@@ -90,11 +100,12 @@ def workload(rng: Random, *, jobs: int, models: int, timed: float) -> Work:
 
 @dataclass(slots=True)
 class _Try:
-    """A job on a machine, with the rows that are still to be stored."""
+    """A job on a machine, with the rows that are still to be stored, and when it began with the first of these."""
 
     job: int
     node: Node
     rows: Sequence[str]
+    since: float
 
 
 class Fleet:
@@ -153,7 +164,7 @@ class Fleet:
     def _begin(self, number: int, node: Node, now: float) -> None:
         job = self._work.jobs[number]
         rows = [row for row in job.rows if row not in self._outcome.stored]
-        this = self._running[number] = _Try(number, node, rows)
+        this = self._running[number] = _Try(number, node, rows, now)
         began = now if self._cache(this) in self._made else now + self._work.references[job.model]
         self._at(began, "made", this)
         share = job.seconds / len(job.rows)
@@ -176,6 +187,7 @@ class Fleet:
             self._made.add(self._cache(this))
         elif kind == "stored":
             row, *this.rows = this.rows
+            this.since = now
             self._outcome.stored[row] += 1
         elif kind == "ended":
             del self._running[this.job]
@@ -192,6 +204,7 @@ class Fleet:
         given_up = 0
         for each in [each for each in self._running.values() if each.node is node]:
             del self._running[each.job]
+            self._outcome.lost_s += (now - each.since) * _share(self._work.jobs[each.job].need, node)
             self._tries[each.job] += 1
             if self._tries[each.job] < TRIES:
                 self._places[each.job] = -next(self._number)
