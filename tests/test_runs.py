@@ -210,8 +210,12 @@ def test_a_comparison_of_a_folder_with_itself_opens_two_runs(root: Path, opened:
     assert opened.runs("scenarios") == {"fourth", "third"}
 
 
-def test_a_report_says_how_many_runs_it_did_not_read(root: Path, opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("quantbench.cli.report.HISTORY", 2)
+@pytest.mark.parametrize(("limit", "most"), [("HISTORY", 2), ("FILES", 5)])
+def test_a_report_says_how_many_runs_it_did_not_read(
+    limit: str, most: int, root: Path, opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each run has two files of rows."""
+    monkeypatch.setattr(f"quantbench.cli.report.{limit}", most)
     picture = root.parent / "report.svg"
     arguments = ["report", "-o", str(picture), "--results", str(root)]
     ended = CliRunner().invoke(app, arguments)

@@ -17,9 +17,12 @@ import busy
 import decoding
 import dummies
 import fidelity
+import fleet
 import own_model
 import picking
 import planned
+import scale
+import soak
 import verified
 import waiting
 from ratios import Result, seconds_in_turn, time_ratio
@@ -154,6 +157,10 @@ ALL: dict[str, Callable[[], Iterable[Result]]] = {
     "pick": picking.pick,
     "run-effect": alarms.run_effect,
     "cache-verify": verified.cache_verify,
+    "scale-plan": scale.planning,
+    "scale-tables": scale.reading,
+    "scale-fleet": fleet.scale_fleet,
+    "soak": soak.soak,
 }
 
 

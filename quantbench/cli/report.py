@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from quantbench.report import Results
 
-HISTORY = 100
-"""Runs back to which a report follows a scenario."""
+HISTORY, FILES = 100, 1000
+"""Runs back to which a report follows a scenario, and files of their rows that it opens at most."""
 
 _PAGES = ("html", "htm")
 _PICTURES = ("png", "svg")
@@ -63,7 +63,7 @@ def _chosen(runs: Runs, run_id: str | None, model: str | None) -> tuple[pd.DataF
 
     if run_id is not None:
         require_run(runs, run_id)
-    history = runs.latest(HISTORY)
+    history = runs.latest(HISTORY, files=FILES)
     run = run_id or (history["run_id"].iloc[-1] if model is None else latest_of(model, runs.latest_first(("run_id", "model"))))
     return history if run in set(history["run_id"]) else pd.concat([runs.of([run]), history], ignore_index=True), run
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain, groupby
@@ -15,6 +15,7 @@ from quantbench.results.schema import VERSION_KEY, schema
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
+    import pyarrow.parquet as pq
     from pyarrow import fs
 
     Content = tuple[str, pa.Table | Exception]
@@ -31,6 +32,9 @@ _FEW = 1000
 _SMALL = 2**20
 """Bytes of a file that is always read whole."""
 
+_PIECE = 4096
+"""Rows of a larger file that are looked at together where only those of some runs are wanted."""
+
 _NAMED = 3
 """Columns named in a sentence."""
 
@@ -45,9 +49,12 @@ _MARKS: Mapping[str, frozenset[str]] = {
 
 
 def read_files(
-    files: fs.FileSystem, paths: Sequence[str], table: str, columns: Sequence[str] | None = None
+    files: fs.FileSystem, paths: Sequence[str], table: str, columns: Sequence[str] | None = None, *,
+    runs: Collection[str] | None = None,
 ) -> tuple[pa.Table | None, list[str]]:
     """All rows of ``table`` in the files ``paths``, in their order, None where none can be read; then what is to be warned of.
+
+    With ``runs`` only the rows of these: of a file that holds many runs no others are held in memory.
 
     Columns are those of the schema (null where an older file lacks them), then any others in the files: those of a newer
     version, or of a metric that is not installed here. With ``columns`` of the schema, they are these and no others. Warnings
@@ -55,7 +62,7 @@ def read_files(
     """
     import pyarrow as pa
 
-    wanted = _Wanted(schema(table), _MARKS[table]) if columns is None else _Wanted.only(columns, table)
+    wanted = _Wanted(schema(table) if columns is None else _some_of(table, columns), _MARKS[table], columns is not None, runs)
     sentences: list[str] = []
     tables: dict[str, pa.Table] = {}
     whole = wanted.schema
@@ -78,12 +85,19 @@ def read_files(
     return (pa.concat_tables(kept) if kept else None), sentences
 
 
-def of_runs(rows: pa.Table, runs: Sequence[str]) -> pa.Table:
+def of_runs(rows: pa.Table, runs: Collection[str]) -> pa.Table:
     """The rows of these runs."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    return rows.filter(pc.is_in(rows["run_id"], value_set=pa.array(runs, pa.string())))
+    return rows.filter(pc.is_in(rows["run_id"].cast(pa.string()), value_set=pa.array(runs, pa.string())))
+
+
+def joined(tables: Sequence[pa.Table]) -> pa.Table:
+    """The rows of tables, of which some may have further columns: these are null in the rows of the others."""
+    import pyarrow as pa
+
+    return pa.concat_tables(tables, promote_options="permissive")
 
 
 def as_frame(rows: pa.Table) -> pd.DataFrame:
@@ -103,18 +117,21 @@ def plain(error: Exception) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Wanted:
-    """The columns to be had of every file, those by which a file is known as the table's, and whether no others are wanted."""
+    """The columns to be had of every file, those by which a file is known as the table's, and whether no others are wanted.
+
+    ``runs`` are those of which rows are wanted, None stands for all.
+    """
 
     schema: pa.Schema
     marks: frozenset[str]
-    alone: bool = False
+    alone: bool
+    runs: Collection[str] | None
 
-    @classmethod
-    def only(cls, columns: Sequence[str], table: str) -> _Wanted:
-        import pyarrow as pa
 
-        whole = schema(table)
-        return cls(pa.schema([whole.field(name) for name in columns]), _MARKS[table], alone=True)
+def _some_of(table: str, columns: Sequence[str]) -> pa.Schema:
+    import pyarrow as pa
+
+    return pa.schema([schema(table).field(name) for name in columns])
 
 
 def _contents(files: fs.FileSystem, paths: Sequence[str], wanted: _Wanted) -> Iterator[Content]:
@@ -163,9 +180,21 @@ def _content(files: fs.FileSystem, path: str, wanted: _Wanted) -> pa.Table | Exc
             names = content.schema_arrow.names
             _require_own(names, wanted.marks)
             columns = [name for name in wanted.schema.names if name in names] if wanted.alone else None
-            return _conform(content.read(columns, use_threads=False), wanted.schema)
+            return _conform(_rows(content, columns, wanted.runs), wanted.schema)
     except (pa.ArrowException, OSError, ValueError) as error:  # odd metadata is a ValueError
         return error
+
+
+def _rows(content: pq.ParquetFile, columns: Sequence[str] | None, runs: Collection[str] | None) -> pa.Table:
+    """The rows of a file, or only those of some runs, for which it is gone through piece by piece."""
+    import pyarrow as pa
+
+    if runs is None or content.metadata.num_rows <= _FEW:
+        rows = content.read(columns, use_threads=False)
+        return rows if runs is None else of_runs(rows, runs)
+    pieces = content.iter_batches(_PIECE, columns=columns, use_threads=False)
+    kept = [of_runs(pa.Table.from_batches([piece]), runs) for piece in pieces]
+    return pa.concat_tables([each for each in kept if len(each)] or kept[:1])
 
 
 def _require_own(names: Sequence[str], marks: frozenset[str]) -> None:

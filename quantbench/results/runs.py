@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
-from itertools import islice
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from quantbench.results.listing import by_run, list_files, own_rows
-from quantbench.results.reading import as_frame, of_runs, read_files
+from quantbench.results.reading import as_frame, joined, of_runs, read_files
 from quantbench.results.schema import schema
 from quantbench.results.store import filesystem, in_order, no_results, none_of
 
@@ -56,35 +57,59 @@ class Runs:
 
     def of(self, runs: Collection[str], columns: Sequence[str] | None = None) -> pd.DataFrame:
         """The rows of these runs, ordered by their ids; StoreError where there are none."""
-        frames = list(self._each(sorted(set(runs)), columns))
-        if not frames:
-            raise none_of(sorted(set(runs)), self._path)
-        return _stacked(frames)
+        wanted = sorted(set(runs))
+        rows = self._rows(wanted, columns)
+        if not len(rows):
+            raise none_of(wanted, self._path)
+        return as_frame(rows)
 
-    def latest(self, count: int = 1, *, exclude: Collection[str] = ()) -> pd.DataFrame:
-        """The rows of the last ``count`` runs that have rows, except ``exclude``, the latest last; StoreError without any."""
-        frames = list(islice(self.latest_first(exclude=exclude), count))
-        if not frames:
+    def latest(self, count: int = 1, *, exclude: Collection[str] = (), files: float = math.inf) -> pd.DataFrame:
+        """The rows of the last ``count`` runs that have rows, except ``exclude``, the latest last; StoreError without any.
+
+        Of fewer runs where those would lie in more than so many ``files``, as each takes milliseconds to open; never of none.
+        """
+        left = [run for run in self.ids if run not in exclude]
+        opened = accumulate(len(self._named.get(run, ())) for run in reversed(left[-count:]))
+        count = max(1, sum(each <= files for each in opened))
+        parts: list[pa.Table] = []
+        while left and count:  # once, unless nothing can be read of some runs
+            left, wanted = left[:-count], left[-count:]
+            parts.insert(0, self._rows(wanted, None))
+            count -= len(set(parts[0]["run_id"].to_pylist()))
+        if not any(map(len, parts)):
             raise no_results(self._path)
-        return _stacked(frames[::-1])
+        return as_frame(joined(parts))
 
     def latest_first(
         self, columns: Sequence[str] | None = None, *, exclude: Collection[str] = ()
     ) -> Iterator[pd.DataFrame]:
-        """The rows of a run at a time, the latest run first; of the schema's ``columns`` only, which include ``run_id``."""
-        yield from self._each((run for run in reversed(self.ids) if run not in exclude), columns)
+        """The rows of a run at a time, the latest run first; of the schema's ``columns`` only, which include ``run_id``.
 
-    def _each(self, runs: Iterable[str], columns: Sequence[str] | None) -> Iterator[pd.DataFrame]:
-        """The rows of each run that has any; what lies in files without its name is read once for all of them."""
+        What lies in files whose names tell no run is read once for all of them.
+        """
         merged: pa.Table | None = None
-        for run in runs:
+        for run in reversed(self.ids):
+            if run in exclude:
+                continue
             if run in self._named:
-                rows = self._read(self._named[run], columns)
+                rows = self._read(self._named[run], columns, [run])
             else:
-                rows = merged = self._read(self._unnamed, columns) if merged is None else merged
-            own = of_runs(rows, [run])
-            if len(own):
-                yield as_frame(own)
+                merged = self._read(self._unnamed, columns) if merged is None else merged
+                rows = of_runs(merged, [run])
+            if len(rows):
+                yield as_frame(rows)
+
+    def _rows(self, runs: Sequence[str], columns: Sequence[str] | None) -> pa.Table:
+        """The rows of these runs in this order, from all of their files at once."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        own = [run for run in runs if run in self._named]
+        others = [run for run in runs if run not in self._named]
+        parts = [self._read([path for run in own for path in self._named[run]], columns, own)]
+        rows = joined([*parts, self._read(self._unnamed, columns, others)] if others else parts)
+        places = pc.index_in(rows["run_id"], value_set=pa.array(runs, pa.string()))
+        return rows.take(pc.sort_indices(places))
 
     @property
     def _unnamed(self) -> list[str]:
@@ -101,15 +126,12 @@ class Runs:
             told = set(rows["run_id"].to_pylist())
             left = {run: paths[1:] for run, paths in left.items() if run not in told and len(paths) > 1}
 
-    def _read(self, paths: Sequence[str], columns: Sequence[str] | None) -> pa.Table:
-        """The rows of these files, as far as they can be read."""
-        rows, sentences = read_files(self._files, paths, "scenarios", columns)
+    def _read(
+        self, paths: Sequence[str], columns: Sequence[str] | None, runs: Collection[str] | None = None
+    ) -> pa.Table:
+        """The rows of these files, as far as they can be read; with ``runs`` only those of these runs."""
+        rows, sentences = read_files(self._files, paths, "scenarios", columns, runs=runs)
         for sentence in sentences:
             warnings.warn(sentence, stacklevel=2)
         return schema("scenarios").empty_table().select(columns or schema("scenarios").names) if rows is None else rows
 
-
-def _stacked(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    import pandas as pd
-
-    return pd.concat(frames, ignore_index=True) if len(frames) > 1 else frames[0]

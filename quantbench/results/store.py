@@ -17,7 +17,7 @@ from quantbench.core.record import SCHEMA_VERSION, Missing, Output, Record, Samp
 from quantbench.core.scenario import Variant, at_batch
 from quantbench.methods import METHODS
 from quantbench.results.listing import files_of, list_files, own_rows
-from quantbench.results.reading import as_frame, of_runs, read_files
+from quantbench.results.reading import as_frame, read_files
 from quantbench.results.reading import plain as _plain
 from quantbench.results.schema import schema
 
@@ -179,11 +179,10 @@ def load(path: str = "results", table: str = "scenarios", *, run: str | Collecti
     files, root = filesystem(path)
     runs = [run] if isinstance(run, str) else None if run is None else list(run)
     everything = list_files(files, f"{root}/{table}")
-    rows, sentences = read_files(files, everything if runs is None else files_of(files, root, everything, runs), table)
+    paths = everything if runs is None else files_of(files, root, everything, runs)
+    rows, sentences = read_files(files, paths, table, runs=runs)
     for sentence in sentences:
         warnings.warn(sentence, stacklevel=2)
-    if runs is not None and rows is not None:
-        rows = of_runs(rows, runs)
     if runs and everything and not (rows is not None and len(rows)):
         raise none_of(runs, path, table)
     if rows is None:

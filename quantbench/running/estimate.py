@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import chain
 
 from quantbench.core.cache import recall, remember
 from quantbench.core.errors import QuantbenchError
@@ -13,6 +14,7 @@ from quantbench.core.machine import available_cpus, describe
 from quantbench.core.scenario import Effort, JobKey, Scenario, baseline, prompt_tokens
 from quantbench.measuring.passes.bandwidth import remembered_bandwidth
 from quantbench.methods import METHODS
+from quantbench.models.architecture import Architecture
 from quantbench.planning import planner, prompts
 from quantbench.running.progress import Expected, duration
 
@@ -114,24 +116,33 @@ def expected(scenarios: Iterable[Scenario], effort: Effort, machine: MachineSpee
     groups: dict[JobKey, list[Scenario]] = {}
     for scenario in scenarios:
         groups.setdefault(scenario.job, []).append(scenario)
+    known = {model: _shapes(model) for model in dict.fromkeys(group[0].model for group in groups.values())}
+    sizes = _sizes(chain.from_iterable(groups.values()))
     referred: set[Scenario] = set()
     estimates: dict[JobKey, Expected] = {}
     for key, group in groups.items():
         first = group[0]
-        try:
-            shapes = planner.read_architecture(first.model, any_age=True)
-        except QuantbenchError:
+        shapes = known[first.model]
+        if shapes is None:
             continue
         prepares = first.variant.method and METHODS[first.variant.method].preparer
-        loads = [_load(each, shapes.parameters, len(shapes.layers)) for each in group]
-        new = {each.reference(): load for each, load in zip(group, loads, strict=True) if each.reference() not in referred}
+        loads = [_load(each, shapes.parameters, len(shapes.layers), sizes[each.prompts]) for each in group]
+        new = dict(zip((each.reference() for each in group), loads, strict=True))
+        new = {reference: load for reference, load in new.items() if reference not in referred}
         referred |= set(new)
         estimates[key] = Expected(
             measure_s=machine.pace * sum(job_s(load, effort, machine) for load in loads),
-            reference_s=machine.pace * sum(_reference(reference, load, machine) for reference, load in new.items()),
+            reference_s=machine.pace * sum(_reference(each, load, sizes[each.prompts], machine) for each, load in new.items()),
             prepare_s=_PREPARE_START_S + 2 * shapes.parameters / _CONVERT_BPS if prepares else 0.0,
         )
     return estimates
+
+
+def _shapes(model: str) -> Architecture | None:
+    try:
+        return planner.read_architecture(model, any_age=True)
+    except QuantbenchError:
+        return None
 
 
 def files_s(scenarios: Sequence[Scenario], sizes: Mapping[str, int], effort: Effort, machine: MachineSpeed) -> float:
@@ -140,18 +151,21 @@ def files_s(scenarios: Sequence[Scenario], sizes: Mapping[str, int], effort: Eff
     The largest is taken for weights of 16 bits, and the reference for one more such file.
     """
     parameters = max(sizes.values()) // 2
-    found = [(each, replace(_load(each, parameters, _LAYERS), weight_bytes=sizes[each.variant.name])) for each in scenarios]
+    counts = _sizes(scenarios)
+    loads = [_load(each, parameters, _LAYERS, counts[each.prompts]) for each in scenarios]
+    found = [(each, replace(load, weight_bytes=sizes[each.variant.name])) for each, load in zip(scenarios, loads, strict=True)]
     measured = sum(job_s(load, effort, machine) for _, load in found)
-    return machine.pace * (measured + max(_reference(each.reference(), load, machine) for each, load in found))
+    references = (_reference(each.reference(), load, counts[each.prompts], machine) for each, load in found)
+    return machine.pace * (measured + max(references))
 
 
-def _load(scenario: Scenario, parameters: int, layers: int) -> Load:
+def _load(scenario: Scenario, parameters: int, layers: int, size: tuple[int, int]) -> Load:
     conditions = scenario.conditions
     variant = scenario.variant
     known = None if variant.artifact else METHODS[variant.method]  # what an artifact is, is known once its files are read
     bits = known.precision(variant.precision).bits if known else None
     anchor = baseline(known.anchor if known else _ANCHOR, conditions.device).partition("/")[2]
-    count, tokens = _size(scenario)
+    count, tokens = size
     answered = min(count, getattr(conditions, "answered_prompts", 0) or count)
     is_text = scenario.reads == "text"
     return Load(
@@ -161,8 +175,12 @@ def _load(scenario: Scenario, parameters: int, layers: int) -> Load:
     )  # fmt: skip
 
 
+def _sizes(scenarios: Iterable[Scenario]) -> dict[str, tuple[int, int]]:
+    """By prompt set the number of its prompts, and roughly their tokens in total; each is read once."""
+    return {name: _size(scenario) for name, scenario in {each.prompts: each for each in scenarios}.items()}
+
+
 def _size(scenario: Scenario) -> tuple[int, int]:
-    """The number of prompts in the scenario's set, and roughly their tokens in total."""
     try:
         texts = prompts.load(scenario.prompts).prompts
     except QuantbenchError:
@@ -172,13 +190,13 @@ def _size(scenario: Scenario) -> tuple[int, int]:
     return len(texts), len(texts) * (prompt_tokens(scenario.prompts) or _PROMPT_TOKENS)
 
 
-def _reference(wanted: Scenario, load: Load, machine: MachineSpeed) -> float:
+def _reference(wanted: Scenario, load: Load, size: tuple[int, int], machine: MachineSpeed) -> float:
     bits = METHODS[wanted.variant.method].precision(wanted.variant.precision).bits or 16
     dense = Load(
         weight_bytes=load.parameters * bits / 8, anchor_bytes=0, parameters=load.parameters, layers=load.layers,
         answers=load.answers, answer_tokens=wanted.conditions.answer_tokens, scored=load.scored,
     )  # fmt: skip
-    count = 0 if wanted.reads == "text" else _size(wanted)[0]
+    count = 0 if wanted.reads == "text" else size[0]
     return reference_s(dense, count, wanted.conditions.continuation_tokens, machine)
 
 
