@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from itertools import chain, groupby
 from typing import TYPE_CHECKING, Any
 
+from quantbench.core.outside import whole_number
 from quantbench.core.record import SCHEMA_VERSION
+from quantbench.core.text import shortened
 from quantbench.results.schema import VERSION_KEY, schema
 
 if TYPE_CHECKING:
@@ -97,8 +99,8 @@ def as_frame(rows: pa.Table) -> pd.DataFrame:
 
 
 def plain(error: Exception) -> str:
-    """The first line of an error."""
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    """The first line of an error; a file's own words in it may be long."""
+    return shortened(str(error).strip().splitlines()[0]) if str(error).strip() else type(error).__name__
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,9 +213,9 @@ def _of_newer(found: Mapping[str, pa.Table], wanted: pa.Schema) -> list[str]:
 
 def _version(found: pa.Schema) -> int:
     text = (found.metadata or {}).get(VERSION_KEY, b"")
-    return int(text) if text.isdigit() else 0
+    return whole_number(text.decode("ascii", "replace")) or 0
 
 
 def _some(names: Sequence[str]) -> str:
     more = len(names) - _NAMED
-    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+    return shortened(", ".join(names[:_NAMED])) + (f" and {more} more" if more > 0 else "")
