@@ -43,7 +43,7 @@ def quantize(
             "--precision", metavar="PRECISION", help="one of the method's precisions", autocompletion=completion("precision")
         ),
     ],
-    out: Annotated[Path, typer.Option("-o", "--out", metavar="OUT", help="folder (empty or new), or a new .gguf file, to write")],
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="OUT", help="folder (empty or new) or new .gguf file to write")],
 ) -> None:
     """Quantize a model and write it to a folder, or to one GGUF file."""
     chosen = METHODS[method]

@@ -1,7 +1,7 @@
 """What comes from outside, read with care: names that can be no file, files without an end, text that no parser survives.
 
-Whoever reads by these functions gets OSError or ValueError, each with a short reason, and never waits: a FIFO nobody writes to, or
-``/dev/zero``, is refused before it is read.
+Whoever reads by these functions gets OSError or ValueError, each with a short reason, and never waits: a FIFO that nobody
+writes to, or ``/dev/zero``, is refused before it is read.
 """
 
 from __future__ import annotations

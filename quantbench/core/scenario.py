@@ -141,26 +141,29 @@ class Conditions:
 
     def __post_init__(self) -> None:
         """Raise UsageError for values that cannot be measured."""
-        for name in ("output_tokens", "answer_tokens", "continuation_tokens"):
-            if getattr(self, name) < MIN_LENGTH:
-                raise UsageError(f"{name} is {quoted(getattr(self, name))}; ask for at least {MIN_LENGTH} tokens")
-        for name in ("threads", "context", "seed", "chunks", "answered_prompts"):
-            if getattr(self, name) < 0:
-                raise UsageError(f"{name} is {quoted(getattr(self, name))}; it cannot be negative")
-        for name in (each.name for each in fields(self) if isinstance(each.default, int)):
-            most = _MOST_SEED if name == "seed" else _MOST
-            if getattr(self, name) > most:
-                raise UsageError(f"{name} is above {most}, which cannot be measured; give a smaller number")
+        self._require_counts()
         if self.server and not parse_started(self.server):
             parse_server(self.server)
-        if self.concurrency < 1:
-            raise UsageError(f"concurrency is {quoted(self.concurrency)}; ask for at least one request at a time")
         if not re.fullmatch(r"cpu|cuda(:[0-9]{1,4})?", self.device):
             raise UsageError(f"device {self.device!r} is not known; use cpu, cuda or cuda:N")
         if self.decode_path and self.decode_path not in DECODE_PATHS:
             raise unknown_name("decode path", self.decode_path, DECODE_PATHS)
         if self.decode_path == "graph" and self.device == "cpu":
             raise UsageError("decode path 'graph' is a CUDA graph, and the device is cpu; use static or compiled, or a GPU")
+
+    def _require_counts(self) -> None:
+        for name in ("output_tokens", "answer_tokens", "continuation_tokens"):
+            if getattr(self, name) < MIN_LENGTH:
+                raise UsageError(f"{name} is {quoted(getattr(self, name))}; ask for at least {MIN_LENGTH} tokens")
+        for name in ("threads", "context", "seed", "chunks", "answered_prompts"):
+            if getattr(self, name) < 0:
+                raise UsageError(f"{name} is {quoted(getattr(self, name))}; it cannot be negative")
+        if self.concurrency < 1:
+            raise UsageError(f"concurrency is {quoted(self.concurrency)}; ask for at least one request at a time")
+        for name in (each.name for each in fields(self) if isinstance(each.default, int)):
+            most = _MOST_SEED if name == "seed" else _MOST
+            if getattr(self, name) > most:
+                raise UsageError(f"{name} is above {most}, which cannot be measured; give a smaller number")
 
 
 _MOST, _MOST_SEED = 10**12, 2**63 - 1

@@ -35,11 +35,11 @@ def shortened(text: str, most: int = MOST) -> str:
 
 
 def quoted(value: object) -> str:
-    """``repr`` of a value that a file holds; in words where there is none, as Python has none of deep lists and long numbers."""
+    """``repr`` of a value that a file holds; in words where there is none, as of deep lists and long numbers."""
     try:
         return shortened(repr(value), MOST // 4)
     except (RecursionError, ValueError):
-        return f"a {type(value).__name__} too deep or too long to show"
+        return f"something of type {type(value).__name__}, too deep or too long to show"
 
 
 def visible(text: str, kept: str = "\n") -> str:

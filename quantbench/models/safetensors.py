@@ -94,10 +94,10 @@ def _is_entry(entry: object) -> bool:
     if not isinstance(entry, dict) or not isinstance(entry.get("dtype"), str):
         return False
     shape, offsets = entry.get("shape"), entry.get("data_offsets")
-    counts = [*shape, *offsets] if isinstance(shape, list) and isinstance(offsets, list) else [None]
-    if not all(type(each) is int and 0 <= each <= _MOST for each in counts) or len(shape) > _MOST_DIMENSIONS:
+    if not isinstance(shape, list) or not isinstance(offsets, list) or len(shape) > _MOST_DIMENSIONS:
         return False
-    return len(offsets) == 2 and offsets[0] <= offsets[1]
+    whole = all(type(each) is int and 0 <= each <= _MOST for each in (*shape, *offsets))
+    return whole and len(offsets) == 2 and offsets[0] <= offsets[1]
 
 
 def stored_integers(path: Path, entry: Mapping[str, Any]) -> tuple[int, ...]:

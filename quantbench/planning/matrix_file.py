@@ -94,7 +94,8 @@ def _variants(path: Path, table: Mapping[str, Any]) -> tuple[Variant, ...]:
     variants = []
     for name, precisions in table.items():
         if not isinstance(precisions, list) or not all(isinstance(each, str) for each in precisions):
-            raise MatrixError(f"matrix file {path}, key 'methods.{name}': expected a list of precisions, found {quoted(precisions)}")
+            found = quoted(precisions)
+            raise MatrixError(f"matrix file {path}, key 'methods.{name}': expected a list of precisions, found {found}")
         try:
             variants += [Variant(method=name, precision=METHODS[name].precision(each).name) for each in precisions]
         except UsageError as error:
@@ -106,7 +107,8 @@ def _artifacts(path: Path, table: Mapping[str, Any]) -> list[str]:
     """Each artifact as on the command line."""
     for name, place in table.items():
         if not isinstance(place, str):
-            raise MatrixError(f"matrix file {path}, key 'artifacts.{name}': expected where its files are, found {quoted(place)}")
+            found = quoted(place)
+            raise MatrixError(f"matrix file {path}, key 'artifacts.{name}': expected where its files are, found {found}")
     return [f"{name}={place}" for name, place in table.items()]
 
 
@@ -126,7 +128,8 @@ def _conditions(path: Path, table: Mapping[str, Any]) -> Conditions:
         if key not in known:
             raise MatrixError(f"matrix file {path}: {unknown_name('key', key, known)}")
         if type(value) is not known[key]:
-            raise MatrixError(f"matrix file {path}, key 'conditions.{key}': expected {known[key].__name__}, found {quoted(value)}")
+            wanted = known[key].__name__
+            raise MatrixError(f"matrix file {path}, key 'conditions.{key}': expected {wanted}, found {quoted(value)}")
     try:
         return Conditions(**table)
     except UsageError as error:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from quantbench.core.errors import UsageError, unknown_name
-from quantbench.core.outside import expanded, whole_number
+from quantbench.core.outside import exists, expanded, is_folder, whole_number
 from quantbench.core.scenario import PROFILES, Conditions, Effort, Scenario, Variant
 from quantbench.models import MODELS
 from quantbench.planning.matrix import (
@@ -208,7 +208,7 @@ def plan(options: RunOptions) -> Plan:
         scenarios=planned,
         effort=replace(effort, energy=matrix.energy and not options.no_energy),
         engine=options.engine,
-        keep_jobs=Path(options.keep_jobs) if options.keep_jobs else None,
+        keep_jobs=_kept_jobs(options.keep_jobs) if options.keep_jobs else None,
         trust_remote_code=options.trust_remote_code,
         probed=frozenset() if options.no_probes or unasked else _probed(matrix, planned, everything=options.probes),
         left_out=(*left_out(matrix), *(["probes (--probes)"] if unasked and not options.no_probes else [])),
@@ -236,6 +236,13 @@ def single(options: RunOptions, model: str, variant: str, prompts: str = "") -> 
         sets = ", ".join(matrix.prompts)
         raise UsageError(f"one prompt set is measured at a time, and the options name {sets}; name one of them")
     return planned[0]
+
+
+def _kept_jobs(name: str) -> Path:
+    """Where job folders stay; UsageError for what is there and is no folder."""
+    if (exists(name) or Path(name).is_symlink()) and not is_folder(name):
+        raise UsageError(f"--keep-jobs {name!r} is no folder; name one, or a place where one can be made")
+    return Path(name)
 
 
 def _variant(text: str) -> Variant:
@@ -269,7 +276,8 @@ def _scenarios(matrix: Matrix, references: Mapping[str, Compared], repeats: int)
     if repeats < 1:
         raise UsageError(f"--repeats {repeats} measures nothing; ask for at least 1")
     if repeats * len(planned) > _MOST_SCENARIOS:
-        raise UsageError(f"--repeats {repeats} plans {repeats * len(planned):,} scenarios; at most {_MOST_SCENARIOS:,} are planned")
+        count = repeats * len(planned)
+        raise UsageError(f"--repeats {repeats} plans {count:,} scenarios; at most {_MOST_SCENARIOS:,} are planned")
     return [replace(scenario, repeat=repeat) for repeat in range(repeats) for scenario in planned]
 
 

@@ -6,7 +6,6 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from quantbench.core.errors import UsageError, unknown_name
 from quantbench.core.gpus import chosen_gpus

@@ -28,6 +28,7 @@ def _place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("fifo", "fifo.json", "fifo.html"):
         os.mkfifo(name)
+    (tmp_path / "dangling").symlink_to("nonesuch")  # a folder was looked for there without an end
     (tmp_path / "deep.toml").write_text(f"models = {DEEP}")
     (tmp_path / "dotted.toml").write_text(".".join("a" * 3000) + " = 1")
     (tmp_path / "digits.toml").write_text(f"[conditions]\nseed = {DIGITS}")
@@ -78,7 +79,7 @@ def _planned(**given: Any) -> object:
         ({"prompts": f"tokens:{DIGITS}"}, "has no length"),
         ({"prompts": f"ten@{DIGITS}"}, "a batch of at least 1"),
         ({"device": f"cuda:{DIGITS}"}, "is not known; use cpu"),
-        ({"repeats": "1000000000"}, "--repeats 1000000000 plans 34,000,000,000 scenarios; at most 1,000,000 are planned"),
+        ({"repeats": "1000000000"}, "--repeats 1000000000 plans [0-9,]*000,000,000 scenarios; at most 1,000,000 are planned"),
         ({"threads": "9" * 30}, "threads is above 1000000000000"),
         ({"repeats": DIGITS}, "is not a valid int"),
         ({"matrix": "deep.toml"}, "is not valid TOML: it is nested too deeply"),
@@ -86,6 +87,8 @@ def _planned(**given: Any) -> object:
         ({"matrix": "digits.toml"}, "is not valid TOML: a number in it has too many digits"),
         ({"matrix": "hex.toml"}, "seed is above"),
         ({"matrix": "long.toml"}, r"expected a list, found 'yyy.*yyy'"),
+        ({"keep_jobs": "fifo"}, "--keep-jobs 'fifo' is no folder"),
+        ({"keep_jobs": "dangling"}, "--keep-jobs 'dangling' is no folder"),
         ({"matrix": "fifo"}, "cannot be read .it is no regular file"),
         ({"matrix": "/dev/zero"}, "cannot be read .it is no regular file"),
     ],

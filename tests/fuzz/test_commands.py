@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -27,17 +28,21 @@ if TYPE_CHECKING:
 
     from hypothesis.strategies import SearchStrategy
 
+_FEW = {"doctor": 1, "tables": 3, "report": 3}
+"""Examples of what takes long, in the short form."""
+
 COMMANDS: Mapping[str, Any] = get_command(app).commands  # type: ignore[attr-defined]  # a group has them
 ODD = (
-    "", " ", ",", "x", "-", "--", "=", "a=b", "0", "-1", "1.5", "nan", "inf", "1e999", "9" * 5000, "1000000000", "99999999999999999999",
-    "y" * 90_000, "~nosuchuser", "~nosuchuser/x.gguf", "~", "a/b", "a/b:c", "a\nb", "\x1b[31m\u202e", "é" * 300, "[" * 3000,
-    "{}", "tokens:" + "9" * 5000, "ten@" + "9" * 5000, "text:", "seeded", "cuda:" + "9" * 5000, "cuda", "http://[::1", "http://x:99999/v1",
-    "bogus://x", "://", "file:///nonesuch", "dummy:", "dummy:x", "gguf:--x", "vllm/", "last", "1" * 400 + "GB", "8GiB", "METRIC=5",
+    "", " ", ",", "x", "-", "--", "=", "a=b", "0", "-1", "1.5", "nan", "inf", "1e999", "9" * 5000, "1000000000",
+    "99999999999999999999", "y" * 90_000, "~nosuchuser", "~nosuchuser/x.gguf", "~", "a/b", "a/b:c", "a\nb", "\x1b[31m\u202e", "é" * 300, "[" * 3000,
+    "{}", "tokens:" + "9" * 5000, "ten@" + "9" * 5000, "text:", "seeded", "cuda:" + "9" * 5000, "cuda", "http://[::1",
+    "http://x:99999/v1", "bogus://x", "://", "file:///nonesuch", "dummy:", "dummy:x", "gguf:--x", "vllm/", "last",
+    "1" * 400 + "GB", "8GiB", "METRIC=5",
 )  # fmt: skip
 FILES = (
     "fifo", "fifo.json", "fifo.html", "folder", "empty", "text.txt", "m.toml", "config.json", "c.jsonl", "b.json", "odd.parquet",
-    "odd.gguf", "results", "/dev/zero", "/dev/full", "/dev/null", "text:/dev/zero", "text:fifo", "text:text.txt", "mine=odd.gguf",
-    "new.html", "new.gguf", "new/er", "secret",
+    "odd.gguf", "results", "/dev/zero", "/dev/full", "/dev/null", "text:/dev/zero", "text:fifo", "text:text.txt",
+    "mine=odd.gguf", "new.html", "new.gguf", "new/er", "secret",
 )  # fmt: skip
 """What the working folder has, or may get: nothing outside it is ever named as what to write."""
 
@@ -45,9 +50,9 @@ FILES = (
 def _values(parameter: Any) -> SearchStrategy[str]:
     """What is given to a parameter: a name that the shell would offer, an odd text, a file of each kind."""
     dashed = parameter.name.replace("_", "-")
-    names = [dashed, {"run-id": "run", "kind": "table", "names": "column", "form": "to", "first": "method", "fit": "fit"}.get(dashed, "")]
-    offers = next((found for name in names if (found := completion(name))), None)
-    offered = tuple(getattr(parameter.type, "choices", ())) or (tuple(offers("")) if offers else ())
+    offers = completion({"kind": "table", "names": "column", "form": "to"}.get(dashed, dashed))
+    declared = getattr(parameter, "type_descriptor", None) or getattr(parameter, "type", None)  # depends on typer's version
+    offered = tuple(getattr(declared, "choices", None) or ()) or (tuple(offers("")) if offers else ())
     usual = st.sampled_from([str(each) for each in offered]) if offered else st.nothing()
     return usual | st.sampled_from(FILES) | st.sampled_from(ODD) | usual
 
@@ -68,7 +73,7 @@ def _lines(name: str) -> SearchStrategy[list[str]]:
     parameters = [each for each in COMMANDS[name].params if each.name not in ("help", "install_completion", "show_completion")]
     needed = [_given(each) for each in parameters if each.required or each.param_type_name == "argument"]
     others = st.lists(st.one_of([_given(each) for each in parameters] or [st.just([])]), max_size=3)
-    return st.tuples(others, st.tuples(*needed)).map(lambda both: [name, *sum(both[0], []), *sum(both[1], [])])
+    return st.tuples(others, st.tuples(*needed)).map(lambda both: [name, *chain(*both[0], *both[1])])
 
 
 @pytest.fixture
@@ -131,4 +136,4 @@ def test_command(fuzz: Any, name: str) -> None:
         assert result.exit_code in (0, 2, 3, 4), (result.exit_code, result.output[: 2 * MOST])
         assert len(result.stderr) <= 8 * MOST, len(result.stderr)
 
-    fuzz(_lines(name), check, short=20)
+    fuzz(_lines(name), check, short=_FEW.get(name, 12))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gguf
 import numpy as np
@@ -26,12 +26,6 @@ from quantbench.planning.settled import held_by, settled
 from quantbench.planning.usual_prompts import usual_prompts
 from quantbench.runtimes.llama_cpp.dry_run import answer_or_refuse
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from hypothesis.strategies import SearchStrategy
-
-Contents = "Callable[..., SearchStrategy[bytes]]"
 CANARY = MODELS["canary"].folder()
 QUANTIZED = {
     "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 64, "intermediate_size": 128,
@@ -41,8 +35,22 @@ QUANTIZED = {
 }  # fmt: skip
 
 
+_SCHEME = {
+    "targets": ["Linear"], "format": "pack-quantized", "input_activations": None,
+    "weights": {"type": "int", "num_bits": 4, "strategy": "group", "group_size": 32, "symmetric": True, "dynamic": False},
+}  # fmt: skip
+COMPRESSED = {
+    **QUANTIZED,
+    "quantization_config": {
+        "quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": {"group_0": _SCHEME},
+        "ignore": ["lm_head", "re:.*gate.*"], "quantization_status": "compressed",
+    },
+}  # fmt: skip
+
+
 def _weights(**more: tuple[str, tuple[int, ...]]) -> bytes:
-    tensors = {"model.embed_tokens.weight": ("F32", (4, 2)), "a.qweight": ("I32", (2, 2)), "norm.weight": ("BF16", (2,)), **more}
+    usual = {"model.embed_tokens.weight": ("F32", (4, 2)), "a.qweight": ("I32", (2, 2)), "norm.weight": ("BF16", (2,))}
+    tensors = {**usual, **more}
     listed = [(name, kind, shape) for name, (kind, shape) in tensors.items()]
     return header(listed) + bytes(256)
 
@@ -79,10 +87,11 @@ def _planned(place: Path) -> None:
     planner.plan(architecture, every_variant((), ()), workload, [planner.Device(name="this", memory_bytes=2**34)])
 
 
-@pytest.mark.parametrize("name", ["own", "qwen3-8b", "mixtral-8x7b"])
+@pytest.mark.parametrize("name", ["gptq", "compressed", "qwen2.5-7b", "mixtral"])
 def test_config(fuzz: Any, contents: Any, world: Path, name: str) -> None:
-    known = dummy_configs()
-    content = json.dumps(QUANTIZED) if name not in known else known[name].read_text()
+    moe = {"model_type": "mixtral", "num_local_experts": 8, "num_experts_per_tok": 2, "sliding_window": 64}
+    own = {"gptq": QUANTIZED, "compressed": COMPRESSED, "mixtral": {**QUANTIZED, **moe}}
+    content = json.dumps(own[name]) if name in own else dummy_configs()[name].read_text()
 
     def check(content: bytes) -> None:
         _looked_at(fuzz, _folder(world, **{"config.json": content, "model.safetensors": _weights()}))
@@ -109,12 +118,15 @@ def test_tokenizer(fuzz: Any, contents: Any, world: Path) -> None:
 
 
 def test_template(fuzz: Any, texts: Any) -> None:
-    source = "{{ bos_token }}{% for m in messages %}{{ m.role | upper }}: {{ m['content'] | trim }}{% endfor %}{% if a %}A{% endif %}"
+    source = "{{ bos_token }}{% for m in messages %}{{ m.role | upper }}: {{ m['content'] | trim }}{% endfor %}{{ 1 if a }}"
 
     def check(text: str) -> None:
         ChatTemplate(text, {"bos_token": "<s>"}, "m").render((Message("system", "s"), Message("user", "u")))
 
-    odd = ("range(3)", "raise_exception('x')", "namespace(a=1)", "dict(a=1)", "'%s' % 1", "{{", "}}", "{%", "%}", "[" * 5000, "x.y.z", "''.__class__")
+    odd = (
+        "range(3)", "raise_exception('x')", "namespace(a=1)", "dict(a=1)", "'%s' % 1", "{{", "}}", "{%", "%}", "[" * 5000,
+        "x.y.z", "''.__class__",
+    )  # fmt: skip
     fuzz(texts(source, odd), check)
     assert fuzz.said
 
@@ -137,8 +149,8 @@ def test_index(fuzz: Any, contents: Any, world: Path) -> None:
     index = {"metadata": {"total_size": 48}, "weight_map": {"a": "model-00001-of-00002.safetensors", "b": "two.safetensors"}}
 
     def check(content: bytes) -> None:
-        files = {"model.safetensors.index.json": content, "model-00001-of-00002.safetensors": _weights(), "two.safetensors": _weights()}
-        _looked_at(fuzz, _folder(world, **files))
+        shards = {"model-00001-of-00002.safetensors": _weights(), "two.safetensors": _weights()}
+        _looked_at(fuzz, _folder(world, **{"model.safetensors.index.json": content}, **shards))
 
     fuzz(contents(json.dumps(index).encode()), check)
     assert fuzz.said
