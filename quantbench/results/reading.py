@@ -46,6 +46,9 @@ _MARKS: Mapping[str, frozenset[str]] = {
 """Columns that identify a table's files, whatever wrote or rewrote them; every version has had them."""
 
 
+_NEVER_NULL = ("run_id", "scenario_id", "started_at")
+
+
 def read_files(
     files: fs.FileSystem, paths: Sequence[str], table: str, columns: Sequence[str] | None = None
 ) -> tuple[pa.Table | None, list[str]]:
@@ -165,7 +168,7 @@ def _content(files: fs.FileSystem, path: str, wanted: _Wanted) -> pa.Table | Exc
             names = content.schema_arrow.names
             _require_own(names, wanted.marks)
             columns = [name for name in wanted.schema.names if name in names] if wanted.alone else None
-            return _conform(content.read(columns, use_threads=False), wanted.schema)
+            return _conform(_named(content.read(columns, use_threads=False)), wanted.schema)
     except (pa.ArrowException, OSError, ValueError) as error:  # odd metadata is a ValueError
         return error
 
@@ -177,6 +180,13 @@ def _require_own(names: Sequence[str], marks: frozenset[str]) -> None:
     if len(names) != len(set(names)):
         twice = sorted({name for name in names if names.count(name) > 1})
         raise ValueError(f"it has a column twice: {_some(twice)}")
+
+
+def _named(found: pa.Table) -> pa.Table:
+    """The table; ValueError for one with a row of no run or scenario, or of no time, which nothing could be said of."""
+    if lacks := [name for name in _NEVER_NULL if name in found.column_names and found.column(name).null_count]:
+        raise ValueError(f"it has a row without {_some(lacks)}")
+    return found
 
 
 def _conform(found: pa.Table, wanted: pa.Schema) -> pa.Table:

@@ -60,7 +60,7 @@ class Jobs:
             place.mkdir(parents=True, exist_ok=True)
             folder = _new_folder(place, self._run_id)
         except OSError as error:
-            raise UsageError(f"jobs cannot be kept in {place} ({error.strerror}); name another folder with --keep-jobs") from error
+            raise UsageError(f"jobs cannot be kept in {place} ({error.strerror}); give another --keep-jobs") from error
         self._stack.enter_context(held(folder))
         return folder
 

@@ -34,14 +34,14 @@ _FEW = {"doctor": 1, "tables": 3, "report": 3}
 COMMANDS: Mapping[str, Any] = get_command(app).commands  # type: ignore[attr-defined]  # a group has them
 ODD = (
     "", " ", ",", "x", "-", "--", "=", "a=b", "0", "-1", "1.5", "nan", "inf", "1e999", "9" * 5000, "1000000000",
-    "99999999999999999999", "y" * 90_000, "~nosuchuser", "~nosuchuser/x.gguf", "~", "a/b", "a/b:c", "a\nb", "\x1b[31m\u202e", "é" * 300, "[" * 3000,
-    "{}", "tokens:" + "9" * 5000, "ten@" + "9" * 5000, "text:", "seeded", "cuda:" + "9" * 5000, "cuda", "http://[::1",
+    "99999999999999999999", "y" * 90_000, "~nosuchuser", "~nosuchuser/x.gguf", "~", "a/b", "a/b:c", "a\nb",
+    "\x1b[31m\u202e", "é" * 300, "[" * 3000, "{}", "tokens:" + "9" * 5000, "ten@" + "9" * 5000, "text:", "seeded", "cuda:" + "9" * 5000, "cuda", "http://[::1",
     "http://x:99999/v1", "bogus://x", "://", "file:///nonesuch", "dummy:", "dummy:x", "gguf:--x", "vllm/", "last",
     "1" * 400 + "GB", "8GiB", "METRIC=5",
 )  # fmt: skip
 FILES = (
-    "fifo", "fifo.json", "fifo.html", "folder", "empty", "text.txt", "m.toml", "config.json", "c.jsonl", "b.json", "odd.parquet",
-    "odd.gguf", "results", "/dev/zero", "/dev/full", "/dev/null", "text:/dev/zero", "text:fifo", "text:text.txt",
+    "fifo", "fifo.json", "fifo.html", "folder", "empty", "text.txt", "m.toml", "config.json", "c.jsonl", "b.json",
+    "odd.parquet", "odd.gguf", "results", "/dev/zero", "/dev/full", "/dev/null", "text:/dev/zero", "text:fifo", "text:text.txt",
     "mine=odd.gguf", "new.html", "new.gguf", "new/er", "secret",
 )  # fmt: skip
 """What the working folder has, or may get: nothing outside it is ever named as what to write."""
@@ -132,7 +132,7 @@ def test_command(fuzz: Any, name: str) -> None:
     def check(line: list[str]) -> None:
         result = CliRunner().invoke(app, line)
         assert result.exception is None or isinstance(result.exception, SystemExit), repr(result.exception)
-        assert "unexpected " not in result.stderr[: 2 * MOST], result.stderr[: 2 * MOST]
+        assert "quantbench: unexpected " not in result.stderr[: 2 * MOST], result.stderr[: 2 * MOST]
         assert result.exit_code in (0, 2, 3, 4), (result.exit_code, result.output[: 2 * MOST])
         assert len(result.stderr) <= 8 * MOST, len(result.stderr)
 

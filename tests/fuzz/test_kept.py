@@ -43,7 +43,8 @@ JOB = Job(
 )  # fmt: skip
 TRACE = {
     "import_s": 1.0, "load_s": 1.0, "measured_s": 2.0, "weights": None, "weight_bytes_running": 5, "peak": None,
-    "anchor": "torch/fp32", "rounds": [], "answers": [], "columns": None, "score_s": [0.5], "absent": {"peak": "why"}, "facts": {"kernel": "k"},
+    "anchor": "torch/fp32", "rounds": [], "answers": [], "columns": None, "score_s": [0.5], "absent": {"peak": "why"},
+    "facts": {"kernel": "k"},
 }  # fmt: skip
 REFERENCE = Reference(
     parameters=1, checkpoint_dtype="f32", context_limit=9, prompt_tokens=((1, 2),), continuations=((3,),),

@@ -100,11 +100,12 @@ def _of_benchmark(path: Path) -> pd.DataFrame:
         machine = body.get("machine_info", {}).get("quantbench", {})
         started = str(body.get("datetime", ""))
         rows = dict(_row(each, machine, started) for each in body["benchmarks"] if "scenario_id" in each["extra_info"])
+        frame = pd.DataFrame(list(rows.values()))  # which refuses half a surrogate pair
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise StoreError(f"{path} is not a report of pytest-benchmark ({error!r}); --benchmark-json writes one") from error
     if not rows:
         raise StoreError(f"{path} holds no scenario of quantbench; give a report that pytest bench/ --benchmark-json wrote")
-    return pd.DataFrame(list(rows.values()))
+    return frame
 
 
 def _row(benchmark: dict[str, Any], machine: dict[str, Any], started: str) -> tuple[tuple[str, int], dict[str, Any]]:
