@@ -34,7 +34,9 @@ def read(path: Path, kind: type[T]) -> T:
     """The ``kind`` that was written there; QuantbenchError if the file holds anything else."""
     try:
         body = parse_json(read_text(path))
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise QuantbenchError(f"{path} cannot be read ({error.strerror}); start again") from error
+    except ValueError as error:
         raise QuantbenchError(f"{path} is not JSON ({error}); remove it and start again") from error
     return made(body, kind, str(path))
 
