@@ -122,11 +122,17 @@ class Fuzz:
         In the short form there are ``short`` of them, the same every time.
         """
 
-        def one(example: Any) -> None:
-            _COUNTS[self.name] = _COUNTS.get(self.name, 0) + 1
-            self.survives(lambda: check(example))
-
         until, fresh = time.monotonic() + self.seconds, random.SystemRandom()
+        failed: list[Any] = []
+
+        def one(example: Any) -> None:
+            if self.seconds and not failed and time.monotonic() >= until:
+                return  # the rest of the last batch
+            _COUNTS[self.name] = _COUNTS.get(self.name, 0) + 1
+            failed.append(example)
+            self.survives(lambda: check(example))
+            failed.pop()
+
         while True:
             profile = settings(
                 max_examples=_BATCH if self.seconds else short, derandomize=not self.seconds, database=None, deadline=None,

@@ -35,7 +35,8 @@ COMMANDS: Mapping[str, Any] = get_command(app).commands  # type: ignore[attr-def
 ODD = (
     "", " ", ",", "x", "-", "--", "=", "a=b", "0", "-1", "1.5", "nan", "inf", "1e999", "9" * 5000, "1000000000",
     "99999999999999999999", "y" * 90_000, "~nosuchuser", "~nosuchuser/x.gguf", "~", "a/b", "a/b:c", "a\nb",
-    "\x1b[31m\u202e", "é" * 300, "[" * 3000, "{}", "tokens:" + "9" * 5000, "ten@" + "9" * 5000, "text:", "seeded", "cuda:" + "9" * 5000, "cuda", "http://[::1",
+    "\x1b[31m\u202e", "é" * 300, "[" * 3000, "{}",
+    "tokens:" + "9" * 5000, "ten@" + "9" * 5000, "text:", "seeded", "cuda:" + "9" * 5000, "cuda", "http://[::1",
     "http://x:99999/v1", "bogus://x", "://", "file:///nonesuch", "dummy:", "dummy:x", "gguf:--x", "vllm/", "last",
     "1" * 400 + "GB", "8GiB", "METRIC=5",
 )  # fmt: skip
