@@ -59,12 +59,12 @@ def test_text_is_read_as_path_reads_it(tmp_path_factory: pytest.TempPathFactory,
 
 @pytest.mark.parametrize(
     ("text", "why"),
-    [("[" * 100_000, "it is nested too deeply"), ("9" * 5000, "a number in it has too many digits"), ("{", "Expecting")],
+    [("[" * 100_000, "it is nested too deeply"), ("9" * 5000, "a number in it has too many digits")],
 )
-def test_json_that_python_cannot_hold(text: str, why: str) -> None:
+def test_what_python_cannot_hold_is_an_error_of_values(text: str, why: str) -> None:
     with pytest.raises(ValueError, match=why):
         outside.parse_json(text)
-    with pytest.raises(ValueError, match="" if why == "Expecting" else why):
+    with pytest.raises(ValueError, match=why):
         outside.parse_toml(f"a = {text}")
 
 

@@ -121,7 +121,6 @@ class Fuzz:
 
         In the short form there are ``short`` of them, the same every time.
         """
-
         until, fresh = time.monotonic() + self.seconds, random.SystemRandom()
         failed: list[Any] = []
 

@@ -156,6 +156,11 @@ def test_index(fuzz: Any, contents: Any, world: Path) -> None:
     assert fuzz.said
 
 
+def _undone(files: list[list[str]]) -> dict[str, str]:
+    """What a dry run tells where llama.cpp refuses every file."""
+    return {name: "llama.cpp is not asked here" for name, *_ in files}
+
+
 @pytest.fixture
 def model_file(tmp_path: Path) -> bytes:
     """A GGUF file with all that is read of one."""
@@ -183,7 +188,9 @@ def model_file(tmp_path: Path) -> bytes:
 
 def test_gguf(fuzz: Any, binaries: Any, world: Path, model_file: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("quantbench.runtimes.llama_cpp.plan.call", lambda _module, request, *_, **__: answer_or_refuse(request))
-    monkeypatch.setattr("quantbench.runtimes.llama_cpp.dry_run.tell", lambda *_: {})
+    monkeypatch.setattr(
+        "quantbench.runtimes.llama_cpp.dry_run.tell", lambda _source, _tensors, request, _folder: _undone(request["quantized"])
+    )
     start = GgufHeader(world / "whole.gguf").tensors[0].start
     path = world / "odd.gguf"
 
