@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from quantbench.core.errors import QuantbenchError
+from quantbench.core.errors import QuantbenchError, told
+from quantbench.core.outside import exists, is_file
 from quantbench.own_tests import FIXTURE, OwnTests
 from quantbench.planning.options import RunOptions
 from quantbench.pytest_settings import add_settings, raw_setting
@@ -51,10 +52,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(config.stash[_OWN], "quantbench-own-tests")
     json_file: Path | None = getattr(config.option, "benchmark_json", None)
     if json_file is not None:
-        try:
-            json_file.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise pytest.UsageError(f"--benchmark-json: {json_file.parent} cannot be created ({error.strerror})") from None
+        _require_place(json_file)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -62,8 +60,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if PARAMETER in metafunc.fixturenames:
         try:
             planned = session_of(metafunc.config).planned
-        except QuantbenchError as error:  # raised here it would be a traceback for every file
-            metafunc.config.stash[_BAD_INPUT] = str(error)
+        except (QuantbenchError, OSError) as error:  # raised here it would be a traceback for every file
+            metafunc.config.stash[_BAD_INPUT] = told(error)
             planned = {}
         wanted = metafunc.definition.get_closest_marker(_READS)
         chosen = {each: scenario for each, scenario in planned.items() if wanted is None or scenario.reads == wanted.args[0]}
@@ -87,8 +85,8 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     if selected or asks:
         try:
             session_of(session.config).start(list(dict.fromkeys(selected)), verbosity=_verbosity(session.config))
-        except QuantbenchError as error:
-            raise pytest.UsageError(f"quantbench: {error}") from None
+        except (QuantbenchError, OSError) as error:
+            raise pytest.UsageError(f"quantbench: {told(error)}") from None
 
 
 def pytest_report_collectionfinish(config: pytest.Config) -> list[str]:
@@ -158,6 +156,16 @@ def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
 def quantbench_measure(pytestconfig: pytest.Config) -> OwnTests:
     """Measures a variant, as ``quantbench.measure`` does: ``quantbench_measure(model, "gguf/q4_k_m", prompts="ten")``."""
     return pytestconfig.stash[_OWN]
+
+
+def _require_place(file: Path) -> None:
+    """Make the folder that a file will be written to; UsageError where none can be, now and not when all is measured."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise pytest.UsageError(f"--benchmark-json: {file.parent} cannot be created ({error.strerror})") from None
+    if exists(file) and not is_file(file):
+        raise pytest.UsageError(f"--benchmark-json: {file} is not a regular file; name another")
 
 
 def session_of(config: pytest.Config) -> Session:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pytest
 
 from quantbench.core.errors import UsageError
+from quantbench.core.outside import exists
 from quantbench.planning.options import OPTIONS
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def raw_setting(config: pytest.Config, option: Option) -> Any:
     raw = given if given is not None else option.default if written in ("", None) else written
     if not isinstance(raw, str) or not raw or "://" in raw:
         return raw
-    is_path = option.key in _PATHS or (option.key == "compare" and (base / raw).exists())  # else it names runs
+    is_path = option.key in _PATHS or (option.key == "compare" and exists(base / raw))  # else it names runs
     return str(base / raw) if is_path else raw
 
 

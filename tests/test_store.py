@@ -629,3 +629,13 @@ def test_runs_without_a_number_come_before_those_with_one() -> None:
     numbered = frame.assign(run_number=pd.array([None, None, 1, 1, 2], dtype="Int64"))
     assert in_order(numbered) == ["old-5", "old-9", "x", "y", "new"]
     assert in_order(frame.iloc[:0]) == []
+
+
+def test_a_row_of_no_scenario_is_left_out(results: str, run: Run, ok: Record) -> None:
+    _write(results, run, ok)
+    (path,) = _files(results, "scenarios")
+    rows = pq.ParquetFile(path).read()
+    number = rows.column_names.index("scenario_id")
+    pq.write_table(rows.set_column(number, "scenario_id", pa.nulls(1, pa.string())), path)
+    with pytest.warns(UserWarning, match="left out .it has a row without scenario_id"), pytest.raises(StoreError):
+        load(results)

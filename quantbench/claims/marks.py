@@ -22,7 +22,9 @@ MARKS = (HOLDS, ROUNDED, RECIPE, OUTDATED, FAILS, NOT_YET, NOT_HERE)
 _MORE_DECIMALS = 2
 """A figure that still equals the claim with this many more decimals holds exactly, not just when rounded."""
 
-_AMOUNT = re.compile(r"(\d+(?:\.(\d+))?)\s*(\w*)")
+_AMOUNT = re.compile(r"([0-9]{1,12}(?:\.([0-9]{1,9}))?)\s*(\w*)")
+_MOST = 1e15
+"""No claimed number is as large; beyond, Decimal has no digits left for the decimals."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,8 @@ class Amount:
 
     def is_rounded(self, found: float, more: int = 0) -> bool:
         """Whether ``found`` rounded to the claim's decimals, plus ``more``, is the claimed number."""
+        if not abs(found) < _MOST:  # nor is one that is infinite or none
+            return False
         step = Decimal(1).scaleb(-self.decimals - more)
         return Decimal(found).quantize(step, ROUND_HALF_UP) == Decimal(str(self.value))
 

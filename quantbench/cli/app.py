@@ -5,7 +5,8 @@ Exit codes: 0 ok, 1 scenarios failed, 2 usage, 3 regression, 4 insufficient data
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Annotated, Any
 
@@ -24,6 +25,7 @@ from quantbench.cli.quantize import quantize
 from quantbench.cli.report import report
 from quantbench.cli.results import recommend, tables
 from quantbench.cli.run import demo, run
+from quantbench.core.text import shortened
 
 _GROUPS: Mapping[str, tuple[Callable[..., None], ...]] = {
     "Measure": (pick, run, plan, demo, quantize, doctor),
@@ -41,6 +43,25 @@ class _Grouped(TyperGroup):
             listed = [self.commands[command.__name__] for command in group]
             with formatter.section(heading):
                 formatter.write_dl([(str(each.name).ljust(width), each.get_short_help_str(formatter.width)) for each in listed])
+
+    def make_context(self, *args: Any, **extra: Any) -> Any:
+        with _short_errors():
+            return super().make_context(*args, **extra)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _short_errors():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _short_errors() -> Iterator[None]:
+    """Cut the messages of typer's own errors, which quote what was given: it exports no class that all of them have."""
+    try:
+        yield
+    except Exception as error:
+        if hasattr(error, "format_message"):
+            error.message = shortened(str(error.message))  # type: ignore[attr-defined]  # every such error has one
+        raise
 
 
 app = typer.Typer(name="quantbench", cls=_Grouped, no_args_is_help=True, rich_markup_mode=None)

@@ -11,7 +11,7 @@ from typing import ParamSpec
 import typer
 
 from quantbench.cli.output import message
-from quantbench.core.errors import QuantbenchError
+from quantbench.core.errors import QuantbenchError, told
 
 FAILED = 1
 USAGE = 2
@@ -49,8 +49,8 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
 def _explain(error: Exception) -> tuple[str, int]:
     match error:
         case QuantbenchError():
-            return str(error), error.exit_code
-        case OSError(strerror=str(why)):
-            return f"{why}: {error.filename}" if error.filename else why, USAGE
+            return told(error), error.exit_code
+        case OSError(strerror=str()):
+            return told(error), USAGE
     text = " ".join(str(error).split())
     return f"unexpected {type(error).__name__}: {text}; quantbench --debug COMMAND shows where", FAILED

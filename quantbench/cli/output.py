@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import typer
 
-from quantbench.core.text import one_line
+from quantbench.core.text import one_line, shortened
 
 Format = Literal["text", "json"]
 
@@ -26,7 +26,7 @@ def message(text: str) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    Console(stderr=True, soft_wrap=True).print(Text.assemble(("quantbench: ", "bold red"), one_line(text)))
+    Console(stderr=True, soft_wrap=True).print(Text.assemble(("quantbench: ", "bold red"), one_line(shortened(text))))
 
 
 def counted(count: int, noun: str) -> str:

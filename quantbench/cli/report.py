@@ -12,6 +12,7 @@ from quantbench.cli.guard import INSUFFICIENT
 from quantbench.cli.output import counted, message
 from quantbench.cli.results import ResultsOption, read, reading, require_run
 from quantbench.core.errors import UsageError
+from quantbench.core.outside import exists, is_file
 from quantbench.core.units import format_bytes
 from quantbench.results.runs import Runs
 
@@ -42,6 +43,8 @@ def report(
     form = output.suffix.removeprefix(".").lower()
     if form not in (*_PAGES, *_PICTURES):
         raise UsageError(f"{str(output)!r} is neither a page nor a picture; end its name in .html, .png or .svg")
+    if exists(output) and not is_file(output):
+        raise UsageError(f"{output} is not a regular file; name another")
     with reading():
         stored = Runs(results)
         scenarios, run = _chosen(stored, run_id, model)

@@ -13,7 +13,6 @@ import typer
 from quantbench.cli.complete import completion
 from quantbench.cli.guard import FAILED, INSUFFICIENT, INTERRUPTED, REGRESSION, USAGE
 from quantbench.cli.output import message
-from quantbench.core.errors import QuantbenchError
 from quantbench.planning.options import OPTIONS, Option
 
 _PLUGIN = "quantbench.plugin"
@@ -41,7 +40,7 @@ class _Watch:
     """Plans before pytest prints anything, and notes at the end of the session whether only the comparison failed it."""
 
     failed = ""
-    error: QuantbenchError | None = None
+    error: Exception | None = None
     planned: Sequence[str] = ()
 
     def pytest_configure(self, config: Any) -> None:
@@ -51,7 +50,7 @@ class _Watch:
 
         try:
             self.planned = [scenario.id for scenario in session_of(config).planned.values()]
-        except QuantbenchError as error:
+        except Exception as error:  # noqa: BLE001 - pytest would print a traceback, and this command one sentence
             self.error = error
             raise pytest.UsageError from None  # no text: this command prints the message itself
 

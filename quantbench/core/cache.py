@@ -19,6 +19,7 @@ import platformdirs
 from quantbench.core.checksums import CHECKSUMS, damage, say, seal
 from quantbench.core.errors import ModelError, QuantbenchError
 from quantbench.core.identity import HashedFile, identify, sha256_of
+from quantbench.core.outside import expanded
 from quantbench.core.scratch import SET_ASIDE, held, partial_name
 from quantbench.core.units import format_bytes
 
@@ -33,7 +34,7 @@ _SETTLED_NS = 2 * 10**9
 
 def cache_root() -> Path:
     """The cache folder: ``QUANTBENCH_CACHE``, else the user's cache folder; absolute, as workers may start elsewhere."""
-    return Path(os.environ.get(CACHE_VARIABLE) or platformdirs.user_cache_path("quantbench")).expanduser().absolute()
+    return expanded(os.environ.get(CACHE_VARIABLE) or platformdirs.user_cache_path("quantbench")).absolute()
 
 
 def digest(asked: Mapping[str, object]) -> str:

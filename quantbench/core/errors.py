@@ -16,11 +16,17 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from quantbench.core.text import quoted, shortened
+
 
 class QuantbenchError(Exception):
     """Base of all errors with a message meant for the user."""
 
     exit_code = 2
+
+    def __init__(self, message: str = "") -> None:
+        """Whatever ``message`` quotes, it is cut to a length that people can read."""
+        super().__init__(shortened(message))
 
 
 class UsageError(QuantbenchError):
@@ -64,13 +70,23 @@ class OutOfMemoryError(QuantbenchError, MemoryError):
     """A process that quantbench started ran out of memory."""
 
 
+def told(error: QuantbenchError | OSError) -> str:
+    """What a user is told of an error that is no fault of this program: its own sentence, or the system's and the file."""
+    if isinstance(error, OSError) and not isinstance(error, QuantbenchError):
+        why = error.strerror or type(error).__name__
+        return shortened(f"{why}: {error.filename}" if error.filename else why)
+    return str(error)
+
+
 _MOST_LISTED = 50
+_LONGEST_NAME = 200
+"""Characters of a name that may be a slip of the pen."""
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:
     """The error for a name that is not registered, with the nearest known names."""
     names = sorted(known)
-    near = difflib.get_close_matches(name.lower(), names, n=2)
+    near = difflib.get_close_matches(name.lower(), names, n=2) if len(name) <= _LONGEST_NAME else []
     listed = names if len(names) <= _MOST_LISTED else [*names[:_MOST_LISTED], f"and {len(names) - _MOST_LISTED} more"]
     hint = f"did you mean {' or '.join(repr(candidate) for candidate in near)}?" if near else "known: " + ", ".join(listed)
-    return UsageError(f"unknown {kind} {name!r}; {hint}")
+    return UsageError(f"unknown {kind} {quoted(name)}; {hint}")

@@ -11,6 +11,7 @@ from importlib.metadata import entry_points
 from typing import Generic, Protocol, TypeVar
 
 from quantbench.core.errors import UsageError, unknown_name
+from quantbench.core.text import shortened
 
 
 class Named(Protocol):
@@ -77,7 +78,7 @@ class Registry(Generic[T]):
             try:
                 source = point.load()
             except (Exception, SystemExit) as error:  # noqa: BLE001 - third-party code, which may fail in any way
-                said = " ".join(str(error).split())
+                said = shortened(" ".join(str(error).split()))
                 broken[f"{point.name} = {point.value}"] = type(error).__name__ + (f": {said}" if said else "")
             else:
                 before = set(found)

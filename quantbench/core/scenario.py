@@ -7,14 +7,16 @@ import json
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
 from pathlib import PurePath
 from typing import Literal
 from urllib.parse import urlsplit
 
 from quantbench.core.errors import UsageError, unknown_name
+from quantbench.core.outside import whole_number
 from quantbench.core.serving import parse_started
+from quantbench.core.text import quoted
 
 MIN_LENGTH = 2
 SEEDED_INPUTS = "seeded"
@@ -139,23 +141,33 @@ class Conditions:
 
     def __post_init__(self) -> None:
         """Raise UsageError for values that cannot be measured."""
-        for name in ("output_tokens", "answer_tokens", "continuation_tokens"):
-            if getattr(self, name) < MIN_LENGTH:
-                raise UsageError(f"{name} is {getattr(self, name)}; ask for at least {MIN_LENGTH} tokens")
-        for name in ("threads", "context", "seed", "chunks", "answered_prompts"):
-            if getattr(self, name) < 0:
-                raise UsageError(f"{name} is {getattr(self, name)}; it cannot be negative")
+        self._require_counts()
         if self.server and not parse_started(self.server):
             parse_server(self.server)
-        if self.concurrency < 1:
-            raise UsageError(f"concurrency is {self.concurrency}; ask for at least one request at a time")
-        if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
+        if not re.fullmatch(r"cpu|cuda(:[0-9]{1,4})?", self.device):
             raise UsageError(f"device {self.device!r} is not known; use cpu, cuda or cuda:N")
         if self.decode_path and self.decode_path not in DECODE_PATHS:
             raise unknown_name("decode path", self.decode_path, DECODE_PATHS)
         if self.decode_path == "graph" and self.device == "cpu":
             raise UsageError("decode path 'graph' is a CUDA graph, and the device is cpu; use static or compiled, or a GPU")
 
+    def _require_counts(self) -> None:
+        for name in ("output_tokens", "answer_tokens", "continuation_tokens"):
+            if getattr(self, name) < MIN_LENGTH:
+                raise UsageError(f"{name} is {quoted(getattr(self, name))}; ask for at least {MIN_LENGTH} tokens")
+        for name in ("threads", "context", "seed", "chunks", "answered_prompts"):
+            if getattr(self, name) < 0:
+                raise UsageError(f"{name} is {quoted(getattr(self, name))}; it cannot be negative")
+        if self.concurrency < 1:
+            raise UsageError(f"concurrency is {quoted(self.concurrency)}; ask for at least one request at a time")
+        for name in (each.name for each in fields(self) if isinstance(each.default, int)):
+            most = _MOST_SEED if name == "seed" else _MOST
+            if getattr(self, name) > most:
+                raise UsageError(f"{name} is above {most}, which cannot be measured; give a smaller number")
+
+
+_MOST, _MOST_SEED = 10**12, 2**63 - 1
+"""No model holds so many tokens; a seed fits the column that keeps it."""
 
 DECODE_PATHS = ("eager", "static", "graph", "compiled")
 """The ways to decode that can be asked of methods that run on transformers; others have one way of their own."""
@@ -176,7 +188,7 @@ def at_batch(prompts: str, batch: int) -> str:
 def prompt_tokens(prompts: str) -> int:
     """The prompt length that a prompt set's name gives, as in ``tokens:512``; 0 for any other name."""
     length = prompts.removeprefix(TOKENS_PREFIX) if prompts.startswith(TOKENS_PREFIX) else ""
-    return int(length) if length.isdecimal() else 0
+    return whole_number(length) or 0
 
 
 def reads(prompts: str) -> Reads:

@@ -14,10 +14,32 @@ from collections.abc import Iterable, Sequence
 _FORMULA = tuple("=+-@\uff1d\uff0b\uff0d\uff20")  # spreadsheets take the full-width signs as well
 _GUARD = "'"
 
+MOST = 2000
+"""Characters of a message: what it quotes may be a file's whole content."""
+
 
 def one_line(text: str) -> str:
     """``text`` without line breaks, terminal escapes or other control characters."""
     return " ".join("".join(char if char.isprintable() else " " for char in text).split())
+
+
+def shortened(text: str, most: int = MOST) -> str:
+    """``text``; of a longer one than ``most`` characters, both ends, and between them how many were left out.
+
+    A sentence begins with what is wrong and ends with what to do: what is quoted between them may have any length.
+    """
+    if len(text) <= most:
+        return text
+    end = most // 2
+    return f"{text[:end]} [... {len(text) - 2 * end:,} characters ...] {text[-end:]}"
+
+
+def quoted(value: object) -> str:
+    """``repr`` of a value that a file holds; in words where there is none, as of deep lists and long numbers."""
+    try:
+        return shortened(repr(value), MOST // 4)
+    except (RecursionError, ValueError):
+        return f"something of type {type(value).__name__}, too deep or too long to show"
 
 
 def visible(text: str, kept: str = "\n") -> str:

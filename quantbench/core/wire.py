@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 from quantbench.core.cache import write_atomically
 from quantbench.core.errors import QuantbenchError
+from quantbench.core.outside import parse_json, read_text
 from quantbench.core.signals import Found
 
 if TYPE_CHECKING:
@@ -32,7 +33,9 @@ def write(path: Path, value: object) -> None:
 def read(path: Path, kind: type[T]) -> T:
     """The ``kind`` that was written there; QuantbenchError if the file holds anything else."""
     try:
-        body = json.loads(path.read_text())
+        body = parse_json(read_text(path))
+    except OSError as error:
+        raise QuantbenchError(f"{path} cannot be read ({error.strerror}); start again") from error
     except ValueError as error:
         raise QuantbenchError(f"{path} is not JSON ({error}); remove it and start again") from error
     return made(body, kind, str(path))

@@ -18,6 +18,7 @@ from quantbench.core.errors import QuantbenchError, UnsupportedError
 from quantbench.core.gpus import number_gpus_by_bus
 from quantbench.core.job import FAILURE_FILE, Failure, Job
 from quantbench.core.record import Status
+from quantbench.core.text import shortened
 from quantbench.core.waiting import Rest, bounded
 from quantbench.core.wire import write
 from quantbench.measuring.anchor import choose
@@ -95,7 +96,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, QuantbenchError) or (type(error) is MemoryError and str(error)):  # a full sentence of our own
         return str(error)
     first_line = (str(error).strip().splitlines() or [""])[0]
-    return f"{type(error).__name__}: {first_line}"
+    return f"{type(error).__name__}: {shortened(first_line)}"
 
 
 def _measure(job: Job, folder: Path) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from quantbench.core.outside import exists, expanded
 from quantbench.core.registry import Registry
 from quantbench.core.scenario import DUMMY_PREFIX, parse_server
 
@@ -52,7 +53,7 @@ def is_module(name: str) -> bool:
 
 def looks_like_path(name: str) -> bool:
     """Whether ``name`` is meant as a path rather than as a hub id."""
-    return name.endswith(".gguf") or name.startswith((".", "/", "~")) or Path(name).exists()
+    return name.endswith(".gguf") or name.startswith((".", "/", "~")) or exists(name)
 
 
 def is_server(name: str) -> bool:
@@ -83,7 +84,7 @@ def check_name(name: str) -> None:
     if is_dummy(name):
         _check_dummy(name.removeprefix(DUMMY_PREFIX))
         return
-    if name in MODELS or (looks_like_path(name) and Path(name).expanduser().exists()):
+    if name in MODELS or (looks_like_path(name) and exists(expanded(name))):
         return
     if looks_like_path(name) or not _HUB_ID.fullmatch(name):
         from quantbench.core.errors import UsageError, unknown_name
@@ -96,7 +97,7 @@ def check_name(name: str) -> None:
 def _check_dummy(wanted: str) -> None:
     from quantbench.core.errors import UsageError, unknown_name
 
-    if wanted in dummy_configs() or (wanted and looks_like_path(wanted) and Path(wanted).expanduser().exists()):
+    if wanted in dummy_configs() or (wanted and looks_like_path(wanted) and exists(expanded(wanted))):
         return
     if wanted and looks_like_path(wanted):
         raise UsageError(f"dummy path {wanted!r} does not exist; give a config.json, or a folder that holds one")

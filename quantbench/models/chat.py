@@ -20,6 +20,7 @@ from typing import Any
 
 from quantbench.core.conversation import Conversation, Message
 from quantbench.core.errors import ModelError
+from quantbench.core.outside import read_text
 from quantbench.core.text import one_line
 from quantbench.models.config import read_config
 
@@ -43,7 +44,7 @@ def folder_template(folder: Path) -> str:
     path = folder / TEMPLATE_FILE
     if path.is_file():
         try:
-            return path.read_text(encoding="utf-8")
+            return read_text(path)
         except (OSError, UnicodeDecodeError) as error:
             raise ModelError(f"{path} cannot be read as UTF-8 text ({error}); download or copy it again") from error
     config = folder / "tokenizer_config.json"

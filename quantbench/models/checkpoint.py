@@ -13,6 +13,8 @@ from quantbench.core.cache import file_sha256, hashed
 from quantbench.core.errors import ModelError
 from quantbench.core.identity import identify
 from quantbench.core.job import Checkpoint
+from quantbench.core.outside import expanded, whole_number
+from quantbench.core.text import quoted
 from quantbench.models import MODELS, ModuleRecipe, check_name, is_dummy, is_server, looks_like_path
 from quantbench.models.config import CONFIG, read_config
 from quantbench.models.contents import ADAPTER, require_own
@@ -28,6 +30,7 @@ _OLDER_CONFIGS = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
 
 _OLDER_KEYS = {"w_bit": "bits", "q_group_size": "group_size"}
 _PACKED = ".qweight"
+_MOST_BITS = 32
 _BESIDE_WEIGHTS = (
     "_weight_scale", "_weight_zero_point",
     "weight_scale", "weight_zero_point", "weight_global_scale", "input_scale", "input_zero_point", "input_global_scale",
@@ -62,7 +65,7 @@ def resolve(name: str, *, trust_remote_code: bool = False) -> Checkpoint:
     if looks_like_path(name):
         if name.endswith(".json"):
             raise ModelError(f"{name} has no weights; give the folder of the checkpoint, or dummy:{name} for random ones")
-        path = Path(name).expanduser().absolute()  # not resolved: a link's own name says which part of a split file it is
+        path = expanded(name).absolute()  # not resolved: a link's own name says which part of a split file it is
         return _gguf(name, path, "local") if path.is_file() else _folder(name, path.resolve(), "local", trust_remote_code)
     path, revision = download(name, trust_remote_code=trust_remote_code)
     return _gguf(name, path, revision) if path.is_file() else _folder(name, path, revision, trust_remote_code)
@@ -114,6 +117,8 @@ def checkpoint_dtype(folder: Path) -> str:
             dtype = str(entry["dtype"]).lower()
             totals[dtype] = totals.get(dtype, 0) + end - start
     names = {"f32": "fp32", "f16": "fp16"}
+    if not totals:
+        raise ModelError(f"{folder} has safetensors without a tensor; download or copy them again")
     largest = max(totals, key=totals.__getitem__)
     return names.get(largest, largest)
 
@@ -130,16 +135,31 @@ def count_parameters(checkpoint: Checkpoint) -> int:
     headers = [(path, safetensors_header(path)) for path in weight_files(checkpoint.path)]
     tensors = {name: entry for _, header in headers for name, entry in header.items()}
     packed = {name.removesuffix(_PACKED) for name in tensors if name.endswith(_PACKED)}
-    bits = int(quantization_config(checkpoint.path, packed=True)["bits"]) if packed else 0
+    bits = _packed_bits(checkpoint.path) if packed else 0
     total = sum(_compressed_elements(path, header) for path, header in headers)
     for name, entry in tensors.items():
         module, _, last = name.rpartition(".")
         elements = 0 if last in (*_BESIDE_WEIGHTS, *_COMPRESSED) else math.prod(entry["shape"])
         if name.endswith(_PACKED):
-            total += elements * int(entry["dtype"][1:]) // bits  # the dtype's name gives the bits of a word, as in I32
+            total += elements * _word_bits(checkpoint.path, entry["dtype"]) // bits
         elif module not in packed or last not in _BESIDE_PACKED:
             total += elements
     return total
+
+
+def _packed_bits(folder: Path) -> int:
+    """The bits of a value in packed weights, as their configuration says."""
+    bits = quantization_config(folder, packed=True).get("bits")
+    if type(bits) is not int or not 1 <= bits <= _MOST_BITS:
+        raise ModelError(f"{folder} says that {quoted(bits)} bits are packed; give an intact quantization config")
+    return bits
+
+
+def _word_bits(folder: Path, dtype: str) -> int:
+    """The bits of a word of packed weights, which the dtype's name gives, as in I32."""
+    if found := whole_number(dtype[1:]):
+        return found
+    raise ModelError(f"{folder} packs weights into {quoted(dtype)}, which is no type of integers; give an intact checkpoint")
 
 
 def _compressed_elements(path: Path, header: Mapping[str, Any]) -> int:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from quantbench.core.errors import MissingDependency, ModelError, UsageError, unknown_name
+from quantbench.core.outside import exists, expanded, parse_json, read_text
 from quantbench.core.scenario import DUMMY_PREFIX
 from quantbench.models import MODELS, architecture, dummy_configs, is_hub_id, is_module, is_server, looks_like_path
 from quantbench.models._header_shapes import header_shapes
@@ -50,8 +50,8 @@ def config_file(wanted: str, *, any_age: bool = False) -> Path:
     if wanted in MODELS and MODELS[wanted].module is None:
         return MODELS[wanted].folder() / CONFIG
     if looks_like_path(wanted) or wanted.endswith(".json"):
-        path = Path(wanted).expanduser().absolute()
-        if not path.exists():
+        path = expanded(wanted).absolute()
+        if not exists(path):
             raise UsageError(f"path {wanted!r} does not exist; give a config.json, a folder that holds one, or a .gguf file")
         return path / CONFIG if path.is_dir() else path
     if is_module(wanted) or is_server(wanted):
@@ -69,10 +69,10 @@ def read_config(path: Path) -> dict[str, Any]:
     """The contents of a config.json, or of the one in a folder. ModelError if it does not exist or is not a JSON object."""
     path = path / CONFIG if path.is_dir() else path
     try:
-        body = json.loads(path.read_text(encoding="utf-8"))
+        body = parse_json(read_text(path))
     except FileNotFoundError as error:
         raise ModelError(f"{path} does not exist; give a config.json as save_pretrained writes it") from error
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise ModelError(f"{path} cannot be read as JSON ({error}); download or copy it again") from error
     if not isinstance(body, dict):
         raise ModelError(f"{path} does not hold a JSON object; download or copy it again")

@@ -140,6 +140,8 @@ class GgufHeader:
             with path.open("rb") as stream:
                 self._data = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
             self._read()
+        except OSError as error:
+            raise ModelError(f"{path} cannot be read ({error.strerror}); make it readable, or give another copy") from error
         except (ValueError, struct.error) as error:  # an empty file cannot be mapped; invalid UTF-8 is a ValueError
             raise ModelError(f"{path} is cut short or damaged; make or download it again") from error
 
@@ -167,7 +169,7 @@ class GgufHeader:
 
         number = self.get("general.file_type")
         names: dict[int, str] = {int(each): each.name for each in LlamaFileType}
-        if number in names:
+        if isinstance(number, int) and number in names:
             return names[number].removeprefix("MOSTLY_").removeprefix("ALL_").lower()
         counts = Counter(tensor.kind.lower() for tensor in self.tensors)
         if number is not None or not counts:

@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from quantbench.core.errors import ModelError
+from quantbench.core.outside import is_file, parse_json, read_text
 
 _LONGEST_HEADER = 100_000_000
 """In bytes: the limit of safetensors' own reader."""
 
 _LENGTH_BYTES = 8
-_METADATA = {"__metadata__": {"format": "pt"}}
+_MOST, _MOST_DIMENSIONS = 2**63 - 1, 64
+_METADATA_KEY = "__metadata__"
+_METADATA = {_METADATA_KEY: {"format": "pt"}}
 _ITEM_BYTES: Mapping[str, int] = {
     "U8": 1, "I8": 1, "F8_E4M3": 1, "F16": 2, "BF16": 2, "I32": 4, "F32": 4, "I64": 8,
 }  # fmt: skip
@@ -36,13 +39,13 @@ def weight_files(folder: Path) -> list[Path]:
         return [folder / "model.safetensors"]
     index = weight_index(folder)
     if index is None:
-        return sorted(folder.glob("*.safetensors"))
+        return sorted(path for path in folder.glob("*.safetensors") if is_file(path))
     try:
-        shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        shards = sorted(set(parse_json(read_text(index))["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{index} is damaged: it has no weight_map; download or copy it again") from error
     for name in shards:
-        if not (folder / name).is_file():
+        if not (isinstance(name, str) and is_file(folder / name)):
             raise ModelError(f"{folder} lacks the shard {name}, which its index names; download or copy it again")
     return [folder / name for name in shards]
 
@@ -56,6 +59,25 @@ def weight_index(folder: Path) -> Path | None:
 
 def safetensors_header(path: Path) -> dict[str, Any]:
     """Tensor entries of a safetensors file (dtype, shape, data_offsets); ModelError if it is truncated or not safetensors."""
+    try:
+        size, length, raw = _raw_header(path)
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read ({error.strerror}); make it readable, or give another copy") from error
+    try:
+        header: dict[str, Any] = parse_json(raw)
+    except ValueError as error:
+        raise ModelError(f"{path} is not a safetensors file: its header is not JSON; download or copy it again") from error
+    if not isinstance(header, dict) or not all(_is_entry(entry) for name, entry in header.items() if name != _METADATA_KEY):
+        raise ModelError(f"{path} is not a safetensors file: its header is damaged; download or copy it again")
+    header.pop(_METADATA_KEY, None)
+    needed = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    if size < needed:
+        raise ModelError(f"{path} is truncated: it has {size} of {needed} bytes; download or copy it again")
+    return header
+
+
+def _raw_header(path: Path) -> tuple[int, int, bytes]:
+    """The bytes of the file, those of its header, and these."""
     size = path.stat().st_size
     with path.open("rb") as stream:
         prefix = stream.read(8)
@@ -64,22 +86,18 @@ def safetensors_header(path: Path) -> dict[str, Any]:
             raise ModelError(f"{path} is truncated: its header is incomplete; download or copy it again")
         if length > _LONGEST_HEADER:
             raise ModelError(f"{path} is not a safetensors file: its header would take {length} bytes; download it again")
-        raw = stream.read(length)
-    try:
-        header: dict[str, Any] = json.loads(raw)
-    except ValueError as error:
-        raise ModelError(f"{path} is not a safetensors file: its header is not JSON; download or copy it again") from error
-    try:
-        header.pop("__metadata__", None)
-        needed = 8 + length + max((int(entry["data_offsets"][1]) for entry in header.values()), default=0)
-        sound = all(isinstance(entry["dtype"], str) and math.prod(entry["shape"]) >= 0 for entry in header.values())
-    except (ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
-        raise ModelError(f"{path} is not a safetensors file: its header is damaged; download or copy it again") from error
-    if not sound:
-        raise ModelError(f"{path} is not a safetensors file: its header is damaged; download or copy it again")
-    if size < needed:
-        raise ModelError(f"{path} is truncated: it has {size} of {needed} bytes; download or copy it again")
-    return header
+        return size, length, stream.read(length)
+
+
+def _is_entry(entry: object) -> bool:
+    """Whether it describes a tensor: its dtype, its shape, and where its bytes begin and end."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("dtype"), str):
+        return False
+    shape, offsets = entry.get("shape"), entry.get("data_offsets")
+    if not isinstance(shape, list) or not isinstance(offsets, list) or len(shape) > _MOST_DIMENSIONS:
+        return False
+    whole = all(type(each) is int and 0 <= each <= _MOST for each in (*shape, *offsets))
+    return whole and len(offsets) == 2 and offsets[0] <= offsets[1]
 
 
 def stored_integers(path: Path, entry: Mapping[str, Any]) -> tuple[int, ...]:
@@ -88,7 +106,8 @@ def stored_integers(path: Path, entry: Mapping[str, Any]) -> tuple[int, ...]:
     with path.open("rb") as stream:
         length = struct.unpack("<Q", stream.read(_LENGTH_BYTES))[0]
         stream.seek(_LENGTH_BYTES + length + start)
-        return struct.unpack(f"<{(end - start) // 8}q", stream.read(end - start))
+        count = (end - start) // 8
+        return struct.unpack(f"<{count}q", stream.read(8 * count))
 
 
 def as_written(tensors: Sequence[Stored]) -> list[Stored]:

@@ -66,9 +66,10 @@ def _plain(token: str) -> str:
 
 
 def _of_header(header: GgufHeader) -> Vocabulary | None:
-    texts, kinds = header.get("tokenizer.ggml.tokens"), header.get("tokenizer.ggml.token_type") or ()
-    if not isinstance(texts, list):
+    texts, kinds = header.get("tokenizer.ggml.tokens"), header.get("tokenizer.ggml.token_type")
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         return None
+    kinds = kinds if isinstance(kinds, list) else []
     unused = {number for number, kind in enumerate(kinds) if kind == _UNUSED}
     begin = header.get("tokenizer.ggml.bos_token_id")
     ends = (header.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom"))
@@ -96,10 +97,13 @@ def _tokens(path: Path) -> dict[int, str]:
     try:
         known = body["model"]["vocab"]
         texts = {known[text]: text for text in known} if isinstance(known, dict) else dict(enumerate(each[0] for each in known))
-        return texts | {each["id"]: each["content"] for each in body.get("added_tokens") or ()}
+        found = texts | {each["id"]: each["content"] for each in body.get("added_tokens") or ()}
     except (KeyError, TypeError, IndexError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise ModelError(f"{path} is not as tokenizers writes it ({reason}); download it again") from error
+    if not all(isinstance(number, int) and isinstance(text, str) for number, text in found.items()):
+        raise ModelError(f"{path} is not as tokenizers writes it (its tokens are no texts with numbers); download it again")
+    return found
 
 
 def _ids(values: Iterable[Any]) -> frozenset[int]:

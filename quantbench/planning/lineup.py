@@ -9,6 +9,7 @@ from itertools import takewhile
 from pathlib import Path
 
 from quantbench.core.errors import ModelError, UsageError
+from quantbench.core.outside import expanded, is_folder
 from quantbench.core.scenario import Conditions, Scenario, short_name
 from quantbench.core.units import format_bytes
 from quantbench.models import MODELS, is_dummy, is_hub_id, is_module, is_server, looks_like_path
@@ -109,10 +110,10 @@ def own_names(paths: Sequence[str]) -> list[str]:
 
 def _files(model: str) -> list[ListedFile]:
     """The GGUF files of a folder or repository; none where it is a checkpoint, or something else."""
-    folder = Path(model).expanduser()
+    folder = expanded(model)
     if model in MODELS:
         return []
-    if folder.is_dir():
+    if is_folder(folder):
         sizes = {each.relative_to(folder).as_posix(): each.stat().st_size for each in folder.rglob("*") if each.is_file()}
         if not listed_files(sizes) and "config.json" not in sizes:
             raise UsageError(f"folder {model} holds neither GGUF files nor a checkpoint; give one that holds either")
@@ -125,8 +126,8 @@ def _files(model: str) -> list[ListedFile]:
 
 def _of_files(model: str, files: Sequence[ListedFile], original: str, options: RunOptions) -> Lineup:
     """The files as artifacts of the original, or of the most exact of them, which is then one of its own."""
-    folder = Path(model).expanduser()
-    local = folder.is_dir()
+    folder = expanded(model)
+    local = is_folder(folder)
     places = {each: str(folder / each.first) if local else f"{model}:{each.name}" for each in files}
     names = dict(zip(files, own_names([each.name for each in files]), strict=True))
     exact: ListedFile | None = None

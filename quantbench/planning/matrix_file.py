@@ -21,7 +21,6 @@ An example::
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -29,7 +28,9 @@ from typing import Any
 
 from quantbench import models
 from quantbench.core.errors import MatrixError, UsageError, unknown_name
+from quantbench.core.outside import parse_toml, read_text
 from quantbench.core.scenario import Conditions, Variant
+from quantbench.core.text import quoted
 from quantbench.methods import METHODS
 from quantbench.planning.matrix import Matrix, default_matrix, with_artifacts
 
@@ -39,6 +40,9 @@ _KEYS = {
 }
 _NAMES = ("models", "prompts", "probes")
 """Keys that list names."""
+
+_MOST_BYTES = 2**18
+"""A file of a thousand artifacts has a fifth of it, and a key of as many parts takes tomllib minutes beyond."""
 
 
 def read_matrix(path: Path) -> Matrix:
@@ -66,23 +70,23 @@ def read_matrix(path: Path) -> Matrix:
 def _body(path: Path) -> Mapping[str, Any]:
     """What the file says, each key of its own kind."""
     try:
-        body = tomllib.loads(path.read_text(encoding="utf-8"))
+        body = parse_toml(read_text(path, most=_MOST_BYTES))
     except FileNotFoundError as error:
         raise MatrixError(f"matrix file {path} does not exist; give a TOML file with --matrix") from error
     except OSError as error:
         raise MatrixError(f"matrix file {path} cannot be read ({error.strerror}); give a TOML file with --matrix") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise MatrixError(f"matrix file {path} is not valid TOML: {error}") from error
     for key, value in body.items():
         if key not in _KEYS:
             raise MatrixError(f"matrix file {path}: {unknown_name('key', key, _KEYS)}")
         if not isinstance(value, _KEYS[key]):
-            raise MatrixError(f"matrix file {path}, key {key!r}: expected a {_KEYS[key].__name__}, found {value!r}")
+            raise MatrixError(f"matrix file {path}, key {key!r}: expected a {_KEYS[key].__name__}, found {quoted(value)}")
     if body.get("prompts") == []:
         raise MatrixError(f"matrix file {path}, key 'prompts': it is empty; name a prompt set such as 'mixed', or leave it out")
     for key in _NAMES:
         if not all(isinstance(name, str) for name in body.get(key, [])):
-            raise MatrixError(f"matrix file {path}, key {key!r}: expected a list of names, found {body[key]!r}")
+            raise MatrixError(f"matrix file {path}, key {key!r}: expected a list of names, found {quoted(body[key])}")
     return body
 
 
@@ -90,7 +94,8 @@ def _variants(path: Path, table: Mapping[str, Any]) -> tuple[Variant, ...]:
     variants = []
     for name, precisions in table.items():
         if not isinstance(precisions, list) or not all(isinstance(each, str) for each in precisions):
-            raise MatrixError(f"matrix file {path}, key 'methods.{name}': expected a list of precisions, found {precisions!r}")
+            found = quoted(precisions)
+            raise MatrixError(f"matrix file {path}, key 'methods.{name}': expected a list of precisions, found {found}")
         try:
             variants += [Variant(method=name, precision=METHODS[name].precision(each).name) for each in precisions]
         except UsageError as error:
@@ -102,7 +107,8 @@ def _artifacts(path: Path, table: Mapping[str, Any]) -> list[str]:
     """Each artifact as on the command line."""
     for name, place in table.items():
         if not isinstance(place, str):
-            raise MatrixError(f"matrix file {path}, key 'artifacts.{name}': expected where its files are, found {place!r}")
+            found = quoted(place)
+            raise MatrixError(f"matrix file {path}, key 'artifacts.{name}': expected where its files are, found {found}")
     return [f"{name}={place}" for name, place in table.items()]
 
 
@@ -122,7 +128,8 @@ def _conditions(path: Path, table: Mapping[str, Any]) -> Conditions:
         if key not in known:
             raise MatrixError(f"matrix file {path}: {unknown_name('key', key, known)}")
         if type(value) is not known[key]:
-            raise MatrixError(f"matrix file {path}, key 'conditions.{key}': expected {known[key].__name__}, found {value!r}")
+            wanted = known[key].__name__
+            raise MatrixError(f"matrix file {path}, key 'conditions.{key}': expected {wanted}, found {quoted(value)}")
     try:
         return Conditions(**table)
     except UsageError as error:

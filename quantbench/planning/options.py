@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from quantbench.core.errors import UsageError, unknown_name
+from quantbench.core.outside import exists, expanded, is_folder, whole_number
 from quantbench.core.scenario import PROFILES, Conditions, Effort, Scenario, Variant
 from quantbench.models import MODELS
 from quantbench.planning.matrix import (
@@ -151,6 +152,9 @@ OPTIONS = tuple(Option(each.name.replace("_", "-"), *each.metadata["option"]) fo
 OF_A_SCENARIO = tuple(option.key for option in OPTIONS if option.key in {each.name for each in fields(Conditions)})
 """Settings that each scenario could have its own of; the others hold for a whole run, or say what is planned."""
 
+_MOST_SCENARIOS = 10**6
+"""Of one run: years of measuring, and gigabytes to list."""
+
 FAIL_ON = ("worse", "insufficient", "never")
 _TRUE = ("1", "true", "yes", "on")
 _FALSE = ("0", "false", "no", "off")
@@ -160,7 +164,7 @@ _CONVERT: Mapping[str, Callable[[str], Any]] = {"text": str, "int": int, "float"
 def results_option(results: str) -> str:
     """What a command has to be given to read ``results``, with a space before it; empty where it reads them anyway."""
     if "://" not in results:
-        path = Path(results).expanduser().resolve()
+        path = expanded(results).resolve()
         here = Path.cwd()
         results = str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
     return "" if results == RESULTS else f" --results={shlex.quote(results)}"
@@ -173,7 +177,9 @@ def convert(option: Option, raw: Raw) -> Any:
     if option.kind == "list":
         parts = [raw] if isinstance(raw, str) else list(raw or [])  # type: ignore[arg-type]  # flags were handled above
         return tuple(name.strip() for part in parts for name in part.split(",") if name.strip())
-    if raw is None or raw == "":
+    if raw == "":
+        raw = option.default
+    if raw is None:
         return None
     try:
         return _CONVERT[option.kind](str(raw))
@@ -202,7 +208,7 @@ def plan(options: RunOptions) -> Plan:
         scenarios=planned,
         effort=replace(effort, energy=matrix.energy and not options.no_energy),
         engine=options.engine,
-        keep_jobs=Path(options.keep_jobs) if options.keep_jobs else None,
+        keep_jobs=_kept_jobs(options.keep_jobs) if options.keep_jobs else None,
         trust_remote_code=options.trust_remote_code,
         probed=frozenset() if options.no_probes or unasked else _probed(matrix, planned, everything=options.probes),
         left_out=(*left_out(matrix), *(["probes (--probes)"] if unasked and not options.no_probes else [])),
@@ -230,6 +236,13 @@ def single(options: RunOptions, model: str, variant: str, prompts: str = "") -> 
         sets = ", ".join(matrix.prompts)
         raise UsageError(f"one prompt set is measured at a time, and the options name {sets}; name one of them")
     return planned[0]
+
+
+def _kept_jobs(name: str) -> Path:
+    """Where job folders stay; UsageError for what is there and is no folder."""
+    if (exists(name) or Path(name).is_symlink()) and not is_folder(name):
+        raise UsageError(f"--keep-jobs {name!r} is no folder; name one, or a place where one can be made")
+    return Path(name)
 
 
 def _variant(text: str) -> Variant:
@@ -262,13 +275,17 @@ def _scenarios(matrix: Matrix, references: Mapping[str, Compared], repeats: int)
     planned = scenarios(matrix, references)
     if repeats < 1:
         raise UsageError(f"--repeats {repeats} measures nothing; ask for at least 1")
+    if repeats * len(planned) > _MOST_SCENARIOS:
+        count = repeats * len(planned)
+        raise UsageError(f"--repeats {repeats} plans {count:,} scenarios; at most {_MOST_SCENARIOS:,} are planned")
     return [replace(scenario, repeat=repeat) for repeat in range(repeats) for scenario in planned]
 
 
 def _batch(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
+    found = whole_number(text)
+    if not found:
         raise UsageError(f"--batch {text!r} is not a number of sequences; give whole numbers of at least 1")
-    return int(text)
+    return found
 
 
 def _with_conditions(matrix: Matrix, options: RunOptions) -> Matrix:

@@ -6,11 +6,11 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from quantbench.core.errors import UsageError, unknown_name
 from quantbench.core.gpus import chosen_gpus
 from quantbench.core.machine import memory_limit
+from quantbench.core.outside import expanded, is_file
 from quantbench.core.scenario import Variant
 from quantbench.core.units import format_bytes
 from quantbench.methods import METHODS
@@ -141,9 +141,10 @@ def read_architecture(name: str, *, any_age: bool = False) -> Architecture:
     From a hub repository only the config.json is fetched; with ``any_age`` a cached, possibly outdated one will do. Raises
     UsageError or ModelError where there is none.
     """
-    reader = reader_of(Path(name))
-    if reader and reader.read_architecture and Path(name).expanduser().is_file():
-        return reader.read_architecture(Path(name).expanduser().absolute())
+    path = expanded(name)
+    reader = reader_of(path)
+    if reader and reader.read_architecture and is_file(path):
+        return reader.read_architecture(path.absolute())
     return config.read_architecture(name, any_age=any_age)
 
 

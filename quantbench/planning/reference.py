@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 
+from quantbench.core.outside import exists, expanded
 from quantbench.core.scenario import DUMMY_PREFIX, Conditions, Scenario, Variant, short_name
 from quantbench.models import MODELS, dummy_configs, is_hub_id
 from quantbench.models.hub import cached_config
@@ -48,6 +48,6 @@ def best_that_fits(model: str, prompts: str, conditions: Conditions) -> Compared
 def _is_here(model: str) -> bool:
     """Whether its configuration is on this machine: that of a hub id once it was downloaded, in the hub's own cache."""
     name = model.removeprefix(DUMMY_PREFIX)
-    if name in dummy_configs() or Path(name).expanduser().exists():
+    if name in dummy_configs() or exists(expanded(name)):
         return True
     return is_hub_id(name) and cached_config(name) is not None

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from quantbench.core.errors import ModelError, UnsupportedError
 from quantbench.core.job import Checkpoint
+from quantbench.core.outside import expanded, is_file
 from quantbench.core.scenario import Variant
 from quantbench.methods import METHODS
 from quantbench.models import is_dummy, is_hub_id, is_server
@@ -43,13 +44,13 @@ def settled(model: str) -> Settled | None:
     """
     if is_server(model) or is_dummy(model):
         return None
-    path = Path(model).expanduser().absolute()
+    path = expanded(model).absolute()
     repository, _, kind = model.rpartition(":")
     try:
-        if path.is_file():
+        if is_file(path):
             reader = reader_of(path)
             return _holding(model, reader, reader.read_precision(path)) if reader and reader.read_precision else None
-        if (path / "config.json").is_file():
+        if is_file(path / "config.json"):
             return _of_folder(model, path)
     except ModelError:
         return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from quantbench.core.errors import ModelError
+from quantbench.core.outside import exists, expanded
 from quantbench.models import MODELS, is_dummy, is_server
 from quantbench.runtimes import has_template
 
@@ -38,5 +39,5 @@ def _place(model: str) -> Path | None:
         return None if MODELS[model].module else MODELS[model].folder()
     if is_dummy(model) or is_server(model):
         return None
-    path = Path(model).expanduser()
-    return path if path.exists() else None
+    path = expanded(model)
+    return path if exists(path) else None

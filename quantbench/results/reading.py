@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from itertools import chain, groupby
 from typing import TYPE_CHECKING, Any
 
+from quantbench.core.outside import whole_number
 from quantbench.core.record import SCHEMA_VERSION
+from quantbench.core.text import shortened
 from quantbench.results.schema import VERSION_KEY, schema
 
 if TYPE_CHECKING:
@@ -46,6 +48,9 @@ _MARKS: Mapping[str, frozenset[str]] = {
     "runs": frozenset({"run_id", "started_at", "interrupted"}),
 }
 """Columns that identify a table's files, whatever wrote or rewrote them; every version has had them."""
+
+
+_NEVER_NULL = ("run_id", "scenario_id", "started_at")
 
 
 def read_files(
@@ -111,8 +116,8 @@ def as_frame(rows: pa.Table) -> pd.DataFrame:
 
 
 def plain(error: Exception) -> str:
-    """The first line of an error."""
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    """The first line of an error; a file's own words in it may be long."""
+    return shortened(str(error).strip().splitlines()[0]) if str(error).strip() else type(error).__name__
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +185,7 @@ def _content(files: fs.FileSystem, path: str, wanted: _Wanted) -> pa.Table | Exc
             names = content.schema_arrow.names
             _require_own(names, wanted.marks)
             columns = [name for name in wanted.schema.names if name in names] if wanted.alone else None
-            return _conform(_rows(content, columns, wanted.runs), wanted.schema)
+            return _conform(_named(_rows(content, columns, wanted.runs)), wanted.schema)
     except (pa.ArrowException, OSError, ValueError) as error:  # odd metadata is a ValueError
         return error
 
@@ -204,6 +209,13 @@ def _require_own(names: Sequence[str], marks: frozenset[str]) -> None:
     if len(names) != len(set(names)):
         twice = sorted({name for name in names if names.count(name) > 1})
         raise ValueError(f"it has a column twice: {_some(twice)}")
+
+
+def _named(found: pa.Table) -> pa.Table:
+    """The table; ValueError for one with a row of no run or scenario, or of no time, which nothing could be said of."""
+    if lacks := [name for name in _NEVER_NULL if name in found.column_names and found.column(name).null_count]:
+        raise ValueError(f"it has a row without {_some(lacks)}")
+    return found
 
 
 def _conform(found: pa.Table, wanted: pa.Schema) -> pa.Table:
@@ -240,9 +252,9 @@ def _of_newer(found: Mapping[str, pa.Table], wanted: pa.Schema) -> list[str]:
 
 def _version(found: pa.Schema) -> int:
     text = (found.metadata or {}).get(VERSION_KEY, b"")
-    return int(text) if text.isdigit() else 0
+    return whole_number(text.decode("ascii", "replace")) or 0
 
 
 def _some(names: Sequence[str]) -> str:
     more = len(names) - _NAMED
-    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+    return shortened(", ".join(names[:_NAMED])) + (f" and {more} more" if more > 0 else "")

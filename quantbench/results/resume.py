@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Self
 
 from quantbench.core.errors import StoreError, UsageError, unknown_name
+from quantbench.core.outside import parse_json
 from quantbench.core.record import Record, Status
 from quantbench.core.scenario import Scenario
 from quantbench.core.trace import Trace
@@ -87,7 +89,9 @@ class Earlier:
         if kept is None or kept.status != Status.OK or kept.scenario_key != case.key:
             return None
         (row,) = self._read("scenarios", kept.number)
-        return restored(scenario, row, *(self._read(table, kept.number) for table in ("samples", "outputs")))
+        with suppress(LookupError, TypeError, ValueError, AttributeError):  # changed since: it is measured again
+            return restored(scenario, row, *(self._read(table, kept.number) for table in ("samples", "outputs")))
+        return None
 
     def clear(self) -> None:
         """Remove what a killed process left unfinished: samples and answers without an ok row, and partial files."""
@@ -103,9 +107,11 @@ class Earlier:
         for path in files_below(self._files, f"{self._root}/scenarios/{self._folder}"):
             number = _number(path.rpartition("/")[2], self.run.run_id)
             if number is not None:
-                (row,) = self._read("scenarios", number, ["scenario_id", "repeat", "scenario_key", "status"])
-                kept = Kept(number=number, scenario_key=row["scenario_key"], status=Status(row["status"]))
-                yield (row["scenario_id"], row["repeat"]), kept
+                rows = self._read("scenarios", number, ["scenario_id", "repeat", "scenario_key", "status"])
+                if len(rows) != 1 or rows[0]["status"] not in list(Status):
+                    raise _changed(path)
+                kept = Kept(number=number, scenario_key=rows[0]["scenario_key"], status=Status(rows[0]["status"]))
+                yield (rows[0]["scenario_id"], rows[0]["repeat"]), kept
 
     def _read(self, table: str, number: int, columns: list[str] | None = None) -> list[dict[str, Any]]:
         return _rows(self._files, f"{self._root}/{table}/{self._folder}/{self.run.run_id}-{number:05d}.parquet", columns)
@@ -124,7 +130,7 @@ def resume(root: str, name_or_last: str, run: Run) -> Earlier:
     name = _last_of_machine(files, base, runs, run.machine.fingerprint) if name_or_last == LAST else name_or_last
     if name is None:
         raise UsageError(f"there is no run of this machine to resume under {root!r}; start one without --resume")
-    (row,) = _rows(files, runs[name])
+    row = _own_row(files, runs[name])
     _require_same(row, run)
     known = row["command"].split("; ")
     same = replace(
@@ -170,13 +176,38 @@ def _last_of_machine(files: fs.FileSystem, root: str, runs: Collection[str], mac
     """
     rows = own_rows(files, root, ("run_id", "run_number", "started_at", "machine")).to_pylist()
     of_machine = [row for row in rows if row["machine"] == machine and row["run_id"] in runs]
-    keys = [(row["run_number"] or 0, row["started_at"], row["run_id"]) for row in of_machine]
+    keys = [(row["run_number"] or 0, str(row["started_at"] or ""), row["run_id"]) for row in of_machine]
     return max(keys)[2] if keys else None
+
+
+def _own_row(files: fs.FileSystem, path: str) -> dict[str, Any]:
+    """A run's row of table ``runs``; StoreError where it is not as it was written."""
+    rows = _rows(files, path)
+    texts = ("run_id", "machine", "profile", "engine", "command", "commit")
+    if len(rows) == 1 and all(isinstance(rows[0].get(name), str) for name in texts):
+        (row,) = rows
+        versions = _object(row.get("versions"))
+        if isinstance(row.get("started_at"), datetime) and isinstance(row.get("planned"), int) and versions is not None:
+            return {**row, "versions": versions}
+    raise _changed(path)
+
+
+def _object(text: object) -> dict[str, Any] | None:
+    """The JSON object that a text holds; None if it holds none."""
+    try:
+        found = parse_json(text) if isinstance(text, str) else None
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _changed(path: str) -> StoreError:
+    return StoreError(f"{path} of the run to resume is not as it was written; remove it and resume again")
 
 
 def _require_same(row: Mapping[str, Any], run: Run) -> None:
     """Raise UsageError unless machine, versions and effort are the same: the rows of one run are compared with each other."""
-    before, now = json.loads(row["versions"]), run.versions
+    before, now = row["versions"], run.versions
     changed = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
     differing = {
         "on machine": (row["machine"], run.machine.fingerprint),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from numbers import Integral, Real
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from quantbench.core.outside import parse_json
 from quantbench.core.scenario import Conditions, Reads, at_batch, baseline, reads, short_name
 from quantbench.results.store import in_order
 
@@ -114,7 +114,7 @@ class Row:
     def _texts(self, name: str) -> dict[str, str]:
         """A column that holds a JSON object of texts."""
         try:
-            found = json.loads(self.text(name) or "{}")
+            found = parse_json(self.text(name) or "{}")
         except ValueError:
             return {}
         return {str(key): str(text) for key, text in found.items()} if isinstance(found, dict) else {}

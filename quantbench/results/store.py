@@ -13,6 +13,7 @@ from uuid import uuid4
 
 from quantbench.core.errors import StoreError
 from quantbench.core.machine import Machine
+from quantbench.core.outside import expanded
 from quantbench.core.record import SCHEMA_VERSION, Missing, Output, Record, Sample, Status
 from quantbench.core.scenario import Variant, at_batch
 from quantbench.methods import METHODS
@@ -311,8 +312,6 @@ def _array(values: Sequence[Any], kind: pa.DataType) -> pa.Array[Any]:
 
 def filesystem(root: str) -> tuple[fs.FileSystem, str]:
     """The file system that holds the results, and their path in it; StoreError for a URI that pyarrow cannot reach."""
-    from pathlib import Path
-
     from pyarrow import fs
 
     if "://" in root:
@@ -321,7 +320,7 @@ def filesystem(root: str) -> tuple[fs.FileSystem, str]:
         except (ValueError, OSError) as error:
             raise StoreError(f"pyarrow cannot reach {root!r} ({_plain(error)}); give a folder or a URI it supports") from error
         return found
-    return fs.LocalFileSystem(), str(Path(root).expanduser().resolve())
+    return fs.LocalFileSystem(), str(expanded(root).resolve())
 
 
 def _flush_to_disk(files: fs.FileSystem, path: str) -> None:

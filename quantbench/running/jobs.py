@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import cached_property
 from itertools import count
@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Self
 
 from quantbench.core.checksums import said
-from quantbench.core.errors import QuantbenchError
+from quantbench.core.errors import QuantbenchError, UsageError
 from quantbench.core.job import REFERENCE_FOLDER, Failure, Job, JobKind, Task
 from quantbench.core.other_work import this_process
 from quantbench.core.record import Status
@@ -55,15 +55,14 @@ class Jobs:
         """The run's own folder: runs that keep their jobs in one place do not share it, nor do a run and its resumption."""
         if not self._plan.keep_jobs:
             return self._stack.enter_context(scratch_folder())
-        for number in count(1):
-            folder = self._plan.keep_jobs / (self._run_id if number == 1 else f"{self._run_id}-{number}")
-            try:
-                folder.mkdir(parents=True)
-            except FileExistsError:
-                continue
-            self._stack.enter_context(held(folder))
-            return folder
-        raise AssertionError
+        place = self._plan.keep_jobs
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+            folder = _new_folder(place, self._run_id)
+        except OSError as error:
+            raise UsageError(f"jobs cannot be kept in {place} ({error.strerror}); give another --keep-jobs") from error
+        self._stack.enter_context(held(folder))
+        return folder
 
     def run(
         self, kind: JobKind, case: Case, tasks: Sequence[Task], *, probes: Path | None = None, into: Path | None = None
@@ -109,3 +108,13 @@ class Jobs:
         if self._opened is None:
             self._opened = self._stack.enter_context(ENGINES[self._plan.engine].open(device))
         return self._opened
+
+
+def _new_folder(place: Path, name: str) -> Path:
+    """A folder of that name, or of the first one with a number that is not there yet."""
+    for number in count(1):
+        folder = place / (name if number == 1 else f"{name}-{number}")
+        with suppress(FileExistsError):
+            folder.mkdir()
+            return folder
+    raise AssertionError

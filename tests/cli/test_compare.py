@@ -142,7 +142,7 @@ def test_reports_of_pytest_benchmark_are_sides_too(tmp_path: Path) -> None:
         (["nothere", "a"], 2, "no run 'a' in"),
         (["before", ""], 2, "'' does not exist; give a results folder"),
         (["before", ","], 2, "',' does not exist; give a results folder"),
-        (["before", "runs.parquet"], 4, "is not a file of the table scenarios"),
+        (["before", "runs.parquet"], 4, "it is not a file of this table"),
         (["./nowhere", "a"], 2, "no run 'a' in"),
         (["before", "nothing.json"], 2, "'nothing.json' does not exist; give a results folder, a file, or the id of a run"),
         (["before", "before", "--window", "0"], 2, "--window 0 holds no run"),
@@ -150,7 +150,7 @@ def test_reports_of_pytest_benchmark_are_sides_too(tmp_path: Path) -> None:
         (["before", "before", "--threshold", "dekode=3"], 2, "unknown figure or column with a direction 'dekode'"),
         (["before", "bad.json"], 4, "is not a report of pytest-benchmark"),
         (["before", "empty.json"], 4, "holds no scenario of quantbench"),
-        (["before", "bad.parquet"], 4, "cannot be read as parquet"),
+        (["before", "bad.parquet"], 4, "cannot be read and is left out"),
     ],
 )
 def test_bad_input_is_one_sentence(

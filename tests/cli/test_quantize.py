@@ -100,6 +100,43 @@ def test_a_file_is_no_folder(saved: Any, quantize: Any, tmp_path: Path) -> None:
     assert saved == []
 
 
+def _ready_file(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    """Method ``gguf`` writes these files and needs nothing."""
+
+    def save(_scenario: Scenario, _settings: Settings, out: Path) -> None:
+        for name in names:
+            (out / name).write_bytes(b"GGUF")
+
+    monkeypatch.setattr(METHODS["gguf"], "requires", ())
+    monkeypatch.setattr(METHODS["gguf"], "saver", save)
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_a_name_of_a_gguf_file_is_a_file(quantize: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _ready_file(monkeypatch, "model-q8_0.gguf")
+    out = tmp_path / "a" / "mine.gguf"
+    result = quantize(out, method="gguf", precision="q8_0")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout.endswith(f": 4 bytes (4 B), 1 file: {out}\n")
+    assert out.read_bytes() == b"GGUF"
+    assert [path.name for path in out.parent.iterdir()] == ["mine.gguf"]
+    again = quantize(out, method="gguf", precision="q8_0")
+    assert (again.exit_code, again.stdout) == (2, "")
+    assert again.stderr == f"quantbench: {out} is there already; give another name with -o, or remove it first\n"
+
+
+@pytest.mark.usefixtures("saved")
+def test_a_file_is_not_written_where_a_folder_is_needed(quantize: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = "is the name of a GGUF file, and torch writes a folder; give a folder with -o"
+    assert folder in quantize(tmp_path / "mine.gguf").stderr
+    _ready_file(monkeypatch, "model-00001-of-00002.gguf", "model-00002-of-00002.gguf")
+    result = quantize(tmp_path / "mine.gguf", method="gguf", precision="q8_0")
+    assert result.exit_code == 2
+    assert "is split into 2 files, and " in result.stderr
+    assert "part of a split file" in quantize(tmp_path / "x-00001-of-00002.gguf", method="gguf", precision="q8_0").stderr
+    assert not list(tmp_path.glob("*.gguf"))
+
+
 @pytest.mark.usefixtures("saved")
 def test_a_saver_that_fails_leaves_nothing(quantize: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(scenario: Scenario, settings: Settings, out: Path) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from quantbench.core.errors import StoreError
 from quantbench.core.machine import Machine
 from quantbench.core.record import Record, Status
 from quantbench.core.scenario import Conditions, Scenario, Variant
@@ -37,3 +38,11 @@ def test_a_run_with_fewer_rows_than_it_was_asked_for_is_not_whole(planned: int, 
         assert is_whole(load_side(text, root), text, root) is whole
     (file, _) = sorted((tmp_path / "results" / "scenarios").rglob("*.parquet"))
     assert not is_whole(load_side(str(file), root), str(file), root)
+
+
+@pytest.mark.parametrize("odd", ['"\\ud800"', "[" * 100_000, "9" * 5000])
+def test_a_report_that_cannot_be_held_is_refused(odd: str, tmp_path: Path) -> None:
+    path = tmp_path / "b.json"
+    path.write_text(f'{{"benchmarks": [{{"name": "a", "extra_info": {{"scenario_id": "a", "model": {odd}}}}}]}}')
+    with pytest.raises(StoreError, match="is not a report of pytest-benchmark"):
+        load_side(str(path), "results")

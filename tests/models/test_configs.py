@@ -72,7 +72,7 @@ def test_a_file_and_its_folder_are_the_same_model(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("{", "cannot be read as JSON (Expecting property name"),
-        ("[" * 100_000, "cannot be read as JSON (maximum recursion depth exceeded"),
+        ("[" * 100_000, "cannot be read as JSON (it is nested too deeply"),
         ("[]", "does not hold a JSON object; download or copy it again"),
         ("{}", "names no model_type, so it is not a model's config.json; give one that save_pretrained wrote"),
         ('{"model_type": 3}', "names no model_type, so it is not a model's config.json; give one that save_pretrained wrote"),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantbench.core.errors import StoreError, UsageError
+from quantbench.core.outside import is_file, is_folder, parse_json, read_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,11 +28,11 @@ def load_side(
     ``results``, joined by commas. Files of other runs are not opened. ``listed`` holds the stores of other sides by their
     paths, which are not listed again, and gets this one's. UsageError for anything else, StoreError for what cannot be read.
     """
-    if text.endswith(".json") and Path(text).is_file():
+    if text.endswith(".json") and is_file(text):
         return _of_benchmark(Path(text))
-    if text.endswith(".parquet") and Path(text).is_file():
+    if text.endswith(".parquet") and is_file(text):
         return _of_file(Path(text))
-    if "://" in text or (text and Path(text).is_dir()):
+    if "://" in text or is_folder(text):
         return _last_runs(_runs(text, listed), window, exclude, text)
     if text.endswith((".json", ".parquet")) or "/" in text or not text.strip(", "):
         raise UsageError(f"{text!r} does not exist; give a results folder, a file, or the id of a run in {results!r}")
@@ -50,7 +51,7 @@ def is_whole(side: pd.DataFrame, text: str, results: str) -> bool:
     """
     from quantbench.results.store import load
 
-    place = text if "://" in text or Path(text).is_dir() else results
+    place = text if "://" in text or is_folder(text) else results
     if text.endswith((".json", ".parquet")):
         return False
     try:
@@ -78,15 +79,16 @@ def _last_runs(runs: Runs, window: int, exclude: Sequence[str], text: str) -> pd
 
 
 def _of_file(path: Path) -> pd.DataFrame:
-    import pandas as pd
+    from pyarrow import fs
 
-    try:
-        frame = pd.read_parquet(path)
-    except (OSError, ValueError) as error:
-        raise StoreError(f"{path} cannot be read as parquet ({error}); give a file of the table scenarios") from error
-    if not {"scenario_id", "status", "run_id", "started_at"} <= set(frame):
-        raise StoreError(f"{path} is not a file of the table scenarios; give one from the folder of that name")
-    return frame
+    from quantbench.results.reading import as_frame, read_files
+
+    rows, sentences = read_files(fs.LocalFileSystem(), [str(path)], "scenarios")
+    if rows is None:
+        raise StoreError(f"{'; '.join(sentences)}; give a file of the table scenarios")
+    for sentence in sentences:
+        warnings.warn(sentence, stacklevel=2)
+    return as_frame(rows)
 
 
 def _of_benchmark(path: Path) -> pd.DataFrame:
@@ -94,15 +96,16 @@ def _of_benchmark(path: Path) -> pd.DataFrame:
     import pandas as pd
 
     try:
-        body = json.loads(path.read_text(encoding="utf-8"))
+        body = parse_json(read_text(path))
         machine = body.get("machine_info", {}).get("quantbench", {})
         started = str(body.get("datetime", ""))
         rows = dict(_row(each, machine, started) for each in body["benchmarks"] if "scenario_id" in each["extra_info"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        frame = pd.DataFrame(list(rows.values()))  # which refuses half a surrogate pair
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise StoreError(f"{path} is not a report of pytest-benchmark ({error!r}); --benchmark-json writes one") from error
     if not rows:
         raise StoreError(f"{path} holds no scenario of quantbench; give a report that pytest bench/ --benchmark-json wrote")
-    return pd.DataFrame(list(rows.values()))
+    return frame
 
 
 def _row(benchmark: dict[str, Any], machine: dict[str, Any], started: str) -> tuple[tuple[str, int], dict[str, Any]]:

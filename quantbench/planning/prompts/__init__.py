@@ -23,6 +23,7 @@ from pathlib import Path
 
 from quantbench.core.conversation import Conversation, transcript
 from quantbench.core.errors import UsageError, unknown_name
+from quantbench.core.outside import is_file, read_bytes, read_text, whole_number
 from quantbench.core.scenario import MIN_LENGTH, SEEDED_INPUTS, TEXT_PREFIX, TOKENS_PREFIX, prompt_tokens
 from quantbench.planning.prompts._conversations import SUFFIX, read_conversations
 
@@ -83,9 +84,10 @@ def parse(text: str) -> tuple[str, int]:
     UsageError for an impossible batch; the name itself is checked by ``check_name``.
     """
     found = _BATCHED.fullmatch(text)
-    name, batch = (found["name"], int(found["batch"])) if found else (text, 1)
-    if batch < 1 or (batch > 1 and (name == SEEDED_INPUTS or name.startswith(TEXT_PREFIX))):
-        raise UsageError(f"{name!r} cannot be answered {batch} at a time; give a set such as 'ten' and a batch of at least 1")
+    name, batch = (found["name"], whole_number(found["batch"])) if found else (text, 1)
+    if not batch or (batch > 1 and (name == SEEDED_INPUTS or name.startswith(TEXT_PREFIX))):
+        at_once = found["batch"] if found else batch
+        raise UsageError(f"{name!r} cannot be answered {at_once} at a time; give a set such as 'ten' and a batch of at least 1")
     return name, batch
 
 
@@ -96,10 +98,10 @@ def check_name(name: str) -> None:
             raise UsageError(f"prompt set {name!r} has no length; write tokens:N with N of at least {MIN_LENGTH}")
         return
     if name.startswith(TEXT_PREFIX):
-        if not Path(name.removeprefix(TEXT_PREFIX)).is_file():
+        if not is_file(name.removeprefix(TEXT_PREFIX)):
             raise UsageError(f"text file {name.removeprefix(TEXT_PREFIX)!r} does not exist; give text:FILE with UTF-8 text")
         return
-    if name not in (*names(), SEEDED_INPUTS) and not Path(name).is_file():
+    if name not in (*names(), SEEDED_INPUTS) and not is_file(name):
         if name.endswith(SUFFIX):
             raise UsageError(f"prompt file {name!r} does not exist; give a JSONL file with one conversation per line")
         if name.endswith(".txt") or "/" in name:
@@ -134,9 +136,12 @@ def _source(name: str) -> Traversable:
 
 def _content(name: str) -> str:
     try:
-        return _source(name).read_text(encoding="utf-8-sig")
+        source = _source(name)
+        return read_text(source, "utf-8-sig") if isinstance(source, Path) else source.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise UsageError(f"prompt file {name!r} is not UTF-8 text ({error.reason}); save it as UTF-8") from error
+    except OSError as error:
+        raise UsageError(f"prompt file {name!r} cannot be read ({error.strerror}); give a readable one") from error
 
 
 def _as_json(conversation: Conversation) -> str:
@@ -156,7 +161,7 @@ def _text(name: str) -> PromptSet:
     """A file byte for byte, except for one final newline, which llama-perplexity removes too."""
     path = Path(name.removeprefix(TEXT_PREFIX))
     try:
-        text = path.read_bytes().decode("utf-8").removesuffix("\n")
+        text = read_bytes(path).decode("utf-8").removesuffix("\n")
     except UnicodeDecodeError as error:
         raise UsageError(f"text file {str(path)!r} is not UTF-8 text ({error.reason}); save it as UTF-8") from error
     except OSError as error:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from quantbench.core.conversation import ROLES, Conversation, Message
 from quantbench.core.errors import UsageError, unknown_name
+from quantbench.core.outside import parse_json
 
 SUFFIX = ".jsonl"
 _FORM = '{"messages": [{"role": "user", "content": "..."}]}'
@@ -32,8 +32,8 @@ def read_conversations(text: str, name: str) -> tuple[Conversation, ...]:
 
 def _conversation(line: str, place: str) -> Conversation:
     try:
-        body = json.loads(line)
-    except (ValueError, RecursionError) as error:
+        body = parse_json(line)
+    except ValueError as error:
         raise UsageError(f"{place}: not JSON ({error}); write {_FORM}") from error
     messages = body.get("messages") if isinstance(body, dict) else None
     if not isinstance(messages, list) or not messages:

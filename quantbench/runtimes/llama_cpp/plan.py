@@ -37,6 +37,7 @@ _MAKERS = (
     "quantbench.runtimes.llama_cpp.plan", "quantbench.runtimes.llama_cpp.dry_run", "quantbench.runtimes.llama_cpp.tensors",
     "quantbench.models.gguf",
 )  # fmt: skip
+_MOST_BLOCKS = 10**4
 _CONTEXT = 4096
 """Used in the header if a configuration gives none; no size depends on it."""
 
@@ -115,12 +116,14 @@ def gguf_architecture(path: Path) -> Architecture:
 
     try:
         return _described(path, found, value)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, IndexError, OverflowError, ZeroDivisionError) as error:
         raise ModelError(f"{path} contradicts itself in its header ({error}); make or download it again") from error
 
 
 def _described(path: Path, found: Mapping[str, Any], value: Callable[..., Any]) -> Architecture:
     blocks, width = int(value("block_count")), int(value("embedding_length"))
+    if not 0 < blocks <= _MOST_BLOCKS:
+        raise ValueError(f"{blocks} blocks")
     heads = _each(value("attention.head_count"), blocks)
     kept = _each(value("attention.head_count_kv", heads), blocks)
     usual = width // max(1, *heads)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from quantbench.core.errors import MissingDependency, UnsupportedError
 from quantbench.core.gpus import chosen_gpus
+from quantbench.core.outside import expanded
 from quantbench.core.protocols import Settings
 from quantbench.runtimes.openai.started import NO_GPU, PATIENCE_S, LocalServer, Place, Program, started
 
@@ -32,7 +33,7 @@ def executable() -> str:
     MissingDependency if there is none.
     """
     named = os.environ.get(VARIABLE, "")
-    place = Path(named).expanduser()
+    place = expanded(named)
     if found := shutil.which(str(place / "bin" / "vllm" if place.is_dir() else place) if named else "vllm"):
         return found
     if named:

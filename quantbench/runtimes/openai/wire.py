@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from quantbench.core.errors import ModelError
+from quantbench.core.outside import parse_json
 from quantbench.core.protocols import StreamDroppedError, Streamed
 from quantbench.core.text import one_line
 from quantbench.runtimes.openai.timings import of_llama_server, possible
@@ -269,8 +270,8 @@ def first_choice(event: Mapping[str, Any]) -> dict[str, Any] | None:
 def json_or_none(content: bytes) -> object:
     """The decoded JSON; None if it is not JSON."""
     try:
-        found: object = json.loads(content)
-    except (ValueError, RecursionError):  # thousands of nested brackets
+        found: object = parse_json(content)
+    except ValueError:
         return None
     return found
 

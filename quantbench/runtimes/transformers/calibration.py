@@ -8,6 +8,7 @@ from pathlib import Path
 from quantbench.core.cache import artifact, file_sha256, made_by
 from quantbench.core.errors import ModelError, UnsupportedError, UsageError
 from quantbench.core.job import Checkpoint
+from quantbench.core.outside import is_file, read_text
 from quantbench.core.protocols import Settings
 from quantbench.core.scenario import Conditions, Spec
 from quantbench.models.checkpoint import watched
@@ -60,7 +61,7 @@ def calibration_identity(conditions: Conditions) -> str:
         return f"sampled {SEQUENCES} x {LENGTH}"
     path = Path(conditions.calibration)
     try:
-        return file_sha256(path) if path.is_file() else conditions.calibration
+        return file_sha256(path) if is_file(path) else conditions.calibration
     except OSError:  # it cannot be read: the row will say so
         return conditions.calibration
 
@@ -104,7 +105,7 @@ def _sampled(settings: Settings, seed: int, device: str) -> list[list[int]]:
 def _windows(path: Path, checkpoint: Checkpoint) -> list[list[int]]:
     """Up to SEQUENCES windows spread evenly over the text of a file, each with BOS where the model was trained with one."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_text(path, "utf-8-sig")
     except FileNotFoundError:
         raise UsageError(f"calibration file {path} does not exist; give a text file with --calibration") from None
     except OSError as error:
