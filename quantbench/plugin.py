@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from quantbench.core.errors import QuantbenchError
+from quantbench.core.streams import reopen_closed
 from quantbench.own_tests import FIXTURE, OwnTests
 from quantbench.planning.options import RunOptions
 from quantbench.pytest_settings import add_settings, raw_setting
@@ -34,7 +35,8 @@ _SESSION = pytest.StashKey[Session]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the options and the ini keys."""
+    """Add the options and the ini keys; called before pytest writes to a stream, or captures it."""
+    reopen_closed()
     add_settings(parser)
 
 

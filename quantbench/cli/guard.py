@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import functools
+import tempfile
 import traceback
 from collections.abc import Callable
 from contextvars import ContextVar
+from pathlib import Path
 from typing import ParamSpec
 
 import typer
 
 from quantbench.cli.output import message
+from quantbench.core.disks import full, means_full
+from quantbench.core.ending import like_ctrl_c
 from quantbench.core.errors import QuantbenchError
 
 FAILED = 1
@@ -30,7 +34,8 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
     @functools.wraps(command)
     def guard(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
-            command(*args, **kwargs)
+            with like_ctrl_c():
+                command(*args, **kwargs)
         except (typer.Exit, typer.Abort, BrokenPipeError):  # typer handles these itself
             raise
         except KeyboardInterrupt:
@@ -51,6 +56,7 @@ def _explain(error: Exception) -> tuple[str, int]:
         case QuantbenchError():
             return str(error), error.exit_code
         case OSError(strerror=str(why)):
-            return f"{why}: {error.filename}" if error.filename else why, USAGE
+            no_room = full(Path(tempfile.gettempdir())) if means_full(error) else ""
+            return no_room or (f"{why}: {error.filename}" if error.filename else why), USAGE
     text = " ".join(str(error).split())
     return f"unexpected {type(error).__name__}: {text}; quantbench --debug COMMAND shows where", FAILED

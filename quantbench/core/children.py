@@ -26,7 +26,6 @@ _OFFLINE = {"HF_HUB_OFFLINE": "1"}
 
 _SHOWN = 300
 _VMSTAT = Path("/proc/vmstat")
-_PR_SET_PDEATHSIG = 1
 _ERROR = re.compile(r"[A-Za-z_][\w.]*(Error|Exception|Interrupt)(:|$)")
 _MEMORY = re.compile(r"[\w.]*MemoryError\b")
 """Python's, numpy's and torch's."""
@@ -57,10 +56,9 @@ def answer(reply: Callable[[Any], object]) -> None:
 
     A QuantbenchError reaches the caller as its own sentence. If the caller dies, so does this process.
     """
-    import ctypes
+    from quantbench.core.descendants import die_with_parent
 
-    with suppress(OSError, AttributeError):  # prctl exists on Linux only
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent()
     folder = Path(sys.argv[1])
     try:
         result = reply(json.loads((folder / _REQUEST).read_text()))
