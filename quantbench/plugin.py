@@ -89,7 +89,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     if selected or asks:
         try:
             session_of(session.config).start(list(dict.fromkeys(selected)), verbosity=_verbosity(session.config))
-        except QuantbenchError as error:
+        except (QuantbenchError, OSError) as error:  # the latter where the system has no files or processes left
             raise pytest.UsageError(f"quantbench: {error}") from None
 
 

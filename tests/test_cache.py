@@ -302,7 +302,7 @@ def test_what_a_library_writes_for_its_owner_alone_follows_the_umask_too() -> No
     finally:
         os.umask(before)
     modes = {path.name: path.stat().st_mode & 0o777 for path in (place / "inner", *(place / "inner").iterdir())}
-    assert modes == {"inner": 0o750, "weights": 0o640, "program": 0o750}
+    assert modes == {"inner": 0o750, "weights": 0o640, "program": 0o740}
 
 
 def test_the_makers_source_is_part_of_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,18 +36,14 @@ def _usual() -> Iterator[None]:
 def test_the_first_signal_interrupts_and_what_cleans_up_is_left_in_peace(
     number: signal.Signals, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(KeyboardInterrupt, match=number.name), like_ctrl_c():
-        try:
+    with like_ctrl_c():
+        with pytest.raises(KeyboardInterrupt, match=number.name):
             signal.raise_signal(number)
-        finally:
-            signal.raise_signal(number)  # as a service manager sends it twice
+        signal.raise_signal(number)  # as a service manager sends it twice
+        monkeypatch.setattr(ending, "_AGAIN_S", 0.0)
+        with pytest.raises(KeyboardInterrupt):  # somebody swallowed the first one, and it is sent again
+            signal.raise_signal(number)
     assert signal.getsignal(number) is signal.SIG_DFL
-    monkeypatch.setattr(ending, "_AGAIN_S", 0.0)  # somebody swallowed the first one
-    with pytest.raises(KeyboardInterrupt), like_ctrl_c():
-        try:
-            signal.raise_signal(number)
-        except KeyboardInterrupt:
-            signal.raise_signal(number)
 
 
 def test_what_is_ignored_or_handled_is_left_alone() -> None:

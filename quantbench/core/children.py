@@ -79,10 +79,14 @@ def run(
     parent's group, and dies with it.
     """
     killed_before = oom_kills()
-    with subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=cwd,
-        env={**os.environ, **_OFFLINE, **(env or {})}, process_group=None if timeout_s is None else 0,
-    ) as child:  # fmt: skip
+    try:
+        started = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=cwd,
+            env={**os.environ, **_OFFLINE, **(env or {})}, process_group=None if timeout_s is None else 0,
+        )  # fmt: skip
+    except OSError as error:
+        raise ChildError(task, f"could not be started ({error.strerror})") from error
+    with started as child:
         try:
             said = child.communicate(timeout=timeout_s)[1].decode("utf-8", "replace")
         except BaseException as error:

@@ -12,7 +12,7 @@ import psutil
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _TRIES = 3
 _CLEANERS = ("quantbench.core.supervised", "multiprocessing.resource_tracker")
-"""Modules whose processes end by themselves once those above them are gone, and remove what these had: shared memory, folders."""
+"""Modules whose processes end by themselves once those above them are gone, and remove what these had, as shared memory."""
 
 _CLEANING_S = 15.0
 """What a cleaner may take: a supervisor waits for its program, which may remove shared memory, for ten seconds."""

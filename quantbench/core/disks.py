@@ -44,7 +44,7 @@ def _sentence(name: Path, free: float) -> str:
     if name == cache_root():
         kind, mend = "the cache", f"set {CACHE_VARIABLE} to"
     elif name.is_relative_to(tempfile.gettempdir()):
-        kind, mend = "temporary files", "set TMPDIR to"
+        name, kind, mend = Path(tempfile.gettempdir()), "temporary files", "set TMPDIR to"
     else:
         kind, mend = "the jobs that are kept", "give --keep-jobs"
     return f"there is no room left for {kind} in {name} ({format_bytes(free)} free); {mend} a folder on a larger disk"

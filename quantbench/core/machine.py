@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import platform
-import shutil
 import subprocess
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -117,13 +116,14 @@ def require_device(device: str, *, torch: bool) -> None:
 
 
 def git_commit(folder: Path) -> str:
-    """The commit checked out in ``folder``, with ``-dirty`` when files differ; empty outside a repository."""
-    if not shutil.which("git"):
+    """The commit checked out in ``folder``, with ``-dirty`` when files differ; empty outside a repository or without git."""
+    try:
+        described = subprocess.run(
+            ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+    except OSError:  # not installed, or no further process may be started
         return ""
-    described = subprocess.run(
-        ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
     return described.stdout.strip()
 
 

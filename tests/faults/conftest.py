@@ -20,10 +20,20 @@ import pytest
 import quantbench
 
 ALL = os.environ.get("QUANTBENCH_FAULTS", "") == "all"
-"""Whether the long form was asked for, as ``tox -e faults`` does."""
+"""Whether the long form was asked for, as ``tox -e faults`` does: else each kind of fault has one or two examples."""
 
+SOUND = ("exact", "one", "two", "three", "four", "five")[: 6 if ALL else 3]
+"""Variants that nothing is wrong with."""
+
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where Linux has it
 HERE = Path(__file__).parent
 MAIN = "from quantbench.cli import main; main()"
+FACES = {
+    "quantbench": ("", ["-c", MAIN, "run"]),
+    "pytest": ("quantbench-", ["-m", "pytest", "-p", "quantbench.plugin", "-p", "no:cacheprovider", "--pyargs", "quantbench.suite"]),
+}
+"""By face, what its options begin with, and its command after the name of Python."""
+
 MATRIX = """\
 control = false
 prompts = ["two"]
@@ -112,11 +122,14 @@ class Place:
         (self.folder / "matrix.toml").write_text(MATRIX.format(precisions=list(precisions)))
 
     def start(
-        self, *arguments: str, main: Sequence[str] = ("-c", MAIN, "run"), under: Sequence[str] = (),
-        env: Mapping[str, str] | None = None,
-    ) -> subprocess.Popen[str]:  # fmt: skip
-        """Start a run, perhaps by another command; what it prints is in ``said``."""
-        asked = ["--matrix=matrix.toml", "--profile=quick", "--no-probes", "--no-energy", *arguments]
+        self, *options: str, face: str = "quantbench", under: Sequence[str] = (), first: str = "", env: Mapping[str, str] | None = None
+    ) -> subprocess.Popen[str]:
+        """Start a run, ``under`` another command, or with some Python ``first``; what it prints is in ``said``."""
+        prefix, main = FACES[face]
+        given = ("matrix=matrix.toml", "profile=quick", "no-probes", "no-energy", *options)
+        asked = [f"--{prefix}{option}" for option in given]
+        if first:
+            main = ["-c", first + MAIN, "run"]
         marks = {"FAULT_MARK": self.mark, "FAULT_NOTES": str(self.notes)}
         with (self.folder / "said").open("w") as stream:
             return subprocess.Popen(
@@ -124,9 +137,9 @@ class Place:
                 stderr=subprocess.STDOUT, text=True, env={**os.environ, **self.environment, **marks, **(env or {})},
             )  # fmt: skip
 
-    def run(self, *arguments: str, **options: object) -> int:
+    def run(self, *options: str, **how: object) -> int:
         """The exit code of a run."""
-        return self.start(*arguments, **options).wait(600)  # type: ignore[arg-type]
+        return self.start(*options, **how).wait(600)  # type: ignore[arg-type]
 
     @property
     def said(self) -> str:
@@ -159,13 +172,13 @@ class Place:
         return found
 
     def left(self) -> list[str]:
-        """What is left of all runs: temporary folders, half-made artifacts, shared memory, rows, and, after a while, processes."""
+        """What is left of all runs: temporary folders, half-made artifacts and rows, shared memory; after a while also processes."""
         until = time.monotonic() + _GONE_WITHIN_S
         while (processes := self.processes()) and time.monotonic() < until:
             time.sleep(0.05)
         files = [
             *self.temporary.glob("quantbench-*"), *self.cache.glob("quantbench-*"), *self.cache.glob("*/.*-*"),
-            *Path("/dev/shm").glob(f"{self.mark}*"), *self.results.rglob(".*"),
+            *SHARED_MEMORY.glob(f"{self.mark}*"), *self.results.rglob(".*"),
         ]  # fmt: skip
         return [*map(str, files), *(f"process {each.pid}" for each in processes)]
 
@@ -186,37 +199,44 @@ def fault_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def _place(folder: Path, import_path: Path, references: Path | None) -> Place:
+    """A new place; without references its first run makes them."""
+    for each in (folder, folder / "tmp", folder / "cache"):
+        each.mkdir()
+    if references:
+        (folder / "cache" / "reference").symlink_to(references)
+    return Place(folder, {
+        "PYTHONPATH": str(import_path), "QUANTBENCH_CACHE": str(folder / "cache"), "TMPDIR": str(folder / "tmp"),
+        "STUB_UNWATCHED": "1", "PYTEST_ADDOPTS": "", "OMP_NUM_THREADS": "1",
+    })  # fmt: skip
+
+
 @pytest.fixture(scope="session")
-def references(fault_path: Path) -> Path:
-    """The references that all runs share, but for those which are about making them."""
-    folder = fault_path / "references"
-    folder.mkdir()
-    return folder
+def alone(tmp_path_factory: pytest.TempPathFactory, fault_path: Path) -> Place:
+    """The place of a run that nothing happened to, in one process; its reference serves all others."""
+    made = _place(tmp_path_factory.mktemp("alone") / "place", fault_path, None)
+    made.measures(*SOUND)
+    assert made.run("engine=inline") == 0, made.said
+    return made
 
 
 @pytest.fixture
-def new_place(tmp_path: Path, fault_path: Path, references: Path) -> Callable[..., Place]:
-    """Make a place; ``cold`` is one that has no reference yet."""
+def new_place(tmp_path: Path, fault_path: Path, alone: Place) -> Iterator[Callable[..., Place]]:
+    """Make a place; ``cold`` is one that has no reference yet. Nothing of it lives on after the test."""
+    places = []
 
     def make(name: str = "place", *, cold: bool = False) -> Place:
-        folder = tmp_path / name
-        for each in (folder, folder / "tmp", folder / "cache"):
-            each.mkdir()
-        if not cold:
-            (folder / "cache" / "reference").symlink_to(references)
-        return Place(folder, {
-            "PYTHONPATH": str(fault_path), "QUANTBENCH_CACHE": str(folder / "cache"), "TMPDIR": str(folder / "tmp"),
-            "STUB_UNWATCHED": "1", "PYTEST_ADDOPTS": "", "OMP_NUM_THREADS": "1",
-        })  # fmt: skip
+        places.append(_place(tmp_path / name, fault_path, None if cold else alone.cache / "reference"))
+        return places[-1]
 
-    return make
+    yield make
+    for each in places:
+        for process in each.processes():
+            with suppress(psutil.Error):
+                process.kill()
 
 
 @pytest.fixture
-def place(new_place: Callable[..., Place]) -> Iterator[Place]:
-    """One place; nothing of it lives on after the test, whatever became of it."""
-    made = new_place()
-    yield made
-    for process in made.processes():
-        with suppress(psutil.Error):
-            process.kill()
+def place(new_place: Callable[..., Place]) -> Place:
+    """One place."""
+    return new_place()

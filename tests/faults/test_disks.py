@@ -13,7 +13,9 @@ import pytest
 if TYPE_CHECKING:
     from conftest import Place
 
+LONG = os.environ.get("QUANTBENCH_FAULTS", "") == "all"
 MIB = 2**20
+long = pytest.mark.skipif(not LONG, reason="takes long: tox -e faults")
 
 
 @pytest.fixture
@@ -55,20 +57,20 @@ def test_results(place: Place, small_disk: Callable[[Path], None], told: Callabl
     assert "Traceback" not in place.said
     assert {name for name, *_ in place.rows()} == {"canary/fault-one/two"}
     filled.unlink()
-    assert place.run("--resume=last", env={"FAULT_FILLED": "/dev/full"}) == 0, place.said
+    assert place.run("resume=last", env={"FAULT_FILLED": "/dev/full"}) == 0, place.said
     assert len(place.rows()) == 3
     filled.unlink(missing_ok=True)
     assert place.left() == []
     told("disk full: results", 3, len(place.rows()))
 
 
-@pytest.mark.parametrize("engine", ["process", "inline"])
+@pytest.mark.parametrize("engine", ["process", "inline"] if LONG else ["process"])
 def test_temporary_files(engine: str, place: Place, small_disk: Callable[[Path], None], told: Callable[..., None]) -> None:
     """The worker cannot even write why it failed."""
     place.measures("one", "full-scoring")
     small_disk(place.temporary)
 
-    code = place.run(f"--engine={engine}", env={"FAULT_FILLED": str(place.temporary / "filled")})
+    code = place.run(f"engine={engine}", env={"FAULT_FILLED": str(place.temporary / "filled")})
 
     assert (code, "Traceback" in place.said) == (1, False), place.said
     frame = place.frame().set_index("precision")
@@ -80,8 +82,9 @@ def test_temporary_files(engine: str, place: Place, small_disk: Callable[[Path],
     told(f"disk full: temporary files, engine {engine}", 2, len(place.rows()))
 
 
+@long
 @pytest.mark.parametrize(
-    ("left", "said"), [(2**14, "take 32.8 kB"), (2**16, "there is no room left for the cache in")], ids=["forecast", "found"]
+    ("left", "said"), [(2**15, "take 32.8 kB"), (2**16, "there is no room left for the cache in")], ids=["forecast", "found"]
 )
 def test_cache(
     left: int, said: str, new_place: Callable[..., Place], small_disk: Callable[[Path], None], told: Callable[..., None]
@@ -92,7 +95,7 @@ def test_cache(
     small_disk(place.cache)
     fill(place.cache, left)
 
-    assert place.run("--engine=inline") == 0, place.said
+    assert place.run("engine=inline") == 0, place.said
 
     (row,) = place.frame().to_dict("records")
     assert row["status"] == "ok"

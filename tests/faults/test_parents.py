@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,14 +17,15 @@ if TYPE_CHECKING:
     from conftest import Place
 
 LONG = os.environ.get("QUANTBENCH_FAULTS", "") == "all"
-MEASURED = ("exact", "one", "two", "three", "four", "five") if LONG else ("exact", "one", "two")
+MEASURED = ("exact", "one", "two", "three", "four", "five")[: 6 if LONG else 3]
 CHAINS = 17 if LONG else 1
 """Of three moments each, of which two are after the first stored row."""
 
 SAME = ("scenario_key", "status", "kld_mean", "top1_agreement", "ppl", "weight_bytes", "kernel", "threads", "context")
 """Columns that are the same however often it is measured."""
 
-INTERRUPTED = 130
+INTERRUPTED = {"quantbench": 130, "pytest": int(pytest.ExitCode.INTERRUPTED)}
+"""The exit code of a run that was interrupted, by face."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +38,16 @@ class Moment:
     delay_s: float
 
 
-def chains() -> list[tuple[Moment, ...]]:
-    """Moments by chance, the same always."""
+def chains() -> list[tuple[str, tuple[Moment, ...]]]:
+    """Faces and moments by chance, the same always."""
     chance = random.Random(19)  # noqa: S311 - no secret
     kinds = [(signal.SIGKILL, False), (signal.SIGTERM, False), (signal.SIGHUP, False), (signal.SIGTERM, True)]
     late = [(1, len(MEASURED) // 2), (len(MEASURED) // 2, len(MEASURED) - 1)]
     found = []
     for chain in range(CHAINS):
         at = [(0, chance.uniform(0.0, 4.0)), *((chance.randint(*bounds), chance.uniform(0.0, 0.5)) for bounds in late)]
-        found.append(tuple(Moment(*kinds[(chain + index) % len(kinds)], *each) for index, each in enumerate(at)))
+        moments = tuple(Moment(*kinds[(chain + index) % len(kinds)], *each) for index, each in enumerate(at))
+        found.append((("quantbench", "pytest")[chain // 2 % 2], moments))
     return found
 
 
@@ -56,12 +57,12 @@ def stored(place: Place) -> int:
 
 def going_on(place: Place) -> list[str]:
     """The option that resumes the run, if it had begun."""
-    return ["--resume=last"] if any(place.results.glob("runs/*/*.parquet")) else []
+    return ["resume=last"] if any(place.results.glob("runs/*/*.parquet")) else []
 
 
-def ended_at(moment: Moment, place: Place) -> int | None:
+def ended_at(moment: Moment, place: Place, face: str) -> int | None:
     """The exit code of a run that was ended at that moment; None where it had ended by itself before."""
-    run = place.start(*going_on(place))
+    run = place.start(*going_on(place), face=face)
     while run.poll() is None and stored(place) < moment.rows:
         time.sleep(0.005)
     time.sleep(moment.delay_s)
@@ -72,30 +73,18 @@ def ended_at(moment: Moment, place: Place) -> int | None:
     return run.wait(60)
 
 
-@pytest.fixture(scope="session")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pd.DataFrame]:
-    """The rows of the run that was left alone, made by the first test that needs them."""
-    return {}
-
-
 def rows(place: Place) -> pd.DataFrame:
     return place.frame().set_index(["scenario_id", "repeat"]).sort_index()
 
 
-@pytest.mark.parametrize("chain", chains(), ids=lambda chain: "-".join(f"{each.number.name}{each.rows}" for each in chain))
+@pytest.mark.parametrize(("face", "moments"), chains())
 def test_resumed_runs_have_the_rows_of_one_that_was_left_alone(
-    chain: tuple[Moment, ...], new_place: Callable[..., Place], whole: dict[str, pd.DataFrame], told: Callable[..., None]
+    face: str, moments: tuple[Moment, ...], place: Place, alone: Place, told: Callable[..., None]
 ) -> None:
-    if not whole:
-        alone = new_place("alone")
-        alone.measures(*MEASURED)
-        assert alone.run() == 0, alone.said
-        whole["rows"] = rows(alone)
-    place = new_place("ended")
     place.measures(*MEASURED)
     injected = []
-    for moment in chain:
-        code = ended_at(moment, place)
+    for moment in moments:
+        code = ended_at(moment, place, face)
         if code is None:
             continue
         injected.append(moment)
@@ -104,20 +93,20 @@ def test_resumed_runs_have_the_rows_of_one_that_was_left_alone(
         if moment.number is signal.SIGKILL:
             assert code == -signal.SIGKILL
         else:
-            assert code in (INTERRUPTED, -moment.number), place.said  # the latter while Python starts
+            assert code in (INTERRUPTED[face], -moment.number), place.said  # the latter while Python starts
             assert place.left() == []
-        if code == INTERRUPTED and going_on(place):
+        if going_on(place):
             assert place.frame("runs").interrupted.tolist() == [True]
 
-    assert place.run(*going_on(place)) == 0, place.said
+    assert place.run(*going_on(place), face=face) == 0, place.said
 
     assert place.left() == []
-    found = rows(place)
+    found, wanted = rows(place), rows(alone)
     for name in SAME:
-        pd.testing.assert_series_equal(found[name], whole["rows"][name])
+        pd.testing.assert_series_equal(found[name], wanted[name])
     assert len(place.rows()) == len(MEASURED)
     (run,) = place.frame("runs").to_dict("records")
-    assert (run["planned"], run["finished"], run["ok"], run["interrupted"]) == (len(MEASURED), len(MEASURED), len(MEASURED), False)
+    assert [run[name] for name in ("planned", "finished", "ok", "interrupted")] == [*[len(MEASURED)] * 3, False]
     for moment in injected:
         to = "all processes" if moment.everyone else "parent"
         after = "after the first row" if moment.rows else "before the first row"

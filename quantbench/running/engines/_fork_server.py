@@ -3,8 +3,8 @@
 Requests and answers are JSON lines on its pipes.
 
 In: ``{"folder": DIR, "fork": true}``. Out: a greeting, then per request ``{"pid": N}`` and ``{"returncode": N}``; or
-``{"refused": WHY}`` where no process can be started. A worker has ended when all that it started has. When standard input closes
-the server kills a worker that is still running, and exits.
+``{"refused": WHY}`` where no process can be started. A worker has ended when all that it started has. When its standard input
+closes the server kills a worker that is still running, and exits.
 """
 
 from __future__ import annotations

@@ -38,6 +38,7 @@ _SHOWN = 300
 _CLOSING_S = 20.0
 """What a server may take to end: longer than a program that a worker has started may take to clean up."""
 
+_NOT_STARTED = "no process could be started ({}); raise the limits that ulimit -a shows"
 _GONE = "the fork server ended unexpectedly; run again, or use --engine inline to see why"
 _ENVIRONMENT = {
     "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # checking for CUDA must not initialize it before the fork
@@ -55,10 +56,13 @@ class _Server:
         environment = {**os.environ, **_ENVIRONMENT, **bounded(os.environ), **one_allocator(os.environ)}
         self._forks = bool(libraries)
         self._device = device
-        self._process = subprocess.Popen(
-            python_module("quantbench.running.engines._fork_server", *libraries),
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, start_new_session=True,
-        )  # fmt: skip
+        try:
+            self._process = subprocess.Popen(
+                python_module("quantbench.running.engines._fork_server", *libraries),
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, start_new_session=True,
+            )  # fmt: skip
+        except OSError as error:
+            raise QuantbenchError(_NOT_STARTED.format(error.strerror)) from error
         self._hello: dict[str, Any] | None = None
         self._received = b""
 
@@ -77,7 +81,7 @@ class _Server:
         self._send({"folder": str(folder), "fork": self._may_fork()})
         started = self._receive(None)
         if "refused" in started:
-            raise QuantbenchError(f"no process could be started ({started['refused']}); raise the limits that ulimit -a shows")
+            raise QuantbenchError(_NOT_STARTED.format(started["refused"]))
         pid = int(started["pid"])
         try:
             answer = self._receive(timeout_s)
