@@ -28,9 +28,12 @@ SOUND = ("exact", "one", "two", "three", "four", "five")[: 6 if ALL else 3]
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where Linux has it
 HERE = Path(__file__).parent
 MAIN = "from quantbench.cli import main; main()"
+WITHOUT_TORCH = "from quantbench.measuring.preload import keep_torch_out; keep_torch_out()\n"
+"""Importing torch takes longer than all that such a run does."""
+
 FACES = {
     "quantbench": ("", ["-c", MAIN, "run"]),
-    "pytest": ("quantbench-", ["-m", "pytest", "-p", "quantbench.plugin", "-p", "no:cacheprovider", "--pyargs", "quantbench.suite"]),
+    "pytest": ("quantbench-", ["-m", "pytest", "-p", "quantbench.plugin", "--pyargs", "quantbench.suite"]),
 }
 """By face, what its options begin with, and its command after the name of Python."""
 
@@ -122,8 +125,9 @@ class Place:
         (self.folder / "matrix.toml").write_text(MATRIX.format(precisions=list(precisions)))
 
     def start(
-        self, *options: str, face: str = "quantbench", under: Sequence[str] = (), first: str = "", env: Mapping[str, str] | None = None
-    ) -> subprocess.Popen[str]:
+        self, *options: str, face: str = "quantbench", under: Sequence[str] = (), first: str = "",
+        env: Mapping[str, str] | None = None,
+    ) -> subprocess.Popen[str]:  # fmt: skip
         """Start a run, ``under`` another command, or with some Python ``first``; what it prints is in ``said``."""
         prefix, main = FACES[face]
         given = ("matrix=matrix.toml", "profile=quick", "no-probes", "no-energy", *options)
@@ -140,6 +144,14 @@ class Place:
     def run(self, *options: str, **how: object) -> int:
         """The exit code of a run."""
         return self.start(*options, **how).wait(600)  # type: ignore[arg-type]
+
+    def start_inline(self, *options: str, under: Sequence[str] = ()) -> subprocess.Popen[str]:
+        """Start a run in one process, without torch."""
+        return self.start("engine=inline", *options, under=under, first=WITHOUT_TORCH)
+
+    def run_inline(self, *options: str, under: Sequence[str] = ()) -> int:
+        """The exit code of such a run."""
+        return self.start_inline(*options, under=under).wait(600)
 
     @property
     def said(self) -> str:
@@ -216,7 +228,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory, fault_path: Path) -> Place:
     """The place of a run that nothing happened to, in one process; its reference serves all others."""
     made = _place(tmp_path_factory.mktemp("alone") / "place", fault_path, None)
     made.measures(*SOUND)
-    assert made.run("engine=inline") == 0, made.said
+    assert made.run_inline() == 0, made.said
     return made
 
 

@@ -95,7 +95,7 @@ def test_cache(
     small_disk(place.cache)
     fill(place.cache, left)
 
-    assert place.run("engine=inline") == 0, place.said
+    assert place.run_inline() == 0, place.said
 
     (row,) = place.frame().to_dict("records")
     assert row["status"] == "ok"

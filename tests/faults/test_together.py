@@ -17,7 +17,7 @@ def test_each_has_its_rows_and_the_reference_is_made_well(new_place: Callable[..
     place = new_place("cold", cold=LONG)  # making a reference takes long
     place.measures("exact", "one")
 
-    runs = [place.start("engine=inline") for _ in range(RUNS)]
+    runs = [place.start_inline() for _ in range(RUNS)]
 
     assert [run.wait(1200) for run in runs] == [0] * RUNS
     frame, samples, kept = (place.frame(name) for name in ("scenarios", "samples", "runs"))
