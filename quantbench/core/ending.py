@@ -1,4 +1,4 @@
-"""SIGTERM and SIGHUP end what runs here as Ctrl-C does: nothing half-made is left, and a run's row says that it was interrupted."""
+"""SIGTERM and SIGHUP end what runs here as Ctrl-C does: nothing half-made stays, and a run's row says that it was ended."""
 
 from __future__ import annotations
 

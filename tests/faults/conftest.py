@@ -184,7 +184,7 @@ class Place:
         return found
 
     def left(self) -> list[str]:
-        """What is left of all runs: temporary folders, half-made artifacts and rows, shared memory; after a while also processes."""
+        """What is left of all runs: temporary folders, half-made artifacts and rows, shared memory; processes after a while."""
         until = time.monotonic() + _GONE_WITHIN_S
         while (processes := self.processes()) and time.monotonic() < until:
             time.sleep(0.05)
