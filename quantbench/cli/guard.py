@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import functools
-import tempfile
 import traceback
 from collections.abc import Callable
 from contextvars import ContextVar
-from pathlib import Path
 from typing import ParamSpec
 
 import typer
@@ -56,7 +54,7 @@ def _explain(error: Exception) -> tuple[str, int]:
         case QuantbenchError():
             return str(error), error.exit_code
         case OSError(strerror=str(why)):
-            no_room = full(Path(tempfile.gettempdir())) if means_full(error) else ""
+            no_room = full() if means_full(error) else ""
             return no_room or (f"{why}: {error.filename}" if error.filename else why), USAGE
     text = " ".join(str(error).split())
     return f"unexpected {type(error).__name__}: {text}; quantbench --debug COMMAND shows where", FAILED

@@ -22,9 +22,12 @@ def means_full(error: BaseException) -> bool:
     return (isinstance(error, OSError) and error.errno in _FULL) or os.strerror(errno.ENOSPC) in str(error)
 
 
-def full(job: Path) -> str:
-    """A sentence if the disk of the folder ``job``, or that of the cache, has no room left; empty if both have."""
-    name, free = _fullest(job)
+def full(job: Path | None = None) -> str:
+    """A sentence if the disk of the folder ``job`` (default: that of temporary files) or that of the cache has no room left.
+
+    Empty if both have room.
+    """
+    name, free = _fullest(job or _temporary())
     return _sentence(name, free) if free < _NO_ROOM_BYTES else ""
 
 
@@ -43,11 +46,19 @@ def which_full(job: Path, error: BaseException) -> str:
 def _sentence(name: Path, free: float) -> str:
     if name == cache_root():
         kind, mend = "the cache", f"set {CACHE_VARIABLE} to"
-    elif name.is_relative_to(tempfile.gettempdir()):
-        name, kind, mend = Path(tempfile.gettempdir()), "temporary files", "set TMPDIR to"
+    elif name.is_relative_to(_temporary()):
+        name, kind, mend = _temporary(), "temporary files", "set TMPDIR to"
     else:
         kind, mend = "the jobs that are kept", "give --keep-jobs"
     return f"there is no room left for {kind} in {name} ({format_bytes(free)} free); {mend} a folder on a larger disk"
+
+
+def _temporary() -> Path:
+    """The folder for temporary files; the usual one where Python finds none that has room."""
+    try:
+        return Path(tempfile.gettempdir())
+    except OSError:
+        return Path(os.environ.get("TMPDIR") or "/tmp")  # noqa: S108 - nothing is written there
 
 
 def _places(job: Path) -> tuple[Path, Path]:

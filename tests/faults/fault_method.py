@@ -127,6 +127,7 @@ def open_fault(spec: Spec, settings: Settings) -> Iterator[LoadedModel]:
     _note("opened", spec.variant.precision)
     fault, _, place = spec.variant.precision.partition("-")
     if place == "loading":
+        _note(fault, place)
         FAULTS[fault]()
     number = SOUND.index(fault) if fault in SOUND else 1
     yield FaultyModel(fault if place else "", place, noise=0.1 * number)
