@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from importlib.metadata import entry_points
 from pathlib import Path
 from uuid import uuid4
 
@@ -31,9 +32,12 @@ MAIN = "from quantbench.cli import main; main()"
 WITHOUT_TORCH = "from quantbench.measuring.preload import keep_torch_out; keep_torch_out()\n"
 """Importing torch takes longer than all that such a run does."""
 
+PLUGIN = next((each.name for each in entry_points(group="pytest11") if each.value == "quantbench.plugin"), "quantbench.plugin")
+"""As pytest finds it: by its entry point where it is installed."""
+
 FACES = {
     "quantbench": ("", ["-c", MAIN, "run"]),
-    "pytest": ("quantbench-", ["-m", "pytest", "-p", "quantbench.plugin", "--pyargs", "quantbench.suite"]),
+    "pytest": ("quantbench-", ["-m", "pytest", "-p", PLUGIN, "--pyargs", "quantbench.suite"]),
 }
 """By face, what its options begin with, and its command after the name of Python."""
 
