@@ -8,6 +8,7 @@ import pytest
 
 from quantbench.core.errors import QuantbenchError, told
 from quantbench.core.outside import exists, is_file
+from quantbench.core.streams import reopen_closed
 from quantbench.own_tests import FIXTURE, OwnTests
 from quantbench.planning.options import RunOptions
 from quantbench.pytest_settings import add_settings, raw_setting
@@ -35,7 +36,8 @@ _SESSION = pytest.StashKey[Session]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the options and the ini keys."""
+    """Add the options and the ini keys; called before pytest writes to a stream, or captures it."""
+    reopen_closed()
     add_settings(parser)
 
 
@@ -85,7 +87,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     if selected or asks:
         try:
             session_of(session.config).start(list(dict.fromkeys(selected)), verbosity=_verbosity(session.config))
-        except (QuantbenchError, OSError) as error:
+        except (QuantbenchError, OSError) as error:  # the latter where the system has no files or processes left
             raise pytest.UsageError(f"quantbench: {told(error)}") from None
 
 

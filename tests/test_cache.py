@@ -285,6 +285,26 @@ def test_folders_and_files_follow_the_umask() -> None:
     assert (place.stat().st_mode & 0o777, note.stat().st_mode & 0o777) == (0o755, 0o644)
 
 
+@pytest.mark.usefixtures("cache_folder")
+def test_what_a_library_writes_for_its_owner_alone_follows_the_umask_too() -> None:
+    """As safetensors does; links are left alone, and what may be executed still may."""
+
+    def make(folder: Path) -> None:
+        for name, mode in (("weights", 0o600), ("program", 0o700)):
+            (folder / "inner").mkdir(mode=0o700, exist_ok=True)
+            (folder / "inner" / name).write_text(name)
+            (folder / "inner" / name).chmod(mode)
+        (folder / "link").symlink_to("/nowhere")
+
+    before = os.umask(0o027)
+    try:
+        place = cache.artifact("gguf", ASKED, make)
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (place / "inner", *(place / "inner").iterdir())}
+    assert modes == {"inner": 0o750, "weights": 0o640, "program": 0o740}
+
+
 def test_the_makers_source_is_part_of_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "maker_of_something.py").write_text("STEPS = 1\n")
@@ -314,7 +334,6 @@ def test_what_a_killed_process_leaves_is_swept_and_what_a_live_one_has_is_not(
     (tmp_path / "tmp").mkdir()
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
     monkeypatch.setattr(tempfile, "tempdir", None)
-    monkeypatch.setattr(scratch, "_UNLOCKED_S", 0)
     with subprocess.Popen(
         [sys.executable, "-c", KILLED, where], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as child:
@@ -328,6 +347,17 @@ def test_what_a_killed_process_leaves_is_swept_and_what_a_live_one_has_is_not(
     assert not left.exists()
     assert (found.places, found.size >= 5) == (1, True)
     assert scratch.sweep(cache_folder).sentences == []
+
+
+def test_a_folder_that_is_not_locked_yet_is_left_for_a_minute(cache_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (cache_folder / "gguf").mkdir(parents=True)
+    new = cache_folder / "gguf" / scratch.partial_name("0" * 24)
+    new.mkdir()
+    scratch.sweep(cache_folder)
+    assert new.is_dir()
+    monkeypatch.setattr(scratch, "_UNLOCKED_S", 0)
+    scratch.sweep(cache_folder)
+    assert not new.exists()
 
 
 def test_what_another_kernels_process_may_own_is_left_for_a_day_and_what_was_set_aside_for_a_week(
@@ -364,10 +394,10 @@ def test_write_atomically_keeps_the_old_file_when_it_cannot_finish(tmp_path: Pat
     cache.write_atomically(path, "old")
 
     def full(_: int) -> None:
-        raise OSError(28, "No space left on device")
+        raise OSError(28, "No space left on device")  # a kernel names no file here
 
     monkeypatch.setattr(cache.os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match=f"No space left on device: '{path}'"):
         cache.write_atomically(path, "new")
     assert path.read_bytes() == b"old"
     assert _files(tmp_path) == ["note"]
@@ -391,3 +421,26 @@ def test_a_cache_that_cannot_be_written_is_one_sentence(tmp_path: Path, monkeypa
     monkeypatch.setenv("QUANTBENCH_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.raises(QuantbenchError, match=r"the cache cannot be written at .*; set QUANTBENCH_CACHE"):
         cache.artifact("kind", {"a": 1}, Path.exists)
+    cache.remember("kind", {"a": 1}, 1)  # what is small is found out again
+    assert cache.recall("kind", {"a": 1}) is None
+
+
+@pytest.mark.usefixtures("cache_folder")
+def test_what_may_not_be_written_in_the_cache_is_one_sentence_and_other_errors_are_themselves(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def forbid(folder: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(folder / "model.gguf"))
+
+    with pytest.raises(QuantbenchError, match=r"the cache cannot be written at \S+ \(Permission denied\); set"):
+        cache.artifact("kind", {"a": 1}, forbid)
+    with pytest.raises(PermissionError, match="the user's own"):
+        cache.artifact("kind", {"a": 1}, lambda _: (_ for _ in ()).throw(PermissionError(13, "the user's own", "/my/model")))
+
+
+def test_no_folder_for_temporary_files_is_one_sentence(tmp_path: Path) -> None:
+    with (
+        pytest.raises(QuantbenchError, match=r"no folder for temporary files can be made \(.*none.*\); set TMPDIR"),
+        scratch.scratch_folder(tmp_path / "none"),
+    ):
+        pass

@@ -5,6 +5,9 @@ from __future__ import annotations
 
 def main() -> None:
     """Run the command line and exit with its code."""
+    from quantbench.core.streams import reopen_closed
+
+    reopen_closed()
     from quantbench.cli.app import app
 
     app()

@@ -11,6 +11,8 @@ from typing import ParamSpec
 import typer
 
 from quantbench.cli.output import message
+from quantbench.core.disks import full, means_full
+from quantbench.core.ending import like_ctrl_c
 from quantbench.core.errors import QuantbenchError, told
 
 FAILED = 1
@@ -30,7 +32,8 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
     @functools.wraps(command)
     def guard(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
-            command(*args, **kwargs)
+            with like_ctrl_c():
+                command(*args, **kwargs)
         except (typer.Exit, typer.Abort, BrokenPipeError):  # typer handles these itself
             raise
         except KeyboardInterrupt:
@@ -51,6 +54,6 @@ def _explain(error: Exception) -> tuple[str, int]:
         case QuantbenchError():
             return told(error), error.exit_code
         case OSError(strerror=str()):
-            return told(error), USAGE
+            return (full() if means_full(error) else "") or told(error), USAGE
     text = " ".join(str(error).split())
     return f"unexpected {type(error).__name__}: {text}; quantbench --debug COMMAND shows where", FAILED

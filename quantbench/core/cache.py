@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -9,7 +10,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from uuid import uuid4
@@ -20,7 +21,7 @@ from quantbench.core.checksums import CHECKSUMS, damage, say, seal
 from quantbench.core.errors import ModelError, QuantbenchError
 from quantbench.core.identity import HashedFile, identify, sha256_of
 from quantbench.core.outside import expanded
-from quantbench.core.scratch import SET_ASIDE, held, partial_name
+from quantbench.core.scratch import SET_ASIDE, owned, partial_name
 from quantbench.core.units import format_bytes
 
 CACHE_VARIABLE = "QUANTBENCH_CACHE"
@@ -28,6 +29,7 @@ ASKED = "asked.json"
 OWN_FILES = (ASKED, CHECKSUMS)
 """Files that quantbench adds to an artifact's folder, besides what its maker put there."""
 
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 _SETTLED_NS = 2 * 10**9
 """File times advance in steps of milliseconds: a file just written may be written again without its times changing."""
 
@@ -58,9 +60,12 @@ def artifact(kind: str, asked: Mapping[str, object], make: Callable[[Path], None
             make(partial)
             (partial / ASKED).write_text(json.dumps(asked, indent=1, sort_keys=True))
             seal(partial)
-    except OSError:
-        if not place.is_dir():
-            raise
+    except OSError as error:
+        if place.is_dir():
+            return place
+        if error.errno in _FORBIDDEN and str(error.filename).startswith(str(place.parent)):
+            raise _unwritable(place.parent, error) from error
+        raise
     return place
 
 
@@ -70,14 +75,23 @@ def folder_beside(place: Path) -> Iterator[Path]:
 
     It is removed if that fails. OSError if ``place`` exists by then and is not an empty folder.
     """
-    partial = place.with_name(partial_name(place.name))
-    partial.mkdir()  # with the umask's permissions, unlike mkdtemp: the cache may be shared with other users
-    try:
-        with held(partial):
+    new = place.with_name(partial_name(place.name))
+    new.mkdir()  # with the umask's permissions, unlike mkdtemp: the cache may be shared with other users
+    with owned(new) as partial:
+        try:
             yield partial
+            _follow_umask(partial)
             partial.rename(place)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _follow_umask(folder: Path) -> None:
+    """Give all that is in ``folder`` its own permissions: safetensors makes files that only their owner can read."""
+    allowed = folder.stat().st_mode & 0o777
+    for path in folder.rglob("*"):
+        if not path.is_symlink():
+            path.chmod(allowed if path.is_dir() else allowed & (path.stat().st_mode | 0o666))
 
 
 def made_by(*modules: str) -> str:
@@ -143,11 +157,15 @@ def hashed(path: Path) -> HashedFile:
 
 
 def remember(kind: str, asked: Mapping[str, object], value: object) -> None:
-    """Keep a small value in the cache, with a checksum."""
+    """Keep a small value in the cache, with a checksum.
+
+    Where the cache cannot be written, or is full, it is not kept: that is reported when something needs it that is large.
+    """
     body = {"asked": dict(asked), "value": value}
     note = _note(kind, asked)
-    _make_folder(note.parent)
-    write_atomically(note, json.dumps({**body, "sha256": _sum(body)}))
+    with suppress(OSError):
+        note.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(note, json.dumps({**body, "sha256": _sum(body)}))
 
 
 def recall(kind: str, asked: Mapping[str, object]) -> object | None:
@@ -173,13 +191,20 @@ def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise QuantbenchError(
-            f"the cache cannot be written at {folder} ({error.strerror}); set {CACHE_VARIABLE} to a writable folder"
-        ) from error
+        raise _unwritable(folder, error) from error
+
+
+def _unwritable(folder: Path, error: OSError) -> QuantbenchError:
+    return QuantbenchError(
+        f"the cache cannot be written at {folder} ({error.strerror}); set {CACHE_VARIABLE} to a writable folder"
+    )
 
 
 def write_atomically(path: Path, text: str | Iterable[str]) -> None:
-    """Write text beside ``path``, flush it to disk, rename it: a reader sees the old file or the new one, never a part."""
+    """Write text beside ``path``, flush it to disk, rename it: a reader sees the old file or the new one, never a part.
+
+    OSError names ``path``, also where the disk is full.
+    """
     partial = path.with_name(partial_name(path.name))
     handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
@@ -188,6 +213,8 @@ def write_atomically(path: Path, text: str | Iterable[str]) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         partial.replace(path)
-    except BaseException:
+    except BaseException as error:
         partial.unlink(missing_ok=True)
+        if isinstance(error, OSError):  # the kernel names no file where a write fails
+            error.filename = error.filename or str(path)
         raise

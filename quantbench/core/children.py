@@ -26,7 +26,6 @@ _OFFLINE = {"HF_HUB_OFFLINE": "1"}
 
 _SHOWN = 300
 _VMSTAT = Path("/proc/vmstat")
-_PR_SET_PDEATHSIG = 1
 _ERROR = re.compile(r"[A-Za-z_][\w.]*(Error|Exception|Interrupt)(:|$)")
 _MEMORY = re.compile(r"[\w.]*MemoryError\b")
 """Python's, numpy's and torch's."""
@@ -57,10 +56,9 @@ def answer(reply: Callable[[Any], object]) -> None:
 
     A QuantbenchError reaches the caller as its own sentence. If the caller dies, so does this process.
     """
-    import ctypes
+    from quantbench.core.descendants import die_with_parent
 
-    with suppress(OSError, AttributeError):  # prctl exists on Linux only
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent()
     folder = Path(sys.argv[1])
     try:
         result = reply(json.loads((folder / _REQUEST).read_text()))
@@ -81,10 +79,14 @@ def run(
     parent's group, and dies with it.
     """
     killed_before = oom_kills()
-    with subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=cwd,
-        env={**os.environ, **_OFFLINE, **(env or {})}, process_group=None if timeout_s is None else 0,
-    ) as child:  # fmt: skip
+    try:
+        started = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=cwd,
+            env={**os.environ, **_OFFLINE, **(env or {})}, process_group=None if timeout_s is None else 0,
+        )  # fmt: skip
+    except OSError as error:
+        raise ChildError(task, f"could not be started ({error.strerror})") from error
+    with started as child:
         try:
             said = child.communicate(timeout=timeout_s)[1].decode("utf-8", "replace")
         except BaseException as error:

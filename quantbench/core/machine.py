@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import platform
-import shutil
 import subprocess
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -124,7 +123,7 @@ def git_commit(folder: Path) -> str:
     No program is run that the repository itself names: it may have been unpacked from anywhere. Where only such a program (a
     filter) could compare files, it is ``-unchecked``.
     """
-    if not shutil.which("git") or not (commit := _git(folder, "rev-parse", "--verify", "--short=12", "HEAD")):
+    if not (commit := _git(folder, "rev-parse", "--verify", "--short=12", "HEAD")):
         return ""
     filters = _git(folder, "config", "--show-scope", "--get-regexp", r"^filter\.").splitlines()
     if any(line.startswith(_OWN_SCOPES) for line in filters):
@@ -137,7 +136,11 @@ def _git(folder: Path, *arguments: str) -> str:
     """What git says, without hooks, monitors of the file system, downloads or locks; empty if it fails."""
     command = ["git", "-C", str(folder), "-c", "core.fsmonitor=false", "-c", f"core.hooksPath={os.devnull}", *arguments]
     env = {**os.environ, "GIT_OPTIONAL_LOCKS": "0", "GIT_ALLOW_PROTOCOL": "none"}
-    return subprocess.run(command, capture_output=True, text=True, errors="replace", check=False, env=env).stdout.strip()
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False, env=env)
+    except OSError:  # not installed, or no further process may be started
+        return ""
+    return done.stdout.strip()
 
 
 def _cpuinfo(text: str, key: str) -> str:

@@ -16,19 +16,23 @@ from pathlib import Path
 from typing import NamedTuple
 from uuid import uuid4
 
+from quantbench.core.errors import QuantbenchError
 from quantbench.core.units import format_bytes
 
 PREFIX = "quantbench-"
 SET_ASIDE = ".damaged-"
 """The prefix of a damaged cache entry that was moved out of the way."""
 
-_OURS = re.compile(r"quantbench-[0-9a-f]{8}-[a-z0-9_]{8}|\.(damaged-)?[0-9a-f]{24}(\.json)?-[a-z0-9_-]+")
+_HELD = "-held"
+"""The end of the name of a folder that was locked before it got this name: if it is not locked, its owner is dead."""
+
+_OURS = re.compile(r"quantbench-[0-9a-f]{8}-[a-z0-9_]{8}(-held)?|\.(damaged-)?[0-9a-f]{24}(\.json)?-[a-z0-9_-]+")
 """Names that only this module makes, so that no other folder is ever removed."""
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _DAY_S = 86_400
 _UNLOCKED_S = 60
-"""A folder is locked right after it is created; one this old and still unlocked has lost its owner."""
+"""A file is not locked, and a folder not right when it is created; one this old and still unlocked has lost its owner."""
 
 _SET_ASIDE_S = 7 * _DAY_S
 
@@ -47,13 +51,28 @@ class Swept(NamedTuple):
 
 @contextmanager
 def scratch_folder(parent: Path | None = None) -> Iterator[Path]:
-    """A private folder, removed at the end; in the folder for temporary files by default."""
-    folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{_kernel()}-", dir=parent))
-    with held(folder):
+    """A private folder, removed at the end; in the folder for temporary files by default.
+
+    QuantbenchError where none can be made.
+    """
+    try:
+        new = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{_kernel()}-", dir=parent))
+    except OSError as error:
+        raise QuantbenchError(
+            f"no folder for temporary files can be made ({error}); set TMPDIR to a folder that can be written and has room"
+        ) from error
+    with owned(new) as folder:
         try:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def owned(new: Path) -> Iterator[Path]:
+    """A folder that was just made, under another name, which it gets once it is locked; ``sweep`` knows by it who is dead."""
+    with held(new):
+        yield new.rename(new.with_name(new.name + _HELD))
 
 
 @contextmanager
@@ -92,7 +111,8 @@ def _swept(path: Path) -> int | None:
             return None
         inside = [each.lstat() for each in path.rglob("*")] if path.is_dir() else []
         newest = max((each.st_mtime for each in (path.lstat(), *inside)), default=0.0)
-        if time.time() - newest < _patience(path.name):
+        patience = _patience(path.name)
+        if patience and time.time() - newest < patience:
             return None
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     except OSError:  # already gone, or not readable
@@ -120,7 +140,9 @@ def _patience(name: str) -> float:
     """Seconds without a write after which it may be removed."""
     if name.startswith(SET_ASIDE):
         return _SET_ASIDE_S
-    return _UNLOCKED_S if f"-{_kernel()}-" in name or name.startswith(f"{PREFIX}{_kernel()}-") else _DAY_S
+    if f"-{_kernel()}-" not in name:
+        return _DAY_S
+    return 0 if name.endswith(_HELD) else _UNLOCKED_S
 
 
 def _kernel() -> str:

@@ -6,7 +6,6 @@ started as soon as its standard input closes, which also happens when the proces
 
 from __future__ import annotations
 
-import ctypes
 import os
 import subprocess
 import sys
@@ -15,15 +14,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import psutil
-
 from quantbench.core.children import python_module, signal_name
+from quantbench.core.descendants import adopt_orphans, kill_below
 
-_PR_SET_CHILD_SUBREAPER = 36
 _GRACE_S = 10.0
 """How long a program may take to end by itself: vLLM removes its shared memory then."""
 
-_TRIES = 3
 _SIGNALLED = 128
 """The supervisor ends with this much more than the signal that killed the program, as a shell does."""
 
@@ -44,17 +40,9 @@ def supervised(command: Sequence[str], *, env: Mapping[str, str], log: Path) -> 
         try:
             supervisor.wait(2 * _GRACE_S)
         except subprocess.TimeoutExpired:
-            _kill_below(supervisor.pid)
+            kill_below(supervisor.pid)
             supervisor.kill()
             supervisor.wait()
-
-
-def below(supervisor: int) -> list[psutil.Process]:
-    """The program under the supervisor with that process id, and all that it has started."""
-    try:
-        return psutil.Process(supervisor).children(recursive=True)
-    except psutil.NoSuchProcess:
-        return []
 
 
 def how_it_ended(returncode: int) -> str:
@@ -64,34 +52,23 @@ def how_it_ended(returncode: int) -> str:
     return signal_name(returncode - _SIGNALLED) if returncode > _SIGNALLED else f"exit code {returncode}"
 
 
-def _kill_below(supervisor: int) -> None:
-    """Kill all that is left; more than once, as one of them may have been starting another."""
-    for _ in range(_TRIES):
-        left = below(supervisor)
-        for process in left:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-        psutil.wait_procs(left, timeout=1.0)
-
-
 def _end_with_parent(program: subprocess.Popen[bytes]) -> None:
     while os.read(0, 1):
         pass
     program.terminate()
     with suppress(subprocess.TimeoutExpired):
         program.wait(_GRACE_S)
-    _kill_below(os.getpid())
+    kill_below(os.getpid())
     os._exit(0)
 
 
 def main() -> None:
     """Run the command, and end as it ends."""
-    with suppress(AttributeError):  # prctl exists on Linux only
-        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)  # what the program leaves behind becomes a child of this process
+    adopt_orphans()  # what the program leaves behind must not outlive it
     program = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
     threading.Thread(target=_end_with_parent, args=(program,), daemon=True).start()
     returncode = program.wait()
-    _kill_below(os.getpid())
+    kill_below(os.getpid())
     os._exit(returncode if returncode >= 0 else _SIGNALLED - returncode)
 
 

@@ -10,10 +10,12 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from quantbench.core.allocator import one_allocator
 from quantbench.core.checksums import of_run
+from quantbench.core.disks import means_full, which_full
 from quantbench.core.errors import QuantbenchError, UnsupportedError
 from quantbench.core.gpus import number_gpus_by_bus
 from quantbench.core.job import FAILURE_FILE, Failure, Job
@@ -49,9 +51,11 @@ def run_job(folder: Path) -> int:
         with of_run(folder.absolute().parent):
             _run(Job.load(folder), folder)
     except Exception as error:  # noqa: BLE001 - the whole point: any failure of a job becomes its rows
-        failure = Failure(status=_status(error), reason=_reason(error), traceback=traceback.format_exc())
-        write(folder / FAILURE_FILE, failure)
-        print(f"{failure.status}: {failure.reason}", file=sys.stderr)
+        reason = which_full(folder, error) if means_full(error) else _reason(error)
+        failure = Failure(status=_status(error), reason=reason, traceback=traceback.format_exc())
+        with suppress(OSError):  # where there is no room for it either, the engine sees that
+            print(f"{failure.status}: {failure.reason}", file=sys.stderr, flush=True)
+            write(folder / FAILURE_FILE, failure)
         return 1
     return 0
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from contextlib import suppress
 from functools import cache
 from typing import Any
 
 from quantbench.core.cache import made_by, recall, remember
 from quantbench.core.children import answer, call
-from quantbench.core.errors import ChildError, ModelError, OutOfMemoryError, QuantbenchError
+from quantbench.core.errors import ChildError, ModelError, OutOfMemoryError
 from quantbench.core.machine import versions
 from quantbench.models.architecture import Buffer, Role, Tensor
 from quantbench.models.architecture.shapes import Shapes
@@ -97,8 +96,7 @@ def _told(config: str) -> dict[str, Any] | str:
         found: dict[str, Any] = call_transformers(__name__, json.loads(config), "its config.json", _TIMEOUT_S)
     except (ModelError, OutOfMemoryError) as error:
         return str(error)
-    with suppress(QuantbenchError, OSError):  # an unwritable cache is reported when something large needs it
-        remember(_KIND, asked, found)
+    remember(_KIND, asked, found)
     return found
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import chain
 
@@ -213,8 +212,7 @@ def this_machine(device: str, threads: int) -> tuple[MachineSpeed, str]:
 
 def remember_pace(device: str, before: float, pace: float) -> None:
     """Keep for later runs how much longer measuring took than estimated; the estimate was made with the pace ``before``."""
-    with suppress(QuantbenchError, OSError):
-        remember("pace", _here(device), before * pace)
+    remember("pace", _here(device), before * pace)
 
 
 def _here(device: str) -> dict[str, object]:

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Self
 
 from quantbench.core.checksums import said
+from quantbench.core.disks import means_full, which_full
 from quantbench.core.errors import QuantbenchError, UsageError
 from quantbench.core.job import REFERENCE_FOLDER, Failure, Job, JobKind, Task
 from quantbench.core.other_work import this_process
@@ -73,9 +74,10 @@ class Jobs:
         """
         assert case.checkpoint is not None
         scenario = case.scenario
-        folder = self._last = self.folder / f"{self._count:03d}-{scenario.variant.label}-{kind}"
-        self._count += 1
+        folder = Path()
         try:
+            folder = self._last = self.folder / f"{self._count:03d}-{scenario.variant.label}-{kind}"
+            self._count += 1
             shutil.rmtree(folder, ignore_errors=True)  # left by an earlier run that kept its jobs here
             folder.mkdir()
             if into:
@@ -97,7 +99,8 @@ class Jobs:
             return folder, engine.run(folder, self._plan.effort.timeout_s)
         except (QuantbenchError, OSError) as error:
             self._opened = None
-            return folder, Failure(status=Status.CRASHED, reason=str(error))
+            reason = which_full(folder, error) if means_full(error) else str(error)
+            return folder, Failure(status=Status.CRASHED, reason=reason)
 
     def left_behind(self, count: int) -> Mapping[int, Trace]:
         """The traces that the latest job has written so far, by the index of its ``count`` prompt sets."""

@@ -218,12 +218,14 @@ class Progress:
                 self._look()
 
         watcher = Thread(target=poll, daemon=True)
-        watcher.start()
+        with contextlib.suppress(RuntimeError):  # no further thread may be started: the stage is then not seen to change
+            watcher.start()
         try:
             yield
         finally:
             ended.set()
-            watcher.join()
+            if watcher.ident is not None:
+                watcher.join()
 
     def _look(self) -> None:
         if not self._display:

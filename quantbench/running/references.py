@@ -7,6 +7,7 @@ from pathlib import Path
 
 from quantbench.core import cache
 from quantbench.core.checksums import of_run
+from quantbench.core.disks import means_full, which_full
 from quantbench.core.errors import QuantbenchError
 from quantbench.core.job import Checkpoint
 from quantbench.core.machine import versions
@@ -69,7 +70,8 @@ class References:
             with of_run(self._jobs.folder):
                 return cache.artifact("reference", identity(case), make)
         except (QuantbenchError, OSError) as error:
-            return f"the reference {wanted.variant.name} could not be made: {error}"
+            why = which_full(self._jobs.folder, error) if isinstance(error, OSError) and means_full(error) else error
+            return f"the reference {wanted.variant.name} could not be made: {why}"
 
 
 def identity(case: Case) -> dict[str, object]:

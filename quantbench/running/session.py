@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
+from quantbench.core.ending import like_ctrl_c
 from quantbench.core.errors import QuantbenchError, UsageError, unknown_name
 from quantbench.planning.options import RunOptions, plan, single
 from quantbench.running.engines import ENGINES
@@ -34,7 +35,8 @@ class Session:
         """
         if options.engine not in ENGINES:
             raise unknown_name("engine", options.engine, (engine.name for engine in ENGINES))
-        planned = plan(options)
+        with like_ctrl_c():
+            planned = plan(options)
         self.options = options
         self.untimed = untimed
         self._plan = replace(planned, effort=replace(planned.effort, untimed=untimed))
@@ -88,6 +90,7 @@ class Session:
         number_gpus_by_bus()
         self._swept = sweep(cache_root()).sentences
         with ExitStack() as stack:  # nothing stays open if one of these fails
+            stack.enter_context(like_ctrl_c())
             run = self._run(stack)
             earlier = self._earlier
             self._store = Store(self.results, run, earlier.numbers if earlier else None)

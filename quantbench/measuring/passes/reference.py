@@ -10,6 +10,7 @@ from quantbench.core.errors import ModelError
 from quantbench.core.job import Checkpoint, Task
 from quantbench.core.scenario import Conditions
 from quantbench.core.trace import Answer, Reference
+from quantbench.core.units import format_bytes
 from quantbench.measuring.passes.similarity import (
     LOGPROBS_FILE,
     REFERENCE_FILE,
@@ -104,8 +105,9 @@ def _require_room(folder: Path, counts: list[int], vocabulary: int) -> None:
     available = int(shutil.disk_usage(folder).free * _FREE_SHARE)
     if needed > available:
         fitting = len(counts) * available // needed
+        fewer = f" (of a text, at most --chunks {fitting})" if fitting else ""
         raise ModelError(
-            f"the reference's log-probabilities take {needed / 1e9:.1f} GB ({sum(counts)} positions x vocabulary of "
-            f"{vocabulary} x {_FLOAT32_BYTES} bytes) and {available / 1e9:.1f} GB of disk may be used; "
-            f"score fewer prompts (of a text, at most --chunks {fitting}), or set QUANTBENCH_CACHE to a larger disk"
+            f"the reference's log-probabilities take {format_bytes(needed)} ({sum(counts)} positions x vocabulary of "
+            f"{vocabulary} x {_FLOAT32_BYTES} bytes) and only {format_bytes(available)} of the cache's disk may be used; "
+            f"score fewer prompts{fewer}, or set QUANTBENCH_CACHE to a folder on a larger disk"
         )

@@ -9,7 +9,7 @@ from threading import Event, Thread
 import psutil
 
 from quantbench.core.boards import Boards, open_boards
-from quantbench.core.supervised import below
+from quantbench.core.descendants import below
 from quantbench.core.trace import ServerMemory
 
 _SAMPLE_S = 0.1

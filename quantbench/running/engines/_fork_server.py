@@ -2,8 +2,9 @@
 
 Requests and answers are JSON lines on its pipes.
 
-In: ``{"folder": DIR, "fork": true}``. Out: a greeting, then per request ``{"pid": N}`` and ``{"returncode": N}``.
-When its standard input closes it kills a worker that is still running, and exits.
+In: ``{"folder": DIR, "fork": true}``. Out: a greeting, then per request ``{"pid": N}`` and ``{"returncode": N}``; or
+``{"refused": WHY}`` where no process can be started. A worker has ended when all that it started has. When its standard input
+closes the server kills a worker that is still running, and exits.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from quantbench.core.children import kill_group, python_module
+from quantbench.core.descendants import adopt_orphans, die_with_parent, end_below
 from quantbench.measuring.preload import forks_may_use_gpus, import_shared
 
 
@@ -30,13 +32,18 @@ def main() -> None:
     if preloaded:
         _import_own()
     _answer(answers, {"preloaded": preloaded, "forks_may_use_gpus": forks_may_use_gpus()})
+    adopt_orphans()  # so that what a worker leaves behind, also in a session of its own, ends with it
     wake_read, wake_write = os.pipe()
     os.set_blocking(wake_write, False)
     signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     while line := sys.stdin.readline():
         request = json.loads(line)
-        pid = _start(Path(request["folder"]), (answers.fileno(), wake_read, wake_write), fork=request["fork"])
+        try:
+            pid = _start(Path(request["folder"]), (answers.fileno(), wake_read, wake_write), fork=request["fork"])
+        except OSError as error:  # too many processes or open files
+            _answer(answers, {"refused": error.strerror})
+            continue
         _answer(answers, {"pid": pid})
         _answer(answers, {"returncode": _wait(pid, wake_read)})
     os._exit(0)  # a normal exit would take more than a second to tear down torch and transformers
@@ -69,12 +76,13 @@ def _start(folder: Path, own: tuple[int, ...], *, fork: bool) -> int:
     pid = os.fork()
     if pid == 0:
         os.setsid()
+        die_with_parent()  # also where the server is killed
         os.write(ready_write, b"1")
         for handle in (*own, ready_read, ready_write):
             os.close(handle)
         _become_worker(folder, fork=fork)
     os.close(ready_write)
-    os.read(ready_read, 1)  # the worker now leads its own process group, so a kill reaches everything it starts
+    os.read(ready_read, 1)  # the worker now leads its own process group
     os.close(ready_read)
     return pid
 
@@ -108,18 +116,29 @@ def _become_worker(folder: Path, *, fork: bool) -> NoReturn:
 
 
 def _wait(pid: int, wake: int) -> int:
-    """The worker's exit code, or minus the number of the signal that ended it; kills it when the parent goes away."""
+    """The worker's exit code, or minus the number of the signal that ended it; kills it when the parent goes away.
+
+    All that it has started has ended by then.
+    """
     while True:
         done, status = os.waitpid(pid, os.WNOHANG)
         if done:
+            _end_rest(pid)
             return os.waitstatus_to_exitcode(status)
         ready, _, _ = select.select([wake, sys.stdin], [], [])
         if wake in ready:
             os.read(wake, 4096)
         elif sys.stdin in ready:
-            kill_group(pid)
+            os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
+            _end_rest(pid)
             os._exit(0)
+
+
+def _end_rest(pid: int) -> None:
+    """End what a worker left behind, wherever the kernel gives no orphans to this process at least its group."""
+    end_below()
+    kill_group(pid)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from quantbench.core.allocator import one_allocator
+from quantbench.core.disks import full
 from quantbench.core.environment import environment
 from quantbench.core.job import Failure, Job
+from quantbench.core.record import Status
 from quantbench.running.engines import Engine, OpenEngine, reported_failure
 
 
@@ -28,7 +30,10 @@ class InlineRunner:
 
         failed = run_job(folder)
         _let_go()
-        return reported_failure(folder) if failed else None
+        if not failed:
+            return None
+        unsaid = full(folder) or "the job failed, and could not write why"
+        return reported_failure(folder) or Failure(status=Status.ERROR, reason=unsaid)
 
 
 def _let_go() -> None:

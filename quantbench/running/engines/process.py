@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from quantbench.core.allocator import one_allocator
-from quantbench.core.children import kill_group, oom_kills, python_module, signal_name
+from quantbench.core.children import oom_kills, python_module, signal_name
+from quantbench.core.disks import full
 from quantbench.core.errors import QuantbenchError
 from quantbench.core.job import Failure, Job
 from quantbench.core.record import Status
@@ -34,6 +35,11 @@ from quantbench.runtimes import RUNTIMES, says_out_of_memory
 
 _LAST_LINES = 60
 _SHOWN = 300
+_CLOSING_S = 20.0
+"""What a server may take to end: longer than a program that a worker has started may take to clean up."""
+
+_NOT_STARTED = "no process could be started ({}); raise the limits that ulimit -a shows"
+_GONE = "the fork server ended unexpectedly; run again, or use --engine inline to see why"
 _ENVIRONMENT = {
     "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # checking for CUDA must not initialize it before the fork
     "TOKENIZERS_PARALLELISM": "false",
@@ -50,10 +56,13 @@ class _Server:
         environment = {**os.environ, **_ENVIRONMENT, **bounded(os.environ), **one_allocator(os.environ)}
         self._forks = bool(libraries)
         self._device = device
-        self._process = subprocess.Popen(
-            python_module("quantbench.running.engines._fork_server", *libraries),
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, start_new_session=True,
-        )  # fmt: skip
+        try:
+            self._process = subprocess.Popen(
+                python_module("quantbench.running.engines._fork_server", *libraries),
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, start_new_session=True,
+            )  # fmt: skip
+        except OSError as error:
+            raise QuantbenchError(_NOT_STARTED.format(error.strerror)) from error
         self._hello: dict[str, Any] | None = None
         self._received = b""
 
@@ -70,18 +79,22 @@ class _Server:
         """
         killed_before = oom_kills()
         self._send({"folder": str(folder), "fork": self._may_fork()})
-        pid = int(self._receive(None)["pid"])
+        started = self._receive(None)
+        if "refused" in started:
+            raise QuantbenchError(_NOT_STARTED.format(started["refused"]))
+        pid = int(started["pid"])
         try:
             answer = self._receive(timeout_s)
         except TimeoutError:
-            kill_group(pid)
+            _kill(pid)
             self._receive(None)
             return Failure(
                 status=Status.TIMEOUT, reason=f"no result within {timeout_s:g} s; raise --timeout, or measure less"
             )
         except BaseException:
-            kill_group(pid)
-            self._receive(None)  # or the next job would get this one's answer
+            _kill(pid)
+            with contextlib.suppress(QuantbenchError):  # the server is gone too where a signal went to all processes
+                self._receive(None)  # or the next job would get this one's answer
             raise
         return ending(folder, int(answer["returncode"]), oom_kills() > killed_before)
 
@@ -90,9 +103,9 @@ class _Server:
         with contextlib.suppress(OSError, ValueError):
             _pipe(self._process.stdin).close()
         try:
-            self._process.wait(timeout=5)
+            self._process.wait(_CLOSING_S)
         except subprocess.TimeoutExpired:
-            kill_group(self._process.pid)
+            self._process.kill()
             self._process.wait()
         _pipe(self._process.stdout).close()
 
@@ -108,8 +121,11 @@ class _Server:
     def _send(self, message: dict[str, Any]) -> None:
         self._greeting()
         stream = _pipe(self._process.stdin)
-        stream.write(json.dumps(message).encode() + b"\n")
-        stream.flush()
+        try:
+            stream.write(json.dumps(message).encode() + b"\n")
+            stream.flush()
+        except BrokenPipeError as error:
+            raise QuantbenchError(_GONE) from error
 
     def _receive(self, timeout_s: float | None) -> dict[str, Any]:
         handle = _pipe(self._process.stdout).fileno()
@@ -118,7 +134,7 @@ class _Server:
                 raise TimeoutError
             chunk = os.read(handle, 1 << 16)
             if not chunk:
-                raise QuantbenchError("the fork server ended unexpectedly; run again, or use --engine inline to see why")
+                raise QuantbenchError(_GONE)
             self._received += chunk
         line, _, self._received = self._received.partition(b"\n")
         answer: dict[str, Any] = json.loads(line)
@@ -180,6 +196,12 @@ def open_process(device: str) -> Iterator[OpenEngine]:
 PROCESS = Engine("process", "each variant in a fresh process, forked from a server, with torch where needed", open_process)
 
 
+def _kill(pid: int) -> None:
+    """Kill a worker; its server ends what the worker has started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
 def _pipe(stream: IO[bytes] | None) -> IO[bytes]:
     assert stream is not None
     return stream
@@ -199,6 +221,8 @@ def ending(folder: Path, returncode: int, oom_killed: bool) -> Failure | None:
     said = _said_last(folder / "stderr.log")
     if memory := next(filter(says_out_of_memory, said), ""):
         return Failure(status=Status.OOM, reason=f"the worker {ended}: {memory[:_SHOWN]}; use a smaller model or precision")
+    if no_room := full(folder):
+        return Failure(status=Status.ERROR, reason=f"the worker {ended}: {no_room}")
     last_words = f"; its last line was: {said[-1][:_SHOWN]}" if said else ""
     return Failure(status=Status.CRASHED, reason=f"the worker {ended}{last_words}")
 
