@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Self
@@ -48,11 +47,15 @@ class Earlier:
     Use as a context manager: until it exits, no other process can resume the run.
     """
 
-    def __init__(self, root: str, run: Run, planned: int) -> None:
-        """``planned`` counts the scenarios of the run; UsageError when another process is measuring it."""
+    def __init__(self, root: str, run: Run, planned: int, *, held: bool = True) -> None:
+        """``planned`` counts the scenarios of the run; UsageError when another process is measuring it.
+
+        A machine of a fleet takes part in a run that its driver holds: it does not ask for it to be ``held``.
+        """
         self._files, self._root = filesystem(root)
         self._folder = f"date={run.started_at:%Y-%m-%d}"
-        self._held = hold(root, run)
+        self._held = hold(root, run) if held else None
+        self._rows: Mapping[Key, Kept] | None = None
         self.run = run
         self.planned = planned
 
@@ -65,10 +68,23 @@ class Earlier:
         if self._held:
             self._held.close()
 
-    @cached_property
+    @property
     def rows(self) -> Mapping[Key, Kept]:
-        """Its rows so far."""
-        return dict(self._kept())
+        """Its rows when they were first asked for; after ``look_for`` only those."""
+        if self._rows is None:
+            paths = _listed(self._files, f"{self._root}/scenarios/{self._folder}")
+            numbers = (_number(path.rpartition("/")[2], self.run.run_id) for path in paths)
+            self._rows = dict(self._kept(number for number in numbers if number is not None))
+        return self._rows
+
+    def look_for(self, numbers: Iterable[int]) -> None:
+        """Read which of the rows with these numbers there are by now, and forget the others."""
+        self._rows = dict(self._kept(numbers))
+
+    @property
+    def begun(self) -> bool:
+        """Whether the run's own row can be seen."""
+        return bool(_rows(self._files, f"{self._root}/runs/{self._folder}/{_ROW.format(self.run.run_id)}", ["run_id"]))
 
     @property
     def numbers(self) -> Mapping[Key, int]:
@@ -99,11 +115,9 @@ class Earlier:
                 if half or (table in ("samples", "outputs") and _number(name, self.run.run_id) not in (None, *whole)):
                     self._files.delete_file(path)
 
-    def _kept(self) -> Iterator[tuple[Key, Kept]]:
-        for path in _listed(self._files, f"{self._root}/scenarios/{self._folder}"):
-            number = _number(path.rpartition("/")[2], self.run.run_id)
-            if number is not None:
-                (row,) = self._read("scenarios", number, ["scenario_id", "repeat", "scenario_key", "status"])
+    def _kept(self, numbers: Iterable[int]) -> Iterator[tuple[Key, Kept]]:
+        for number in numbers:
+            for row in self._read("scenarios", number, ["scenario_id", "repeat", "scenario_key", "status"]):
                 kept = Kept(number=number, scenario_key=row["scenario_key"], status=Status(row["status"]))
                 yield (row["scenario_id"], row["repeat"]), kept
 
