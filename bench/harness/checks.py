@@ -17,6 +17,7 @@ import busy
 import decoding
 import dummies
 import fidelity
+import fleet
 import own_model
 import planned
 import verified
@@ -130,6 +131,7 @@ ALL: dict[str, Callable[[], Iterable[Result]]] = {
     "start-up": start_up,
     "collection": collection,
     "job-overhead": job_overhead,
+    "ray-overhead": fleet.ray_overhead,
     "torch-decode": fidelity.torch_decode,
     "decode-paths": decoding.decode_paths,
     "gguf-decode": fidelity.gguf_decode,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -21,8 +22,10 @@ from quantbench.planning.options import Plan
 from quantbench.results.store import Run, Store, load
 from quantbench.running.engines import ENGINES, Engine
 from quantbench.running.engines.inline import open_inline
+from quantbench.running.engines.slurm import parameters
 from quantbench.running.errand import Order
 from quantbench.running.fleet import FleetRunner
+from quantbench.running.placing import Need
 from quantbench.running.progress import Progress
 from quantbench.running.runner import Runner
 from quantbench.running.station import Station, carry_out
@@ -187,6 +190,25 @@ def test_a_run_that_is_resumed_gives_each_scenario_its_first_number(tmp_path: Pa
         numbers = [each for errand in fleet._fleet.sent for each in errand.numbers.values()]  # type: ignore[union-attr]
     assert numbers[0] == 1
     assert numbers[1] not in (0, 1)
+
+
+@pytest.mark.parametrize(("name", "library"), [("ray", "ray"), ("slurm", "submitit")])
+def test_an_engine_whose_library_is_not_installed_says_how_to_get_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, library: str
+) -> None:
+    monkeypatch.setitem(sys.modules, library, None)
+    asked, store = order(tmp_path, EXACT)
+    asked = replace(asked, plan=replace(asked.plan, engine=name))
+    with pytest.raises(UsageError, match=rf"^--engine {name} needs \w+, which is not installed; pip install .*\[{name}\]"):
+        FleetRunner(asked, store, {}, Progress()).__enter__()
+
+
+def test_what_slurm_is_asked_for() -> None:
+    effort = replace(PROFILES["quick"], timeout_s=90)
+    timed = parameters(Need(cpus=1, gpus=1, alone=True), effort)
+    shared = parameters(Need(cpus=4, gpus=0, alone=False), effort)
+    assert (timed["slurm_exclusive"], timed["gpus_per_node"], timed["timeout_min"]) == (True, 1, 6)
+    assert (shared["cpus_per_task"], shared["gpus_per_node"], "slurm_exclusive" in shared) == (4, 0, False)
 
 
 def test_one_gpu_of_this_machine_cannot_be_meant(tmp_path: Path) -> None:
