@@ -123,17 +123,20 @@ class RayFleet:
         except errors.RayTaskError as error:
             return sent.errand, Failure(status=Status.ERROR, reason=_first_line(error.cause or error), traceback=str(error))
         except errors.RayError as error:
-            if not isinstance(error, errors.WorkerCrashedError) or self._lost(sent.node):
-                if sent.tries + 1 < _TRIES:
-                    self._waiting.insert(0, replace(sent, tries=sent.tries + 1, node=""))
-                    return None
-                reason = f"its machine was lost {_TRIES} times; the last time: {_first_line(error)}"
-            else:
-                reason = f"the process that ran the job was ended: {_first_line(error)}"
-            return sent.errand, Failure(status=Status.CRASHED, reason=reason)
+            lost = self._lost(sent.node, error)
+            if lost and sent.tries + 1 < _TRIES:
+                self._waiting.insert(0, replace(sent, tries=sent.tries + 1, node=""))
+                return None
+            why = f"its machine was lost {_TRIES} times" if lost else "Ray could not carry the job out"
+            return sent.errand, Failure(status=Status.CRASHED, reason=f"{why}: {_first_line(error)}")
 
-    def _lost(self, name: str) -> bool:
-        return all(node.name != name for node in self._nodes())
+    def _lost(self, name: str, error: Exception) -> bool:
+        """Whether a task ended because its machine did."""
+        errors = self._ray.exceptions
+        sure = (errors.NodeDiedError, errors.LocalRayletDiedError, errors.ObjectLostError, errors.TaskUnschedulableError)
+        if isinstance(error, errors.WorkerCrashedError):
+            return all(node.name != name for node in self._nodes())
+        return isinstance(error, sure)
 
     def _given_up(self, timeout_s: float) -> Sequence[tuple[Errand, Report | Failure]]:
         """While nothing runs: nothing yet, then a failure of all that waits."""
@@ -178,7 +181,7 @@ def _join(ray: Any, address: str | None) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anybody
     try:
         ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+    except (ConnectionError, ImportError, RuntimeError, ValueError, OSError) as error:
         where = f"Ray at {address}" if address else "Ray"
         raise UsageError(
             f"{where} cannot be joined ({_first_line(error)}); start it with 'ray start --head', or have one started here with "
