@@ -103,7 +103,9 @@ class Session:
             progress = self._progress(chosen, verbosity)
             stack.callback(progress.close)
             self._progress_of_run = progress
-            self._runner = stack.enter_context(self._open(replace(self._plan, scenarios=chosen), self._store, progress))
+            runner = self._open(replace(self._plan, scenarios=chosen), self._store, progress)
+            stack.enter_context(runner)
+            self._runner = runner
             self.run_id = run.run_id
             self._stack = stack.pop_all()
 

@@ -10,7 +10,8 @@ from quantbench.running.placing import Need, Node, fits, need_of, placed
 
 TIMED, SHARED = Need(cpus=1, gpus=0, alone=True), Need(cpus=2, gpus=0, alone=False)
 ON_GPU = Need(cpus=1, gpus=1, alone=True)
-SMALL, LARGE, WITH_GPUS = Node(name="small", cpus=2, gpus=0), Node(name="large", cpus=4, gpus=0), Node(name="gpu", cpus=8, gpus=2)
+SMALL, LARGE = Node(name="small", cpus=2, gpus=0), Node(name="large", cpus=4, gpus=0)
+WITH_GPUS = Node(name="gpu", cpus=8, gpus=2)
 
 
 def where(waiting: list[Need], *nodes: Node, **running: list[Need]) -> list[tuple[int, str]]:
@@ -57,7 +58,9 @@ SIZES = st.lists(st.tuples(st.integers(1, 6), st.integers(0, 2)), min_size=1, ma
 
 
 @given(st.lists(NEEDS, max_size=12), SIZES)
-def test_every_machine_keeps_to_what_it_has_and_nothing_waits_that_could_run(waiting: list[Need], sizes: list[tuple[int, int]]) -> None:
+def test_no_machine_gives_more_than_it_has_and_nothing_waits_that_could_run(
+    waiting: list[Need], sizes: list[tuple[int, int]]
+) -> None:
     nodes = [Node(name=str(index), cpus=cpus, gpus=gpus) for index, (cpus, gpus) in enumerate(sizes)]
     starts = placed(waiting, nodes, {})
     there: dict[str, list[Need]] = {node.name: [] for node in nodes}
