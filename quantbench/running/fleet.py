@@ -118,6 +118,7 @@ class FleetRunner:
 
     def measure_again(self, group: Sequence[Scenario]) -> None:
         """Never asked for, as nothing is ``disturbed``."""
+        raise AssertionError(group)
 
     @property
     def _opened(self) -> OpenFleet:
@@ -131,8 +132,8 @@ class FleetRunner:
         conditions = group[0].conditions
         if ":" in conditions.device:
             raise UsageError(
-                f"--device {conditions.device} names one GPU of this machine, and engine {self._order.plan.engine!r} measures on "
-                "others; give cuda, and each job gets a GPU of its own"
+                f"--device {conditions.device} names one GPU of this machine, and engine {self._order.plan.engine!r} measures "
+                "on others; give cuda, and each job gets a GPU of its own"
             )
         return Errand(
             order=self._order.without_scenarios(),

@@ -63,10 +63,10 @@ class RayFleet:
         nodes = self._nodes()
         for errand in errands:
             if not any(fits(errand.need, node) for node in nodes):
-                need, most = errand.need, max(nodes, key=lambda each: (each.gpus, each.cpus), default=Node(name="", cpus=0, gpus=0))
+                need, largest = errand.need, max(((each.gpus, each.cpus) for each in nodes), default=(0, 0))
                 raise UsageError(
-                    f"no machine of the Ray cluster has {need.cpus} CPUs and {need.gpus} GPUs (of {len(nodes)}, the largest has "
-                    f"{most.cpus} and {most.gpus}); add one that has, or choose --device and --threads otherwise"
+                    f"no machine of the Ray cluster has {need.cpus} CPUs and {need.gpus} GPUs (of {len(nodes)}, the largest "
+                    f"has {largest[1]} and {largest[0]}); add one that has, or choose --device and --threads otherwise"
                 )
         self._waiting += [_Sent(errand=errand) for errand in errands]
         self._start()
@@ -208,4 +208,4 @@ def _first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
-RAY = Engine("ray", "each variant on a machine of a Ray cluster, one timed at a time on each (extra ray)", open_process, open_ray)
+RAY = Engine("ray", "each variant on a machine of a Ray cluster, which times one at a time (extra ray)", open_process, open_ray)

@@ -58,7 +58,8 @@ class SlurmFleet:
                         jobs = [self._executor.submit(carry_out, errand) for errand in array]
                 except (OSError, RuntimeError) as error:
                     said = last_words(str(error))  # of sbatch
-                    raise UsageError(f"Slurm does not take the jobs ({said}); set what it misses, as SBATCH_PARTITION") from None
+                    mend = "set what it misses, such as SBATCH_PARTITION"
+                    raise UsageError(f"Slurm does not take the jobs ({said}); {mend}") from None
                 self._running += zip(array, jobs, strict=True)
 
     def ended(self, timeout_s: float) -> Sequence[tuple[Errand, Report | Failure]]:
@@ -97,7 +98,8 @@ def _result(job: Any) -> Report | Failure:
     except FailedJobError as error:  # with the traceback of what the job raised
         return Failure(status=Status.ERROR, reason=last_words(str(error)), traceback=str(error))
     except UncompletedJobError:
-        return Failure(status=Status.CRASHED, reason=f"Slurm job {job.job_id} ended as {job.state}; its log is {job.paths.stderr}")
+        reason = f"Slurm job {job.job_id} ended as {job.state}; its log is {job.paths.stderr}"
+        return Failure(status=Status.CRASHED, reason=reason)
     return ended
 
 
