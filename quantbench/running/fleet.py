@@ -70,8 +70,8 @@ class FleetRunner:
 
     @property
     def notes(self) -> Sequence[str]:
-        """What machines have reported so far."""
-        return tuple(self._notes)
+        """What machines have reported so far, and what became of them."""
+        return (*self._notes, *(self._fleet.notes if self._fleet else ()))
 
     @property
     def records(self) -> Sequence[Record]:

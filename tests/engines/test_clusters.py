@@ -168,9 +168,7 @@ def test_rows_outlive_the_driver_and_a_resumed_run_goes_on_after_them(
     assert "had been measured before" in ended.stdout
 
 
-def test_the_job_of_a_lost_machine_goes_to_another(
-    place: Path, cluster: Any, by_process: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_job_of_a_lost_machine_goes_to_another(place: Path, cluster: Any, by_process: pd.DataFrame) -> None:
     command = arguments("ray", "lost", f"--quantbench-ray-address={cluster.address}")
     with subprocess.Popen(command, cwd=place, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as driver:
         wait_for_rows(place / "lost", driver)
@@ -179,17 +177,18 @@ def test_the_job_of_a_lost_machine_goes_to_another(
     cluster.machines.append(cluster.add_node(num_cpus=1))
 
     assert driver.returncode == pytest.ExitCode.TESTS_FAILED, said
+    assert "a machine of the Ray cluster was lost, and the job of stub-" in said
     found = rows(place / "lost")
     assert found.index.tolist() == by_process.index.tolist()
     assert found.status.tolist() == by_process.status.tolist(), found.reason.tolist()
 
 
-def test_jobs_that_time_nothing_run_beside_each_other(place: Path, cluster: Any) -> None:
+def test_without_timing_there_are_bytes_and_quality(place: Path, cluster: Any) -> None:
     ended = run(place, *arguments("ray", "untimed", f"--quantbench-ray-address={cluster.address}", "--quantbench-untimed"))
     assert "3 skipped" in ended.stdout, ended.stdout
     found = rows(place / "untimed")
     assert found.decode_tps.isna().all()
-    assert found.kld_mean.notna().sum() == 2
+    assert found.kld_mean.notna().sum() == found.weight_bytes.notna().sum() == 3
     assert "--untimed was asked for" in found.null_reasons["canary/stub-noisy/two"]
 
 

@@ -46,6 +46,8 @@ SAME = ("scenario_key", "status", "reason", "machine", "kld_mean", "top1_agreeme
 class Toy:
     """A machine that works while it is waited for; ``breaks`` at some errands."""
 
+    notes = ("the machine creaks",)
+
     def __init__(self, breaks: frozenset[Scenario]) -> None:
         self.sent: list[Errand] = []
         self._breaks = breaks
@@ -119,6 +121,7 @@ def test_its_rows_are_those_of_a_runner_here(tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(rows(tmp_path / "fleet"), rows(tmp_path / "here"))
     assert rows(tmp_path / "fleet").status.tolist() == ["error", "ok", "ok"]
     assert [record.scenario for record in fleet.records] == [EXACT, NOISY, ERROR]
+    assert fleet.notes == ("the machine creaks",)
     assert fleet.row(fleet.measure(NOISY))["kld_mean"] == rows(tmp_path / "fleet").kld_mean[NOISY.id] > 0
     assert [trace and len(trace.answers) for trace in map(fleet.trace, asked.plan.scenarios)] == [2, 2, None]
 

@@ -36,6 +36,10 @@ class OpenFleet(Protocol):
     def ended(self, timeout_s: float) -> Sequence[tuple[Errand, Report | Failure]]:
         """The errands that ended since the last call; waits for the first of them, but not longer than ``timeout_s``."""
 
+    @property
+    def notes(self) -> Sequence[str]:
+        """What the user is to be told of the machines, such as a loss."""
+
 
 @dataclass(frozen=True, slots=True)
 class Engine:

@@ -57,6 +57,7 @@ class RayFleet:
         self._waiting: list[_Sent] = []
         self._running: dict[Any, _Sent] = {}
         self._idle_since: float | None = None
+        self.notes: list[str] = []
 
     def send(self, errands: Sequence[Errand]) -> None:
         """See OpenFleet."""
@@ -125,6 +126,8 @@ class RayFleet:
         except errors.RayError as error:
             lost = self._lost(sent.node, error)
             if lost and sent.tries + 1 < _TRIES:
+                label = sent.errand.scenarios[0].variant.label
+                self.notes.append(f"a machine of the Ray cluster was lost, and the job of {label} sent to another")
                 self._waiting.insert(0, replace(sent, tries=sent.tries + 1, node=""))
                 return None
             why = f"its machine was lost {_TRIES} times" if lost else "Ray could not carry the job out"

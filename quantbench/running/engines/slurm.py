@@ -44,6 +44,7 @@ class SlurmFleet:
         """``executor`` is submitit's."""
         self._executor = executor
         self._running: list[tuple[Errand, Any]] = []
+        self.notes: tuple[str, ...] = ()
 
     def send(self, errands: Sequence[Errand]) -> None:
         """See OpenFleet; jobs of equal needs are one array."""
