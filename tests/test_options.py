@@ -187,6 +187,7 @@ def test_the_rest_reaches_the_plan(tmp_path: Path) -> None:
     found = _plan(engine="inline", keep_jobs=str(tmp_path), trust_remote_code=True)
     assert (found.engine, found.keep_jobs, found.trust_remote_code) == ("inline", tmp_path, True)
     assert (_plan().engine, _plan().keep_jobs, _plan().trust_remote_code) == ("process", None, False)
+    assert _plan(engine="ray", ray_address="auto").ray_address == "auto"
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from statistics import median
 import alarms
 import as_llama
 import busy
+import clusters
 import decoding
 import dummies
 import fidelity
@@ -134,6 +135,7 @@ ALL: dict[str, Callable[[], Iterable[Result]]] = {
     "start-up": start_up,
     "collection": collection,
     "job-overhead": job_overhead,
+    "ray-overhead": clusters.ray_overhead,
     "torch-decode": fidelity.torch_decode,
     "decode-paths": decoding.decode_paths,
     "gguf-decode": fidelity.gguf_decode,

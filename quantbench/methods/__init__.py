@@ -93,6 +93,7 @@ class Method:
     published: bool
     costly: str
     costly_on_cpu: str
+    runtime_env: Mapping[str, Any]
     opener: Opener
     preparer: Preparer | None = field(default=None, init=False)
     saver: Saver | None = field(default=None, init=False)
@@ -222,6 +223,7 @@ def method(
     published: bool = False,
     costly: str = "",
     costly_on_cpu: str = "",
+    runtime_env: Mapping[str, Any] | None = None,
 ) -> Callable[[Opener], Method]:
     """Register a context-manager function that yields a LoadedModel as a method.
 
@@ -231,8 +233,9 @@ def method(
     checkpoints it loads as they are, and if ``published`` all that it loads; an ``endpoint`` yields an Endpoint instead.
 
     A ``costly`` method (a verb for what takes long) is measured on the user's own model only if it is named; a method that is
-    ``costly_on_cpu`` (the reason) only if it is named or runs on a GPU. The first line of the function's docstring describes
-    the method to users.
+    ``costly_on_cpu`` (the reason) only if it is named or runs on a GPU. ``runtime_env`` is the environment that Ray gives its
+    jobs on a cluster, such as ``{"pip": ["vllm"]}``, where what it needs conflicts with the rest. The first line of the
+    function's docstring describes the method to users.
     """
 
     def register(opener: Opener) -> Method:
@@ -241,7 +244,7 @@ def method(
             name=name, about=about[0] if about else "", precisions=tuple(precisions), requires=tuple(requires),
             extra=extra or name, runtime=runtime, package=package or extra or name, anchor=anchor, kinds=tuple(kinds),
             reads=tuple(reads), endpoint=endpoint, published=published, costly=costly, costly_on_cpu=costly_on_cpu,
-            opener=opener,
+            runtime_env=runtime_env or {}, opener=opener,
         )  # fmt: skip
 
     return register

@@ -35,6 +35,7 @@ class Plan:
     ``keep_jobs``: leave job folders there for a rerun by hand. ``probed`` are the names of the variants of which it is tried
     what they can do besides answering.
     ``left_out`` is what was not planned because it is slow and was not named; ``hints`` say how else a model can be measured.
+    ``ray_address`` is the cluster that the engine ``ray`` joins; None leaves the choice to Ray.
     """
 
     scenarios: tuple[Scenario, ...]
@@ -45,6 +46,7 @@ class Plan:
     probed: frozenset[str] = frozenset()
     left_out: tuple[str, ...] = ()
     hints: tuple[str, ...] = ()
+    ray_address: str | None = None
 
 
 RESULTS = "results"
@@ -119,7 +121,12 @@ class RunOptions:
         "what method server measures: a URL, or what it starts: gguf, llama-server or vllm, with /PRECISION and :FLAGS"
     )
     concurrency: int | None = _option("int", "N", "the most requests sent to a server at once (4)")
-    engine: str = _option("text", "ENGINE", "process or inline", default="process")
+    engine: str = _option(
+        "text", "ENGINE", "process, inline, or on many machines ray or slurm", default="process"
+    )
+    ray_address: str | None = _option(
+        "text", "ADDRESS", "the Ray cluster that --engine ray joins: HOST:PORT, auto, or local to start one here"
+    )
     profile: str = _option(
         "text", "PROFILE", "how much effort: brief, quick (scores 32 tokens per prompt), default or thorough", default="default"
     )
@@ -137,6 +144,7 @@ class RunOptions:
     )
     probes: bool = _option("flag", "", "probe every variant, also of your own models: do LoRA training and saving work?")
     no_probes: bool = _option("flag", "", "do not probe whether LoRA training, saving and other devices work")
+    untimed: bool = _option("flag", "", "time nothing: only bytes and quality, so that the jobs of a fleet share its machines")
     no_energy: bool = _option("flag", "", "do not answer again to count energy, which takes up to a quarter of a job's time")
     trust_remote_code: bool = _option("flag", "", "let a checkpoint run its own Python code")
 
@@ -199,6 +207,8 @@ def plan(options: RunOptions) -> Plan:
         raise unknown_name("--fail-on", options.fail_on, FAIL_ON)
     if options.probes and options.no_probes:
         raise UsageError("--probes and --no-probes are opposites; drop one of them")
+    if options.ray_address and options.engine != "ray":
+        raise UsageError(f"--ray-address is of no use to engine {options.engine!r}; add --engine ray, or drop it")
     effort = _effort(options)
     matrix = _matrix(options, effort)
     unasked = not options.probes and any(name not in MODELS for name in matrix.models)
@@ -213,6 +223,7 @@ def plan(options: RunOptions) -> Plan:
         probed=frozenset() if options.no_probes or unasked else _probed(matrix, planned, everything=options.probes),
         left_out=(*left_out(matrix), *(["probes (--probes)"] if unasked and not options.no_probes else [])),
         hints=hints(matrix, references),
+        ray_address=options.ray_address,
     )
 
 

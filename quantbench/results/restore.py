@@ -28,7 +28,8 @@ _PARTS = ("weights", "weight_bytes_running", "peak", "columns", "load_points", "
 
 def restored(scenario: Scenario, row: Mapping[str, Any], samples: Rows, outputs: Rows) -> tuple[Record, Trace] | None:
     """The record of an ok row with its samples and answers, and its trace; None where these are gone or of another row."""
-    gone = not samples or (not outputs and row.get("chrf") is not None)
+    timed = any(row.get(column.name) is not None for column in all_columns() if column.timed)
+    gone = (timed and not samples) or (not outputs and row.get("chrf") is not None)
     older = any(each.get("tokens") is None for each in samples if each["phase"] == "e2e")  # such files lack the token count
     if gone or older or any(each["scenario_key"] != row["scenario_key"] for each in (*samples, *outputs)):
         return None

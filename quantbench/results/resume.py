@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
-from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Self
@@ -50,11 +49,15 @@ class Earlier:
     Use as a context manager: until it exits, no other process can resume the run.
     """
 
-    def __init__(self, root: str, run: Run, planned: int) -> None:
-        """``planned`` counts the scenarios of the run; UsageError when another process is measuring it."""
+    def __init__(self, root: str, run: Run, planned: int, *, held: bool = True) -> None:
+        """``planned`` counts the scenarios of the run; UsageError when another process is measuring it.
+
+        A machine of a fleet takes part in a run that its driver holds: it does not ask for it to be ``held``.
+        """
         self._files, self._root = filesystem(root)
         self._folder = f"date={run.started_at:%Y-%m-%d}"
-        self._held = hold(root, run)
+        self._held = hold(root, run) if held else None
+        self._rows: Mapping[Key, Kept] | None = None
         self.run = run
         self.planned = planned
 
@@ -67,10 +70,23 @@ class Earlier:
         if self._held:
             self._held.close()
 
-    @cached_property
+    @property
     def rows(self) -> Mapping[Key, Kept]:
-        """Its rows so far."""
-        return dict(self._kept())
+        """Its rows when they were first asked for; after ``look_for`` only those."""
+        if self._rows is None:
+            paths = files_below(self._files, f"{self._root}/scenarios/{self._folder}")
+            numbers = (_number(path.rpartition("/")[2], self.run.run_id) for path in paths)
+            self._rows = dict(self._kept(number for number in numbers if number is not None))
+        return self._rows
+
+    def look_for(self, numbers: Iterable[int]) -> None:
+        """Read which of the rows with these numbers there are by now, and forget the others."""
+        self._rows = dict(self._kept(numbers))
+
+    @property
+    def begun(self) -> bool:
+        """Whether the run's own row can be seen."""
+        return bool(_rows(self._files, f"{self._root}/runs/{self._folder}/{_ROW.format(self.run.run_id)}", ["run_id"]))
 
     @property
     def numbers(self) -> Mapping[Key, int]:
@@ -103,18 +119,20 @@ class Earlier:
                 if half or (table in ("samples", "outputs") and _number(name, self.run.run_id) not in (None, *whole)):
                     self._files.delete_file(path)
 
-    def _kept(self) -> Iterator[tuple[Key, Kept]]:
-        for path in files_below(self._files, f"{self._root}/scenarios/{self._folder}"):
-            number = _number(path.rpartition("/")[2], self.run.run_id)
-            if number is not None:
-                rows = self._read("scenarios", number, ["scenario_id", "repeat", "scenario_key", "status"])
-                if len(rows) != 1 or rows[0]["status"] not in list(Status):
-                    raise _changed(path)
-                kept = Kept(number=number, scenario_key=rows[0]["scenario_key"], status=Status(rows[0]["status"]))
-                yield (rows[0]["scenario_id"], rows[0]["repeat"]), kept
+    def _kept(self, numbers: Iterable[int]) -> Iterator[tuple[Key, Kept]]:
+        for number in numbers:
+            rows = self._read("scenarios", number, ["scenario_id", "repeat", "scenario_key", "status"])
+            if len(rows) > 1 or any(row["status"] not in list(Status) for row in rows):
+                raise _changed(self._path("scenarios", number))
+            for row in rows:
+                kept = Kept(number=number, scenario_key=row["scenario_key"], status=Status(row["status"]))
+                yield (row["scenario_id"], row["repeat"]), kept
 
     def _read(self, table: str, number: int, columns: list[str] | None = None) -> list[dict[str, Any]]:
-        return _rows(self._files, f"{self._root}/{table}/{self._folder}/{self.run.run_id}-{number:05d}.parquet", columns)
+        return _rows(self._files, self._path(table, number), columns)
+
+    def _path(self, table: str, number: int) -> str:
+        return f"{self._root}/{table}/{self._folder}/{self.run.run_id}-{number:05d}.parquet"
 
 
 def resume(root: str, name_or_last: str, run: Run) -> Earlier:

@@ -182,6 +182,8 @@ class Group:
     def speed_doubt(self, row: Row) -> str:
         """Why its speed says nothing about quantization beside the baseline's; empty where it may be compared."""
         base = self._named(self.baseline)
+        if machines := _unlike_machines(row, base):
+            return machines
         for each in (row, base):
             share = each.number("launch_share") if each else None
             if each and share is not None and share > MOST_LAUNCHING:
@@ -213,10 +215,21 @@ class Group:
 
 _OWN_PATH = "the runtime's own path"
 _REPLAYED = ("graph", "compiled")
+_BETWEEN = ", "
+"""Stands between the machines of a row that is the middle of repeats on several."""
 
 
 def _path(row: Row) -> str:
     return row.text("decode_path") or _OWN_PATH
+
+
+def _unlike_machines(row: Row, base: Row | None) -> str:
+    """What says that two rows are not of one machine, as in a fleet of several kinds; empty where they are."""
+    if any(_BETWEEN in each.text("machine") for each in (row, base) if each):
+        return f"{row.variant} was measured on several machines that are not alike"
+    if base is None or not base.text("machine") or row.text("machine") in ("", base.text("machine")):
+        return ""
+    return f"{row.variant} was measured on another machine than {base.variant}"
 
 
 def _alike(row: Row, base: Row, device: str) -> bool:
@@ -266,6 +279,7 @@ def _middle(repeats: Sequence[Row]) -> Row:
             middle[name] = (take(known) if len(set(known)) > 1 else known[0]) if len(known) == len(measured) else None
     others = [f"{row.text('status')}, {row.text('reason') or 'no reason kept'}" for row in repeats if not row.ok]
     middle["repeat"] = None
+    middle["machine"] = _BETWEEN.join(sorted({row.text("machine") for row in measured} - {""})) or None
     if disturbed := next((row for row in measured if row.flag("disturbed")), None):
         middle |= {name: disturbed.values.get(name) for name in ("disturbed", "disturbance")}
     counts = {REPEATS: len(measured), PLANNED: len(repeats), FAILED: "; ".join(dict.fromkeys(others))}

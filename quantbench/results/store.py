@@ -83,9 +83,18 @@ class Store:
             ) from error
 
     @property
+    def run(self) -> Run:
+        """The run being written."""
+        return self._run
+
+    @property
     def run_id(self) -> str:
         """The id of the run being written."""
         return self._run.run_id
+
+    def take_numbers(self, numbers: Mapping[tuple[str, int], int]) -> None:
+        """Let others say which numbers the files of these scenarios and repeats have."""
+        self._numbers.update(numbers)
 
     def append(self, record: Record, *, instrument_check: bool) -> None:
         """Flush one record's rows to the three tables. StoreError when the disk is full or the location is gone."""

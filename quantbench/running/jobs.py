@@ -38,8 +38,7 @@ class Jobs:
         self._count = 0
         self._opened: OpenEngine | None = None
         self._last = Path()
-        self.notes: Sequence[str] = ()
-        """What workers reported during the run, such as a cache entry that was made again; known at its end."""
+        self._said: Sequence[str] | None = None
 
     def __enter__(self) -> Self:
         """Nothing is started yet."""
@@ -48,8 +47,15 @@ class Jobs:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Stop the engine and remove the scratch folder."""
         if "folder" in vars(self):
-            self.notes = said(self.folder)
+            self._said = said(self.folder)
         self._stack.close()
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What workers have reported so far, such as a cache entry that was made again."""
+        if self._said is None and "folder" in vars(self):
+            return said(self.folder)
+        return self._said or ()
 
     @cached_property
     def folder(self) -> Path:

@@ -139,8 +139,8 @@ class Progress:
             ending = "".join(counts) if len(counts) < 2 else ", ".join(f"{count} {status}" for status, count in counts.items())
             self._display.done(self._moment(self._done, ending or "nothing stored", elapsed, 0.0))
 
-    def working(self, kind: JobKind, folder: Path) -> None:
-        """A process starts in ``folder``; one that measures writes its stage there."""
+    def working(self, kind: JobKind, folder: Path | None = None) -> None:
+        """A process starts in ``folder``; one that measures writes its stage there. None where it is out of sight."""
         self._note_once(kind)
         self._stage, self._folder = _STAGES[kind], folder if kind == "measure" else None
         self._measured = self._measured or kind == "measure"

@@ -69,7 +69,7 @@ class Runner:
 
     @property
     def notes(self) -> Sequence[str]:
-        """What workers reported during the run; known at its end."""
+        """What workers have reported so far."""
         return self._work.notes
 
     @property
@@ -102,7 +102,7 @@ class Runner:
 
     def row(self, record: Record) -> Mapping[str, Any]:
         """The record's row of ``scenarios``, as stored."""
-        return self._store.row(record, instrument_check=_checks_the_instrument(record.scenario))
+        return self._store.row(record, instrument_check=checks_the_instrument(record.scenario))
 
     def _settled(self, scenario: Scenario) -> bool:
         """Whether there is a record, or one that could not be stored."""
@@ -159,7 +159,7 @@ class Runner:
     def _store_row(self, record: Record) -> None:
         """Store a record; a failure is an error of its own test, not of its siblings."""
         try:
-            self._store.append(record, instrument_check=_checks_the_instrument(record.scenario))
+            self._store.append(record, instrument_check=checks_the_instrument(record.scenario))
         except StoreError as error:
             self._unstored[record.scenario] = error
         else:
@@ -222,5 +222,6 @@ class Runner:
         return not known
 
 
-def _checks_the_instrument(scenario: Scenario) -> bool:
+def checks_the_instrument(scenario: Scenario) -> bool:
+    """Whether the scenario's model serves only to check the instrument."""
     return scenario.model in MODELS and MODELS[scenario.model].instrument_check

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from quantbench.core.ending import like_ctrl_c
 from quantbench.core.errors import QuantbenchError, UsageError, unknown_name
-from quantbench.planning.options import RunOptions, plan, single
+from quantbench.planning.options import Plan, RunOptions, plan, single
 from quantbench.running.engines import ENGINES
 
 if TYPE_CHECKING:
@@ -21,8 +21,11 @@ if TYPE_CHECKING:
     from quantbench.core.scenario import Scenario
     from quantbench.results.resume import Earlier
     from quantbench.results.store import Run, Store
+    from quantbench.running.fleet import FleetRunner
     from quantbench.running.progress import Progress
     from quantbench.running.runner import Runner
+
+_UNTIMED = "nothing was timed: --untimed was asked for"
 
 
 class Session:
@@ -38,8 +41,9 @@ class Session:
         with like_ctrl_c():
             planned = plan(options)
         self.options = options
-        self.untimed = untimed
-        self._plan = replace(planned, effort=replace(planned.effort, untimed=untimed))
+        self.untimed = untimed or _UNTIMED * options.untimed
+        self._plan = replace(planned, effort=replace(planned.effort, untimed=self.untimed))
+        self._elsewhere = ENGINES[options.engine].fleet is not None
         self._profile: str = options.profile
         self._resume: str | None = options.resume
         self.baseline: str | None = options.compare
@@ -48,7 +52,7 @@ class Session:
         self._command = command
         self._root = root
         self._stack = ExitStack()
-        self._runner: Runner | None = None
+        self._runner: Runner | FleetRunner | None = None
         self._store: Store | None = None
         self._earlier: Earlier | None = None
         self._rows: set[tuple[str, int]] = set()
@@ -80,13 +84,12 @@ class Session:
         from quantbench.core.scratch import sweep
         from quantbench.results.resume import hold
         from quantbench.results.store import Store
-        from quantbench.running.runner import Runner
 
         self._began = time.monotonic()
         self.selected = chosen = tuple(self.planned[identifier] for identifier in selected)
-        _require_devices(chosen)
-        if busy := _busy_already():
-            self.announced.append(busy)
+        if not self._elsewhere:
+            _require_devices(chosen)
+            self.announced += _busy_already()
         number_gpus_by_bus()
         self._swept = sweep(cache_root()).sentences
         with ExitStack() as stack:  # nothing stays open if one of these fails
@@ -103,10 +106,27 @@ class Session:
             progress = self._progress(chosen, verbosity)
             stack.callback(progress.close)
             self._progress_of_run = progress
-            runner = Runner(replace(self._plan, scenarios=chosen), self._store, earlier, progress)
-            self._runner = stack.enter_context(runner)
+            runner = self._open(replace(self._plan, scenarios=chosen), self._store, progress)
+            stack.enter_context(runner)
+            self._runner = runner
             self.run_id = run.run_id
             self._stack = stack.pop_all()
+
+    def _open(self, plan: Plan, store: Store, progress: Progress) -> Runner | FleetRunner:
+        """What measures the plan, here or on the machines of a fleet."""
+        if not self._elsewhere:
+            from quantbench.running.runner import Runner
+
+            return Runner(plan, store, self._earlier, progress)
+        from pathlib import Path
+
+        from quantbench.running.errand import Order
+        from quantbench.running.fleet import FleetRunner
+
+        here = Path.cwd()
+        results = self.results if "://" in self.results else str(here / Path(self.results).expanduser())
+        order = Order(run=store.run, plan=plan, results=results, folder=here)
+        return FleetRunner(order, store, self._earlier.numbers if self._earlier else {}, progress)
 
     @property
     def _planned(self) -> int:
@@ -126,7 +146,8 @@ class Session:
                 f"{scenario.id} is measured in this run under other conditions ({_difference(other, scenario)}), and a run has "
                 "one row for each id; ask for the same conditions, or measure it in a run of its own"
             )
-        _require_devices((scenario,))
+        if not self._elsewhere:
+            _require_devices((scenario,))
         self.asked[scenario.id] = scenario
         self._rows.add((scenario.id, scenario.repeat))
         self.runner.add(scenario, probed=self.options.probes)
@@ -141,7 +162,7 @@ class Session:
         return self.runner.measure(scenario)
 
     @property
-    def runner(self) -> Runner:
+    def runner(self) -> Runner | FleetRunner:
         """The open runner."""
         assert self._runner is not None
         return self._runner
@@ -214,7 +235,7 @@ class Session:
         earlier = self._earlier
         rest = [scenario for scenario in chosen if earlier is None or not earlier.finished(scenario)]
         expected = {}
-        if rest and verbosity is not None:
+        if rest and verbosity is not None and not self._elsewhere:  # what other machines will take is not known here
             conditions = rest[0].conditions
             machine, origin = estimate.this_machine(conditions.device, conditions.threads)
             expected = estimate.expected(rest, self._plan.effort, machine)
@@ -254,9 +275,9 @@ def _require_devices(chosen: Sequence[Scenario]) -> None:
         require_device(scenario.conditions.device, torch=needs_torch)
 
 
-def _busy_already() -> str:
-    """A sentence where other processes keep this machine busy before anything is measured; empty where it is quiet."""
+def _busy_already() -> list[str]:
+    """A sentence where other processes keep this machine busy before anything is measured; none where it is quiet."""
     from quantbench.core.other_work import busy_now
 
     found = busy_now()
-    return f"quantbench: the machine is already busy: {found}; speeds measured meanwhile are marked" if found else ""
+    return [f"quantbench: the machine is already busy: {found}; speeds measured meanwhile are marked"] if found else []

@@ -36,7 +36,7 @@ def _offered(line: str) -> list[str]:
         ("quantbench run --method gguf,q", ["gguf,qat"]),
         ("quantbench run --model dummy:tiny", ["dummy:tinyllama-1.1b"]),
         ("quantbench run --prompts t", ["ten", "two"]),
-        ("quantbench run --engine ", ["inline", "process"]),
+        ("quantbench run --engine ", ["inline", "process", "ray", "slurm"]),
         ("quantbench run --fail-on w", ["worse"]),
         ("quantbench run --device ", []),
         ("quantbench plan llama-2", ["llama-2-13b", "llama-2-70b", "llama-2-7b"]),
