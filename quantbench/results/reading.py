@@ -190,7 +190,7 @@ def _content(files: fs.FileSystem, path: str, wanted: _Wanted) -> pa.Table | Exc
         return error
 
 
-def _rows(content: pq.ParquetFile, columns: Sequence[str] | None, runs: Collection[str] | None) -> pa.Table:
+def _rows(content: pq.ParquetFile, columns: list[str] | None, runs: Collection[str] | None) -> pa.Table:
     """The rows of a file, or only those of some runs, for which it is gone through piece by piece."""
     import pyarrow as pa
 
