@@ -194,7 +194,7 @@ def test_the_rest_reaches_the_plan(tmp_path: Path) -> None:
     ("given", "sentence"),
     [
         ({"profile": "quik"}, r"^unknown profile 'quik'; did you mean 'quick'\?$"),
-        ({"profile": "fast"}, r"^unknown profile 'fast'; known: default, quick, thorough$"),
+        ({"profile": "fast"}, r"^unknown profile 'fast'; known: brief, default, quick, thorough$"),
         ({"model": "kanary"}, r"^unknown model 'kanary'; did you mean 'canary'\?$"),
         ({"method": "ggfu"}, r"^unknown method 'ggfu'; did you mean 'gguf'\?$"),
         ({"precision": "q4_k"}, r"^unknown precision 'q4_k'; did you mean"),
