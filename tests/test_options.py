@@ -88,6 +88,7 @@ def test_what_is_no_number_is_refused_by_the_options_name(name: str, raw: str) -
         ("device", "cuda:1", "cuda:1"),
         ("threads", "3", 3),
         ("context", "512", 512),
+        ("answered_prompts", "3", 3),
         ("output_tokens", "8", 8),
         ("seed", "11", 11),
         ("calibration", "text.txt", "text.txt"),

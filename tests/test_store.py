@@ -430,6 +430,19 @@ def test_a_full_disk_is_one_sentence_and_earlier_rows_still_load(
         assert pd.read_parquet(f"{results}/scenarios")["status"].tolist() == ["crashed"]
 
 
+def test_an_interruption_leaves_no_half_written_file(filling: Filling, ok: Record, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pathlib import Path
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    opened, _, results = filling
+    monkeypatch.setattr(store, "_flush_to_disk", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        opened.append(ok, instrument_check=True)
+    assert [path for path in Path(results).rglob("*") if path.is_file()] == []
+
+
 def test_after_room_was_made_writing_goes_on(filling: Filling, ok: Record, crashed: Record) -> None:
     opened, full, results = filling
     full.left = 1

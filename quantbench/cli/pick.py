@@ -79,7 +79,7 @@ def _options(device: str | None, results: str, methods: Sequence[str], precision
     """Those of the first round; nothing is measured that a pick does not rest on."""
     from dataclasses import replace
 
-    from quantbench.cli.racing import FIRST
+    from quantbench.cli.racing import ANSWERED, FIRST
     from quantbench.planning.options import OPTIONS, RunOptions, convert
 
     given = {"method": methods, "precision": precisions}
@@ -87,7 +87,8 @@ def _options(device: str | None, results: str, methods: Sequence[str], precision
     prompts, profile = FIRST
     usual = RunOptions.read(lambda option: option.default)
     return replace(
-        usual, device=device, results=results, prompts=(prompts,), profile=profile, no_probes=True, no_energy=True, **lists
+        usual, device=device, results=results, prompts=(prompts,), profile=profile, answered_prompts=ANSWERED, no_probes=True,
+        no_energy=True, **lists,
     )
 
 

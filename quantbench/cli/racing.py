@@ -19,6 +19,9 @@ if TYPE_CHECKING:  # this module is imported for every command's help: what only
     from quantbench.planning.lineup import Contender, Lineup
     from quantbench.running.session import Session
 
+ANSWERED = 5
+"""Prompts of each set that are timed; all are scored."""
+
 FIRST, LAST = ("ten", "brief"), ("mixed", "brief")
 """Prompt set and profile of the first and of the last round. Profile quick times too few rounds for an interval of the speed,
 without which nobody is out by speed."""

@@ -111,6 +111,7 @@ class RunOptions:
     )
     decode_path: str | None = _option("text", "PATH", "how transformers decodes: eager, static, graph or compiled")
     chunks: int | None = _option("int", "N", "score at most N chunks of a text (all)")
+    answered_prompts: int | None = _option("int", "N", "time and answer only the first N prompts of a set (10; 0: all)")
     output_tokens: int | None = _option("int", "TOKENS", "length of the timed answers (32, on a GPU 128)")
     seed: int | None = _option("int", "N", "seed for all sampling (0)")
     calibration: str | None = _option(

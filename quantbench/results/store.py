@@ -163,9 +163,11 @@ class Store:
                 pq.write_table(rows, stream, write_page_checksum=True, **how)
             _flush_to_disk(self._files, partial)
             self._files.move(partial, f"{folder}/{name}")
-        except (OSError, pa.ArrowException) as error:
+        except BaseException as error:
             with contextlib.suppress(OSError):
                 self._files.delete_file(partial)
+            if not isinstance(error, (OSError, pa.ArrowException)):  # such as Ctrl-C
+                raise
             raise StoreError(
                 f"results of this scenario could not be written to {folder!r} ({_plain(error)}); make room or choose another "
                 "location with --results; rows written before are safe"

@@ -15,12 +15,14 @@ from quantbench.core.trace import Trace
 from quantbench.planning.case import Cases
 from quantbench.results.resume import Key
 from quantbench.results.store import Store
+from quantbench.running import estimate
 from quantbench.running.engines import ENGINES, OpenFleet
 from quantbench.running.errand import Errand, Order, Report
 from quantbench.running.placing import need_of
 from quantbench.running.progress import Progress
 from quantbench.running.recorder import failed
 from quantbench.running.runner import checks_the_instrument
+from quantbench.running.submission import submission_order
 
 _LOOK_S = 1.0
 
@@ -60,7 +62,7 @@ class FleetRunner:
             self._fleet = stack.enter_context(fleet(self._order))
             probed = self._order.plan.probed
             errands = [self._errand(group, probed=group[0].variant.name in probed) for group in self._jobs.values()]
-            self._fleet.send(errands)
+            self._fleet.send(self._in_order(errands))
             self._stack = stack.pop_all()
         return self
 
@@ -119,6 +121,18 @@ class FleetRunner:
     def measure_again(self, group: Sequence[Scenario]) -> None:
         """Never asked for, as nothing is ``disturbed``."""
         raise AssertionError(group)
+
+    def _in_order(self, errands: Sequence[Errand]) -> Sequence[Errand]:
+        """Errands as they are best sent. How long they take here tells which take longest there."""
+        plan = self._order.plan
+        if not errands:
+            return errands
+        conditions = plan.scenarios[0].conditions
+        machine, _ = estimate.this_machine(conditions.device, conditions.threads)
+        known = estimate.expected(plan.scenarios, plan.effort, machine)
+        jobs = [(errand.need, known.get(errand.scenarios[0].job)) for errand in errands]
+        order = submission_order([(need, told.measure_s if told else None) for need, told in jobs])
+        return [errands[index] for index in order]
 
     @property
     def _opened(self) -> OpenFleet:

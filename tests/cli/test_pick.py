@@ -65,7 +65,6 @@ def test_a_folder_of_files_ends_with_one_line_the_rows_and_the_command(pick: Cal
     assert max(len(line) for line in done.output.splitlines() if str(files) not in line) <= 100
     measured = sorted(zip(rows["prompts"], rows["artifact"], rows["status"], strict=True))
     assert measured == [("ten", "Q8_0", "ok"), ("two", "Q2_K", "ok"), ("two", "Q8_0", "ok")]
-    assert set(rows["profile"]) == {"brief"}
     reasons = [json.loads(each) for each in rows["null_reasons"]]
     for name in ("memory_bandwidth_bps", "artifact_audit"):
         assert all("profile brief" in each[name] for each in reasons)

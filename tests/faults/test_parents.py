@@ -32,7 +32,7 @@ INTERRUPTED = {"quantbench": 130, "pytest": int(pytest.ExitCode.INTERRUPTED)}
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """A signal, to the run's first process or to all of them, ``delay_s`` after so many rows are stored, one just now."""
+    """A signal, to the run's first process or to all of them, ``delay_s`` after so many rows are stored, the last just now."""
 
     number: signal.Signals
     everyone: bool
