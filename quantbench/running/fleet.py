@@ -114,7 +114,7 @@ class FleetRunner:
         """None: each machine has measured again what was disturbed there."""
         return ()
 
-    def took_s(self, group: Sequence[Scenario]) -> float:  # noqa: ARG002 - as Runner has it
+    def took_s(self, group: Sequence[Scenario]) -> float:  # noqa: ARG002 - a Measurer's
         """Unknown here, and of no use, as nothing is measured again."""
         return 0.0
 

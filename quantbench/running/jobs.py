@@ -55,7 +55,7 @@ class Jobs:
         """What workers have reported so far, such as a cache entry that was made again."""
         if self._said is None and "folder" in vars(self):
             return said(self.folder)
-        return self._said or ()
+        return self._said or []
 
     @cached_property
     def folder(self) -> Path:

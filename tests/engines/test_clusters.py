@@ -66,7 +66,8 @@ def place(
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {
             "PYTHONPATH": str(stub_path), "QUANTBENCH_CACHE": str(stub_cache(folder)), "STUB_UNWATCHED": "1",
-            "PYTEST_ADDOPTS": "", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+            "PYTEST_ADDOPTS": "", "AWS_ACCESS_KEY_ID": "testing",
+            "AWS_SECRET_ACCESS_KEY": "testing", "AWS_EC2_METADATA_DISABLED": "true",
         }.items():  # fmt: skip
             patch.setenv(name, value)
         yield folder
@@ -197,16 +198,12 @@ def bucket(place: Path) -> Iterator[str]:
     """The URI of a folder in an S3 that is only this test's."""
     server = pytest.importorskip("moto.server", reason="needs moto's server: tox -e fleet")
     boto3 = pytest.importorskip("boto3", reason="comes with moto")
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-            patch.setenv(name, "testing")
-        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        served = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-        served.start()
-        host, port = served.get_host_and_port()
-        boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1").create_bucket(Bucket="bench")
-        yield f"s3://bench/results?region=us-east-1&scheme=http&endpoint_override={quote(f'{host}:{port}')}"
-        served.stop()
+    served = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    served.start()
+    host, port = served.get_host_and_port()
+    boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1").create_bucket(Bucket="bench")
+    yield f"s3://bench/results?region=us-east-1&scheme=http&endpoint_override={quote(f'{host}:{port}')}"
+    served.stop()
 
 
 @pytest.mark.parametrize("engine", ["inline", "ray"])
