@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from quantbench.advice.decision import Limits
 from quantbench.advice.pareto import PROCESS_SPREAD, Candidate
@@ -33,7 +34,11 @@ KLD_SCALE = 1.5
 
 
 def out(candidates: Sequence[Candidate], limits: Limits) -> Mapping[str, str]:
-    """Names of those that cannot be picked, each with the reason in words; ``candidates`` are all that are in the race."""
+    """Names of those that cannot be picked, each with the reason in words; ``candidates`` are all that are in the race.
+
+    Speeds of the longer round come from other processes, so that their intervals are taken to be wider here.
+    """
+    candidates = [_of_any_process(each) for each in candidates]
     found = {each.name: why for each in candidates if (why := too_much(each, limits) or _too_slow(each, limits))}
     racing = [each for each in candidates if each.name not in found]
     sure = [each for each in racing if _surely_within(each, limits)]
@@ -45,6 +50,15 @@ def out(candidates: Sequence[Candidate], limits: Limits) -> Mapping[str, str]:
         elif faster and not any(_may_dominate(each, other) for other in racing if other is not each):
             found[each.name] = f"surely slower than {faster.name}"
     return {**found, **_too_large([each for each in racing if each.name not in found], limits)}
+
+
+def _of_any_process(measured: Candidate) -> Candidate:
+    """The figures that another process may find: its speed may differ by ``PROCESS_SPREAD`` more."""
+    speeds = measured.tps_interval
+    if speeds is None:
+        return measured
+    low, high = speeds
+    return replace(measured, tps_low=low / (1 + PROCESS_SPREAD), tps_high=high * (1 + PROCESS_SPREAD))
 
 
 def _too_large(racing: Sequence[Candidate], limits: Limits) -> Mapping[str, str]:
