@@ -73,7 +73,7 @@ class Store:
         try:
             self._files, self._root = filesystem(root)
             self._files.create_dir(self._root, recursive=True)
-            probe = f"{self._root}/.{run.run_id}"
+            probe = f"{self._root}/.{run.run_id}-{uuid4().hex[:8]}"  # machines of a fleet may open the store at once
             with self._files.open_output_stream(probe) as stream:
                 stream.write(b"")
             self._files.delete_file(probe)

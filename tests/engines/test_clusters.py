@@ -214,6 +214,7 @@ def test_rows_go_to_s3_and_a_run_in_it_is_resumed(
     more = [f"--quantbench-ray-address={request.getfixturevalue('cluster').address}"] if engine == "ray" else []
     ended = run(place, *arguments(engine, results, *more))
     assert ended.returncode == pytest.ExitCode.TESTS_FAILED, ended.stdout + ended.stderr
+    assert rows(results).status.value_counts().to_dict() == {"ok": 3, "error": 2}, rows(results).reason.tolist()
     again = run(place, *arguments(engine, results, *more, "--quantbench-resume=last"))
     assert "resumed: 3 of the 5 scenarios" in " ".join(again.stdout.split()), again.stdout
     found = rows(results)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -174,6 +175,15 @@ def test_a_machine_that_does_not_see_the_results_says_so(tmp_path: Path, toy: di
     assert "is not the same on every machine" in failure.reason
     assert "s3://" in failure.reason
     assert not (tmp_path / "there").exists()
+
+
+def test_machines_may_open_the_store_of_a_run_at_once(tmp_path: Path) -> None:
+    """Each tries whether it can write there, and must not trip over another's trial."""
+    asked, _ = order(tmp_path, EXACT)
+    with ThreadPoolExecutor(8) as pool:
+        stores = list(pool.map(lambda _: Store(asked.results, asked.run, {}), range(200)))
+    assert {store.run_id for store in stores} == {asked.run.run_id}
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
 
 
 def test_a_run_that_is_resumed_gives_each_scenario_its_first_number(tmp_path: Path, toy: dict[str, Any]) -> None:
