@@ -58,7 +58,7 @@ def _temporary() -> Path:
     try:
         return Path(tempfile.gettempdir())
     except OSError:
-        return Path(os.environ.get("TMPDIR") or "/tmp")  # noqa: S108 - nothing is written there
+        return Path(os.environ.get("TMPDIR") or "/tmp")  # noqa: S108  # nosec B108 - nothing is written there
 
 
 def _places(job: Path) -> tuple[Path, Path]:
