@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from quantbench.models.checkpoint import count_parameters, resolve
 from quantbench.models.config import read_architecture
 from quantbench.planning import planner
 from quantbench.planning.options import Plan
+from quantbench.planning.published import artifact_variant
 from quantbench.planning.settled import settled
 from quantbench.results.store import Run, Store
 from quantbench.running.runner import Runner
@@ -374,6 +376,49 @@ def test_a_row_has_bytes_and_answers_and_no_times(canary: Callable[[str], Path],
     assert row["weight_bytes_running"] > 2 * CANARY_PARAMETERS > row["weight_bytes"]
     assert row[["decode_tps", "prefill_tps", "ttft_s", "load_s", "decode_path"]].isna().all()
     assert "no kernel for w4a16-g128 on the CPU" in str(record.values["decode_tps"])
+
+
+def test_as_an_artifact_it_is_as_far_off_as_its_weights_in_a_plain_checkpoint(
+    canary: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Formats of weights alone, beside the row of torch with the same weights, of the original canary."""
+    scenarios = {}
+    for name in ("w4a16-g32", "w8a16-g128", "nvfp4a16", "mxfp4a16"):
+        plain = _plain(name, canary(name), tmp_path / name)
+        for kind, place in (("packed", canary(name)), ("plain", plain)):
+            variant = artifact_variant(f"{kind}-{name}={place}")
+            conditions = Conditions(output_tokens=4, answer_tokens=4, continuation_tokens=16, threads=1)
+            scenarios[kind, name] = Scenario(model="canary", variant=variant, prompts="two", conditions=conditions)
+    run = Run(machine=describe(), versions={}, command="", commit="", profile="quick", engine="inline")
+    untimed = replace(PROFILES["quick"], untimed="other tests run beside this one")
+    asked = Plan(scenarios=tuple(scenarios.values()), effort=untimed, engine="inline")
+    with Runner(asked, Store(str(tmp_path / "results"), run)) as runner:
+        found = {key: runner.measure(scenario) for key, scenario in scenarios.items()}
+    assert {record.status for record in found.values()} == {"ok"}, [each.reason for each in found.values()]
+    rows = load(str(tmp_path / "results")).set_index("scenario_id")
+    for (kind, name), scenario in scenarios.items():
+        row, other = rows.loc[scenario.id], rows.loc[scenarios["plain", name].id]
+        assert (row["method"], row["precision"]) == ((METHOD.name, name) if kind == "packed" else ("torch", "bf16"))
+        assert 0 < row["kld_mean"] == pytest.approx(other["kld_mean"], abs=1e-6), name
+
+
+def _plain(name: str, folder: Path, out: Path) -> Path:
+    """The decompressed weights as a checkpoint of bfloat16 that nothing quantized."""
+    from safetensors.torch import load_file, save_file
+
+    source = resolve("canary").path
+    out.mkdir()
+    for each in source.glob("*.json"):
+        shutil.copy(each, out)
+    config = json.loads((source / "config.json").read_text())
+    config.pop("torch_dtype", None)
+    (out / "config.json").write_text(json.dumps({**config, "dtype": "bfloat16"}))
+    with opened(name, folder) as model:
+        scored(model)  # the first forward decompresses
+        held = model.model.state_dict()  # type: ignore[attr-defined]
+        kept = {key: held[key].clone().contiguous() for key in load_file(source / "model.safetensors")}
+    save_file(kept, out / "model.safetensors", metadata={"format": "pt"})
+    return out
 
 
 @pytest.mark.parametrize(("name", "taken"), [("fp8", True), ("fp8-dynamic", True), ("fp8-block", False), ("w8a8", False)])
