@@ -26,7 +26,7 @@ from ratios import Result
 
 from quantbench.advice.decision import Limits, as_candidate
 from quantbench.advice.pareto import Candidate, choose
-from quantbench.advice.race import out
+from quantbench.advice.race import of_any_process, out
 from quantbench.results.rows import Group, Row
 from quantbench.results.store import load
 
@@ -81,7 +81,7 @@ def _same(first: Mapping[str, Candidate], last: Mapping[str, Candidate], seed: i
 
     rng = np.random.default_rng(seed)
     limits = Limits.asked(memory_bytes=None, max_kld=None, min_tps=None)
-    gone = out([_drawn(each, last[name].tps, rng) for name, each in first.items()], limits)
+    gone = out([of_any_process(_drawn(each, last[name].tps, rng)) for name, each in first.items()], limits)
     ended = [_drawn(each, each.tps, rng) for each in last.values()]
     return _picked(ended, limits) == _picked([each for each in ended if each.name not in gone], limits)
 

@@ -34,11 +34,7 @@ KLD_SCALE = 1.5
 
 
 def out(candidates: Sequence[Candidate], limits: Limits) -> Mapping[str, str]:
-    """Names of those that cannot be picked, each with the reason in words; ``candidates`` are all that are in the race.
-
-    Speeds of the longer round come from other processes, so that their intervals are taken to be wider here.
-    """
-    candidates = [_of_any_process(each) for each in candidates]
+    """Names of those that cannot be picked, each with the reason in words; ``candidates`` are all that are in the race."""
     found = {each.name: why for each in candidates if (why := too_much(each, limits) or _too_slow(each, limits))}
     racing = [each for each in candidates if each.name not in found]
     sure = [each for each in racing if _surely_within(each, limits)]
@@ -52,8 +48,8 @@ def out(candidates: Sequence[Candidate], limits: Limits) -> Mapping[str, str]:
     return {**found, **_too_large([each for each in racing if each.name not in found], limits)}
 
 
-def _of_any_process(measured: Candidate) -> Candidate:
-    """The figures that another process may find: its speed may differ by ``PROCESS_SPREAD`` more."""
+def of_any_process(measured: Candidate) -> Candidate:
+    """The figures that the process of a later round may find: its speed may differ by ``PROCESS_SPREAD`` more."""
     speeds = measured.tps_interval
     if speeds is None:
         return measured

@@ -88,7 +88,7 @@ class Race:
         found = [candidate for record in session.records if (candidate := _candidate(session, record))]
         known = {candidate.name for candidate in found}
         failed = {each.name: "not measured" for each in contenders if each.name not in known}
-        return {**failed, **race.out(found, self.limits)}
+        return {**failed, **race.out([race.of_any_process(each) for each in found], self.limits)}
 
     def _open(
         self, contenders: Sequence[Contender], prompts: str, profile: str, stack: ExitStack

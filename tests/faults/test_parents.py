@@ -89,7 +89,7 @@ def test_resumed_runs_have_the_rows_of_one_that_was_left_alone(
     injected = []
     for moment in moments:
         code = ended_at(moment, place, face)
-        if code is None:
+        if code is None or (code == 0 and stored(place) == len(MEASURED)):  # the signal came when all was done
             continue
         injected.append(moment)
         assert "Traceback" not in place.said

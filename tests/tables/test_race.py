@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from quantbench.advice.decision import Limits
 from quantbench.advice.pareto import Candidate, choose
-from quantbench.advice.race import KLD_SCALE, out, too_much
+from quantbench.advice.race import KLD_SCALE, of_any_process, out, too_much
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -77,6 +77,16 @@ def one(name: str, size: float, kld: tuple[float, float], tps: tuple[float, floa
 
 
 SMALL = one("small", 2, (0.02, 0.03), (100, 110))
+
+
+def test_the_process_of_a_later_round_may_be_faster_or_slower_by_what_processes_differ_by() -> None:
+    likely = of_any_process(one("likely", 1, (0.02, 0.03), (110, 121)))
+    assert (likely.tps_low, likely.tps_high) == pytest.approx((100, 133.1))
+    away = one("away", 3, (0.03, 0.033), (95, 96))
+    assert set(out([SMALL, away], LIMITS)) == {"away"}
+    assert out([of_any_process(each) for each in (SMALL, away)], LIMITS) == {}
+    unknown = replace(away, disturbed=True)
+    assert of_any_process(unknown) == unknown
 
 
 def test_what_surely_breaks_a_limit_is_out() -> None:
