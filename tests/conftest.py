@@ -273,7 +273,7 @@ class FakeNvml:
         board.looks += 1
         if board.total is None:
             raise FakeError("Not Supported")
-        return SimpleNamespace(total=board.total, used=_now(board.used))
+        return SimpleNamespace(total=board.total, used=(used := _now(board.used)), free=board.total - used)
 
     def _board(self, uuid: str) -> Board:
         return self.boards.get(uuid) or next(each.parts[uuid] for each in self.boards.values() if uuid in each.parts)

@@ -77,6 +77,7 @@ def test_every_axis_and_condition_is_read(matrix_file: Callable[[str], Path]) ->
         concurrency = 2
         chunks = 3
         decode_path = "static"
+        n_gpu_layers = "auto"
     """)
     conditions = Conditions(
         reference="torch/bf16",
@@ -93,6 +94,7 @@ def test_every_axis_and_condition_is_read(matrix_file: Callable[[str], Path]) ->
         concurrency=2,
         chunks=3,
         decode_path="static",
+        n_gpu_layers="auto",
     )
     assert read_matrix(path) == Matrix(
         models=("canary", "org/model"),

@@ -96,10 +96,12 @@ def test_what_is_no_number_is_refused_by_the_options_name(name: str, raw: str) -
         ("concurrency", "2", 2),
         ("chunks", "3", 3),
         ("decode_path", "static", "static"),
+        ("n_gpu_layers", "auto", "auto"),
     ],
 )
 def test_an_option_of_a_conditions_name_changes_that_condition_of_every_scenario(name: str, raw: str, expected: Any) -> None:
-    assert {getattr(scenario.conditions, name) for scenario in _plan(**{name: raw}).scenarios} == {expected}
+    needs = {"device": "cuda:0"} if name == "n_gpu_layers" else {}
+    assert {getattr(scenario.conditions, name) for scenario in _plan(**{name: raw}, **needs).scenarios} == {expected}
     assert expected != getattr(Conditions(), name)
 
 

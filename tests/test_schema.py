@@ -55,6 +55,7 @@ SCENARIO_COLUMNS = (
     "topk_logprob_error", "native_decode_tps", "native_prefill_tps", "weight_kinds", "footprint_note", "clusters",
     "few_clusters", "kld_mean_low", "kld_mean_high", "top1_agreement_low", "top1_agreement_high", "ppl_low", "ppl_high",
     "ppl_ratio_low", "ppl_ratio_high", "chrf_low", "chrf_high", "memory_bandwidth_bps", "bytes_per_token", "mbu",
+    "n_gpu_layers",
     "decode_path", "decode_difference", "decode_fallback", "compile_s", "device_step_s", "launch_share",
     "energy_per_token_j", "energy_window_s", "energy_source", "kld_min", "kld_p001", "kld_p01", "kld_p05", "kld_p10",
     "kld_p90", "kld_p95", "kld_p999", "kld_mean_se_iid", "delta_p_mean", "delta_p_mean_se", "delta_p_mean_se_iid",

@@ -14,14 +14,17 @@ _DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 _SERVED = ("gptq", "awq")
 """Methods whose checkpoints vLLM serves, as made here."""
 
-_ALL_LAYERS = " -ngl 99"
+_ALL_LAYERS = 99
 _PROMPT = 'print(answer("Once upon a time")[0]["generated_text"])'
 
 
-def of_file(path: str, device: str) -> list[str]:
-    """Commands for a ready GGUF file, or the first part of one: llama-server, and Ollama, which reads files in one part."""
+def of_file(path: str, device: str, gpu_layers: int | None = None) -> list[str]:
+    """Commands for a ready GGUF file, or the first part of one: llama-server, and Ollama, which reads files in one part.
+
+    llama-server gets as many layers on the GPU as were measured; Ollama decides that by itself.
+    """
     file = Path(path)
-    offload = _ALL_LAYERS if device.startswith("cuda") else ""
+    offload = f" -ngl {gpu_layers or _ALL_LAYERS}" if device.startswith("cuda") else ""
     lines = [f"llama-server -m {shlex.quote(path)}{offload}"]
     if part_names(file.name) != [file.name]:
         return lines
@@ -31,7 +34,7 @@ def of_file(path: str, device: str) -> list[str]:
     return [*lines, modelfile, f"ollama create {name} -f Modelfile && ollama run {name}"]
 
 
-def of_variant(model: str, variant: Variant, device: str) -> list[str]:
+def of_variant(model: str, variant: Variant, device: str, gpu_layers: int | None = None) -> list[str]:
     """Commands for a variant of a model: what makes its files where it needs any, then what runs them.
 
     llama-server for GGUF, vLLM on a GPU where it reads what was made, else transformers in three lines of Python. Empty where
@@ -50,7 +53,7 @@ def of_variant(model: str, variant: Variant, device: str) -> list[str]:
     named = f"--method {variant.method} --precision {variant.precision}"
     make = f"quantbench quantize {shlex.quote(model)} {named} -o {shlex.quote(folder)}"
     if variant.method == "gguf":
-        return [make, *of_file(f"{folder}/model-{variant.precision}.gguf", device)]
+        return [make, *of_file(f"{folder}/model-{variant.precision}.gguf", device, gpu_layers)]
     return [make, *(_served(folder, device) if variant.method in _SERVED else _python(folder, device))]
 
 

@@ -19,7 +19,9 @@ if TYPE_CHECKING:  # as in cli.plan
     from collections.abc import Sequence
     from pathlib import Path
 
-    from quantbench.advice.decision import Choice, Limits
+    import pandas as pd
+
+    from quantbench.advice.decision import Limits
     from quantbench.planning.lineup import Contender, Lineup
     from quantbench.planning.options import RunOptions
 
@@ -43,6 +45,9 @@ def pick(
     max_kld: MaxKldOption = None,
     min_tps: MinTpsOption = None,
     device: Annotated[str | None, typer.Option("--device", metavar="DEVICE", help="cpu, cuda or cuda:N")] = None,
+    n_gpu_layers: Annotated[
+        str | None, typer.Option("--n-gpu-layers", metavar="N", help="layers of a GGUF model on the GPU: a number, auto (all)")
+    ] = None,
     method: MethodsOption = None,
     precision: PrecisionsOption = None,
     keep: Annotated[bool, typer.Option("--keep", help="keep what was downloaded and not picked")] = False,
@@ -60,7 +65,7 @@ def pick(
         memory_bytes=None if memory is None else parse_bytes(memory), max_kld=limit("--max-kld", max_kld),
         min_tps=limit("--min-tps", min_tps),
     )  # fmt: skip
-    found = lineup(model, original, _options(device, results, method or (), precision or ()))
+    found = lineup(model, original, _options(device, n_gpu_layers, results, method or (), precision or ()))
     contenders = found.within(limits.memory_bytes)
     _say_plan(model, found, contenders, limits)
     race = Race(found, limits, _say, keep)
@@ -72,10 +77,12 @@ def pick(
     race.forget(each for each in found.contenders if each.name not in still)
     if choice.pick is None:
         raise typer.Exit(INSUFFICIENT)
-    typer.echo("\n" + "\n".join(_commands(choice, found, device or "cpu")))
+    typer.echo("\n" + "\n".join(_commands(found, choice.pick.name, device or "cpu", _gpu_layers(rows, choice.pick.name))))
 
 
-def _options(device: str | None, results: str, methods: Sequence[str], precisions: Sequence[str]) -> RunOptions:
+def _options(
+    device: str | None, n_gpu_layers: str | None, results: str, methods: Sequence[str], precisions: Sequence[str]
+) -> RunOptions:
     """Those of the first round; nothing is measured that a pick does not rest on."""
     from dataclasses import replace
 
@@ -87,8 +94,8 @@ def _options(device: str | None, results: str, methods: Sequence[str], precision
     prompts, profile = FIRST
     usual = RunOptions.read(lambda option: option.default)
     return replace(
-        usual, device=device, results=results, prompts=(prompts,), profile=profile, answered_prompts=ANSWERED, no_probes=True,
-        no_energy=True, **lists,
+        usual, device=device, n_gpu_layers=n_gpu_layers, results=results, prompts=(prompts,), profile=profile,
+        answered_prompts=ANSWERED, no_probes=True, no_energy=True, **lists,
     )
 
 
@@ -123,19 +130,27 @@ def _fetching(found: Lineup, contenders: Sequence[Contender]) -> list[str]:
     return [f"up to {format_bytes(sum(sizes.values()))} to download", f"about {duration(seconds)} for a first round"]
 
 
-def _commands(choice: Choice, found: Lineup, device: str) -> list[str]:
-    """What runs the pick."""
+def _gpu_layers(rows: pd.DataFrame, name: str) -> int | None:
+    """How many layers of the pick were on the GPU where some were not."""
+    from quantbench.core.protocols import N_GPU_LAYERS
+    from quantbench.results.rows import rows_of
+
+    layers = next((row.number(N_GPU_LAYERS) for row in rows_of(rows) if row.variant == name), None)
+    return None if layers is None else int(layers)
+
+
+def _commands(found: Lineup, name: str, device: str, gpu_layers: int | None) -> list[str]:
+    """What runs the pick, the contender of that name."""
     from quantbench.advice.launch import of_file, of_variant
     from quantbench.core.scenario import Variant
     from quantbench.models.hub import download
 
-    assert choice.pick is not None
-    picked = next(each for each in found.contenders if each.name == choice.pick.name)
+    picked = next(each for each in found.contenders if each.name == name)
     if picked.place:
         path: Path | str = download(picked.place)[0] if picked.parts else picked.place
-        return of_file(str(path), device)
+        return of_file(str(path), device, gpu_layers)
     method, _, precision = picked.name.partition("/")
-    return of_variant(found.model, Variant(method=method, precision=precision), device)
+    return of_variant(found.model, Variant(method=method, precision=precision), device, gpu_layers)
 
 
 def _say(sentence: str) -> None:

@@ -53,6 +53,10 @@ class Boards:
         """Memory in use on all boards, by any process."""
         return sum(int(each.used) for each in self.ask(["nvmlDeviceGetMemoryInfo"]))
 
+    def free_bytes(self) -> list[int]:
+        """Memory of each board that no process uses."""
+        return [int(each.free) for each in self.ask(["nvmlDeviceGetMemoryInfo"])]
+
     def process_bytes(self, pids: Collection[int] = ()) -> int | None:
         """Memory on all boards that the driver attributes to these processes, by default this one; None if it lists none."""
         wanted = pids or (os.getpid(),)

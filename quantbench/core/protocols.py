@@ -27,6 +27,9 @@ How a low-precision kernel rounds depends on what else is in the pass (activatio
 for all methods and depends on nothing else: not on memory, vocabulary, threads or the batch of prompts.
 """
 
+N_GPU_LAYERS = "n_gpu_layers"
+"""The fact of how many layers are on a GPU; only a model of which a part may be on the host has it."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:

@@ -121,7 +121,8 @@ class Conditions:
     train; empty means text sampled from the model itself. ``server`` is what the method ``server`` queries: a URL, or a server
     that quantbench starts (see ``core.serving``); ``concurrency`` is the most requests that it gets at once. At most
     ``chunks`` chunks of a text are scored (0: all); a chunk is as long as ``context``, by default 512 tokens.
-    ``decode_path`` is one of DECODE_PATHS; empty means the usual one of the method on that device.
+    ``decode_path`` is one of DECODE_PATHS; empty means the usual one of the method on that device. ``n_gpu_layers`` of a model
+    that llama.cpp runs go to the GPU: a number, or AUTO for as many as fit; empty means all.
     """
 
     reference: str = "torch/fp32"
@@ -138,6 +139,7 @@ class Conditions:
     concurrency: int = 4
     chunks: int = 0
     decode_path: str = ""
+    n_gpu_layers: str = ""
 
     def __post_init__(self) -> None:
         """Raise UsageError for values that cannot be measured."""
@@ -150,6 +152,14 @@ class Conditions:
             raise unknown_name("decode path", self.decode_path, DECODE_PATHS)
         if self.decode_path == "graph" and self.device == "cpu":
             raise UsageError("decode path 'graph' is a CUDA graph, and the device is cpu; use static or compiled, or a GPU")
+        self._require_layers()
+
+    def _require_layers(self) -> None:
+        asked = self.n_gpu_layers
+        if asked not in ("", AUTO) and not 0 < (whole_number(asked) or 0) <= _MOST:
+            raise UsageError(f"n_gpu_layers is {quoted(asked)}; give a whole number from 1 on, or {AUTO!r} for all that fit")
+        if asked and self.device == "cpu":
+            raise UsageError(f"n_gpu_layers is {asked!r}, and the device is cpu; name a GPU, or leave it out")
 
     def _require_counts(self) -> None:
         for name in ("output_tokens", "answer_tokens", "continuation_tokens"):
@@ -172,7 +182,10 @@ _MOST, _MOST_SEED = 10**12, 2**63 - 1
 DECODE_PATHS = ("eager", "static", "graph", "compiled")
 """The ways to decode that can be asked of methods that run on transformers; others have one way of their own."""
 
-METHODS_OWN = ("calibration", "server", "concurrency")
+AUTO = "auto"
+"""As many layers on the GPU as fit."""
+
+METHODS_OWN = ("calibration", "server", "concurrency", "n_gpu_layers")
 """Conditions that only some methods use; those methods put them into the key themselves."""
 
 

@@ -56,9 +56,11 @@ def choose(spec: Spec, settings: Settings, original: Checkpoint | None = None) -
     method, _, precision = baseline(usual, spec.conditions.device).partition("/")
     variant = Variant(method=method, precision=precision)
     source = original or settings.checkpoint
+    conditions = replace(spec.conditions, n_gpu_layers="")  # the same work beside every variant
     own = Anchor(
-        name=variant.name, spec=replace(spec, model=source.name, variant=variant), settings=replace(settings, checkpoint=source)
-    )
+        name=variant.name, spec=replace(spec, model=source.name, variant=variant, conditions=conditions),
+        settings=replace(settings, checkpoint=source),
+    )  # fmt: skip
     is_variant = variant == replace(spec.variant, control=False)
     if settings.checkpoint.kind == "module":  # the canary reads tokens: it cannot stand in
         return own if _prepared(own) else None
@@ -107,7 +109,7 @@ def _free_on_gpus(device: str) -> int:
     if isinstance(boards, str):
         return 0
     try:
-        return sum(int(each.free) for each in boards.ask(["nvmlDeviceGetMemoryInfo"]))
+        return sum(boards.free_bytes())
     except OSError:
         return 0
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from quantbench.core.errors import QuantbenchError, UnsupportedError
 from quantbench.core.job import Checkpoint
+from quantbench.core.protocols import N_GPU_LAYERS
 from quantbench.core.scenario import Precision, Spec
 from quantbench.methods import Artifact, LoadedModel, Settings, method
 from quantbench.models import is_dummy
@@ -73,15 +74,18 @@ def uses_matrix(precision: str) -> bool:
 def open_gguf(spec: Spec, settings: Settings) -> Iterator[LoadedModel]:
     """Quantized beforehand to a GGUF file, run by llama.cpp"""
     from quantbench.runtimes.llama_cpp.model import open_gguf_file
+    from quantbench.runtimes.llama_cpp.offload import gpu_layers
     from quantbench.runtimes.llama_cpp.probe import extra_buffers_work
 
+    path = prepare_gguf(spec, settings).path
     with open_gguf_file(
-        prepare_gguf(spec, settings).path,
+        path,
         threads=settings.threads,
         context=settings.context,
         batch=settings.batch,
         device=spec.conditions.device,
         extra_buffers=extra_buffers_work(),
+        gpu_layers=gpu_layers(path, spec.conditions, context=settings.context, batch=settings.batch),
     ) as model:
         yield model
 
@@ -92,10 +96,11 @@ _FILES = tuple((each.name, each.name.removesuffix(IMATRIX), uses_matrix(each.nam
 
 @open_gguf.asks
 def gguf_recipe(spec: Spec) -> Mapping[str, str]:
-    """The calibration, if an importance matrix is computed on it; a dummy never has one."""
+    """How many layers go to a GPU, if it was asked, and the calibration of an importance matrix; a dummy never has one."""
+    layers = {N_GPU_LAYERS: spec.conditions.n_gpu_layers} if spec.conditions.n_gpu_layers else {}
     if not uses_matrix(spec.variant.precision) or is_dummy(spec.model):
-        return {}
-    return {"calibration": calibration_identity(spec.conditions)}
+        return layers
+    return {**layers, "calibration": calibration_identity(spec.conditions)}
 
 
 @open_gguf.prepares

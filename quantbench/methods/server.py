@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from quantbench.core.errors import UnsupportedError, UsageError
-from quantbench.core.protocols import Artifact
+from quantbench.core.protocols import N_GPU_LAYERS, Artifact
 from quantbench.core.scenario import Precision, ServerAddress, Spec, Variant, parse_server
 from quantbench.core.serving import LLAMA_SERVER, VLLM, StartedServer, parse_started
 from quantbench.core.waiting import described
@@ -81,7 +81,10 @@ def recipe(spec: Spec) -> Mapping[str, str]:
     started = parse_started(server)
     is_file = started and started.kind != VLLM and started.precision
     made = METHODS["gguf"].recipe(_as_gguf(spec, started.precision)) if started and is_file else {}
-    return {**made, "server": server, "concurrency": str(spec.conditions.concurrency)}
+    layers = spec.conditions.n_gpu_layers if started and started.kind != VLLM else ""
+    return {
+        **made, "server": server, "concurrency": str(spec.conditions.concurrency), **({N_GPU_LAYERS: layers} if layers else {})
+    }  # fmt: skip
 
 
 def bearer_key(address: ServerAddress) -> str:
@@ -119,20 +122,23 @@ def _llama_cpp(server: StartedServer, spec: Spec, settings: Settings) -> Started
     """llama.cpp on the model's GGUF file, behind llama-cpp-python's server or its own."""
     from quantbench.runtimes.llama_cpp import llama_server
     from quantbench.runtimes.llama_cpp import server as python_server
+    from quantbench.runtimes.llama_cpp.offload import gpu_layers
     from quantbench.runtimes.llama_cpp.probe import extra_buffers_work
 
     variant, artifact = _file(server, spec, settings)
     conditions = spec.conditions
+    slots = conditions.concurrency if server.kind == LLAMA_SERVER else 1
+    layers = gpu_layers(artifact.path, conditions, context=settings.context, batch=slots)
     if server.kind == LLAMA_SERVER:
         starting = llama_server.serve(
-            artifact.path, settings, device=conditions.device, concurrency=conditions.concurrency, flags=server.flags
+            artifact.path, settings, device=conditions.device, concurrency=slots, flags=server.flags, gpu_layers=layers
         )
     else:
         starting = python_server.serve(
             artifact.path, threads=settings.threads, context=settings.context, device=conditions.device,
-            extra_buffers=extra_buffers_work(),
+            extra_buffers=extra_buffers_work(), gpu_layers=layers,
         )  # fmt: skip
-    return starting, {"served_model": variant}, artifact
+    return starting, {"served_model": variant, **({} if layers is None else {N_GPU_LAYERS: str(layers)})}, artifact
 
 
 def _file(server: StartedServer, spec: Spec, settings: Settings) -> tuple[str, Artifact]:

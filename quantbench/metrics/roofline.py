@@ -11,6 +11,7 @@ from quantbench.metrics import metric
 from quantbench.metrics.latency import decode_tps, seconds_per_token
 
 _NO_MODEL = "no model decodes in this process"
+_TWO_MEMORIES = "its weights are on a GPU and on the host, whose memories are not equally fast"
 _UNKNOWN = (
     "the bytes that a step of this model reads are unknown: its method does not count them, or a step reads only some, "
     "as with experts or sliding windows"
@@ -60,6 +61,8 @@ def _unread(trace: Trace) -> str:
 
 
 def _mbu(trace: Trace, bandwidth: Value, read: Value) -> Value:
+    if "cpu" in trace.facts.get("device", "").split("+")[:-1]:  # sorted, so that the host comes before any GPU
+        return Missing(_TWO_MEMORIES)
     for lacking in (read, bandwidth):
         if isinstance(lacking, Missing):
             return lacking

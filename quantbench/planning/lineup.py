@@ -17,7 +17,7 @@ from quantbench.models.gguf import GgufHeader, ListedFile, listed_files
 from quantbench.models.hub import file_sizes
 from quantbench.planning.options import RunOptions, plan
 from quantbench.planning.outlook import Outlooks
-from quantbench.planning.planner import device_here
+from quantbench.planning.planner import room_here
 from quantbench.planning.settled import settled
 
 EXACT = ("f32", "bf16", "f16", "q8_0")
@@ -61,7 +61,7 @@ class Lineup:
     def within(self, memory_bytes: int | None) -> tuple[Contender, ...]:
         """Those whose weights are not known to exceed a limit, or what this machine has."""
         within = (each for each in self.contenders if memory_bytes is None or (each.size_bytes or 0) <= memory_bytes)
-        return tuple(each for each in within if not each.refusal and _fits(each.size_bytes or 0, self.options.device))
+        return tuple(each for each in within if not each.refusal and _fits(each.size_bytes or 0, self.options))
 
     @property
     def smallest(self) -> str:
@@ -77,7 +77,7 @@ def lineup(model: str, original: str, options: RunOptions) -> Lineup:
     """
     if kind := "a dummy" if is_dummy(model) else "a server" if is_server(model) else "a module" if is_module(model) else "":
         raise UsageError(f"{model!r} is {kind}, of which nothing can be picked; give a model's folder or hub id, or GGUF files")
-    Conditions(device=options.device or Conditions().device)  # which refuses what is no device
+    _conditions(options)  # which refuses what is no device, for example
     files = _files(model)
     if files:
         if options.method or options.precision:
@@ -88,9 +88,13 @@ def lineup(model: str, original: str, options: RunOptions) -> Lineup:
     return _of_model(model, options)
 
 
-def _fits(size_bytes: int, device: str | None) -> bool:
-    """Whether weights fit a device of this machine, as far as is known."""
-    here = device_here(device or Conditions().device)
+def _conditions(options: RunOptions) -> Conditions:
+    return Conditions(device=options.device or Conditions().device, n_gpu_layers=options.n_gpu_layers or "")
+
+
+def _fits(size_bytes: int, options: RunOptions) -> bool:
+    """Whether weights fit what they may fill on this machine, as far as is known."""
+    here = room_here(_conditions(options), "gguf")
     return here is None or size_bytes <= here.memory_bytes
 
 
@@ -133,7 +137,7 @@ def _of_files(model: str, files: Sequence[ListedFile], original: str, options: R
     exact: ListedFile | None = None
     source, note = original, ""
     if not original:
-        fitting = [each for each in files if _fits(each.size_bytes, options.device)]
+        fitting = [each for each in files if _fits(each.size_bytes, options)]
         exact, kind = _most_exact(model, {each: _kind(each, folder if local else None) for each in fitting})
         note = f"compared with {names[exact]}, the most exact file here that fits this machine"
         if kind == _QUANTIZED:

@@ -110,6 +110,7 @@ class RunOptions:
         "list", "N", "answer N sequences together, one scenario per N: 1,8,32 (1; also SET@N)"
     )
     decode_path: str | None = _option("text", "PATH", "how transformers decodes: eager, static, graph or compiled")
+    n_gpu_layers: str | None = _option("text", "N", "layers of a GGUF model on the GPU: a number, or auto: all that fit (all)")
     chunks: int | None = _option("int", "N", "score at most N chunks of a text (all)")
     answered_prompts: int | None = _option("int", "N", "time and answer only the first N prompts of a set (10; 0: all)")
     output_tokens: int | None = _option("int", "TOKENS", "length of the timed answers (32, on a GPU 128)")

@@ -72,7 +72,7 @@ def _outlook(architecture: Architecture, scenario: Scenario) -> Outlook:
     fills = planner.runtime_of(variant.method).fills_context
     workload = Workload(context=_least_context(scenario, fills=fills), batch=scenario.batch)
     planned = planner.planned(named, variant, weights, workload, [])
-    return Outlook(weight_bytes=_bytes(planned), refusal=_refusal(planned, scenario.conditions.device))
+    return Outlook(weight_bytes=_bytes(planned), refusal=_refusal(planned, scenario.conditions))
 
 
 def _least_context(scenario: Scenario, *, fills: bool) -> int:
@@ -90,9 +90,9 @@ def _bytes(planned: Planned) -> int | Missing:
     return planned.weight_bytes if planned.is_exact else Missing(planned.model_note)
 
 
-def _refusal(planned: Planned, device: str) -> str:
+def _refusal(planned: Planned, conditions: Conditions) -> str:
     try:
-        found = planner.device_here(device)
+        found = planner.room_here(conditions, planned.method)
     except UsageError:  # which GPUs there are is the worker's to say
         return ""
     return planned.refusal(found) if found else ""

@@ -11,7 +11,7 @@ from quantbench.core.errors import UsageError, unknown_name
 from quantbench.core.gpus import chosen_gpus
 from quantbench.core.machine import memory_limit
 from quantbench.core.outside import expanded, is_file
-from quantbench.core.scenario import Variant
+from quantbench.core.scenario import Conditions, Variant
 from quantbench.core.units import format_bytes
 from quantbench.methods import METHODS
 from quantbench.models import config
@@ -160,6 +160,14 @@ def device_here(device: str) -> Device | None:
     counts = Counter(gpu.name for gpu in gpus)
     name = " + ".join(f"{count} x {name}" if count > 1 else name for name, count in counts.items())
     return Device(name=name, memory_bytes=sum(sizes)) if len(sizes) == len(gpus) else None
+
+
+def room_here(conditions: Conditions, method: str) -> Device | None:
+    """The memory that a variant of a method may fill: the device's, and the host's where a part of it may stay there."""
+    here = device_here(conditions.device)
+    if here is None or not conditions.n_gpu_layers or not runtime_of(method).offloads:
+        return here
+    return Device(name=f"{here.name} with this machine", memory_bytes=here.memory_bytes + memory_limit())
 
 
 def workload(architecture: Architecture, *, context: int | None, batch: int = 1, kv_dtype: str = "") -> Workload:

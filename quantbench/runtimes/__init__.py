@@ -43,7 +43,7 @@ class Runtime:
     cannot be told), ``files`` lists all parts of a model, ``tokenizer`` opens the checkpoint's own. ``read_template`` reads
     the chat template of a folder or a file, empty if it has none.
 
-    With ``torch_free`` none of its libraries imports torch.
+    With ``torch_free`` none of its libraries imports torch. With ``offloads`` a part of a model's layers may be on a GPU.
     """
 
     name: str
@@ -62,6 +62,7 @@ class Runtime:
     tokenizer: Callable[[Checkpoint], Tokenizer] | None = None
     read_template: Callable[[Path], str] | None = None
     torch_free: bool = False
+    offloads: bool = False
 
 
 RUNTIMES: Registry[Runtime] = Registry("quantbench.runtimes", Runtime, "runtime")

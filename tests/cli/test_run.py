@@ -68,7 +68,7 @@ def test_every_setting_is_translated(sent: Any, tmp_path: Path) -> None:
         "engine": "inline", "profile": "quick", "timeout": "12.5", "keep-jobs": "jobs",
         "calibration": "text.txt", "server": "http://127.0.0.1:1/v1", "concurrency": "2", "chunks": "8", "repeats": "5",
         "resume": "last", "compare": "earlier", "fail-on": "never", "batch": "1,8", "decode-path": "static",
-        "ray-address": "auto",
+        "n-gpu-layers": "auto", "ray-address": "auto",
     }  # fmt: skip
     flags = [option.name for option in OPTIONS if option.kind == "flag"]
     assert {option.name for option in OPTIONS} == {*values, *flags}

@@ -90,7 +90,7 @@ def reference(runner: ProcessRunner, tmp_path_factory: pytest.TempPathFactory) -
 
 def _job(
     folder: Path, variant: str, *, kind: JobKind = "measure", device: str = DEVICE, model: str = "canary",
-    reference: Path | None = None,
+    reference: Path | None = None, n_gpu_layers: str = "",
 ) -> Path:  # fmt: skip
     """A job folder."""
     folder.mkdir(exist_ok=True)
@@ -100,7 +100,9 @@ def _job(
         task = Task(prompts_name=SEEDED_INPUTS, prompts=("",), reference=None)
     Job(
         kind=kind, checkpoint=resolve(model), variant=Variant(method=method, precision=precision),
-        conditions=Conditions(device=device, threads=1, output_tokens=8, answer_tokens=8, continuation_tokens=32),
+        conditions=Conditions(
+            device=device, threads=1, output_tokens=8, answer_tokens=8, continuation_tokens=32, n_gpu_layers=n_gpu_layers
+        ),
         effort=PROFILES["quick"], tasks=(task,),
     ).save(folder)  # fmt: skip
     return folder
@@ -155,6 +157,18 @@ def test_weights_on_the_gpu_are_as_planned(precision: str, runner: ProcessRunner
     planned = forecast(read_architecture("canary"), "bitsandbytes", [precision])[precision].weight_bytes
     assert _is_on_gpus(trace)
     assert trace.weights.weight_bytes == pytest.approx(planned, rel=0.01)
+
+
+@pytest.mark.parametrize(("asked", "places"), [("2", ["cpu", "cuda"]), ("auto", ["cuda"])])
+def test_some_layers_of_a_gguf_model_may_stay_on_the_host(
+    asked: str, places: list[str], reference: Path, runner: ProcessRunner, tmp_path: Path
+) -> None:
+    """Of the canary all fit; split or not, it says the same."""
+    trace = _ran(runner, _job(tmp_path / "a", "gguf/f16", reference=reference, n_gpu_layers=asked))
+    assert [place.partition(":")[0] for place in trace.facts["device"].split("+")][: len(places)] == places
+    assert asked in ("auto", trace.facts["n_gpu_layers"])
+    assert trace.columns is not None
+    assert abs(np.load(trace.columns)["kld"].mean()) < 1e-3
 
 
 @pytest.mark.parametrize("how", ["absurd", "all"])

@@ -127,6 +127,23 @@ class TestCommand:
         assert env["CUDA_VISIBLE_DEVICES"] == ""
 
     @pytest.mark.parametrize(
+        ("device", "layers", "expected"),
+        [
+            ("cpu", None, ["--n-gpu-layers", "0"]), ("cuda", None, ["--n-gpu-layers", "999"]),
+            ("cuda:1", 20, ["--n-gpu-layers", "20", "--device", "CUDA1"]),
+        ],
+    )  # fmt: skip
+    def test_llama_server_gets_the_device_and_how_many_layers_are_on_it(
+        self, fake: Path, tmp_path: Path, device: str, layers: int | None, expected: list[str]
+    ) -> None:
+        assert fake.exists()
+        flags = ("--tell", str(tmp_path / "told"))
+        with llama_server.serve(Path("m.gguf"), canary(), device=device, concurrency=1, flags=flags, gpu_layers=layers):
+            arguments = json.loads((tmp_path / "told").read_text())["arguments"]
+        start = arguments.index("--n-gpu-layers")
+        assert arguments[start : arguments.index("--tell")] == expected
+
+    @pytest.mark.parametrize(
         ("precision", "expected"), [("", []), ("bf16", ["--dtype", "bfloat16"]), ("fp8", ["--quantization", "fp8"])]
     )
     def test_vllm_gets_the_folder_and_the_precision(

@@ -43,6 +43,7 @@ def test_mbu_is_the_share_of_the_bandwidth_that_decoding_reads(known: Trace) -> 
             "no CUDA",
             {"memory_bandwidth_bps", "mbu"},
         ),
+        ({"facts": {"device": "cpu+cuda:0"}}, "on a GPU and on the host, whose memories are not equally fast", {"mbu"}),
         (
             {"rounds": (), "bytes_per_token": None, "absent": {"rounds": "a text is scored"}},
             "a text is scored",
@@ -54,7 +55,7 @@ def test_mbu_is_the_share_of_the_bandwidth_that_decoding_reads(known: Trace) -> 
             {"bytes_per_token", "mbu"},
         ),
     ],
-    ids=["uncounted", "no bandwidth", "text", "server"],
+    ids=["uncounted", "no bandwidth", "split", "text", "server"],
 )
 def test_what_is_not_known_has_its_reason(changes: dict[str, object], words: str, lacking: set[str], known: Trace) -> None:
     values = roofline.compute(replace(known, **changes), None)

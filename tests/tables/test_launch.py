@@ -26,6 +26,7 @@ def test_a_file_is_served_by_llama_server_and_by_ollama() -> None:
         "echo 'FROM /models/Qwen Q4.gguf' > Modelfile",
         "ollama create 'qwen q4' -f Modelfile && ollama run 'qwen q4'",
     ]
+    assert of_file("q4.gguf", "cuda", 20)[0] == "llama-server -m q4.gguf -ngl 20"
     assert of_file("q4.gguf", "cuda:0")[:2] == ["llama-server -m q4.gguf -ngl 99", "echo 'FROM ./q4.gguf' > Modelfile"]
 
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from quantbench.core.errors import ModelError
 from quantbench.core.job import Job
 from quantbench.core.machine import available_cpus
+from quantbench.core.protocols import N_GPU_LAYERS
 from quantbench.core.trace import Trace
 from quantbench.measuring.preload import import_library
 from quantbench.methods import METHODS, Settings
@@ -39,7 +40,7 @@ def without_times(trace: Trace, why: str, *parts: str) -> Trace:
 
 
 def check_device(device: str, facts: Mapping[str, str], name: str) -> None:
-    """Raise ModelError unless the opened variant ``name`` is entirely on the requested ``device``.
+    """Raise ModelError unless the opened variant ``name`` is entirely on the requested ``device``, or as far as was asked.
 
     A library that silently falls back to the CPU must not produce a slow row that looks valid.
     The fact ``device`` says where its weights were found, several places joined by ``+``. A method that does not say is
@@ -51,7 +52,8 @@ def check_device(device: str, facts: Mapping[str, str], name: str) -> None:
             f"device {device!r} was asked for and {name} does not say where its weights are; "
             "its method must report that in its facts, as 'device'"
         )
-    if any(device not in (place, place.partition(":")[0]) for place in found.split("+") if place):
+    there = [device in (place, place.partition(":")[0]) for place in found.split("+") if place]
+    if not (any(there) if N_GPU_LAYERS in facts else all(there)):
         raise ModelError(
             f"device {device!r} was asked for and weights of {name} are on {found.replace('+', ' and ')}; "
             "free memory on the device, or request the device where they are"

@@ -70,6 +70,7 @@ LLAMA_CPP = Runtime(
     activation_bytes=activation_bytes,
     kv_dtype="fp16",
     fills_context=True,
+    offloads=True,
     out_of_memory=("failed to allocate", "insufficient memory"),
     opens="gguf",
     suffix=".gguf",

@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from quantbench.core.protocols import N_GPU_LAYERS
 from quantbench.models.gguf import gguf_parts
 
 REQUIRES = ("llama_cpp", "gguf")
@@ -60,6 +61,12 @@ def found_device(lines: Iterable[str], path: Path) -> str:
     if not places or sizes.get("cpu", 0.0) > sum(tensor_bytes(path).get(name, 0) for name in _INPUT) + _SLACK_BYTES:
         places.add("cpu")
     return "+".join(sorted(places))
+
+
+def placed(lib: Any, model: Any, gpu_layers: int) -> dict[str, str]:
+    """How many layers went to a GPU where so many were asked for; the output layer counts as one."""
+    count = int(_meta(lib, model, f"{_meta(lib, model, 'general.architecture')}.block_count") or gpu_layers) + 1
+    return {N_GPU_LAYERS: str(min(gpu_layers, count))}
 
 
 def step_counts(lib: Any, model: Any, path: Path) -> dict[str, int | None]:

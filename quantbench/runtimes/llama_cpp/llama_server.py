@@ -13,6 +13,7 @@ from quantbench.core.protocols import Settings
 from quantbench.runtimes.openai.started import NO_GPU, PATIENCE_S, LocalServer, Place, Program, started
 
 VARIABLE = "QUANTBENCH_LLAMA_SERVER"
+_ALL_LAYERS = 999
 _SETTINGS = "LLAMA_"
 """What its settings begin with in the environment: only those that the row names may count."""
 
@@ -29,16 +30,20 @@ def executable() -> str:
 
 @contextmanager
 def serve(
-    path: Path, settings: Settings, *, device: str, concurrency: int, flags: Sequence[str], patience_s: float = PATIENCE_S
-) -> Iterator[LocalServer]:
-    """Serve the GGUF file ``path`` with a slot of the whole context for each of ``concurrency`` requests; see ``started``."""
+    path: Path, settings: Settings, *, device: str, concurrency: int, flags: Sequence[str], gpu_layers: int | None = None,
+    patience_s: float = PATIENCE_S,
+) -> Iterator[LocalServer]:  # fmt: skip
+    """Serve the GGUF file ``path`` with a slot of the whole context for each of ``concurrency`` requests; see ``started``.
+
+    Without ``gpu_layers`` all layers are on the device.
+    """
     program, threads = executable(), str(settings.threads)
 
     def command(place: Place) -> list[str]:
         return [
             program, "--model", str(path), "--alias", place.alias, "--host", "127.0.0.1", "--port", str(place.port),
             "--ctx-size", str(settings.context * concurrency), "--parallel", str(concurrency),
-            "--threads", threads, "--threads-batch", threads, *_placed(device), *flags,
+            "--threads", threads, "--threads-batch", threads, *_placed(device, gpu_layers), *flags,
         ]  # fmt: skip
 
     def env(place: Place) -> Mapping[str, str]:
@@ -54,9 +59,9 @@ def serve(
         yield server
 
 
-def _placed(device: str) -> list[str]:
-    """On a GPU all layers, on that one alone if it has a number; it refuses to start without such a device."""
+def _placed(device: str, layers: int | None) -> list[str]:
+    """On a GPU all layers or so many, on that one alone if it has a number; it refuses to start without such a device."""
     if device == "cpu":
         return ["--n-gpu-layers", "0"]
     number = device.partition(":")[2]
-    return ["--n-gpu-layers", "999", *(["--device", f"CUDA{number}"] if number else [])]
+    return ["--n-gpu-layers", str(layers or _ALL_LAYERS), *(["--device", f"CUDA{number}"] if number else [])]

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantbench.core.errors import ModelError
-from quantbench.core.protocols import SCORE_POSITIONS, Sampling
+from quantbench.core.protocols import N_GPU_LAYERS, SCORE_POSITIONS, Sampling
 from quantbench.core.trace import WeightMemory
 from quantbench.runtimes import says_out_of_memory
 from quantbench.runtimes.llama_cpp.batch import decode_error, open_batch
 from quantbench.runtimes.llama_cpp.devices import devices_for
-from quantbench.runtimes.llama_cpp.facts import BUFFER_LINE, FALLBACK_LINE, found_device, step_counts
+from quantbench.runtimes.llama_cpp.facts import BUFFER_LINE, FALLBACK_LINE, found_device, placed, step_counts
 
 if TYPE_CHECKING:
     import numpy as np
@@ -66,12 +66,13 @@ def _devices(device: str) -> Any:
 
 @contextmanager
 def open_gguf_file(
-    path: Path, *, threads: int, context: int, device: str, extra_buffers: bool, batch: int = 1
+    path: Path, *, threads: int, context: int, device: str, extra_buffers: bool, batch: int = 1, gpu_layers: int | None = None
 ) -> Iterator[LlamaCppModel]:
     """Load ``path`` without memory mapping, so that its memory compares with other methods'.
 
     The context holds ``batch`` sequences of ``context`` tokens.
-    ``extra_buffers``: let llama.cpp repack weights for AMX and wide vector units, its own default.
+    ``extra_buffers``: let llama.cpp repack weights for AMX and wide vector units, its own default. So many ``gpu_layers``, as
+    llama.cpp counts them, go to a GPU; None stands for all.
 
     Raises ModelError when llama.cpp cannot load the file or has no such GPU, MemoryError if there is too little memory.
     """
@@ -80,7 +81,7 @@ def open_gguf_file(
     model_params = lib.llama_model_default_params()
     model_params.load_mode = lib.LLAMA_LOAD_MODE_NONE
     model_params.use_extra_bufts = extra_buffers
-    model_params.n_gpu_layers = 0 if device == "cpu" else _ALL_LAYERS
+    model_params.n_gpu_layers = 0 if device == "cpu" else gpu_layers or _ALL_LAYERS
     model_params.devices = ctypes.cast(devices, ctypes.c_void_p)
     lib.quantbench_buffers.clear()
     lib.quantbench_errors.clear()
@@ -98,7 +99,9 @@ def open_gguf_file(
         if not llama_context:
             raise _refused(f"llama.cpp cannot make a context of {batch} x {context} tokens for {path}", "ask for a smaller one")
         try:
-            yield LlamaCppModel(model, llama_context, path, lib.quantbench_buffers, extra_buffers=extra_buffers)
+            yield LlamaCppModel(
+                model, llama_context, path, lib.quantbench_buffers, extra_buffers=extra_buffers, gpu_layers=gpu_layers
+            )
         finally:
             lib.llama_free(llama_context)
     finally:
@@ -116,7 +119,9 @@ def _refused(what: str, mend: str) -> Exception:
 class LlamaCppModel:
     """A LoadedModel over a llama.cpp context."""
 
-    def __init__(self, model: Any, context: Any, path: Path, buffers: Sequence[str], *, extra_buffers: bool) -> None:
+    def __init__(
+        self, model: Any, context: Any, path: Path, buffers: Sequence[str], *, extra_buffers: bool, gpu_layers: int | None
+    ) -> None:
         """``model`` and ``context`` are llama.cpp's pointers, owned by the caller; ``buffers`` is its log of weight buffers."""
         self._lib = library()
         self._model = model
@@ -124,15 +129,19 @@ class LlamaCppModel:
         self._path = path
         self._buffers = tuple(buffers)
         self._suffix = "" if extra_buffers else "-plain-buffers"
+        self._placed = {} if gpu_layers is None else placed(self._lib, model, gpu_layers)
         self._vocabulary = self._lib.llama_vocab_n_tokens(self._lib.llama_model_get_vocab(model))
 
     @property
     def facts(self) -> Mapping[str, str]:
         """Kernel class with the instruction sets llama.cpp was built for, the device, and the KV cache dtype."""
         device = found_device(self._buffers, self._path)
+        places = "+".join(place.partition(":")[0] for place in device.split("+"))
+        layers = f"-{self._placed[N_GPU_LAYERS]}-layers" if "cpu" in places and self._placed else ""
         return {
-            "kernel": f"llama.cpp-{'+'.join(place.partition(':')[0] for place in device.split('+'))}{self._suffix}",
+            "kernel": f"llama.cpp-{places}{layers}{self._suffix}",
             "device": device,
+            **self._placed,
             "kv_dtype": "float16",
             "llama_cpp_system": self._lib.llama_print_system_info().decode(),
         }

@@ -26,15 +26,17 @@ _SCORING = "scoring"
 """The same file, loaded again for log-probabilities: these need logits of every position, which would slow timed prompts."""
 
 _NEEDS = ("llama_cpp", "fastapi", "uvicorn", "sse_starlette", "starlette_context", "pydantic_settings")
+_ALL_LAYERS = -1
 _WHOLE = 0
 """llama.cpp's LLAMA_SPLIT_MODE_NONE; importing it would load the library here."""
 
 
 @contextmanager
 def serve(
-    path: Path, *, threads: int, context: int, device: str, extra_buffers: bool, patience_s: float = PATIENCE_S
-) -> Iterator[LocalServer]:
-    """Serve the GGUF file ``path``; see ``started``.
+    path: Path, *, threads: int, context: int, device: str, extra_buffers: bool, gpu_layers: int | None = None,
+    patience_s: float = PATIENCE_S,
+) -> Iterator[LocalServer]:  # fmt: skip
+    """Serve the GGUF file ``path``; see ``started``. Without ``gpu_layers`` all layers are on the device.
 
     Raises MissingDependency without the server's packages, and ModelError for a GPU that llama.cpp was built without or does
     not see.
@@ -48,7 +50,8 @@ def serve(
 
     def command(place: Place) -> list[str]:
         config = place.folder / "config.json"
-        config.write_text(json.dumps(_settings(path, place, threads=threads, context=context, device=device)))
+        asked = _settings(path, place, threads=threads, context=context, device=device, gpu_layers=gpu_layers)
+        config.write_text(json.dumps(asked))
         return python_module(__name__, str(config), "own" if extra_buffers else "plain")
 
     def env(_: Place) -> Mapping[str, str]:
@@ -62,14 +65,16 @@ def serve(
         yield server
 
 
-def _settings(path: Path, place: Place, *, threads: int, context: int, device: str) -> dict[str, Any]:
+def _settings(
+    path: Path, place: Place, *, threads: int, context: int, device: str, gpu_layers: int | None
+) -> dict[str, Any]:
     """The server's configuration: its own defaults but for what the conditions ask, and requests that queue.
 
     By default it cuts off the answer that it is sending as soon as another request arrives.
     """
     model = {
         "model": str(path), "n_ctx": context, "n_threads": threads, "n_threads_batch": threads, "verbose": False,
-        "n_gpu_layers": 0 if device == "cpu" else -1,
+        "n_gpu_layers": 0 if device == "cpu" else gpu_layers or _ALL_LAYERS,
     }  # fmt: skip
     if ":" in device:  # that GPU alone; llama.cpp would split the model over all
         model |= {"split_mode": _WHOLE, "main_gpu": int(device.partition(":")[2])}
