@@ -12,17 +12,20 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from statistics import median
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ratios import CannotRunError, in_turn, seconds_in_turn, speed_ratio
 
+from quantbench.core.allocator import one_allocator
 from quantbench.core.machine import available_cpus
 from quantbench.core.scenario import Scenario, Variant
+from quantbench.core.waiting import bounded
 from quantbench.methods import METHODS, Settings
 from quantbench.models.checkpoint import resolve
 from quantbench.runtimes.llama_cpp.probe import extra_buffers_work
@@ -207,7 +210,8 @@ def tool_path(name: str) -> Path:
 def our_rates(what: str, model: Path, variant: str, **asked: Any) -> dict[str, float]:
     """Tokens/s by phase, the median of a fresh process's repetitions."""
     job = {"model": str(model), "variant": variant, "threads": available_cpus(), **asked}
-    printed = _run([sys.executable, str(HERE / "ours.py"), what, json.dumps(job)])
+    command = [sys.executable, str(HERE / "ours.py"), what, json.dumps(job)]
+    printed = _run(command, bounded(os.environ) | one_allocator(os.environ))  # as a worker has them
     return {phase: median(rates) for phase, rates in json.loads(printed.splitlines()[-1]).items()}
 
 
@@ -217,9 +221,9 @@ def their_rates(command: Sequence[str]) -> dict[str, float]:
     return {"prefill" if each["n_prompt"] else "decode": median(each["samples_ts"]) for each in tests}
 
 
-def _run(command: Sequence[str]) -> str:
-    """What a command prints; it ends the harness when the command fails."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+def _run(command: Sequence[str], settings: Mapping[str, str] = MappingProxyType({})) -> str:
+    """What a command prints, with ``settings`` in its environment; it ends the harness when the command fails."""
+    done = subprocess.run(command, env={**os.environ, **settings}, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-2000:]}")
     return done.stdout

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from quantbench.core.scenario import Precision
+from quantbench.core.text import quoted
 from quantbench.models.architecture import Architecture, Tensor
 from quantbench.models.footprint import Weights
 from quantbench.models.safetensors import Stored, as_written, file_bytes, stored_bytes
@@ -41,6 +42,9 @@ PRECISIONS = (
 FP4_FORMATS = ("nvfp4-pack-quantized", "mxfp4-pack-quantized")
 FORMATS = ("pack-quantized", "int-quantized", "float-quantized", "naive-quantized", *FP4_FORMATS)
 """How compressed-tensors 0.20 stores what is quantized to the precisions above."""
+
+_MOST_REPEATS = 5
+"""In a pattern of layers' names; those of publishers have one to three."""
 
 _DENSE, _MIXED = "dense", "mixed-precision"
 _COMPRESSED = "compressed"
@@ -105,11 +109,15 @@ def refusal(quantization: Mapping[str, Any]) -> str:
     strange = next((each.format for each in groups if each.format not in FORMATS), "")
     packed_zeros = any(not each.weights.get("symmetric", True) and each.format == "pack-quantized" for each in groups)
     names = ", ".join(each.name for each in PRECISIONS)
+    patterns = (each for scheme in groups for each in (*scheme.targets, *_ignored(quantization)))
+    endless = next((each for each in patterns if each.startswith("re:") and _may_be_endless(each)), "")
     reasons = {
         f"its weights are stored sparse ({sparse}), which compressed-tensors has stopped reading; give one that is not":
             sparse != _DENSE,
         "it quantizes keys and values too (kv_cache_scheme), which is not measured here; give one without":
             quantization.get("kv_cache_scheme"),
+        f"its pattern {quoted(endless)} for names of layers may take forever to match; give one with simpler patterns":
+            endless,
         "it rotates activations (transform_config), which transformers leaves out; give one without":
             quantization.get("transform_config"),
         f"its format {strange!r} is not read here; give one in {', '.join(FORMATS)}":
@@ -120,6 +128,23 @@ def refusal(quantization: Mapping[str, Any]) -> str:
             len({each.name for each in groups}) != 1 or not groups[0].name,
     }  # fmt: skip
     return next((sentence for sentence, applies in reasons.items() if applies), "")
+
+
+def _ignored(quantization: Mapping[str, Any]) -> list[str]:
+    ignored = quantization.get("ignore")
+    return list(map(str, ignored)) if isinstance(ignored, list) else []
+
+
+def _may_be_endless(pattern: str) -> bool:
+    """Whether matching a regular expression, which a stranger wrote, may take more than moments, or fails.
+
+    A group that is repeated may try exponentially many ways, many repeats in a row the power of their number.
+    """
+    try:
+        re.compile(pattern)
+    except (re.error, RecursionError, OverflowError):
+        return True
+    return bool(re.search(r"\)[*+{]", pattern)) or len(re.findall(r"[*+{]", pattern)) > _MOST_REPEATS
 
 
 def current(quantization: Mapping[str, Any]) -> dict[str, Any]:
@@ -156,7 +181,7 @@ def forecast(architecture: Architecture, precision: str) -> Weights:
     if published and precision not in held(quantization):
         return Weights(weight_bytes=None, note=f"the checkpoint is {METHOD}/{held(quantization)[0]}")
     groups = schemes(quantization) if published else [_PRESETS[precision]]
-    ignored = list(quantization.get("ignore") or ()) if published else ["lm_head"]
+    ignored = _ignored(quantization) if published else ["lm_head"]
     dtype, code = _DTYPES[dtype_of(architecture.config, groups)]
     if any(tensor.role == "experts" for tensor in architecture.tensors):
         return Weights(weight_bytes=None, dtype=dtype, note="published experts are layers of their own, and these are fused")
