@@ -3,30 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
 
 from quantbench.core.errors import QuantbenchError, UnsupportedError
-from quantbench.core.job import REFERENCE_FOLDER, TRACE_FILE, Checkpoint, Job, Task, enter_stage
+from quantbench.core.job import REFERENCE_FOLDER, TRACE_FILE, Job, enter_stage
 from quantbench.core.scenario import Variant
-from quantbench.core.signals import Found, Watched
-from quantbench.core.trace import (
-    Answer,
-    Decoding,
-    PeakMemory,
-    Probes,
-    Round,
-    Slicing,
-    Trace,
-    WeightMemory,
-)
-from quantbench.core.waiting import Rest, waiting
-from quantbench.core.wire import read
+from quantbench.core.signals import Watched
+from quantbench.core.trace import Answer, Decoding
+from quantbench.core.waiting import Rest
 from quantbench.measuring.anchor import Anchor, choose
-from quantbench.measuring.passes.bandwidth import bytes_per_token, memory_bandwidth
+from quantbench.measuring.passes.bandwidth import memory_bandwidth
 from quantbench.measuring.passes.courtesy import Courtesy
 from quantbench.measuring.passes.device_context import make_context
 from quantbench.measuring.passes.latency import Contender, answer_tokens, measure_rounds, together
@@ -36,22 +26,16 @@ from quantbench.measuring.passes.rounding import measure_rounding
 from quantbench.measuring.passes.similarity import answer_greedily, answers_of, score_columns
 from quantbench.measuring.passes.slicing import measure_slicing
 from quantbench.measuring.subjects import check_device, import_seconds, settings_of, without_times
+from quantbench.measuring.subjects.assembled import Answered, Columns, Opened, assembled
 from quantbench.measuring.subjects.prompts import Prompts, context_for, read_prompts, read_without_reference, timed_tokens
-from quantbench.methods import METHODS, Artifact, Batched, Decodes, LoadedModel, Untimed
-from quantbench.models.checkpoint import count_parameters, require_unchanged
+from quantbench.methods import METHODS, Batched, Decodes, LoadedModel, Untimed
+from quantbench.models.checkpoint import require_unchanged
 from quantbench.models.safetensors import weight_files
 from quantbench.models.tokenizer import Decoder
 from quantbench.runtimes import open_decoder, open_tokenizer, parts_of
 
 _READ_BYTES = 1 << 22
 
-
-_NOT_ANSWERED = "a text is scored, not answered; name a prompt set such as 'mixed' as well"
-_RANDOM = "random weights say nothing about similarity"
-_MADE = "its random weights are generated while loading, so the time says nothing about loading"
-_UNWRITTEN = "its random weights are generated while loading, and never written to disk"
-_UNQUANTIZED = "its file was written with random weights, without a quantizer"
-_UNPROBED = "a dummy is not probed; probe the real model, or the canary"
 _NO_ENERGY = "energy was not asked for: --no-energy was given, or the matrix says energy = false"
 _BRIEF = "profile brief does not measure the memory bandwidth"
 _TIMED = ("rounds", "anchor", "score_s", "energy")
@@ -105,7 +89,7 @@ def measure(job: Job, folder: Path) -> None:
         enter_stage(folder, "memory")
         ways = [_decoding(job, model, each, context) for each in prompts]
         peaks = [measure_peak(model, each.ids, timed_tokens(job, each), loading, each.task.batch) for each in prompts]
-        opened = _Opened(
+        opened = Opened(
             model=model, artifact=artifact, import_s=import_s, load_s=load_s, started=started, weights=weights,
             running=model.memory(), bandwidth=bandwidth, context=context, threads=settings.threads,
             audited=method.audit(settings, job.original) if job.effort.besides else {},
@@ -124,74 +108,12 @@ def measure(job: Job, folder: Path) -> None:
                 opposite = None if unlike else opposite
             enter_stage(folder, "latency")
             answered = _answer(job, asked, Contender(model, asked.ids, each.task.batch), opposite, context, courtesy=courtesy)
-            trace = _trace(job, each, opened, answered, peak=peak, columns=columns, anchor=chosen.name if chosen else "")
+            trace = assembled(job, each, opened, answered, peak=peak, columns=columns, anchor=chosen.name if chosen else "")
             trace = replace(trace, decoding=ways[index])
             lacking = {"anchor": anchor if isinstance(anchor, str) else unlike} if isinstance(anchor, str) or unlike else {}
             require_unchanged(job.checkpoint)  # mapped weights are read from the file as long as the model runs
             trace = replace(trace, absent={**trace.absent, **lacking})
             without_times(trace, untimed, *_TIMED).save(folder / TRACE_FILE.format(index))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Opened:
-    """The opened variant: what loading took, its weights before and after it ran, where it was measured."""
-
-    model: LoadedModel
-    artifact: Artifact | None
-    import_s: float
-    load_s: float
-    started: float
-    weights: WeightMemory
-    running: WeightMemory
-    bandwidth: float | str
-    context: int
-    threads: int
-    audited: Mapping[str, str]
-    """What an audit of a published artifact's files found."""
-
-
-def _trace(
-    job: Job, prompts: Prompts, opened: _Opened, answered: _Answered, *, peak: PeakMemory, columns: _Columns | None, anchor: str
-) -> Trace:
-    """The trace of one prompt set."""
-    checkpoint, artifact, reference = job.checkpoint, opened.artifact, prompts.reference
-    unwritten = _unwritten(checkpoint, artifact)
-    length, batch = job.conditions.output_tokens, prompts.task.batch
-    timed = prompts.answered(job.conditions).ids
-    found = {**opened.model.facts, **(artifact.facts if artifact else {}), **opened.audited}
-    waits = waiting(rested=answered.rested if answered.rounds or columns is None else columns.rested)
-    facts = {**found, "threads": str(opened.threads), "waiting": waits, "context": str(opened.context)}
-    return Trace(
-        import_s=opened.import_s,
-        load_s=None if unwritten else opened.load_s,
-        quantize_s=artifact.quantize_s if artifact else None,
-        measured_s=time.perf_counter() - opened.started,
-        parameters=reference.parameters if reference else count_parameters(checkpoint),
-        weights=opened.weights,
-        weight_bytes_running=opened.running.weight_bytes,
-        artifact_bytes=None if unwritten else artifact.file_bytes if artifact else _checkpoint_bytes(checkpoint),
-        peak=peak,
-        anchor=anchor,
-        rounds=answered.rounds,
-        answers=answered.answers,
-        columns=columns.path if columns and not checkpoint.random_weights else None,
-        rounded=columns.rounded if columns and isinstance(columns.rounded, Path) else None,
-        score_s=columns.seconds if columns else (),
-        slicing=columns.slicing if columns and isinstance(columns.slicing, Slicing) else None,
-        score_tokens=sum(len(prompt) + len(rest) - 1 for prompt, rest in prompts.scored) if columns else 0,
-        memory_bandwidth_bps=None if isinstance(opened.bandwidth, str) else opened.bandwidth,
-        bytes_per_token=bytes_per_token(opened.running, timed, length, batch) if answered.rounds else None,
-        signals={**(columns.signals if columns else {}), **answered.signals},
-        absent=_absent(prompts.task, checkpoint, artifact)
-        | _reasons(
-            memory_bandwidth_bps=opened.bandwidth,
-            slicing=columns.slicing if columns else None,
-            rounded=columns.rounded if columns else None,
-        ),
-        prequantized=bool(artifact and artifact.quantized) or bool(checkpoint.quantized),
-        probes=_probes(job),
-        facts={**facts, "checkpoint_dtype": reference.checkpoint_dtype if reference else ""},
-    )
 
 
 def _timed_or_not(job: Job, model: LoadedModel) -> Job:
@@ -224,30 +146,20 @@ def _unlike(job: Job, way: Decoding | None, anchor: Contender, name: str, contex
     return f"the anchor {name} decodes by {found.path} and the variant by {way.path}, so no ratio is taken ({found.reason})"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Answered:
-    """The result of the latency pass, and the greedy answers."""
-
-    rounds: tuple[Round, ...] = ()
-    answers: tuple[Answer, ...] = ()
-    signals: Mapping[str, Found] = field(default_factory=dict)
-    rested: bool = False
-
-
 def _answer(
     job: Job, prompts: Prompts, contender: Contender, opposite: Contender | None, context: int, *, courtesy: Courtesy
-) -> _Answered:
+) -> Answered:
     """The latency pass, unless nothing is to be timed, and the greedy answers; neither for a text."""
     if prompts.task.is_text:
-        return _Answered()
-    timed = _Answered() if job.effort.untimed else _time(job, contender, opposite, context, courtesy=courtesy)
+        return Answered()
+    timed = Answered() if job.effort.untimed else _time(job, contender, opposite, context, courtesy=courtesy)
     if job.checkpoint.random_weights:
         return timed
     decoder = open_decoder(job.model, prompts.task.reference)
     return replace(timed, answers=_answers(contender, prompts, decoder, job.conditions.answer_tokens))
 
 
-def _time(job: Job, contender: Contender, opposite: Contender | None, context: int, *, courtesy: Courtesy) -> _Answered:
+def _time(job: Job, contender: Contender, opposite: Contender | None, context: int, *, courtesy: Courtesy) -> Answered:
     """The latency pass."""
     model, batch = contender.model, contender.batch
 
@@ -264,29 +176,7 @@ def _time(job: Job, contender: Contender, opposite: Contender | None, context: i
         length = job.conditions.output_tokens
         rounds = measure_rounds(contender, opposite, length, job.effort, after_round=timing.look, spoilt=timing.spoilt)
         rested = timing.rested()
-    return _Answered(rounds=rounds, signals=timing.watch.signals, rested=rested)
-
-
-def _reasons(**seen: object) -> dict[str, str]:
-    """Why parts of a trace are missing: the values that are a sentence instead."""
-    return {name: each for name, each in seen.items() if isinstance(each, str)}
-
-
-def _unwritten(checkpoint: Checkpoint, artifact: Artifact | None) -> bool:
-    """Whether a dummy's weights are generated while loading and never written to disk."""
-    return checkpoint.random_weights and (artifact is None or artifact.file_bytes is None)
-
-
-def _absent(task: Task, checkpoint: Checkpoint, artifact: Artifact | None) -> dict[str, str]:
-    """Why parts of a trace are missing."""
-    absent = dict.fromkeys(("rounds", "answers", "anchor"), _NOT_ANSWERED) if task.is_text else {}
-    if checkpoint.random_weights:
-        absent |= {"answers": _RANDOM, "columns": _RANDOM, "probes": _UNPROBED}
-        if _unwritten(checkpoint, artifact):
-            absent |= {"load_s": _MADE, "artifact_bytes": _UNWRITTEN}
-        elif artifact and artifact.quantized:
-            absent["quantize_s"] = _UNQUANTIZED
-    return absent
+    return Answered(rounds=rounds, signals=timing.watch.signals, rested=rested)
 
 
 def _files(artifact: Path) -> list[Path]:
@@ -304,10 +194,6 @@ def _read_once(files: Sequence[Path]) -> None:
                 pass
 
 
-def _probes(job: Job) -> Probes:
-    return read(job.probes, Probes) if job.probes else {}
-
-
 def _open_anchor(stack: ExitStack, model: LoadedModel, anchor: Anchor, variant: Variant) -> LoadedModel | str:
     """The anchor, opened in this process; the model itself where it is its own anchor. A string says why it failed to open."""
     if anchor.name == variant.name:
@@ -321,23 +207,7 @@ def _open_anchor(stack: ExitStack, model: LoadedModel, anchor: Anchor, variant: 
     return opened
 
 
-@dataclass(frozen=True, slots=True)
-class _Columns:
-    """The file of per-position columns, the seconds of scoring by prompt or chunk, and the effects of slicing and rounding.
-
-    ``rounded`` is None but for a control. ``signals`` are the metrics' reports on this pass; ``rested`` says whether threads
-    gave way to other work.
-    """
-
-    path: Path
-    seconds: tuple[float, ...]
-    slicing: Slicing | str
-    rounded: Path | str | None
-    signals: Mapping[str, Found]
-    rested: bool
-
-
-def _score(job: Job, model: LoadedModel, prompts: Prompts, folder: Path, index: int, *, courtesy: Courtesy) -> _Columns | None:
+def _score(job: Job, model: LoadedModel, prompts: Prompts, folder: Path, index: int, *, courtesy: Courtesy) -> Columns | None:
     if not prompts.scored:
         return None
     threads, path = settings_of(job).threads, folder / f"columns-{index}.npz"
@@ -350,7 +220,7 @@ def _score(job: Job, model: LoadedModel, prompts: Prompts, folder: Path, index: 
     if job.variant.control:
         dtype, out = prompts.reference.checkpoint_dtype if prompts.reference else "", folder / f"rounded-{index}.npz"
         rounded = measure_rounding(model, prompts.scored, reference, dtype, out, threads=threads)
-    return _Columns(path, seconds, slicing, rounded, timing.watch.signals, rested)
+    return Columns(path, seconds, slicing, rounded, timing.watch.signals, rested)
 
 
 def _answers(contender: Contender, prompts: Prompts, tokenizer: Decoder, length: int) -> tuple[Answer, ...]:
@@ -360,7 +230,3 @@ def _answers(contender: Contender, prompts: Prompts, tokenizer: Decoder, length:
     if contender.batch > 1 or any(len(each) < length for each in said):
         return answer_greedily(contender.model, asked, length, tokenizer)
     return answers_of(said, asked, tokenizer)
-
-
-def _checkpoint_bytes(checkpoint: Checkpoint) -> int:
-    return sum(path.stat().st_size for path in weight_files(checkpoint.path))
