@@ -6,7 +6,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -38,6 +38,14 @@ class Moment:
     everyone: bool
     rows: int
     delay_s: float
+
+
+@pytest.fixture(autouse=True)
+def _heeded_hangups() -> Iterator[None]:
+    """Under nohup what these tests start would ignore SIGHUP, as it should, and none of it would be tried."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 def chains() -> list[tuple[str, tuple[Moment, ...]]]:
