@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -20,7 +20,9 @@ import pytest
 from hypothesis import settings
 
 import quantbench
+from quantbench.claims import type_facts
 from quantbench.core.cache import cache_root
+from quantbench.core.environment import environment
 from quantbench.core.errors import UsageError
 from quantbench.core.machine import require_device
 from quantbench.core.registry import Named, Registry
@@ -36,7 +38,7 @@ if WORKER and hasattr(os, "sched_setaffinity"):
     os.sched_setaffinity(0, {CPUS[int(WORKER.removeprefix("gw")) % len(CPUS)]})
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-settings.register_profile("repeatable", deadline=None, derandomize=True, max_examples=80)  # shared machines stall; no database
+settings.register_profile("repeatable", deadline=None, derandomize=True, max_examples=50)  # shared machines stall; no database
 settings.load_profile("repeatable")
 
 _USERS_CACHE = cache_root()
@@ -98,6 +100,23 @@ def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One cache for the session, so that references and GGUF files are made once, whichever worker asks first."""
     base = tmp_path_factory.getbasetemp()
     return (base.parent if WORKER else base) / "shared-cache"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _types_are_read_once(shared_cache: Path) -> Iterator[None]:
+    """What libraries say of their number types takes a child seconds to find: once for the session, whoever asks first."""
+
+    def kept(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            with environment({"QUANTBENCH_CACHE": str(shared_cache)}):
+                return function(*arguments)
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("recall", "remember"):
+            patch.setattr(type_facts, name, kept(getattr(type_facts, name)))
+        yield
 
 
 @pytest.fixture(scope="session")

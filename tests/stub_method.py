@@ -30,6 +30,12 @@ if os.environ.get("STUB_UNWATCHED"):  # what is tested then is what is done with
     OtherWorkWatch.ended = lambda watch: replace(seen(watch), others_cpu=0.0, steal=0.0)
     OtherWorkWatch.crowded = lambda _: False
     bandwidth.call = lambda *_, **__: {"bytes_per_second": 1e10}  # tests/passes/test_bandwidth.py measures
+if os.environ.get("STUB_WITHOUT_TORCH"):  # importing it takes longer than all that a run of stubs does
+    from quantbench.measuring.preload import keep_torch_out
+    from quantbench.running.engines import process
+
+    keep_torch_out()
+    process.SHARED = ("stub_method", "numpy", "transformers.models.auto.tokenization_auto")  # the server keeps it out, too
 VOCABULARY = 2048
 BEHAVIOURS = (
     "exact", "noisy", "killed", "segfault", "error", "memory", "gpu-memory", "aborted", "refused", "stuck", "late", "odd",

@@ -133,6 +133,7 @@ def ran(
     ]  # fmt: skip
     kept = {name: value for name, value in os.environ.items() if name != "PYTEST_ADDOPTS"}
     variables = {**kept, "PYTHONPATH": str(stub_path), "QUANTBENCH_CACHE": str(stub_cache(folder)), "STUB_UNWATCHED": "1"}
+    variables["STUB_WITHOUT_TORCH"] = "1"
     done = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder, done.stdout + done.stderr

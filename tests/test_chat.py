@@ -257,10 +257,11 @@ def test_every_variant_reads_the_ids_of_the_originals_template(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     lines = (json.dumps({"messages": _plain(each)}) for each in TALKS.values())
+    (tmp_path / "short.toml").write_text('[methods]\ntorch = ["bf16"]\n[conditions]\nanswer_tokens = 4\n')
     (tmp_path / "talks.jsonl").write_text("\n".join(lines), encoding="utf-8")
     settings: dict[str, Any] = {
         "prompts": "talks.jsonl", "profile": "quick", "output_tokens": 4, "engine": "inline", "no_probes": True, "threads": 1,
-        "no_energy": True, "results": "mine",
+        "no_energy": True, "results": "mine", "matrix": "short.toml",
     }  # fmt: skip
     for variant in ("torch/bf16", "gguf/q8_0"):
         found = quantbench.measure(chatty, variant, **settings)

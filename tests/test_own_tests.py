@@ -152,7 +152,8 @@ class Ran:
 
 def _environment(stub_path: Path, cache: Path) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if name not in ("PYTEST_ADDOPTS", "COLUMNS")}
-    return {**kept, "PYTHONPATH": str(stub_path), "QUANTBENCH_CACHE": str(cache), "STUB_UNWATCHED": "1", "COLUMNS": "200"}
+    stubs = {"PYTHONPATH": str(stub_path), "STUB_UNWATCHED": "1", "STUB_WITHOUT_TORCH": "1"}
+    return {**kept, **stubs, "QUANTBENCH_CACHE": str(cache), "COLUMNS": "200"}
 
 
 @pytest.fixture(scope="module")
@@ -414,7 +415,8 @@ class TestOneScenario:
 def test_the_template_and_the_page_hold(tmp_path: Path) -> None:
     """The project that people copy runs as it stands, but for the test of a speed."""
     project = shutil.copytree(TEMPLATE, tmp_path / "template")
-    command = [sys.executable, "-m", "pytest", "-m", "not speed", "--quantbench-engine=inline", "-p", "no:cacheprovider"]
+    short = ("--quantbench-output-tokens=4", "--quantbench-engine=inline")
+    command = [sys.executable, "-m", "pytest", "-m", "not speed", "-p", "no:cacheprovider", *short]
     kept = {name: value for name, value in os.environ.items() if name != "PYTEST_ADDOPTS"}
     plugin = ["-p", "quantbench.plugin"] if not _installed() else []
     variables = {**kept, "PYTHONPATH": str(ROOT)}

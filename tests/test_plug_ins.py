@@ -53,16 +53,24 @@ class Owner:
         return done.stdout + done.stderr
 
 
-MEASURE = (
-    "run", "--method", "rounded,parrot", "--precision", "m7,m3,int8", "--prompts", "two", "--profile", "quick",
-    "--no-probes", "--output-tokens", "4", "--engine", "inline", "-k", "decode and not control",
-)  # fmt: skip
+MATRIX = """
+control = false
+prompts = ["two"]
+[methods]
+rounded = ["m7", "m3"]
+parrot = ["int8"]
+[conditions]
+output_tokens = 4
+answer_tokens = 4
+"""
+MEASURE = ("run", "--matrix=matrix.toml", "--profile=quick", "--no-probes", "--no-energy", "--engine=inline", "-k", "decode")
 
 
 @pytest.fixture(scope="module")
 def owner(tmp_path_factory: pytest.TempPathFactory, shared_cache: Path) -> Owner:
     """The examples, installed, and measured twice: the second time beside a newer engine."""
     made = Owner(tmp_path_factory.mktemp("own"), shared_cache)
+    (made._folder / "matrix.toml").write_text(MATRIX)
     made.run(*MEASURE)
     made.install("own-things", "1.1", POINTS)
     made.run(*MEASURE)

@@ -24,6 +24,7 @@ from quantbench.running.runner import Runner
 if TYPE_CHECKING:
     from pathlib import Path
 
+EFFORT = Effort(min_rounds=1, max_rounds=1, budget_s=0.01, energy=False, besides=False)
 FP32_BYTES = 23_082_112  # 5,770,496 parameters in float32, and 128 bytes of rotary frequencies
 
 
@@ -38,7 +39,7 @@ def _scenario(precision: str = "fp32", model: str = "canary", **asked: str | int
 
 def _measured(scenario: Scenario, folder: Path) -> Record:
     run = Run(machine=describe(), versions={}, command="", commit="", profile="quick", engine="inline")
-    plan = Plan(scenarios=(scenario,), effort=Effort(), engine="inline", keep_jobs=folder / "jobs")
+    plan = Plan(scenarios=(scenario,), effort=EFFORT, engine="inline", keep_jobs=folder / "jobs")
     with Runner(plan, Store(str(folder / "results"), run)) as runner:
         return runner.measure(scenario)
 

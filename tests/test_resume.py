@@ -290,7 +290,7 @@ class TestRowsTakeTheirPlaces:
 
 DRIVER = """
 import gc, json, os, signal, sys
-import pandas, pyarrow.dataset, pyarrow.parquet, pytest, torch, transformers
+import pandas, pyarrow.dataset, pyarrow.parquet, pytest
 import quantbench.running.runner, quantbench.tables.summary
 from quantbench.results.store import Store
 
@@ -314,7 +314,7 @@ def in_a_process(name, arguments, writes=None):
         os._exit(code)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
-gc.freeze()  # with torch imported, pytest's collections of garbage take their time
+gc.freeze()
 asked = json.load(sys.stdin)
 ends = {"whole": in_a_process("whole", [*asked["arguments"], "--quantbench-results=whole"])}
 for writes in asked["points"]:
@@ -354,6 +354,7 @@ def ends(
         "-p", "no:cacheprovider", "-p", "no:randomly",
     ]  # fmt: skip
     kept = {name: value for name, value in os.environ.items() if name != "PYTEST_ADDOPTS"} | {"STUB_UNWATCHED": "1"}
+    kept["STUB_WITHOUT_TORCH"] = "1"
     subprocess.run(
         [sys.executable, "-c", DRIVER], cwd=folder, input=json.dumps({"arguments": arguments, "points": POINTS}), text=True,
         env={**kept, "PYTHONPATH": str(stub_path), "QUANTBENCH_CACHE": str(stub_cache(folder))}, check=True, timeout=300,

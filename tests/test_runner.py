@@ -43,8 +43,8 @@ def test_a_reference_that_fails_costs_similarity_only(
     scenario = Scenario(model="canary", variant=Variant(method="torch", precision="bf16"), prompts="two", conditions=SHORT)
     run = Run(machine=describe(), versions={}, command="", commit="", profile="quick", engine="inline")
     plan = Plan(
-        scenarios=(scenario,), effort=Effort(min_rounds=3, max_rounds=3, budget_s=0.1), engine="inline",
-        keep_jobs=tmp_path / "jobs",
+        scenarios=(scenario,), effort=Effort(min_rounds=1, max_rounds=1, budget_s=0.01, energy=False, besides=False),
+        engine="inline", keep_jobs=tmp_path / "jobs",
     )  # fmt: skip
     with Runner(plan, Store(str(tmp_path / "results"), run)) as runner:
         record = runner.measure(scenario)

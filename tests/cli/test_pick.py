@@ -5,15 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
+from quantbench.cli import pick as picking
 from quantbench.cli import racing
 from quantbench.cli.app import app
-from quantbench.core.scenario import Spec, Variant
+from quantbench.core.scenario import PROFILES, Spec, Variant
 from quantbench.methods import METHODS, Settings
 from quantbench.models.checkpoint import resolve
 from quantbench.planning import lineup as lineups
@@ -37,6 +39,15 @@ def pick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Resul
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     return lambda *arguments: CliRunner().invoke(app, ["pick", *map(str, arguments)])
+
+
+@pytest.fixture
+def inline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measure once, in this process, which has torch imported already, where neither speeds nor processes are the point."""
+    for name in ("brief", "quick"):
+        monkeypatch.setitem(PROFILES, name, replace(PROFILES[name], min_rounds=1, max_rounds=1))
+    usual = picking._options
+    monkeypatch.setattr(picking, "_options", lambda *asked: replace(usual(*asked), engine="inline", output_tokens=8))
 
 
 @pytest.fixture
@@ -102,6 +113,7 @@ def hub(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callabl
     return lambda: {each.name for each in entries.iterdir()}
 
 
+@pytest.mark.usefixtures("inline")
 def test_what_lost_is_deleted_again_but_what_was_there_before_stays(
     pick: Callable[..., Result], hub: Callable[[], set[str]]
 ) -> None:
@@ -112,6 +124,7 @@ def test_what_lost_is_deleted_again_but_what_was_there_before_stays(
     assert re.search(r"^llama-server -m \S+/canary-Q8_0\.gguf$", done.stdout, re.MULTILINE)
 
 
+@pytest.mark.usefixtures("inline")
 def test_limits_that_nothing_keeps_name_the_nearest(pick: Callable[..., Result], files: Path) -> None:
     done = pick(files, "--max-kld", "0.000001", "--memory", "3MB")
     assert done.exit_code == 4
@@ -152,6 +165,7 @@ def test_a_hub_that_cannot_be_reached_is_one_sentence(pick: Callable[..., Result
     )
 
 
+@pytest.mark.usefixtures("inline")
 def test_what_was_measured_before_ctrl_c_is_kept(
     pick: Callable[..., Result], files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

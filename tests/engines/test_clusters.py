@@ -66,6 +66,7 @@ def place(
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {
             "PYTHONPATH": str(stub_path), "QUANTBENCH_CACHE": str(stub_cache(folder)), "STUB_UNWATCHED": "1",
+            "STUB_WITHOUT_TORCH": "1",
             "PYTEST_ADDOPTS": "", "AWS_ACCESS_KEY_ID": "testing",
             "AWS_SECRET_ACCESS_KEY": "testing", "AWS_EC2_METADATA_DISABLED": "true",
         }.items():  # fmt: skip

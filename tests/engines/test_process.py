@@ -117,6 +117,7 @@ def test_a_worker_is_the_first_to_go_when_memory_runs_out(runner: ProcessRunner,
 
 def test_a_server_that_dies_is_one_sentence(stub_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(stub_path))
+    monkeypatch.setattr(process, "SHARED", ("numpy",))
     with open_process("cpu") as opened:
         assert isinstance(opened, ProcessRunner)
         folder = job(tmp_path / "a", "exact")

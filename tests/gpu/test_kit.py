@@ -62,7 +62,7 @@ def test_the_kit_is_prepared_and_rehearsed_on_the_cpu(tmp_path: Path) -> None:
         checkout, ".gpukit/remote.sh", "table:90", "beside:90",
         GPUKIT_PYTHON=sys.executable, GPUKIT_DEVICE="cpu", GPUKIT_MODEL=f"dummy:{tmp_path / 'config.json'}",
         GPUKIT_WORK=str(tmp_path / "work"), OUT=str(tmp_path / "out"), GPUKIT_VARIANTS="torch/bf16",
-        GPUKIT_COMPILED="", GPUKIT_BATCHES="1,2",
+        GPUKIT_COMPILED="", GPUKIT_BATCHES="1,2", GPUKIT_PROFILE="brief",
     )  # fmt: skip
     rows = pd.read_parquet(tmp_path / "work" / "results" / "table" / "scenarios")
     assert set(rows["status"]) == {"ok"}, said

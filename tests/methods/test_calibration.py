@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
 
+from quantbench import load
 from quantbench.core.errors import UnsupportedError, UsageError
 from quantbench.core.job import Checkpoint
-from quantbench.core.scenario import Conditions, Scenario, Spec, Variant
+from quantbench.core.machine import describe
+from quantbench.core.scenario import Conditions, Effort, Scenario, Spec, Variant
 from quantbench.methods import METHODS, Settings
 from quantbench.models.checkpoint import resolve
+from quantbench.planning.options import Plan
+from quantbench.results.store import Run, Store
+from quantbench.running.runner import Runner
 from quantbench.runtimes.transformers import calibration as texts
 from quantbench.runtimes.transformers.calibration import LENGTH, MIN_SEQUENCES, SEQUENCES, calibration_ids
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 BOS, VOCABULARY = 1, 2048
 
@@ -190,19 +191,20 @@ def test_the_files_content_is_in_the_key_and_its_name_is_not(tmp_path: Path) -> 
     assert len({key(each, "torch/fp32") for each in (str(one), str(other), "")}) == 1
 
 
-def test_a_file_that_is_missing_is_a_row_with_status_error(
-    pytester: pytest.Pytester, results: Callable[..., pd.DataFrame], users_cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("artifacts")
+def test_a_file_that_is_missing_is_a_row_with_status_error(tmp_path: Path) -> None:
     """Of the variants that calibrate; the others do not need it."""
-    monkeypatch.setenv("QUANTBENCH_CACHE", str(users_cache))
-    pytester.makepyfile(test_load="from quantbench.suite.test_load import test_load")
-    pytester.path.joinpath("matrix.toml").write_text(
-        'control = false\nprompts = ["two"]\n[methods]\ntorch = ["fp32"]\ngptq = ["int4-g128"]\n'
-        '[conditions]\ncalibration = "nowhere.txt"\noutput_tokens = 2\nanswer_tokens = 2\ncontinuation_tokens = 2\n'
+    conditions = Conditions(calibration="nowhere.txt", output_tokens=2, answer_tokens=2, continuation_tokens=2, threads=1)
+    scenarios = tuple(
+        Scenario(model="canary", variant=Variant(method=method, precision=precision), prompts="two", conditions=conditions)
+        for method, precision in (("torch", "fp32"), ("gptq", "int4-g128"))
     )
-    cheap = ("--quantbench-profile=quick", "--quantbench-engine=inline", "--quantbench-no-probes", "-p", "no:cacheprovider")
-    pytester.runpytest_subprocess("--quantbench-matrix=matrix.toml", *cheap).assert_outcomes(passed=1, failed=1)
-    rows = results().set_index("method")
+    run = Run(machine=describe(), versions={}, command="", commit="", profile="quick", engine="inline")
+    effort = Effort(min_rounds=1, max_rounds=1, budget_s=0.01, energy=False, besides=False)
+    with Runner(Plan(scenarios=scenarios, effort=effort, engine="inline"), Store(str(tmp_path), run)) as runner:
+        for scenario in scenarios:
+            runner.measure(scenario)
+    rows = load(str(tmp_path)).set_index("method")
     assert dict(rows["status"]) == {"torch": "ok", "gptq": "error"}
     expected = "calibration file nowhere.txt does not exist; give a text file with --calibration"
     assert rows["reason"]["gptq"] == expected

@@ -43,6 +43,7 @@ PRESETS = {
 """What compressed-tensors itself calls these schemes."""
 
 CANARY_PARAMETERS = 5_770_496
+EFFORT = replace(PROFILES["quick"], energy=False, besides=False)
 MOST_KLD = {"w8": 2e-3, "w4": 0.2, "fp": 0.05, "nv": 0.3, "mx": 0.5}
 TOKENS = [1, *range(300, 364)]
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
@@ -369,7 +370,7 @@ def test_a_row_has_bytes_and_answers_and_no_times(canary: Callable[[str], Path],
         conditions=Conditions(output_tokens=4, answer_tokens=4, continuation_tokens=8, threads=1),
     )  # fmt: skip
     run = Run(machine=describe(), versions={}, command="", commit="", profile="quick", engine="inline")
-    plan = Plan(scenarios=(scenario,), effort=PROFILES["quick"], engine="inline")
+    plan = Plan(scenarios=(scenario,), effort=EFFORT, engine="inline")
     with Runner(plan, Store(str(tmp_path), run)) as runner:
         record = runner.measure(scenario)
     assert record.status == "ok", record.reason
@@ -393,7 +394,7 @@ def test_as_an_artifact_it_is_as_far_off_as_its_weights_in_a_plain_checkpoint(
             conditions = Conditions(output_tokens=4, answer_tokens=4, continuation_tokens=16, threads=1)
             scenarios[kind, name] = Scenario(model="canary", variant=variant, prompts="two", conditions=conditions)
     run = Run(machine=describe(), versions={}, command="", commit="", profile="quick", engine="inline")
-    untimed = replace(PROFILES["quick"], untimed="other tests run beside this one")
+    untimed = replace(EFFORT, untimed="other tests run beside this one")
     asked = Plan(scenarios=tuple(scenarios.values()), effort=untimed, engine="inline")
     with Runner(asked, Store(str(tmp_path / "results"), run)) as runner:
         found = {key: runner.measure(scenario) for key, scenario in scenarios.items()}

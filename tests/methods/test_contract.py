@@ -102,9 +102,9 @@ def seen(method: str, precision: str, calibration: str) -> Seen:
     with opened(method, precision, calibration) as model:
         loaded = model.memory()
         tokens = list(model.generate(PROMPT, 8))
-        again = list(model.generate(PROMPT, 8))
+        again = list(model.generate(PROMPT, 4))
         chunks = np.concatenate([chunk.copy() for chunk in model.score([*PROMPT, *tokens], first=len(PROMPT) - 1)])
-        drawn = [list(model.generate(PROMPT, 8, Sampling(seed=seed))) for seed in (1, 1, 2)]
+        drawn = [list(model.generate(PROMPT, 4, Sampling(seed=seed))) for seed in (1, 1, 2)]
         return Seen(loaded, model.memory(), dict(model.facts), tokens, again, drawn, chunks)
 
 
@@ -118,7 +118,7 @@ def test_generation_and_scoring_agree(method: str, precision: str, short_text: s
     assert 0.7 < (weights.step_bytes or 0) / weights.weight_bytes < 1  # all but the input embedding, one of two of 2048 x 256
     assert weights.cache_position_bytes == 2 * 6 * 4 * 32 * (4 if facts["kv_dtype"] == "float32" else 2)
     assert len(tokens) == 8
-    assert tokens == found.again
+    assert tokens[:4] == found.again
     assert chunks.shape == (9, VOCABULARY)
     assert chunks.dtype == np.float32
     best = np.sort(chunks[:-1], axis=1)

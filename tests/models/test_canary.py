@@ -76,7 +76,8 @@ def records(tmp_path_factory: pytest.TempPathFactory, users_cache: Path) -> dict
         variants = [Variant(method="gguf", precision=precision) for precision in GGUF_BY_QUALITY]
         conditions = Conditions(output_tokens=32, answer_tokens=32)  # one set of answers, timed and compared
         scenarios = tuple(Scenario(model="canary", variant=each, prompts="ten", conditions=conditions) for each in variants)
-        plan = Plan(scenarios=scenarios, effort=Effort(min_rounds=1, max_rounds=1), engine="inline")
+        effort = Effort(min_rounds=1, max_rounds=1, energy=False, besides=False)
+        plan = Plan(scenarios=scenarios, effort=effort, engine="inline")
         run = Run(machine=describe(), versions={}, command="test", commit="", profile="quick", engine="inline")
         with Runner(plan, Store(str(tmp_path_factory.mktemp("results")), run)) as runner:
             measured = [runner.measure(scenario) for scenario in scenarios]

@@ -24,7 +24,7 @@ from quantbench.measuring.passes.similarity import log_softmax
 from quantbench.methods import METHODS, Sampling, Settings, method
 from quantbench.models.checkpoint import resolve
 
-SOUND = ("torch/fp32", "torch/bf16", "bitsandbytes/nf4-dq", "bitsandbytes/int8", "odd/sound")
+SOUND = ("torch/fp32", "bitsandbytes/nf4-dq", "bitsandbytes/int8", "odd/sound")
 ODD = ("deaf", "first-layer-dead", "gradients-not-finite", "random", "untrainable", "lossy", "pickle")
 VARIANTS = (*SOUND, "gguf/q8_0", *(f"odd/{name}" for name in ODD))
 RUN_ALL = """

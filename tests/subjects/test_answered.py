@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,6 +16,8 @@ from quantbench.running.runner import Runner
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+EFFORT = replace(PROFILES["quick"], min_rounds=1, max_rounds=1, energy=False, besides=False)
 
 
 @pytest.mark.usefixtures("artifacts")
@@ -32,7 +35,7 @@ def test_the_first_prompts_are_answered_and_all_are_scored(tmp_path: Path, asked
     )
     run = Run(machine=describe(), versions={}, command="", commit="", profile="quick", engine="inline")
     results = str(tmp_path / "results")
-    plan = Plan(scenarios=(scenario,), effort=PROFILES["quick"], engine="inline")
+    plan = Plan(scenarios=(scenario,), effort=EFFORT, engine="inline")
     with Runner(plan, Store(results, run)) as runner:
         runner.measure(scenario)
     (row,) = load(results).to_dict("records")

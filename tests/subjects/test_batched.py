@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -36,6 +37,7 @@ class Single:
         self.synchronize = model.synchronize
 
 
+EFFORT = replace(PROFILES["quick"], min_rounds=1, max_rounds=1, energy=False, besides=False)
 CONDITIONS = Conditions(output_tokens=4, answer_tokens=4, continuation_tokens=8, threads=1)
 
 
@@ -52,7 +54,7 @@ def _rows(folder: Path, variants: list[tuple[str, str]], prompts: list[str]) -> 
         for name, batch in map(parse, prompts)
     )
     run = Run(machine=describe(), versions={}, command="", commit="", profile="quick", engine="inline")
-    plan = Plan(scenarios=scenarios, effort=PROFILES["quick"], engine="inline")
+    plan = Plan(scenarios=scenarios, effort=EFFORT, engine="inline")
     with Runner(plan, Store(str(folder), run)) as runner:
         for scenario in scenarios:
             runner.measure(scenario)

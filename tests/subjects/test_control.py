@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -25,6 +26,8 @@ VARIANTS = (
     Variant(method="gguf", precision="q8_0"), Variant(method="gguf", precision="q2_k"),
 )  # fmt: skip
 
+EFFORT = replace(PROFILES["quick"], untimed="only the quality counts here", energy=False, besides=False)
+
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory, users_cache: Path) -> pd.DataFrame:
@@ -35,7 +38,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory, users_cache: Path) -> pd.Data
     run = Run(machine=describe(), versions={}, command="", commit="", profile="quick", engine="inline")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("QUANTBENCH_CACHE", str(users_cache))
-        plan = Plan(scenarios=tuple(scenarios), effort=PROFILES["quick"], engine="inline")
+        plan = Plan(scenarios=tuple(scenarios), effort=EFFORT, engine="inline")
         with Runner(plan, Store(results, run)) as runner:
             for scenario in scenarios:
                 runner.measure(scenario)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 WHY = "it runs decompressed, whose speed is another's; serve it"
 TIMES = ("load_s", "ttft_s", "decode_tps", "prefill_tps", "e2e_s", "decode_tps_ratio", "energy_per_token_j", "decode_path")
 
+EFFORT = replace(PROFILES["quick"], min_rounds=1, max_rounds=1, energy=False, besides=False)
+
 
 @pytest.mark.usefixtures("artifacts")
 def test_a_model_that_must_not_be_timed_has_all_but_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,7 +46,7 @@ def test_a_model_that_must_not_be_timed_has_all_but_times(tmp_path: Path, monkey
         for each in ("bf16", "fp16")
     )
     run = Run(machine=describe(), versions={}, command="", commit="", profile="quick", engine="inline")
-    plan = Plan(scenarios=scenarios, effort=PROFILES["quick"], engine="inline")
+    plan = Plan(scenarios=scenarios, effort=EFFORT, engine="inline")
     with Runner(plan, Store(str(tmp_path), run)) as runner:
         untimed, timed = (runner.measure(scenario) for scenario in scenarios)
     rows = load(str(tmp_path)).set_index("precision")

@@ -150,8 +150,9 @@ def test_a_library_that_is_missing_leaves_nulls_with_the_reason(monkeypatch: pyt
 
 
 @pytest.fixture
-def unread() -> Any:
+def unread(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Nothing is remembered of what was read."""
+    monkeypatch.setattr(reader, "recall", lambda *_: None)
     type_facts.cache_clear()
     yield
     type_facts.cache_clear()
