@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 SHORT = Conditions(threads=1, output_tokens=4, answer_tokens=4, continuation_tokens=24)
 UNTIMED = Effort(untimed="only the quality counts here", energy=False)
 MADE = (
-    "gguf/f16", "gguf/q8_0", "gguf/q4_k_m", "gptq/int4-g128", "awq/int4-g128", "bitsandbytes/int8", "bitsandbytes/nf4-dq",
-    "bitsandbytes/fp4", "torchao/int8-wo",
+    "gguf/f16", "gguf/q8_0", "gguf/q6_k", "gguf/q4_k_m", "gguf/q2_k", "gptq/int4-g128", "awq/int4-g128", "bitsandbytes/int8",
+    "bitsandbytes/nf4", "bitsandbytes/nf4-dq", "bitsandbytes/fp4", "torchao/int8-wo",
 )  # fmt: skip
 """What the methods write, and read again as if somebody else had."""
 
