@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from quantbench.core.text import visible
+from quantbench.report.charts.look import data
 from quantbench.results.rows import Group, Row, groups
 from quantbench.results.schema import column_of, table_columns
 
@@ -108,7 +109,7 @@ def chart(history: History, metric: str, title: str, look: Look) -> Layered:
     ]
     picked = alt.param(name="picked", value=history.names[0])
     base = (
-        alt.Chart({"values": rows})
+        alt.Chart(data(rows))
         .transform_filter("datum.name == picked")
         .encode(
             x=alt.X("at:T", title=None)
