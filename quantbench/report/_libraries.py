@@ -29,7 +29,7 @@ def require() -> None:
 
 @cache
 def javascript() -> str:
-    """Vega, Vega-Lite and vega-embed as one program that sets ``window.vegaEmbed``; made in two seconds, and kept in the cache."""
+    """Vega, Vega-Lite and vega-embed as one program that sets ``window.vegaEmbed``; kept in the cache: it takes seconds."""
     asked = {"vl-convert": version("vl-convert-python"), "snippet": _SNIPPET}
     kept = recall("javascript", asked)
     if isinstance(kept, str):

@@ -97,9 +97,9 @@ def of_runs(rows: pa.Table, runs: Collection[str]) -> pa.Table:
 
     theirs = pc.is_in(rows["run_id"].cast(pa.string()), value_set=pa.array(runs, pa.string()))
     count = pc.sum(theirs).as_py() or 0
-    if count in (0, len(rows)):  # as of most files and pieces: a filter takes a millisecond
-        return rows.slice(0, count)
-    return rows.filter(theirs)
+    if count == len(rows):  # as of most files; a filter takes a millisecond
+        return rows
+    return rows.filter(theirs) if count else rows.schema.empty_table()
 
 
 def joined(tables: Sequence[pa.Table]) -> pa.Table:
@@ -220,7 +220,8 @@ def _require_own(columns: pq.ParquetSchema, marks: frozenset[str]) -> None:
 
 def _named(found: pa.Table) -> pa.Table:
     """The table; ValueError for one with a row of no run or scenario, or of no time, which nothing could be said of."""
-    if lacks := [name for name in _NEVER_NULL if name in found.column_names and found.column(name).null_count]:
+    places = [(name, found.schema.get_field_index(name)) for name in _NEVER_NULL]
+    if lacks := [name for name, place in places if place >= 0 and found.column(place).null_count]:
         raise ValueError(f"it has a row without {_some(lacks)}")
     return found
 

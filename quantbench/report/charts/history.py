@@ -51,7 +51,7 @@ class History:
 def histories(frame: pd.DataFrame, max_points: int) -> list[History]:
     """One for each model and prompt set that several runs measured: the latest runs, up to ``max_points`` points."""
     by_subject: dict[tuple[str, str], list[Group]] = {}
-    for group in groups(frame[_columns()]):
+    for group in groups(frame[columns()]):
         by_subject.setdefault((group.fact("model"), group.fact("prompts")), []).append(group)
     found = [_history(sorted(each, key=lambda group: group.fact("started_at")), max_points) for each in by_subject.values()]
     found.sort(key=lambda each: each.group.instrument_check)
@@ -71,7 +71,7 @@ def _history(of_runs: Sequence[Group], max_points: int) -> History:
     )  # fmt: skip
 
 
-def _columns() -> list[str]:
+def columns() -> list[str]:
     """The columns that a history needs."""
     names = dict.fromkeys(name for of in _METRICS.values() for name in of)
     known = {column.name for column in table_columns("scenarios")}

@@ -101,7 +101,7 @@ def series(names: Iterable[str], ink: Ink) -> tuple[list[str], list[str]]:
 
 
 def data(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Rows as the data of a chart. Altair copies a list, and all that is in it, with every part of a chart; a tuple it keeps."""
+    """Rows as the data of a chart. Altair copies a list and all that is in it with every part of a chart, not a tuple."""
     return {"values": tuple(rows)}
 
 
