@@ -50,6 +50,11 @@ class Results:
         """The decision on a group; None where none can be made."""
         return self._choices.get((group.fact("model"), group.fact("prompts")))
 
+    @cached_property
+    def subjects(self) -> list[list[Group]]:
+        """The groups of the history, by model and prompt set, in the order in which their runs started."""
+        return histories.subjects(self.history)
+
     @property
     def run_id(self) -> str:
         """The id of the run in this report."""

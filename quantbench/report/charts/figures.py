@@ -131,7 +131,7 @@ def loads(results: Results) -> list[Picture]:
 def courses(results: Results, max_points: int) -> list[Course]:
     """What was measured in several runs, over the times they started; at most about ``max_points`` points a history."""
     found = []
-    for each in history.histories(results.history, max_points):
+    for each in history.histories(results.subjects, max_points):
         with neutral():
             charts = [(title, history.chart(each, metric, title, LOOK)) for metric, title in each.metrics]
             found.append(

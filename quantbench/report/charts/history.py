@@ -48,12 +48,17 @@ class History:
         return tuple((name, column_of(name).title + _SCALED.get(name, "")) for name in known)
 
 
-def histories(frame: pd.DataFrame, max_points: int) -> list[History]:
-    """One for each model and prompt set that several runs measured: the latest runs, up to ``max_points`` points."""
-    by_subject: dict[tuple[str, str], list[Group]] = {}
+def subjects(frame: pd.DataFrame) -> list[list[Group]]:
+    """The groups of each model and prompt set, in the order in which their runs started."""
+    found: dict[tuple[str, str], list[Group]] = {}
     for group in groups(frame[columns()]):
-        by_subject.setdefault((group.fact("model"), group.fact("prompts")), []).append(group)
-    found = [_history(sorted(each, key=lambda group: group.fact("started_at")), max_points) for each in by_subject.values()]
+        found.setdefault((group.fact("model"), group.fact("prompts")), []).append(group)
+    return [sorted(each, key=lambda group: group.fact("started_at")) for each in found.values()]
+
+
+def histories(followed: Sequence[Sequence[Group]], max_points: int) -> list[History]:
+    """One for each of the ``subjects`` that several runs measured: the latest runs, up to ``max_points`` points."""
+    found = [_history(each, max_points) for each in followed]
     found.sort(key=lambda each: each.group.instrument_check)
     return [each for each in found if each.runs > 1 and each.metrics]
 

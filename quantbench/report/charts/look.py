@@ -105,8 +105,8 @@ def data(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {"values": tuple(rows)}
 
 
-def specification(chart: Layered, ink: Ink) -> dict[str, Any]:
-    """A chart with the look that all share, as Vega-Lite."""
+def specification(chart: Any, ink: Ink) -> dict[str, Any]:
+    """A chart of altair with the look that all share, as Vega-Lite."""
     made: dict[str, Any] = chart.configure(**config(ink)).to_dict(validate=False)
     return made
 
