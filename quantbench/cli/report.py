@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from quantbench.report import Results
 
-HISTORY, FILES = 100, 1000
+HISTORY, FILES = 100, 400
 """Runs back to which a report follows a scenario, and files of their rows that it opens at most."""
 
 _PAGES = ("html", "htm")
@@ -47,11 +47,12 @@ def report(
         raise UsageError(f"{output} is not a regular file; name another")
     with reading():
         stored = Runs(results)
-        scenarios, run = _chosen(stored, run_id, model)
-        unread = len(stored.ids) - scenarios["run_id"].nunique()
+        history, run = _chosen(stored, run_id, model)
+        scenarios = stored.of([run])
+        unread = len(stored.ids) - history["run_id"].nunique()
     samples, outputs, runs = (read(results, table, run)[0] for table in ("samples", "outputs", "runs"))
-    of_run = select(scenarios, samples=samples, outputs=outputs, runs=runs, run_id=run, model=model)
-    found = replace(of_run, unread=unread)
+    of_run = select(scenarios, samples=samples, outputs=outputs, runs=runs, model=model)
+    found = replace(of_run, history=history[history["model"].isin(set(of_run.rows["model"]))], unread=unread)
     size = _write(output, found, form)
     rows = counted(len(found.rows), "row")
     others = f"; {counted(unread, 'earlier run')} not read" if unread else ""
@@ -59,16 +60,19 @@ def report(
 
 
 def _chosen(runs: Runs, run_id: str | None, model: str | None) -> tuple[pd.DataFrame, str]:
-    """The rows of the last runs and of the one to report on, and its id: the one named, or the latest (of the model)."""
+    """What is followed of the last runs and the one to report on, and its id: the one named, or the latest (of the model)."""
     import pandas as pd
 
-    from quantbench.report import latest_of
+    from quantbench.report import followed, latest_of
 
     if run_id is not None:
         require_run(runs, run_id)
-    history = runs.latest(HISTORY, files=FILES)
+    columns = followed()
+    history = runs.latest(HISTORY, files=FILES, columns=columns)
     run = run_id or (history["run_id"].iloc[-1] if model is None else latest_of(model, runs.latest_first(("run_id", "model"))))
-    return history if run in set(history["run_id"]) else pd.concat([runs.of([run]), history], ignore_index=True), run
+    if run not in set(history["run_id"]):
+        history = pd.concat([runs.of([run], columns), history], ignore_index=True)
+    return history, run
 
 
 def _write(output: Path, found: Results, form: str) -> int:

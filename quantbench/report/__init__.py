@@ -12,7 +12,7 @@ Model output and error messages are untrusted and stay plain text everywhere: se
 from __future__ import annotations
 
 from quantbench.report._picture import picture
-from quantbench.report._results import Results, latest_of, select
+from quantbench.report._results import Results, followed, latest_of, select
 from quantbench.report.html import page
 
-__all__ = ["Results", "latest_of", "page", "picture", "select"]
+__all__ = ["Results", "followed", "latest_of", "page", "picture", "select"]

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from importlib.metadata import version
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from quantbench.core.cache import recall, remember
 from quantbench.core.errors import MissingDependency
 from quantbench.core.install import install_hint
 
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _NEEDED: Mapping[str, str] = {"altair": "altair", "vl_convert": "vl-convert-python", "jinja2": "jinja2"}
+_SNIPPET = "window.vegaEmbed = vegaEmbed;"
 
 
 def require() -> None:
@@ -26,10 +29,16 @@ def require() -> None:
 
 @cache
 def javascript() -> str:
-    """Vega, Vega-Lite and vega-embed as one program that sets ``window.vegaEmbed``."""
+    """Vega, Vega-Lite and vega-embed as one program that sets ``window.vegaEmbed``; kept in the cache: it takes seconds."""
+    asked = {"vl-convert": version("vl-convert-python"), "snippet": _SNIPPET}
+    kept = recall("javascript", asked)
+    if isinstance(kept, str):
+        return kept
     import vl_convert
 
-    return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
+    made: str = vl_convert.javascript_bundle(_SNIPPET)
+    remember("javascript", asked, made)
+    return made
 
 
 def as_svg(spec: Mapping[str, Any]) -> str:
@@ -50,8 +59,12 @@ def as_png(svg: str) -> bytes:
 
 @contextmanager
 def neutral() -> Iterator[None]:
-    """Altair without a theme or a limit on rows, whatever other code in this process has set."""
-    import altair as alt
+    """Altair without a theme or a limit on rows, whatever other code in this process has set, and without its checks.
 
-    with alt.theme.enable("none"), alt.data_transformers.enable("default", max_rows=None):
+    Those of each part of a chart take longer than drawing it. Charts as a whole are checked by the tests.
+    """
+    import altair as alt
+    from altair.utils.schemapi import debug_mode
+
+    with alt.theme.enable("none"), alt.data_transformers.enable("default", max_rows=None), debug_mode(False):
         yield

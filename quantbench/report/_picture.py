@@ -13,7 +13,7 @@ from quantbench.core.text import visible
 from quantbench.core.units import short
 from quantbench.report import _libraries
 from quantbench.report.charts.bars import bars
-from quantbench.report.charts.look import FONT, LIGHT, Look, config, on_paper, subject
+from quantbench.report.charts.look import FONT, LIGHT, Look, on_paper, specification, subject
 from quantbench.report.charts.pareto import pareto
 from quantbench.report.charts.points import Point, on_front, points
 from quantbench.report.markup import fill, script
@@ -118,7 +118,7 @@ def _shortlist(found: Sequence[Point]) -> list[Point]:
 
 def _drawing(chart: Layered) -> tuple[tuple[float, float], Markup]:
     """A chart as SVG, and its width and height."""
-    drawn = _libraries.as_svg(chart.configure(**config(on_paper)).to_dict())
+    drawn = _libraries.as_svg(specification(chart, on_paper))
     size = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', drawn)
     assert size, "vl-convert gives a picture its size"
     return (float(size[1]), float(size[2])), script(drawn)

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from quantbench.advice.decision import Choice, decide
 from quantbench.core.errors import unknown_name
 from quantbench.core.scenario import reads, short_name
+from quantbench.judge.compare import upgrades
+from quantbench.report.charts import history as histories
 from quantbench.results.rows import Group, Row, groups, rows_of
 from quantbench.tables import latest_run
 
@@ -23,7 +25,8 @@ _ORDER = {"prompts": 0, "text": 1, "inputs": 2}
 class Results:
     """One run of one or all models. ``samples`` and ``outputs`` are None where none were kept, ``run`` if its row is gone.
 
-    ``history`` holds the rows of the same models in every run that was read, ``unread`` counts the earlier ones that were not.
+    ``history`` holds the rows of the same models in every run that was read, of which the columns ``followed`` are enough;
+    ``unread`` counts the earlier runs that were not.
     """
 
     rows: pd.DataFrame
@@ -46,6 +49,11 @@ class Results:
     def choice(self, group: Group) -> Choice | None:
         """The decision on a group; None where none can be made."""
         return self._choices.get((group.fact("model"), group.fact("prompts")))
+
+    @cached_property
+    def subjects(self) -> list[list[Group]]:
+        """The groups of the history, by model and prompt set, in the order in which their runs started."""
+        return histories.subjects(self.history)
 
     @property
     def run_id(self) -> str:
@@ -84,6 +92,11 @@ def select(
         outputs=_belonging(outputs, rows),
         run=ended[0] if ended else None,
     )
+
+
+def followed() -> list[str]:
+    """The columns of ``scenarios`` that a report needs of a history."""
+    return list(dict.fromkeys((*histories.columns(), *upgrades.columns())))
 
 
 def latest_of(model: str, latest_first: Iterable[pd.DataFrame]) -> str:

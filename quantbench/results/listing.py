@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from quantbench.results.reading import read_files
@@ -28,27 +28,30 @@ def files_below(files: fs.FileSystem, folder: str) -> list[str]:
     from pyarrow import fs
 
     if files.type_name == "local":
-        return sorted(_local(folder, set()))
+        listed: list[str] = []
+        _list_local(folder, listed, set())
+        return sorted(listed)
     infos = files.get_file_info(fs.FileSelector(folder, recursive=True, allow_not_found=True))
     return sorted(info.path for info in infos if info.type == fs.FileType.File)
 
 
-def _local(folder: str, seen: set[tuple[int, int]]) -> Iterator[str]:
-    """Files by names alone: pyarrow asks for the size and time of each, which of 100,000 files takes a second."""
+def _list_local(folder: str, listed: list[str], seen: set[tuple[int, int]]) -> None:
+    """Add files by names alone: pyarrow asks for the size and time of each, which of 100,000 files takes a second."""
     try:
         place = os.stat(folder)  # noqa: PTH116 - as scandir, which has strings
         with os.scandir(folder) as entries:
-            listed = list(entries)
+            inside = list(entries)
     except FileNotFoundError:  # also where it is removed meanwhile
         return
     if (place.st_dev, place.st_ino) in seen:
         return
     seen.add((place.st_dev, place.st_ino))
-    for entry in listed:
-        if os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():  # noqa: PTH112 - false for one to itself
-            yield from _local(entry.path, seen)
-        elif os.path.isfile(entry.path) if entry.is_symlink() else entry.is_file():  # noqa: PTH113
-            yield entry.path
+    for entry in inside:
+        linked = entry.is_symlink()
+        if os.path.isfile(entry.path) if linked else entry.is_file():  # noqa: PTH113 - is_file raises for a link to itself
+            listed.append(entry.path)
+        elif os.path.isdir(entry.path) if linked else entry.is_dir():  # noqa: PTH112 - so does is_dir
+            _list_local(entry.path, listed, seen)
 
 
 def by_run(paths: Iterable[str]) -> dict[str, list[str]]:

@@ -258,8 +258,15 @@ def groups(frame: pd.DataFrame) -> list[Group]:
 
 def rows_of(frame: pd.DataFrame) -> list[Row]:
     """The rows of ``frame``, unchanged and in order."""
-    records = frame.astype(object).where(frame.notna(), None).to_dict("records")
-    return [Row({str(name): value for name, value in values.items()}) for values in records]
+    names = [str(name) for name in frame]
+    columns = [_plain(column) for _, column in frame.items()]
+    return [Row(dict(zip(names, values, strict=True))) for values in zip(*columns, strict=True)]
+
+
+def _plain(column: pd.Series[Any]) -> list[Any]:
+    """The values of a column as Python's own."""
+    values, missing = column.tolist(), column.isna().to_numpy()
+    return [None if gone else value for value, gone in zip(values, missing, strict=True)] if missing.any() else values
 
 
 def _middle(repeats: Sequence[Row]) -> Row:

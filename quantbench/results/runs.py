@@ -63,10 +63,13 @@ class Runs:
             raise none_of(wanted, self._path)
         return as_frame(rows)
 
-    def latest(self, count: int = 1, *, exclude: Collection[str] = (), files: float = math.inf) -> pd.DataFrame:
+    def latest(
+        self, count: int = 1, *, exclude: Collection[str] = (), files: float = math.inf, columns: Sequence[str] | None = None
+    ) -> pd.DataFrame:
         """The rows of the last ``count`` runs that have rows, except ``exclude``, the latest last; StoreError without any.
 
         Of fewer runs where those would lie in more than so many ``files``, as each takes milliseconds to open; never of none.
+        Of the schema's ``columns`` only, which include ``run_id``.
         """
         left = [run for run in self.ids if run not in exclude]
         opened = accumulate(len(self._named.get(run, ())) for run in reversed(left[-count:]))
@@ -74,7 +77,7 @@ class Runs:
         parts: list[pa.Table] = []
         while left and count:  # once, unless nothing can be read of some runs
             left, wanted = left[:-count], left[-count:]
-            parts.insert(0, self._rows(wanted, None))
+            parts.insert(0, self._rows(wanted, columns))
             count -= len(set(parts[0]["run_id"].to_pylist()))
         if not any(map(len, parts)):
             raise no_results(self._path)

@@ -189,7 +189,7 @@ def test_the_anchors_rounds_are_not_the_variants(everything_results: Results) ->
 
 
 def test_a_history_takes_two_runs_and_follows_each_scenario(everything_results: Results) -> None:
-    (found,) = history.histories(everything_results.history, 10_000)
+    (found,) = history.histories(everything_results.subjects, 10_000)
     assert (found.runs, found.left_out) == (3, 0)
     assert [name for name, _ in found.metrics] == ["decode_ratio", "kld_mean", "weight_bytes"]
     klds = [(row["run"], row["kld_mean"]) for row in found.rows if row["name"] == "gguf/q8_0"]

@@ -12,10 +12,13 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import altair as alt
 import pytest
+from typer.testing import CliRunner
 
 from quantbench.advice.decision import RULE
 from quantbench.advice.headline import headline, others
+from quantbench.cli.app import app
 from quantbench.core.errors import MissingDependency, UsageError
 from quantbench.report import Results, html, page, picture, select
 from quantbench.report.markup import data_block
@@ -174,6 +177,23 @@ def test_data_that_are_no_number_are_refused() -> None:
 def test_a_page_is_small_and_equal_for_equal_results(body: str, everything_results: Results) -> None:
     assert len(body.encode()) <= 3_000_000
     assert page(everything_results) == body
+
+
+def test_the_command_writes_the_same_page_though_it_reads_less_of_other_runs(
+    everything_folder: Path, everything_page: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "report.html"
+    ended = CliRunner().invoke(app, ["report", "-o", str(path), "--results", str(everything_folder)])
+    assert ended.exit_code == 0, ended.output
+    assert path.read_bytes() == everything_page.read_bytes()
+
+
+def test_every_chart_is_valid(read: Reader) -> None:
+    """Altair checks them here, as it does not while a page is made."""
+    specs = [json.loads(text) for kind, text in read.scripts if kind == "application/json"]
+    assert len(specs) > 5
+    for spec in specs:
+        alt.Chart.from_dict(spec)
 
 
 def test_ids_are_unique_and_every_link_leads_somewhere(read: Reader) -> None:

@@ -25,6 +25,9 @@ _ASKED = (
     "threads", "context", "output_tokens", "answer_tokens", "continuation_tokens", "answered_prompts", "seed", "reference",
     "device",
 )  # fmt: skip
+COLUMNS = (*_SAME, *_ASKED, "cpu", "status", "reason", "versions")
+"""The columns that tell which rows may be compared, and how they ended."""
+
 _SHOWN = 12
 """Characters of a hash that a sentence shows."""
 

@@ -8,13 +8,19 @@ from itertools import islice, pairwise
 from typing import TYPE_CHECKING
 
 from quantbench.judge.compare import Comparison, compare
-from quantbench.judge.compare._pairs import changed_versions
+from quantbench.judge.compare import _figures as figures
+from quantbench.judge.compare._pairs import COLUMNS, changed_versions
 from quantbench.results.rows import Row, rows_of
 from quantbench.results.store import in_order
 
 if TYPE_CHECKING:
     import pandas as pd
 
+_IDENTITY = (
+    "run_id", "run_number", "started_at", "scenario_id", "repeat", "model", "method", "precision", "artifact", "control",
+    "prompts", "batch", "status", "instrument_check", "cpu", "gpus", "versions",
+)  # fmt: skip
+_DOUBTS = ("disturbed", "disturbance", "gpu_throttle_reasons", "null_reasons")
 _WINDOW = 10
 """Runs of a side, at most: enough for a verdict and its confirmation from runs that measured in one process each."""
 
@@ -38,6 +44,13 @@ class Upgrade:
     def runs(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """The runs before and after it."""
         return self.comparison.baseline_runs, self.comparison.candidate_runs
+
+
+def columns() -> tuple[str, ...]:
+    """The columns of ``scenarios`` that ``upgrades`` and what says them look at."""
+    speeds = [name for each in figures.timed() for name in (each.raw, each.ratio)]
+    exact = [name for each in figures.exact() for name in (each.column, each.slicing) if name]
+    return tuple(dict.fromkeys((*_IDENTITY, *COLUMNS, *speeds, *exact, *PEAKS, *_DOUBTS)))
 
 
 def upgrades(history: pd.DataFrame, most: int) -> list[Upgrade]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from quantbench.core.text import visible
 from quantbench.core.units import significant
+from quantbench.report.charts.look import data
 from quantbench.report.charts.points import Point, tooltip
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def bars(variants: Sequence[Point], look: Look) -> Layered | None:
     colours = {"pick": ink("accent"), "runner-up": ink("series-6"), "reference": ink("muted"), "other": ink("faint")}
     roles = {role: colour for role, colour in colours.items() if any(row["role"] == role for row in rows)}
     widest = max(each.tps_high or tps for tps, each in shown)
-    base = alt.Chart({"values": rows}).encode(
+    base = alt.Chart(data(rows)).encode(
         y=alt.Y("label:N", sort=None, title=None).axis(ticks=False, domain=False, labelLimit=170, labelColor=ink("ink")),
     )
     where: Any = "top" if look.width == "container" else "bottom"  # in a picture charts stand side by side, with legends below

@@ -13,7 +13,7 @@ from quantbench.core.units import short
 from quantbench.report._libraries import neutral
 from quantbench.report.charts import history, latency, load
 from quantbench.report.charts.bars import bars
-from quantbench.report.charts.look import Look, config, on_page, subject
+from quantbench.report.charts.look import Look, on_page, specification, subject
 from quantbench.report.charts.pareto import pareto
 from quantbench.report.charts.points import Point, points
 from quantbench.report.markup import data_block
@@ -131,7 +131,7 @@ def loads(results: Results) -> list[Picture]:
 def courses(results: Results, max_points: int) -> list[Course]:
     """What was measured in several runs, over the times they started; at most about ``max_points`` points a history."""
     found = []
-    for each in history.histories(results.history, max_points):
+    for each in history.histories(results.subjects, max_points):
         with neutral():
             charts = [(title, history.chart(each, metric, title, LOOK)) for metric, title in each.metrics]
             found.append(
@@ -147,5 +147,5 @@ def courses(results: Results, max_points: int) -> list[Course]:
 
 
 def _figure(title: str, caption: str, chart: Layered) -> Picture:
-    spec = chart.configure(**config(LOOK.ink)).to_dict()
+    spec = specification(chart, LOOK.ink)
     return Picture(title=visible(title), caption=caption, spec=data_block(spec))

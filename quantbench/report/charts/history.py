@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from quantbench.core.text import visible
+from quantbench.report.charts.look import data
 from quantbench.results.rows import Group, Row, groups
 from quantbench.results.schema import column_of, table_columns
 
@@ -47,12 +48,17 @@ class History:
         return tuple((name, column_of(name).title + _SCALED.get(name, "")) for name in known)
 
 
-def histories(frame: pd.DataFrame, max_points: int) -> list[History]:
-    """One for each model and prompt set that several runs measured: the latest runs, up to ``max_points`` points."""
-    by_subject: dict[tuple[str, str], list[Group]] = {}
-    for group in groups(frame[_columns()]):
-        by_subject.setdefault((group.fact("model"), group.fact("prompts")), []).append(group)
-    found = [_history(sorted(each, key=lambda group: group.fact("started_at")), max_points) for each in by_subject.values()]
+def subjects(frame: pd.DataFrame) -> list[list[Group]]:
+    """The groups of each model and prompt set, in the order in which their runs started."""
+    found: dict[tuple[str, str], list[Group]] = {}
+    for group in groups(frame[columns()]):
+        found.setdefault((group.fact("model"), group.fact("prompts")), []).append(group)
+    return [sorted(each, key=lambda group: group.fact("started_at")) for each in found.values()]
+
+
+def histories(followed: Sequence[Sequence[Group]], max_points: int) -> list[History]:
+    """One for each of the ``subjects`` that several runs measured: the latest runs, up to ``max_points`` points."""
+    found = [_history(each, max_points) for each in followed]
     found.sort(key=lambda each: each.group.instrument_check)
     return [each for each in found if each.runs > 1 and each.metrics]
 
@@ -70,7 +76,7 @@ def _history(of_runs: Sequence[Group], max_points: int) -> History:
     )  # fmt: skip
 
 
-def _columns() -> list[str]:
+def columns() -> list[str]:
     """The columns that a history needs."""
     names = dict.fromkeys(name for of in _METRICS.values() for name in of)
     known = {column.name for column in table_columns("scenarios")}
@@ -108,7 +114,7 @@ def chart(history: History, metric: str, title: str, look: Look) -> Layered:
     ]
     picked = alt.param(name="picked", value=history.names[0])
     base = (
-        alt.Chart({"values": rows})
+        alt.Chart(data(rows))
         .transform_filter("datum.name == picked")
         .encode(
             x=alt.X("at:T", title=None)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from quantbench.core.text import visible
 from quantbench.core.units import format_seconds
-from quantbench.report.charts.look import Look, log_ticks
+from quantbench.report.charts.look import Look, data, log_ticks
 from quantbench.tables.fields import BESIDE_OTHER_WORK
 
 if TYPE_CHECKING:
@@ -96,12 +96,12 @@ def chart(measured: Sequence[Distribution], title: str, look: Look) -> Layered:
     scale = alt.Scale(type="log", domain=ends, nice=False, clamp=True)  # tokens that arrive together last 0: at the edge
     axis = alt.Axis(format="~g", values=log_ticks(*ends), labelOverlap="greedy")
     tips = {"label:N": "Variant", "text:N": title, "n:Q": "Samples"}
-    base = alt.Chart({"values": rows}).encode(
+    base = alt.Chart(data(rows)).encode(
         y=y,
         x=alt.X("middle:Q", title="ms", scale=scale, axis=axis),
         tooltip=[alt.Tooltip(key, title=tip) for key, tip in tips.items()],
     )
-    scattered = alt.Chart({"values": dots}).encode(y=y, x=alt.X("ms:Q", title="ms", scale=scale, axis=axis))
+    scattered = alt.Chart(data(dots)).encode(y=y, x=alt.X("ms:Q", title="ms", scale=scale, axis=axis))
     layers = [
         scattered.mark_circle(size=9, opacity=0.35, color=ink("muted")),
         base.mark_rule(strokeWidth=1.4, color=ink("accent")).encode(x=alt.X("low:Q", title="ms"), x2="high:Q"),

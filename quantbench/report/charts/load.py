@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from quantbench.core.text import visible
 from quantbench.core.units import significant
-from quantbench.report.charts.look import Look, series
+from quantbench.report.charts.look import Look, data, series
 from quantbench.tables.fields import BESIDE_OTHER_WORK
 from quantbench.tables.kinds.served import rates
 
@@ -49,7 +49,7 @@ def chart(variants: Sequence[Served], look: Look) -> Layered | None:
     legend = alt.Legend(title=None, orient="bottom", columns=look.from_width(500, 4, 2), symbolOpacity=1, rowPadding=5)
     tips = {"name:N": "Variant", "requests:O": "Requests at once", "value:N": "Tokens/s together"}
     ends = [0, 1.1 * max(tps for each in variants for tps in each.tps.values())]
-    base = alt.Chart({"values": rows}).encode(
+    base = alt.Chart(data(rows)).encode(
         x=alt.X("requests:O", title="Requests at once").axis(labelAngle=0, grid=False),
         y=alt.Y("tps:Q", title="Together, tokens/s").scale(domain=ends, nice=False).axis(tickCount=5, format="~f"),
         color=alt.Color("name:N", legend=legend).scale(domain=names, range=colours),

@@ -7,7 +7,7 @@ picture they are the light ones.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -98,6 +98,17 @@ def series(names: Iterable[str], ink: Ink) -> tuple[list[str], list[str]]:
     """Colours and shapes for the sorted ``names``; after ten they repeat."""
     count = len(list(names))
     return [ink(f"series-{index % _SERIES}") for index in range(count)], [SHAPES[index % _SERIES] for index in range(count)]
+
+
+def data(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Rows as the data of a chart. Altair copies a list and all that is in it with every part of a chart, not a tuple."""
+    return {"values": tuple(rows)}
+
+
+def specification(chart: Any, ink: Ink) -> dict[str, Any]:
+    """A chart of altair with the look that all share, as Vega-Lite."""
+    made: dict[str, Any] = chart.configure(**config(ink)).to_dict(validate=False)
+    return made
 
 
 def config(ink: Ink) -> dict[str, Any]:

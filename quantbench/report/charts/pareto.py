@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from quantbench.core.text import visible
 from quantbench.core.units import GB
 from quantbench.report.charts.labels import LabelPlace, TextAnchor, is_free, place
-from quantbench.report.charts.look import Look, log_ticks, series
+from quantbench.report.charts.look import Look, data, log_ticks, series
 from quantbench.report.charts.points import Point, on_front, tooltip
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def pareto(variants: Sequence[Point], limit: float | None, look: Look) -> Layere
         return None
     plot = Plot(spots=spots, unit="GB" if _scale(variants) == GB else "MB", limit=limit, look=look)
     rows = _rows(plot)
-    base = alt.Chart({"values": rows}).encode(
+    base = alt.Chart(data(rows)).encode(
         x=alt.X("x:Q", title=f"Weights as loaded, {plot.unit}").scale(type="log", domain=plot.across, nice=False).axis(
             values=log_ticks(*plot.across), format="~g", grid=False, labelOverlap="greedy"
         ),
