@@ -178,7 +178,7 @@ def kld_scoring() -> Iterator[Result]:
             return (CHUNKS[-1] - CHUNKS[0]) * CONTEXT / (seconds[-1] - seconds[0])
 
         rates = in_turn(ours, bare, pairs=PROCESSES)
-    yield speed_ratio("canary KLD scoring over llama-perplexity", rates, ">= 0.8")
+    yield speed_ratio("canary KLD scoring over llama-perplexity", rates, ">= 0.9")
 
 
 def opened(subject: Subject, variant: str) -> tuple[Scenario, Settings]:
