@@ -13,13 +13,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from statistics import median
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from own_model import build
 from ratios import CannotRunError, in_turn, seconds_in_turn, speed_ratio
 
 from quantbench.core.allocator import one_allocator
@@ -44,8 +45,8 @@ PROCESSES = 9
 TEXT = HERE.parents[1] / "tests" / "data" / "llama_cpp" / "text.txt"
 TEXT_COPIES = 2
 CONTEXT = 512
-CHUNKS = (4, 64)
-"""llama-perplexity's speed is taken from the difference of these two runs, so that loading cancels."""
+CHUNKS, FEW_CHUNKS = (4, 64), (2, 10)
+"""llama-perplexity's speed is taken from the difference of two runs of so many, so that loading cancels."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,33 +153,41 @@ def gguf_bench(subject: Subject, variant: str, *, processes: int) -> Iterator[Re
 
 def kld_scoring() -> Iterator[Result]:
     """Scoring a text by a GGUF file against another beside ``llama-perplexity --kl-divergence``."""
+    yield from _kld_scoring(CANARY, CHUNKS, ">= 0.9")
+    with tempfile.TemporaryDirectory() as folder:
+        build(Path(folder))
+        subject = replace(DUMMY, model=folder, name="135 M of random weights", pairs=5)
+        yield from _kld_scoring(subject, FEW_CHUNKS, ">= 0.98")
+
+
+def _kld_scoring(subject: Subject, counts: tuple[int, int], limit: str) -> Iterator[Result]:
     tool = tool_path("llama-perplexity")
-    files = {variant: gguf_file(CANARY, variant) for variant in (LEVEL, REFERENCE)}
+    files = {variant: gguf_file(subject, variant) for variant in (LEVEL, REFERENCE)}
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
         text = scratch / "text.txt"
         text.write_text(TEXT.read_text(encoding="utf-8") * TEXT_COPIES, encoding="utf-8")
         plain = [] if extra_buffers_work() else ["--no-repack"]
         common = [str(tool), "-c", str(CONTEXT), "-t", str(available_cpus()), "--load-mode", "none", *plain]
-        for chunks in CHUNKS:
+        for chunks in counts:
             made = ["-m", str(files[REFERENCE]), "-f", str(text), "--chunks", str(chunks)]
             _run([*common, *made, "--kl-divergence-base", str(scratch / f"{chunks}.dat")])
-        our_rates("reference", files[REFERENCE], REFERENCE, context=CONTEXT, chunks=CHUNKS[-1], text=str(text), folder=name)
+        our_rates("reference", files[REFERENCE], REFERENCE, context=CONTEXT, chunks=counts[-1], text=str(text), folder=name)
 
         def ours() -> float:
             return our_rates("score", files[LEVEL], LEVEL, context=CONTEXT, folder=name)["score"]
 
         def bare() -> float:
             seconds = []
-            for chunks in CHUNKS:
+            for chunks in counts:
                 base = ["--kl-divergence-base", str(scratch / f"{chunks}.dat")]
                 started = time.perf_counter()
                 _run([*common, "-m", str(files[LEVEL]), *base, "--kl-divergence"])
                 seconds.append(time.perf_counter() - started)
-            return (CHUNKS[-1] - CHUNKS[0]) * CONTEXT / (seconds[-1] - seconds[0])
+            return (counts[-1] - counts[0]) * CONTEXT / (seconds[-1] - seconds[0])
 
-        rates = in_turn(ours, bare, pairs=PROCESSES)
-    yield speed_ratio("canary KLD scoring over llama-perplexity", rates, ">= 0.9")
+        rates = in_turn(ours, bare, pairs=min(PROCESSES, subject.pairs))
+    yield speed_ratio(f"{subject.name}, KLD scoring over llama-perplexity", rates, limit)
 
 
 def opened(subject: Subject, variant: str) -> tuple[Scenario, Settings]:
