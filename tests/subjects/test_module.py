@@ -144,7 +144,7 @@ def run(
             'gguf = ["q8_0"]\n'
         )
         options = ("--quantbench-matrix=matrix.toml", "--quantbench-profile=quick", "--quantbench-engine=inline")
-        cheap = ("--quantbench-threads=1", "-p", "no:cacheprovider")
+        cheap = ("--quantbench-threads=1", "-p", "no:cacheprovider", "-p", "no:hypothesispytest")
         strict = ("-W", "error", "-W", "ignore::pytest.PytestAssertRewriteWarning")  # what was imported
         command = [sys.executable, "-m", "pytest", *options, *cheap, *strict, *arguments]
         done = warm(command, env=os.environ, cwd=pytester.path)
