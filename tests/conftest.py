@@ -6,8 +6,9 @@ import gc
 import json
 import os
 import shutil
+import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -21,6 +22,7 @@ from hypothesis import settings
 
 import quantbench
 from quantbench.claims import type_facts
+from quantbench.core import children
 from quantbench.core.cache import cache_root
 from quantbench.core.environment import environment
 from quantbench.core.errors import UsageError
@@ -44,7 +46,7 @@ settings.load_profile("repeatable")
 _USERS_CACHE = cache_root()
 PLUG_INS = ("stub_method", "odd_method")
 ONE_AFTER_ANOTHER = """
-import contextlib, io, json, os, sys
+import contextlib, gc, io, json, os, sys
 import pytest
 ends = {}
 for name, arguments in json.load(sys.stdin).items():
@@ -55,6 +57,7 @@ for name, arguments in json.load(sys.stdin).items():
     here = [each for each, module in sys.modules.items() if str(getattr(module, "__file__", "")).startswith(os.getcwd())]
     for each in here:
         del sys.modules[each]
+    gc.freeze()  # else each collection before timed rounds goes through all that was imported
 json.dump(ends, sys.stdout)
 """
 ENTRY_POINTS = "[quantbench.methods]\nstub = stub_method\nodd = odd_method\n[quantbench.metrics]\nstub = stub_method\n"
@@ -123,6 +126,52 @@ def _types_are_read_once(shared_cache: Path) -> Iterator[None]:
 def users_cache() -> Path:
     """The user's own cache: GGUF files are content-addressed, and the converter is fetched once a machine."""
     return _USERS_CACHE
+
+
+@pytest.fixture(scope="session")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
+    """As ``subprocess.run`` for ``[sys.executable, "-m" or "-c", ...]``, with ``env`` and ``cwd``; all output is in ``stdout``.
+
+    What it runs is a fork of one process that has torch and transformers imported, which else takes each process five seconds.
+    """
+    output = tmp_path_factory.mktemp("warm") / "output"
+    server = subprocess.Popen(
+        [sys.executable, "-P", str(Path(__file__).parent / "warm.py")], text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env={**os.environ, **children._OFFLINE},
+    )  # fmt: skip
+    requests, answers = server.stdin, server.stdout
+    assert requests
+    assert answers
+
+    def run(
+        command: Sequence[str], *, env: Mapping[str, str], cwd: Path | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        words = [word for word in command[1:3] if word != "-P"] + list(command[3:])
+        asked = {"command": words, "environment": dict(env), "folder": str(cwd or Path.cwd()), "output": str(output)}
+        output.write_bytes(b"")
+        requests.write(json.dumps(asked) + "\n")
+        requests.flush()
+        code = int(answers.readline())
+        return subprocess.CompletedProcess(command, code, output.read_text(errors="replace"), "")
+
+    with server:
+        yield run
+        requests.close()
+
+
+@pytest.fixture
+def warm_children(
+    warm: Callable[..., subprocess.CompletedProcess[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What quantbench asks its own modules is answered by ``warm``; what fails there is asked again as it is elsewhere."""
+    usual, python = children.run, children.python_module("")[:-1]
+
+    def run(command: Sequence[str], task: str, **how: Any) -> None:
+        env = {**os.environ, **children._OFFLINE, **(how.get("env") or {})}
+        if command[: len(python)] != python or warm(command, env=env, cwd=how.get("cwd")).returncode:
+            usual(command, task, **how)
+
+    monkeypatch.setattr(children, "run", run)
 
 
 @pytest.fixture

@@ -412,7 +412,7 @@ class TestOneScenario:
 
 
 @pytest.mark.usefixtures("artifacts")
-def test_the_template_and_the_page_hold(tmp_path: Path) -> None:
+def test_the_template_and_the_page_hold(tmp_path: Path, warm: Callable[..., subprocess.CompletedProcess[str]]) -> None:
     """The project that people copy runs as it stands, but for the test of a speed."""
     project = shutil.copytree(TEMPLATE, tmp_path / "template")
     short = ("--quantbench-output-tokens=4", "--quantbench-engine=inline")
@@ -420,8 +420,8 @@ def test_the_template_and_the_page_hold(tmp_path: Path) -> None:
     kept = {name: value for name, value in os.environ.items() if name != "PYTEST_ADDOPTS"}
     plugin = ["-p", "quantbench.plugin"] if not _installed() else []
     variables = {**kept, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([*command, *plugin], cwd=project, env=variables, capture_output=True, text=True, check=False)
-    assert re.search(r"=+ 2 passed, 1 deselected", done.stdout), done.stdout + done.stderr
+    done = warm([*command, *plugin], cwd=project, env=variables)
+    assert re.search(r"=+ 2 passed, 1 deselected", done.stdout), done.stdout
     page = (ROOT / "docs" / "how-to" / "own-tests.md").read_text(encoding="utf-8")
     assert (TEMPLATE / "tests" / "test_quantized.py").read_text(encoding="utf-8").partition("import pytest")[2] in page
 

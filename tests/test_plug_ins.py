@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -24,8 +25,9 @@ POINTS = (
 class Owner:
     """Whoever installed the examples, as a distribution of some version."""
 
-    def __init__(self, folder: Path, cache: Path) -> None:
+    def __init__(self, folder: Path, cache: Path, warm: Callable[..., subprocess.CompletedProcess[str]]) -> None:
         self._cache = cache
+        self._warm = warm
         self._site = folder / "site"
         self._folder = folder
         self._site.mkdir()
@@ -48,9 +50,9 @@ class Owner:
         """What ``quantbench`` prints."""
         command = [sys.executable, "-c", "from quantbench.cli import main; main()", *arguments]
         environment = {**os.environ, "PYTHONPATH": str(self._site), "QUANTBENCH_CACHE": str(self._cache)}
-        done = subprocess.run(command, cwd=self._folder, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == code, done.stdout + done.stderr
-        return done.stdout + done.stderr
+        done = self._warm(command, cwd=self._folder, env=environment)
+        assert done.returncode == code, done.stdout
+        return done.stdout
 
 
 MATRIX = """
@@ -67,9 +69,11 @@ MEASURE = ("run", "--matrix=matrix.toml", "--profile=quick", "--no-probes", "--n
 
 
 @pytest.fixture(scope="module")
-def owner(tmp_path_factory: pytest.TempPathFactory, shared_cache: Path) -> Owner:
+def owner(
+    tmp_path_factory: pytest.TempPathFactory, shared_cache: Path, warm: Callable[..., subprocess.CompletedProcess[str]]
+) -> Owner:
     """The examples, installed, and measured twice: the second time beside a newer engine."""
-    made = Owner(tmp_path_factory.mktemp("own"), shared_cache)
+    made = Owner(tmp_path_factory.mktemp("own"), shared_cache, warm)
     (made._folder / "matrix.toml").write_text(MATRIX)
     made.run(*MEASURE)
     made.install("own-things", "1.1", POINTS)

@@ -31,7 +31,8 @@ continuation_tokens = 8
 def quantbench(tmp_path: Path, stub_path: Path, shared_cache: Path) -> Command:
     """Run ``quantbench ARGUMENTS`` in an empty folder with the stub methods installed."""
     (tmp_path / "matrix.toml").write_text(MATRIX)
-    environment = {**os.environ, "PYTHONPATH": str(stub_path), "QUANTBENCH_CACHE": str(shared_cache)}
+    stubs = {"PYTHONPATH": str(stub_path), "STUB_UNWATCHED": "1", "STUB_WITHOUT_TORCH": "1"}
+    environment = {**os.environ, **stubs, "QUANTBENCH_CACHE": str(shared_cache)}
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-c", "from quantbench.cli import main; main()", *arguments]

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -38,7 +36,6 @@ from quantbench.runtimes.llama_cpp.model import library
 from .conftest import SHAPE
 
 METHOD = METHODS["gguf"]
-RUN = children.run
 VOCABULARY = 2304
 """More than the canary's tokenizer has."""
 
@@ -80,37 +77,9 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, users_cache: Path) -> It
         yield tmp_path_factory.mktemp("cache")
 
 
-@pytest.fixture(scope="module")
-def warm() -> Iterator[Callable[[Sequence[str]], int]]:
-    """The exit code of a module with its arguments, which need not import torch and transformers: that takes seconds."""
-    command = [sys.executable, "-P", str(Path(__file__).parent / "warm.py")]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as server:
-        asked, answers = server.stdin, server.stdout
-        assert asked
-        assert answers
-
-        def ask(command: Sequence[str]) -> int:
-            asked.write(json.dumps({"command": command, "environment": dict(os.environ)}) + "\n")
-            asked.flush()
-            return int(answers.readline())
-
-        yield ask
-        asked.close()
-
-
 @pytest.fixture(autouse=True)
-def _use(own_cache: Path, warm: Callable[[Sequence[str]], int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Children that end well are forks of one process; those that do not are asked again as they are elsewhere."""
+def _use(own_cache: Path, warm_children: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QUANTBENCH_CACHE", str(own_cache))
-    python = children.python_module("")[:-1]
-
-    def run(command: Sequence[str], task: str, **how: Any) -> None:
-        if command[: len(python)] != python or warm(command[len(python) :]):
-            RUN(command, task, **how)
-
-    monkeypatch.setattr(children, "run", run)
 
 
 @pytest.fixture(scope="module")

@@ -29,6 +29,7 @@ ODD = ("deaf", "first-layer-dead", "gradients-not-finite", "random", "untrainabl
 VARIANTS = (*SOUND, "gguf/q8_0", *(f"odd/{name}" for name in ODD))
 RUN_ALL = """
 import pathlib, sys
+sys.modules |= {"gptqmodel": None, "torchao": None}  # where they are, peft imports them for seconds, for variants not here
 from quantbench.measuring.worker import run_job
 list(map(run_job, map(pathlib.Path, sys.argv[1:])))
 """
@@ -37,7 +38,10 @@ Found = dict[str, Probes]
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory, stub_path: Path, users_cache: Path) -> Found:
+def found(
+    tmp_path_factory: pytest.TempPathFactory, stub_path: Path, users_cache: Path,
+    warm: Callable[..., subprocess.CompletedProcess[str]],
+) -> Found:  # fmt: skip
     """Probes by variant. One process for all: peft takes seconds to import, and patches what this process uses."""
     folders = {}
     for index, name in enumerate(VARIANTS):
@@ -50,8 +54,8 @@ def found(tmp_path_factory: pytest.TempPathFactory, stub_path: Path, users_cache
         ).save(folders[name])  # fmt: skip
     environment = {**os.environ, "QUANTBENCH_CACHE": str(users_cache), "PYTHONPATH": str(stub_path)}
     command = [sys.executable, "-c", RUN_ALL, *map(str, folders.values())]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=environment)
-    assert done.returncode == 0, done.stderr[-2000:]
+    done = warm(command, env=environment)
+    assert done.returncode == 0, done.stdout[-2000:]
     return {name: read(folder / PROBES_FILE, Probes) for name, folder in folders.items()}
 
 

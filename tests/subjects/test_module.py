@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING
@@ -20,6 +22,7 @@ from quantbench.models.checkpoint import resolve
 from quantbench.planning.prompts import load
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
@@ -124,7 +127,9 @@ def test_another_seed_gives_other_inputs(measured: Callable[..., Trace]) -> None
 
 
 @pytest.fixture
-def run(pytester: pytest.Pytester) -> Callable[..., pytest.RunResult]:
+def run(
+    pytester: pytest.Pytester, warm: Callable[..., subprocess.CompletedProcess[str]]
+) -> Callable[..., pytest.RunResult]:
     """Run the shipped benchmarks, and one of a user's own, on a matrix of the given models."""
     pytester.makepyfile(
         test_call="from quantbench.suite.test_call import test_call",
@@ -139,8 +144,11 @@ def run(pytester: pytest.Pytester) -> Callable[..., pytest.RunResult]:
             'gguf = ["q8_0"]\n'
         )
         options = ("--quantbench-matrix=matrix.toml", "--quantbench-profile=quick", "--quantbench-engine=inline")
-        cheap = ("--quantbench-threads=1", "-p", "no:cacheprovider")
-        return pytester.runpytest_subprocess(*options, *cheap, "-W", "error", *arguments)
+        cheap = ("--quantbench-threads=1", "-p", "no:cacheprovider", "-p", "no:hypothesispytest")
+        strict = ("-W", "error", "-W", "ignore::pytest.PytestAssertRewriteWarning")  # what was imported
+        command = [sys.executable, "-m", "pytest", *options, *cheap, *strict, *arguments]
+        done = warm(command, env=os.environ, cwd=pytester.path)
+        return pytest.RunResult(done.returncode, done.stdout.splitlines(), [], 0.0)
 
     return run_on
 
