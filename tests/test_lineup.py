@@ -104,7 +104,7 @@ def test_the_files_of_a_repository_keep_their_place_and_parts(monkeypatch: pytes
     assert found.repository == "org/m-GGUF@v1"
     assert found.contenders[-1].parts == tuple(parts)
     assert len(plan(found.options).scenarios) == 4  # with the control; nothing is asked of the hub
-    monkeypatch.setattr(lineups, "device_here", lambda _: Device(name="small", memory_bytes=60))
+    monkeypatch.setattr(lineups, "room_here", lambda *_: Device(name="small", memory_bytes=60))
     with pytest.raises(UsageError, match="no file that fits this machine to compare the others with"):
         lineup("org/m-GGUF", "", options())
 
@@ -123,7 +123,7 @@ def test_the_variants_of_a_model_are_those_of_a_run(monkeypatch: pytest.MonkeyPa
     assert [each.name for each in found.within(sizes[1])] == ["gguf/q4_k_m", "gguf/q8_0"]
     assert found.within(10) == ()
     assert found.smallest.startswith("gguf/q4_k_m, 3.")
-    monkeypatch.setattr(lineups, "device_here", lambda _: Device(name="small", memory_bytes=sizes[0]))
+    monkeypatch.setattr(lineups, "room_here", lambda *_: Device(name="small", memory_bytes=sizes[0]))
     assert [each.name for each in found.within(None)] == ["gguf/q4_k_m"]
 
 
