@@ -193,7 +193,7 @@ class Streamed:
     """One streamed answer: pieces of text, one per event, each with the seconds from the request until it arrived.
 
     There is at least one piece; it is empty if the answer was empty. ``tokens`` and ``prompt_tokens`` are the server's counts.
-    ``native`` are its own timings of this answer, as of ``Endpoint.native``; empty if it sent none.
+    ``native`` are its own timings of this answer, as of ``Endpoint.native``; empty if there are none, or were not asked for.
     """
 
     pieces: tuple[str, ...]
@@ -229,8 +229,14 @@ class Endpoint(Protocol):
     def answer(self, prompt: str, limit: int, *, full_length: bool = False) -> Streamed:
         """Stream a greedy answer of at most ``limit`` tokens; of exactly as many with ``full_length``, if the server can."""
 
+    def timed(self, prompt: str, limit: int) -> Streamed:
+        """An answer of full length, with the server's own timings of it where it counts them. One at a time."""
+
     def top_tokens(self, prompt: str, k: int) -> Mapping[str, float] | None:
         """Log-probabilities in nats of the ``k`` likeliest next tokens, by their text; None if the server gives none."""
 
     def native(self, prompt: str, limit: int) -> Mapping[str, float]:
-        """The server's own ``prompt_tokens``, ``prefill_s``, ``tokens`` and ``decode_s``; empty if it gives none."""
+        """The server's own ``prompt_tokens``, ``prefill_s``, ``tokens`` and ``decode_s`` of an answer that is given for them.
+
+        Empty if it gives none, or gives them with the answers that are ``timed``.
+        """

@@ -12,7 +12,7 @@ from pathlib import Path
 from quantbench.core.errors import QuantbenchError, UnsupportedError
 from quantbench.core.job import Checkpoint
 from quantbench.core.protocols import N_GPU_LAYERS
-from quantbench.core.scenario import Precision, Spec
+from quantbench.core.scenario import AUTO, Precision, Spec
 from quantbench.methods import Artifact, LoadedModel, Settings, method
 from quantbench.models import is_dummy
 from quantbench.models.architecture import Architecture
@@ -110,14 +110,23 @@ def prepare_gguf(spec: Spec, settings: Settings) -> Artifact:
 
     A dummy's file is written without converting or quantizing anything.
     """
-    from quantbench.runtimes.llama_cpp import files
-    from quantbench.runtimes.llama_cpp.dummy import dummy_file
-    from quantbench.runtimes.llama_cpp.imatrix import importance_matrix
     from quantbench.runtimes.llama_cpp.model import require_offload
+    from quantbench.runtimes.llama_cpp.plan import header
     from quantbench.runtimes.llama_cpp.probe import extra_buffers_work
 
     require_offload(spec.conditions.device)  # first, so as not to make a file that could not be run
     extra_buffers_work()
+    artifact = _file(spec, settings)
+    if spec.conditions.n_gpu_layers == AUTO:
+        header(artifact.path)  # how many fit follows from it, while loading is timed: a file's first reading is a process
+    return artifact
+
+
+def _file(spec: Spec, settings: Settings) -> Artifact:
+    from quantbench.runtimes.llama_cpp import files
+    from quantbench.runtimes.llama_cpp.dummy import dummy_file
+    from quantbench.runtimes.llama_cpp.imatrix import importance_matrix
+
     precision = spec.variant.precision
     if settings.checkpoint.random_weights:
         return dummy_file(settings.checkpoint, precision, _FILES)

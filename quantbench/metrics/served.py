@@ -96,7 +96,7 @@ _NATIVE = (
     Column(
         "native_decode_tps", "tokens/s", "higher", timed=True, title="Own timings, tokens/s",
         doc="decode speed as the server itself times it",
-        formula="sum(tokens) / sum(their time), of the timed answers, or of one a prompt where it must be asked for them",
+        formula="sum(tokens) / sum(their time), of the timed answers, or of one more a prompt from Ollama",
         source=_NATIVE_SOURCE,
     ),
     Column(

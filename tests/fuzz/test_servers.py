@@ -90,6 +90,7 @@ def _asked(raw: Raw, said: list[str]) -> None:
     with connect(raw.address, key=KEY, silence_s=2, request_s=5) as endpoint:
         answered = endpoint.answer("Say it", 4)
         said += answered.pieces
+        said += endpoint.timed("Say it", 4).pieces
         endpoint.top_tokens("Say it", 5)
         endpoint.native("Say it", 4)
         said += endpoint.facts.values()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from bisect import bisect_left
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -18,6 +19,8 @@ from quantbench.methods import METHODS, Settings
 from quantbench.models.checkpoint import resolve
 from quantbench.planning.planner import device_here, room_here
 from quantbench.runtimes.llama_cpp import model as llama_cpp_model
+from quantbench.runtimes.llama_cpp import plan
+from quantbench.runtimes.llama_cpp.files import quantized_file
 from quantbench.runtimes.llama_cpp.model import library, open_gguf_file
 from quantbench.runtimes.llama_cpp.offload import MARGIN_BYTES, gpu_layers, layers_within
 from quantbench.runtimes.llama_cpp.probe import write_model
@@ -120,6 +123,18 @@ def test_what_is_free_on_the_board_that_was_asked_for_counts(uneven: Path, nvml:
     nvml.refuses["nvmlDeviceGetMemoryInfo"] = "Not Supported"
     with pytest.raises(UnsupportedError, match=r"how many layers fit on cuda:0 is not known \(Not Supported\); give"):
         gpu_layers(uneven, AUTO, context=CONTEXT)
+
+
+def test_the_header_is_read_before_loading_is_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file's first reading takes a process, which would count as loading."""
+    copy = tmp_path / "never-read.gguf"
+    shutil.copyfile(quantized_file(resolve("canary"), "q8_0").path, copy)
+    spec = Spec(model=str(copy), variant=Variant(method="gguf", precision="q8_0"), conditions=AUTO)
+    monkeypatch.setattr(llama_cpp_model, "_devices", lambda _: None)  # whatever is here
+    settings = Settings(checkpoint=resolve(str(copy)), threads=1, context=64)
+    assert METHODS["gguf"].prepare(spec, settings).path == copy
+    monkeypatch.setattr(plan, "call", lambda *_, **__: pytest.fail("a process was started"))
+    assert plan.header(copy)["precision"] == "q8_0"
 
 
 def test_llama_cpp_is_asked_for_so_many_and_the_row_says_how_many_it_took(

@@ -229,7 +229,7 @@ class TestStream:
         stand_in.routes["/v1/completions"] = streams(*WHOLE)
         with connected(stand_in) as endpoint:
             endpoint.answer("Say", 9)
-            endpoint.answer("Say", 9, full_length=True)
+            endpoint.timed("Say", 9)
         one, other = stand_in.bodies("/v1/completions")
         assert "ignore_eos" not in one
         assert other["ignore_eos"] is True
@@ -275,7 +275,21 @@ class TestStream:
 
         stand_in.routes |= {"/metrics": metrics, "/v1/completions": answers}
         with connected(stand_in) as endpoint:
-            assert endpoint.native("Say", 9) == pytest.approx(expected)
+            assert endpoint.timed("Say", 9).native == pytest.approx(expected)
+            assert (requests, endpoint.native("Say", 9)) == (6 + others, {})  # no further answer is asked for
+
+    def test_one_that_shows_no_counters_is_asked_for_them_once(self, stand_in: StandIn) -> None:
+        asked = 0
+
+        def metrics(handler: Any) -> None:
+            nonlocal asked
+            asked += 1
+            says(b"none here", kind="text/plain")(handler)
+
+        stand_in.routes |= {"/metrics": metrics, "/v1/completions": streams(*WHOLE)}
+        with connected(stand_in) as endpoint:
+            assert [endpoint.timed("Say", 9).native for _ in range(3)] == [{}] * 3
+        assert asked == 1
 
     def test_many_threads_may_ask_at_once(self, stand_in: StandIn) -> None:
         def echo(handler: Any) -> None:

@@ -265,7 +265,7 @@ class TestUse:
     def test_its_own_timings_come_with_an_answer(self, fake: Path) -> None:
         """Two tokens in 4 ms: the first is the prompt's."""
         with llama() as server, connect(server.address, key=server.key, facts={}) as endpoint:
-            answer = endpoint.answer("Say", 3, full_length=True)
+            answer = endpoint.timed("Say", 3)
             again = endpoint.native("Say", 3)
         assert answer.native == {"prompt_tokens": 3, "prefill_s": 0.006, "tokens": 2, "decode_s": 0.004}
         assert again == {}

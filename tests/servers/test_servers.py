@@ -68,14 +68,13 @@ def test_it_says_what_the_same_weights_say_here(server: str) -> None:
         assert processes() > before
         given = endpoint.top_tokens(PROMPT, 5)
         answer = endpoint.answer(PROMPT, 12)
-        fixed = endpoint.answer(PROMPT, 60, full_length=True)
-        native = fixed.native or endpoint.native(PROMPT, 60)
+        fixed = endpoint.timed(PROMPT, 60)
         facts = endpoint.facts
     assert processes() == before
     assert "".join(answer.pieces).strip() == expected.strip()
     assert (answer.tokens, answer.prompt_tokens) == (12, len(ids))
     assert fixed.tokens == 60
-    assert (native["prompt_tokens"], native["tokens"]) == (len(ids), pytest.approx(59, rel=1e-3))
+    assert (fixed.native["prompt_tokens"], fixed.native["tokens"]) == (len(ids), pytest.approx(59, rel=1e-3))
     assert given is not None
     np.testing.assert_allclose(sorted(given.values(), reverse=True), np.sort(logprobs)[::-1][:5], atol=0.1)
     assert facts["kernel"].startswith(server.partition("/")[0])

@@ -66,7 +66,10 @@ class Scripted:
         pieces = self.pieces(prompt)[: limit if self.obeys else None]
         arrivals = tuple(0.5 + 0.25 * number for number in range(len(pieces)))
         counts = (2 * len(pieces), 40) if self.usage else (None, None)
-        return Streamed(pieces=pieces, arrivals_s=arrivals, tokens=counts[0], prompt_tokens=counts[1], native=self.own)
+        return Streamed(pieces=pieces, arrivals_s=arrivals, tokens=counts[0], prompt_tokens=counts[1])
+
+    def timed(self, prompt: str, limit: int) -> Streamed:
+        return replace(self.answer(prompt, limit, full_length=True), native=self.own)
 
     def top_tokens(self, prompt: str, k: int) -> Mapping[str, float] | None:
         self.scored.append(prompt)

@@ -68,7 +68,7 @@ class Client:
 
     def timed(self, index: int, limit: int) -> Generation:
         """One timed answer to the prompt with that index."""
-        streamed = self.ask(index, limit)
+        streamed = self.endpoint.timed(self.prompts.texts[index], limit)
         self.add(streamed.native)
         return self.generation(index, streamed, limit)
 
@@ -194,7 +194,7 @@ def _compare(endpoint: Endpoint, tokenizer: Tokenizer | None, prompts: Prompts) 
 
 
 def _ask_native(client: Client, limit: int) -> str:
-    """Add the server's own timings of an answer to every prompt, if it must be asked for them; says why they cannot be used."""
+    """Add the server's own timings of an answer to every prompt, if it must be asked for those; says why they cannot be used."""
     try:
         asked = [client.endpoint.native(prompt, limit) for prompt in client.prompts.texts]
     except ModelError as error:  # impossible timings; a server that is down also fails what is timed here

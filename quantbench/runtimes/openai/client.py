@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -104,6 +105,7 @@ class CompletionsEndpoint:
         self._model = server.model
         self._facts: dict[str, str] = {}
         self._is_ollama = False
+        self._counts = True
         self._level = 0
 
     def introduce(self, facts: Mapping[str, str] | None) -> None:
@@ -143,6 +145,19 @@ class CompletionsEndpoint:
                 return streamed
         raise AssertionError("the last level returns or raises")
 
+    def timed(self, prompt: str, limit: int) -> Streamed:
+        """See Endpoint. llama-server's timings come with the answer, vLLM's are what it has counted after it and not before."""
+        before = self._totals()
+        started = time.perf_counter()
+        streamed = self.answer(prompt, limit, full_length=True)
+        elapsed_s = time.perf_counter() - started
+        if not before:
+            return streamed
+        deadline = time.monotonic() + _COUNTED_S
+        while (after := self._totals()).get("requests") == before["requests"] and time.monotonic() < deadline:
+            time.sleep(_COUNTED_S / 100)
+        return replace(streamed, native=of_vllm(before, after, elapsed_s))
+
     def top_tokens(self, prompt: str, k: int) -> Mapping[str, float] | None:
         """See Endpoint. The two forms that servers use are read: OpenAI's own, and llama-server's list of tokens."""
         model = (self._local.scoring if self._local else "") or self._model
@@ -159,7 +174,7 @@ class CompletionsEndpoint:
     def native(self, prompt: str, limit: int) -> Mapping[str, float]:
         """See Endpoint. Ollama's ``/api/generate`` counts tokens and nanoseconds; the prompt goes in without a template."""
         if not self._is_ollama:
-            return self._by_counters(prompt, limit)
+            return {}
         options = {"temperature": 0, "num_predict": limit, "repeat_penalty": 1.0}
         asked = {"model": self._model, "prompt": prompt, "stream": False, "raw": True, "options": options}
         started = time.perf_counter()
@@ -168,21 +183,15 @@ class CompletionsEndpoint:
         self._check(status, content)
         return timings(self._peer.parse(content), self._peer, prompt, limit, elapsed_s)
 
-    def _by_counters(self, prompt: str, limit: int) -> Mapping[str, float]:
-        """What vLLM counted while it answered; nothing of a server that has no such counters."""
-        if not (before := self._totals()):
-            return {}
-        started = time.perf_counter()
-        self.answer(prompt, limit, full_length=True)
-        elapsed_s = time.perf_counter() - started
-        deadline = time.monotonic() + _COUNTED_S
-        while (after := self._totals()).get("requests") == before["requests"] and time.monotonic() < deadline:
-            time.sleep(_COUNTED_S / 100)
-        return of_vllm(before, after, elapsed_s)
-
     def _totals(self) -> dict[str, float]:
-        status, content, _ = self._exchange("GET", f"{self._root}/metrics")
-        return vllm_totals(content.decode("utf-8", "replace")) if status == 200 else {}
+        """vLLM's counters; nothing of a server that does not show any, which is not asked again."""
+        totals: dict[str, float] = {}
+        if self._counts:
+            with suppress(ModelError):  # one that answers nonsense here may still be measured
+                status, content, _ = self._exchange("GET", f"{self._root}/metrics")
+                totals = vllm_totals(content.decode("utf-8", "replace")) if status == 200 else {}
+            self._counts = bool(totals)
+        return totals
 
     @property
     def _root(self) -> str:
