@@ -43,7 +43,7 @@ class Limits:
     min_tps: float | None
 
     @classmethod
-    def asked(cls, *, memory_bytes: int | None, max_kld: float | None, min_tps: float | None) -> Limits:
+    def asked(cls, *, memory_bytes: int | None = None, max_kld: float | None = None, min_tps: float | None = None) -> Limits:
         """The limits that somebody gave; the KLD may reach the upper edge of "Good" where nobody did."""
         edge = words().quality.upper_edge(DEFAULT_WORD)
         return cls(memory_bytes=memory_bytes, max_kld=edge if max_kld is None else max_kld, min_tps=min_tps)
@@ -127,10 +127,15 @@ def decide(
     ``memory_bytes`` and ``min_tps`` None mean no limit; ``max_kld`` None means the upper edge of "Good".
     """
     limits = Limits.asked(memory_bytes=memory_bytes, max_kld=max_kld, min_tps=min_tps)
-    return [_decide(group, limits) for group in groups(frame) if group.reads == "prompts"]
+    return [choice for group in groups(frame) if (choice := decide_on(group, limits))]
 
 
-def _decide(group: Group, limits: Limits) -> Choice:
+def decide_on(group: Group, limits: Limits | None = None) -> Choice | None:
+    """The decision on one group; None for one that answered no prompts."""
+    return _choice(group, limits or Limits.asked()) if group.reads == "prompts" else None
+
+
+def _choice(group: Group, limits: Limits) -> Choice:
     found = [as_candidate(row, group) for row in group.rows if not row.flag("control")]
     judged = [(each, limits.broken(each)) for each in found if isinstance(each, Candidate)]
     feasible = [each for each, broken in judged if not broken]

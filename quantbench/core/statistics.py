@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from statistics import median
 from typing import Literal
 
@@ -219,17 +218,10 @@ def minimum_detectable_effect(standard_error: float, degrees: float, alpha: floa
     return standard_error * _noncentrality(degrees, alpha, power) if standard_error else 0.0
 
 
-@cache
 def _noncentrality(degrees: float, alpha: float, power: float) -> float:
-    from scipy.optimize import brentq
-    from scipy.stats import nct
+    from scipy.special import nctdtrinc  # scipy.stats takes longer to import than all else that a report does with statistics
 
-    bound = t_quantile(degrees, 1 - alpha)
-
-    def missing(noncentrality: float) -> float:
-        return float(nct.sf(bound, degrees, noncentrality)) - power  # the other tail is below 1e-7 here, and NaN in scipy
-
-    return float(brentq(missing, 0.0, 10 * bound, xtol=1e-10))
+    return float(nctdtrinc(degrees, 1 - power, t_quantile(degrees, 1 - alpha)))  # the other tail is below 1e-7 here
 
 
 def _clustered(values: Sequence[float], clusters: Sequence[int]) -> tuple[float, float, int]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from quantbench.advice.decision import Choice, decide
+from quantbench.advice.decision import Choice, decide_on
 from quantbench.advice.headline import headline, others
 from quantbench.core.record import Column
 from quantbench.core.scenario import PROFILES, Conditions, short_name
@@ -49,12 +49,10 @@ def write(rows: Iterable[ExportRow], columns: Sequence[Column]) -> Iterator[str]
     import pandas as pd
 
     frame = pd.DataFrame(list(rows), dtype=object)
-    choices = iter(decide(frame)) if len(frame) else iter(())
     wanted = [name for name in _TITLES if name in {column.name for column in columns}]
     for group in groups(frame):
-        choice = next(choices) if group.reads == "prompts" else None
         if group.reads != "inputs" and (lines := _lines(group, wanted)):
-            yield _section(group, choice, lines, wanted)
+            yield _section(group, decide_on(group), lines, wanted)
 
 
 def _lines(group: Group, wanted: Sequence[str]) -> list[Line]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from quantbench.advice.decision import Choice, decide
+from quantbench.advice.decision import Choice, decide_on
 from quantbench.core.errors import unknown_name
 from quantbench.core.scenario import reads, short_name
 from quantbench.judge.compare import upgrades
@@ -62,9 +62,8 @@ class Results:
 
     @cached_property
     def _choices(self) -> dict[tuple[str, str], Choice]:
-        answered = [group for group in groups(self.rows) if group.reads == "prompts"]
-        names = [(group.fact("model"), group.fact("prompts")) for group in answered]
-        return dict(zip(names, decide(self.rows), strict=True))
+        found = {(group.fact("model"), group.fact("prompts")): decide_on(group) for group in self.groups}
+        return {names: choice for names, choice in found.items() if choice}
 
 
 def select(

@@ -122,9 +122,13 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """The rows of one run, model and prompt set: the reference first, its control next, then by method and falling bits."""
+    """The rows of one run, model and prompt set: the reference first, its control next, then by method and falling bits.
+
+    The repeats of a variant are one of the ``rows``; ``stored`` are those that were stored.
+    """
 
     rows: tuple[Row, ...]
+    stored: tuple[Row, ...] = ()
 
     def fact(self, name: str) -> str:
         """A text that all rows share, or at least all measured rows."""
@@ -249,11 +253,10 @@ def latest_run(frame: pd.DataFrame) -> pd.DataFrame:
 
 def groups(frame: pd.DataFrame) -> list[Group]:
     """The rows of ``frame`` by run, model and prompt set, in order of appearance; the repeats of a variant are one row."""
-    found: dict[tuple[str, str, str], dict[tuple[str, bool], list[Row]]] = {}
+    found: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows_of(frame):
-        group = found.setdefault((row.text("run_id"), row.text("model"), row.text("prompts")), {})
-        group.setdefault(row.key, []).append(row)
-    return [Group(tuple(sorted(map(_middle, group.values()), key=_order))) for group in found.values()]
+        found.setdefault((row.text("run_id"), row.text("model"), row.text("prompts")), []).append(row)
+    return [Group(tuple(_middles(rows)), tuple(rows)) for rows in found.values()]
 
 
 def rows_of(frame: pd.DataFrame) -> list[Row]:
@@ -267,6 +270,14 @@ def _plain(column: pd.Series[Any]) -> list[Any]:
     """The values of a column as Python's own."""
     values, missing = column.tolist(), column.isna().to_numpy()
     return [None if gone else value for value, gone in zip(values, missing, strict=True)] if missing.any() else values
+
+
+def _middles(rows: Sequence[Row]) -> list[Row]:
+    """A row for each variant, in their order."""
+    repeats: dict[tuple[str, bool], list[Row]] = {}
+    for row in rows:
+        repeats.setdefault(row.key, []).append(row)
+    return sorted(map(_middle, repeats.values()), key=_order)
 
 
 def _middle(repeats: Sequence[Row]) -> Row:

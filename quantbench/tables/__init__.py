@@ -12,17 +12,18 @@ A new kind is one file in ``kinds`` (or an entry point in the group ``quantbench
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
 from quantbench.core.registry import Registry
-from quantbench.results.rows import latest_run
+from quantbench.results.rows import groups, latest_run
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from quantbench.results.rows import Group
     from quantbench.tables.table import Table
 
 __all__ = ["ALL", "KINDS", "TableKind", "build", "latest_run"]
@@ -35,26 +36,26 @@ ALL = "all"
 class TableKind:
     """A kind of table. ``place`` orders the kinds when all are shown.
 
-    ``build`` makes its tables from rows of ``scenarios``; None for a kind that reads no rows. ``unmeasured`` makes those it
+    ``build`` makes its tables from the groups of some rows; None for a kind that reads no rows. ``unmeasured`` makes those it
     shows without such rows; None for a kind that then has nothing to show.
     """
 
     name: str
     about: str
     place: int
-    build: Callable[[pd.DataFrame], list[Table]] | None = None
+    build: Callable[[Sequence[Group]], list[Table]] | None = None
     unmeasured: Callable[[], list[Table]] | None = None
 
-    def tables(self, frame: pd.DataFrame | None) -> list[Table]:
-        """Its tables of ``frame``; where that is None or holds no rows for it, those it shows unmeasured."""
-        tables = self.build(frame) if self.build and frame is not None else []
+    def tables(self, groups: Sequence[Group]) -> list[Table]:
+        """Its tables of these groups; where they hold no rows for it, those it shows unmeasured."""
+        tables = self.build(groups) if self.build else []
         return tables or (self.unmeasured() if self.unmeasured else [])
 
     def __call__(self, frame: pd.DataFrame | None = None) -> pd.DataFrame:
         """The same tables as one DataFrame of raw values in base units; see ``frames.as_frame``."""
         from quantbench.tables.frames import as_frame
 
-        return as_frame(self.tables(frame))
+        return as_frame(self.tables(_groups(frame)))
 
 
 KINDS: Registry[TableKind] = Registry("quantbench.tables.kinds", TableKind, "table", group="quantbench.tables")
@@ -66,7 +67,12 @@ def build(name: str, frame: pd.DataFrame | None) -> list[Table]:
     A kind for which the run planned no row shows what needs no measuring. UsageError for an unknown kind.
     """
     kinds = sorted(KINDS, key=lambda kind: kind.place) if name == ALL else [KINDS[name]]
-    return [table for kind in kinds for table in kind.tables(frame)]
+    found = _groups(frame)
+    return [table for kind in kinds for table in kind.tables(found)]
+
+
+def _groups(frame: pd.DataFrame | None) -> list[Group]:
+    return [] if frame is None else groups(frame)
 
 
 def __getattr__(name: str) -> TableKind:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from quantbench.advice.decision import decide
+from quantbench.advice.decision import decide_on
 from quantbench.advice.headline import COLUMNS, context, headline, named
 from quantbench.core.errors import StoreError
 from quantbench.planning.options import results_option
@@ -87,9 +86,7 @@ def short_markdown(frame: pd.DataFrame, results: str, *, everything: bool = Fals
 
 def _answered(frame: pd.DataFrame, limits: Limits | None = None) -> list[tuple[Group, Choice | None]]:
     """Each group with its decision, those with a decision first; it is None where no prompts were answered."""
-    given = asdict(limits) if limits else {}
-    choices = iter(decide(frame, **given))  # one for each group that answered prompts, in the order of the groups
-    pairs = [(group, next(choices) if group.reads == "prompts" else None) for group in groups(frame)]
+    pairs = [(group, decide_on(group, limits)) for group in groups(frame)]
     return sorted(pairs, key=lambda pair: pair[1] is None)
 
 

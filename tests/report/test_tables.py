@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @pytest.fixture
 def shown(everything_results: Results, artifacts: None, everything_page: Path) -> tuple[list[Sheet], list[Sheet]]:
     """The tables of the run of everything."""
-    return sheets(everything_results.rows)
+    return sheets(everything_results.groups)
 
 
 def test_the_three_of_the_tutorials_come_first_and_every_other_follows(
@@ -29,8 +29,8 @@ def test_the_three_of_the_tutorials_come_first_and_every_other_follows(
     assert [each.title.partition(":")[0] for each in first] == [
         "Precision levels", "GGUF quantization levels", "Quantization methods", "Quantization methods",
     ]  # fmt: skip
-    made = [table for kind in KINDS for table in kind.tables(everything_results.rows) if kind.name not in SEEDS]
-    of_servers = served(everything_results.rows)
+    made = [table for kind in KINDS for table in kind.tables(everything_results.groups) if kind.name not in SEEDS]
+    of_servers = served(everything_results.groups)
     assert [each.title for each in of_servers] == ["Served: some/served, prompts ten"]
     assert sorted(each.title for each in [*others, *of_servers]) == sorted(table.title for table in made)
     assert others
@@ -39,7 +39,7 @@ def test_the_three_of_the_tutorials_come_first_and_every_other_follows(
 def test_every_cell_and_note_is_there_under_its_heading(
     shown: tuple[list[Sheet], list[Sheet]], everything_results: Results
 ) -> None:
-    tables = [table for name in SEEDS for table in KINDS[name].tables(everything_results.rows)]
+    tables = [table for name in SEEDS for table in KINDS[name].tables(everything_results.groups)]
     for table, made in zip(tables, shown[0], strict=True):
         columns = table.shown_columns()
         assert made.notes == table.notes

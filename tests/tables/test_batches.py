@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from quantbench.results.rows import groups
 from quantbench.tables.kinds import batches
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def _records(record: Make, sets: dict[str, dict[str, float]]) -> list[Record]:
 
 
 def test_throughput_stands_beside_the_ratio_to_what_is_not_quantized(write: Write, record: Make) -> None:
-    [table] = batches.table(write(_records(record, SPEEDS)))
+    [table] = batches.table(groups(write(_records(record, SPEEDS))))
     keys = [heading.key for heading in table.headings if heading.key.startswith("decode_tps")]
     assert keys == ["decode_tps tokens:64@32", "decode_tps tokens:512", "decode_tps tokens:512@8"]  # by length, then batch
     cells = _cells(table)
@@ -47,7 +48,7 @@ def test_throughput_stands_beside_the_ratio_to_what_is_not_quantized(write: Writ
 
 def test_without_a_model_in_16_bits_the_reference_is_compared_with(write: Write, record: Make) -> None:
     sets = {"ten": {"torch/fp32": 20.0, "gguf/q4_k_m": 50.0}, "ten@4": {"torch/fp32": 40.0, "gguf/q4_k_m": 60.0}}
-    cells = _cells(batches.table(write(_records(record, sets)))[0])
+    cells = _cells(batches.table(groups(write(_records(record, sets))))[0])
     assert (cells["gguf/q4_k_m"]["decode_tps ten"], cells["gguf/q4_k_m"]["decode_tps ten@4"]) == ("50 (2.50 x)", "60 (1.50 x)")
 
 
@@ -57,7 +58,7 @@ def test_what_was_not_measured_is_a_dash_with_the_reason(write: Write, record: M
         record("torch/bf16", prompts="tokens:512@8", status="oom", reason="it ran out of memory"),
         record("gguf/q4_k_m", prompts="tokens:512@8", decode_tps=400.0),
     ]
-    [table] = batches.table(write(records))
+    [table] = batches.table(groups(write(records)))
     cells = _cells(table)
     assert cells["torch/bf16"]["decode_tps tokens:512@8"] == "–"
     assert cells["gguf/q4_k_m"]["decode_tps tokens:512@8"] == "400"  # nothing to compare with
@@ -76,7 +77,7 @@ def test_repeats_keep_their_ratios_and_their_baseline(write: Write, record: Make
     records += [
         record(name, prompts="tokens:512@8", repeat=2, status="oom", reason="no memory") for name in SPEEDS["tokens:512@8"]
     ]
-    [table] = batches.table(write(records))
+    [table] = batches.table(groups(write(records)))
     assert len(table.rows) == 2
     (gguf,) = (cells for label, cells in _cells(table).items() if label.startswith("gguf/q4_k_m (median of"))
     assert (gguf["decode_tps tokens:512"], gguf["decode_tps tokens:512@8"]) == ("151 (2.96 x)", "400 (1.11 x)")
@@ -85,4 +86,4 @@ def test_repeats_keep_their_ratios_and_their_baseline(write: Write, record: Make
 
 @pytest.mark.parametrize("sets", [["ten"], ["ten", "two"], ["tokens:512"]])
 def test_sets_of_one_length_and_batch_have_no_table(sets: list[str], write: Write, record: Make) -> None:
-    assert batches.table(write([record("torch/bf16", prompts=name) for name in sets])) == []
+    assert batches.table(groups(write([record("torch/bf16", prompts=name) for name in sets]))) == []

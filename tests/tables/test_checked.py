@@ -401,7 +401,7 @@ def test_transformers_really_refuses_what_the_mark_says() -> None:
 
 
 def test_the_kind_has_one_line_a_claim_for_people_and_machines(write: Write, full: list[Record]) -> None:
-    made = claims_kind.table(write(full))
+    made = claims_kind.table(groups(write(full)))
 
     assert sum(len(table.rows) for table in made) == 64 + len(prose())
     assert {table.name for table in made} == {"claims"}
@@ -419,7 +419,7 @@ def test_the_kind_has_one_line_a_claim_for_people_and_machines(write: Write, ful
 
 @pytest.mark.parametrize("width", [100, 140])
 def test_claims_fit_a_terminal(write: Write, full: list[Record], width: int) -> None:
-    for made in (claims_kind.unmeasured(), claims_kind.table(write(full))):
+    for made in (claims_kind.unmeasured(), claims_kind.table(groups(write(full)))):
         text = as_text(made, width)
         assert max(map(len, text.splitlines())) <= width
         flat = " ".join(text.split())
@@ -430,14 +430,14 @@ def test_claims_fit_a_terminal(write: Write, full: list[Record], width: int) -> 
 def test_each_claimed_table_ends_with_its_marks(write: Write, full: list[Record]) -> None:
     frame = write(full)
 
-    for [table] in (precision.unmeasured(), precision.table(frame)):
+    for [table] in (precision.unmeasured(), precision.table(groups(frame))):
         assert "claims, holds: Bits/value of FP32, FP16" in table.notes
         assert "claims, not measured yet: Quality loss; Inference speed" in table.notes
         assert any(
             note.startswith("claims, does not hold: Bits/value of INT4; 7B size of FP32, FP16, INT4;") for note in table.notes
         )
     assert "claims, recipe has changed since: 7B size of Q2_K" in gguf.unmeasured()[0].notes
-    assert any(note.startswith("claims, not true today: CPU support") for note in methods.table(frame)[0].notes)
+    assert any(note.startswith("claims, not true today: CPU support") for note in methods.table(groups(frame))[0].notes)
 
 
 def test_prose_is_read_word_for_word() -> None:

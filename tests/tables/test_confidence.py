@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from quantbench.results.rows import groups
 from quantbench.tables.kinds import confidence
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def _shown(table: Table) -> dict[str, list[str]]:
 
 
 def test_every_decile_stands_beside_the_mean(write: Write, record: Make) -> None:
-    [table] = confidence.table(write([record("gguf/q4_k_m", kld_mean=0.042, **FIGURES)]))
+    [table] = confidence.table(groups(write([record("gguf/q4_k_m", kld_mean=0.042, **FIGURES)])))
     shown = _shown(table)
     assert list(shown)[:4] == ["Variant", "KLD, nats", "EAR", "KLD where sure"]
     assert [shown[name] for name in ("KLD, nats", "EAR", "KLD where sure")] == [["0.042"], ["93.21%"], ["0.0042"]]
@@ -41,7 +42,7 @@ def test_every_decile_stands_beside_the_mean(write: Write, record: Make) -> None
 def test_the_controls_floor_says_what_is_tied_with_the_original(write: Write, record: Make) -> None:
     known = {"facts": {"checkpoint_dtype": "bf16"}}
     control = record("torch/fp32", control=True, kld_mean=0.0, **{**FIGURES, "ear": 1.0, **FLOOR}, **known)
-    [table] = confidence.table(write([control, record("gguf/q8_0", kld_mean=5e-4, **FIGURES)]))
+    [table] = confidence.table(groups(write([control, record("gguf/q8_0", kld_mean=5e-4, **FIGURES)])))
     assert _shown(table)["x rounding"] == ["0", "25"]
     (note,) = (note for note in table.notes if note.startswith("rounding alone"))
     assert note == (
@@ -53,5 +54,5 @@ def test_the_controls_floor_says_what_is_tied_with_the_original(write: Write, re
 @pytest.mark.parametrize("others", [[], ["torch/fp32"]])
 def test_rows_of_an_earlier_version_are_dashes_and_alone_no_table(write: Write, record: Make, others: list[str]) -> None:
     old = record("gguf/q8_0")
-    made = confidence.table(write([old, *(record(name, **FIGURES) for name in others)]))
+    made = confidence.table(groups(write([old, *(record(name, **FIGURES) for name in others)])))
     assert [_shown(table)["EAR"] for table in made] == [["93.21%", "–"]] * len(others)

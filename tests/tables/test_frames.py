@@ -62,7 +62,7 @@ def test_what_is_no_kind_is_no_attribute(name: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_frame_has_every_value_of_the_tables(kind: str, write: Write, full: list[Record]) -> None:
     rows = write(full)
-    made = tables.KINDS[kind].tables(rows)
+    made = tables.build(kind, rows)
     frame = getattr(tables, kind)(rows)
 
     assert isinstance(frame, pd.DataFrame)

@@ -11,6 +11,7 @@ from quantbench import tables
 from quantbench.core.errors import UsageError
 from quantbench.methods import METHODS
 from quantbench.planning.planner import forecast, read_architecture
+from quantbench.results.rows import groups
 from quantbench.tables.kinds import gguf, precision
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def _column(table: Table, key: str) -> list[Any]:
 
 
 def test_precision_rows_are_the_tutorials_then_the_rest(write: Write, full: list[Record]) -> None:
-    [table] = precision.table(write(full))
+    [table] = precision.table(groups(write(full)))
 
     assert _column(table, "name") == ["FP32", "FP16", "INT8", "INT4", "FP32 (control)", "BF16"]
     assert _column(table, "claimed_size_70b") == ["280GB", "140GB", "70GB", "35GB", None, None]
@@ -47,7 +48,7 @@ def test_precision_rows_are_the_tutorials_then_the_rest(write: Write, full: list
 
 
 def test_gguf_rows_are_the_tutorials_then_the_rest(write: Write, full: list[Record]) -> None:
-    [table] = gguf.table(write(full))
+    [table] = gguf.table(groups(write(full)))
 
     assert _column(table, "name") == ["Q2_K", "Q3_K_M", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0", "F16"]
     assert _column(table, "claimed_quality") == [*_column(table, "quality")[:-1], None]
@@ -57,7 +58,7 @@ def test_gguf_rows_are_the_tutorials_then_the_rest(write: Write, full: list[Reco
 
 def test_every_heading_of_the_tutorial_is_shown_as_claimed_and_as_measured(write: Write, full: list[Record]) -> None:
     frame = write(full)
-    [levels], [files] = precision.table(frame), gguf.table(frame)
+    [levels], [files] = precision.table(groups(frame)), gguf.table(groups(frame))
 
     def titles(table: Table, source: str) -> set[str]:
         return {heading.title for heading in table.headings if heading.shown and heading.source == source}
@@ -76,8 +77,8 @@ def test_speed_comes_from_alternating_rounds_where_the_anchor_is_the_reference(w
             record("gguf/q4_k_m", decode_tps=400.0, decode_ratio=0.9),
         ]
     )
-    half = _cells(precision.table(frame)[0], "FP16")
-    [table] = gguf.table(frame)
+    half = _cells(precision.table(groups(frame))[0], "FP16")
+    [table] = gguf.table(groups(frame))
     quarter = _cells(table, "Q4_K_M")
 
     assert (half["decode_speed_ratio"].shown, half["inference_speed"].shown) == ("1.50", "Fast")
@@ -89,12 +90,13 @@ def test_speed_comes_from_alternating_rounds_where_the_anchor_is_the_reference(w
 def test_without_a_measured_reference_only_alternating_rows_have_a_speed(write: Write, record: Make) -> None:
     frame = write([record("torch/fp32", status="oom", reason="killed"), record("torch/fp16"), record("gguf/q8_0")])
 
-    assert _cells(precision.table(frame)[0], "FP16")["decode_speed_ratio"].shown == "2.00"
-    assert _cells(gguf.table(frame)[0], "Q8_0")["decode_speed_ratio"].shown == "–"
+    assert _cells(precision.table(groups(frame))[0], "FP16")["decode_speed_ratio"].shown == "2.00"
+    assert _cells(gguf.table(groups(frame))[0], "Q8_0")["decode_speed_ratio"].shown == "–"
 
 
 def test_what_failed_stays_with_status_and_reason(write: Write, record: Make) -> None:
-    [table] = precision.table(write([record("torch/fp32"), record("bitsandbytes/int8", status="skipped", reason="needs it")]))
+    rows = write([record("torch/fp32"), record("bitsandbytes/int8", status="skipped", reason="needs it")])
+    [table] = precision.table(groups(rows))
     row = _cells(table, "INT8")
 
     assert (row["status"].shown, row["reason"].shown, row["kld_mean"].shown) == ("skipped", "needs it", "–")
@@ -105,14 +107,14 @@ def test_what_failed_stays_with_status_and_reason(write: Write, record: Make) ->
 
 
 def test_status_is_hidden_from_people_when_all_is_well(write: Write, full: list[Record]) -> None:
-    [table] = gguf.table(write(full))
+    [table] = gguf.table(groups(write(full)))
 
     assert "Status" not in [heading.title for heading, _ in table.shown_columns()]
 
 
 def test_a_null_figure_is_a_dash_and_its_reason_a_note(write: Write, record: Make, missing: Callable[[str], Missing]) -> None:
     none = missing("no reference to compare with")
-    [table] = gguf.table(write([record("gguf/q4_k_m", kld_mean=none, kld_mean_se=none)]))
+    [table] = gguf.table(groups(write([record("gguf/q4_k_m", kld_mean=none, kld_mean_se=none)])))
     row = _cells(table, "Q4_K_M")
 
     assert [row[key].shown for key in ("kld_mean", "quality", "recommended")] == ["–", "–", "–"]
@@ -120,14 +122,14 @@ def test_a_null_figure_is_a_dash_and_its_reason_a_note(write: Write, record: Mak
 
 
 def test_a_word_near_an_edge_is_marked(write: Write, record: Make) -> None:
-    [table] = gguf.table(write([record("gguf/q4_k_m", kld_mean=0.056, kld_mean_low=0.048, kld_mean_high=0.064)]))
+    [table] = gguf.table(groups(write([record("gguf/q4_k_m", kld_mean=0.056, kld_mean_low=0.048, kld_mean_high=0.064)])))
 
     assert _cells(table, "Q4_K_M")["quality"].shown == "Good ≈"
     assert "≈ the 95 % interval of the KLD reaches another word" in table.notes
 
 
 def test_two_words_with_one_recommendation_do_not_mark_it(write: Write, record: Make) -> None:
-    [table] = gguf.table(write([record("gguf/q6_k", kld_mean=0.0077, kld_mean_low=0.0057, kld_mean_high=0.0097)]))
+    [table] = gguf.table(groups(write([record("gguf/q6_k", kld_mean=0.0077, kld_mean_low=0.0057, kld_mean_high=0.0097)])))
     row = _cells(table, "Q6_K")
 
     assert (row["quality"].shown, row["recommended"].shown) == ("Very good ≈", "High quality")
@@ -146,7 +148,7 @@ def test_every_table_says_what_it_was_measured_on(write: Write, full: list[Recor
 
 
 def test_a_real_model_is_not_called_an_instrument_check(write: Write, record: Make) -> None:
-    [table] = gguf.table(write([record(model="example/model-7b")], instrument_check=False))
+    [table] = gguf.table(groups(write([record(model="example/model-7b")], instrument_check=False)))
 
     assert "instrument" not in " ".join([table.caption, *table.notes])
 
@@ -155,14 +157,14 @@ def test_one_table_per_model_and_prompt_set(write: Write, record: Make) -> None:
     pairs = [(model, prompts) for model in ("canary", "/models/big") for prompts in ("ten", "./mine.txt")]
     frame = write([record(model=model, prompts=prompts) for model, prompts in pairs])
 
-    assert sorted(table.title for table in gguf.table(frame)) == [
+    assert sorted(table.title for table in gguf.table(groups(frame))) == [
         f"GGUF quantization levels: {model}, prompts {prompts}" for model in ("big", "canary") for prompts in ("mine", "ten")
     ]
 
 
 def test_repeats_are_one_row_of_medians(write: Write, record: Make) -> None:
     rows = [record(repeat=repeat, decode_tps=rate) for repeat, rate in enumerate((100.0, 130.0, 110.0))]
-    [table] = gguf.table(write(rows))
+    [table] = gguf.table(groups(write(rows)))
 
     assert [name for name in _column(table, "name") if str(name).startswith("Q4")] == ["Q4_K_M (median of 3)"]
     assert [rate for rate in _column(table, "decode_tps") if rate is not None] == [110.0]
@@ -170,7 +172,7 @@ def test_repeats_are_one_row_of_medians(write: Write, record: Make) -> None:
 
 def test_failed_repeats_are_counted_and_told(write: Write, record: Make, missing: Callable[[str], Missing]) -> None:
     rows = [record(), record(repeat=1, decode_tps_low=missing("few")), record(repeat=2, status="oom", reason="memory ran out")]
-    [table] = gguf.table(write(rows))
+    [table] = gguf.table(groups(write(rows)))
 
     assert [name for name in _column(table, "name") if str(name).startswith("Q4")] == ["Q4_K_M (median of 2 of 3)"]
     assert [low for low in _column(table, "decode_tps_low") if low is not None] == []
@@ -188,7 +190,7 @@ def test_latest_run_drops_earlier_rows(write: Write, record: Make) -> None:
 def test_of_a_kind_without_rows_the_plan_is_left(write: Write, record: Make) -> None:
     frame = write([record("gguf/q8_0")])
 
-    assert precision.table(frame) == []
+    assert precision.table(groups(frame)) == []
     made = {table.name: table for table in tables.build("all", frame)}
     assert [name for name, table in made.items() if table.facts.get("run_id")] == ["measured", "gguf", "methods"]
     assert made["precision"] == precision.unmeasured()[0]
@@ -236,7 +238,7 @@ def test_planned_sizes_are_those_of_the_planner() -> None:
 
 def test_measured_rows_without_a_claim_are_planned_too_and_strange_ones_are_dashes(write: Write, record: Make) -> None:
     frame = write([record("torch/fp32"), record("torch/bf16"), record("server/as-served"), record("gptq/int3")])
-    [table] = precision.table(frame.replace({"method": {"gptq": "gone"}}))
+    [table] = precision.table(groups(frame.replace({"method": {"gptq": "gone"}})))
 
     assert _cells(table, "BF16")["planned_size_7b"].value == _cells(table, "FP16")["planned_size_7b"].value
     for name in ("AS-SERVED", "INT3"):
@@ -274,4 +276,4 @@ def test_broken_json_columns_do_no_harm(write: Write, record: Make) -> None:
     frame = write([record()])
     frame["null_reasons"], frame["versions"] = "{", json.dumps([1])
 
-    assert gguf.table(frame)[0].rows
+    assert gguf.table(groups(frame))[0].rows

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from quantbench.results.rows import groups
 from quantbench.tables.kinds import methods
 from quantbench.tables.render import as_csv, as_json, as_text
 
@@ -44,7 +45,7 @@ def empty_findings(table: Table) -> list[str]:
 
 
 def test_claims_and_findings_stand_side_by_side(write: Write, four: list[Record]) -> None:
-    [table] = methods.table(write(four))
+    [table] = methods.table(groups(write(four)))
 
     assert [each[0].value for each in table.rows] == ["bitsandbytes", "GGUF", "AWQ", "GPTQ", "torch"]
     found = row(table, "bitsandbytes")
@@ -65,7 +66,7 @@ def test_claims_and_findings_stand_side_by_side(write: Write, four: list[Record]
 
 
 def test_a_note_says_where_claim_and_finding_differ(write: Write, four: list[Record]) -> None:
-    [table] = methods.table(write(four))
+    [table] = methods.table(groups(write(four)))
     notes = [note for note in table.notes if "claimed" in note and not note.startswith("claimed: ")]
 
     assert notes == [
@@ -82,7 +83,7 @@ def test_a_note_says_where_claim_and_finding_differ(write: Write, four: list[Rec
 
 
 def test_a_difference_names_the_library_and_its_version(write: Write, record: Make) -> None:
-    [table] = methods.table(write([record("gguf/q4_k_m", runs_on_cpu=False)]))
+    [table] = methods.table(groups(write([record("gguf/q4_k_m", runs_on_cpu=False)])))
 
     assert "GGUF, CPU support: claimed Yes, found No on this CPU with llama-cpp-python 0.3.36" in table.notes
 
@@ -92,7 +93,7 @@ def test_a_line_stands_for_its_method(write: Write, record: Make) -> None:
     names = ("bitsandbytes/int8", "bitsandbytes/fp4", "torch/fp32", "torch/bf16", "gptq/int3", "gptq/int8")
     rows = [record(name) for name in names]
     failed = [record("bitsandbytes/nf4", status="error", reason="broken"), record("torch/fp32", control=True)]
-    [table] = methods.table(write([*rows, *failed]))
+    [table] = methods.table(groups(write([*rows, *failed])))
 
     assert [each[1].value for each in table.rows] == [
         "bitsandbytes/fp4", "gguf/q4_k_m", "awq/int4-g128", "gptq/int3", "torch/fp32",
@@ -100,7 +101,8 @@ def test_a_line_stands_for_its_method(write: Write, record: Make) -> None:
 
 
 def test_what_was_not_measured_says_so_in_every_cell(write: Write, record: Make) -> None:
-    [table] = methods.table(write([record("torch/fp32"), record("gptq/int4-g128", status="skipped", reason="no gptqmodel")]))
+    rows = write([record("torch/fp32"), record("gptq/int4-g128", status="skipped", reason="no gptqmodel")])
+    [table] = methods.table(groups(rows))
 
     findings = ("speed", "cpu_support", "cuda_support", "inference_speed", "finetuning", "saves_and_reloads", "kernel")
     assert {row(table, "GPTQ")[key] for key in findings} == {"not measured (skipped)"}
@@ -112,7 +114,7 @@ def test_what_was_not_measured_says_so_in_every_cell(write: Write, record: Make)
 
 def test_nulls_become_their_reasons(write: Write, record: Make, missing: Callable[[str], Missing]) -> None:
     names = ("conversion", "runs_on_cpu", "finetunes", "saves_and_reloads", "decode_ratio", "decode_tps", "capability_notes")
-    [table] = methods.table(write([record(**dict.fromkeys(names, missing("it was not asked")))]))
+    [table] = methods.table(groups(write([record(**dict.fromkeys(names, missing("it was not asked")))])))
     found = row(table, "GGUF")
 
     assert found["speed"] == "not loaded here (it was not asked)"
@@ -124,7 +126,7 @@ def test_nulls_become_their_reasons(write: Write, record: Make, missing: Callabl
 
 def test_a_long_reason_is_a_footnote(write: Write, record: Make) -> None:
     reason = "the library says very much about why it will not do this here"
-    [table] = methods.table(write([record(capability_notes=f'{{"finetune": "{reason}"}}')]))
+    [table] = methods.table(groups(write([record(capability_notes=f'{{"finetune": "{reason}"}}')])))
 
     assert row(table, "GGUF")["finetuning"] == "No (see note)"
     assert f"GGUF, Fine-tuning support: {reason}" in table.notes
@@ -133,26 +135,26 @@ def test_a_long_reason_is_a_footnote(write: Write, record: Make) -> None:
 def test_a_checkpoint_quantized_elsewhere_is_prequantized(
     write: Write, record: Make, missing: Callable[[str], Missing]
 ) -> None:
-    [table] = methods.table(write([record(quantize_s=missing("made elsewhere"))]))
+    [table] = methods.table(groups(write([record(quantize_s=missing("made elsewhere"))])))
 
     assert row(table, "GGUF")["speed"] == "Pre-quantized (not quantized here, load 310 ms)"
 
 
 def test_machines_get_the_raw_values(write: Write, four: list[Record]) -> None:
     frame = write(four)
-    found = row(methods.table(frame)[0], "bitsandbytes")
+    found = row(methods.table(groups(frame))[0], "bitsandbytes")
 
     assert (found["load_s"], found["finetune_loss_first"], found["finetune_loss_last"]) == (0.31, 4.206, 3.9)
     assert (found["runs_on_cpu_raw"], found["runs_on_cuda_raw"], found["finetunes_raw"]) == (True, None, True)
     assert found["decode_speed_ratio"] == 0.5
     for form in (as_csv, as_json, as_text):
-        assert "On-load conversion (load 310 ms)" in form(methods.table(frame))
+        assert "On-load conversion (load 310 ms)" in form(methods.table(groups(frame)))
 
 
 def test_a_run_without_rows_makes_no_table(write: Write, record: Make) -> None:
-    assert methods.table(write([record()])[:0]) == []
-    assert methods.table(write([record("torch/fp32", control=True)])[1:]) == []
+    assert methods.table(groups(write([record()])[:0])) == []
+    assert methods.table(groups(write([record("torch/fp32", control=True)])[1:])) == []
 
 
 def test_a_module_without_tokens_makes_no_table(write: Write, record: Make) -> None:
-    assert methods.table(write([record("torch-dynamic/int8", model="lstm", prompts="seeded")])) == []
+    assert methods.table(groups(write([record("torch-dynamic/int8", model="lstm", prompts="seeded")]))) == []

@@ -8,6 +8,7 @@ import pytest
 
 from quantbench import tables
 from quantbench.advice.decision import decide
+from quantbench.results.rows import groups
 from quantbench.tables.kinds import gguf, modules, precision
 from quantbench.tables.kinds.measured import overview
 from quantbench.tables.render import as_text, render
@@ -71,7 +72,7 @@ def _cells(table: Table, name: str) -> dict[str, Cell]:
 
 
 def test_one_line_per_variant_with_no_empty_cell(write: Write, rows: list[Record]) -> None:
-    [table] = modules.table(write(rows))
+    [table] = modules.table(groups(write(rows)))
     assert [row[0].value for row in table.rows] == ["torch/fp32", "torch/fp32 (control)", "torch/fp16", "torch-dynamic/int8"]
     shown = [text for _, texts in table.shown_columns() for text in texts]
     assert "–" not in shown
@@ -79,7 +80,7 @@ def test_one_line_per_variant_with_no_empty_cell(write: Write, rows: list[Record
 
 
 def test_size_and_reduction_are_what_the_tutorial_prints(write: Write, rows: list[Record]) -> None:
-    [table] = modules.table(write(rows))
+    [table] = modules.table(groups(write(rows)))
     full, packed = (_cells(table, name) for name in TUTORIAL)
     sizes = [count / 1024 for count in TUTORIAL.values()]
     assert [cells["state_dict_bytes"].shown for cells in (full, packed)] == [f"{size:.2f}" for size in sizes]
@@ -90,7 +91,7 @@ def test_size_and_reduction_are_what_the_tutorial_prints(write: Write, rows: lis
 
 
 def test_time_speed_and_distance(write: Write, rows: list[Record]) -> None:
-    cells = _cells(modules.table(write(rows))[0], "torch-dynamic/int8")
+    cells = _cells(modules.table(groups(write(rows)))[0], "torch-dynamic/int8")
     assert cells["call_s"].shown == "250 us (MAD 2 us)"
     assert cells["call_speed_ratio"].shown == "0.500 (0.400 to 0.600)"
     assert cells["output_cosine"].shown == "0.999995"
@@ -102,20 +103,20 @@ def test_without_alternating_rounds_speed_is_between_processes_and_marked(
 ) -> None:
     none = dict.fromkeys(("call_ratio", "call_ratio_low", "call_ratio_high"), missing("no anchor"))
     frame = write([module_row("torch/fp32"), module_row("torch-dynamic/int8", call_s=5e-4, **none)])
-    [table] = modules.table(frame)
+    [table] = modules.table(groups(frame))
     assert _cells(table, "torch-dynamic/int8")["call_speed_ratio"].shown == "0.250†"
     assert any(note.startswith("† between processes") for note in table.notes)
 
 
 def test_without_the_reference_there_is_no_reduction(write: Write, module_row: Make) -> None:
-    [table] = modules.table(write([module_row("torch-dynamic/int8")]))
+    [table] = modules.table(groups(write([module_row("torch-dynamic/int8")])))
     assert _cells(table, "torch-dynamic/int8")["state_dict_reduction"].value is None
 
 
 def test_a_language_model_has_its_row_where_both_sizes_are_known(write: Write, record: Make) -> None:
     sizes = {"torch/fp32": 23_091_881, "torch-dynamic/int8": 7_409_057}
     frame = write([*(record(name, state_dict_bytes=size) for name, size in sizes.items()), record("gguf/q4_k_m")])
-    [table] = modules.table(frame)
+    [table] = modules.table(groups(frame))
     assert [row[0].value for row in table.rows] == ["torch/fp32", "torch-dynamic/int8"]
     cells = _cells(table, "torch-dynamic/int8")
     assert cells["state_dict_reduction"].shown == "3.12x smaller"
@@ -126,12 +127,12 @@ def test_a_language_model_has_its_row_where_both_sizes_are_known(write: Write, r
 
 @pytest.mark.parametrize("names", [("torch/fp32", "gguf/q8_0"), ("torch-dynamic/int8",), ("torch/fp32", "torch-dynamic/int8")])
 def test_a_language_model_without_them_has_no_such_table(names: tuple[str, ...], write: Write, record: Make) -> None:
-    assert modules.table(write([record(name) for name in names])) == []
+    assert modules.table(groups(write([record(name) for name in names]))) == []
 
 
 def test_a_failure_is_a_line_with_its_reason(write: Write, module_row: Make) -> None:
     failed = module_row("torch-dynamic/int8", status="skipped", reason="CPU only")
-    [table] = modules.table(write([module_row("torch/fp32"), failed]))
+    [table] = modules.table(groups(write([module_row("torch/fp32"), failed])))
     assert _cells(table, "torch-dynamic/int8")["status"].shown == "skipped"
     assert "torch-dynamic/int8: skipped, CPU only" in table.notes
 
@@ -145,7 +146,7 @@ def test_no_decision_is_made_of_a_module(write: Write, rows: list[Record], recor
 
 
 def test_the_overview_of_a_module_shows_its_own_columns(write: Write, rows: list[Record]) -> None:
-    [table] = overview(write(rows))
+    [table] = overview(groups(write(rows)))
     titles = [heading.title for heading, _ in table.shown_columns()]
     assert titles == [
         "Variant", "Weights", "Bits/weight", "Call", "Speed, x torch/fp32", "Cosine", "Largest error", "Status",
@@ -155,10 +156,10 @@ def test_the_overview_of_a_module_shows_its_own_columns(write: Write, rows: list
 
 def test_the_precision_and_gguf_tables_leave_modules_out(write: Write, rows: list[Record]) -> None:
     frame = write(rows)
-    assert precision.table(frame) == gguf.table(frame) == []
+    assert precision.table(groups(frame)) == gguf.table(groups(frame)) == []
     assert "modules" in {table.name for table in tables.build(tables.ALL, frame)}
 
 
 @pytest.mark.parametrize("form", ["text", "md", "csv", "json"])
 def test_every_format_renders_it(form: str, write: Write, rows: list[Record]) -> None:
-    assert "torch-dynamic/int8" in render(modules.table(write(rows)), form)
+    assert "torch-dynamic/int8" in render(modules.table(groups(write(rows))), form)

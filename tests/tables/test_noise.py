@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from quantbench.results.rows import groups
 from quantbench.tables.kinds import noise
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def column(table: Table, key: str) -> list[object]:
 def test_the_spread_is_the_standard_deviation_over_the_mean_of_the_processes(write: Write, record: Make) -> None:
     repeated = [record(repeat=repeat, decode_tps=rate, itl_ratio=1.3) for repeat, rate in enumerate(RATES)]
     control = [record("torch/fp32", control=True, repeat=repeat, decode_tps=50.0 + repeat) for repeat in (0, 1)]
-    [table] = noise.table(write([*repeated, *control, record("gguf/q8_0")]))
+    [table] = noise.table(groups(write([*repeated, *control, record("gguf/q8_0")])))
 
     assert column(table, "variant") == ["torch/fp32 (control)", "gguf/q4_k_m"]
     assert column(table, "processes") == [2, 3]
@@ -40,4 +41,4 @@ def test_the_spread_is_the_standard_deviation_over_the_mean_of_the_processes(wri
 
 def test_failed_processes_do_not_count_and_one_process_has_no_spread(write: Write, record: Make) -> None:
     rows = [record(), record(repeat=1, status="oom", reason="memory ran out"), record("gguf/q8_0", prompts="two")]
-    assert noise.table(write(rows)) == []
+    assert noise.table(groups(write(rows))) == []

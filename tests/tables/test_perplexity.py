@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from quantbench import tables
 from quantbench.advice.decision import decide
+from quantbench.results.rows import groups
 from quantbench.tables.kinds import perplexity
 from quantbench.tables.kinds.measured import overview
 
@@ -22,7 +23,7 @@ FIGURES = {"ppl": 25.53, "ppl_se": 0.41, "ppl_ratio": 1.011, "ppl_ratio_se": 0.0
 
 def test_a_text_has_its_perplexity_with_errors_and_no_speed(write: Write, record: Make) -> None:
     frame = write([record(prompts="text:/somewhere/wiki.txt", **FIGURES), record(prompts="ten")])
-    [table] = perplexity.table(frame)
+    [table] = perplexity.table(groups(frame))
 
     shown = {heading.title: texts[0] for heading, texts in table.shown_columns()}
     assert shown["PPL"] == "25.53 ± 0.41"
@@ -30,7 +31,7 @@ def test_a_text_has_its_perplexity_with_errors_and_no_speed(write: Write, record
     assert shown["RMS Δp"] == "2.45%"
     assert shown["99 %"] == "0.073"
     assert table.title.endswith("canary, prompts text:wiki")
-    other = next(each for each in overview(frame) if "text:wiki" in each.title)
+    other = next(each for each in overview(groups(frame)) if "text:wiki" in each.title)
     assert [heading.title for heading in other.headings if "Decode" in heading.title] == []
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from quantbench import tables
+from quantbench.results.rows import groups
 from quantbench.tables.kinds import qat
 from quantbench.tables.render import as_text, render
 
@@ -56,7 +57,7 @@ def _cells(table: Table, row: int = 0) -> dict[str, Cell]:
 
 
 def test_a_pair_is_one_line_with_the_difference_and_its_error(write: Write, pair: Callable[..., list[Record]]) -> None:
-    [table] = qat.table(write(pair()))
+    [table] = qat.table(groups(write(pair())))
     [line] = [{title.title: text for (title, texts) in table.shown_columns() for text in texts}]
 
     assert line == {
@@ -90,7 +91,7 @@ def test_a_side_is_closer_where_a_t_test_says_so_else_what_would_have_been_found
     """
     errors = (3e-4, 4e-4)
     after = 0.019 + difference * T_9 * math.sqrt(sum(each**2 for each in errors))
-    [table] = qat.table(write(pair((0.019, errors[0]), (after, errors[1]))))
+    [table] = qat.table(groups(write(pair((0.019, errors[0]), (after, errors[1])))))
     cells = _cells(table)
 
     assert cells["verdict"].shown == verdict
@@ -103,16 +104,16 @@ def test_the_side_with_fewer_prompts_gives_the_degrees_of_freedom(write: Write, 
     """Two prompts have one degree of freedom, and t(0.975; 1) = 12.7 errors are not reached by 12."""
     ptq, trained = pair()
     few = replace(ptq, values={**ptq.values, "clusters": 2})
-    [table] = qat.table(write([few, trained]))
+    [table] = qat.table(groups(write([few, trained])))
 
     assert _cells(table)["verdict"].shown.startswith("no difference found")
-    assert _cells(qat.table(tables.latest_run(write(pair(), run_id="run-2", day=2)))[0])["verdict"].shown == "QAT closer"
+    assert _cells(qat.table(groups(tables.latest_run(write(pair(), run_id="run-2", day=2))))[0])["verdict"].shown == "QAT closer"
 
 
 def test_rows_without_a_number_of_prompts_are_not_judged(
     write: Write, pair: Callable[..., list[Record]], missing: Callable[[str], Missing]
 ) -> None:
-    [table] = qat.table(write(pair(clusters=missing("an older version did not count"))))
+    [table] = qat.table(groups(write(pair(clusters=missing("an older version did not count")))))
 
     assert (_cells(table)["verdict"].shown, _cells(table)["kld_difference_detectable"].value) == ("not judged", None)
     assert "qat/int4: no number of prompts: an older version did not count" in table.notes
@@ -120,9 +121,9 @@ def test_rows_without_a_number_of_prompts_are_not_judged(
 
 def test_where_training_was_no_gain_its_course_stands_in_a_note(write: Write, pair: Callable[..., list[Record]]) -> None:
     course = "qat/int4, {}: the loss went 0.021, 0.016, 0.013 nats"
-    worse = qat.table(write(pair(qat=(0.025, 4e-4)), run_id="worse"))[0]
-    same = qat.table(tables.latest_run(write(pair(qat=(0.0189, 4e-4)), run_id="same", day=2)))[0]
-    better = qat.table(tables.latest_run(write(pair(), run_id="better", day=3)))[0]
+    worse = qat.table(groups(write(pair(qat=(0.025, 4e-4)), run_id="worse")))[0]
+    same = qat.table(groups(tables.latest_run(write(pair(qat=(0.0189, 4e-4)), run_id="same", day=2))))[0]
+    better = qat.table(groups(tables.latest_run(write(pair(), run_id="better", day=3))))[0]
 
     assert course.format("PTQ closer") in worse.notes
     assert course.format("no difference found") in same.notes
@@ -130,7 +131,7 @@ def test_where_training_was_no_gain_its_course_stands_in_a_note(write: Write, pa
 
 
 def test_it_says_how_it_judges(write: Write, pair: Callable[..., list[Record]]) -> None:
-    [table] = qat.table(write(pair()))
+    [table] = qat.table(groups(write(pair())))
     notes = " ".join(table.notes)
 
     for part in ("root of the sum of squares", "conservative", "same tokens", "t test", "80 % power", "instrument check"):
@@ -146,7 +147,7 @@ def test_a_side_that_was_not_planned_is_not_run(
 ) -> None:
     """The other pair is whole, so that QAT was planned at all."""
     whole = [record("torchao/intx8-dyn"), record("qat/int8", facts={"qat_losses": "[1, 2]"})]
-    [table] = qat.table(write([*whole, pair()[side]]))
+    [table] = qat.table(groups(write([*whole, pair()[side]])))
     full, lone = _cells(table), _cells(table, 1)
 
     assert [full["qat"].shown, lone["qat"].shown] == ["qat/int8", "qat/int4"]
@@ -158,9 +159,9 @@ def test_a_side_that_was_not_planned_is_not_run(
 
 def test_a_side_that_failed_has_its_status_and_reason(write: Write, pair: Callable[..., list[Record]], record: Make) -> None:
     ptq, trained = pair()
-    [first] = qat.table(write([ptq, record("qat/int4", status="oom", reason="killed")]))
+    [first] = qat.table(groups(write([ptq, record("qat/int4", status="oom", reason="killed")])))
     frame = write([record("torchao/intx4-wo", status="skipped", reason="needs torchao"), trained], run_id="run-2", day=2)
-    [second] = qat.table(tables.latest_run(frame))
+    [second] = qat.table(groups(tables.latest_run(frame)))
 
     assert [_cells(first)[key].shown for key in ("qat_kld", "qat_top1", "training", "loss")] == ["oom"] * 4
     assert "qat/int4: oom, killed" in first.notes
@@ -176,8 +177,9 @@ def test_a_figure_that_is_null_has_its_reason(
     gone = missing("no reference")
     ptq = record("torchao/intx4-wo", kld_mean_se=none, clusters=1)
     nothing = dict.fromkeys(("kld_mean", "kld_mean_se", "clusters", "top1_agreement"), gone)
-    [alone] = qat.table(write([ptq, pair()[1]]))
-    [neither] = qat.table(tables.latest_run(write([ptq, record("qat/int4", **nothing)], run_id="run-2", day=2)))
+    [alone] = qat.table(groups(write([ptq, pair()[1]])))
+    rows = tables.latest_run(write([ptq, record("qat/int4", **nothing)], run_id="run-2", day=2))
+    [neither] = qat.table(groups(rows))
 
     assert (_cells(alone)["difference"].shown, _cells(alone)["verdict"].shown) == ("0.003", "not judged")
     assert "torchao/intx4-wo: no standard error: one prompt has no spread" in alone.notes
@@ -191,11 +193,11 @@ def test_damaged_facts_are_no_curve(broken: str, write: Write, pair: Callable[..
     frame = write(pair())
     frame["facts"] = broken
 
-    assert _cells(qat.table(frame)[0])["loss"].shown == "not measured"
+    assert _cells(qat.table(groups(frame))[0])["loss"].shown == "not measured"
 
 
 def test_repeats_are_paired_with_repeats(write: Write, pair: Callable[..., list[Record]]) -> None:
-    [table] = qat.table(write([*pair(), *pair(qat=(0.015, 4e-4), repeat=1)]))
+    [table] = qat.table(groups(write([*pair(), *pair(qat=(0.015, 4e-4), repeat=1)])))
     [line] = table.rows
     cells = dict(zip([heading.key for heading in table.headings], line, strict=True))
 
@@ -207,7 +209,7 @@ def test_repeats_are_paired_with_repeats(write: Write, pair: Callable[..., list[
 def test_a_side_that_lost_a_repeat_stays_in_its_pair(write: Write, pair: Callable[..., list[Record]], record: Make) -> None:
     records = [each for repeat in range(3) for each in pair(repeat=repeat)]
     lost = record("qat/int4", repeat=2, status="oom", reason="no memory")
-    [table] = qat.table(write([*records[:-1], lost]))
+    [table] = qat.table(groups(write([*records[:-1], lost])))
     assert len(table.rows) == 1
     cells = _cells(table)
     assert (cells["qat"].shown, cells["ptq"].shown) == ("qat/int4 (median of 2 of 3)", "torchao/intx4-wo (median of 3)")
@@ -216,7 +218,7 @@ def test_a_side_that_lost_a_repeat_stays_in_its_pair(write: Write, pair: Callabl
 
 
 def test_without_qat_there_is_no_such_table(write: Write, pair: Callable[..., list[Record]], record: Make) -> None:
-    assert qat.table(write([pair()[0], record("gguf/q8_0")])) == []
+    assert qat.table(groups(write([pair()[0], record("gguf/q8_0")]))) == []
 
 
 def test_one_table_per_model_after_all_others(write: Write, pair: Callable[..., list[Record]]) -> None:
@@ -225,19 +227,19 @@ def test_one_table_per_model_after_all_others(write: Write, pair: Callable[..., 
 
     assert names.count("qat") == 3
     assert names[-3:] == ["qat"] * 3
-    assert [table.title for table in qat.table(frame)] == [
+    assert [table.title for table in qat.table(groups(frame))] == [
         f"Quantization-aware training: {where}" for where in ("canary, prompts ten", "big, prompts ten", "canary, prompts two")
     ]
 
 
 def test_no_shown_cell_is_empty(write: Write, pair: Callable[..., list[Record]], record: Make) -> None:
-    made = qat.table(write([*pair(), record("qat/int8", status="skipped", reason="not here")]))
+    made = qat.table(groups(write([*pair(), record("qat/int8", status="skipped", reason="not here")])))
 
     assert "–" not in as_text(made, 200)
 
 
 def test_machines_get_raw_figures(write: Write, pair: Callable[..., list[Record]]) -> None:
-    made = qat.table(write(pair()))
+    made = qat.table(groups(write(pair())))
     [row] = json.loads(render(made, "json"))[0]["rows"]
     [line] = csv.DictReader(io.StringIO(render(made, "csv")))
 
@@ -255,4 +257,4 @@ def test_machines_get_raw_figures(write: Write, pair: Callable[..., list[Record]
 
 @pytest.mark.parametrize("form", ["text", "md"])
 def test_people_can_read_it(form: str, write: Write, pair: Callable[..., list[Record]]) -> None:
-    assert "QAT closer" in render(qat.table(write(pair())), form)
+    assert "QAT closer" in render(qat.table(groups(write(pair()))), form)

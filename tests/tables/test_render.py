@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from quantbench import tables
 from quantbench.core.errors import UsageError
+from quantbench.results.rows import groups
 from quantbench.tables.render import as_markdown, as_text, render
 from quantbench.tables.table import Cell, Heading, Table
 
@@ -117,7 +118,7 @@ def test_titles_say_claimed_or_measured_only_where_both_stand(write: Write, full
     frame = write(full)
 
     assert "Bits (claimed)" in as_markdown(tables.build("gguf", frame))
-    assert "measured)" not in as_markdown(overview(frame))
+    assert "measured)" not in as_markdown(overview(groups(frame)))
 
 
 def _sentences(*texts: str, listed: bool = False) -> Table:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from quantbench import tables
+from quantbench.results.rows import groups
 from quantbench.tables.kinds import roofline
 from quantbench.tables.render import as_text
 
@@ -31,7 +32,7 @@ def test_each_variant_shows_what_it_reads_and_what_it_costs(
             record("gguf/q8_0", status="error", reason="it fell over"),
         ]
     )
-    [table] = roofline.table(frame)
+    [table] = roofline.table(groups(frame))
     keys = [heading.key for heading in table.headings]
     shown = {row[0].value: dict(zip(keys, (cell.shown for cell in row), strict=True)) for row in table.rows}
     assert shown["torch/fp32"] | {
@@ -46,6 +47,6 @@ def test_each_variant_shows_what_it_reads_and_what_it_costs(
 
 def test_a_run_without_such_figures_has_no_such_table(write: Write, record: Make) -> None:
     frame = write([record("torch/fp32"), record("gguf/q8_0")])
-    assert roofline.table(frame) == []
+    assert roofline.table(groups(frame)) == []
     assert "roofline" not in {made.name for made in tables.build("all", frame)}
     assert "roofline" in {kind.name for kind in tables.KINDS}

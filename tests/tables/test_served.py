@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from quantbench import tables
+from quantbench.results.rows import groups
 from quantbench.tables.kinds import served
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def served_record(record: Make, **changes: object) -> Record:
 
 
 def test_concurrency_and_chrf_are_shown(write: Write, record: Make) -> None:
-    [table] = served.table(write([record("torch/fp32"), served_record(record)]))
+    [table] = served.table(groups(write([record("torch/fp32"), served_record(record)])))
     shown = {heading.title: texts[0] for heading, texts in table.shown_columns()}
     assert len(table.rows) == 1
     assert (shown["Requests at once"], shown["Together, tokens/s"], shown["TTFT together"]) == ("4", "410", "250 ms")
@@ -43,14 +44,14 @@ def test_concurrency_that_broke_is_a_dash_with_the_reason(
 ) -> None:
     why = "with 2 requests at once: server dropped the stream"
     broke = {name: missing(why) for name in ("concurrency", "concurrent_tps", "concurrent_ttft_s")}
-    [table] = served.table(write([served_record(record, **broke, concurrency_tps='{"1": 120.0}')]))
+    [table] = served.table(groups(write([served_record(record, **broke, concurrency_tps='{"1": 120.0}')])))
     shown = {heading.title: texts[0] for heading, texts in table.shown_columns()}
     assert (shown["Together, tokens/s"], shown["By requests at once"], shown["Status"]) == ("–", "1: 120", "ok")
     assert any(why in note for note in table.notes)
 
 
 def test_a_server_of_unknown_hardware_leaves_no_gap_in_the_caption(write: Write, record: Make) -> None:
-    [table] = served.table(write([served_record(record)]))
+    [table] = served.table(groups(write([served_record(record)])))
     assert "; ;" not in table.caption
     assert "against torch/fp32; run run-1" in table.caption
 
@@ -61,7 +62,7 @@ def test_the_same_file_without_a_server_stands_beside_it(write: Write, record: M
         "server/as-served", **FIGURES, decode_tps=150.0, facts={"threads": "2", "served_model": "gguf/q8_0"}
     )
     other = record("gguf/q4_k_m", decode_tps=300.0, facts={"threads": "2"})
-    [table] = served.table(write([record("torch/fp32"), other, local, mine]))
+    [table] = served.table(groups(write([record("torch/fp32"), other, local, mine])))
     shown = {heading.title: texts[0] for heading, texts in table.shown_columns()}
     assert (shown["Alone, tokens/s"], shown["Here, tokens/s"], shown["Alone, x here"]) == ("150", "200", "0.750")
     assert not any("is not divided" in note for note in table.notes)
@@ -79,7 +80,7 @@ def test_speeds_under_unlike_conditions_are_not_divided(
 ) -> None:
     local = record("gguf/q8_0", decode_tps=200.0, facts={"threads": "1"})
     mine = record("server/as-served", **FIGURES, decode_tps=150.0, facts={**facts, "served_model": "gguf/q8_0"})
-    [table] = served.table(write([local, mine]))
+    [table] = served.table(groups(write([local, mine])))
     shown = {heading.title: texts[0] for heading, texts in table.shown_columns()}
     assert (shown["Here, tokens/s"], shown["Alone, x here"]) == ("200", "–")
     assert any(note.startswith(f"server/as-served is not divided by gguf/q8_0: {why}") for note in table.notes)
@@ -87,5 +88,5 @@ def test_speeds_under_unlike_conditions_are_not_divided(
 
 def test_without_servers_there_is_no_table(write: Write, record: Make) -> None:
     frame = write([record("torch/fp32")])
-    assert served.table(frame) == []
+    assert served.table(groups(frame)) == []
     assert tables.served(frame).empty

@@ -194,7 +194,7 @@ def _compare(endpoint: Endpoint, tokenizer: Tokenizer | None, prompts: Prompts) 
 
 
 def _ask_native(client: Client, limit: int) -> str:
-    """Add the server's own timings of an answer to every prompt, if it must be asked for those; says why they cannot be used."""
+    """Add the server's own timings of an answer to every prompt, where it is asked for those; says why they cannot be used."""
     try:
         asked = [client.endpoint.native(prompt, limit) for prompt in client.prompts.texts]
     except ModelError as error:  # impossible timings; a server that is down also fails what is timed here

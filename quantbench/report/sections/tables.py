@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING
 
+from quantbench.results.rows import Group
 from quantbench.tables import KINDS
 from quantbench.tables.table import DASH, Heading, Table
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 SEEDS = ("precision", "gguf", "methods")
 """The kinds whose tables a report shows unfolded; the others are folded."""
@@ -53,16 +51,16 @@ class Sheet:
     notes: tuple[str, ...]
 
 
-def sheets(frame: pd.DataFrame) -> tuple[list[Sheet], list[Sheet]]:
-    """The tables of SEEDS, in their order, and all others that have rows in ``frame``, except that of servers."""
+def sheets(groups: Sequence[Group]) -> tuple[list[Sheet], list[Sheet]]:
+    """The tables of SEEDS, in their order, and all others that have rows in them, except that of servers."""
     others = sorted((kind for kind in KINDS if kind.name not in (*SEEDS, SERVED)), key=lambda kind: kind.place)
-    first = [sheet(table) for name in SEEDS for table in KINDS[name].tables(frame)]
-    return first, [sheet(table) for kind in others for table in kind.tables(frame)]
+    first = [sheet(table) for name in SEEDS for table in KINDS[name].tables(groups)]
+    return first, [sheet(table) for kind in others for table in kind.tables(groups)]
 
 
-def served(frame: pd.DataFrame) -> list[Sheet]:
+def served(groups: Sequence[Group]) -> list[Sheet]:
     """The tables of servers; none where no server was measured."""
-    return [sheet(table) for table in KINDS[SERVED].tables(frame)]
+    return [sheet(table) for table in KINDS[SERVED].tables(groups)]
 
 
 def sheet(table: Table) -> Sheet:

@@ -184,7 +184,7 @@ class CompletionsEndpoint:
         return timings(self._peer.parse(content), self._peer, prompt, limit, elapsed_s)
 
     def _totals(self) -> dict[str, float]:
-        """vLLM's counters; nothing of a server that does not show any, which is not asked again."""
+        """VLLM's counters; nothing of a server that does not show any, which is not asked again."""
         totals: dict[str, float] = {}
         if self._counts:
             with suppress(ModelError):  # one that answers nonsense here may still be measured

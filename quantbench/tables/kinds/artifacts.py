@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from quantbench.results.rows import Group, Row, groups
+from quantbench.results.rows import Group, Row
 from quantbench.tables import TableKind
 from quantbench.tables import fields as f
 from quantbench.tables.assemble import assemble, instrument_note
@@ -13,7 +14,6 @@ from quantbench.tables.lines import Line, plain_lines
 from quantbench.tables.table import Cell, Heading
 
 if TYPE_CHECKING:
-    import pandas as pd
 
     from quantbench.tables.table import Table
 
@@ -26,9 +26,9 @@ OURS = "quantbench"
 """The maker of what was quantized in the run itself."""
 
 
-def table(frame: pd.DataFrame) -> list[Table]:
-    """One table per run, model and prompt set of ``frame`` in which a published artifact was measured."""
-    return [made for group in groups(frame) if (made := _table(group))]
+def table(groups: Sequence[Group]) -> list[Table]:
+    """One table per run, model and prompt set in which a published artifact was measured."""
+    return [made for group in groups if (made := _table(group))]
 
 
 def _table(group: Group) -> Table | None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from quantbench.core.scenario import prompt_tokens
 from quantbench.core.units import significant, times
-from quantbench.results.rows import Group, Row, groups
+from quantbench.results.rows import Group, Row
 from quantbench.tables import TableKind
 from quantbench.tables import fields as f
 from quantbench.tables.assemble import assemble, instrument_note
@@ -20,7 +20,6 @@ from quantbench.tables.lines import Line, plain_lines
 from quantbench.tables.table import Cell, Heading
 
 if TYPE_CHECKING:
-    import pandas as pd
 
     from quantbench.tables.table import Table
 
@@ -28,10 +27,10 @@ _UNQUANTIZED = ("torch/bf16", "torch/fp16")
 """What is quantized in practice; the first of these that was measured is the baseline, else the reference is."""
 
 
-def table(frame: pd.DataFrame) -> list[Table]:
-    """One table per run and model measured at several lengths or batches; ``frame`` holds rows of ``scenarios``."""
+def table(groups: Sequence[Group]) -> list[Table]:
+    """One table per run and model measured at several lengths or batches."""
     found: dict[tuple[str, str], list[Group]] = {}
-    for group in groups(frame):
+    for group in groups:
         if group.reads == "prompts":
             found.setdefault((group.fact("run_id"), group.model), []).append(group)
     return [_table(sorted(sets, key=_place)) for sets in found.values() if _differ(sets)]

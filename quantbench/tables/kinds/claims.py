@@ -5,18 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from quantbench.claims import marks as m
 from quantbench.claims.checked import Checked, judge_prose, judge_table
 from quantbench.claims.claimed import claims
 from quantbench.claims.evidence import Evidence
-from quantbench.results.rows import groups
+from quantbench.results.rows import Group
 from quantbench.tables import TableKind
 from quantbench.tables.table import Cell, Heading, Table
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 _NOTES = (
     "planned: from shapes and llama.cpp's dry run; for number types, what their libraries say; MB = 10^6 bytes",
@@ -42,9 +38,9 @@ _HEADINGS = (
 """An empty column is hidden from people."""
 
 
-def table(frame: pd.DataFrame) -> list[Table]:
-    """One table per text and claimed table, judged also by the rows of ``scenarios`` in ``frame``."""
-    return _tables(Evidence(groups(frame)))
+def table(groups: Sequence[Group]) -> list[Table]:
+    """One table per text and claimed table, judged also by what was measured."""
+    return _tables(Evidence(groups))
 
 
 def unmeasured() -> list[Table]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from quantbench.core.units import short, significant
 from quantbench.metrics.confidence import DECILES
-from quantbench.results.rows import Group, Row, groups
+from quantbench.results.rows import Group, Row
 from quantbench.tables import TableKind
 from quantbench.tables import fields as f
 from quantbench.tables.assemble import assemble, instrument_note
@@ -14,16 +15,15 @@ from quantbench.tables.lines import Line, plain_lines
 from quantbench.tables.table import Cell, Heading
 
 if TYPE_CHECKING:
-    import pandas as pd
 
     from quantbench.tables.table import Table
 
 _DECILES = [f"kld_confidence_d{number}" for number in range(1, DECILES + 1)]
 
 
-def table(frame: pd.DataFrame) -> list[Table]:
+def table(groups: Sequence[Group]) -> list[Table]:
     """One table per run, model and prompt set with scored positions."""
-    return [_table(group) for group in groups(frame) if any(row.number("ear") is not None for row in group.rows)]
+    return [_table(group) for group in groups if any(row.number("ear") is not None for row in group.rows)]
 
 
 def _table(group: Group) -> Table:

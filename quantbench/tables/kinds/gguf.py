@@ -6,27 +6,27 @@ recommendation follows from the quality word. A canary is an instrument check: i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from quantbench.advice.words import words
 from quantbench.claims.checked import mark_notes
 from quantbench.claims.claimed import claims
 from quantbench.claims.evidence import Evidence
-from quantbench.results.rows import Group, groups
+from quantbench.results.rows import Group
 from quantbench.tables import TableKind
 from quantbench.tables import fields as f
 from quantbench.tables.assemble import assemble, claim_notes
 from quantbench.tables.lines import Line, claimed_lines, lines_of
 
 if TYPE_CHECKING:
-    import pandas as pd
 
     from quantbench.tables.table import Table
 
 
-def table(frame: pd.DataFrame) -> list[Table]:
-    """One table per run, model and prompt set of ``frame``, which holds rows of ``scenarios``."""
-    return [made for group in groups(frame) if group.reads == "prompts" and (made := _table(group))]
+def table(groups: Sequence[Group]) -> list[Table]:
+    """One table per run, model and prompt set."""
+    return [made for group in groups if group.reads == "prompts" and (made := _table(group))]
 
 
 def unmeasured() -> list[Table]:

@@ -5,12 +5,12 @@ All rows, or a shortlist of at most ten: the reference and its control, what a d
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from quantbench.advice.pareto import beats
-from quantbench.results.rows import Group, Row, groups
+from quantbench.results.rows import Group, Row
 from quantbench.results.schema import shown_columns
 from quantbench.tables import TableKind
 from quantbench.tables import fields as f
@@ -22,7 +22,6 @@ from quantbench.tables.render import text_width
 from quantbench.tables.table import Cell, Heading
 
 if TYPE_CHECKING:
-    import pandas as pd
 
     from quantbench.tables.table import Table
 
@@ -34,9 +33,9 @@ _FIRST_TO_GO = "bits_per_weight"
 """Says the same as the size."""
 
 
-def overview(frame: pd.DataFrame) -> list[Table]:
-    """One table per run, model and prompt set of ``frame``, which holds rows of ``scenarios``."""
-    return [table_of(group) for group in groups(frame)]
+def overview(groups: Sequence[Group]) -> list[Table]:
+    """One table per run, model and prompt set."""
+    return [table_of(group) for group in groups]
 
 
 def shortlist(group: Group, named: Collection[str], width: int) -> Table:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from quantbench.core.units import format_bytes
 from quantbench.metrics.memory import EQUAL
-from quantbench.results.rows import Group, groups
+from quantbench.results.rows import Group
 from quantbench.tables import TableKind
 from quantbench.tables import fields as f
 from quantbench.tables.assemble import assemble, instrument_note
@@ -15,7 +15,6 @@ from quantbench.tables.lines import Line, plain_lines
 from quantbench.tables.table import Cell, Heading
 
 if TYPE_CHECKING:
-    import pandas as pd
 
     from quantbench.tables.table import Table
 
@@ -33,9 +32,9 @@ _NOTES = (
 )
 
 
-def table(frame: pd.DataFrame) -> list[Table]:
-    """One table per run, model and prompt set of ``frame`` in which the memory of some process was measured."""
-    return [made for group in groups(frame) if (made := _table(group))]
+def table(groups: Sequence[Group]) -> list[Table]:
+    """One table per run, model and prompt set in which the memory of some process was measured."""
+    return [made for group in groups if (made := _table(group))]
 
 
 def _table(group: Group) -> Table | None:

@@ -6,7 +6,7 @@ reference's own method, the reference. Other methods follow without claims. Ever
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ from quantbench.claims.claimed import ClaimTable, claims
 from quantbench.claims.evidence import Evidence
 from quantbench.claims.findings import FINDINGS, Find, ProbeFinding, absent, kernel, representative, truth
 from quantbench.methods import METHODS
-from quantbench.results.rows import Group, Row, groups
+from quantbench.results.rows import Group, Row
 from quantbench.tables import TableKind
 from quantbench.tables import fields as f
 from quantbench.tables.assemble import assemble, instrument_note, speed_note
@@ -23,7 +23,6 @@ from quantbench.tables.lines import Line
 from quantbench.tables.table import Cell, Heading
 
 if TYPE_CHECKING:
-    import pandas as pd
 
     from quantbench.tables.table import Table
 
@@ -31,9 +30,9 @@ _DEVICES: Mapping[str, str] = {"CPU": "cpu", "GPU": "cuda"}
 """The claims' names of devices, and those of ``--device``."""
 
 
-def table(frame: pd.DataFrame) -> list[Table]:
-    """One table per run, language model and prompt set of ``frame``, which holds rows of ``scenarios``."""
-    return [made for group in groups(frame) if group.reads == "prompts" and (made := _table(group))]
+def table(groups: Sequence[Group]) -> list[Table]:
+    """One table per run, language model and prompt set."""
+    return [made for group in groups if group.reads == "prompts" and (made := _table(group))]
 
 
 def _table(group: Group) -> Table | None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from quantbench.core.units import format_seconds, times, with_interval
-from quantbench.results.rows import Group, groups
+from quantbench.results.rows import Group
 from quantbench.tables import TableKind
 from quantbench.tables import fields as f
 from quantbench.tables.assemble import assemble
@@ -15,7 +15,6 @@ from quantbench.tables.lines import Line, plain_lines
 from quantbench.tables.table import Cell, Heading
 
 if TYPE_CHECKING:
-    import pandas as pd
 
     from quantbench.tables.table import Table
 
@@ -32,9 +31,9 @@ _CALL_NOTES = (
 )
 
 
-def table(frame: pd.DataFrame) -> list[Table]:
-    """One table per run and module of ``frame``, and per language model on which the method was measured."""
-    return [made for group in groups(frame) if group.reads != "text" and (made := _table(group))]
+def table(groups: Sequence[Group]) -> list[Table]:
+    """One table per run and module, and per language model on which the method was measured."""
+    return [made for group in groups if group.reads != "text" and (made := _table(group))]
 
 
 def calls(reference: str) -> list[f.Field]:

@@ -7,7 +7,7 @@ from statistics import mean, stdev
 from typing import TYPE_CHECKING
 
 from quantbench.core.units import short
-from quantbench.results.rows import Group, Row, groups, rows_of
+from quantbench.results.rows import Group, Row
 from quantbench.tables import TableKind
 from quantbench.tables import fields as f
 from quantbench.tables.assemble import assemble, instrument_note
@@ -15,7 +15,6 @@ from quantbench.tables.lines import Line, plain_lines
 from quantbench.tables.table import Cell, Heading
 
 if TYPE_CHECKING:
-    import pandas as pd
 
     from quantbench.tables.table import Table
 
@@ -31,14 +30,13 @@ _NOTES = (
 )
 
 
-def table(frame: pd.DataFrame) -> list[Table]:
+def table(groups: Sequence[Group]) -> list[Table]:
     """One table per run, model and prompt set measured in more than one process per variant."""
-    rows = rows_of(frame)
-    return [made for group in groups(frame) if (made := _table(group, rows))]
+    return [made for group in groups if (made := _table(group))]
 
 
-def _table(group: Group, rows: Sequence[Row]) -> Table | None:
-    own = [row for row in rows if row.ok and all(row.text(name) == group.fact(name) for name in ("run_id", "model", "prompts"))]
+def _table(group: Group) -> Table | None:
+    own = [row for row in group.stored if row.ok]
     processes = {id(line.row): [row for row in own if _same(row, line)] for line in plain_lines(group)}
     lines = [line for line in plain_lines(group) if len(processes[id(line.row)]) > 1]
     if not lines:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from quantbench.core.units import short, with_error
-from quantbench.results.rows import Group, groups
+from quantbench.results.rows import Group
 from quantbench.tables import TableKind
 from quantbench.tables import fields as f
 from quantbench.tables.assemble import assemble, instrument_note
@@ -13,7 +14,6 @@ from quantbench.tables.lines import Line, plain_lines
 from quantbench.tables.table import Cell, Heading
 
 if TYPE_CHECKING:
-    import pandas as pd
 
     from quantbench.tables.table import Table
 
@@ -23,9 +23,9 @@ _NOTES = (
 )
 
 
-def table(frame: pd.DataFrame) -> list[Table]:
-    """One table per run, model and text of ``frame``."""
-    return [_table(group) for group in groups(frame) if group.reads == "text"]
+def table(groups: Sequence[Group]) -> list[Table]:
+    """One table per run, model and text."""
+    return [_table(group) for group in groups if group.reads == "text"]
 
 
 def scores() -> list[f.Field]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, cast
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, cast
 from quantbench.core.statistics import minimum_detectable_effect, t_quantile
 from quantbench.core.units import format_seconds, short, with_error
 from quantbench.methods.qat import SAME_AS
-from quantbench.results.rows import Group, Row, groups
+from quantbench.results.rows import Group, Row
 from quantbench.tables import TableKind
 from quantbench.tables.assemble import assemble, instrument_note
 from quantbench.tables.fields import Field
@@ -24,7 +24,6 @@ from quantbench.tables.lines import Line
 from quantbench.tables.table import Cell, Heading, Scalar
 
 if TYPE_CHECKING:
-    import pandas as pd
 
     from quantbench.tables.table import Table
 
@@ -99,9 +98,9 @@ class TrainedPair(Line):
             return []
 
 
-def table(frame: pd.DataFrame) -> list[Table]:
-    """One table per run, model and prompt set of ``frame`` in which QAT was planned."""
-    return [made for group in groups(frame) if group.reads == "prompts" and (made := _table(group))]
+def table(groups: Sequence[Group]) -> list[Table]:
+    """One table per run, model and prompt set in which QAT was planned."""
+    return [made for group in groups if group.reads == "prompts" and (made := _table(group))]
 
 
 def _table(group: Group) -> Table | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from quantbench.core.units import GB, significant
-from quantbench.results.rows import Group, groups
+from quantbench.results.rows import Group
 from quantbench.tables import TableKind
 from quantbench.tables import fields as f
 from quantbench.tables.assemble import assemble
@@ -13,9 +13,7 @@ from quantbench.tables.lines import Line, plain_lines
 from quantbench.tables.table import Cell, Heading
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    import pandas as pd
+    from collections.abc import Callable, Sequence
 
     from quantbench.tables.table import Table
 
@@ -27,9 +25,9 @@ _NOTES = (
 )
 
 
-def table(frame: pd.DataFrame) -> list[Table]:
-    """One table per run, model and prompt set of ``frame`` that has such a figure; ``frame`` holds rows of ``scenarios``."""
-    return [made for group in groups(frame) if (made := _table(group))]
+def table(groups: Sequence[Group]) -> list[Table]:
+    """One table per run, model and prompt set that has such a figure."""
+    return [made for group in groups if (made := _table(group))]
 
 
 def _table(group: Group) -> Table | None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from quantbench.core.units import significant, times
 from quantbench.methods import METHODS
-from quantbench.results.rows import Group, Row, groups
+from quantbench.results.rows import Group, Row
 from quantbench.tables import TableKind
 from quantbench.tables import fields as f
 from quantbench.tables.assemble import assemble, instrument_note
@@ -16,7 +17,6 @@ from quantbench.tables.lines import Line, plain_lines
 from quantbench.tables.table import Cell, Heading
 
 if TYPE_CHECKING:
-    import pandas as pd
 
     from quantbench.tables.table import Table
 
@@ -31,9 +31,9 @@ _CONDITIONS = {"device": "device", "threads": "threads", "output_tokens": "token
 """What must be equal before two speeds are divided."""
 
 
-def table(frame: pd.DataFrame) -> list[Table]:
-    """One table per run, model and prompt set of ``frame`` in which a server was measured."""
-    return [made for group in groups(frame) if group.reads == "prompts" and (made := _table(group))]
+def table(groups: Sequence[Group]) -> list[Table]:
+    """One table per run, model and prompt set in which a server was measured."""
+    return [made for group in groups if group.reads == "prompts" and (made := _table(group))]
 
 
 def _table(group: Group) -> Table | None:
