@@ -26,11 +26,10 @@ def architecture_of(model: str) -> Architecture:
 def planned_weights(model: str, variants: Iterable[str]) -> dict[str, Weights]:
     """The forecast for each ``method/precision``; one that cannot be planned has None for its bytes, and the reason."""
     unknown = Weights(weight_bytes=None, note="no method has such a precision")
-    found = {}
-    for variant in variants:
-        method, _, precision = variant.partition("/")
-        found[variant] = _forecast(model, method).get(precision, unknown)
-    return found
+    wanted = [variant.partition("/")[::2] for variant in variants]
+    asked = {method: tuple(sorted({precision for each, precision in wanted if each == method})) for method, _ in wanted}
+    found = {method: _forecast(model, method, precisions) for method, precisions in asked.items()}
+    return {f"{method}/{precision}": found[method].get(precision, unknown) for method, precision in wanted}
 
 
 @cache
@@ -72,11 +71,11 @@ def gigabytes(count: float) -> str:
 
 
 @cache
-def _forecast(model: str, method: str) -> Mapping[str, Weights]:
-    """All precisions of a method at once, as one dry run of llama.cpp covers all of its file types."""
+def _forecast(model: str, method: str, precisions: Sequence[str]) -> Mapping[str, Weights]:
+    """Those of the precisions that the method has; at once, as one dry run of llama.cpp covers all of its file types."""
     if method not in METHODS:
         return {}
-    names = [each.name for each in METHODS[method].precisions]
+    names = [each.name for each in METHODS[method].precisions if each.name in precisions]
     try:
         return planner.forecast(architecture_of(model), method, names)
     except QuantbenchError as error:

@@ -34,6 +34,9 @@ _FEW = 1000
 _SMALL = 2**20
 """Bytes of a file that is always read whole."""
 
+_PART = 2**16
+"""Bytes of a column that are read at a time from a larger local file."""
+
 _PIECE = 4096
 """Rows of a larger file that are looked at together where only those of some runs are wanted."""
 
@@ -184,10 +187,12 @@ def _content(files: fs.FileSystem, path: str, wanted: _Wanted) -> pa.Table | Exc
 
     try:
         with files.open_input_file(path) as stream:
-            # one request, where each of 200 columns would be one; of a large file that holds more than is wanted only that
-            whole = not wanted.alone or stream.size() <= _SMALL
+            local = files.type_name == "local"
+            # one request, where each of 200 columns would be one; of a large file no more in memory than is wanted
+            whole = stream.size() <= _SMALL or not (local or wanted.alone)
             source = pa.BufferReader(stream.read_buffer()) if whole else stream
-            content = pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=not whole)
+            how = {"buffer_size": _PART} if local and not whole else {"pre_buffer": not whole}
+            content = pq.ParquetFile(source, page_checksum_verification=True, **how)
             _require_own(content.schema, wanted.marks)
             rows = _rows(content, wanted.schema.names if wanted.alone else None, wanted.runs)
             return _conform(_named(rows), wanted.schema)
@@ -199,10 +204,11 @@ def _rows(content: pq.ParquetFile, columns: list[str] | None, runs: Collection[s
     """The rows of a file, or only those of some runs, for which it is gone through piece by piece."""
     import pyarrow as pa
 
-    if runs is None or content.metadata.num_rows <= _FEW:
-        rows = content.read(columns, use_threads=False)
+    many = content.metadata.num_rows > _FEW  # of a few, columns are read sooner than threads are told to
+    if runs is None or not many:
+        rows = content.read(columns, use_threads=many)
         return rows if runs is None else of_runs(rows, runs)
-    pieces = content.iter_batches(_PIECE, columns=columns, use_threads=False)
+    pieces = content.iter_batches(_PIECE, columns=columns, use_threads=True)
     kept = [of_runs(pa.Table.from_batches([piece]), runs) for piece in pieces]
     return pa.concat_tables([each for each in kept if len(each)] or kept[:1])
 

@@ -220,9 +220,10 @@ def in_order(frame: pd.DataFrame) -> list[str]:
 
     Runs from before there were numbers come first. Runs with the same number are ordered by start, then by id.
     """
-    numbered = frame["run_number"].fillna(0) if "run_number" in frame else [0] * len(frame)
+    told = frame[[name for name in ("run_id", "run_number", "started_at") if name in frame]].drop_duplicates()
+    numbered = told["run_number"].fillna(0) if "run_number" in told else [0] * len(told)
     keys: dict[str, tuple[int, Any, str]] = {}
-    for run, number, started in zip(frame["run_id"], numbered, frame["started_at"], strict=True):
+    for run, number, started in zip(told["run_id"], numbered, told["started_at"], strict=True):
         if isinstance(run, str):
             key = (int(number), started, run)
             keys[run] = max(keys.get(run, key), key)

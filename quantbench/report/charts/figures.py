@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 from quantbench.advice.decision import DEFAULT_WORD
 from quantbench.advice.words import words
@@ -130,20 +131,28 @@ def loads(results: Results) -> list[Picture]:
 
 def courses(results: Results, max_points: int) -> list[Course]:
     """What was measured in several runs, over the times they started; at most about ``max_points`` points a history."""
-    found = []
-    for each in history.histories(results.subjects, max_points):
-        with neutral():
-            charts = [(title, history.chart(each, metric, title, LOOK)) for metric, title in each.metrics]
-            found.append(
-                Course(
-                    title=subject(each.group),
-                    names=each.names,
-                    figures=tuple(_figure(title, "", chart) for title, chart in charts),
-                    runs=each.runs,
-                    left_out=each.left_out,
-                )
-            )
-    return found
+    return [
+        Course(
+            title=subject(each.group),
+            names=each.names,
+            figures=tuple(_metric_course(each, metric, title) for metric, title in each.metrics),
+            runs=each.runs,
+            left_out=each.left_out,
+        )
+        for each in history.histories(results.subjects, max_points)
+    ]
+
+
+def _metric_course(of: history.History, metric: str, title: str) -> Picture:
+    drawn = {**_course_specification(title, of.names[0]), "datasets": {history.POINTS: history.points(of, metric)}}
+    return Picture(title=visible(title), caption="", spec=data_block(drawn))
+
+
+@cache
+def _course_specification(title: str, first: str) -> Mapping[str, Any]:
+    """Drawn once for all models, prompt sets and numbers of points: only the data differ."""
+    with neutral():
+        return specification(history.chart(title, first, LOOK), LOOK.ink)
 
 
 def _figure(title: str, caption: str, chart: Layered) -> Picture:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from quantbench.core.text import visible
-from quantbench.report.charts.look import data
 from quantbench.results.rows import Group, Row, groups
 from quantbench.results.schema import column_of, table_columns
 
@@ -27,6 +26,7 @@ _IDENTITY = (
     "run_id", "started_at", "scenario_key", "model", "method", "precision", "prompts", "repeat", "status", "reason", "control",
     "reference", "bits", "instrument_check", "machine", "batch",
 )  # fmt: skip
+POINTS = "points"
 _SCALES = {"weight_bytes": 1e-6}
 _SCALED = {"weight_bytes": ", MB"}
 
@@ -69,7 +69,8 @@ def _history(of_runs: Sequence[Group], max_points: int) -> History:
         if len(kept) > 1 and sum(len(each.rows) for each in kept) + len(group.rows) > max_points:
             break
         kept.insert(0, group)
-    rows = [_point(row) for group in kept for row in group.rows if row.ok and not row.flag("control")]
+    metrics = _METRICS[kept[-1].reads]
+    rows = [_point(row, metrics) for group in kept for row in group.rows if row.ok and not row.flag("control")]
     names = dict.fromkeys(row["name"] for row in rows)
     return History(
         group=kept[-1], names=tuple(names), rows=tuple(rows), runs=len(kept), left_out=len(of_runs) - len(kept)
@@ -84,14 +85,13 @@ def columns() -> list[str]:
     return [*_IDENTITY, *names, *(name for name in ends if name in known)]
 
 
-def _point(row: Row) -> dict[str, Any]:
+def _point(row: Row, metrics: Sequence[str]) -> dict[str, Any]:
     values: dict[str, Any] = {}
-    for names in _METRICS.values():
-        for name in names:
-            for key in (name, f"{name}_low", f"{name}_high"):
-                figure = row.number(key)
-                if figure is not None:
-                    values[key] = figure * _SCALES.get(name, 1)
+    for name in metrics:
+        for key in (name, f"{name}_low", f"{name}_high"):
+            figure = row.number(key)
+            if figure is not None:
+                values[key] = figure * _SCALES.get(name, 1)
     started = row.values["started_at"]
     return {
         "name": visible(row.variant), "run": visible(row.text("run_id")), "at": round(started.timestamp() * 1000),
@@ -99,22 +99,26 @@ def _point(row: Row) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def chart(history: History, metric: str, title: str, look: Look) -> Layered:
-    """One metric over the start of the runs, for the variant that the signal ``picked`` names.
-
-    Points are joined where the request (``scenario_key``) and the machine are the same.
-    """
-    import altair as alt
-
-    rows = [
+def points(history: History, metric: str) -> list[dict[str, Any]]:
+    """What the chart of a metric shows: a point for each row that has the figure, with the ends of its interval."""
+    return [
         {key: row[key] for key in ("name", "run", "at", "series", "machine")}
         | {"y": row[metric], "low": row.get(f"{metric}_low", row[metric]), "high": row.get(f"{metric}_high", row[metric])}
         for row in history.rows
         if row.get(metric) is not None
     ]
-    picked = alt.param(name="picked", value=history.names[0])
+
+
+def chart(title: str, first: str, look: Look) -> Layered:
+    """A metric of that title over the start of the runs, for the variant that the signal ``picked`` names, at first ``first``.
+
+    The ``points`` are its dataset POINTS. They are joined where the request (``scenario_key``) and the machine are the same.
+    """
+    import altair as alt
+
+    picked = alt.param(name="picked", value=first)
     base = (
-        alt.Chart(data(rows))
+        alt.Chart(alt.NamedData(POINTS))
         .transform_filter("datum.name == picked")
         .encode(
             x=alt.X("at:T", title=None)
