@@ -68,7 +68,7 @@ def reading() -> Iterator[Result]:
     runs = many_rows.RUNS
     latest, before = (many_rows.run_id(number) for number in (runs - 1, runs - 2))
     commands = {
-        "tables": (["tables"], "rows"),
+        "tables": (["tables"], "1 of 25 not measured"),
         "tables all": (["tables", "all", "--format", "json"], latest),
         "compare": (["compare", before, latest], "kld_mean"),
         "report": (["report"], f"run {latest}, 100 rows"),

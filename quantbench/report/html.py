@@ -66,7 +66,7 @@ def page(results: Results) -> str:
 
 def _least(programs: Sequence[str], courses: Sequence[figures.Course]) -> int:
     """Bytes of a page that has these programs and histories, at least."""
-    return sum(map(len, programs)) + sum(len(each.spec) for course in courses for each in course.figures)
+    return sum(map(len, programs)) + sum(len(course.points) for course in courses)
 
 
 def _fixed(results: Results, rows: Sequence[Row]) -> dict[str, Any]:

@@ -11,9 +11,16 @@
     loader: { load: () => Promise.reject(new Error("this page loads nothing")) },
   };
 
+  const read = (id) => JSON.parse(document.getElementById(id).textContent);
+
+  // Charts that share their points: each row holds the values of the fields, the first of them places in a list of texts.
+  const unpack = ({ texts, named, fields, rows }) => rows.map(
+    (row) => Object.fromEntries(fields.map((field, index) => [field, index < named ? texts[row[index]] : row[index]])));
+
   const draw = async (node) => {
-    const spec = JSON.parse(document.getElementById(node.dataset.spec).textContent);
     try {
+      const spec = read(node.dataset.spec);
+      if (node.dataset.points) spec.datasets = { points: unpack(read(node.dataset.points)) };
       views.set(node, (await vegaEmbed(node, spec, options)).view);
       node.dataset.state = "drawn";
     } catch (error) {

@@ -195,17 +195,21 @@ def test_a_history_takes_two_runs_and_follows_each_scenario(everything_results: 
     klds = [(row["run"], row["kld_mean"]) for row in found.rows if row["name"] == "gguf/q8_0"]
     assert [run for run, _ in klds] == ["run-1", "run-2", "run-3"]
     assert [kld for _, kld in klds] == pytest.approx([0.001 * math.pi, 0.002 * math.pi, 7.6e-4])
-    assert {row["y"] for row in history.points(found, "weight_bytes") if row["name"] == "gguf/q8_0"} == {8.5 / 8}
+    assert {row["weight_bytes"] for row in found.rows if row["name"] == "gguf/q8_0"} == {8.5 / 8}
 
 
-def test_the_charts_of_a_history_share_their_drawing_and_not_their_points(everything_results: Results) -> None:
+def test_the_charts_of_a_history_share_their_points(everything_results: Results) -> None:
     (found,) = history.histories(everything_results.subjects, 10_000)
     (course,) = courses(everything_results, 10_000)
-    assert [figure.title for figure in course.figures] == [title for _, title in found.metrics]
+    packed = json.loads(course.points)
+    rows = [dict(zip(packed["fields"], row, strict=True)) for row in packed["rows"]]
+    for row in rows:
+        row.update({name: packed["texts"][row[name]] for name in packed["fields"][: packed["named"]]})
+    assert [{name: value for name, value in row.items() if value is not None} for row in rows] == list(found.rows)
     for figure, (metric, title) in zip(course.figures, found.metrics, strict=True):
         drawn = json.loads(str(figure.spec).encode().decode("unicode_escape"))
-        assert drawn["datasets"] == {drawn["data"]["name"]: history.points(found, metric)}
-        assert drawn["description"] == f"{title} over the runs"
+        assert (drawn["data"], drawn["description"]) == ({"name": "points"}, f"{title} over the runs")
+        assert {layer["encoding"]["y"]["field"] for layer in drawn["layer"]} == {metric, f"{metric}_low"}
 
 
 def test_a_history_leaves_out_the_earliest_runs_and_says_so(everything_results: Results) -> None:

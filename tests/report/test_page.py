@@ -190,8 +190,10 @@ def test_the_command_writes_the_same_page_though_it_reads_less_of_other_runs(
 
 def test_every_chart_is_valid(read: Reader) -> None:
     """Altair checks them here, as it does not while a page is made."""
-    specs = [json.loads(text) for kind, text in read.scripts if kind == "application/json"]
+    data = [json.loads(text) for kind, text in read.scripts if kind == "application/json"]
+    specs = [each for each in data if "$schema" in each]
     assert len(specs) > 5
+    assert len(data) - len(specs) == 1  # the points of a history
     for spec in specs:
         alt.Chart.from_dict(spec)
 
@@ -200,7 +202,7 @@ def test_ids_are_unique_and_every_link_leads_somewhere(read: Reader) -> None:
     ids = [value for _, name, value in read.attributes if name == "id"]
     assert len(ids) == len(set(ids))
     targets = {value[1:] for _, name, value in read.attributes if name == "href"}
-    specs = {value for _, name, value in read.attributes if name == "data-spec"}
+    specs = {value for _, name, value in read.attributes if name in ("data-spec", "data-points")}
     assert targets | specs <= set(ids)
     assert specs
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from quantbench.advice.decision import DEFAULT_WORD
 from quantbench.advice.words import words
@@ -41,10 +41,11 @@ class Picture:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Course:
-    """The history of one model and prompt set: one chart per metric, and the variants to pick from."""
+    """The history of one model and prompt set: one chart per metric, their points, and the variants to pick from."""
 
     title: str
     names: tuple[str, ...]
+    points: Markup
     figures: tuple[Picture, ...]
     runs: int
     left_out: int
@@ -135,7 +136,8 @@ def courses(results: Results, max_points: int) -> list[Course]:
         Course(
             title=subject(each.group),
             names=each.names,
-            figures=tuple(_metric_course(each, metric, title) for metric, title in each.metrics),
+            points=data_block(history.points(each)),
+            figures=tuple(_metric_course(metric, title, each.names[0]) for metric, title in each.metrics),
             runs=each.runs,
             left_out=each.left_out,
         )
@@ -143,16 +145,11 @@ def courses(results: Results, max_points: int) -> list[Course]:
     ]
 
 
-def _metric_course(of: history.History, metric: str, title: str) -> Picture:
-    drawn = {**_course_specification(title, of.names[0]), "datasets": {history.POINTS: history.points(of, metric)}}
-    return Picture(title=visible(title), caption="", spec=data_block(drawn))
-
-
 @cache
-def _course_specification(title: str, first: str) -> Mapping[str, Any]:
-    """Drawn once for all models, prompt sets and numbers of points: only the data differ."""
+def _metric_course(metric: str, title: str, first: str) -> Picture:
+    """Drawn once for all models and prompt sets, as the points are not in it."""
     with neutral():
-        return specification(history.chart(title, first, LOOK), LOOK.ink)
+        return _figure(title, "", history.chart(metric, title, first, LOOK))
 
 
 def _figure(title: str, caption: str, chart: Layered) -> Picture:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,14 @@ _IDENTITY = (
     "run_id", "started_at", "scenario_key", "model", "method", "precision", "prompts", "repeat", "status", "reason", "control",
     "reference", "bits", "instrument_check", "machine", "batch",
 )  # fmt: skip
+_TEXTS = ("name", "run", "series", "machine")
+_ENDS = ("low", "high")
+_DIGITS = 6
+"""Of a figure in a chart, which shows no more."""
+
 POINTS = "points"
+"""The name of the dataset that the charts of a history share."""
+
 _SCALES = {"weight_bytes": 1e-6}
 _SCALED = {"weight_bytes": ", MB"}
 
@@ -88,10 +95,10 @@ def columns() -> list[str]:
 def _point(row: Row, metrics: Sequence[str]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for name in metrics:
-        for key in (name, f"{name}_low", f"{name}_high"):
+        for key in (name, *(f"{name}_{end}" for end in _ENDS)):
             figure = row.number(key)
             if figure is not None:
-                values[key] = figure * _SCALES.get(name, 1)
+                values[key] = float(f"{figure * _SCALES.get(name, 1):.{_DIGITS}g}")
     started = row.values["started_at"]
     return {
         "name": visible(row.variant), "run": visible(row.text("run_id")), "at": round(started.timestamp() * 1000),
@@ -99,18 +106,21 @@ def _point(row: Row, metrics: Sequence[str]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def points(history: History, metric: str) -> list[dict[str, Any]]:
-    """What the chart of a metric shows: a point for each row that has the figure, with the ends of its interval."""
-    return [
-        {key: row[key] for key in ("name", "run", "at", "series", "machine")}
-        | {"y": row[metric], "low": row.get(f"{metric}_low", row[metric]), "high": row.get(f"{metric}_high", row[metric])}
-        for row in history.rows
-        if row.get(metric) is not None
-    ]
+def points(history: History) -> dict[str, Any]:
+    """The points of all its charts, as the page unpacks them: each row the values of the ``fields``, texts by their place."""
+    fields = [*_TEXTS, "at", *(name for metric, _ in history.metrics for name in (metric, *(f"{metric}_{end}" for end in _ENDS)))]
+    fields = [name for name in fields if any(name in row for row in history.rows)]
+    places: dict[str, int] = {}
+
+    def packed(row: Mapping[str, Any], name: str) -> Any:
+        return places.setdefault(row[name], len(places)) if name in _TEXTS else row.get(name)
+
+    rows = [[packed(row, name) for name in fields] for row in history.rows]
+    return {"texts": list(places), "named": len(_TEXTS), "fields": fields, "rows": rows}
 
 
-def chart(title: str, first: str, look: Look) -> Layered:
-    """A metric of that title over the start of the runs, for the variant that the signal ``picked`` names, at first ``first``.
+def chart(metric: str, title: str, first: str, look: Look) -> Layered:
+    """A metric over the start of the runs, for the variant that the signal ``picked`` names, at first ``first``.
 
     The ``points`` are its dataset POINTS. They are joined where the request (``scenario_key``) and the machine are the same.
     """
@@ -119,19 +129,19 @@ def chart(title: str, first: str, look: Look) -> Layered:
     picked = alt.param(name="picked", value=first)
     base = (
         alt.Chart(alt.NamedData(POINTS))
-        .transform_filter("datum.name == picked")
+        .transform_filter(f"datum.name == picked && isValid(datum.{metric})")
         .encode(
             x=alt.X("at:T", title=None)
             .scale(type="utc")
             .axis(format="%b %d, %H:%M", labelOverlap="greedy", tickCount=3, grid=False),
-            y=alt.Y("y:Q", title=None).scale(zero=False, padding=12).axis(tickCount=4),
+            y=alt.Y(f"{metric}:Q", title=None).scale(zero=False, padding=12).axis(tickCount=4),
             detail="series:N",
         )
     )
-    tips = [alt.Tooltip("run:N", title="Run"), alt.Tooltip("machine:N", title="Machine"), alt.Tooltip("y:Q", title=title)]
+    tips = [alt.Tooltip("run:N", title="Run"), alt.Tooltip("machine:N", title="Machine"), alt.Tooltip(f"{metric}:Q", title=title)]
     layers = [
         base.mark_rule(color=look.ink("accent"), opacity=0.6).encode(
-            y=alt.Y("low:Q", title=None), y2="high:Q"
+            y=alt.Y(f"{metric}_low:Q", title=None), y2=f"{metric}_high:Q"
         ),
         base.mark_line(color=look.ink("accent"), strokeWidth=1.8),
         base.mark_point(filled=True, size=55, opacity=1, color=look.ink("accent")).encode(tooltip=tips),
