@@ -295,7 +295,13 @@ def _logs(candidate: Side, baseline: Side, gate: GateName) -> tuple[list[float],
 def _pooled(first: Sequence[float], second: Sequence[float]) -> tuple[float, int]:
     """The variance that two samples share, and its degrees of freedom."""
     degrees = len(first) + len(second) - 2
-    return ((len(first) - 1) * variance(first) + (len(second) - 1) * variance(second)) / degrees, degrees
+    return (_squares(first) + _squares(second)) / degrees, degrees
+
+
+def _squares(values: Sequence[float]) -> float:
+    """The squared deviations from the mean, summed; exactly 0 for equal values. ``statistics`` does it in fractions."""
+    mean = fmean(values)
+    return math.fsum((value - mean) ** 2 for value in values) if min(values) < max(values) else 0.0
 
 
 def _t_test(candidate: Side, baseline: Side, gate: GateName, prior: _Prior) -> _Test:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -16,7 +14,7 @@ from quantbench.core.install import install_hint
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_NEEDED: Mapping[str, str] = {"altair": "altair", "vl_convert": "vl-convert-python", "jinja2": "jinja2"}
+_NEEDED: Mapping[str, str] = {"vl_convert": "vl-convert-python", "jinja2": "jinja2"}
 _SNIPPET = "window.vegaEmbed = vegaEmbed;"
 
 
@@ -55,16 +53,3 @@ def as_png(svg: str) -> bytes:
 
     drawn: bytes = vl_convert.svg_to_png(svg, scale=1)
     return drawn
-
-
-@contextmanager
-def neutral() -> Iterator[None]:
-    """Altair without a theme or a limit on rows, whatever other code in this process has set, and without its checks.
-
-    Those of each part of a chart take longer than drawing it. Charts as a whole are checked by the tests.
-    """
-    import altair as alt
-    from altair.utils.schemapi import debug_mode
-
-    with alt.theme.enable("none"), alt.data_transformers.enable("default", max_rows=None), debug_mode(False):
-        yield

@@ -13,7 +13,7 @@ from quantbench.core.text import visible
 from quantbench.core.units import short
 from quantbench.report import _libraries
 from quantbench.report.charts.bars import bars
-from quantbench.report.charts.look import FONT, LIGHT, Look, on_paper, specification, subject
+from quantbench.report.charts.look import FONT, LIGHT, Json, Look, on_paper, specification, subject
 from quantbench.report.charts.pareto import pareto
 from quantbench.report.charts.points import Point, on_front, points
 from quantbench.report.markup import fill, script
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
     from quantbench.advice.decision import Choice
     from quantbench.report._results import Results
-    from quantbench.report.charts.look import Layered
     from quantbench.results.rows import Group
 
 WIDTH, HEIGHT = 1200, 630
@@ -87,12 +86,11 @@ def _panels(group: Group, choice: Choice) -> list[Panel]:
     """Size against KLD beside speeds; none where one of them has nothing to show."""
     found = points(group, choice)
     fastest = _shortlist(found)
-    with _libraries.neutral():
-        charts = (
-            pareto(found, choice.limits.max_kld, Look(width=520, height=268, ink=on_paper)),
-            bars(fastest, Look(width=210, ink=on_paper)),
-        )
-        drawn = [_drawing(chart) for chart in charts if chart is not None]
+    charts = (
+        pareto(found, choice.limits.max_kld, Look(width=520, height=268, ink=on_paper)),
+        bars(fastest, Look(width=210, ink=on_paper)),
+    )
+    drawn = [_drawing(chart) for chart in charts if chart is not None]
     if len(drawn) < len(charts):
         return []
     ringed = f"ringed: {visible(choice.pick.name)}; " if choice.pick else ""
@@ -116,7 +114,7 @@ def _shortlist(found: Sequence[Point]) -> list[Point]:
     return [each for each, _ in timed[:_SPEEDS]]
 
 
-def _drawing(chart: Layered) -> tuple[tuple[float, float], Markup]:
+def _drawing(chart: Json) -> tuple[tuple[float, float], Markup]:
     """A chart as SVG, and its width and height."""
     drawn = _libraries.as_svg(specification(chart, on_paper))
     size = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', drawn)

@@ -36,6 +36,8 @@ class Row:
     def number(self, name: str) -> int | float | None:
         """A finite figure in the column's unit, or None."""
         value = self.values.get(name)
+        if type(value) is float:  # as nearly all are
+            return value if math.isfinite(value) else None
         if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
             return None
         return int(value) if isinstance(value, Integral) else float(value)

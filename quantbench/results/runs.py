@@ -109,8 +109,10 @@ class Runs:
 
         own = [run for run in runs if run in self._named]
         others = [run for run in runs if run not in self._named]
-        parts = [self._read([path for run in own for path in self._named[run]], columns, own)]
-        rows = joined([*parts, self._read(self._unnamed, columns, others)] if others else parts)
+        rows = self._read([path for run in own for path in self._named[run]], columns, own)
+        if not others:  # files are read in the order given
+            return rows
+        rows = joined([rows, self._read(self._unnamed, columns, others)])
         places = pc.index_in(rows["run_id"], value_set=pa.array(runs, pa.string()))
         return rows.take(pc.sort_indices(places))
 

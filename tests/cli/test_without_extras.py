@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 ROWS = str(ROOT / "tests" / "data" / "schema" / "version-2")
 EXTRAS = (
     "torch", "transformers", "accelerate", "safetensors", "sentencepiece", "tokenizers", "huggingface_hub", "bitsandbytes",
-    "llama_cpp", "gguf", "google.protobuf", "gptqmodel", "optimum", "torchao", "compressed_tensors", "peft", "httpx", "altair",
+    "llama_cpp", "gguf", "google.protobuf", "gptqmodel", "optimum", "torchao", "compressed_tensors", "peft", "httpx",
     "vl_convert", "jinja2", "ray", "submitit",
 )  # fmt: skip
 """Modules that come with extras only."""

@@ -30,11 +30,8 @@ LOOK = Look(width="container", ink=on_page)
 
 
 def _data(chart: Any) -> Iterator[dict[str, Any]]:
-    spec = chart.to_dict()
-    for layer in spec["layer"]:
-        data = layer.get("data", {})
-        yield from data.get("values", spec.get("datasets", {}).get(data.get("name", ""), []))
-    yield from spec.get("data", {}).get("values", spec.get("datasets", {}).get(spec.get("data", {}).get("name", ""), []))
+    for part in (*chart["layer"], chart):
+        yield from part.get("data", {}).get("values", [])
 
 
 def _named(chart: Any, key: str) -> dict[str, dict[str, Any]]:
@@ -83,7 +80,7 @@ def test_a_page_says_what_is_not_drawn_and_where_the_limit_is(everything_results
     assert f"limit of {limit:.3f} nats" in figure.caption
     assert "(an instrument check)" in figure.title
     drawn = json.loads(str(figure.spec).encode().decode("unicode_escape"))
-    assert limit in [row["y"] for rows in drawn["datasets"].values() for row in rows if set(row) == {"y", "text"}]
+    assert limit in [row["y"] for row in _data(drawn) if set(row) == {"y", "text"}]
 
 
 def test_bars_fall_and_reach_over_their_intervals(found: list[Any]) -> None:
@@ -164,7 +161,7 @@ def test_what_took_no_time_at_all_is_drawn_at_the_edge_of_the_scale(write: Any, 
     assert [figure.title.partition(":")[0] for figure in latencies(results, 40)] == list(latency.PHASES.values())[:2]
     (found,) = latency.distributions(results.groups[0], results.samples, "gap", 40)
     assert (found.name, found.count, found.quantiles[0]) == ("gguf/q8_0", 12, 0.0)
-    scale = latency.chart([found], "Gaps", LOOK).to_dict()["layer"][0]["encoding"]["x"]["scale"]
+    scale = latency.chart([found], "Gaps", LOOK)["layer"][0]["encoding"]["x"]["scale"]
     assert scale["clamp"]
     assert scale["domain"] == pytest.approx([3 / 3000 * 1e3 / 1.1, 12 / 3000 * 1e3 * 1.1])
 

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING
 
 from quantbench.advice.decision import DEFAULT_WORD
 from quantbench.advice.words import words
 from quantbench.core.text import visible
 from quantbench.core.units import short
-from quantbench.report._libraries import neutral
 from quantbench.report.charts import history, latency, load
 from quantbench.report.charts.bars import bars
-from quantbench.report.charts.look import Look, on_page, specification, subject
+from quantbench.report.charts.look import Json, Look, on_page, specification, subject
 from quantbench.report.charts.pareto import pareto
 from quantbench.report.charts.points import Point, points
 from quantbench.report.markup import data_block
@@ -24,7 +22,6 @@ if TYPE_CHECKING:
 
     from quantbench.advice.decision import Choice
     from quantbench.report._results import Results
-    from quantbench.report.charts.look import Layered
     from quantbench.results.rows import Group
 
 LOOK = Look(width="container", ink=on_page)
@@ -60,10 +57,9 @@ def _sizes(results: Results) -> Iterator[Picture]:
     for group in results.groups:
         choice = results.choice(group)
         limit = choice.limits.max_kld if choice else words().quality.upper_edge(DEFAULT_WORD)
-        with neutral():
-            chart = pareto(points(group, choice), limit, LOOK)
-            if chart is not None:
-                yield _figure(subject(group), _pareto_caption(group, choice, limit), chart)
+        chart = pareto(points(group, choice), limit, LOOK)
+        if chart is not None:
+            yield _figure(subject(group), _pareto_caption(group, choice, limit), chart)
 
 
 def _pareto_caption(group: Group, choice: Choice | None, limit: float) -> str:
@@ -87,10 +83,9 @@ def speeds(results: Results) -> list[Picture]:
     found = []
     for group in results.groups:
         shown = points(group, results.choice(group))
-        with neutral():
-            chart = bars(shown, LOOK)
-            if chart is not None:
-                found.append(_figure(subject(group), _bars_caption(shown), chart))
+        chart = bars(shown, LOOK)
+        if chart is not None:
+            found.append(_figure(subject(group), _bars_caption(shown), chart))
     return found
 
 
@@ -112,9 +107,8 @@ def latencies(results: Results, max_samples: int) -> list[Picture]:
         for phase, title in latency.PHASES.items():
             measured = latency.distributions(group, results.samples, phase, max_samples)
             if measured:
-                with neutral():
-                    chart = latency.chart(measured, title, LOOK)
-                    found.append(_figure(f"{title}: {subject(group)}", latency.how_shown(measured, max_samples), chart))
+                chart = latency.chart(measured, title, LOOK)
+                found.append(_figure(f"{title}: {subject(group)}", latency.how_shown(measured, max_samples), chart))
     return found
 
 
@@ -122,11 +116,10 @@ def loads(results: Results) -> list[Picture]:
     """Throughput of servers by requests at once, for each group in which that was measured."""
     found = []
     for group in results.groups:
-        with neutral():
-            chart = load.chart(load.served(group), LOOK)
-            if chart is not None:
-                caption = "Tokens/s of all answers together, at each number of requests up to the most that were sent at once."
-                found.append(_figure(f"Requests at once: {subject(group)}", caption, chart))
+        chart = load.chart(load.served(group), LOOK)
+        if chart is not None:
+            caption = "Tokens/s of all answers together, at each number of requests up to the most that were sent at once."
+            found.append(_figure(f"Requests at once: {subject(group)}", caption, chart))
     return found
 
 
@@ -145,13 +138,10 @@ def courses(results: Results, max_points: int) -> list[Course]:
     ]
 
 
-@cache
 def _metric_course(metric: str, title: str, first: str) -> Picture:
-    """Drawn once for all models and prompt sets, as the points are not in it."""
-    with neutral():
-        return _figure(title, "", history.chart(metric, title, first, LOOK))
+    return _figure(title, "", history.chart(metric, title, first, LOOK))
 
 
-def _figure(title: str, caption: str, chart: Layered) -> Picture:
+def _figure(title: str, caption: str, chart: Json) -> Picture:
     spec = specification(chart, LOOK.ink)
     return Picture(title=visible(title), caption=caption, spec=data_block(spec))

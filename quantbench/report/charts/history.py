@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from quantbench.core.text import visible
+from quantbench.report.charts.look import Json, Look, layer, nominal, quantitative
 from quantbench.results.rows import Group, Row, groups
 from quantbench.results.schema import column_of, table_columns
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from quantbench.report.charts.look import Layered, Look
 
 _METRICS = {
     "prompts": ("decode_ratio", "kld_mean", "weight_bytes"),
@@ -108,8 +107,8 @@ def _point(row: Row, metrics: Sequence[str]) -> dict[str, Any]:
 
 def points(history: History) -> dict[str, Any]:
     """The points of all its charts, as the page unpacks them: each row the values of the ``fields``, texts by their place."""
-    fields = [*_TEXTS, "at", *(name for metric, _ in history.metrics for name in (metric, *(f"{metric}_{end}" for end in _ENDS)))]
-    fields = [name for name in fields if any(name in row for row in history.rows)]
+    figures = [name for metric, _ in history.metrics for name in (metric, *(f"{metric}_{end}" for end in _ENDS))]
+    fields = [*_TEXTS, "at", *(name for name in figures if any(name in row for row in history.rows))]
     places: dict[str, int] = {}
 
     def packed(row: Mapping[str, Any], name: str) -> Any:
@@ -119,33 +118,32 @@ def points(history: History) -> dict[str, Any]:
     return {"texts": list(places), "named": len(_TEXTS), "fields": fields, "rows": rows}
 
 
-def chart(metric: str, title: str, first: str, look: Look) -> Layered:
+def chart(metric: str, title: str, first: str, look: Look) -> Json:
     """A metric over the start of the runs, for the variant that the signal ``picked`` names, at first ``first``.
 
     The ``points`` are its dataset POINTS. They are joined where the request (``scenario_key``) and the machine are the same.
     """
-    import altair as alt
-
-    picked = alt.param(name="picked", value=first)
-    base = (
-        alt.Chart(alt.NamedData(POINTS))
-        .transform_filter(f"datum.name == picked && isValid(datum.{metric})")
-        .encode(
-            x=alt.X("at:T", title=None)
-            .scale(type="utc")
-            .axis(format="%b %d, %H:%M", labelOverlap="greedy", tickCount=3, grid=False),
-            y=alt.Y(f"{metric}:Q", title=None).scale(zero=False, padding=12).axis(tickCount=4),
-            detail="series:N",
-        )
-    )
-    tips = [alt.Tooltip("run:N", title="Run"), alt.Tooltip("machine:N", title="Machine"), alt.Tooltip(f"{metric}:Q", title=title)]
-    layers = [
-        base.mark_rule(color=look.ink("accent"), opacity=0.6).encode(
-            y=alt.Y(f"{metric}_low:Q", title=None), y2=f"{metric}_high:Q"
-        ),
-        base.mark_line(color=look.ink("accent"), strokeWidth=1.8),
-        base.mark_point(filled=True, size=55, opacity=1, color=look.ink("accent")).encode(tooltip=tips),
-    ]  # fmt: skip
-    return alt.layer(*layers).add_params(picked).properties(
-        width=look.width, height=170, description=f"{title} over the runs"
-    )  # fmt: skip
+    base = {
+        "x": {
+            "field": "at", "type": "temporal", "title": None, "scale": {"type": "utc"},
+            "axis": {"format": "%b %d, %H:%M", "labelOverlap": "greedy", "tickCount": 3, "grid": False},
+        },
+        "y": quantitative(metric, title=None, scale={"zero": False, "padding": 12}, axis={"tickCount": 4}),
+        "detail": nominal("series"),
+    }  # fmt: skip
+    tips = [nominal("run", title="Run"), nominal("machine", title="Machine"), quantitative(metric, title=title)]
+    interval = {**base, "y": quantitative(f"{metric}_low", title=None), "y2": {"field": f"{metric}_high"}}
+    where = f"datum.name == picked && isValid(datum.{metric})"
+    accent = look.ink("accent")
+    return {
+        "data": {"name": POINTS},
+        "params": [{"name": "picked", "value": first}],
+        "layer": [
+            layer("rule", {"color": accent, "opacity": 0.6}, interval, where),
+            layer("line", {"color": accent, "strokeWidth": 1.8}, base, where),
+            layer("point", {"filled": True, "size": 55, "opacity": 1, "color": accent}, {**base, "tooltip": tips}, where),
+        ],
+        "width": look.width,
+        "height": 170,
+        "description": f"{title} over the runs",
+    }

@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from quantbench.core.text import visible
 from quantbench.core.units import format_seconds
-from quantbench.report.charts.look import Look, data, log_ticks
+from quantbench.report.charts.look import Json, Look, label_axis, layer, log_ticks, nominal, quantitative
 from quantbench.tables.fields import BESIDE_OTHER_WORK
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from quantbench.report.charts.look import Layered
     from quantbench.results.rows import Group
 
 PHASES: Mapping[str, str] = {
@@ -82,35 +81,44 @@ def how_shown(measured: Sequence[Distribution], max_samples: int) -> str:
     return f"{marks} Dots: {max_samples} samples of each variant at evenly spaced ranks, from the smallest to the largest."
 
 
-def chart(measured: Sequence[Distribution], title: str, look: Look) -> Layered:
+def chart(measured: Sequence[Distribution], title: str, look: Look) -> Json:
     """Boxes of quantiles on a log scale in milliseconds, the fastest variant first."""
-    import altair as alt
-
     rows = [_row(each) for each in measured]
     dots = [{"label": visible(each.name), "ms": _ms(value)} for each in measured for value in each.shown]
     ink = look.ink
     order = [row["label"] for row in rows]
-    y = alt.Y("label:N", sort=order, title=None).axis(ticks=False, domain=False, labelLimit=170, labelColor=ink("ink"))
     above = [value for each in measured for value in (*each.quantiles, *each.shown) if value > 0]
     ends = (min(above) * _MS / 1.1, max(above) * _MS * 1.1)
-    scale = alt.Scale(type="log", domain=ends, nice=False, clamp=True)  # tokens that arrive together last 0: at the edge
-    axis = alt.Axis(format="~g", values=log_ticks(*ends), labelOverlap="greedy")
-    tips = {"label:N": "Variant", "text:N": title, "n:Q": "Samples"}
-    base = alt.Chart(data(rows)).encode(
-        y=y,
-        x=alt.X("middle:Q", title="ms", scale=scale, axis=axis),
-        tooltip=[alt.Tooltip(key, title=tip) for key, tip in tips.items()],
-    )
-    scattered = alt.Chart(data(dots)).encode(y=y, x=alt.X("ms:Q", title="ms", scale=scale, axis=axis))
+    duration = {
+        "title": "ms",
+        "scale": {"type": "log", "domain": ends, "nice": False, "clamp": True},  # what arrives together takes 0: at the edge
+        "axis": {"format": "~g", "values": log_ticks(*ends), "labelOverlap": "greedy"},
+    }
+    label = {"y": nominal("label", sort=order, title=None, axis=label_axis(ink))}
+    tips = [nominal("label", title="Variant"), nominal("text", title=title), quantitative("n", title="Samples")]
+    box = {**label, "x": quantitative("middle", **duration), "tooltip": tips}
+    scattered = layer(
+        "circle", {"size": 9, "opacity": 0.35, "color": ink("muted")}, {**label, "x": quantitative("ms", **duration)},
+        data={"values": dots},
+    )  # fmt: skip
     layers = [
-        scattered.mark_circle(size=9, opacity=0.35, color=ink("muted")),
-        base.mark_rule(strokeWidth=1.4, color=ink("accent")).encode(x=alt.X("low:Q", title="ms"), x2="high:Q"),
-        base.mark_bar(height=8, color=ink("accent"), opacity=0.55).encode(x=alt.X("first:Q", title="ms"), x2="third:Q"),
-        base.mark_tick(height=12, thickness=2.2, color=ink("ink")),
-    ]
-    return alt.layer(*(layers if dots else layers[1:])).properties(
-        width=look.width, height=_STEP * len(rows), description=f"{title}: quantiles of the durations of each variant"
-    )
+        layer(
+            "rule", {"strokeWidth": 1.4, "color": ink("accent")},
+            {**box, "x": quantitative("low", title="ms"), "x2": {"field": "high"}},
+        ),
+        layer(
+            "bar", {"height": 8, "color": ink("accent"), "opacity": 0.55},
+            {**box, "x": quantitative("first", title="ms"), "x2": {"field": "third"}},
+        ),
+        layer("tick", {"height": 12, "thickness": 2.2, "color": ink("ink")}, box),
+    ]  # fmt: skip
+    return {
+        "data": {"values": rows},
+        "layer": [*([scattered] if dots else []), *layers],
+        "width": look.width,
+        "height": _STEP * len(rows),
+        "description": f"{title}: quantiles of the durations of each variant",
+    }
 
 
 def _row(each: Distribution) -> dict[str, Any]:

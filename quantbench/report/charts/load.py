@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING
 
 from quantbench.core.text import visible
 from quantbench.core.units import significant
-from quantbench.report.charts.look import Look, data, series
+from quantbench.report.charts.look import Json, Look, layer, nominal, quantitative, series
 from quantbench.tables.fields import BESIDE_OTHER_WORK
 from quantbench.tables.kinds.served import rates
 
 if TYPE_CHECKING:
-    from quantbench.report.charts.look import Layered
     from quantbench.results.rows import Group
 
 
@@ -33,10 +32,8 @@ def served(group: Group) -> list[Served]:
     ]
 
 
-def chart(variants: Sequence[Served], look: Look) -> Layered | None:
+def chart(variants: Sequence[Served], look: Look) -> Json | None:
     """A line for each variant over requests at once, each number as far from the next as from the last; None without any."""
-    import altair as alt
-
     if not variants:
         return None
     rows = [
@@ -46,16 +43,28 @@ def chart(variants: Sequence[Served], look: Look) -> Layered | None:
     ]
     names = sorted(visible(each.name) for each in variants)
     colours, shapes = series(names, look.ink)
-    legend = alt.Legend(title=None, orient="bottom", columns=look.from_width(500, 4, 2), symbolOpacity=1, rowPadding=5)
-    tips = {"name:N": "Variant", "requests:O": "Requests at once", "value:N": "Tokens/s together"}
+    legend = {
+        "title": None, "orient": "bottom", "columns": look.from_width(500, 4, 2), "symbolOpacity": 1, "rowPadding": 5,
+    }  # fmt: skip
     ends = [0, 1.1 * max(tps for each in variants for tps in each.tps.values())]
-    base = alt.Chart(data(rows)).encode(
-        x=alt.X("requests:O", title="Requests at once").axis(labelAngle=0, grid=False),
-        y=alt.Y("tps:Q", title="Together, tokens/s").scale(domain=ends, nice=False).axis(tickCount=5, format="~f"),
-        color=alt.Color("name:N", legend=legend).scale(domain=names, range=colours),
-        shape=alt.Shape("name:N", legend=legend).scale(domain=names, range=shapes),
-        tooltip=[alt.Tooltip(key, title=title) for key, title in tips.items()],
+    requests = {"field": "requests", "type": "ordinal", "title": "Requests at once"}
+    together = quantitative(
+        "tps", title="Together, tokens/s", scale={"domain": ends, "nice": False}, axis={"tickCount": 5, "format": "~f"}
     )
-    return alt.layer(base.mark_line(strokeWidth=1.8), base.mark_point(filled=True, size=60, opacity=1)).properties(
-        width=look.width, height=230, description="Throughput of each served variant by the number of requests at once"
-    )
+    encoding = {
+        "x": {**requests, "axis": {"labelAngle": 0, "grid": False}},
+        "y": together,
+        "color": nominal("name", legend=legend, scale={"domain": names, "range": colours}),
+        "shape": nominal("name", legend=legend, scale={"domain": names, "range": shapes}),
+        "tooltip": [nominal("name", title="Variant"), requests, nominal("value", title="Tokens/s together")],
+    }
+    return {
+        "data": {"values": rows},
+        "layer": [
+            layer("line", {"strokeWidth": 1.8}, encoding),
+            layer("point", {"filled": True, "size": 60, "opacity": 1}, encoding),
+        ],
+        "width": look.width,
+        "height": 230,
+        "description": "Throughput of each served variant by the number of requests at once",
+    }

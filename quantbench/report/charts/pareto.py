@@ -6,18 +6,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from quantbench.core.text import visible
 from quantbench.core.units import GB
 from quantbench.report.charts.labels import LabelPlace, TextAnchor, is_free, place
-from quantbench.report.charts.look import Look, data, log_ticks, series
+from quantbench.report.charts.look import Json, Look, layer, log_ticks, nominal, quantitative, series
 from quantbench.report.charts.points import Point, on_front, tooltip
-
-if TYPE_CHECKING:
-    import altair as alt
-
-    from quantbench.report.charts.look import Layered
 
 _NARROW, _WIDE = 270, 760
 """Pixels of a page's chart for which labels are placed: a phone for the front and the pick, a desktop for the others."""
@@ -97,27 +92,30 @@ class Plot:
         return narrow, wide
 
 
-def pareto(variants: Sequence[Point], limit: float | None, look: Look) -> Layered | None:
+def pareto(variants: Sequence[Point], limit: float | None, look: Look) -> Json | None:
     """KLD over weights, both on log scales, with ``limit`` as a line; None where no point fits a log scale."""
-    import altair as alt
-
     spots = _spots(variants)
     if not spots:
         return None
     plot = Plot(spots=spots, unit="GB" if _scale(variants) == GB else "MB", limit=limit, look=look)
     rows = _rows(plot)
-    base = alt.Chart(data(rows)).encode(
-        x=alt.X("x:Q", title=f"Weights as loaded, {plot.unit}").scale(type="log", domain=plot.across, nice=False).axis(
-            values=log_ticks(*plot.across), format="~g", grid=False, labelOverlap="greedy"
+    base = {
+        "x": quantitative(
+            "x", title=f"Weights as loaded, {plot.unit}", scale={"type": "log", "domain": plot.across, "nice": False},
+            axis={"values": log_ticks(*plot.across), "format": "~g", "grid": False, "labelOverlap": "greedy"},
         ),
-        y=alt.Y("y:Q", title="Mean KLD against the reference, nats").scale(type="log", domain=plot.up, nice=False).axis(
-            values=log_ticks(*plot.up), labelExpr="format(datum.value, datum.value < 0.001 ? '~e' : '~g')"
+        "y": quantitative(
+            "y", title="Mean KLD against the reference, nats", scale={"type": "log", "domain": plot.up, "nice": False},
+            axis={"values": log_ticks(*plot.up), "labelExpr": "format(datum.value, datum.value < 0.001 ? '~e' : '~g')"},
         ),
-    )  # fmt: skip
-    layers = [*_limit_line(plot), *_points(base, rows, look), *_labels(base, look)]
-    return alt.layer(*layers).properties(
-        width=look.width, height=look.height, description="Mean KL divergence over the size of the weights, one point each"
-    )
+    }  # fmt: skip
+    return {
+        "data": {"values": rows},
+        "layer": [*_limit_line(plot), *_points(base, rows, look), *_labels(base, look)],
+        "width": look.width,
+        "height": look.height,
+        "description": "Mean KL divergence over the size of the weights, one point each",
+    }
 
 
 def _scale(variants: Sequence[Point]) -> int:
@@ -154,56 +152,50 @@ def _share(value: float, ends: tuple[float, float]) -> float:
     return math.log(value / ends[0]) / math.log(ends[1] / ends[0])
 
 
-def _limit_line(plot: Plot) -> list[alt.Chart]:
-    import altair as alt
-
+def _limit_line(plot: Plot) -> list[Json]:
     if not plot.limit_place:
         return []
     ink, (at, anchor) = plot.look.ink, plot.limit_place
-    base = alt.Chart({"values": [{"y": plot.limit, "text": _LIMIT.format(plot.limit)}]}).encode(y="y:Q")
-    end = alt.value("width" if anchor[0] else 0)
-    words: dict[str, Any] = {"align": at.align, "baseline": "middle", "dx": at.dx, "dy": at.dy, "fontSize": 11}
+    line = {"y": quantitative("y")}
+    told = {**line, "x": {"value": "width" if anchor[0] else 0}, "text": nominal("text")}
+    words = {"align": at.align, "baseline": "middle", "dx": at.dx, "dy": at.dy, "fontSize": 11}
+    own: dict[str, Any] = {"data": {"values": [{"y": plot.limit, "text": _LIMIT.format(plot.limit)}]}}
     return [
-        base.mark_rule(strokeDash=[5, 4], strokeWidth=1.2, color=ink("bad")),
-        base.mark_text(**words, **_halo(plot.look)).encode(x=end, text="text:N"),
-        base.mark_text(**words, fill=ink("bad")).encode(x=end, text="text:N"),
+        layer("rule", {"strokeDash": [5, 4], "strokeWidth": 1.2, "color": ink("bad")}, line, **own),
+        layer("text", {**words, **_halo(plot.look)}, told, **own),
+        layer("text", {**words, "fill": ink("bad")}, told, **own),
     ]
 
 
-def _points(base: alt.Chart, rows: Sequence[dict[str, Any]], look: Look) -> list[alt.Chart]:
-    import altair as alt
-
+def _points(base: Json, rows: Sequence[dict[str, Any]], look: Look) -> list[Json]:
     ink = look.ink
     names = sorted({row["method"] for row in rows})
     colours, shapes = series(names, ink)
     columns = look.from_width(500, 6, 3)
-    legend = alt.Legend(title=None, orient="bottom", columns=columns, symbolOpacity=1, rowPadding=5)
-    method = {
-        "color": alt.Color("method:N", legend=legend).scale(domain=names, range=colours),
-        "shape": alt.Shape("method:N", legend=legend).scale(domain=names, range=shapes),
-    }
-    front = base.transform_filter("datum.front")
-    picked = base.transform_filter("datum.role == 'pick'")
+    legend = {"title": None, "orient": "bottom", "columns": columns, "symbolOpacity": 1, "rowPadding": 5}
+    colour = nominal("method", legend=legend, scale={"domain": names, "range": colours})
+    shape = nominal("method", legend=legend, scale={"domain": names, "range": shapes})
+    point = {**base, "color": colour, "shape": shape, "tooltip": tooltip()}
+    interval = {**base, "y": quantitative("low"), "y2": {"field": "high"}, "color": colour}
+    ring = {"shape": "circle", "size": 330, "strokeWidth": 2, "color": ink("accent"), "filled": False}
     return [
-        front.mark_line(interpolate="step-after", strokeWidth=1.5, color=ink("faint")),
-        base.mark_rule(strokeWidth=1, opacity=0.55).encode(y="low:Q", y2="high:Q", color=method["color"]),
-        base.mark_point(filled=False, strokeWidth=1.6, size=50, fill=ink("page")).encode(**method, tooltip=tooltip()),
-        front.mark_point(filled=True, size=70, opacity=1).encode(**method, tooltip=tooltip()),
-        picked.mark_point(shape="circle", size=330, strokeWidth=2, color=ink("accent"), filled=False),
+        layer("line", {"interpolate": "step-after", "strokeWidth": 1.5, "color": ink("faint")}, base, "datum.front"),
+        layer("rule", {"strokeWidth": 1, "opacity": 0.55}, interval),
+        layer("point", {"filled": False, "strokeWidth": 1.6, "size": 50, "fill": ink("page")}, point),
+        layer("point", {"filled": True, "size": 70, "opacity": 1}, point, "datum.front"),
+        layer("point", ring, base, "datum.role == 'pick'"),
     ]
 
 
-def _labels(base: alt.Chart, look: Look) -> list[alt.Chart]:
+def _labels(base: Json, look: Look) -> list[Json]:
     """The names beside the points; those that a narrow chart has no room for are drawn in a wide one only."""
-    import altair as alt
-
-    shown = alt.ExprRef(f"datum.always || width >= {_WIDE} ? 1 : 0") if look.width == "container" else 1
+    shown = {"expr": f"datum.always || width >= {_WIDE} ? 1 : 0"} if look.width == "container" else 1
     at: dict[str, Any] = {
-        "dx": alt.ExprRef("datum.dx"), "dy": alt.ExprRef("datum.dy"), "align": alt.ExprRef("datum.align"),
-        "baseline": "middle", "fontSize": 11, "opacity": shown, "fontWeight": alt.ExprRef("datum.role == 'pick' ? 700 : 400"),
+        "dx": {"expr": "datum.dx"}, "dy": {"expr": "datum.dy"}, "align": {"expr": "datum.align"},
+        "baseline": "middle", "fontSize": 11, "opacity": shown, "fontWeight": {"expr": "datum.role == 'pick' ? 700 : 400"},
     }  # fmt: skip
-    named = base.transform_filter("isValid(datum.align)").encode(text="name:N")
-    return [named.mark_text(**at, **_halo(look)), named.mark_text(**at, fill=look.ink("ink"))]
+    named, where = {**base, "text": nominal("name")}, "isValid(datum.align)"
+    return [layer("text", {**at, **_halo(look)}, named, where), layer("text", {**at, "fill": look.ink("ink")}, named, where)]
 
 
 def _halo(look: Look) -> dict[str, Any]:

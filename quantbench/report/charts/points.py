@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from quantbench.advice.pareto import beats
 from quantbench.core.text import visible
 from quantbench.core.units import format_bytes, short, with_interval
+from quantbench.report.charts.look import nominal
 from quantbench.tables.fields import BESIDE_OTHER_WORK
 from quantbench.tables.table import Cell
 
 if TYPE_CHECKING:
-    import altair as alt
-
     from quantbench.advice.decision import Choice
     from quantbench.results.rows import Group, Row
 
@@ -72,11 +71,9 @@ def on_front(variants: Sequence[Point]) -> set[str]:
     return {name for name, here in known if not any(beats(there, here) for _, there in known)}
 
 
-def tooltip() -> list[alt.Tooltip]:
+def tooltip() -> list[dict[str, Any]]:
     """What a chart says about a point."""
-    import altair as alt
-
-    return [alt.Tooltip(f"{key}:N", title=title) for key, title in _TOOLTIP.items()]
+    return [nominal(key, title=title) for key, title in _TOOLTIP.items()]
 
 
 def _point(row: Row, role: str) -> Point:
