@@ -19,6 +19,7 @@ import decoding
 import dummies
 import fidelity
 import fleet
+import jobs
 import own_model
 import picking
 import planned
@@ -79,29 +80,14 @@ def start_up() -> Iterator[Result]:
 
 def job_overhead() -> Iterator[Result]:
     """Wall time of one variant through runner, engine, worker and store, less what was spent opening and measuring."""
-    from quantbench.core.machine import describe
-    from quantbench.core.scenario import PROFILES, Conditions, Scenario, Variant
-    from quantbench.planning.options import Plan
-    from quantbench.results.store import Run, Store
-    from quantbench.running.runner import Runner
-
-    variants = [Variant(method="torch", precision=name) for name in ("fp32", "bf16", "fp16")]
-    conditions = Conditions(output_tokens=8, answer_tokens=8, continuation_tokens=8)
-    scenarios = tuple(Scenario(model="canary", variant=each, prompts="two", conditions=conditions) for each in variants)
-    run = Run(machine=describe(), versions={}, command="harness", commit="", profile="quick", engine="process")
+    scenarios = jobs.short_jobs(("fp32", "bf16", "fp16"))
     overheads, walls = [], []
-    with tempfile.TemporaryDirectory() as name:
-        store = Store(name, run)
-        with Runner(Plan(scenarios=scenarios, effort=PROFILES["quick"], engine="process"), store) as runner:
-            for scenario in scenarios:
-                started = time.perf_counter()
-                record = runner.measure(scenario)
-                wall = time.perf_counter() - started
-                trace = runner.trace(scenario)
-                if trace is None:
-                    raise SystemExit(f"{scenario.id}: {record.status}: {record.reason}")
-                walls.append(wall)
-                overheads.append(wall - trace.measured_s)
+    with jobs.runner("process", scenarios) as runner:
+        for scenario in scenarios:
+            started = time.perf_counter()
+            trace = jobs.measure(runner, scenario)
+            walls.append(time.perf_counter() - started)
+            overheads.append(walls[-1] - trace.measured_s)
     rest = slice(1, None)  # the first one also starts the fork server and makes the reference
     yield Result("job overhead per variant (in s)", f"{median(walls[rest]):.3f} s", "", median(overheads[rest]), "<= 0.5")
 
