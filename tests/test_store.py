@@ -22,7 +22,7 @@ from quantbench.core.record import SCHEMA_VERSION, Missing, Output, Record, Samp
 from quantbench.core.scenario import Scenario, Variant
 from quantbench.judge.compare.sides import load_side
 from quantbench.metrics import all_columns
-from quantbench.results import store, writing
+from quantbench.results import store
 from quantbench.results.schema import schema
 from quantbench.results.store import Run, Store, in_order, load
 
@@ -109,12 +109,11 @@ def _missing(frame: Any, row: int = 0) -> set[str]:
 # --- writing and reading
 
 
-def _write(results: str, run: Run, *records: Record, ended: bool = True) -> None:
-    """Store a run; one that has not ``ended`` by itself has a file for each of its scenarios."""
+def _write(results: str, run: Run, *records: Record) -> None:
     opened = Store(results, run)
     for record in records:
         opened.append(record, instrument_check=True)
-    opened.finish(planned=len(records), finished=len(records), ok=1, interrupted=not ended)
+    opened.finish(planned=len(records), finished=len(records), ok=1, interrupted=False)
 
 
 def _files(results: str, table: str) -> list[Path]:
@@ -124,7 +123,7 @@ def _files(results: str, table: str) -> list[Path]:
 
 
 def test_files_lie_by_table_and_day_one_for_each_flush(results: str, run: Run, ok: Record, crashed: Record) -> None:
-    _write(results, run, ok, crashed, ended=False)
+    _write(results, run, ok, crashed)
     day = "date=2026-03-04"
     assert [path.parent.name for path in _files(results, "scenarios")] == [day, day]
     assert len({path.name for path in _files(results, "scenarios")}) == 2
@@ -438,7 +437,7 @@ def test_an_interruption_leaves_no_half_written_file(filling: Filling, ok: Recor
         raise KeyboardInterrupt
 
     opened, _, results = filling
-    monkeypatch.setattr(writing, "_flush_to_disk", interrupt)
+    monkeypatch.setattr(store, "_flush_to_disk", interrupt)
     with pytest.raises(KeyboardInterrupt):
         opened.append(ok, instrument_check=True)
     assert [path for path in Path(results).rglob("*") if path.is_file()] == []
@@ -486,7 +485,7 @@ def test_a_place_that_went_away_is_one_sentence(results: str, run: Run, ok: Reco
 
 @pytest.mark.parametrize("damage", ["cut short", "empty", "not parquet", "footer only"])
 def test_a_corrupt_file_is_reported_and_left_out(damage: str, results: str, run: Run, ok: Record, crashed: Record) -> None:
-    _write(results, run, ok, crashed, ended=False)
+    _write(results, run, ok, crashed)
     broken = _files(results, "scenarios")[0]
     whole = broken.read_bytes()
     kept = {"cut short": whole[:-20], "empty": b"", "not parquet": b"a,b\n1,2\n", "footer only": whole[-200:]}
@@ -499,7 +498,7 @@ def test_a_corrupt_file_is_reported_and_left_out(damage: str, results: str, run:
 
 def test_a_file_with_a_damaged_page_is_reported_and_left_out(results: str, run: Run, ok: Record, crashed: Record) -> None:
     """The footer is whole, a compressed page is not."""
-    _write(results, run, ok, crashed, ended=False)
+    _write(results, run, ok, crashed)
     broken = _files(results, "scenarios")[0]
     whole = bytearray(broken.read_bytes())
     whole[40:400] = b"\xff" * 360

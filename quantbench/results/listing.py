@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from quantbench.results.names import Name
 from quantbench.results.reading import read_files
 from quantbench.results.schema import schema
 
@@ -14,22 +14,13 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from pyarrow import fs
 
+NAME = re.compile(r"(?P<run>[^.].*)-(?P<number>\d{5,})\.parquet")
+"""A file's name: the run that wrote it, and its number within the run."""
+
 
 def list_files(files: fs.FileSystem, folder: str) -> list[str]:
-    """The parquet files under ``folder``, sorted, but for those that a gathered one stands for; none without a folder."""
-    paths = [path for path in files_below(files, folder) if path.endswith(".parquet")]
-    gathered: dict[str, list[Name]] = {}
-    for path in paths:
-        if "to" in path.rpartition("-")[2] and (name := Name.of(path)) and name.last is not None:
-            gathered.setdefault(name.run, []).append(name)
-    if not gathered:
-        return paths
-
-    def counts(path: str) -> bool:
-        name = Name.of(path)
-        return not (name and any(each.stands_for(name) for each in gathered.get(name.run, ())))
-
-    return [path for path in paths if counts(path)]
+    """The parquet files under ``folder``, sorted; none where there is no such folder."""
+    return [path for path in files_below(files, folder) if path.endswith(".parquet")]
 
 
 def files_below(files: fs.FileSystem, folder: str) -> list[str]:
@@ -67,8 +58,8 @@ def by_run(paths: Iterable[str]) -> dict[str, list[str]]:
     """The files by the run in their names, in their order; under "" those whose names tell none."""
     named: dict[str, list[str]] = {}
     for path in paths:
-        name = Name.of(path)
-        named.setdefault(name.run if name else "", []).append(path)
+        match = NAME.fullmatch(path.rpartition("/")[2])
+        named.setdefault(match["run"] if match else "", []).append(path)
     return named
 
 

@@ -12,8 +12,6 @@ from quantbench.core.machine import available_cpus
 from quantbench.core.outside import whole_number
 from quantbench.core.record import SCHEMA_VERSION
 from quantbench.core.text import shortened
-from quantbench.results.names import Name
-from quantbench.results.parts import apart, now_in
 from quantbench.results.schema import VERSION_KEY, schema
 
 if TYPE_CHECKING:
@@ -185,43 +183,21 @@ def _joined(contents: Sequence[Content], wanted: pa.Schema) -> list[Content]:
 
 def _content(files: fs.FileSystem, path: str, wanted: _Wanted) -> pa.Table | Exception:
     import pyarrow as pa
-
-    try:
-        try:
-            return _opened(files, path, wanted)
-        except FileNotFoundError:
-            if (rows := _moved(files, path, wanted)) is None:
-                raise
-            return rows
-    except (pa.ArrowException, OSError, ValueError) as error:  # odd metadata is a ValueError
-        return error
-
-
-def _opened(files: fs.FileSystem, path: str, wanted: _Wanted) -> pa.Table:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    with files.open_input_file(path) as stream:
-        local = files.type_name == "local"
-        # one request, where each of 200 columns would be one; of a large file no more in memory than is wanted
-        whole = stream.size() <= _SMALL or not (local or wanted.alone)
-        source = pa.BufferReader(stream.read_buffer()) if whole else stream
-        how = {"buffer_size": _PART} if local and not whole else {"pre_buffer": not whole}
-        content = pq.ParquetFile(source, page_checksum_verification=True, **how)
-        _require_own(content.schema, wanted.marks)
-        rows = _rows(content, wanted.schema.names if wanted.alone else None, wanted.runs)
-        return _conform(_named(rows), wanted.schema)
-
-
-def _moved(files: fs.FileSystem, path: str, wanted: _Wanted) -> pa.Table | None:
-    """The rows of a file that a run has gathered, or parted, since its name was read; None where they are nowhere."""
-    import pyarrow as pa
-
-    name = Name.of(path)
-    tables = [found for each in now_in(files, path) if isinstance(found := _content(files, each, wanted), pa.Table)]
-    if name and name.last is None:
-        tables = [rows for each in tables if (rows := apart(each).get(name.first)) is not None]
-    return pa.concat_tables(tables) if tables else None
+    try:
+        with files.open_input_file(path) as stream:
+            local = files.type_name == "local"
+            # one request, where each of 200 columns would be one; of a large file no more in memory than is wanted
+            whole = stream.size() <= _SMALL or not (local or wanted.alone)
+            source = pa.BufferReader(stream.read_buffer()) if whole else stream
+            how = {"buffer_size": _PART} if local and not whole else {"pre_buffer": not whole}
+            content = pq.ParquetFile(source, page_checksum_verification=True, **how)
+            _require_own(content.schema, wanted.marks)
+            rows = _rows(content, wanted.schema.names if wanted.alone else None, wanted.runs)
+            return _conform(_named(rows), wanted.schema)
+    except (pa.ArrowException, OSError, ValueError) as error:  # odd metadata is a ValueError
+        return error
 
 
 def _rows(content: pq.ParquetFile, columns: list[str] | None, runs: Collection[str] | None) -> pa.Table:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -16,10 +17,7 @@ from quantbench.core.record import Record, Status
 from quantbench.core.scenario import Scenario
 from quantbench.core.trace import Trace
 from quantbench.planning.case import Case
-from quantbench.results.gather import part
-from quantbench.results.listing import files_below, own_rows
-from quantbench.results.names import Name
-from quantbench.results.reading import plain
+from quantbench.results.listing import NAME, files_below, own_rows
 from quantbench.results.restore import restored
 from quantbench.results.schema import TABLES
 from quantbench.results.store import Run, filesystem
@@ -77,7 +75,7 @@ class Earlier:
         """Its rows when they were first asked for; after ``look_for`` only those."""
         if self._rows is None:
             paths = files_below(self._files, f"{self._root}/scenarios/{self._folder}")
-            numbers = (_number(path, self.run.run_id) for path in paths)
+            numbers = (_number(path.rpartition("/")[2], self.run.run_id) for path in paths)
             self._rows = dict(self._kept(number for number in numbers if number is not None))
         return self._rows
 
@@ -143,7 +141,7 @@ def resume(root: str, name_or_last: str, run: Run) -> Earlier:
     UsageError when there is none, or when it was started on another machine, with other versions or another effort.
     """
     files, base = filesystem(root)
-    runs = {named.run: path for path in files_below(files, f"{base}/runs") if (named := Name.of(path))}
+    runs = {match["run"]: path for path in files_below(files, f"{base}/runs") if (match := _match(path))}
     if name_or_last != LAST and name_or_last not in runs:
         nothing = UsageError(f"there is no run to resume under {root!r}; start one without --resume")
         raise unknown_name("run", name_or_last, runs) if runs else nothing
@@ -161,22 +159,7 @@ def resume(root: str, name_or_last: str, run: Run) -> Earlier:
     place = f"{runs[name].rpartition('/')[0]}/{_ROW.format(name)}"
     if runs[name] != place:  # older versions gave this file another number
         files.move(runs[name], place)
-    with ExitStack() as stack:
-        earlier = stack.enter_context(Earlier(root, same, row["planned"]))
-        _part(files, base, same)
-        stack.pop_all()
-    return earlier
-
-
-def _part(files: fs.FileSystem, root: str, run: Run) -> None:
-    import pyarrow as pa
-
-    try:
-        part(files, root, f"date={run.started_at:%Y-%m-%d}", run.run_id)
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise StoreError(
-            f"the rows of run {run.run_id} cannot be parted again ({plain(error)}); make room, or start a run without --resume"
-        ) from error
+    return Earlier(root, same, row["planned"])
 
 
 def hold(root: str, run: Run) -> IO[bytes] | None:
@@ -258,9 +241,13 @@ def _require_same(row: Mapping[str, Any], run: Run) -> None:
         )
 
 
-def _number(path: str, run_id: str) -> int | None:
-    name = Name.of(path)
-    return name.first if name and name.run == run_id else None
+def _match(path: str) -> re.Match[str] | None:
+    return NAME.fullmatch(path.rpartition("/")[2])
+
+
+def _number(name: str, run_id: str) -> int | None:
+    match = NAME.fullmatch(name)
+    return int(match["number"]) if match and match["run"] == run_id else None
 
 
 def _rows(files: fs.FileSystem, path: str, columns: list[str] | None = None) -> list[dict[str, Any]]:

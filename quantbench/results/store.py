@@ -1,7 +1,8 @@
-"""Records to parquet and back: one explicit schema, one file per table and flush."""
+"""Records to parquet and back: one explicit schema, one file per table and flush, each written atomically."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import warnings
 from collections.abc import Collection, Mapping, Sequence
@@ -16,13 +17,10 @@ from quantbench.core.outside import expanded
 from quantbench.core.record import SCHEMA_VERSION, Missing, Output, Record, Sample, Status
 from quantbench.core.scenario import Variant, at_batch
 from quantbench.methods import METHODS
-from quantbench.results.gather import gather
 from quantbench.results.listing import files_of, list_files, own_rows
-from quantbench.results.names import Name
 from quantbench.results.reading import as_frame, read_files
 from quantbench.results.reading import plain as _plain
 from quantbench.results.schema import schema
-from quantbench.results.writing import remove_file, write_file
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,6 +35,9 @@ _OF_AN_ARTIFACT: Mapping[str, str] = {
 }
 """Facts of an artifact with a column each, and why one is null; in other rows they are null as there is no artifact."""
 _FOUND = ("kernel", "kv_dtype", "checkpoint_dtype", "anchor", "waiting")
+_ONE_ROW: Mapping[str, Any] = {"compression": "none", "use_dictionary": False, "write_statistics": False}
+"""How one row is written: a codec, dictionary and statistics for each of 200 values would take longer than everything else."""
+_MANY_ROWS: Mapping[str, Any] = {"compression": "zstd"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,8 +59,7 @@ class Run:
 class Store:
     """Writes ``root/<table>/date=YYYY-MM-DD/<run_id>-<n>.parquet``; ``root`` is a path or any URI that pyarrow supports.
 
-    ``n`` stands for a scenario and repeat: a scenario measured again in the same run replaces its earlier files. When the run
-    ends, its files of a table are gathered into one.
+    ``n`` stands for a scenario and repeat: a scenario measured again in the same run replaces its earlier files.
     """
 
     def __init__(self, root: str, run: Run, numbers: Mapping[tuple[str, int], int] | None = None) -> None:
@@ -128,10 +128,8 @@ class Store:
         self._write_run(planned=planned, finished=None, ok=None, interrupted=True, finished_at=None)
 
     def finish(self, *, planned: int, finished: int, ok: int, interrupted: bool) -> None:
-        """Write the run's own row with its end and counts, and gather the files of its scenarios, unless it was interrupted."""
+        """Write the run's own row with its end and counts."""
         self._write_run(planned=planned, finished=finished, ok=ok, interrupted=interrupted, finished_at=datetime.now(UTC))
-        if not interrupted:
-            gather(self._files, self._root, self._day, self._run.run_id)
 
     def _write_run(
         self, *, planned: int, finished: int | None, ok: int | None, interrupted: bool, finished_at: datetime | None
@@ -149,23 +147,37 @@ class Store:
     def _write(self, table: str, number: int, columns: Mapping[str, Sequence[Any]]) -> None:
         """Write ``columns`` as the file of that number, replacing any earlier one; without columns, remove it."""
         import pyarrow as pa
+        import pyarrow.parquet as pq
 
-        folder = f"{self._root}/{table}/{self._day}"
-        path = f"{folder}/{Name(self._run.run_id, number)}"
+        folder = f"{self._root}/{table}/date={self._run.started_at:%Y-%m-%d}"
+        name = f"{self._run.run_id}-{number:05d}.parquet"
+        partial = f"{folder}/.{name}.partial"
         try:
-            if columns:
-                write_file(self._files, path, _table(columns, schema(table)))
-            else:
-                remove_file(self._files, path)
-        except (OSError, pa.ArrowException) as error:
+            if not columns:
+                self._remove(f"{folder}/{name}")
+                return
+            rows = _table(columns, schema(table))
+            self._files.create_dir(folder, recursive=True)
+            with self._files.open_output_stream(partial) as stream:
+                how = _ONE_ROW if len(rows) == 1 else _MANY_ROWS
+                pq.write_table(rows, stream, write_page_checksum=True, **how)
+            _flush_to_disk(self._files, partial)
+            self._files.move(partial, f"{folder}/{name}")
+        except BaseException as error:
+            with contextlib.suppress(OSError):
+                self._files.delete_file(partial)
+            if not isinstance(error, (OSError, pa.ArrowException)):  # such as Ctrl-C
+                raise
             raise StoreError(
                 f"results of this scenario could not be written to {folder!r} ({_plain(error)}); make room or choose another "
                 "location with --results; rows written before are safe"
             ) from error
 
-    @property
-    def _day(self) -> str:
-        return f"date={self._run.started_at:%Y-%m-%d}"
+    def _remove(self, path: str) -> None:
+        from pyarrow import fs
+
+        if self._files.get_file_info(path).type == fs.FileType.File:
+            self._files.delete_file(path)
 
 
 def load(path: str = "results", table: str = "scenarios", *, run: str | Collection[str] | None = None) -> pd.DataFrame:
@@ -321,3 +333,14 @@ def filesystem(root: str) -> tuple[fs.FileSystem, str]:
             raise StoreError(f"pyarrow cannot reach {root!r} ({_plain(error)}); give a folder or a URI it supports") from error
         return found
     return fs.LocalFileSystem(), str(expanded(root).resolve())
+
+
+def _flush_to_disk(files: fs.FileSystem, path: str) -> None:
+    import os
+
+    if files.type_name == "local":
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
