@@ -22,6 +22,7 @@ from quantbench.models.checkpoint import resolve
 from quantbench.models.vocabulary import Vocabulary, difference, read_vocabulary
 from quantbench.planning.options import Plan, RunOptions, plan, single
 from quantbench.planning.published import artifact_variant, read_artifact
+from quantbench.results.rows import groups
 from quantbench.results.store import Run, Store, load
 from quantbench.running.runner import Runner
 from quantbench.tables.kinds.artifacts import table
@@ -87,7 +88,7 @@ def test_an_artifact_is_as_far_off_as_the_row_of_the_method_that_made_it(tmp_pat
         assert two["bits"] == one["bits"]
         assert two["kld_mean"] == pytest.approx(one["kld_mean"], abs=1e-6), made
         assert two["weight_bytes"] == one["weight_bytes"], made
-    (shown,) = table(load(str(tmp_path / "results")))
+    (shown,) = table(groups(load(str(tmp_path / "results"))))
     assert len(shown.rows) == 2 * len(MADE)
 
 

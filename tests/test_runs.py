@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import shutil
 import warnings
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -44,7 +46,11 @@ def _run_of(run_id: str) -> Run:
 
 def _measure(root: Path, run_id: str, model: str = "some/model") -> None:
     """Store a run of two variants, of which the second has samples and both have answers."""
-    store = Store(str(root), _run_of(run_id))
+    _store(root, _run_of(run_id), model)
+
+
+def _store(root: Path, run: Run, model: str = "some/model") -> None:
+    store = Store(str(root), run)
     store.begin(planned=len(FIGURES))
     for precision, (size, tps, kld) in FIGURES.items():
         answer = Output(
@@ -226,7 +232,7 @@ def test_a_report_says_how_many_runs_it_did_not_read(
     assert opened.runs("samples", "outputs") == {"fourth"}
     ended = CliRunner().invoke(app, [*arguments, "--run", "first"])
     assert ended.stdout.startswith(f"{picture}: run first, 2 rows, ")
-    assert ended.stdout.endswith("; 1 earlier run not read\n")
+    assert ended.stdout.endswith("; 2 earlier runs not read\n")  # two in all: its own, and the latest
     assert opened.runs("samples", "outputs") == {"fourth", "first"}
 
 
@@ -337,3 +343,22 @@ def test_without_runs_there_is_one_sentence(root: Path) -> None:
         path.write_bytes(b"")
     with pytest.warns(UserWarning, match="left out"), pytest.raises(StoreError, match="no results of table 'scenarios'"):
         Runs(str(root)).latest()
+
+
+def test_the_rows_of_a_run_whose_id_tells_its_day_are_found_without_listing_other_days(tmp_path: Path) -> None:
+    """Unless they are not all there: somebody merged a table, or named the run."""
+    root = tmp_path / "results"
+    for day in (11, 12):
+        run = replace(_run_of("first"), run_id=f"202601{day}T000000-abcdef", started_at=datetime(2026, 1, day, tzinfo=UTC))
+        _store(root, run)
+    wanted = "20260112T000000-abcdef"
+    (root / "samples" / "date=2026-01-11").rename(root / "samples" / "elsewhere")
+    expected = load(str(root), "samples")
+    expected = expected[expected["run_id"] == wanted].reset_index(drop=True)
+    assert len(expected) == 1
+    pd.testing.assert_frame_equal(load(str(root), "samples", run=wanted), expected)
+    (root / "samples" / "date=2026-01-12").rename(root / "samples" / "moved")
+    pd.testing.assert_frame_equal(load(str(root), "samples", run=wanted), expected)
+    assert sorted(load(str(root), run=[wanted, "20260111T000000-abcdef"])["run_id"].unique()) == [
+        "20260111T000000-abcdef", wanted,
+    ]  # fmt: skip

@@ -2,8 +2,8 @@
 
     python bench/harness/many_rows.py FOLDER stored|merged [RUNS]
 
-``stored``: a file a run in each table, as quantbench leaves them when a run ends. Runs older than the last 110, which no
-command opens, have links to the files of the first one: their names count. ``merged``: somebody has read each table
+``stored``: a file a scenario in each table, as quantbench writes them. Runs older than the last 110, which no command opens,
+have links to the files of the first one: their names count, and 20 GB are not written. ``merged``: somebody has read each table
 and written it again with pandas, as one file, so that no file's name tells a run.
 """
 
@@ -36,6 +36,7 @@ VARIANTS = 25
 ANSWERS, GAPS = 10, 320
 """Rows of ``outputs`` and ``samples`` for a scenario; merged, where they are all in one file, a tenth of that."""
 
+_ONE_ROW: dict[str, Any] = {"compression": "none", "use_dictionary": False, "write_statistics": False}
 _UPGRADED_EVERY = 90
 """Runs after which a library's version changes."""
 
@@ -46,29 +47,24 @@ def run_id(number: int) -> str:
 
 
 def stored(folder: Path, runs: int) -> None:
-    """One file a run in each table."""
-    from pyarrow import fs
+    """One file a scenario in each table."""
+    import pyarrow.parquet as pq
 
-    from quantbench.results.names import Name
-    from quantbench.results.parts import together
-    from quantbench.results.writing import write_file
-
-    rows, files = _template(), fs.LocalFileSystem()
-    whole = {"first": 0, "last": len(rows) - 1}
-    originals: dict[str, Path] = {}
+    rows = _template()
+    originals: dict[str, list[Path]] = {}
     for number in range(runs):
         linked = 0 < number < runs - OPENED
         tables = {} if linked else _tables(rows, number, answers=ANSWERS, gaps=GAPS)
         for table, one in {"scenarios": 1, "outputs": ANSWERS, "samples": GAPS}.items():
-            path = _folder(folder, table, number) / str(Name(run_id(number), **whole))
-            if linked:
-                path.hardlink_to(originals[table])
-            else:
-                parts = {each: tables[table].slice(each * one, one) for each in range(len(rows))}
-                write_file(files, str(path), together(parts))
-            originals.setdefault(table, path)
-        own = _folder(folder, "runs", number) / str(Name(run_id(number), 0))
-        write_file(files, str(own), _own_row(number, len(rows)))
+            paths = _paths(folder, table, number, len(rows))
+            for index, path in enumerate(paths):
+                if linked:
+                    path.hardlink_to(originals[table][index])
+                else:
+                    how = _ONE_ROW if one == 1 else {"compression": "zstd"}
+                    pq.write_table(tables[table].slice(index * one, one), path, write_page_checksum=True, **how)
+            originals.setdefault(table, paths)
+        pq.write_table(_own_row(number, len(rows)), _paths(folder, "runs", number, 1)[0], write_page_checksum=True, **_ONE_ROW)
 
 
 def merged(folder: Path, runs: int) -> None:
@@ -86,11 +82,11 @@ def merged(folder: Path, runs: int) -> None:
         pa.concat_tables(parts).to_pandas().to_parquet(folder / table / "all.parquet")
 
 
-def _folder(folder: Path, table: str, number: int) -> Path:
-    """Where the files of a run's table are; it is made."""
+def _paths(folder: Path, table: str, number: int, count: int) -> list[Path]:
+    """The files of a run's table, whose folder is made."""
     day = folder / table / f"date={FIRST + timedelta(days=number):%Y-%m-%d}"
     day.mkdir(parents=True)
-    return day
+    return [day / f"{run_id(number)}-{index:05d}.parquet" for index in range(count)]
 
 
 def _template() -> pa.Table:

@@ -11,7 +11,7 @@ import typer
 from quantbench.cli.guard import INSUFFICIENT
 from quantbench.cli.output import counted, message
 from quantbench.cli.results import ResultsOption, read, reading, require_run
-from quantbench.core.errors import UsageError
+from quantbench.core.errors import StoreError, UsageError
 from quantbench.core.outside import exists, is_file
 from quantbench.core.units import format_bytes
 from quantbench.results.runs import Runs
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from quantbench.report import Results
 
 HISTORY, FILES = 100, 400
-"""Runs back to which a report follows a scenario, and files of their rows that it opens at most."""
+"""Runs through which a report follows a scenario, its own among them, and files of their rows that it opens at most."""
 
 _PAGES = ("html", "htm")
 _PICTURES = ("png", "svg")
@@ -47,8 +47,9 @@ def report(
         raise UsageError(f"{output} is not a regular file; name another")
     with reading():
         stored = Runs(results)
-        history, run = _chosen(stored, run_id, model)
-        scenarios = stored.of([run])
+        scenarios = _of_run(stored, run_id, model)
+        run = str(scenarios["run_id"].iloc[0])
+        history = _followed(stored, scenarios)
         unread = len(stored.ids) - history["run_id"].nunique()
     samples, outputs, runs = (read(results, table, run)[0] for table in ("samples", "outputs", "runs"))
     of_run = select(scenarios, samples=samples, outputs=outputs, runs=runs, model=model)
@@ -59,20 +60,31 @@ def report(
     typer.echo(f"{output}: run {found.run_id}, {rows}, {format_bytes(size)}{others}")
 
 
-def _chosen(runs: Runs, run_id: str | None, model: str | None) -> tuple[pd.DataFrame, str]:
-    """What is followed of the last runs and the one to report on, and its id: the one named, or the latest (of the model)."""
-    import pandas as pd
-
-    from quantbench.report import followed, latest_of
+def _of_run(runs: Runs, run_id: str | None, model: str | None) -> pd.DataFrame:
+    """The rows of the run to report on: the one named, or the latest (of the model)."""
+    from quantbench.report import latest_of
 
     if run_id is not None:
         require_run(runs, run_id)
-    columns = followed()
-    history = runs.latest(HISTORY, files=FILES, columns=columns)
-    run = run_id or (history["run_id"].iloc[-1] if model is None else latest_of(model, runs.latest_first(("run_id", "model"))))
-    if run not in set(history["run_id"]):
-        history = pd.concat([runs.of([run], columns), history], ignore_index=True)
-    return history, run
+    elif model is not None:
+        run_id = latest_of(model, runs.latest_first(("run_id", "model")))
+    return runs.latest() if run_id is None else runs.of([run_id])
+
+
+def _followed(runs: Runs, scenarios: pd.DataFrame) -> pd.DataFrame:
+    """What is followed of a run, whose rows are given, and of the last others."""
+    import pandas as pd
+
+    from quantbench.report import followed
+
+    columns, own = followed(), str(scenarios["run_id"].iloc[0])
+    if set(runs.ids) == {own}:
+        return scenarios[columns]
+    try:
+        others = runs.latest(HISTORY - 1, exclude=[own], files=FILES - len(scenarios), columns=columns)
+    except StoreError:  # there are others, and none of them can be read
+        return scenarios[columns]
+    return pd.concat([others, scenarios[columns]], ignore_index=True)
 
 
 def _write(output: Path, found: Results, form: str) -> int:

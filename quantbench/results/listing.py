@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 NAME = re.compile(r"(?P<run>[^.].*)-(?P<number>\d{5,})\.parquet")
 """A file's name: the run that wrote it, and its number within the run."""
 
+_DAY = re.compile(r"(\d{4})(\d\d)(\d\d)T")
+"""How the id of a run begins, unless somebody named it."""
+
 
 def list_files(files: fs.FileSystem, folder: str) -> list[str]:
     """The parquet files under ``folder``, sorted; none where there is no such folder."""
@@ -61,6 +64,18 @@ def by_run(paths: Iterable[str]) -> dict[str, list[str]]:
         match = NAME.fullmatch(path.rpartition("/")[2])
         named.setdefault(match["run"] if match else "", []).append(path)
     return named
+
+
+def files_by_day(files: fs.FileSystem, folder: str, runs: Iterable[str]) -> list[str]:
+    """The files of these runs in a table's folders of the days that their ids begin with; none unless each has some there."""
+    found: list[str] = []
+    for run in runs:
+        day = _DAY.match(run)
+        own = by_run(list_files(files, f"{folder}/date={'-'.join(day.groups())}")).get(run) if day else None
+        if not own:
+            return []
+        found += own
+    return sorted(found)
 
 
 def own_rows(files: fs.FileSystem, root: str, columns: Sequence[str]) -> pa.Table:

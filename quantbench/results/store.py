@@ -17,7 +17,7 @@ from quantbench.core.outside import expanded
 from quantbench.core.record import SCHEMA_VERSION, Missing, Output, Record, Sample, Status
 from quantbench.core.scenario import Variant, at_batch
 from quantbench.methods import METHODS
-from quantbench.results.listing import files_of, list_files, own_rows
+from quantbench.results.listing import files_by_day, files_of, list_files, own_rows
 from quantbench.results.reading import as_frame, read_files
 from quantbench.results.reading import plain as _plain
 from quantbench.results.schema import schema
@@ -190,8 +190,10 @@ def load(path: str = "results", table: str = "scenarios", *, run: str | Collecti
     """
     files, root = filesystem(path)
     runs = [run] if isinstance(run, str) else None if run is None else list(run)
-    everything = list_files(files, f"{root}/{table}")
-    paths = everything if runs is None else files_of(files, root, everything, runs)
+    folder = f"{root}/{table}"
+    of_days = files_by_day(files, folder, runs or ())  # listing the others of a large store takes longer than reading these
+    everything = of_days or list_files(files, folder)
+    paths = everything if of_days or runs is None else files_of(files, root, everything, runs)
     rows, sentences = read_files(files, paths, table, runs=runs)
     for sentence in sentences:
         warnings.warn(sentence, stacklevel=2)
