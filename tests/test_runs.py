@@ -357,6 +357,7 @@ def test_the_rows_of_a_run_whose_id_tells_its_day_are_found_without_listing_othe
     expected = expected[expected["run_id"] == wanted].reset_index(drop=True)
     assert len(expected) == 1
     pd.testing.assert_frame_equal(load(str(root), "samples", run=wanted), expected)
+    pd.testing.assert_frame_equal(load(str(root), "samples", run=[wanted, wanted]), expected)
     (root / "samples" / "date=2026-01-12").rename(root / "samples" / "moved")
     pd.testing.assert_frame_equal(load(str(root), "samples", run=wanted), expected)
     assert sorted(load(str(root), run=[wanted, "20260111T000000-abcdef"])["run_id"].unique()) == [

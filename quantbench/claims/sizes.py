@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cache
 
 from quantbench.core.errors import QuantbenchError
@@ -15,6 +15,8 @@ from quantbench.planning.matrix import every_variant
 from quantbench.planning.planner import Device, Planned
 
 _BYTE_BITS = 8
+_DRY_RUNS = "llama.cpp"
+"""The runtime whose dry runs cover every precision of a method."""
 
 
 @cache
@@ -26,10 +28,12 @@ def architecture_of(model: str) -> Architecture:
 def planned_weights(model: str, variants: Iterable[str]) -> dict[str, Weights]:
     """The forecast for each ``method/precision``; one that cannot be planned has None for its bytes, and the reason."""
     unknown = Weights(weight_bytes=None, note="no method has such a precision")
-    wanted = [variant.partition("/")[::2] for variant in variants]
-    asked = {method: tuple(sorted({precision for each, precision in wanted if each == method})) for method, _ in wanted}
-    found = {method: _forecast(model, method, precisions) for method, precisions in asked.items()}
-    return {f"{method}/{precision}": found[method].get(precision, unknown) for method, precision in wanted}
+    wanted = {variant: variant.partition("/")[::2] for variant in variants}
+    asked: dict[str, set[str]] = {}
+    for method, precision in wanted.values():
+        asked.setdefault(method, set()).add(precision)
+    found = {method: _forecast(model, method, _at_once(method, precisions)) for method, precisions in asked.items()}
+    return {variant: found[method].get(precision, unknown) for variant, (method, precision) in wanted.items()}
 
 
 @cache
@@ -70,12 +74,17 @@ def gigabytes(count: float) -> str:
     return f"{count / GB:.2f} GB"
 
 
+def _at_once(method: str, asked: Collection[str]) -> tuple[str, ...]:
+    """The precisions of a method to be forecast together: those asked for, or all, as one dry run of llama.cpp covers them."""
+    known = [each.name for each in METHODS[method].precisions] if method in METHODS else []
+    whole = bool(known) and METHODS[method].runtime == _DRY_RUNS
+    return tuple(name for name in known if whole or name in asked)
+
+
 @cache
-def _forecast(model: str, method: str, precisions: Sequence[str]) -> Mapping[str, Weights]:
-    """Those of the precisions that the method has; at once, as one dry run of llama.cpp covers all of its file types."""
-    if method not in METHODS:
+def _forecast(model: str, method: str, names: Sequence[str]) -> Mapping[str, Weights]:
+    if not names:
         return {}
-    names = [each.name for each in METHODS[method].precisions if each.name in precisions]
     try:
         return planner.forecast(architecture_of(model), method, names)
     except QuantbenchError as error:

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from quantbench.report import Results
 
 HISTORY, FILES = 100, 400
-"""Runs through which a report follows a scenario, its own among them, and files of their rows that it opens at most."""
+"""Runs through which a report follows a scenario, its own among them, and the files of their rows from which on it reads only
+one more run."""
 
 _PAGES = ("html", "htm")
 _PICTURES = ("png", "svg")
@@ -81,7 +82,7 @@ def _followed(runs: Runs, scenarios: pd.DataFrame) -> pd.DataFrame:
     if set(runs.ids) == {own}:
         return scenarios[columns]
     try:
-        others = runs.latest(HISTORY - 1, exclude=[own], files=FILES - len(scenarios), columns=columns)
+        others = runs.latest(HISTORY - 1, exclude=[own], files=max(0, FILES - len(scenarios)), columns=columns)
     except StoreError:  # there are others, and none of them can be read
         return scenarios[columns]
     return pd.concat([others, scenarios[columns]], ignore_index=True)

@@ -37,9 +37,14 @@ class Results:
     unread: int = 0
 
     @cached_property
+    def stored(self) -> list[Group]:
+        """The same groups in the order in which they were measured, as tables are made of them."""
+        return groups(self.rows)
+
+    @cached_property
     def groups(self) -> list[Group]:
         """The rows by model and prompt set: real models before instrument checks, then prompts, texts, inputs."""
-        return sorted(groups(self.rows), key=lambda group: (group.instrument_check, _ORDER[group.reads]))
+        return sorted(self.stored, key=lambda group: (group.instrument_check, _ORDER[group.reads]))
 
     @cached_property
     def every_row(self) -> list[Row]:

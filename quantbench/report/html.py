@@ -73,7 +73,7 @@ def _fixed(results: Results, rows: Sequence[Row]) -> dict[str, Any]:
     """What does not depend on the level of detail."""
     style = script(fill("page.css", {"light": LIGHT, "dark": DARK, "font": FONT}))
     programs = [script(_libraries.javascript()), script(template("page.js"))]
-    seeds, others = sheets(results.groups)
+    seeds, others = sheets(results.stored)
     return {
         "policy": _policy(style, programs),
         "style": style,
@@ -85,7 +85,7 @@ def _fixed(results: Results, rows: Sequence[Row]) -> dict[str, Any]:
         "sizes": figures.sizes(results),
         "speeds": figures.speeds(results),
         "loads": figures.loads(results),
-        "served": served(results.groups),
+        "served": served(results.stored),
         "upgrades": shown_upgrades(results),
         "seeds": seeds,
         "others": others,

@@ -68,13 +68,17 @@ def by_run(paths: Iterable[str]) -> dict[str, list[str]]:
 
 def files_by_day(files: fs.FileSystem, folder: str, runs: Iterable[str]) -> list[str]:
     """The files of these runs in a table's folders of the days that their ids begin with; none unless each has some there."""
+    days: dict[str, dict[str, list[str]]] = {}
     found: list[str] = []
-    for run in runs:
-        day = _DAY.match(run)
-        own = by_run(list_files(files, f"{folder}/date={'-'.join(day.groups())}")).get(run) if day else None
-        if not own:
+    for run in dict.fromkeys(runs):
+        if not (began := _DAY.match(run)):
             return []
-        found += own
+        day = "-".join(began.groups())
+        if day not in days:
+            days[day] = by_run(list_files(files, f"{folder}/date={day}"))
+        if run not in days[day]:
+            return []
+        found += days[day][run]
     return sorted(found)
 
 

@@ -278,6 +278,29 @@ class TestStream:
             assert endpoint.timed("Say", 9).native == pytest.approx(expected)
             assert (requests, endpoint.native("Say", 9)) == (6 + others, {})  # no further answer is asked for
 
+    @pytest.mark.parametrize("late", [True, False])
+    def test_what_was_counted_of_an_answer_before_is_not_taken_for_this_one(self, stand_in: StandIn, late: bool) -> None:
+        """Counted a moment late: before the next answer, or only while it is given."""
+        tokens = iter([0, 0, 0, 4] if late else [0, 4, 4, 4, 13])  # at each look
+
+        def metrics(handler: Any) -> None:
+            counted = next(tokens)
+            requests = (counted > 0) + (counted > 4)
+            series = {
+                "prompt_tokens_total": 20 * requests, "request_prefill_time_seconds_sum": 0.01 * requests,
+                "generation_tokens_total": counted, "request_decode_time_seconds_sum": 0.0025 * counted,
+                "request_decode_time_seconds_count": requests,
+            }  # fmt: skip
+            lines = [f'vllm:{name}{{engine="0"}} {figure}' for name, figure in series.items()]
+            says("\n".join(lines).encode(), kind="text/plain")(handler)
+
+        usage = event("", "length", usage={"prompt_tokens": 20, "completion_tokens": 9})
+        stand_in.routes |= {"/metrics": metrics, "/v1/completions": streams(*WHOLE[:2], usage, DONE)}
+        with connected(stand_in) as endpoint:
+            found = endpoint.timed("Say", 9).native
+        expected = {"prompt_tokens": 20, "prefill_s": 0.01, "tokens": 8, "decode_s": 0.0225}
+        assert found == ({} if late else pytest.approx(expected))
+
     def test_one_that_shows_no_counters_is_asked_for_them_once(self, stand_in: StandIn) -> None:
         asked = 0
 

@@ -94,6 +94,15 @@ def test_without_a_measured_reference_only_alternating_rows_have_a_speed(write: 
     assert _cells(gguf.table(groups(frame))[0], "Q8_0")["decode_speed_ratio"].shown == "–"
 
 
+def test_a_published_artifact_has_its_row_by_its_name(write: Write, record: Make) -> None:
+    """No plan knows it: only what was measured stands there."""
+    rows = write([record("torch/fp32"), record("gguf/q4_k_m"), record("gguf/q8_0", bits_per_weight=8.5)])
+    rows.loc[rows["precision"] == "q8_0", "artifact"] = "theirs"
+    [table] = gguf.table(groups(rows))
+    assert "theirs" in str([cell.shown for row in table.rows for cell in row])
+    assert precision.table(groups(rows))
+
+
 def test_what_failed_stays_with_status_and_reason(write: Write, record: Make) -> None:
     rows = write([record("torch/fp32"), record("bitsandbytes/int8", status="skipped", reason="needs it")])
     [table] = precision.table(groups(rows))

@@ -147,7 +147,7 @@ class CompletionsEndpoint:
 
     def timed(self, prompt: str, limit: int) -> Streamed:
         """See Endpoint. llama-server's timings come with the answer, vLLM's are what it has counted after it and not before."""
-        before = self._totals()
+        before = self._settled_totals()
         started = time.perf_counter()
         streamed = self.answer(prompt, limit, full_length=True)
         elapsed_s = time.perf_counter() - started
@@ -156,7 +156,8 @@ class CompletionsEndpoint:
         deadline = time.monotonic() + _COUNTED_S
         while (after := self._totals()).get("requests") == before["requests"] and time.monotonic() < deadline:
             time.sleep(_COUNTED_S / 100)
-        return replace(streamed, native=of_vllm(before, after, elapsed_s))
+        self._counts = after.get("requests") != before["requests"]  # else another process answers than counts
+        return replace(streamed, native=of_vllm(before, after, elapsed_s, streamed.tokens))
 
     def top_tokens(self, prompt: str, k: int) -> Mapping[str, float] | None:
         """See Endpoint. The two forms that servers use are read: OpenAI's own, and llama-server's list of tokens."""
@@ -182,6 +183,13 @@ class CompletionsEndpoint:
         elapsed_s = time.perf_counter() - started
         self._check(status, content)
         return timings(self._peer.parse(content), self._peer, prompt, limit, elapsed_s)
+
+    def _settled_totals(self) -> dict[str, float]:
+        """The counters when two looks agree: an answer that has just been sent is counted a moment later."""
+        totals, deadline = self._totals(), time.monotonic() + _COUNTED_S
+        while totals and (again := self._totals()) != totals and time.monotonic() < deadline:
+            totals = again
+        return totals
 
     def _totals(self) -> dict[str, float]:
         """VLLM's counters; nothing of a server that does not show any, which is not asked again."""

@@ -51,13 +51,16 @@ def vllm_totals(metrics: str) -> dict[str, float]:
     return totals if len(totals) == len(_VLLM) and all(map(math.isfinite, totals.values())) else {}
 
 
-def of_vllm(before: Mapping[str, float], after: Mapping[str, float], elapsed_s: float) -> dict[str, float]:
+def of_vllm(
+    before: Mapping[str, float], after: Mapping[str, float], elapsed_s: float, tokens: int | None = None
+) -> dict[str, float]:
     """Its timings of the one request between two looks at its counters; empty where there was another, or they are impossible.
 
-    The first token counts as part of the prompt pass.
+    Another is seen by the number of requests, or by that of ``tokens``, where it is known what the one request gave. The first
+    token counts as part of the prompt pass.
     """
     found = {name: after.get(name, 0.0) - figure for name, figure in before.items()}
-    if found.pop("requests") != 1:
+    if found.pop("requests") != 1 or tokens not in (None, found["tokens"]):
         return {}
     found["tokens"] -= 1
     return found if min(found.values()) > 0 and possible(found, elapsed_s) else {}
